@@ -1,0 +1,34 @@
+"""Dataset debugger for image classifiers: which training images made the model say this, and which labels are wrong.
+
+What a command does is one call to a function here that returns arrays. Names are loaded when first used, so that
+importing the package does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "InfluenceError": "errors",
+    "load_config": "config",
+    "load_tasks": "task",
+    "check_run": "check",
+    "prepare_all": "precompute",
+    "select": "selection",
+    "rank_training": "rank",
+    "rank_tests": "rank",
+    "find_mislabels": "mislabels",
+    "Store": "store",
+    "Terminal": "terminal",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"influence_cli.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

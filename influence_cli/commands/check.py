@@ -1,0 +1,42 @@
+"""influence check."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, Output, Quiet, Set, SkipUnreadable, Verbose
+
+
+def command(
+    config: ConfigFile = DEFAULT_CONFIG,
+    set_: Set = None,
+    full: Annotated[bool, typer.Option("--full", help="Look at all examples, not at a sample of 512.")] = False,
+    skip_unreadable: SkipUnreadable = False,
+    format: Format = None,
+    output: Output = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Load everything, measure a sample, plan the store, and say what looks wrong.
+
+    Examples:
+
+      influence check
+
+      influence check -s curvature.method=identity --format json
+    """
+    from influence_cli.commands.session import begin, emit
+
+    session = begin(config, set_, quiet=quiet, verbose=verbose)
+    from influence_cli.check import check_run
+
+    findings = check_run(session.config, full=full, terminal=session.terminal, skip_unreadable=skip_unreadable)
+    emit(session, (vars(finding) for finding in findings), ("item", "value", "unit"), format, output)
+    warnings = len(session.terminal.warnings)
+    session.terminal.say(
+        f"{warnings} warnings, see above; next: influence gradients"
+        if warnings
+        else "nothing looks wrong; next: influence gradients (or rank or mislabels at once)"
+    )

@@ -1,0 +1,107 @@
+"""influence demo."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from influence_cli.commands.options import Quiet
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A new folder for the project.")] = Path("influence-demo"),
+    quiet: Quiet = False,
+) -> None:
+    """Write a small real project with wrong labels, train its model, and run every command on it; offline.
+
+    Example:
+
+      influence demo my-demo
+    """
+    from influence_cli.demo.project import write_project
+    from influence_cli.terminal import Terminal
+
+    terminal = Terminal(quiet=quiet)
+    with terminal.progress(6000, "writing images") as advance:
+        done = 0
+
+        def wrote(now: int, _total: int) -> None:
+            nonlocal done
+            advance(now - done)
+            done = now
+
+        facts = write_project(folder, progress=wrote)
+    terminal.say(
+        f"wrote {folder}: {facts['train']:,} training and {facts['test']:,} test images of Fashion-MNIST; "
+        f"{facts['moved']:,} training images lie in a wrong class folder (truth.csv says which)"
+    )
+    os.chdir(folder)
+    with terminal.status("loading torch"):
+        import torch  # noqa: F401
+    _train(terminal)
+    wrong = _first_misclassified()
+    _step(terminal, ["check"])
+    _step(terminal, ["gradients"])
+    _step(terminal, ["rank", str(wrong), "--top", "5", "--format", "table", "--report", "rank.html"])
+    _step(
+        terminal,
+        ["mislabels", "--truth", "truth.csv", "--format", "table", "--report", "mislabels.html"],
+    )
+    terminal.say("")
+    terminal.say(f"The project is in {folder}; open rank.html and mislabels.html there in a browser. Try next:")
+    terminal.say(f"  cd {shlex.quote(str(folder))}")
+    terminal.say("  influence mislabels --format jsonl --top 50 | jq -r .path")
+    terminal.say("  influence rank misclassified --aggregate --report errors.html")
+    terminal.say("  influence rank --train $(sed -n 2p truth.csv | cut -d, -f1)")
+
+
+def _train(terminal: Any) -> None:
+    """Train the project's model by its own training function, as its user would, and save the checkpoint."""
+    import torch
+
+    from influence_cli.config import load_config
+    from influence_cli.data import labelled_inputs
+    from influence_cli.task import choose_device, load_split
+    from influence_cli.user_code import import_object
+
+    config = load_config(Path("influence.yaml"))
+    folder = config.folder
+    build = import_object(config.model.factory, folder, "model.py")
+    train = import_object("./model.py:train", folder, "model.py")
+    split = load_split(config, "train", config.train)
+    torch.manual_seed(config.seed)
+    model = build(**config.model.args).to(choose_device(config.device))
+    with terminal.progress(1000, "training the model") as advance:
+        done = 0.0
+
+        def trained(now: int, total: int) -> None:
+            nonlocal done
+            advance(1000 * now / total - done)
+            done = 1000 * now / total
+
+        model = train(model, list(labelled_inputs(split)), l2=config.l2, seed=config.seed, progress=trained)
+    torch.save(model.cpu().state_dict(), config.model.checkpoint[0])
+    terminal.say(f"trained the model of model.py on them and saved {config.model.checkpoint[0].name}")
+
+
+def _first_misclassified() -> int:
+    """Find the first test image that the new model gets wrong."""
+    from influence_cli.config import load_config
+    from influence_cli.rank import misclassified
+    from influence_cli.task import load_tasks
+    from influence_cli.terminal import Terminal
+
+    return int(misclassified(load_tasks(load_config(Path("influence.yaml"))), Terminal(quiet=True))[0])
+
+
+def _step(terminal: Any, words: list[str]) -> None:
+    """Run a command in this process, shown as the user would type it."""
+    from influence_cli.cli import app
+
+    terminal.say("")
+    terminal.say(f"$ influence {shlex.join(words)}")
+    app(words, standalone_mode=False)

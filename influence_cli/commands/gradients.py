@@ -1,0 +1,50 @@
+"""influence gradients."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Quiet, Set, SkipUnreadable, Verbose
+
+
+def command(
+    config: ConfigFile = DEFAULT_CONFIG,
+    set_: Set = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make the store anew.")] = False,
+    fsck: Annotated[
+        bool, typer.Option("--fsck", help="Verify every checksum, and every example against what the store was made of.")
+    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute damaged blocks again.")] = False,
+    skip_unreadable: SkipUnreadable = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Fill the HDF5 store with the training gradients; goes on where an interrupted run stopped.
+
+    Examples:
+
+      influence gradients
+
+      influence gradients --fsck --repair
+    """
+    from influence_cli.commands.session import begin
+
+    session = begin(config, set_, quiet=quiet, verbose=verbose)
+    from influence_cli.precompute import prepare_all
+    from influence_cli.store import human_bytes
+
+    stores = prepare_all(
+        session.config,
+        session.terminal,
+        overwrite=overwrite,
+        skip_unreadable=skip_unreadable,
+        fsck=fsck,
+        repair=repair,
+    )
+    for prepared in stores:
+        session.terminal.say(f"{prepared.path} is complete ({human_bytes(prepared.path.stat().st_size)})")
+    if fsck:
+        session.terminal.say("every checksum and every example fits")
+    session.terminal.say("next: influence rank misclassified, or influence mislabels")

@@ -1,0 +1,37 @@
+"""influence init."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write it.")] = Path(),
+) -> None:
+    """Write a commented starter influence.yaml.
+
+    Examples:
+
+      influence init
+
+      influence init my-project
+    """
+    from influence_cli.errors import InfluenceError
+    from influence_cli.terminal import Terminal
+    from influence_cli.user_code import describe
+
+    path = folder / "influence.yaml"
+    text = files("influence_cli.commands").joinpath("starter.yaml").read_text(encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise InfluenceError(f"{path} exists already", "edit it, or choose another folder: influence init DIR") from error
+    except OSError as error:
+        raise InfluenceError(f"{path} cannot be written: {describe(error)}") from error
+    Terminal().say(f"wrote {path}; next: name your model, checkpoint and data in it, then: influence check")

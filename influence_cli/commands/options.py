@@ -1,0 +1,36 @@
+"""The options that commands share, one annotated type each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[
+    Path, typer.Option("-c", "--config", envvar="INFLUENCE_CONFIG", help="The YAML file of the run.", metavar="FILE")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override a config key, such as curvature.damping=0.01."),
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on stderr.")]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", metavar="FORMAT", help="table, jsonl, json, csv or tsv. Default: table on a terminal, else jsonl."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="FILE", help="Write the rows to FILE (its suffix sets the format) and the run's facts to FILE.run.json."),
+]
+Report = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE.html", help="Also write a page with the images, readable offline.")
+]
+Top = Annotated[int, typer.Option("--top", min=1, metavar="K", help="Rows to show (for rank: an effect and test example).")]
+All = Annotated[bool, typer.Option("--all", help="All rows instead of the top.")]
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Go on without examples that cannot be read, and list them.")
+]
+
+DEFAULT_CONFIG = Path("influence.yaml")

@@ -1,0 +1,265 @@
+"""influence rank."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from influence_cli.commands.options import (
+    DEFAULT_CONFIG,
+    All,
+    ConfigFile,
+    Format,
+    Output,
+    Quiet,
+    Report,
+    Set,
+    SkipUnreadable,
+    Top,
+    Verbose,
+)
+from influence_cli.errors import InfluenceError
+
+if TYPE_CHECKING:
+    from influence_cli.commands.session import Session
+    from influence_cli.precompute import Prepared
+    from influence_cli.rank import Group, TrainingFacts
+
+COLUMNS = (
+    "test",
+    "test_path",
+    "test_label",
+    "test_predicted",
+    "effect",
+    "rank",
+    "index",
+    "path",
+    "label",
+    "predicted",
+    "loss",
+    "influence",
+)
+
+
+def command(
+    tests: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEST...", help="An index, a slice a:b, an image file, misclassified, or - for stdin."),
+    ] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    set_: Set = None,
+    target: Annotated[
+        str,
+        typer.Option("--target", metavar="label|predicted|NAME", help="Whose loss is explained: the label's, the predicted class's, or a class's."),
+    ] = "label",
+    aggregate: Annotated[bool, typer.Option("--aggregate", help="Explain the mean loss of all TESTs.")] = False,
+    train: Annotated[
+        int | None,
+        typer.Option("--train", min=0, metavar="I", help="The other way round: the test examples that training example I helps and hurts."),
+    ] = None,
+    matrix: Annotated[
+        Path | None, typer.Option("--matrix", metavar="FILE.h5", help="Also write all of influence[t, i].")
+    ] = None,
+    top: Top = 10,
+    all_: All = False,
+    format: Format = None,
+    output: Output = None,
+    report: Report = None,
+    skip_unreadable: SkipUnreadable = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Rank the training examples by their influence on a prediction.
+
+    influence is the estimated rise of the test example's loss (nats) if the training example were removed:
+    above zero helpful (removing it hurts), below zero harmful.
+
+    Examples:
+
+      influence rank 17
+
+      influence rank misclassified --format csv | head -1
+
+      ls bad/*.png | influence rank - --format tsv
+
+      influence rank 0:100 --aggregate --report why.html
+
+      influence rank --train 4211
+    """
+    from influence_cli.commands.session import begin
+
+    if (train is None) == (not tests):
+        raise InfluenceError(
+            "rank needs TEST examples, or --train I, not both", "influence rank 17, or influence rank --train 4211"
+        )
+    if train is not None and (aggregate or matrix or report):
+        raise InfluenceError("--train does not go with --aggregate, --matrix or --report", "leave one of them out")
+    session = begin(config, set_, quiet=quiet, verbose=verbose)
+    from influence_cli.precompute import prepare_all
+
+    stores = prepare_all(session.config, session.terminal, skip_unreadable=skip_unreadable)
+    if train is not None:
+        _rank_tests(session, stores, train, target, None if all_ else top, format, output, skip_unreadable)
+        return
+    _rank(
+        session,
+        stores,
+        tests or [],
+        target,
+        aggregate,
+        matrix,
+        None if all_ else top,
+        format,
+        output,
+        report,
+        skip_unreadable,
+    )
+
+
+def _rank(
+    session: Session,
+    stores: list[Prepared],
+    tests: list[str],
+    target: str,
+    aggregate: bool,
+    matrix: Path | None,
+    count: int | None,
+    format: str | None,
+    output: Path | None,
+    report: Path | None,
+    skip: bool,
+) -> None:
+    from influence_cli.commands.session import emit
+    from influence_cli.matrix_file import matrix_writer
+    from influence_cli.rank import misclassified, rank_training, training_facts
+    from influence_cli.selection import select
+
+    tasks = [prepared.task for prepared in stores]
+    selected = select(
+        tests, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), sys.stdin
+    )
+    facts = training_facts(stores)
+    groups = rank_training(
+        stores,
+        selected,
+        config=session.config,
+        target=target,
+        aggregate=aggregate,
+        terminal=session.terminal,
+        skip_unreadable=skip,
+        run=session.run,
+    )
+    kept: list[Group] = []
+
+    def rows() -> Iterator[dict[str, object]]:
+        with matrix_writer(matrix, facts.indices) as add:
+            for group in groups:
+                add(group, aggregate)
+                if report is not None and not kept:
+                    kept.append(group)
+                yield from rank_rows(stores[0], group, facts, count, aggregate)
+
+    emit(session, rows(), COLUMNS, format, output)
+    if any(item.file is not None and item.label is None for item in selected) and target == "label":
+        session.terminal.say("an image file without a label: the loss of the predicted class is explained")
+    if matrix is not None:
+        session.terminal.say(f"wrote {matrix}")
+    if report is not None:
+        from influence_cli.report.html import write_page
+        from influence_cli.report_pages import rank_page
+
+        page = rank_page(session, stores, kept[0], facts, selected, count or 10, aggregate)
+        session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
+    elif not session.terminal.quiet:
+        session.terminal.say("next: --report why.html shows the images")
+
+
+def _rank_tests(
+    session: Session,
+    stores: list[Prepared],
+    train: int,
+    target: str,
+    count: int | None,
+    format: str | None,
+    output: Path | None,
+    skip: bool,
+) -> None:
+    from influence_cli.commands.session import emit
+    from influence_cli.rank import rank_tests, training_facts
+
+    group = rank_tests(
+        stores,
+        train,
+        config=session.config,
+        target=target,
+        terminal=session.terminal,
+        skip_unreadable=skip,
+        run=session.run,
+    )
+    emit(session, test_rows(stores[0], group, training_facts(stores), train, count), COLUMNS, format, output)
+
+
+def rank_rows(
+    prepared: Prepared, group: Group, facts: TrainingFacts, count: int | None, aggregate: bool
+) -> Iterator[dict[str, object]]:
+    """Give the rows of a group: a test example after the other, helpful before harmful, strongest first."""
+    from influence_cli.scores import effect, strongest
+
+    classes = prepared.task.classes
+    tests = [None] if aggregate else group.tests
+    for test, values in zip(tests, group.influence, strict=True):
+        head: dict[str, object] = {
+            "test": test.index if test else None,
+            "test_path": test.path if test else None,
+            "test_label": classes[test.label] if test and test.label is not None else None,
+            "test_predicted": classes[test.predicted] if test else None,
+        }
+        for order in strongest(values, count):
+            for number, row in enumerate(order, start=1):
+                yield head | {
+                    "effect": effect(values[row]),
+                    "rank": number,
+                    **training_columns(prepared, facts, int(row)),
+                    "influence": float(values[row]),
+                }
+
+
+def test_rows(
+    prepared: Prepared, group: Group, facts: TrainingFacts, train: int, count: int | None
+) -> Iterator[dict[str, object]]:
+    """Give the rows of --train: test examples ordered by the influence of one training example."""
+    import numpy as np
+
+    from influence_cli.scores import effect, strongest
+
+    classes, values = prepared.task.classes, group.influence[:, 0]
+    row = int(np.searchsorted(facts.indices, train))
+    for order in strongest(values, count):
+        for number, position in enumerate(order, start=1):
+            test = group.tests[int(position)]
+            yield {
+                "test": test.index,
+                "test_path": test.path,
+                "test_label": classes[test.label] if test.label is not None else None,
+                "test_predicted": classes[test.predicted],
+                "effect": effect(values[position]),
+                "rank": number,
+                **training_columns(prepared, facts, row),
+                "influence": float(values[position]),
+            }
+
+
+def training_columns(prepared: Prepared, facts: TrainingFacts, row: int) -> dict[str, object]:
+    """Give the columns of a training example, from ``index`` to ``loss``."""
+    classes, index = prepared.task.classes, int(facts.indices[row])
+    return {
+        "index": index,
+        "path": prepared.task.train.path(index),
+        "label": classes[int(facts.labels[row])],
+        "predicted": classes[int(facts.predicted[row])],
+        "loss": float(facts.losses[row]),
+    }

@@ -1,0 +1,85 @@
+"""What every command does around its one call: config, terminal, rows out, run file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from influence_cli.config import Config, load_config
+from influence_cli.report.formats import choose_format, open_output, write_rows
+from influence_cli.terminal import Terminal
+
+
+@dataclass
+class Session:
+    """One run of a command.
+
+    Attributes:
+        config: the resolved config.
+        terminal: stderr.
+        run: facts of the run, written beside ``-o``.
+        started: when it began.
+    """
+
+    config: Config
+    terminal: Terminal
+    run: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Count the seconds since the command began."""
+        return time.perf_counter() - self.started
+
+
+def begin(config: Path, overrides: Sequence[str] | None, *, quiet: bool, verbose: bool) -> Session:
+    """Read the config, then load torch behind a line that says so."""
+    terminal = Terminal(quiet=quiet, verbose=verbose)
+    loaded = load_config(config, overrides or ())
+    with terminal.status("loading torch"):
+        import torch  # noqa: F401
+    return Session(loaded, terminal)
+
+
+def emit(
+    session: Session,
+    rows: Iterable[Mapping[str, object]],
+    columns: Sequence[str],
+    format: str | None,
+    output: Path | None,
+) -> None:
+    """Write rows to stdout or to a file, and the run's facts beside the file."""
+    chosen = choose_format(format, output, sys.stdout.isatty())
+    with open_output(output) as stream:
+        count = write_rows(rows, columns, chosen, stream)
+    session.terminal.detail(f"done in {session.seconds:.1f} s")
+    if output is not None:
+        facts = run_facts(session) | {"rows": count}
+        path = output.with_name(output.name + ".run.json")
+        with open_output(path) as stream:
+            json.dump(facts, stream, indent=2, ensure_ascii=False, default=str, allow_nan=False)
+            stream.write("\n")
+        session.terminal.say(f"wrote {output} ({count:,} rows) and {path.name}")
+
+
+def run_facts(session: Session) -> dict[str, Any]:
+    """Gather what belongs to the run: command, versions, config, seconds, warnings and what the command noted."""
+    import platform
+
+    import torch
+
+    from influence_cli import __version__
+
+    return {
+        "command": ["influence", *sys.argv[1:]],
+        "versions": {"influence": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "seconds": round(session.seconds, 3),
+        "warnings": session.terminal.warnings,
+        "config": session.config.resolved(),
+        **session.run,
+    }

@@ -1,0 +1,371 @@
+"""The config of a run: YAML to frozen, typed values, with the file and line of every mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+
+from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.user_code import describe
+from influence_cli.yaml_lines import Keys, read_yaml, scalar
+
+MAX_BYTES = 1_000_000
+# Arguments of these names are paths, taken relative to the YAML file.
+PATH_NAME = re.compile(r"(^|_)(root|path|dir|directory|folder|file|filename)s?$", re.IGNORECASE)
+UNITS = {"": 1, "B": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for suffix, base in (("B", 1000), ("IB", 1024))
+}
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+        if match is None or match[2].upper() not in UNITS:
+            raise ValueError("expected a size such as 8GB, 500MB or 2GiB")
+        return int(float(match[1]) * UNITS[match[2].upper()])
+    return value
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _step(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, args),) = value.items()
+        return {"name": name, "args": {} if args is None else args}
+    if isinstance(value, dict):
+        raise ValueError("expected a name, or one name with its arguments: {Normalize: {mean: [0.5], std: [0.25]}}")
+    return value
+
+
+def _loss(value: Any) -> Any:
+    return {"factory": value} if isinstance(value, str) else value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+# Strict mode takes no string for a Path; YAML has nothing else.
+_Path = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
+
+
+class TransformStep(_Section):
+    """One step of a transform: a class of torchvision.transforms.v2 and its arguments."""
+
+    name: str
+    args: dict[str, Any] = {}
+
+
+class ModelConfig(_Section):
+    """The model: what makes it, and its weights."""
+
+    factory: str
+    args: dict[str, Any] = {}
+    checkpoint: Annotated[
+        tuple[_Path, ...], BeforeValidator(lambda value: tuple(_listed(value)) if isinstance(value, str | list) else value)
+    ] = Field(min_length=1)
+
+
+class LossConfig(_Section):
+    """The loss of one example."""
+
+    factory: str
+    args: dict[str, Any] = {}
+
+
+class DataConfig(_Section):
+    """A data set, and what is changed about it."""
+
+    dataset: str
+    args: dict[str, Any] = {}
+    labels: _Path | None = None
+    exclude: _Path | None = None
+    n: int | None = Field(default=None, ge=1)
+    transform: (
+        Annotated[
+            tuple[Annotated[TransformStep, BeforeValidator(_step)], ...],
+            BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+        ]
+        | None
+    ) = None
+
+
+class GradientsConfig(_Section):
+    """The store and what goes into it."""
+
+    store: _Path = Path("influence.h5")
+    layers: Annotated[
+        tuple[str, ...], BeforeValidator(lambda value: tuple(_listed(value)) if isinstance(value, str | list) else value)
+    ] = Field(default=("*",), min_length=1)
+    budget: Annotated[int, BeforeValidator(_bytes)] = Field(default=8_000_000_000, ge=1)
+    store_dtype: Literal["float32", "float16"] = "float32"
+    block: int = Field(default=256, ge=1, le=65536)
+
+
+class CurvatureConfig(_Section):
+    """Which curvature, and the damping λ."""
+
+    method: Literal["auto", "explicit", "identity", "cg", "lissa"] = "auto"
+    matrix: Literal["ggn", "hessian"] = "ggn"
+    damping: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+
+
+class Config(_Section):
+    """A whole run, every path absolute."""
+
+    path: Path
+    model: ModelConfig
+    loss: Annotated[LossConfig, BeforeValidator(_loss)] = LossConfig(factory="cross_entropy")
+    l2: float = Field(default=0.0, ge=0)
+    train: DataConfig
+    test: DataConfig | None = None
+    gradients: GradientsConfig = GradientsConfig()
+    curvature: CurvatureConfig = CurvatureConfig()
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    seed: int = Field(default=0, ge=0)
+    _places: dict[Keys, str] = PrivateAttr(default_factory=dict)
+
+    def where(self, *keys: str | int) -> str:
+        """Say where a key was set: ``influence.yaml:12``; the nearest section that was, otherwise."""
+        for length in range(len(keys), -1, -1):
+            if keys[:length] in self._places:
+                return self._places[keys[:length]]
+        return self.path.name
+
+    @property
+    def folder(self) -> Path:
+        """Give the folder of the YAML file."""
+        return self.path.parent
+
+    def resolved(self) -> dict[str, Any]:
+        """Give the whole config, defaults included, as plain JSON-able values."""
+        return self.model_dump(mode="json")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config and check every key.
+
+    Args:
+        path: the YAML file; its relative paths are taken from its folder.
+        overrides: ``a.b=v``, split at the first ``=``, v parsed as YAML; paths in them are relative to the current folder.
+
+    Raises:
+        InfluenceError: the first mistake, with file and line.
+    """
+    name = _shown(path)
+    document = read_yaml(_read(path, name), name)
+    values: dict[str, Any] = document.values
+    places = {keys: f"{name}:{line}" for keys, line in document.lines.items()}
+    places[()] = name
+    folder = path.absolute().parent
+    _anchor_paths(values, folder)
+    for text in overrides:
+        _override(values, places, text)
+    if "path" in values:
+        raise InfluenceError(f"{places[('path',)]}: unknown key 'path'", did_you_mean("path", _known(())))
+    try:
+        config = Config.model_validate(values | {"path": path.absolute()})
+    except ValidationError as error:
+        raise _first_mistake(error, values, places) from error
+    if config.test is not None and config.test.n is not None:
+        raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs to train")
+    if config.test is not None and config.test.transform is None:
+        config = config.model_copy(update={"test": config.test.model_copy(update={"transform": config.train.transform})})
+    config._places.update(places)
+    return config
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _read(path: Path, name: str) -> str:
+    try:
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise InfluenceError(f"{name}: {path.stat().st_size:,} bytes; a config is a few kB", "is this the right file?")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InfluenceError(
+            f"there is no config {name}", "influence init writes a starter, influence demo a whole project; -c FILE names another"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InfluenceError(f"{name}: not a text file in UTF-8", "is this the right file?") from error
+    except OSError as error:
+        raise InfluenceError(f"{name} cannot be read: {describe(error)}") from error
+
+
+def _anchor_paths(values: Any, folder: Path) -> None:
+    """Make paths absolute: our own keys, and arguments whose name says that they are one."""
+    for section, keys in {"model": ("checkpoint",), "train": ("labels", "exclude"), "test": ("labels", "exclude"), "gradients": ("store",)}.items():
+        part = values.get(section)
+        if not isinstance(part, dict):
+            continue
+        for key in keys:
+            part[key] = _absolute(part[key], folder) if key in part else None
+            if part[key] is None:
+                del part[key]
+        args = part.get("args")
+        if isinstance(args, dict):
+            for key, value in args.items():
+                if PATH_NAME.search(key):
+                    args[key] = _absolute(value, folder)
+    if isinstance(values.get("gradients"), dict) or "gradients" not in values:
+        values.setdefault("gradients", {}).setdefault("store", str(folder / "influence.h5"))
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    if isinstance(value, list):
+        return [_absolute(item, folder) for item in value]
+    if isinstance(value, str) and value:
+        return os.path.normpath(folder / Path(value).expanduser())
+    return value
+
+
+def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> None:
+    key_text, equals, value_text = text.partition("=")
+    where = f"--set {text}"
+    if not equals or not all(key_text.split(".")):
+        raise InfluenceError(f"{where}: expected KEY=VALUE", "such as --set curvature.damping=0.01")
+    value = scalar(value_text, where)
+    keys = key_text.split(".")
+    holder: Any = values
+    path: list[str | int] = []
+    for position, key in enumerate(keys):
+        last = position == len(keys) - 1
+        if isinstance(holder, list):
+            if not key.isdigit() or int(key) >= len(holder):
+                raise InfluenceError(f"{where}: {'.'.join(map(str, path))} is a list of {len(holder)}", f"give a number below {len(holder)}")
+            path.append(int(key))
+        elif isinstance(holder, dict):
+            path.append(key)
+        else:
+            raise InfluenceError(f"{where}: {'.'.join(map(str, path))} holds a value, not keys")
+        step = path[-1]
+        if last:
+            holder[step] = _absolute(value, Path.cwd()) if _is_path(path) else value
+        elif isinstance(holder, list):
+            holder = holder[int(step)]
+        else:
+            if holder.get(step) is None:
+                holder[step] = {}
+            holder = holder[step]
+    # What the override replaced, and everything below it, now comes from the command line.
+    for known in [place for place in places if place[: len(path)] == tuple(path)]:
+        del places[known]
+    places[tuple(path)] = where
+
+
+def _is_path(keys: Sequence[str | int]) -> bool:
+    own = {("model", "checkpoint"), ("train", "labels"), ("train", "exclude"), ("test", "labels"), ("test", "exclude"), ("gradients", "store")}
+    return tuple(keys[:2]) in own or (len(keys) == 3 and keys[1] == "args" and bool(PATH_NAME.search(str(keys[2]))))
+
+
+def _first_mistake(error: ValidationError, values: Mapping[str, Any], places: Mapping[Keys, str]) -> InfluenceError:
+    """Turn pydantic's findings into the first one by line, in plain words."""
+
+    def line(found: Any) -> int:
+        at = _place(_keys(found["loc"], values), places)
+        return int(at.rpartition(":")[2]) if at.rpartition(":")[2].isdigit() else 0
+
+    # A misspelt key is also a missing one: the misspelling is the cause.
+    found = min(error.errors(), key=lambda found: (found["type"] != "extra_forbidden", line(found)))
+    keys = _keys(found["loc"], values)
+    where = _place(keys, places)
+    dotted = ".".join(map(str, keys))
+    kind = found["type"]
+    if kind == "extra_forbidden":
+        parent = ".".join(map(str, keys[:-1]))
+        inside = f" in {parent!r}" if parent else ""
+        return InfluenceError(f"{where}: unknown key {str(keys[-1])!r}{inside}", did_you_mean(str(keys[-1]), _known(keys[:-1])))
+    if kind == "missing":
+        return InfluenceError(f"{where}: {dotted} is missing", "influence init shows a whole config")
+    if dotted == "curvature.damping":
+        return InfluenceError(f"{where}: {dotted} is {found['input']!r}: expected auto or a number ≥ 0")
+    given = found["input"]
+    shown = "empty" if given is None else repr(given)[:80]
+    return InfluenceError(f"{where}: {dotted} is {shown}: {_expected(found)}")
+
+
+def _expected(found: Any) -> str:
+    kind, context = found["type"], found.get("ctx", {})
+    if kind == "literal_error":
+        return f"expected {context['expected']}"
+    if kind in ("greater_than_equal", "less_than_equal"):
+        return f"expected a number {'≥' if kind == 'greater_than_equal' else '≤'} {context.get('ge', context.get('le'))}"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "string_pattern_mismatch":
+        return "expected auto, cpu, cuda, cuda:N or mps"
+    plain = {
+        "float_type": "expected a number",
+        "int_type": "expected a whole number",
+        "string_type": "expected a word",
+        "bool_type": "expected true or false",
+        "dict_type": "expected keys with values",
+        "tuple_type": "expected a list",
+        "too_short": "expected at least one",
+        "is_instance_of": "expected a path",
+        "path_type": "expected a path",
+    }
+    if kind in plain:
+        return plain[kind]
+    if kind in ("model_type", "model_attributes_type"):
+        return "expected a section with keys"
+    return str(found["msg"])
+
+
+def _keys(location: Sequence[str | int], values: Any) -> Keys:
+    """Keep the part of pydantic's location that is in the YAML: branches of a union are not."""
+    keys: list[str | int] = []
+    holder = values
+    for position, part in enumerate(location):
+        last = position == len(location) - 1
+        if isinstance(holder, dict) and (part in holder or last or part in ("model", "train")) and isinstance(part, str):
+            if part not in holder and not _names_a_field(keys, part):
+                continue
+            keys.append(part)
+            holder = holder.get(part)
+        elif isinstance(holder, list) and isinstance(part, int) and part < len(holder):
+            keys.append(part)
+            holder = holder[part]
+    return tuple(keys)
+
+
+def _names_a_field(keys: Sequence[str | int], part: str) -> bool:
+    return part in _known(keys)
+
+
+def _place(keys: Keys, places: Mapping[Keys, str]) -> str:
+    for length in range(len(keys), 0, -1):
+        if keys[:length] in places:
+            return places[keys[:length]]
+    return places[()]
+
+
+def _known(keys: Sequence[str | int]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "model": ModelConfig,
+        "loss": LossConfig,
+        "train": DataConfig,
+        "test": DataConfig,
+        "gradients": GradientsConfig,
+        "curvature": CurvatureConfig,
+    }
+    if not keys:
+        return [name for name in Config.model_fields if name != "path"]
+    section = sections.get(str(keys[0])) if len(keys) == 1 else None
+    return list(section.model_fields) if section is not None else []

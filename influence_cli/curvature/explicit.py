@@ -1,0 +1,148 @@
+"""The exact GGN or Hessian as a matrix, and its eigenvectors: for convex models, last layers, p up to about 10,000.
+
+Nothing is approximated, so it is the reference for every other curvature. Cost: n·C·p² operations for the GGN (n·C²·d²
+for an output layer of d inputs and C outputs), n·p backward passes' worth for a Hessian, p³ for the eigenvectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from influence_cli.data import Batch
+from influence_cli.layers import (
+    Network,
+    jacobians,
+    layer_inputs,
+    micro_batch,
+    output_curvature,
+)
+from influence_cli.products import curvature_product
+
+# Past this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) leave the range of a workstation.
+MAX_PARAMETERS = 10_500
+
+
+def curvature_matrix(
+    network: Network,
+    batches: Iterable[Batch],
+    matrix: str,
+    output: nn.Linear | None = None,
+    on_examples: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """Average the curvature over the training examples.
+
+    GGN: (1/n) Σᵢ JᵢᵀSᵢJᵢ, Jᵢ = ∂f/∂θ, Sᵢ = ∇²_f ℓ. Hessian: (1/n) Σᵢ ∇²_θ L(zᵢ).
+
+    Args:
+        network: the model and its tracked parameters.
+        batches: the training examples.
+        matrix: ``ggn`` or ``hessian``.
+        output: the output layer, where it holds all tracked parameters: then both matrices are the same and cheap.
+        on_examples: told how many examples each step has finished.
+
+    Returns:
+        H [p, p], float64, symmetric, on the model's device (the CPU for MPS, which has no float64).
+    """
+    device = _float64_device(network.device())
+    total = torch.zeros(network.size, network.size, dtype=torch.float64, device=device)
+    examples = 0
+    if output is not None:
+        examples = _add_output_layer(total, network, output, batches, on_examples)
+    else:
+        for batch in batches:
+            if matrix == "hessian":
+                total += _batch_hessian(network, batch).to(device)
+            else:
+                _add_batch_ggn(total, network, batch)
+            examples += len(batch)
+            on_examples(len(batch))
+    return (total + total.T) / (2 * max(examples, 1))
+
+
+def eigenbasis(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Decompose H = P Λ Pᵀ in float64.
+
+    Returns:
+        P [p, p] with eigenvectors in columns, Λ [p], largest first.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors.flip(1), values.flip(0)
+
+
+def _add_batch_ggn(total: Tensor, network: Network, batch: Batch) -> None:
+    columns = len(network.names) and _outputs(network, batch)
+    step = micro_batch(network, len(batch), columns)
+    for start in range(0, len(batch), step):
+        jacobian, curvature, _ = jacobians(
+            network, batch.inputs[start : start + step], batch.targets[start : start + step]
+        )
+        weighted = torch.einsum("bcd,bdp->bcp", curvature, jacobian)
+        total += (jacobian.flatten(0, 1).T @ weighted.flatten(0, 1)).to(total)
+
+
+def _outputs(network: Network, batch: Batch) -> int:
+    from influence_cli.layers import evaluate
+
+    return evaluate(network, batch.inputs[:1], batch.targets[:1])[1].shape[1]
+
+
+def _batch_hessian(network: Network, batch: Batch) -> Tensor:
+    identity = torch.eye(network.size, device=network.device(), dtype=next(network.model.parameters()).dtype)
+    # 64 columns at a time share the graph of one forward and backward.
+    return torch.cat(
+        [curvature_product(network, batch.inputs, batch.targets, rows, "hessian") for rows in identity.split(64)]
+    )
+
+
+def _add_output_layer(
+    total: Tensor, network: Network, layer: nn.Linear, batches: Iterable[Batch], on_examples: Callable[[int], None]
+) -> int:
+    """Add Σᵢ Sᵢ ⊗ aᵢaᵢᵀ: for the output layer ∂f_c/∂W_c = a, so one [d, d] product a pair of classes suffices."""
+    classes, width = layer.out_features, layer.in_features + (layer.bias is not None)
+    blocks = torch.zeros(classes, classes, width, width, dtype=torch.float64, device=total.device)
+    examples = 0
+    for a, curvature in _features(network, layer, batches):
+        for c in range(classes):
+            for d in range(c + 1):
+                blocks[c, d] += ((a * curvature[:, c, d, None]).T @ a).to(blocks)
+        examples += len(a)
+        on_examples(len(a))
+    for c in range(classes):
+        for d in range(c):
+            blocks[d, c] = blocks[c, d].T
+    # From [class, input (bias last)] to the order of the flattened parameters.
+    grid = torch.arange(classes * width, device=total.device).view(classes, width)
+    own = dict(layer.named_parameters())
+    order = []
+    for name in network.names:
+        part = name.rpartition(".")[2]
+        order.append(grid[:, : layer.in_features].reshape(-1) if part == "weight" else grid[:, -1])
+        if part not in own:
+            raise ValueError(f"{name} is not a parameter of the output layer")
+    index = torch.cat(order)
+    total += blocks.permute(0, 2, 1, 3).reshape(classes * width, classes * width)[index][:, index]
+    return examples
+
+
+def _features(
+    network: Network, layer: nn.Linear, batches: Iterable[Batch], rows: int = 4096
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (a [b, d], S [b, C, C]) with b near ``rows``: large products are worth it, accumulation is not free."""
+    inputs: list[Tensor] = []
+    curvatures: list[Tensor] = []
+    for batch in batches:
+        a, outputs = layer_inputs(network, layer, batch.inputs)
+        inputs.append(a)
+        curvatures.append(output_curvature(network.loss, outputs, batch.targets.to(outputs.device)))
+        if sum(map(len, inputs)) >= rows:
+            yield torch.cat(inputs), torch.cat(curvatures)
+            inputs, curvatures = [], []
+    if inputs:
+        yield torch.cat(inputs), torch.cat(curvatures)
+
+
+def _float64_device(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "mps" else device

@@ -1,0 +1,115 @@
+"""H + (l2 + λ)I as a product over the whole training set, for cg and LiSSA: nothing of size p² is formed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.data import Batch
+from influence_cli.layers import Network
+from influence_cli.products import curvature_product
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Training examples in memory, in one tensor: an iterative solver reads them hundreds of times.
+
+    Attributes:
+        inputs: [n, …].
+        targets: [n].
+        batch: examples a product step.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    batch: int
+
+    def __len__(self) -> int:
+        """Count the examples."""
+        return len(self.targets)
+
+
+def hold(batches: Iterable[Batch], device: torch.device, batch: int) -> Examples:
+    """Gather the training examples in the device's memory."""
+    kept = [batch for batch in batches if len(batch)]
+    return Examples(
+        torch.cat([batch.inputs for batch in kept]).to(device),
+        torch.cat([batch.targets for batch in kept]).to(device),
+        batch,
+    )
+
+
+def mean_product(
+    network: Network, examples: Examples, matrix: str, shift: float, on_examples: Callable[[int], None] = lambda _: None
+) -> Callable[[Tensor], Tensor]:
+    """Make V ↦ V (H + shift·I), H the mean over all examples: sums inside the product, never an inverse a batch.
+
+    Args:
+        network: the model.
+        examples: the training examples.
+        matrix: ``ggn`` or ``hessian``.
+        shift: l2 + λ.
+        on_examples: told how many examples each step has finished.
+    """
+
+    def product(vectors: Tensor) -> Tensor:
+        # Summed in float64: the rounding of hundreds of batches would otherwise set the solver's floor.
+        total = torch.zeros(vectors.shape, dtype=_accumulator(vectors), device=vectors.device)
+        for start in range(0, len(examples), examples.batch):
+            x, y = examples.inputs[start : start + examples.batch], examples.targets[start : start + examples.batch]
+            total += curvature_product(network, x, y, vectors, matrix)
+            on_examples(len(y))
+        return (total / len(examples) + shift * vectors).to(vectors.dtype)
+
+    return product
+
+
+def batch_product(
+    network: Network, examples: Examples, matrix: str, shift: float, seed: int
+) -> Callable[[Tensor], Tensor]:
+    """Make V ↦ V (H_B + shift·I) with the next mini-batch B of a seeded shuffle: unbiased for the mean product."""
+    source = _shuffled(len(examples), examples.batch, seed)
+
+    def product(vectors: Tensor) -> Tensor:
+        chosen = torch.from_numpy(next(source)).to(examples.targets.device)
+        total = curvature_product(network, examples.inputs[chosen], examples.targets[chosen], vectors, matrix)
+        return total / len(chosen) + shift * vectors
+
+    return product
+
+
+def largest_batch_eigenvalue(network: Network, examples: Examples, matrix: str, seed: int, batches: int = 4) -> float:
+    """Estimate the largest eigenvalue of the curvature of a mini-batch, over a few of them, by power iteration."""
+    from influence_cli.solvers import power_iteration
+
+    source = _shuffled(len(examples), examples.batch, seed)
+    largest = 0.0
+    for _ in range(batches):
+        chosen = torch.from_numpy(next(source)).to(examples.targets.device)
+        x, y = examples.inputs[chosen], examples.targets[chosen]
+
+        def product(vectors: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+            return curvature_product(network, x, y, vectors, matrix) / len(y)
+
+        like = next(network.model.parameters())
+        largest = max(largest, power_iteration(product, network.size, like=like, iterations=12, seed=seed))
+    return largest
+
+
+def _accumulator(vectors: Tensor) -> torch.dtype:
+    return torch.float32 if vectors.device.type == "mps" else torch.float64
+
+
+def _shuffled(count: int, batch: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield mini-batches of equal size without end; every pass is a new order."""
+    generator = np.random.default_rng(seed)
+    batch = min(batch, count)
+    while True:
+        order = generator.permutation(count)
+        # A short last batch would weigh its examples more: it is left out, another order includes them.
+        for start in range(0, count - batch + 1, batch):
+            yield order[start : start + batch]

@@ -1,0 +1,297 @@
+"""A data set as influence sees it: positions, labels, paths, and batches of transformed inputs.
+
+The transform is kept apart from the data set, so that the raw image is at hand for reports and an image file can go
+through the same transform.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from PIL import Image
+from torch import Tensor
+
+from influence_cli.errors import InfluenceError
+from influence_cli.user_code import describe
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training or the test examples, in the order that the data set yields them.
+
+    Attributes:
+        name: ``train`` or ``test``, for messages.
+        source: the user's data set; item ``i`` is (image, label).
+        transform: raw image to model input; None where the source yields inputs already.
+        labels: int64 [len(source)], after overrides; −1 where unknown.
+        indices: int64 [n], the positions in use (all but the excluded), rising.
+        paths: a file a position, or None.
+        classes: class names by number, or None where the source has none.
+        mapping: the source's ``class_to_idx``, or None.
+        where: ``influence.yaml:12``, the section's line.
+    """
+
+    name: str
+    source: Any
+    transform: Callable[[Any], Any] | None
+    labels: np.ndarray
+    indices: np.ndarray
+    paths: tuple[str, ...] | None
+    classes: tuple[str, ...] | None
+    mapping: dict[str, int] | None
+    where: str
+
+    def __len__(self) -> int:
+        """Count the examples in use."""
+        return len(self.indices)
+
+    def path(self, index: int) -> str | None:
+        """Name the file of the example at this position of the data set, if it has one."""
+        return self.paths[index] if self.paths is not None else None
+
+    def title(self, index: int) -> str:
+        """Name an example in a message: ``training example 17 (data/train/cat/3.png)``."""
+        kind = "training" if self.name == "train" else self.name
+        path = self.path(index)
+        return f"{kind} example {index}" + (f" ({path})" if path else "")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples, ready for the model.
+
+    Attributes:
+        inputs: [b, …] on the CPU.
+        targets: int64 [b].
+        indices: int64 [b], positions in the data set.
+        unreadable: position and reason of the examples that could not be read (not among the others).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    indices: np.ndarray
+    unreadable: tuple[tuple[int, str], ...] = ()
+
+    def __len__(self) -> int:
+        """Count the examples that could be read."""
+        return len(self.indices)
+
+    def digest(self) -> int:
+        """Hash inputs, labels and positions (xxh3, 64 bits): has the data changed under a store?"""
+        state = xxhash.xxh3_64(self.indices.tobytes())
+        state.update(self.targets.numpy().tobytes())
+        state.update(np.ascontiguousarray(self.inputs.numpy()).data)
+        return state.intdigest()
+
+
+def raw_item(split: Split, index: int) -> tuple[Any, Any]:
+    """Read (image, label) as the user's data set yields it; any failure names the example."""
+    try:
+        item = split.source[index]
+    except Exception as error:
+        raise InfluenceError(f"{split.title(index)} cannot be read: {describe(error)}") from error
+    if isinstance(item, dict):
+        image = next((item[key] for key in ("image", "img", "pixel_values", "input", "x") if key in item), None)
+        label = next((item[key] for key in ("label", "labels", "target", "y") if key in item), None)
+    elif isinstance(item, tuple | list) and len(item) >= 2:
+        image, label = item[0], item[1]
+    else:
+        image = label = None
+    if image is None or label is None:
+        raise InfluenceError(
+            f"{split.where}: {split.title(index)} is a {type(item).__name__}, not (image, label)",
+            "let the data set yield (image, label), or a dict with 'image' and 'label'",
+        )
+    return image, label
+
+
+def to_input(split: Split, image: Any, title: str) -> Tensor:
+    """Put a raw image through the split's transform.
+
+    Raises:
+        InfluenceError: the transform fails, or what comes out is not a tensor of numbers that a model takes.
+    """
+    if split.transform is not None:
+        try:
+            image = split.transform(image)
+        except Exception as error:
+            raise InfluenceError(f"{split.where}: the transform fails on {title}: {describe(error)}") from error
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(image)
+    advice = "add to the transform: [ToImage, {ToDtype: {dtype: float32, scale: true}}]"
+    if not isinstance(image, Tensor):
+        raise InfluenceError(f"{split.where}: {title} is a {type(image).__name__}, not a tensor", advice)
+    if image.dtype in (torch.uint8, torch.bool):
+        raise InfluenceError(f"{split.where}: {title} is a tensor of {image.dtype}, not of float32", advice)
+    tensor = image.detach().as_subclass(Tensor)
+    return tensor.float() if tensor.dtype in (torch.float64, torch.float16, torch.bfloat16) else tensor
+
+
+class _Reader(torch.utils.data.Dataset[Any]):
+    """Item i is (input, index), or the reason why it cannot be read: nothing is raised inside a worker."""
+
+    def __init__(self, split: Split, indices: np.ndarray) -> None:
+        self.split = split
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Tensor | None, int, str]:
+        index = int(self.indices[position])
+        try:
+            image, _ = raw_item(self.split, index)
+            return to_input(self.split, image, self.split.title(index)), index, ""
+        except InfluenceError as error:
+            return None, index, error.message
+
+
+def read_batches(split: Split, indices: np.ndarray, size: int, workers: int = 0) -> Iterator[Batch]:
+    """Read examples in batches, in the given order, the last one shorter.
+
+    Args:
+        split: where from.
+        indices: positions in the data set.
+        size: examples a batch.
+        workers: loader processes; 0 reads in this one.
+    """
+    loader: Iterator[list[tuple[Tensor | None, int, str]]] = iter(
+        torch.utils.data.DataLoader(
+            _Reader(split, indices),
+            batch_size=size,
+            num_workers=workers if len(indices) > 2 * size else 0,
+            collate_fn=list,
+            prefetch_factor=4 if workers and len(indices) > 2 * size else None,
+        )
+    )
+    for items in loader:
+        yield _collate(split, items)
+
+
+def _collate(split: Split, items: Sequence[tuple[Tensor | None, int, str]]) -> Batch:
+    unreadable = tuple((index, reason) for tensor, index, reason in items if tensor is None)
+    good = [(tensor, index) for tensor, index, _ in items if tensor is not None]
+    indices = np.array([index for _, index in good], dtype=np.int64)
+    if not good:
+        return Batch(torch.empty(0), torch.empty(0, dtype=torch.int64), indices, unreadable)
+    shape = good[0][0].shape
+    for tensor, index in good:
+        if tensor.shape != shape:
+            raise InfluenceError(
+                f"{split.where}: {split.title(index)} has the shape {list(tensor.shape)}, {split.title(good[0][1])} "
+                f"has {list(shape)}",
+                "one shape is needed: add {Resize: {size: [224, 224]}} to the transform",
+            )
+    inputs = torch.stack([tensor for tensor, _ in good])
+    return Batch(inputs, torch.from_numpy(split.labels[indices]), indices, unreadable)
+
+
+def refuse_unreadable(split: Split, batch: Batch) -> None:
+    """Stop at the first example that cannot be read."""
+    if batch.unreadable:
+        index, reason = batch.unreadable[0]
+        raise InfluenceError(
+            reason if reason.startswith(split.where) or split.title(index) in reason else f"{split.title(index)}: {reason}",
+            "mend or remove it, list it under exclude, or pass --skip-unreadable to go on without it",
+        )
+
+
+def take(split: Split, indices: np.ndarray) -> Split:
+    """Restrict a split to some positions (they keep their numbers)."""
+    return replace(split, indices=np.asarray(indices, dtype=np.int64))
+
+
+def raw_image(split: Split, index: int) -> Image.Image | None:
+    """Give the picture of an example for a report: the raw image, or the input scaled to 0…255; None if neither fits."""
+    image, _ = raw_item(split, index)
+    return as_picture(image)
+
+
+def as_picture(image: Any) -> Image.Image | None:
+    """Turn what a data set yields (PIL image, array, tensor) into a picture, if it looks like one."""
+    if isinstance(image, Image.Image):
+        return image
+    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
+        return None
+    if array.ndim == 3 and array.shape[0] in (1, 3):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim == 3 and array.shape[-1] != 3:
+        return None
+    if array.dtype != np.uint8:
+        low, high = float(array.min()), float(array.max())
+        array = ((array - low) / (high - low or 1.0) * 255).astype(np.uint8)
+    return Image.fromarray(array)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode an image file fully, so that a truncated one is found here.
+
+    Raises:
+        InfluenceError: no such file, or not an image that can be decoded.
+    """
+    if not path.is_file():
+        raise InfluenceError(f"{path}: there is no such file", "TEST is an index, a slice a:b, an image file, misclassified or -")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.copy()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InfluenceError(f"{path} cannot be decoded as an image: {describe(error)}") from error
+
+
+def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
+    """Read an image file as the split's own images are read: same mode, same transform.
+
+    Returns:
+        The model input, and the picture for a report.
+    """
+    image = open_image(path)
+    example, _ = raw_item(split, int(split.indices[0]))
+    if not isinstance(example, Image.Image):
+        if split.transform is None:
+            raise InfluenceError(
+                f"{path}: the {split.name} data set yields tensors, so an image file has no known way into the model",
+                f"give {split.name}.transform in the YAML file",
+            )
+    elif image.mode != example.mode:
+        image = image.convert(example.mode)
+    tensor = to_input(split, image, str(path))
+    expected = to_input(split, example, split.title(int(split.indices[0]))).shape
+    if tensor.shape != expected:
+        raise InfluenceError(
+            f"{path} becomes an input of shape {list(tensor.shape)}, the {split.name} examples are {list(expected)}",
+            "add {Resize: {size: [height, width]}} to the transform, or resize the file",
+        )
+    return tensor, image
+
+
+def file_facts(split: Split) -> str | None:
+    """Hash path, size and time of change of every file in use; None where the examples are not files."""
+    if split.paths is None:
+        return None
+    state = xxhash.xxh3_128()
+    for index in split.indices:
+        path = split.paths[int(index)]
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise InfluenceError(f"{split.title(int(index))} cannot be read: {describe(error)}") from error
+        state.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return state.hexdigest()
+
+
+def labelled_inputs(split: Split) -> Iterator[tuple[Tensor, int]]:
+    """Give (input, label) pairs of all examples in use, as a training loop takes them."""
+    for batch in read_batches(split, split.indices, 256):
+        refuse_unreadable(split, batch)
+        yield from zip(batch.inputs, batch.targets.tolist(), strict=True)

@@ -1,0 +1,48 @@
+"""The one exception that a user sees: what went wrong, and the next step."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InfluenceError(Exception):
+    """A user's mistake or a limit, told in one line, with the next step in a second.
+
+    The command line prints ``error: MESSAGE`` and ``  HINT`` on stderr and exits with 2.
+
+    Args:
+        message: where it happened, what was given, what is wrong with it.
+        hint: the next step; empty where the message already says it.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        # The default drops the hint when a worker process sends the error back.
+        return (type(self), (self.message, self.hint))
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C after some work was finished: carries the line that says what was kept."""
+
+
+def did_you_mean(given: str, known: Iterable[str], *, listed: int = 12) -> str:
+    """Name the nearest known word and list what is allowed.
+
+    Args:
+        given: the word that was not understood.
+        known: every word that would have been.
+        listed: how many of them to list at most.
+
+    Returns:
+        One line such as ``did you mean 'damping'? known: damping, matrix, method``.
+    """
+    words = sorted(set(known))
+    near = difflib.get_close_matches(given, words, n=1)
+    shown = ", ".join(words[:listed]) + (f", … ({len(words)} in all)" if len(words) > listed else "")
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"{guess}known: {shown}"

@@ -1,0 +1,104 @@
+"""What a store belongs to, part by part: weights, data, labels, transform, layers, loss, basis, versions.
+
+Every part is compared when a store is opened; a difference is told by its name, and the store is never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import xxhash
+from torch import nn
+
+from influence_cli.curvature.choice import Choice
+from influence_cli.data import Split, file_facts, read_batches
+from influence_cli.errors import InfluenceError
+from influence_cli.task import Task
+
+# Examples hashed to recognise a data set that is not made of files.
+SAMPLED = 64
+
+MEANING = {
+    "weights": "the checkpoint's weights",
+    "count": "the training examples in use (number, order or exclusions)",
+    "labels": "the training labels",
+    "files": "the training files (a path, size or time of change)",
+    "examples": "the training examples themselves",
+    "transform": "train.transform",
+    "layers": "the tracked layers",
+    "loss": "the loss",
+    "basis": "the curvature",
+    "store_dtype": "gradients.store_dtype",
+    "versions": "the versions of torch or torchvision",
+}
+
+
+def fingerprint(task: Task, choice: Choice, store_dtype: str, seed: int) -> dict[str, str]:
+    """Describe what the rows of a store depend on.
+
+    Args:
+        task: model and data.
+        choice: curvature and tracked parameters.
+        store_dtype: ``float32`` or ``float16``.
+        seed: of the sample of examples that is hashed where they are not files.
+    """
+    import torchvision
+
+    split = task.train
+    parts = {
+        "weights": _weights(task.model),
+        "count": f"{len(split)} {xxhash.xxh3_64_hexdigest(split.indices.tobytes())}",
+        "labels": xxhash.xxh3_64_hexdigest(split.labels[split.indices].tobytes()),
+        "transform": repr(split.transform),
+        "layers": f"{choice.network.size} {xxhash.xxh3_64_hexdigest(' '.join(choice.network.names).encode())}",
+        "loss": task.loss_name,
+        "basis": f"explicit {choice.matrix}" if choice.has_basis else "raw gradients",
+        "store_dtype": store_dtype,
+        "versions": f"torch {torch.__version__} torchvision {torchvision.__version__}",
+    }
+    files = file_facts(split)
+    if files is not None:
+        parts["files"] = files
+    else:
+        parts["examples"] = _sample(split, seed)
+    return parts
+
+
+def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> None:
+    """Refuse a store that belongs to something else, saying what differs.
+
+    Raises:
+        InfluenceError: naming every part that differs.
+    """
+    different = [name for name in MEANING if found.get(name) != wanted.get(name)]
+    if not different:
+        return
+    said = []
+    for name in different:
+        readable = name in ("basis", "store_dtype", "versions", "loss")
+        said.append(
+            f"{MEANING[name]} ({found.get(name)} in the store, {wanted.get(name)} now)" if readable else MEANING[name]
+        )
+    raise InfluenceError(
+        f"{path} belongs to another run; what differs: {'; '.join(said)}",
+        "keep it and write another: -s gradients.store=OTHER.h5, or replace it: influence gradients --overwrite",
+    )
+
+
+def _weights(model: nn.Module) -> str:
+    state = xxhash.xxh3_128()
+    for name, value in model.state_dict().items():
+        state.update(name.encode())
+        array = value.detach().cpu().contiguous()
+        state.update(array.reshape(-1).view(torch.uint8).numpy().data if array.numel() else b"")
+    return state.hexdigest()
+
+
+def _sample(split: Split, seed: int) -> str:
+    chosen = np.random.default_rng(seed).choice(split.indices, min(SAMPLED, len(split)), replace=False)
+    state = xxhash.xxh3_128()
+    for batch in read_batches(split, np.sort(chosen), SAMPLED):
+        state.update(batch.digest().to_bytes(8, "little"))
+    return state.hexdigest()

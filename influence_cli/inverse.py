@@ -1,0 +1,176 @@
+"""s_test = (H + (l2 + λ)I)⁻¹ ∇L(z_test), by whichever method was chosen: a division in a basis, or a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from influence_cli.curvature.damping import Damping, check_poles, choose_damping
+from influence_cli.curvature.operator import (
+    Examples,
+    batch_product,
+    hold,
+    largest_batch_eigenvalue,
+    mean_product,
+)
+from influence_cli.data import read_batches
+from influence_cli.precompute import Prepared
+from influence_cli.scores import effective_dimension, preconditioned, require_finite
+from influence_cli.solvers import SolveInfo, conjugate_gradients, lanczos, lissa
+from influence_cli.terminal import Terminal
+
+CG_TOLERANCE = 1e-6
+LISSA_TOLERANCE = 1e-3
+LISSA_BATCH = 256
+
+
+@dataclass
+class Inverse:
+    """The inverse curvature of one checkpoint.
+
+    Attributes:
+        apply: coordinates of gradients [m, k] to those of s_test [m, k].
+        shift: l2 + λ; 0 for ``identity``.
+        damping: λ and its reason; None for ``identity``.
+        effective_dimension: d_eff of the kept spectrum; None without one.
+        kept: share of ΣΛ/(Λ + shift) that the store keeps, from above; 1 without a basis.
+        solves: what a solver did, a call each.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    shift: float
+    damping: Damping | None
+    effective_dimension: float | None = None
+    kept: float = 1.0
+    solves: list[SolveInfo] = field(default_factory=list)
+
+
+def make_inverse(prepared: Prepared, given: float | str, terminal: Terminal, *, skip_unreadable: bool = False) -> Inverse:
+    """Choose λ by the one rule, print it in absolute units, and give the inverse.
+
+    Args:
+        prepared: a complete store.
+        given: ``curvature.damping``: ``auto`` or λ.
+        terminal: where λ, residuals and warnings go.
+        skip_unreadable: for the solvers, which read the training examples again.
+
+    Raises:
+        InfluenceError: Λⱼ + l2 + λ ≤ 0 somewhere, or a solver that cannot go on.
+    """
+    choice = prepared.choice
+    if choice.method == "identity":
+        if given != "auto":
+            terminal.warn("curvature identity has no damping: the score is gᵗg/n, without a unit; λ is not used")
+        return Inverse(lambda coordinates: coordinates, 0.0, None)
+    if prepared.spectrum is not None:
+        return _spectral(prepared, given, terminal)
+    return _iterative(prepared, given, terminal, skip_unreadable)
+
+
+def _convex(prepared: Prepared) -> bool:
+    return prepared.choice.output is not None and prepared.task.convex_loss
+
+
+def _spectral(prepared: Prepared, given: float | str, terminal: Terminal) -> Inverse:
+    spectrum, l2 = prepared.spectrum, prepared.task.l2
+    if spectrum is None:
+        raise ValueError("a spectrum is needed")
+    damping = choose_damping(
+        given,
+        convex=_convex(prepared),
+        l2=l2,
+        matrix=prepared.choice.matrix,
+        smallest=prepared.smallest,
+        mean=prepared.trace / prepared.choice.network.size,
+        largest=float(spectrum[0]),
+    )
+    shift = l2 + damping.value
+    # Rounding leaves the GGN's zero eigenvalues a hair on either side; only a real shift makes them invertible.
+    check_poles(min(prepared.smallest, float(spectrum[-1])), shift)
+    _announce(damping, l2, terminal)
+    d_eff = effective_dimension(spectrum, shift)
+    beyond = max(0.0, prepared.trace - float(spectrum.clamp_min(0).sum())) / shift
+    kept = d_eff / (d_eff + beyond) if d_eff + beyond > 0 else 1.0
+    terminal.say(
+        f"effective dimension {d_eff:,.1f}; {len(spectrum):,} of {prepared.choice.network.size:,} coordinates kept "
+        f"({kept:.2%} of it)"
+    )
+    if kept < 0.99:
+        terminal.warn(
+            f"the store keeps {kept:.1%} of the effective dimension: influence is restricted to the span of the kept "
+            "coordinates; raise gradients.budget or the damping"
+        )
+    return Inverse(lambda c: preconditioned(c, spectrum.to(c.device), shift), shift, damping, d_eff, kept)
+
+
+def _iterative(prepared: Prepared, given: float | str, terminal: Terminal, skip: bool) -> Inverse:
+    task, choice = prepared.task, prepared.choice
+    network, matrix = choice.network, choice.matrix
+    batches = (b for b in read_batches(task.train, task.train.indices, LISSA_BATCH) if skip or not b.unreadable)
+    examples = hold(batches, task.device, LISSA_BATCH)
+    like = next(network.model.parameters()).detach()
+    smallest = mean = largest = 0.0
+    if given == "auto" and not (_convex(prepared) and task.l2 > 0):
+        with terminal.status("measuring the spectrum's ends (Lanczos)"):
+            smallest, mean, largest = lanczos(
+                mean_product(network, examples, matrix, 0.0), network.size, like=like, seed=task.seed
+            )
+    damping = choose_damping(
+        given, convex=_convex(prepared), l2=task.l2, matrix=matrix, smallest=smallest, mean=mean, largest=largest
+    )
+    shift = task.l2 + damping.value
+    if matrix == "ggn":
+        check_poles(0.0, shift)
+    _announce(damping, task.l2, terminal)
+    inverse = Inverse(lambda vectors: vectors, shift, damping)
+    scale = 0.0
+    if choice.method == "lissa":
+        with terminal.status("measuring the largest eigenvalue (power iteration)"):
+            scale = 1.2 * (largest_batch_eigenvalue(network, examples, matrix, task.seed) + shift)
+
+    def apply(vectors: Tensor) -> Tensor:
+        solution, info = _solve(prepared, examples, vectors, shift, scale, terminal)
+        require_finite(solution, f"the solution by {info.method}")
+        inverse.solves.append(info)
+        text = f"{info.method}: {info.iterations:,} iterations, relative residual {info.residual:.1e}"
+        if info.scale is not None:
+            text += f", scale {info.scale:.3g}"
+        terminal.say(text)
+        if not info.converged:
+            terminal.warn(
+                f"{info.method} did not converge: relative residual {info.residual:.1e}, wanted {info.tolerance:.0e}; "
+                "use a larger curvature.damping, or curvature.method: explicit on fewer layers"
+            )
+        return solution
+
+    inverse.apply = apply
+    return inverse
+
+
+def _solve(
+    prepared: Prepared, examples: Examples, vectors: Tensor, shift: float, scale: float, terminal: Terminal
+) -> tuple[Tensor, SolveInfo]:
+    network, matrix = prepared.choice.network, prepared.choice.matrix
+    product = mean_product(network, examples, matrix, shift)
+    if prepared.choice.method == "cg":
+        with terminal.progress(1000, "conjugate gradients") as advance:
+            return conjugate_gradients(
+                product, vectors, tolerance=CG_TOLERANCE, on_iteration=lambda _count, _residual: advance(1)
+            )
+    with terminal.progress(200, "LiSSA") as advance:
+        return lissa(
+            batch_product(network, examples, matrix, shift, prepared.task.seed),
+            product,
+            vectors,
+            scale=scale,
+            tolerance=LISSA_TOLERANCE,
+            on_round=lambda _count, _residual: advance(1),
+        )
+
+
+def _announce(damping: Damping, l2: float, terminal: Terminal) -> None:
+    terminal.say(f"damping λ = {damping.value:.6g} ({damping.reason}); l2 = {l2:g}")
+    if damping.advice:
+        terminal.warn(damping.advice)

@@ -1,0 +1,96 @@
+"""How good a ranking or an estimate is: arrays in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from influence_cli.errors import InfluenceError
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Compute AP = Σ (R_k − R_{k−1}) P_k over the distinct scores, falling; equal scores are one step.
+
+    Args:
+        scores: [n], higher is more suspicious.
+        truth: bool [n].
+    """
+    hits, checked = _steps(scores, truth)
+    gained = np.diff(hits, prepend=0)
+    return float((gained * hits / checked).sum() / hits[-1])
+
+
+def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Compute the probability that a true one scores above a false one; equal scores count half (Mann–Whitney)."""
+    _steps(scores, truth)
+    ranks = _midranks(np.asarray(scores, dtype=np.float64))
+    positives = int(truth.sum())
+    negatives = len(truth) - positives
+    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def share_found(scores: np.ndarray, truth: np.ndarray, checked: Sequence[float]) -> list[float]:
+    """Compute the share of the true ones among the ⌈x·n⌉ highest scores, in expectation over the order of equal ones.
+
+    Args:
+        scores: [n].
+        truth: bool [n].
+        checked: shares x in [0, 1].
+    """
+    hits, ends = _steps(scores, truth)
+    wanted = [min(len(truth), int(np.ceil(share * len(truth) - 1e-9))) for share in checked]
+    # Within a group of equal scores the expected number of hits grows linearly.
+    found = np.interp(wanted, np.concatenate([[0], ends]), np.concatenate([[0], hits]))
+    return [float(value) for value in found / hits[-1]]
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Compute the linear correlation; NaN where either is constant."""
+    a, b = _centred(x), _centred(y)
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size > 0 else float("nan")
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Compute the correlation of the ranks, equal values sharing their mean rank; NaN where either is constant."""
+    return pearson(_midranks(np.asarray(x, dtype=np.float64)), _midranks(np.asarray(y, dtype=np.float64)))
+
+
+def slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Compute b of the least-squares line y = a + b x; NaN where x is constant."""
+    a, b = _centred(x), _centred(y)
+    return float(a @ b) / float(a @ a) if float(a @ a) > 0 else float("nan")
+
+
+def percentile_rank(values: np.ndarray) -> np.ndarray:
+    """Rank each value among the others: (number below + half of the other equal ones) / (n − 1), in [0, 1]."""
+    values = np.asarray(values, dtype=np.float64)
+    if np.isnan(values).any():
+        raise InfluenceError("a percentile of NaN is asked for")
+    return (_midranks(values) - 1) / (len(values) - 1) if len(values) > 1 else np.full(len(values), 0.5)
+
+
+def _steps(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count hits and checked examples at the end of every group of equal scores, from the highest down."""
+    scores, truth = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=bool)
+    if scores.shape != truth.shape:
+        raise InfluenceError(f"{len(scores)} scores do not line up with {len(truth)} truths")
+    if np.isnan(scores).any():
+        raise InfluenceError("a score is NaN")
+    if not truth.any() or truth.all():
+        raise InfluenceError(f"{int(truth.sum())} of {len(truth)} are true: a ranking needs both kinds to be measured")
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
+    return np.cumsum(truth[order])[ends], ends + 1
+
+
+def _midranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse])
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    return array - array.mean()

@@ -1,0 +1,431 @@
+"""Fill the store: choose the curvature, make the file, compute the missing blocks, check what is there.
+
+``prepare`` is the only way in: every command that needs the store calls it, so one command is enough.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.config import Config
+from influence_cli.curvature.choice import Choice, choose_curvature
+from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
+from influence_cli.data import Batch, read_batches, refuse_unreadable
+from influence_cli.errors import InfluenceError, Stopped
+from influence_cli.estimate import estimate
+from influence_cli.fingerprint import compare, fingerprint
+from influence_cli.layers import example_gradients, flatten, micro_batch
+from influence_cli.probe import check_finite, near_chance, not_minimum, probe
+from influence_cli.store import READ, SKIPPED, Layout, Rows, Store, check_space, create, human_bytes
+from influence_cli.task import Task, load_tasks
+from influence_cli.terminal import Advance, Terminal, duration
+
+# Directions left out of an explicit basis carry less than this share of the summed self-influence.
+DROPPED_SHARE = 1e-7
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A complete store and what is needed to use it.
+
+    Attributes:
+        task: one checkpoint and its data.
+        choice: the curvature in use.
+        path: the store.
+        spectrum: Λ [k] float64, or None for raw gradients.
+        basis: P [p, k] on the task's device, or None for raw gradients.
+        smallest: min Λ of the whole curvature, not of the kept part; 0 for raw gradients.
+        trace: ΣΛ of the whole curvature; 0 for raw gradients.
+        gradient_norm: ‖∇R + l2·θ̂‖ over the tracked parameters: 0 at a minimum.
+        typical_norm: root mean square of ‖gᵢ‖, to compare it with.
+        seconds: what this call spent on curvature and gradients.
+    """
+
+    task: Task
+    choice: Choice
+    path: Path
+    spectrum: Tensor | None
+    basis: Tensor | None
+    smallest: float
+    trace: float
+    gradient_norm: float
+    typical_norm: float
+    seconds: float
+
+    def coordinates(self, gradients: Tensor) -> Tensor:
+        """Project gradients [b, p] on the basis: c = Pᵀg, [b, k]; raw gradients stay as they are."""
+        return gradients if self.basis is None else gradients @ self.basis
+
+
+def prepare_all(config: Config, terminal: Terminal, **how: bool) -> list[Prepared]:
+    """Load every checkpoint of the config and give its complete store; ``how`` goes to ``prepare``."""
+    with terminal.status("loading model and data"):
+        tasks = load_tasks(config)
+    return [prepare(config, number, task, terminal, **how) for number, task in enumerate(tasks)]
+
+
+def store_path(config: Config, number: int) -> Path:
+    """Name the store of a checkpoint: the configured one, or with the number of several before the suffix."""
+    path = config.gradients.store
+    if len(config.model.checkpoint) == 1:
+        return path
+    return path.with_name(f"{path.stem}.{number}{path.suffix}")
+
+
+def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batch]:
+    """Probe the task and choose the curvature; what is chosen or left out is named on stderr."""
+    where = config.where("gradients", "layers")
+    network, batch = probe(task, config.gradients.layers, where)
+    choice = choose_curvature(
+        config.curvature.method,
+        config.curvature.matrix,
+        network,
+        batch.inputs,
+        config.where("curvature", "method"),
+    )
+    if choice.note:
+        terminal.say(choice.note)
+    elif network.left_out:
+        shown = ", ".join(network.left_out[:6]) + (", …" if len(network.left_out) > 6 else "")
+        terminal.say(f"parameters left out ({len(network.left_out)}): {shown}")
+    if not network.vectorised:
+        terminal.say(f"example gradients one by one (slower): torch.func cannot go through the model: {network.obstacle}")
+    return choice, batch
+
+
+def row_bytes(config: Config, task: Task, choice: Choice) -> int:
+    """Bound the store's size from above, before the basis is known: all p coordinates, and the basis."""
+    size = choice.network.size
+    layout = Layout(len(task.train), size, len(task.classes), config.gradients.block, config.gradients.store_dtype)
+    return layout.bytes() + (4 * size * size if choice.has_basis else 0)
+
+
+def prepare(
+    config: Config,
+    number: int,
+    task: Task,
+    terminal: Terminal,
+    *,
+    overwrite: bool = False,
+    skip_unreadable: bool = False,
+    fsck: bool = False,
+    repair: bool = False,
+) -> Prepared:
+    """Give a complete store for one checkpoint: reuse, resume or make it.
+
+    Args:
+        config: the run's config.
+        number: which of its checkpoints.
+        task: that checkpoint and its data.
+        terminal: progress and warnings.
+        overwrite: replace a store that is there.
+        skip_unreadable: go on without examples that cannot be read, and list them.
+        fsck: verify every checksum and read every example again, to compare it with what the store was made of.
+        repair: compute damaged (and, with ``fsck``, changed) blocks again.
+
+    Raises:
+        InfluenceError: the store belongs to something else, is too large for budget or disk, is damaged, an example
+            cannot be read or has no finite loss.
+    """
+    started = time.perf_counter()
+    path = store_path(config, number)
+    choice, batch = decide(config, task, terminal)
+    wanted = fingerprint(task, choice, config.gradients.store_dtype, task.seed)
+    if overwrite or not path.exists():
+        _make(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
+    with Store.open(path) as store:
+        compare(store.fingerprint, wanted, str(path))
+        missing = np.flatnonzero(~store.done())
+        bad = store.damaged() if fsck or repair else np.empty(0, dtype=np.int64)
+        _check_code(task, choice, store)
+    if fsck:
+        bad = np.union1d(bad, _changed_blocks(task, path, terminal))
+    if len(bad) and not repair:
+        raise InfluenceError(
+            f"{path}: {len(bad)} damaged blocks: {', '.join(map(str, bad[:8]))}",
+            "influence gradients --repair computes them again",
+        )
+    if len(bad):
+        terminal.say(f"computing {len(bad)} damaged blocks of {path} again: {', '.join(map(str, bad[:8]))}")
+        with Store.open(path, write=True) as store:
+            store.clear(bad)
+    todo = np.union1d(missing, bad)
+    if len(todo):
+        _fill(task, choice, path, todo, terminal, skip_unreadable)
+    prepared = _prepared(task, choice, path, time.perf_counter() - started)
+    _remark(prepared, terminal)
+    return prepared
+
+
+def _make(
+    config: Config,
+    task: Task,
+    choice: Choice,
+    batch: Batch,
+    path: Path,
+    wanted: dict[str, str],
+    terminal: Terminal,
+    skip: bool,
+) -> None:
+    """Announce, compute the basis where the curvature has one, and lay the file out."""
+    size = choice.network.size
+    bound = row_bytes(config, task, choice)
+    budget = config.gradients.budget
+    plain = Layout(len(task.train), size, len(task.classes), config.gradients.block, config.gradients.store_dtype)
+    if not choice.has_basis and plain.bytes() > budget:
+        raise InfluenceError(
+            f"{config.where('gradients', 'budget')}: the gradients of {len(task.train):,} examples × {size:,} "
+            f"parameters take {human_bytes(plain.bytes())}, gradients.budget is {human_bytes(budget)}",
+            "track fewer layers (gradients.layers), use store_dtype: float16, or raise the budget",
+        )
+    check_space(path, min(bound, budget))
+    plan = estimate(task, choice, batch)
+    terminal.say(
+        f"making {path}: {len(task.train):,} training examples, {size:,} parameters, at most "
+        f"{human_bytes(min(bound, budget))}, about {duration(plan.seconds)}"
+    )
+    arrays: dict[str, np.ndarray] = {}
+    facts: dict[str, object] = {"parameters": size, "method": choice.method}
+    k = size
+    if choice.has_basis:
+        basis, spectrum = _compute_basis(task, choice, terminal, skip)
+        room = budget - Layout(len(task.train), 0, len(task.classes), config.gradients.block).bytes()
+        per_column = plain.padded * np.dtype(plain.dtype).itemsize + 4 * size
+        shift = max(task.l2, 0.0)
+        k = min(_enough(spectrum, shift), max(1, room // per_column))
+        arrays = {"spectrum": spectrum[:k].cpu().numpy(), "basis": basis[:, :k].float().cpu().numpy()}
+        facts |= {"smallest": float(spectrum[-1]), "trace": float(spectrum.sum()), "largest": float(spectrum[0])}
+    layout = Layout(len(task.train), k, len(task.classes), config.gradients.block, config.gradients.store_dtype)
+    create(
+        path,
+        layout,
+        fingerprint=wanted,
+        facts=facts,
+        labels=task.train.labels[task.train.indices],
+        indices=task.train.indices,
+        arrays=arrays,
+    )
+    terminal.detail(f"{path}: {human_bytes(path.stat().st_size)} reserved, {k:,} numbers a row")
+
+
+def _compute_basis(task: Task, choice: Choice, terminal: Terminal, skip: bool) -> tuple[Tensor, Tensor]:
+    what = f"{'GGN' if choice.matrix == 'ggn' else 'Hessian'} {choice.network.size:,} × {choice.network.size:,}"
+    with terminal.progress(len(task.train), what) as advance:
+        matrix = curvature_matrix(
+            choice.network, _training_batches(task, skip), choice.matrix, choice.output, advance
+        )
+    if not bool(matrix.isfinite().all()):
+        raise InfluenceError("the curvature has entries that are not finite", "look for examples with extreme outputs")
+    with terminal.status(f"eigenvectors of the {what} matrix"):
+        return eigenbasis(matrix)
+
+
+def _enough(spectrum: Tensor, shift: float) -> int:
+    """Count the directions worth keeping: the rest, by Λ/(Λ + shift), is below a share of the effective dimension.
+
+    Along a direction of GGN eigenvalue 0 no training gradient of a cross-entropy has a component: nothing is lost.
+    A negative eigenvalue is always kept: a pole must stay visible.
+    """
+    if float(spectrum[-1]) < -1e-6 * float(spectrum[0].abs()):
+        return len(spectrum)
+    positive = spectrum.clamp_min(0)
+    floor = max(shift, 1e-9 * float(spectrum[0].clamp_min(0)), 1e-300)
+    parts = positive / (positive + floor)
+    total = float(parts.sum())
+    tail = parts.flip(0).cumsum(0).flip(0)
+    return max(1, int((tail > DROPPED_SHARE * total).sum()))
+
+
+def _training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]:
+    for batch in read_batches(task.train, task.train.indices, size, workers(task)):
+        if not skip:
+            refuse_unreadable(task.train, batch)
+        if len(batch):
+            yield batch
+
+
+def workers(task: Task) -> int:
+    """Choose loader processes: none on a CPU, which they would take from the model; a few beside a GPU."""
+    import os
+
+    return min(4, os.cpu_count() or 1) if task.device.type == "cuda" else 0
+
+
+def _fill(task: Task, choice: Choice, path: Path, todo: np.ndarray, terminal: Terminal, skip: bool) -> None:
+    """Compute blocks in order; each is complete on disk before the next is begun."""
+    indices = task.train.indices
+    with Store.open(path, write=True) as store:
+        layout = store.layout
+        basis = store.array("basis")
+        projection = None if basis is None else torch.from_numpy(basis).to(task.device)
+        order = np.concatenate([indices[layout.rows(int(block))] for block in todo])
+        finished = 0
+        skipped: list[tuple[int, str]] = []
+        started = time.perf_counter()
+        try:
+            with terminal.progress(len(order), f"gradients of {path.name}") as advance:
+                for block, batch in zip(
+                    todo, read_batches(task.train, order, layout.block, workers(task)), strict=True
+                ):
+                    if not skip:
+                        refuse_unreadable(task.train, batch)
+                    skipped += batch.unreadable
+                    rows = block_rows(task, choice, batch, projection, indices[layout.rows(int(block))], advance)
+                    store.write(int(block), rows)
+                    finished += 1
+        except KeyboardInterrupt:
+            kept = int(store.done().sum())
+            raise Stopped(
+                f"{path}: {kept} of {layout.blocks} blocks are done and kept; run the same command to go on"
+            ) from None
+    for index, reason in skipped:
+        terminal.warn(f"skipped {task.train.title(index)}: {reason}")
+    spent = time.perf_counter() - started
+    terminal.say(
+        f"wrote {finished} of {layout.blocks} blocks of {path} ({human_bytes(path.stat().st_size)}) in {duration(spent)}"
+    )
+
+
+def block_rows(
+    task: Task, choice: Choice, batch: Batch, projection: Tensor | None, indices: np.ndarray, advance: Advance
+) -> Rows:
+    """Compute the rows of one block.
+
+    Args:
+        task: model and data.
+        choice: the tracked parameters.
+        batch: the readable examples of the block.
+        projection: basis P [p, k], or None to keep raw gradients.
+        indices: all positions of the block, unreadable ones included (their rows are zero).
+        advance: told of finished examples.
+    """
+    network = choice.network
+    step = micro_batch(network, max(1, len(batch)))
+    width = network.size if projection is None else projection.shape[1]
+    coordinates = np.zeros((len(indices), width), dtype=np.float32)
+    losses = np.zeros(len(indices), dtype=np.float32)
+    outputs = np.zeros((len(indices), len(task.classes)), dtype=np.float32)
+    place = np.searchsorted(indices, batch.indices)
+    for start in range(0, len(batch), step):
+        part = slice(start, start + step)
+        grads, part_losses, part_outputs = example_gradients(network, batch.inputs[part], batch.targets[part])
+        piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
+        check_finite(task.train, piece, part_losses, grads)
+        at = place[part]
+        coordinates[at] = (grads if projection is None else grads @ projection).float().cpu().numpy()
+        losses[at] = part_losses.float().cpu().numpy()
+        outputs[at] = part_outputs.float().cpu().numpy()
+        advance(len(at))
+    state = np.full(len(indices), SKIPPED, dtype=np.uint8)
+    state[place] = READ
+    return Rows(coordinates, losses, outputs, state, batch.digest())
+
+
+def _check_code(task: Task, choice: Choice, store: Store) -> None:
+    """Recompute a few stored outputs: model code that changed since gives itself away (no hash of a file can)."""
+    done = np.flatnonzero(store.done())
+    if not len(done):
+        return
+    rows = np.arange(store.layout.n)[store.layout.rows(int(done[0]))]
+    rows = rows[store.column("state")[rows] == READ][:4]
+    if not len(rows):
+        return
+    batch = next(read_batches(task.train, store.column("indices")[rows], len(rows)))
+    if len(batch) != len(rows):
+        return
+    _, losses, outputs = example_gradients(choice.network, batch.inputs, batch.targets)
+    for name, now in (("outputs", outputs), ("losses", losses)):
+        then = torch.from_numpy(store.column(name)[rows])
+        if not torch.allclose(now.float().cpu(), then, rtol=1e-2, atol=1e-3 * float(then.abs().max()) + 1e-6):
+            raise InfluenceError(
+                f"{store.path} belongs to another model: the {name} of training example {batch.indices[0]} have "
+                "changed since it was made, with the same weights",
+                "was the model's or the loss's code edited? influence gradients --overwrite makes the store anew",
+            )
+
+
+def _changed_blocks(task: Task, path: Path, terminal: Terminal) -> np.ndarray:
+    """Read every example again and list the blocks whose inputs are not what the store was made of."""
+    with Store.open(path) as store:
+        layout, digests = store.layout, store.digests()
+        done = np.flatnonzero(store.done())
+    if not len(done):
+        return np.empty(0, dtype=np.int64)
+    order = np.concatenate([task.train.indices[layout.rows(int(block))] for block in done])
+    changed = []
+    with terminal.progress(len(order), "comparing inputs") as advance:
+        for block, batch in zip(done, read_batches(task.train, order, layout.block, workers(task)), strict=True):
+            if batch.digest() != int(digests[block]):
+                changed.append(block)
+            advance(layout.block)
+    return np.array(changed, dtype=np.int64)
+
+
+def _prepared(task: Task, choice: Choice, path: Path, seconds: float) -> Prepared:
+    with Store.open(path) as store:
+        spectrum, basis, facts, summary = store.array("spectrum"), store.array("basis"), store.facts, store.summary()
+    if summary is None:
+        summary = _summarise(path)
+    projection = None if basis is None else torch.from_numpy(basis).to(task.device)
+    mean = torch.from_numpy(summary[:-1]).to(task.device, torch.float32)
+    slope = mean if projection is None else projection @ mean
+    slope = slope + task.l2 * flatten([parameter.detach() for parameter in choice.network.parameters().values()])
+    return Prepared(
+        task=task,
+        choice=choice,
+        path=path,
+        spectrum=None if spectrum is None else torch.from_numpy(spectrum),
+        basis=projection,
+        smallest=float(facts.get("smallest", 0.0)),
+        trace=float(facts.get("trace", 0.0)),
+        gradient_norm=float(slope.norm()),
+        typical_norm=float(np.sqrt(summary[-1])),
+        seconds=seconds,
+    )
+
+
+def _summarise(path: Path) -> np.ndarray:
+    """Average the rows of a complete store, and their squared norms, in one verified scan; keep both in it.
+
+    Returns:
+        float64 [k + 1]: the mean coordinates, then the mean of ‖c‖².
+    """
+    with Store.open(path) as store:
+        total = np.zeros(store.layout.k + 1)
+        for _, rows in store.scan():
+            total[:-1] += rows.sum(axis=0, dtype=np.float64)
+            total[-1] += float(np.square(rows, dtype=np.float64).sum())
+        total /= max(1, int((store.column("state") == READ).sum()))
+    with Store.open(path, write=True) as store:
+        store.write_summary(total)
+    return total
+
+
+def _remark(prepared: Prepared, terminal: Terminal) -> None:
+    """Say what the complete store shows: skipped examples, accuracy near chance."""
+    task = prepared.task
+    with Store.open(prepared.path) as store:
+        state, outputs, labels = store.column("state"), store.column("outputs"), store.column("labels")
+    skipped = int((state == SKIPPED).sum())
+    if skipped:
+        terminal.warn(f"{skipped} unreadable training examples are left out of every ranking")
+    read = state == READ
+    if not read.any():
+        raise InfluenceError(f"{task.train.where}: no training example could be read")
+    if not_minimum(prepared.gradient_norm, prepared.typical_norm):
+        terminal.warn(
+            f"the checkpoint is not near a minimum: ‖∇R + l2·θ‖ = {prepared.gradient_norm:.3g} over the tracked "
+            f"parameters, a single gradient is {prepared.typical_norm:.3g}; train on, or check l2 and the transform"
+        )
+    accuracy = float((outputs[read].argmax(1) == labels[read]).mean())
+    if near_chance(accuracy, len(task.classes)):
+        terminal.warn(
+            f"training accuracy {accuracy:.1%} is near chance: is the transform, the class order or the checkpoint right?"
+        )

@@ -1,0 +1,161 @@
+"""Look at a few examples before the work starts: what would make every later number wrong is found here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.data import Batch, Split, raw_item, read_batches, to_input
+from influence_cli.errors import InfluenceError
+from influence_cli.layers import Network, make_network, track
+from influence_cli.task import Task, logits_of
+from influence_cli.user_code import describe
+
+EXAMPLES = 8
+# A flip with probability ½ escapes this many readings once in 128 times.
+READINGS = 8
+
+
+def probe(task: Task, patterns: Sequence[str], where: str) -> tuple[Network, Batch]:
+    """Check data, model and loss on a few training examples, and decide how example gradients are computed.
+
+    Args:
+        task: one checkpoint and its data.
+        patterns: ``gradients.layers``.
+        where: the config's line of them.
+
+    Returns:
+        The network with its tracked parameters, and the examples.
+
+    Raises:
+        InfluenceError: a random transform, outputs that are random or depend on the rest of the batch, probabilities
+            where logits are expected, a loss of the wrong shape or not finite.
+    """
+    check_repeatable(task.train)
+    if task.test is not None:
+        check_repeatable(task.test)
+    network = track(task.model, task.loss, patterns, where)
+    batch = _readable(task.train)
+    outputs = _check_outputs(task, network, batch)
+    _check_loss(task, outputs, batch)
+    if len(batch) < 2:
+        # vmap over one example shows as much as over two.
+        batch = Batch(batch.inputs.repeat_interleave(2, 0), batch.targets.repeat(2), np.repeat(batch.indices, 2))
+    return make_network(network, batch.inputs, batch.targets), batch
+
+
+def check_repeatable(split: Split) -> None:
+    """Refuse a split whose first item is not the same each time it is read."""
+    index = int(split.indices[0])
+    title = split.title(index)
+    try:
+        first = to_input(split, raw_item(split, index)[0], title)
+    except InfluenceError:
+        return  # unreadable or not an input: the pass over the data says so, by name
+    for _ in range(READINGS - 1):
+        again = to_input(split, raw_item(split, index)[0], title)
+        if again.shape != first.shape or not torch.equal(again, first):
+            raise InfluenceError(
+                f"{split.where}: the {split.name} transform is random: {title} read twice differs",
+                "give the transform of evaluation, without augmentation: a gradient belongs to one fixed input",
+            )
+
+
+def _readable(split: Split) -> Batch:
+    """Read the first few training examples that can be read."""
+    for start in range(0, len(split), EXAMPLES):
+        batch = next(read_batches(split, split.indices[start : start + EXAMPLES], EXAMPLES))
+        if len(batch):
+            return batch
+    raise InfluenceError(f"{split.where}: no training example can be read: {batch.unreadable[0][1]}")
+
+
+def _check_outputs(task: Task, network: Network, batch: Batch) -> Tensor:
+    inputs = batch.inputs.to(network.device())
+    where = f"model ({task.checkpoint.name})"
+    if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+        bad = int(batch.indices[int(torch.nonzero(~inputs.isfinite().flatten(1).all(1))[0])])
+        raise InfluenceError(f"{task.train.title(bad)} has NaN or infinite pixels", "mend it, or list it under exclude")
+    outputs = _forward(task, inputs)
+    if not torch.equal(outputs, _forward(task, inputs)):
+        raise InfluenceError(
+            f"{where}: the outputs are random in eval mode",
+            "dropout outside nn.Dropout? F.dropout needs training=self.training",
+        )
+    if not bool(outputs.isfinite().all()):
+        raise InfluenceError(f"{where}: the model gives NaN or infinity on the first training examples")
+    alone = torch.cat([_forward(task, x[None]) for x in inputs])
+    if not torch.allclose(outputs, alone, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()) + 1e-6):
+        raise InfluenceError(
+            f"{where}: an example's output depends on the rest of its batch",
+            "such a model has no gradient of a single example; BatchNorm without running statistics does this",
+        )
+    sums = outputs.sum(dim=1)
+    probabilities = bool(((outputs >= 0) & (outputs <= 1)).all()) and bool(((sums - 1).abs() < 1e-4).all())
+    if probabilities and task.loss_name == "cross_entropy" and outputs.shape[1] > 1:
+        raise InfluenceError(
+            f"{where}: the outputs are probabilities (in [0, 1], summing to 1), but cross_entropy takes logits",
+            "return the layer before the softmax; if it really was trained like this, "
+            "name the loss in a file of your own: loss: {factory: ./losses.py:mine}",
+        )
+    return outputs
+
+
+def _forward(task: Task, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        return logits_of(task.model(inputs))
+
+
+def _check_loss(task: Task, outputs: Tensor, batch: Batch) -> None:
+    targets = batch.targets.to(outputs.device)
+    try:
+        losses = task.loss(outputs, targets)
+    except Exception as error:
+        raise InfluenceError(
+            f"loss {task.loss_name} fails on outputs {list(outputs.shape)} and targets {list(targets.shape)}: "
+            f"{describe(error)}",
+            "a loss takes (outputs [batch, classes], targets [batch]) and returns [batch]",
+        ) from error
+    if not isinstance(losses, Tensor) or losses.shape != targets.shape:
+        shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        one = isinstance(losses, Tensor) and losses.numel() == 1
+        raise InfluenceError(
+            f"loss {task.loss_name} returns {'one number' if one else shape} for a batch of {len(targets)}",
+            "it must return one loss an example, [batch]: use reduction='none' (args: {reduction: none})",
+        )
+    check_finite(task.train, batch, losses)
+
+
+def check_finite(split: Split, batch: Batch, losses: Tensor, grads: Tensor | None = None) -> None:
+    """Stop at the first example whose loss or gradient is not finite, by name."""
+    good = losses.isfinite()
+    what = "loss"
+    if bool(good.all()) and grads is not None:
+        # A sum over the row is finite exactly where all of it is, short of an overflow that is an error as well.
+        good, what = grads.sum(dim=1).isfinite(), "gradient"
+    if not bool(good.all()):
+        index = int(batch.indices[int(torch.nonzero(~good.cpu())[0])])
+        raise InfluenceError(
+            f"the {what} of {split.title(index)} is NaN or infinite",
+            "look at that image and its label; list it under exclude to go on without it",
+        )
+
+
+def near_chance(accuracy: float, classes: int) -> bool:
+    """Say whether an accuracy is hardly above guessing (less than a tenth of the way to 1)."""
+    return (accuracy - 1 / classes) < 0.1 * (1 - 1 / classes)
+
+
+def not_minimum(gradient_norm: float, typical_norm: float, examples: int | None = None) -> bool:
+    """Say whether the mean gradient is too large for a minimum: above a tenth of a single example's.
+
+    Args:
+        gradient_norm: ‖∇R + l2·θ̂‖.
+        typical_norm: root mean square of ‖gᵢ‖.
+        examples: how many were sampled (their mean has a noise of its own), or None for all.
+    """
+    noise = 2 / np.sqrt(examples) if examples else 0.0
+    return gradient_norm > (0.1 + noise) * typical_norm > 0

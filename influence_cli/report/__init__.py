@@ -1,0 +1,1 @@
+"""Rows to text (formats) and pages (html): pure, without torch."""

@@ -1,0 +1,111 @@
+"""Which test examples: an index, a slice a:b, an image file, ``misclassified``, or a list on stdin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from influence_cli.data import Split
+from influence_cli.errors import InfluenceError
+from influence_cli.label_files import class_number
+
+FORMS = "TEST is an index, a slice a:b, an image file, misclassified, or - for a list on stdin"
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A test example, not read yet.
+
+    Attributes:
+        index: its position in the test set; None for a file.
+        file: an image file; None for a position.
+        label: the class to take for its label; None for a file without one.
+    """
+
+    index: int | None
+    file: Path | None
+    label: int | None
+
+
+def select(
+    words: Sequence[str],
+    split: Split | None,
+    classes: Sequence[str],
+    misclassified: Callable[[], np.ndarray],
+    lines: Iterable[str] = (),
+) -> list[Selected]:
+    """Resolve the TEST arguments, in the order given.
+
+    Args:
+        words: the arguments.
+        split: the test examples; None where the config has none.
+        classes: class names.
+        misclassified: gives the positions that the model gets wrong; called only where asked for.
+        lines: stdin, read only for ``-``: ``TEST`` or ``TEST<tab>LABEL`` a line.
+
+    Raises:
+        InfluenceError: a word of another form, an index out of range, a label that does not exist, nothing selected.
+    """
+    selected: list[Selected] = []
+    for word in words:
+        if word == "-":
+            for number, line in enumerate(lines, start=1):
+                text = line.rstrip("\r\n")
+                if not text.strip():
+                    continue
+                test, _, label_name = text.partition("\t")
+                where = f"stdin:{number}"
+                label = class_number(label_name, classes, where) if label_name else None
+                selected += _one(test, split, label, misclassified, f"{where}: ")
+        else:
+            selected += _one(word, split, None, misclassified, "")
+    if not selected:
+        raise InfluenceError(f"no test example is selected by {' '.join(words)}", FORMS)
+    return selected
+
+
+def _one(
+    word: str, split: Split | None, label: int | None, misclassified: Callable[[], np.ndarray], where: str
+) -> list[Selected]:
+    if word == "misclassified":
+        found = misclassified()
+        return [_position(_needed(split, word, where), int(index), label, where) for index in found]
+    if re.fullmatch(r"\d+", word, re.ASCII):
+        return [_position(_needed(split, word, where), int(word), label, where)]
+    match = re.fullmatch(r"(\d*):(\d*)", word, re.ASCII)
+    if match:
+        split = _needed(split, word, where)
+        length = len(split.source)
+        start, stop = int(match[1] or 0), int(match[2] or length)
+        if stop > length or start >= stop:
+            raise InfluenceError(f"{where}the slice {word} is empty or out of range; the test set has 0 to {length - 1}")
+        inside = split.indices[(split.indices >= start) & (split.indices < stop)]
+        return [_position(split, int(index), label, where) for index in inside]
+    path = Path(word)
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "is neither a file nor a position"
+        raise InfluenceError(f"{where}{word!r} {problem}", FORMS)
+    return [Selected(None, path, label)]
+
+
+def _needed(split: Split | None, word: str, where: str) -> Split:
+    if split is None:
+        raise InfluenceError(
+            f"{where}{word} means a test example, but the config has no test data set",
+            "add a section test: {dataset: …, args: {…}}, or give an image file",
+        )
+    return split
+
+
+def _position(split: Split, index: int, label: int | None, where: str) -> Selected:
+    length = len(split.source)
+    if index >= length:
+        raise InfluenceError(f"{where}there is no {split.name} example {index}; the {split.name} set has 0 to {length - 1}")
+    at = int(np.searchsorted(split.indices, index))
+    if at >= len(split) or split.indices[at] != index:
+        raise InfluenceError(f"{where}{split.title(index)} is excluded ({split.name}.exclude)")
+    return Selected(index, None, int(split.labels[index]) if label is None else label)

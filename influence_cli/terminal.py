@@ -1,0 +1,96 @@
+"""Everything that goes to stderr: progress, warnings, what was done, what to do next. Data never goes through here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+Advance = Callable[[int], None]
+
+
+class _Rate(ProgressColumn):
+    """Examples a second."""
+
+    def render(self, task: Task) -> Text:
+        """Write the rate of a task."""
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "–/s", style="dim")
+
+
+@dataclass
+class Terminal:
+    """Where a command speaks to the person who runs it.
+
+    Attributes:
+        quiet: only warnings and errors.
+        verbose: also details.
+        warnings: what was warned of, for the run file.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def console(self) -> Console:
+        """Give a console on the present stderr; NO_COLOR is Rich's to respect."""
+        return Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a line of what is done or found."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def detail(self, text: str) -> None:
+        """Print a line for ``-v``."""
+        if self.verbose and not self.quiet:
+            self.console.print(text, markup=False, style="dim")
+
+    def warn(self, text: str) -> None:
+        """Print a warning once: its cause and its remedy."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.console.print(Text.assemble(("warning: ", "yellow"), text))
+
+    @contextmanager
+    def progress(self, total: int, what: str) -> Iterator[Advance]:
+        """Show a bar with a rate and an ETA while the block runs; silent where stderr is not a terminal.
+
+        Yields:
+            A function that takes the number of newly finished examples.
+        """
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda _: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Rate())
+        with Progress(
+            *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True
+        ) as bars:
+            bar = bars.add_task(what, total=total)
+            yield lambda count: bars.advance(bar, count)
+
+    @contextmanager
+    def status(self, what: str) -> Iterator[None]:
+        """Show that something without a known length is going on."""
+        if self.quiet or not sys.stderr.isatty():
+            yield
+            return
+        with self.console.status(what):
+            yield
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people: ``8 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,174 @@
+"""Import and call what the config names: factories, datasets, losses. Nothing else here runs user code by name.
+
+A config is code: whatever it names is imported and called with the rights of the user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from influence_cli.errors import InfluenceError, did_you_mean
+
+
+def import_object(name: str, folder: Path, where: str) -> Any:
+    """Import a dotted name, or an object of a Python file.
+
+    Args:
+        name: ``package.module.Object`` or ``./file.py:object``; a file is relative to ``folder``.
+        folder: the config's folder; importable names are looked up there last.
+        where: ``influence.yaml:12``, the start of any error.
+
+    Returns:
+        The object.
+
+    Raises:
+        InfluenceError: no such file, module or object, or the import itself fails.
+    """
+    if ":" in name or name.endswith(".py"):
+        return _from_file(name, folder, where)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    parts = name.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise InfluenceError(
+            f"{where}: {name!r} is not a dotted name",
+            "write package.module.Name (torchvision.models.resnet18) or ./model.py:build",
+        )
+    for cut in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            # A module that exists but lacks one of its own imports is a different mistake.
+            if error.name is not None and not (module_name + ".").startswith(error.name + "."):
+                raise InfluenceError(f"{where}: importing {module_name} failed: {error}") from error
+            continue
+        except Exception as error:
+            raise InfluenceError(f"{where}: importing {module_name} failed: {describe(error)}") from error
+        for depth, part in enumerate(parts[cut:], start=cut):
+            if not hasattr(found, part):
+                at = ".".join(parts[:depth])
+                raise InfluenceError(f"{where}: {at} has no {part!r}", did_you_mean(part, _public(found)))
+            found = getattr(found, part)
+        return found
+    raise InfluenceError(
+        f"{where}: no module named {parts[0]!r}",
+        f"install it beside influence, or name a file of your own: ./{parts[0]}.py:{parts[-1]}",
+    )
+
+
+def _from_file(name: str, folder: Path, where: str) -> Any:
+    file_name, _, attribute = name.partition(":")
+    path = (folder / Path(file_name).expanduser()).resolve()
+    if not attribute:
+        raise InfluenceError(f"{where}: {name!r} names a file but nothing in it", f"write {file_name}:NAME")
+    if not path.is_file():
+        raise InfluenceError(f"{where}: there is no file {path}", "a path is relative to the folder of the YAML file")
+    module = _load_file(path, where)
+    if not hasattr(module, attribute):
+        raise InfluenceError(f"{where}: {file_name} has no {attribute!r}", did_you_mean(attribute, _public(module)))
+    return getattr(module, attribute)
+
+
+def _load_file(path: Path, where: str) -> ModuleType:
+    module_name = f"influence_user_{path.stem}_{abs(hash(str(path))):x}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise InfluenceError(f"{where}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Registered before it runs, so that what it defines can be pickled to loader workers.
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise InfluenceError(f"{where}: running {path} failed: {describe(error)}") from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(path.parent))
+    return module
+
+
+def call(callee: Callable[..., Any], args: Mapping[str, Any], folder: Path, name: str, where: Callable[..., str]) -> Any:
+    """Call a factory with the config's arguments, checked against its signature first.
+
+    Args:
+        callee: what ``import_object`` returned.
+        args: keyword arguments from the config.
+        folder: the config's folder, current while the factory runs, so that its relative paths work.
+        name: how the config calls it.
+        where: ``where()`` and ``where("args", key)`` give the line of the section and of an argument.
+
+    Raises:
+        InfluenceError: an argument that the callee does not take, one that is missing, or an exception inside it.
+    """
+    if not callable(callee):
+        raise InfluenceError(f"{where()}: {name} is a {type(callee).__name__}, which cannot be called")
+    try:
+        signature: inspect.Signature | None = inspect.signature(callee)
+    except (TypeError, ValueError):
+        signature = None
+    if signature is not None:
+        _check_arguments(signature, args, name, where)
+    try:
+        with contextlib.chdir(folder):
+            return callee(**args)
+    except InfluenceError:
+        raise
+    except Exception as error:
+        raise InfluenceError(
+            f"{where()}: {name} failed: {describe(error)}", "INFLUENCE_DEBUG=1 shows where inside it"
+        ) from error
+
+
+def accepts(callee: Callable[..., Any], argument: str) -> bool:
+    """Say whether a callable takes an argument of this name."""
+    try:
+        return argument in inspect.signature(callee).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _check_arguments(
+    signature: inspect.Signature, args: Mapping[str, Any], name: str, where: Callable[..., str]
+) -> None:
+    parameters = signature.parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        for key in args:
+            if key not in known:
+                raise InfluenceError(
+                    f"{where('args', key)}: {name} takes no argument {key!r}", did_you_mean(key, known)
+                )
+    for parameter in parameters:
+        needed = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if needed and parameter.name not in args:
+            raise InfluenceError(
+                f"{where()}: {name} needs the argument {parameter.name!r}", f"add it: args: {{{parameter.name}: …}}"
+            )
+
+
+def _public(holder: Any) -> list[str]:
+    return [word for word in dir(holder) if not word.startswith("_")]
+
+
+def describe(error: BaseException) -> str:
+    """Put an exception of somebody else's code in one line."""
+    text = " ".join(str(error).split())
+    if len(text) > 300:
+        text = text[:297] + "…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
