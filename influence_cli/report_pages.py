@@ -46,8 +46,16 @@ def rank_page(
                 heading=heading,
                 lead=None if test is None else _test_card(prepared, test),
                 rows=(
-                    Row("Most helpful", "removing one of these would raise the loss", _cards(prepared, facts, values, helpful, "helpful")),
-                    Row("Most harmful", "removing one of these would lower the loss", _cards(prepared, facts, values, harmful, "harmful")),
+                    Row(
+                        "Most helpful",
+                        "removing one of these would raise the loss",
+                        _cards(prepared, facts, values, helpful, "helpful"),
+                    ),
+                    Row(
+                        "Most harmful",
+                        "removing one of these would lower the loss",
+                        _cards(prepared, facts, values, harmful, "harmful"),
+                    ),
                 ),
             )
         )
@@ -134,7 +142,10 @@ def _class_table(result: Mislabels, classes: Sequence[str], count: int) -> Table
         common = max(set(others), key=others.count) if others else "–"
         rows.append((name, str(int((facts.labels == number).sum())), str(len(members)), common))
     return Table(
-        "Classes", ("class", "examples", "shown here", "most common suggestion"), tuple(rows), f"of the {len(shown)} shown"
+        "Classes",
+        ("class", "examples", "shown here", "most common suggestion"),
+        tuple(rows),
+        f"of the {len(shown)} shown",
     )
 
 
@@ -148,7 +159,9 @@ def _truth_table(session: Session) -> tuple[Table, ...]:
         for q in session.run["truth"]
     )
     columns = ("signal", "AP", "AUROC", *(f"{share:.0%} checked" for share in CHECKED))
-    return (Table("Measured against the truth", columns, rows, "share of the wrong labels found at each share checked"),)
+    return (
+        Table("Measured against the truth", columns, rows, "share of the wrong labels found at each share checked"),
+    )
 
 
 def _cards(

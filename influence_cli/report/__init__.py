@@ -1,1 +1,1 @@
-"""Rows to text (formats) and pages (html): pure, without torch."""
+"""Results to text and pages: rows in every format, and one offline HTML page. Pure: no torch, no data sets."""

@@ -1,203 +1,254 @@
-"""Rows to table, jsonl, json, csv or tsv, on stdout or in a file that appears only when complete."""
+"""Rows to text, one writer for every command: a table for people; jsonl, json, csv and tsv for pipelines.
+
+Each format is a generator of text from checked rows; `write_rows` is the only place that writes. All but the table
+stream: a row is on its way before the next one is computed.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
+import os
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain, islice
+from pathlib import Path, PurePath
+from types import SimpleNamespace
+from typing import TextIO
 
 from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.report.table import Row, Scalar, plain_table, terminal_table, word
 
 FORMATS = ("table", "jsonl", "json", "csv", "tsv")
-SUFFIXES = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".txt": "table"}
-TONES = {"helpful": "green", "harmful": "red"}
+SUFFIXES = {".txt": "table", ".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 
-Row = Mapping[str, object]
+_TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def choose_format(format: str | None, output: Path | None, terminal: bool) -> str:
-    """Choose by --format, else by the suffix of -o, else a table for a terminal and jsonl for a pipe.
+    """Decide how rows are written.
+
+    Args:
+        format: what ``--format`` names; it wins over the suffix.
+        output: the file of ``-o``, whose suffix decides next.
+        terminal: whether stdout is a terminal, which decides last.
+
+    Returns:
+        One of `FORMATS`.
 
     Raises:
-        InfluenceError: an unknown format or suffix.
+        InfluenceError: the format or the suffix is not known.
     """
     if format is not None:
         if format not in FORMATS:
-            raise InfluenceError(f"--format {format}: there is no such format", did_you_mean(format, FORMATS))
+            raise InfluenceError(f"unknown format {format!r}", did_you_mean(format, FORMATS))
         return format
-    if output is not None:
-        if output.suffix not in SUFFIXES:
-            raise InfluenceError(
-                f"-o {output}: the suffix {output.suffix!r} names no format", f"use {', '.join(SUFFIXES)}, or give --format"
-            )
-        return SUFFIXES[output.suffix]
-    return "table" if terminal else "jsonl"
-
-
-@contextmanager
-def open_output(output: Path | None) -> Iterator[TextIO]:
-    """Give stdout, or a file that is written under another name and renamed when all went well.
-
-    Raises:
-        InfluenceError: the file cannot be written.
-    """
     if output is None:
-        yield sys.stdout
-        return
-    part = output.with_name(output.name + ".part")
-    try:
-        if output.is_dir():
-            raise InfluenceError(f"{output} is a folder", "give a file")
-        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
-            yield stream
-        part.replace(output)
-    except FileNotFoundError as error:
-        raise InfluenceError(f"{output} cannot be written: there is no folder {output.parent}", "make it first") from error
-    except OSError as error:
-        raise InfluenceError(f"{output} cannot be written: {error.strerror or error}") from error
-    finally:
-        if part.parent.is_dir():
-            part.unlink(missing_ok=True)
+        return "table" if terminal else "jsonl"
+    suffix = output.suffix.lower()
+    if not suffix:
+        raise InfluenceError(
+            f"{output} has no suffix that tells the format",
+            f"add one of {', '.join(sorted(SUFFIXES))}, or choose with --format",
+        )
+    if suffix not in SUFFIXES:
+        raise InfluenceError(
+            f"{output}: no format goes with the suffix {suffix!r}",
+            f"{did_you_mean(suffix, SUFFIXES)}; or choose with --format",
+        )
+    return SUFFIXES[suffix]
 
 
-def write_rows(rows: Iterable[Row], columns: Sequence[str], format: str, stream: TextIO) -> int:
-    """Write rows in a format, one by one except for a table.
+def write_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], format: str, stream: TextIO) -> int:
+    """Write rows in one of the formats; all but ``table`` hold one row at a time.
 
     Args:
-        rows: a value a column; None is null, a float round-trips.
-        columns: their order.
-        format: one of ``FORMATS``.
-        stream: where to.
+        rows: mappings with at least the columns; values are strings, paths, numbers (Python or numpy), bools or None.
+        columns: which keys are written, in this order.
+        format: one of `FORMATS`.
+        stream: where to; ``table`` looks at whether it is a terminal.
 
     Returns:
         The number of rows.
 
     Raises:
-        InfluenceError: a number that is not finite.
+        InfluenceError: a number is not finite, or the stream cannot be written.
     """
-    writers: dict[str, Callable[[Iterable[list[Any]], Sequence[str], TextIO], int]] = {
-        "table": _write_table,
-        "jsonl": _write_jsonl,
-        "json": _write_json,
-        "csv": _write_csv,
-        "tsv": _write_tsv,
-    }
-    return writers[format](([_plain(row[name], name) for name in columns] for row in rows), columns, stream)
+    count = 0
+
+    def checked() -> Iterator[Row]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield {column: _scalar(row[column], column, count) for column in columns}
+
+    # The first row is made before anything is written: an error in it leaves no lone header on stdout.
+    waiting = checked()
+    scalars = chain(list(islice(waiting, 1)), waiting)
+    for text in _text(scalars, columns, format, stream):
+        try:
+            stream.write(text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _unwritable(getattr(stream, "name", "the output"), error) from error
+    return count
 
 
-def _plain(value: object, name: str) -> Any:
-    """Turn numpy scalars and paths into what json and csv know; refuse what no reader should ever get."""
-    if isinstance(value, Path):
+@contextmanager
+def open_output(output: Path | None) -> Iterator[TextIO]:
+    """Open stdout, or a file that appears under its name only when it is complete.
+
+    The file is written as ``FILE.part`` beside it, renamed at the end, and removed if the block fails. Devices and
+    named pipes are written in place. A link is kept: what it points to is replaced.
+
+    Args:
+        output: the file, or None for stdout.
+
+    Yields:
+        A UTF-8 text stream with ``\\n`` line ends; names that are not UTF-8 come out as their own bytes.
+
+    Raises:
+        InfluenceError: it cannot be written.
+    """
+    if output is None:
+        yield _stdout()
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _unwritable("stdout", error) from error
+        return
+    check_output(output)
+    in_place = output.exists() and not output.is_file()
+    target = Path(os.path.realpath(output))
+    part = output if in_place else target.with_name(target.name + ".part")
+    try:
+        stream = part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    try:
+        yield stream
+        try:
+            stream.close()
+            if not in_place:
+                part.replace(target)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _unwritable(output, error) from error
+    except BaseException:
+        with suppress(OSError):
+            stream.close()
+        if not in_place:
+            part.unlink(missing_ok=True)
+        raise
+
+
+def check_output(output: Path) -> None:
+    """Refuse a file that cannot be written; worth a call before long work, not only after it.
+
+    Args:
+        output: the file to be written.
+
+    Raises:
+        InfluenceError: it is a folder, its folder is missing, or one of the two is not writable.
+    """
+    folder = output.parent
+    try:
+        if output.is_dir():
+            raise InfluenceError(f"{output} is a folder", "name a file in it")
+        if output.exists() and not output.is_file():
+            return
+        if not folder.exists():
+            raise InfluenceError(
+                f"{output} cannot be written: there is no folder {folder}", f"mkdir -p {shlex.quote(str(folder))}"
+            )
+        if not folder.is_dir():
+            raise InfluenceError(f"{output} cannot be written: {folder} is a file, not a folder")
+        for path in (folder, output):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise InfluenceError(f"{output} cannot be written: no permission to write {path}")
+    except OSError as error:
+        raise _unwritable(output, error) from error
+
+
+def _stdout() -> TextIO:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        if sys.stdout.isatty():
+            # Its encoding is the terminal's; what that lacks is spelt out, never an exception.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        else:
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
+    return sys.stdout
+
+
+def _unwritable(output: object, error: OSError) -> InfluenceError:
+    return InfluenceError(f"{output} cannot be written: {error.strerror or error}")
+
+
+def _scalar(value: object, column: str, number: int) -> Scalar:
+    item = getattr(value, "item", None)
+    if callable(item):
+        value = item()  # a numpy scalar
+    if isinstance(value, PurePath):
         value = str(value)
-    elif hasattr(value, "item") and not isinstance(value, str):
-        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        raise InfluenceError(f"the column {name!r} holds {value}, which is never written")
-    return value
+        raise InfluenceError(
+            f"row {number}: {column} is {value}, and a number that is not finite is never written",
+            "influence check looks for losses and gradients that are not finite",
+        )
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"row {number}: {column} is a {type(value).__name__}, not a string, a number, a bool or None")
 
 
-def _write_jsonl(rows: Iterable[list[Any]], columns: Sequence[str], stream: TextIO) -> int:
-    count = 0
-    for count, row in enumerate(rows, start=1):
-        stream.write(_json(row, columns) + "\n")
-    return count
+def _text(rows: Iterable[Row], columns: Sequence[str], format: str, stream: TextIO) -> Iterator[str]:
+    if format == "jsonl":
+        return (_json(row) + "\n" for row in rows)
+    if format == "json":
+        return _json_array(rows)
+    if format == "csv":
+        return _csv(rows, columns)
+    if format == "tsv":
+        return _tsv(rows, columns)
+    if format == "table":
+        held = list(rows)
+        if not held:
+            return iter(["(no rows)\n"])
+        shown = [column for column in columns if any(row[column] is not None for row in held)]
+        return terminal_table(held, shown, stream) if stream.isatty() else iter([plain_table(held, shown)])
+    raise InfluenceError(f"unknown format {format!r}", did_you_mean(format, FORMATS))
 
 
-def _write_json(rows: Iterable[list[Any]], columns: Sequence[str], stream: TextIO) -> int:
-    count = 0
-    for count, row in enumerate(rows, start=1):
-        stream.write(("[\n" if count == 1 else ",\n") + _json(row, columns))
-    stream.write("\n]\n" if count else "[]\n")
-    return count
+def _json(row: Row) -> str:
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    # Only lone surrogates cannot be encoded, and Python spells them as JSON does: \udcff.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _json(row: list[Any], columns: Sequence[str]) -> str:
-    text = json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, allow_nan=False)
-    # A file name that is not UTF-8 stays readable for any JSON reader, as an escape.
-    return "".join(f"\\u{ord(letter):04x}" if 0xD800 <= ord(letter) <= 0xDFFF else letter for letter in text)
+def _json_array(rows: Iterable[Row]) -> Iterator[str]:
+    empty = True
+    for row in rows:
+        yield ("[\n" if empty else ",\n") + _json(row)
+        empty = False
+    yield "[]\n" if empty else "\n]\n"
 
 
-def _write_csv(rows: Iterable[list[Any]], columns: Sequence[str], stream: TextIO) -> int:
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    count = 0
-    for count, row in enumerate(rows, start=1):
-        writer.writerow([_cell(value) for value in row])
-    return count
+def _csv(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[str]:
+    # With \r\n as its line end, every Python quotes both a bare \r and a bare \n in a value; lines then end in \n.
+    writer = csv.writer(SimpleNamespace(write=lambda line: line[:-2] + "\n"), lineterminator="\r\n")
+    yield writer.writerow(columns)
+    for row in rows:
+        yield writer.writerow([word(value) for value in row.values()])
 
 
-def _write_tsv(rows: Iterable[list[Any]], columns: Sequence[str], stream: TextIO) -> int:
-    stream.write("\t".join(columns) + "\n")
-    count = 0
-    for count, row in enumerate(rows, start=1):
-        stream.write("\t".join(_escaped(_cell(value)) for value in row) + "\n")
-    return count
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = repr(value) if isinstance(value, float) else str(value)
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _escaped(text: str) -> str:
-    for letter, escape in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
-        text = text.replace(letter, escape)
-    return text
-
-
-def _write_table(rows: Iterable[list[Any]], columns: Sequence[str], stream: TextIO) -> int:
-    kept = list(rows)
-    shown = [i for i in range(len(columns)) if not kept or any(row[i] is not None for row in kept)]
-    cells = [[_readable(columns[i], row[i]) for i in shown] for row in kept]
-    numeric = [all(row[i] is None or isinstance(row[i], int | float) for row in kept) for i in shown]
-    names = [columns[i] for i in shown]
-    if stream.isatty():
-        _write_rich(names, cells, numeric, stream)
-    else:
-        _write_aligned(names, cells, numeric, stream)
-    return len(kept)
-
-
-def _readable(name: str, value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:+.4g}" if name == "influence" else f"{value:.4g}"
-    # Nothing in a file name may move the cursor.
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))
-
-
-def _write_aligned(names: list[str], cells: list[list[str]], numeric: list[bool], stream: TextIO) -> None:
-    lines = [names, *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    for line in lines:
-        parts = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ]
-        stream.write("  ".join(parts).rstrip() + "\n")
-
-
-def _write_rich(names: list[str], cells: list[list[str]], numeric: list[bool], stream: TextIO) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name, right in zip(names, numeric, strict=True):
-        path = name.endswith("path")
-        table.add_column(name, justify="right" if right else "left", overflow="fold" if path else "ellipsis", no_wrap=not path)
-    for row in cells:
-        tone = next((TONES[cell] for name, cell in zip(names, row, strict=True) if name == "effect" and cell in TONES), "")
-        table.add_row(*(Text(cell, style=tone if name in ("effect", "influence") else "") for name, cell in zip(names, row, strict=True)))
-    Console(file=stream, highlight=False).print(table)
+def _tsv(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[str]:
+    yield "\t".join(columns) + "\n"
+    for row in rows:
+        yield "\t".join(word(value).translate(_TSV_ESCAPES) for value in row.values()) + "\n"

@@ -1,36 +1,42 @@
-"""Pages to look at: one self-contained HTML file, no network, thumbnails only."""
+"""A result as one HTML file that opens offline: thumbnails inside, no library, no request, at most 5 MB."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 import jinja2
+import numpy as np
 from PIL import Image
 
 from influence_cli.errors import InfluenceError
 from influence_cli.report.formats import open_output
+from influence_cli.report.table import printable
 
 MAX_BYTES = 5_000_000
+SUFFIXES = (".html", ".htm")
+
 Tone = Literal["helpful", "harmful", "suspect", "plain"]
+
+_NUMBER = re.compile(r"[+−-]?(\d[\d,]*)?\.?\d+(e[+-]?\d+)?\s?%?", re.IGNORECASE)
+_MISSING = ("", "–", "-")
 
 
 @dataclass(frozen=True)
 class Card:
-    """An image with what is known of it.
+    """An image and what is known of it.
 
     Attributes:
-        image: a data URI, or None.
-        alt: the image in words.
-        title: the line under it.
+        image: a data URI, such as `thumbnail` gives; None where there is no image to show.
+        alt: the image in words, for those who do not see it.
+        title: the line under the image.
         facts: (name, value) pairs.
-        tone: how it is marked.
-        group: what the filter selects by, such as the label.
+        tone: what its colour, sign and word say.
+        group: what the label filter goes by, such as the class; empty to stay out of it.
     """
 
     image: str | None
@@ -43,7 +49,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Row:
-    """Cards side by side under a heading."""
+    """Cards of one kind, strongest first."""
 
     heading: str
     note: str
@@ -52,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the gallery: one image on top, rows below it."""
+    """A part of the gallery: one leading image, such as a test example, above rows of others."""
 
     heading: str
     lead: Card | None
@@ -61,17 +67,38 @@ class Section:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that the reader can sort."""
+    """A table that the reader can sort; columns of numbers are found by themselves."""
 
     heading: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
 
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Tell for each column whether all its values are numbers."""
+        values = [[row[number].strip() for row in self.rows] for number in range(len(self.columns))]
+        return tuple(
+            any(value not in _MISSING for value in column)
+            and all(value in _MISSING or _NUMBER.fullmatch(value) for value in column)
+            for column in values
+        )
+
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report, in reading order."""
+    """A whole report, in reading order.
+
+    Attributes:
+        title: the name of the page.
+        sentence: what was run on what.
+        meaning: what the numbers mean, a paragraph each.
+        tables: numbers before images.
+        sections: the gallery.
+        notes: what was left out.
+        command: what makes the page again.
+        config: the resolved config.
+    """
 
     title: str
     sentence: str
@@ -89,74 +116,128 @@ class Page:
 
 
 def thumbnail(image: Image.Image, size: int = 96) -> str:
-    """Make a data URI: a photo shrunk to ``size`` (JPEG), a smaller image enlarged by whole pixels (PNG).
+    """Make a small picture of an image, as the model's loader sees it: no EXIF rotation, transparency dropped.
 
     Args:
-        image: of any mode.
-        size: of the longer side.
+        image: of any mode; 16-bit, integer and float images are stretched from their darkest to their lightest value.
+        size: of the longer side in pixels; a smaller image is enlarged by a whole factor to at least this.
+
+    Returns:
+        A data URI: JPEG where the image was shrunk, else PNG.
     """
-    if image.mode.startswith("I") or image.mode == "F":
-        low, high = image.getextrema()
-        span = float(high) - float(low) or 1.0  # type: ignore[arg-type]
-        image = image.convert("F").point(lambda value: (value - float(low)) * (255.0 / span))  # type: ignore[arg-type]
-        image = image.convert("L")
-    elif image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
+    picture = _eight_bit(image)
+    # An ICC profile or a comment would travel into every thumbnail.
+    picture.info.clear()
+    longest = max(picture.size)
     buffer = io.BytesIO()
-    if max(image.size) > size:
-        image.thumbnail((size, size))
-        image.save(buffer, "JPEG", quality=85)
+    if longest > size:
+        picture.thumbnail((size, size), reducing_gap=3.0)
+        picture.save(buffer, "JPEG", quality=85)
         kind = "jpeg"
     else:
-        image.save(buffer, "PNG", optimize=True)
+        factor = -(-size // longest)
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+        picture.save(buffer, "PNG", optimize=True)
         kind = "png"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def render_page(page: Page) -> str:
-    """Fill the template; everything that comes from data is escaped."""
-    source = files("influence_cli.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(page=page)
+    """Fill the template; whatever comes from data is escaped.
+
+    Args:
+        page: what to show.
+
+    Returns:
+        A whole HTML document.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("influence_cli", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # A file name may hold what HTML cannot: control characters, bytes that are not UTF-8.
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
+    )
+    return environment.get_template("report.html.j2").render(page=page)
 
 
 def write_page(page: Page, path: Path) -> int:
-    """Write a page, at most 5 MB: the last images of each row are left out until it fits, and that is said.
+    """Write a page of at most 5 MB: where it is larger, the last images of the rows are left out, and it says so.
+
+    Args:
+        page: what to show.
+        path: a file that ends in .html; it appears when it is complete.
 
     Returns:
-        Its size in bytes.
+        The size in bytes.
 
     Raises:
-        InfluenceError: the file cannot be written, or its name does not end in .html.
+        InfluenceError: the file cannot be written, or its text alone is larger than 5 MB.
     """
-    if path.suffix not in (".html", ".htm"):
-        raise InfluenceError(f"--report {path}: the page is HTML", f"name it {path.with_suffix('.html').name}")
-    text = render_page(page)
-    dropped = 0
-    for lighter, left_out in _lighter(page):
-        if len(text.encode("utf-8", "replace")) <= MAX_BYTES:
-            break
-        dropped += left_out
-        text = render_page(replace(lighter, notes=(*page.notes, f"{dropped} images were left out to keep the page under 5 MB.")))
-    data = text.encode("utf-8", "replace").decode()
+    if path.suffix.lower() not in SUFFIXES:
+        raise InfluenceError(f"{path}: a page is HTML", f"name it {path.with_suffix('.html').name}")
+    text = _fitting(page, path)
     with open_output(path) as stream:
-        stream.write(data)
-    return len(data.encode())
+        stream.write(text)
+    return len(text.encode())
 
 
-def _lighter(page: Page) -> Iterator[tuple[Page, int]]:
-    """Give the page with fewer and fewer images: the last half of every row's, again and again."""
-    longest = max((len(row.cards) for section in page.sections for row in section.rows), default=0)
-    while longest > 0:
-        longest //= 2
-        count = 0
-        sections = []
-        for section in page.sections:
-            rows = []
-            for row in section.rows:
-                kept, bare = row.cards[:longest], row.cards[longest:]
-                count += sum(card.image is not None for card in bare)
-                rows.append(replace(row, cards=kept + tuple(replace(card, image=None) for card in bare)))
-            sections.append(replace(section, rows=tuple(rows)))
-        page = replace(page, sections=tuple(sections))
-        yield page, count
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Copy an image of any mode into mode L or RGB."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64)
+        known = values[np.isfinite(values)]
+        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+        values = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
+        return Image.fromarray((values * 255).round().astype(np.uint8))
+    if image.mode in ("1", "L", "LA", "La"):
+        return image.convert("LA").convert("L") if image.mode == "La" else image.convert("L")
+    if image.mode in ("P", "PA", "RGBa"):
+        # Straight to RGB, Pillow warns of a palette with transparency, and cannot do RGBa.
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _fitting(page: Page, path: Path) -> str:
+    """Render the page without as many images as it takes, the lowest places of all rows first."""
+    text = render_page(page)
+    # (place in its row, section, row): the first of a row is the last to go.
+    images = sorted(
+        (place, number, line)
+        for number, section in enumerate(page.sections)
+        for line, row in enumerate(section.rows)
+        for place, card in enumerate(row.cards)
+        if card.image is not None
+    )
+    dropped: set[tuple[int, int, int]] = set()
+    while (excess := len(text.encode()) - MAX_BYTES) > 0:
+        if not images:
+            raise InfluenceError(
+                f"{path}: the page would have {MAX_BYTES + excess:,} bytes without the images of its rows, "
+                f"the limit is {MAX_BYTES:,}",
+                "show less of it: a smaller --top, or fewer test examples",
+            )
+        while images and excess > 0:
+            place, number, line = images.pop()
+            excess -= len(page.sections[number].rows[line].cards[place].image or "")
+            dropped.add((place, number, line))
+        noun = "image was" if len(dropped) == 1 else "images were"
+        note = f"{len(dropped):,} {noun} left out to keep the page under 5 MB."
+        text = render_page(replace(_without(page, dropped), notes=(*page.notes, note)))
+    return text
+
+
+def _without(page: Page, dropped: set[tuple[int, int, int]]) -> Page:
+    sections = []
+    for number, section in enumerate(page.sections):
+        rows = []
+        for line, row in enumerate(section.rows):
+            cards = tuple(
+                replace(card, image=None) if (place, number, line) in dropped else card
+                for place, card in enumerate(row.cards)
+            )
+            rows.append(replace(row, cards=cards))
+        sections.append(replace(section, rows=tuple(rows)))
+    return replace(page, sections=tuple(sections))

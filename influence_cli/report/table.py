@@ -1,0 +1,227 @@
+"""Rows to a table for people: coloured and fitted on a terminal, plain and never cut anywhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import TextIO
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Scalar = str | int | float | bool | None
+Row = dict[str, Scalar]
+
+# What describes one example: on a terminal it is said once above its rows, which then fit 80 columns.
+TEST_COLUMNS = ("test", "test_path", "test_label", "test_predicted")
+TRAINING_COLUMNS = ("index", "path", "label", "predicted", "loss")
+EFFECT_STYLE = {"helpful": "green", "harmful": "red"}
+NULL = "–"
+# Rows of a terminal table that are laid out at a time.
+CHUNK = 500
+
+# What can move a cursor, break a line, turn the reading direction or is no character at all: controls, line and
+# paragraph separators, marks of direction, lone surrogates (bytes of a file name that are not UTF-8).
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Escape what can move a cursor, break a line or turn the reading direction.
+
+    Args:
+        text: any string, such as a file name with bytes that are not UTF-8.
+        keep: characters to leave as they are.
+
+    Returns:
+        The text with ``\\n``, ``\\x1b``, ``\\u202e`` and the like spelt out; a stray byte of a file name as ``\\xff``.
+    """
+
+    def spell(match: re.Match[str]) -> str:
+        letter = match.group()
+        if letter in keep:
+            return letter
+        if "\udc80" <= letter <= "\udcff":
+            return f"\\x{ord(letter) - 0xDC00:02x}"
+        return letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+    return _UNSAFE.sub(spell, text)
+
+
+def word(value: Scalar) -> str:
+    """Spell a value as every text format does: null is empty, floats round-trip."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _cell(value: Scalar, column: str) -> str:
+    if value is None:
+        return NULL
+    if isinstance(value, float):
+        if value == 0:
+            return "0"
+        return format(value, "+#.4g" if column == "influence" else "#.4g").rstrip(".")
+    return printable(word(value))
+
+
+def _is_numeric(rows: Sequence[Row], column: str) -> bool:
+    values = [row[column] for row in rows if row[column] is not None]
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def plain_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Align rows with spaces, as wide as they are.
+
+    Args:
+        rows: at least one, each with the columns.
+        columns: in this order, under their names.
+
+    Returns:
+        A heading and a line a row.
+    """
+    lines = [list(columns), *([_cell(row[column], column) for column in columns] for row in rows)]
+    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+    right = [_is_numeric(rows, column) for column in columns]
+
+    def align(cells: Sequence[str]) -> str:
+        padded = []
+        for cell, width, to_right in zip(cells, widths, right, strict=True):
+            space = " " * (width - cell_len(cell))
+            padded.append(space + cell if to_right else cell + space)
+        return "  ".join(padded).rstrip() + "\n"
+
+    return "".join(map(align, lines))
+
+
+def terminal_table(rows: Sequence[Row], columns: Sequence[str], stream: TextIO) -> Iterator[str]:
+    """Lay rows out for a terminal: fitted to its width, in colour unless NO_COLOR is set.
+
+    What all rows of one test example share is said once above them.
+
+    Args:
+        rows: at least one, each with the columns.
+        columns: in this order.
+        stream: the terminal; asked for its width and colours, not written to.
+
+    Yields:
+        Lines with the terminal's colour codes, some hundred rows at a time: Rich lays out 1,000 a second.
+    """
+    console = Console(file=stream, highlight=False)
+    blocks = _blocks(rows)
+    shared = [column for column in columns if column in blocks[0][0]]
+    body = [column for column in columns if column not in shared]
+    numeric = {column for column in body if _is_numeric(rows, column)}
+    gap, widths = _fit(rows, body, numeric, console.width)
+    room = console.width
+    # Too narrow even so: the terminal wraps the lines, and nothing is cut away.
+    console.width = max(room, sum(widths.values()) + gap * len(widths))
+    for number, (head, members) in enumerate(blocks):
+        with console.capture() as capture:
+            if number:
+                console.print()
+            if shared:
+                known = [column for column in shared if head[column] is not None]
+                console.print(_heading(head, known, room), soft_wrap=True)
+        yield capture.get()
+        for start in range(0, len(members), CHUNK):
+            table = _rich_table(members[start : start + CHUNK], body, numeric, gap, widths)
+            table.show_header = start == 0
+            with console.capture() as capture:
+                console.print(table)
+            yield capture.get()
+
+
+def _blocks(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
+    """Split rows into runs of one test example, or (``rank --train``) one training example, where runs are long."""
+    blocks: list[tuple[Row, list[Row]]] = []
+    for shared in (TEST_COLUMNS, TRAINING_COLUMNS, ()):
+
+        def head(row: Row, shared: tuple[str, ...] = shared) -> Row:
+            return {column: row[column] for column in shared if column in row}
+
+        blocks = [(key, list(members)) for key, members in groupby(rows, head)]
+        if 2 * len(blocks) <= len(rows):
+            break
+    return blocks
+
+
+def _fit(rows: Sequence[Row], columns: Sequence[str], numeric: set[str], room: int) -> tuple[int, dict[str, int]]:
+    """Find the gap and the widths that fit: first paths give way, then the gap, then names; numbers never."""
+    heading = {column: max(cell_len(part) for part in _spoken(column).split()) for column in columns}
+    natural = {
+        column: max(heading[column], *(cell_len(_cell(row[column], column)) for row in rows)) for column in columns
+    }
+    widths = natural
+    for gap, path, name in ((2, 16, None), (1, 16, None), (1, 8, 8)):
+        widths = dict(natural)
+        least = {}
+        for column in columns:
+            limit = path if _is_path(column) else None if column in numeric else name
+            least[column] = natural[column] if limit is None else min(natural[column], max(limit, heading[column]))
+        while sum(widths.values()) + gap * (len(columns) - 1) > room:
+            wide = [column for column in columns if widths[column] > least[column]]
+            if not wide:
+                break
+            widths[max(wide, key=widths.__getitem__)] -= 1
+        else:
+            return gap, widths
+    return 1, widths
+
+
+def _heading(head: Row, columns: Sequence[str], room: int) -> Text:
+    """Say in one line what the rows of a block share."""
+    cells = {column: _cell(head[column], column) for column in columns}
+    # A path needs no name beside it.
+    names = {column: "" if _is_path(column) else f"{_spoken(column)} " for column in columns}
+    excess = sum(cell_len(names[column] + cells[column]) + 3 for column in columns) - 3 - room
+    for column in columns:
+        if _is_path(column) and excess > 0:
+            cells[column] = _shorten(cells[column], max(16, cell_len(cells[column]) - excess))
+    return Text(" · ").join(Text.assemble((names[column], "dim"), (cells[column], "bold")) for column in columns)
+
+
+def _rich_table(
+    rows: Sequence[Row], columns: Sequence[str], numeric: set[str], gap: int, widths: Mapping[str, int]
+) -> Table:
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(
+            _spoken(column),
+            justify="right" if column in numeric else "left",
+            overflow="fold",
+            width=widths[column],
+            vertical="top",
+        )
+    for row in rows:
+        cells = []
+        for column in columns:
+            text = _cell(row[column], column)
+            if _is_path(column):
+                text = _shorten(text, widths[column])
+            style = EFFECT_STYLE.get(str(row.get("effect")), "") if column in ("effect", "influence") else ""
+            cells.append(Text(text, style="dim" if row[column] is None else style))
+        table.add_row(*cells)
+    return table
+
+
+def _spoken(column: str) -> str:
+    # A space lets a long heading wrap where an underscore would be cut.
+    return column.replace("_", " ")
+
+
+def _is_path(column: str) -> bool:
+    return column == "path" or column.endswith("_path")
+
+
+def _shorten(text: str, width: int) -> str:
+    """Cut the middle of a path: its end, the file name, says most."""
+    if cell_len(text) <= width:
+        return text
+    start = (width - 1) // 3
+    end = width - 1 - start
+    return f"{set_cell_size(text, start)}…{set_cell_size(text[::-1], end)[::-1]}"
