@@ -46,7 +46,9 @@ class _Measured:
     count: int
 
 
-def check_run(config: Config, *, full: bool = False, terminal: Terminal, skip_unreadable: bool = False) -> list[Finding]:
+def check_run(
+    config: Config, *, full: bool = False, terminal: Terminal, skip_unreadable: bool = False
+) -> list[Finding]:
     """Load model, checkpoint and data; measure accuracy, loss and gradient on a seeded sample; plan the store.
 
     Args:
@@ -77,7 +79,9 @@ def _data_findings(task: Task) -> list[Finding]:
         Finding("n", task.n, "the checkpoint was trained on"),
     ]
     counts = np.bincount(task.train.labels[task.train.indices], minlength=len(task.classes))
-    findings.append(Finding("smallest class", int(counts.min()), f"training examples of {task.classes[counts.argmin()]}"))
+    findings.append(
+        Finding("smallest class", int(counts.min()), f"training examples of {task.classes[counts.argmin()]}")
+    )
     if task.test is not None:
         findings.append(Finding("test examples", len(task.test), f"of {len(task.test.source)}"))
     return [*findings, Finding("device", str(task.device))]
@@ -128,7 +132,8 @@ def _task_findings(
     ]
     folder = path.parent
     if folder.is_dir() and not path.exists() and shutil.disk_usage(folder).free < need:
-        terminal.warn(f"{folder} has {human_bytes(shutil.disk_usage(folder).free)} free, the store needs up to {human_bytes(need)}")
+        free = human_bytes(shutil.disk_usage(folder).free)
+        terminal.warn(f"{folder} has {free} free, the store needs up to {human_bytes(need)}")
     return findings
 
 

@@ -27,7 +27,9 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Tensor]:
     """
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
-        raise InfluenceError(f"{where}: the checkpoint {path} {problem}", "a path is relative to the YAML file's folder")
+        raise InfluenceError(
+            f"{where}: the checkpoint {path} {problem}", "a path is relative to the YAML file's folder"
+        )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file

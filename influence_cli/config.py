@@ -73,7 +73,8 @@ class ModelConfig(_Section):
     factory: str
     args: dict[str, Any] = {}
     checkpoint: Annotated[
-        tuple[_Path, ...], BeforeValidator(lambda value: tuple(_listed(value)) if isinstance(value, str | list) else value)
+        tuple[_Path, ...],
+        BeforeValidator(lambda value: tuple(_listed(value)) if isinstance(value, str | list) else value),
     ] = Field(min_length=1)
 
 
@@ -106,7 +107,8 @@ class GradientsConfig(_Section):
 
     store: _Path = Path("influence.h5")
     layers: Annotated[
-        tuple[str, ...], BeforeValidator(lambda value: tuple(_listed(value)) if isinstance(value, str | list) else value)
+        tuple[str, ...],
+        BeforeValidator(lambda value: tuple(_listed(value)) if isinstance(value, str | list) else value),
     ] = Field(default=("*",), min_length=1)
     budget: Annotated[int, BeforeValidator(_bytes)] = Field(default=8_000_000_000, ge=1)
     store_dtype: Literal["float32", "float16"] = "float32"
@@ -181,7 +183,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if config.test is not None and config.test.n is not None:
         raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs to train")
     if config.test is not None and config.test.transform is None:
-        config = config.model_copy(update={"test": config.test.model_copy(update={"transform": config.train.transform})})
+        config = config.model_copy(
+            update={"test": config.test.model_copy(update={"transform": config.train.transform})}
+        )
     config._places.update(places)
     return config
 
@@ -196,11 +200,14 @@ def _shown(path: Path) -> str:
 def _read(path: Path, name: str) -> str:
     try:
         if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise InfluenceError(f"{name}: {path.stat().st_size:,} bytes; a config is a few kB", "is this the right file?")
+            raise InfluenceError(
+                f"{name}: {path.stat().st_size:,} bytes; a config is a few kB", "is this the right file?"
+            )
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InfluenceError(
-            f"there is no config {name}", "influence init writes a starter, influence demo a whole project; -c FILE names another"
+            f"there is no config {name}",
+            "influence init writes a starter, influence demo a whole project; -c FILE names another",
         ) from error
     except UnicodeDecodeError as error:
         raise InfluenceError(f"{name}: not a text file in UTF-8", "is this the right file?") from error
@@ -210,7 +217,12 @@ def _read(path: Path, name: str) -> str:
 
 def _anchor_paths(values: Any, folder: Path) -> None:
     """Make paths absolute: our own keys, and arguments whose name says that they are one."""
-    for section, keys in {"model": ("checkpoint",), "train": ("labels", "exclude"), "test": ("labels", "exclude"), "gradients": ("store",)}.items():
+    for section, keys in {
+        "model": ("checkpoint",),
+        "train": ("labels", "exclude"),
+        "test": ("labels", "exclude"),
+        "gradients": ("store",),
+    }.items():
         part = values.get(section)
         if not isinstance(part, dict):
             continue
@@ -248,7 +260,10 @@ def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> Non
         last = position == len(keys) - 1
         if isinstance(holder, list):
             if not key.isdigit() or int(key) >= len(holder):
-                raise InfluenceError(f"{where}: {'.'.join(map(str, path))} is a list of {len(holder)}", f"give a number below {len(holder)}")
+                raise InfluenceError(
+                    f"{where}: {'.'.join(map(str, path))} is a list of {len(holder)}",
+                    f"give a number below {len(holder)}",
+                )
             path.append(int(key))
         elif isinstance(holder, dict):
             path.append(key)
@@ -270,7 +285,14 @@ def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> Non
 
 
 def _is_path(keys: Sequence[str | int]) -> bool:
-    own = {("model", "checkpoint"), ("train", "labels"), ("train", "exclude"), ("test", "labels"), ("test", "exclude"), ("gradients", "store")}
+    own = {
+        ("model", "checkpoint"),
+        ("train", "labels"),
+        ("train", "exclude"),
+        ("test", "labels"),
+        ("test", "exclude"),
+        ("gradients", "store"),
+    }
     return tuple(keys[:2]) in own or (len(keys) == 3 and keys[1] == "args" and bool(PATH_NAME.search(str(keys[2]))))
 
 
@@ -290,7 +312,9 @@ def _first_mistake(error: ValidationError, values: Mapping[str, Any], places: Ma
     if kind == "extra_forbidden":
         parent = ".".join(map(str, keys[:-1]))
         inside = f" in {parent!r}" if parent else ""
-        return InfluenceError(f"{where}: unknown key {str(keys[-1])!r}{inside}", did_you_mean(str(keys[-1]), _known(keys[:-1])))
+        return InfluenceError(
+            f"{where}: unknown key {str(keys[-1])!r}{inside}", did_you_mean(str(keys[-1]), _known(keys[:-1]))
+        )
     if kind == "missing":
         return InfluenceError(f"{where}: {dotted} is missing", "influence init shows a whole config")
     if dotted == "curvature.damping":
@@ -305,7 +329,9 @@ def _expected(found: Any) -> str:
     if kind == "literal_error":
         return f"expected {context['expected']}"
     if kind in ("greater_than_equal", "less_than_equal"):
-        return f"expected a number {'≥' if kind == 'greater_than_equal' else '≤'} {context.get('ge', context.get('le'))}"
+        return (
+            f"expected a number {'≥' if kind == 'greater_than_equal' else '≤'} {context.get('ge', context.get('le'))}"
+        )
     if kind == "value_error":
         return str(context["error"])
     if kind == "string_pattern_mismatch":
@@ -334,7 +360,11 @@ def _keys(location: Sequence[str | int], values: Any) -> Keys:
     holder = values
     for position, part in enumerate(location):
         last = position == len(location) - 1
-        if isinstance(holder, dict) and (part in holder or last or part in ("model", "train")) and isinstance(part, str):
+        if (
+            isinstance(holder, dict)
+            and (part in holder or last or part in ("model", "train"))
+            and isinstance(part, str)
+        ):
             if part not in holder and not _names_a_field(keys, part):
                 continue
             keys.append(part)

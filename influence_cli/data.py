@@ -6,7 +6,6 @@ through the same transform.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,7 +197,9 @@ def refuse_unreadable(split: Split, batch: Batch) -> None:
     if batch.unreadable:
         index, reason = batch.unreadable[0]
         raise InfluenceError(
-            reason if reason.startswith(split.where) or split.title(index) in reason else f"{split.title(index)}: {reason}",
+            reason
+            if reason.startswith(split.where) or split.title(index) in reason
+            else f"{split.title(index)}: {reason}",
             "mend or remove it, list it under exclude, or pass --skip-unreadable to go on without it",
         )
 
@@ -209,7 +210,7 @@ def take(split: Split, indices: np.ndarray) -> Split:
 
 
 def raw_image(split: Split, index: int) -> Image.Image | None:
-    """Give the picture of an example for a report: the raw image, or the input scaled to 0…255; None if neither fits."""
+    """Give the picture of an example for a report; None where the data set yields nothing like one."""
     image, _ = raw_item(split, index)
     return as_picture(image)
 
@@ -240,7 +241,9 @@ def open_image(path: Path) -> Image.Image:
         InfluenceError: no such file, or not an image that can be decoded.
     """
     if not path.is_file():
-        raise InfluenceError(f"{path}: there is no such file", "TEST is an index, a slice a:b, an image file, misclassified or -")
+        raise InfluenceError(
+            f"{path}: there is no such file", "TEST is an index, a slice a:b, an image file, misclassified or -"
+        )
     try:
         with Image.open(path) as image:
             image.load()
@@ -281,9 +284,9 @@ def file_facts(split: Split) -> str | None:
         return None
     state = xxhash.xxh3_128()
     for index in split.indices:
-        path = split.paths[int(index)]
+        path = Path(split.paths[int(index)])
         try:
-            status = os.stat(path)
+            status = path.stat()
         except OSError as error:
             raise InfluenceError(f"{split.title(int(index))} cannot be read: {describe(error)}") from error
         state.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))

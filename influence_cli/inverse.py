@@ -21,7 +21,7 @@ from influence_cli.scores import effective_dimension, preconditioned, require_fi
 from influence_cli.solvers import SolveInfo, conjugate_gradients, lanczos, lissa
 from influence_cli.terminal import Terminal
 
-CG_TOLERANCE = 1e-6
+CG_TOLERANCE = 1e-5
 LISSA_TOLERANCE = 1e-3
 LISSA_BATCH = 256
 
@@ -47,7 +47,9 @@ class Inverse:
     solves: list[SolveInfo] = field(default_factory=list)
 
 
-def make_inverse(prepared: Prepared, given: float | str, terminal: Terminal, *, skip_unreadable: bool = False) -> Inverse:
+def make_inverse(
+    prepared: Prepared, given: float | str, terminal: Terminal, *, skip_unreadable: bool = False
+) -> Inverse:
     """Choose λ by the one rule, print it in absolute units, and give the inverse.
 
     Args:

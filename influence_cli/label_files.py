@@ -129,7 +129,7 @@ def _read(path: Path, where: str) -> np.ndarray | dict[str, list[str]]:
         raise InfluenceError(f"{where}: there is no file {path}")
     if path.suffix == ".npy":
         try:
-            return np.load(path, allow_pickle=False).reshape(-1)
+            return np.asarray(np.load(path, allow_pickle=False)).reshape(-1)
         except (OSError, ValueError, EOFError) as error:
             raise InfluenceError(f"{where}: {path} is not a readable .npy file: {describe(error)}") from error
     if path.suffix != ".csv":
@@ -165,7 +165,9 @@ def _whole_numbers(values: np.ndarray | Sequence[str], path: Path, where: str) -
         floats = array.astype(np.float64)
         whole = floats.astype(np.int64)
     except (ValueError, OverflowError) as error:
-        raise InfluenceError(f"{where}: {path} holds something that is not a whole number: {describe(error)}") from error
+        raise InfluenceError(
+            f"{where}: {path} holds something that is not a whole number: {describe(error)}"
+        ) from error
     if not np.array_equal(floats, whole):
         raise InfluenceError(f"{where}: {path} holds numbers that are not whole")
     return whole

@@ -36,7 +36,9 @@ def matrix_writer(path: Path | None, indices: np.ndarray) -> Iterator[Callable[[
         with h5py.File(part, "w") as file:
             file["train"] = indices
             columns = len(indices)
-            scores = file.create_dataset("influence", (0, columns), "float32", maxshape=(None, columns), chunks=(1, columns))
+            scores = file.create_dataset(
+                "influence", (0, columns), "float32", maxshape=(None, columns), chunks=(1, columns)
+            )
             tests = file.create_dataset("test", (0,), "int64", maxshape=(None,))
             targets = file.create_dataset("target", (0,), "int64", maxshape=(None,))
 

@@ -68,7 +68,7 @@ def percentile_rank(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if np.isnan(values).any():
         raise InfluenceError("a percentile of NaN is asked for")
-    return (_midranks(values) - 1) / (len(values) - 1) if len(values) > 1 else np.full(len(values), 0.5)
+    return np.asarray((_midranks(values) - 1) / (len(values) - 1)) if len(values) > 1 else np.full(len(values), 0.5)
 
 
 def _steps(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,9 +88,9 @@ def _steps(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _midranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse])
+    return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
-    return array - array.mean()
+    return np.asarray(array - array.mean())

@@ -16,10 +16,11 @@ import torch
 from influence_cli.config import Config
 from influence_cli.data import read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
+from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
 from influence_cli.layers import example_gradients, micro_batch
 from influence_cli.metrics import auroc, average_precision, percentile_rank, share_found
-from influence_cli.precompute import Prepared, workers
+from influence_cli.precompute import Prepared
 from influence_cli.probe import check_finite
 from influence_cli.rank import TrainingFacts, describe_run, make_inverses, mean_outputs, training_facts
 from influence_cli.scores import require_finite, self_influence
@@ -141,7 +142,8 @@ def qualities(result: Mislabels, wrong: np.ndarray) -> list[Quality]:
     truth = wrong[result.facts.indices[rows]]
     if not truth.any() or truth.all():
         raise InfluenceError(
-            f"--truth says that {int(truth.sum())} of {len(truth)} labels are wrong", "it needs both right and wrong ones"
+            f"--truth says that {int(truth.sum())} of {len(truth)} labels are wrong",
+            "it needs both right and wrong ones",
         )
     table = [
         Quality(
@@ -160,9 +162,10 @@ def _stored_self_influence(stores: Sequence[Prepared], inverses: Sequence[Invers
     total = np.zeros(len(stores[0].task.train))
     for prepared, inverse in zip(stores, inverses, strict=True):
         task = prepared.task
-        with terminal.progress(len(total), f"scanning {prepared.path.name}") as advance, Store.open(
-            prepared.path
-        ) as store:
+        with (
+            terminal.progress(len(total), f"scanning {prepared.path.name}") as advance,
+            Store.open(prepared.path) as store,
+        ):
             for where, block in store.scan():
                 rows = torch.from_numpy(block).to(task.device)
                 total[where] += self_influence(rows, _on(prepared, rows), inverse.shift, task.n).cpu().numpy()

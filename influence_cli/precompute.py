@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,18 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from influence_cli.audit import changed_blocks, check_code
 from influence_cli.config import Config
 from influence_cli.curvature.choice import Choice, choose_curvature
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
-from influence_cli.data import Batch, read_batches, refuse_unreadable
-from influence_cli.errors import InfluenceError, Stopped
+from influence_cli.data import Batch
+from influence_cli.errors import InfluenceError
 from influence_cli.estimate import estimate
+from influence_cli.fill import fill_blocks, training_batches
 from influence_cli.fingerprint import compare, fingerprint
-from influence_cli.layers import example_gradients, flatten, micro_batch
-from influence_cli.probe import check_finite, near_chance, not_minimum, probe
-from influence_cli.store import READ, SKIPPED, Layout, Rows, Store, check_space, create, human_bytes
+from influence_cli.layers import flatten
+from influence_cli.probe import near_chance, not_minimum, probe
+from influence_cli.store import READ, SKIPPED, Layout, Store, check_space, create, human_bytes
 from influence_cli.task import Task, load_tasks
-from influence_cli.terminal import Advance, Terminal, duration
+from influence_cli.terminal import Terminal, duration
 
 # Directions left out of an explicit basis carry less than this share of the summed self-influence.
 DROPPED_SHARE = 1e-7
@@ -96,7 +97,9 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
         shown = ", ".join(network.left_out[:6]) + (", …" if len(network.left_out) > 6 else "")
         terminal.say(f"parameters left out ({len(network.left_out)}): {shown}")
     if not network.vectorised:
-        terminal.say(f"example gradients one by one (slower): torch.func cannot go through the model: {network.obstacle}")
+        terminal.say(
+            f"example gradients one by one (slower): torch.func cannot go through the model: {network.obstacle}"
+        )
     return choice, batch
 
 
@@ -144,9 +147,9 @@ def prepare(
         compare(store.fingerprint, wanted, str(path))
         missing = np.flatnonzero(~store.done())
         bad = store.damaged() if fsck or repair else np.empty(0, dtype=np.int64)
-        _check_code(task, choice, store)
+        check_code(task, choice, store)
     if fsck:
-        bad = np.union1d(bad, _changed_blocks(task, path, terminal))
+        bad = np.union1d(bad, changed_blocks(task, path, terminal))
     if len(bad) and not repair:
         raise InfluenceError(
             f"{path}: {len(bad)} damaged blocks: {', '.join(map(str, bad[:8]))}",
@@ -158,7 +161,7 @@ def prepare(
             store.clear(bad)
     todo = np.union1d(missing, bad)
     if len(todo):
-        _fill(task, choice, path, todo, terminal, skip_unreadable)
+        fill_blocks(task, choice, path, todo, terminal, skip_unreadable)
     prepared = _prepared(task, choice, path, time.perf_counter() - started)
     _remark(prepared, terminal)
     return prepared
@@ -218,9 +221,7 @@ def _make(
 def _compute_basis(task: Task, choice: Choice, terminal: Terminal, skip: bool) -> tuple[Tensor, Tensor]:
     what = f"{'GGN' if choice.matrix == 'ggn' else 'Hessian'} {choice.network.size:,} × {choice.network.size:,}"
     with terminal.progress(len(task.train), what) as advance:
-        matrix = curvature_matrix(
-            choice.network, _training_batches(task, skip), choice.matrix, choice.output, advance
-        )
+        matrix = curvature_matrix(choice.network, training_batches(task, skip), choice.matrix, choice.output, advance)
     if not bool(matrix.isfinite().all()):
         raise InfluenceError("the curvature has entries that are not finite", "look for examples with extreme outputs")
     with terminal.status(f"eigenvectors of the {what} matrix"):
@@ -241,131 +242,6 @@ def _enough(spectrum: Tensor, shift: float) -> int:
     total = float(parts.sum())
     tail = parts.flip(0).cumsum(0).flip(0)
     return max(1, int((tail > DROPPED_SHARE * total).sum()))
-
-
-def _training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]:
-    for batch in read_batches(task.train, task.train.indices, size, workers(task)):
-        if not skip:
-            refuse_unreadable(task.train, batch)
-        if len(batch):
-            yield batch
-
-
-def workers(task: Task) -> int:
-    """Choose loader processes: none on a CPU, which they would take from the model; a few beside a GPU."""
-    import os
-
-    return min(4, os.cpu_count() or 1) if task.device.type == "cuda" else 0
-
-
-def _fill(task: Task, choice: Choice, path: Path, todo: np.ndarray, terminal: Terminal, skip: bool) -> None:
-    """Compute blocks in order; each is complete on disk before the next is begun."""
-    indices = task.train.indices
-    with Store.open(path, write=True) as store:
-        layout = store.layout
-        basis = store.array("basis")
-        projection = None if basis is None else torch.from_numpy(basis).to(task.device)
-        order = np.concatenate([indices[layout.rows(int(block))] for block in todo])
-        finished = 0
-        skipped: list[tuple[int, str]] = []
-        started = time.perf_counter()
-        try:
-            with terminal.progress(len(order), f"gradients of {path.name}") as advance:
-                for block, batch in zip(
-                    todo, read_batches(task.train, order, layout.block, workers(task)), strict=True
-                ):
-                    if not skip:
-                        refuse_unreadable(task.train, batch)
-                    skipped += batch.unreadable
-                    rows = block_rows(task, choice, batch, projection, indices[layout.rows(int(block))], advance)
-                    store.write(int(block), rows)
-                    finished += 1
-        except KeyboardInterrupt:
-            kept = int(store.done().sum())
-            raise Stopped(
-                f"{path}: {kept} of {layout.blocks} blocks are done and kept; run the same command to go on"
-            ) from None
-    for index, reason in skipped:
-        terminal.warn(f"skipped {task.train.title(index)}: {reason}")
-    spent = time.perf_counter() - started
-    terminal.say(
-        f"wrote {finished} of {layout.blocks} blocks of {path} ({human_bytes(path.stat().st_size)}) in {duration(spent)}"
-    )
-
-
-def block_rows(
-    task: Task, choice: Choice, batch: Batch, projection: Tensor | None, indices: np.ndarray, advance: Advance
-) -> Rows:
-    """Compute the rows of one block.
-
-    Args:
-        task: model and data.
-        choice: the tracked parameters.
-        batch: the readable examples of the block.
-        projection: basis P [p, k], or None to keep raw gradients.
-        indices: all positions of the block, unreadable ones included (their rows are zero).
-        advance: told of finished examples.
-    """
-    network = choice.network
-    step = micro_batch(network, max(1, len(batch)))
-    width = network.size if projection is None else projection.shape[1]
-    coordinates = np.zeros((len(indices), width), dtype=np.float32)
-    losses = np.zeros(len(indices), dtype=np.float32)
-    outputs = np.zeros((len(indices), len(task.classes)), dtype=np.float32)
-    place = np.searchsorted(indices, batch.indices)
-    for start in range(0, len(batch), step):
-        part = slice(start, start + step)
-        grads, part_losses, part_outputs = example_gradients(network, batch.inputs[part], batch.targets[part])
-        piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
-        check_finite(task.train, piece, part_losses, grads)
-        at = place[part]
-        coordinates[at] = (grads if projection is None else grads @ projection).float().cpu().numpy()
-        losses[at] = part_losses.float().cpu().numpy()
-        outputs[at] = part_outputs.float().cpu().numpy()
-        advance(len(at))
-    state = np.full(len(indices), SKIPPED, dtype=np.uint8)
-    state[place] = READ
-    return Rows(coordinates, losses, outputs, state, batch.digest())
-
-
-def _check_code(task: Task, choice: Choice, store: Store) -> None:
-    """Recompute a few stored outputs: model code that changed since gives itself away (no hash of a file can)."""
-    done = np.flatnonzero(store.done())
-    if not len(done):
-        return
-    rows = np.arange(store.layout.n)[store.layout.rows(int(done[0]))]
-    rows = rows[store.column("state")[rows] == READ][:4]
-    if not len(rows):
-        return
-    batch = next(read_batches(task.train, store.column("indices")[rows], len(rows)))
-    if len(batch) != len(rows):
-        return
-    _, losses, outputs = example_gradients(choice.network, batch.inputs, batch.targets)
-    for name, now in (("outputs", outputs), ("losses", losses)):
-        then = torch.from_numpy(store.column(name)[rows])
-        if not torch.allclose(now.float().cpu(), then, rtol=1e-2, atol=1e-3 * float(then.abs().max()) + 1e-6):
-            raise InfluenceError(
-                f"{store.path} belongs to another model: the {name} of training example {batch.indices[0]} have "
-                "changed since it was made, with the same weights",
-                "was the model's or the loss's code edited? influence gradients --overwrite makes the store anew",
-            )
-
-
-def _changed_blocks(task: Task, path: Path, terminal: Terminal) -> np.ndarray:
-    """Read every example again and list the blocks whose inputs are not what the store was made of."""
-    with Store.open(path) as store:
-        layout, digests = store.layout, store.digests()
-        done = np.flatnonzero(store.done())
-    if not len(done):
-        return np.empty(0, dtype=np.int64)
-    order = np.concatenate([task.train.indices[layout.rows(int(block))] for block in done])
-    changed = []
-    with terminal.progress(len(order), "comparing inputs") as advance:
-        for block, batch in zip(done, read_batches(task.train, order, layout.block, workers(task)), strict=True):
-            if batch.digest() != int(digests[block]):
-                changed.append(block)
-            advance(layout.block)
-    return np.array(changed, dtype=np.int64)
 
 
 def _prepared(task: Task, choice: Choice, path: Path, seconds: float) -> Prepared:
@@ -427,5 +303,6 @@ def _remark(prepared: Prepared, terminal: Terminal) -> None:
     accuracy = float((outputs[read].argmax(1) == labels[read]).mean())
     if near_chance(accuracy, len(task.classes)):
         terminal.warn(
-            f"training accuracy {accuracy:.1%} is near chance: is the transform, the class order or the checkpoint right?"
+            f"training accuracy {accuracy:.1%} is near chance: is the transform, the class order or the "
+            "checkpoint right?"
         )

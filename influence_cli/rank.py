@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,12 @@ from torch import Tensor
 from influence_cli.config import Config
 from influence_cli.data import Batch, Split, file_input, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
+from influence_cli.fill import workers
 from influence_cli.inverse import Inverse, make_inverse
 from influence_cli.label_files import class_number
 from influence_cli.layers import evaluate, example_gradients, micro_batch
 from influence_cli.metrics import pearson
-from influence_cli.precompute import Prepared, workers
+from influence_cli.precompute import Prepared
 from influence_cli.probe import check_finite
 from influence_cli.scores import influence, require_finite
 from influence_cli.selection import Selected
@@ -73,7 +75,7 @@ class TrainingFacts:
     losses: np.ndarray
     read: np.ndarray
 
-    @property
+    @cached_property
     def predicted(self) -> np.ndarray:
         """Give the model's class of each example."""
         return np.asarray(self.probabilities.argmax(axis=1))
@@ -343,9 +345,10 @@ def _scores(
         # Plain gradient similarity rides along in the same scan, for the first few.
         plain = own[:COMPARED] if inverse.damping is not None and "identity_correlation" not in run else None
         similarity = np.zeros((0 if plain is None else len(plain), total.shape[1]), dtype=np.float32)
-        with terminal.progress(total.shape[1], f"scanning {prepared.path.name}") as advance, Store.open(
-            prepared.path
-        ) as store:
+        with (
+            terminal.progress(total.shape[1], f"scanning {prepared.path.name}") as advance,
+            Store.open(prepared.path) as store,
+        ):
             read = store.column("state") == READ
             for where, block in store.scan():
                 rows = torch.from_numpy(block).to(own)
@@ -361,7 +364,9 @@ def _scores(
     return total
 
 
-def describe_run(stores: Sequence[Prepared], inverses: Sequence[Inverse], run: dict[str, Any], terminal: Terminal) -> None:
+def describe_run(
+    stores: Sequence[Prepared], inverses: Sequence[Inverse], run: dict[str, Any], terminal: Terminal
+) -> None:
     """Gather what belongs to the run, and say where curvature plays no part."""
     run["stores"] = [
         {

@@ -82,7 +82,9 @@ def _one(
         length = len(split.source)
         start, stop = int(match[1] or 0), int(match[2] or length)
         if stop > length or start >= stop:
-            raise InfluenceError(f"{where}the slice {word} is empty or out of range; the test set has 0 to {length - 1}")
+            raise InfluenceError(
+                f"{where}the slice {word} is empty or out of range; the test set has 0 to {length - 1}"
+            )
         inside = split.indices[(split.indices >= start) & (split.indices < stop)]
         return [_position(split, int(index), label, where) for index in inside]
     path = Path(word)
@@ -104,7 +106,9 @@ def _needed(split: Split | None, word: str, where: str) -> Split:
 def _position(split: Split, index: int, label: int | None, where: str) -> Selected:
     length = len(split.source)
     if index >= length:
-        raise InfluenceError(f"{where}there is no {split.name} example {index}; the {split.name} set has 0 to {length - 1}")
+        raise InfluenceError(
+            f"{where}there is no {split.name} example {index}; the {split.name} set has 0 to {length - 1}"
+        )
     at = int(np.searchsorted(split.indices, index))
     if at >= len(split) or split.indices[at] != index:
         raise InfluenceError(f"{where}{split.title(index)} is excluded ({split.name}.exclude)")

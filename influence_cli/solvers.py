@@ -44,7 +44,7 @@ def conjugate_gradients(
     product: Product,
     v: Tensor,
     *,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-5,
     max_iterations: int = 1000,
     on_iteration: Callable[[int, float], None] | None = None,
 ) -> tuple[Tensor, SolveInfo]:
@@ -69,8 +69,10 @@ def conjugate_gradients(
     x, r = torch.zeros_like(b), b.clone()
     d, rr = r.clone(), (b * b).sum(dim=1)
     iterations = 0
-    while iterations < max_iterations and bool((rr.sqrt() > tolerance * norms).any()):
-        active = rr.sqrt() > 0.1 * tolerance * norms
+    # With float32 products the true residual stays above the recurrence's: aim at a tenth of what is asked.
+    aim = 0.1 * tolerance * norms
+    while iterations < max_iterations and bool((rr.sqrt() > aim).any()):
+        active = rr.sqrt() > 0.1 * aim
         image = product(d.to(v.dtype)).double()
         iterations += 1
         bend = (d * image).sum(dim=1)
@@ -93,8 +95,7 @@ def conjugate_gradients(
             on_iteration(iterations, float((rr.sqrt() / norms).max()))
     residual = float(((b - product(x.to(v.dtype)).double()).norm(dim=1) / norms).max())
     solution = _finite(x.to(v.dtype), "conjugate gradients")
-    # The recurrence may end a hair above what a float32 product can show: 3× is the same solution.
-    return solution, SolveInfo("cg", iterations, residual, tolerance, residual <= 3 * tolerance)
+    return solution, SolveInfo("cg", iterations, residual, tolerance, residual <= tolerance)
 
 
 def lissa(
@@ -179,7 +180,9 @@ def power_iteration(product: Product, size: int, *, like: Tensor, iterations: in
     return value
 
 
-def lanczos(product: Product, size: int, *, like: Tensor, iterations: int = 30, seed: int = 0) -> tuple[float, float, float]:
+def lanczos(
+    product: Product, size: int, *, like: Tensor, iterations: int = 30, seed: int = 0
+) -> tuple[float, float, float]:
     """Measure the ends of a symmetric matrix's spectrum and its mean (Lanczos 1950; Hutchinson 1990).
 
     The start is a random vector of ±1, so the first Rayleigh quotient is an unbiased estimate of the mean eigenvalue.
@@ -213,5 +216,7 @@ def lanczos(product: Product, size: int, *, like: Tensor, iterations: int = 30, 
 
 def _finite(x: Tensor, name: str) -> Tensor:
     if not bool(x.isfinite().all()):
-        raise InfluenceError(f"{name} gave a number that is not finite", "use a larger damping, or curvature.method: explicit")
+        raise InfluenceError(
+            f"{name} gave a number that is not finite", "use a larger damping, or curvature.method: explicit"
+        )
     return x

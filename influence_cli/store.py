@@ -114,7 +114,9 @@ class Store:
         except FileNotFoundError as error:
             raise InfluenceError(f"there is no store {path}", "influence gradients makes it") from error
         except BlockingIOError as error:
-            raise InfluenceError(f"{path} is in use by another process", "wait until that command has finished") from error
+            raise InfluenceError(
+                f"{path} is in use by another process", "wait until that command has finished"
+            ) from error
         except OSError as error:
             raise InfluenceError(
                 f"{path} is not a readable HDF5 file, or it is cut short",
@@ -332,7 +334,7 @@ def _checksum(block: int, columns: Mapping[str, np.ndarray], digest: int) -> int
 
 def _read_into(raw: Any, part: np.ndarray) -> int:
     """Fill an array from a file; a single read call moves at most 2 GB."""
-    view, filled = memoryview(part).cast("B"), 0
+    view, filled = memoryview(part.data).cast("B"), 0
     while filled < len(view):
         count = raw.readinto(view[filled:])
         if not count:
@@ -375,7 +377,9 @@ def _lay_out(
     indices: np.ndarray,
     arrays: Mapping[str, np.ndarray],
 ) -> None:
-    header = json.dumps({"layout": asdict(layout), "fingerprint": dict(fingerprint), "facts": dict(facts)}, sort_keys=True)
+    header = json.dumps(
+        {"layout": asdict(layout), "fingerprint": dict(fingerprint), "facts": dict(facts)}, sort_keys=True
+    )
     file.attrs["format"] = FORMAT
     file.attrs["version"] = VERSION
     file.create_dataset("header", data=np.frombuffer(header.encode(), dtype=np.uint8))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from influence_cli.checkpoint import load_weights, read_checkpoint
 from influence_cli.config import Config, DataConfig
-from influence_cli.data import Split, raw_item
+from influence_cli.data import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.label_files import read_indices, read_labels
 from influence_cli.user_code import accepts, call, describe, import_object
@@ -91,7 +91,9 @@ def load_tasks(config: Config) -> list[Task]:
                 f"{config.where('train', 'n')}: train.n is {n}, but the data set has {len(train)} examples in use",
                 "n is the size of the set that the checkpoint was trained on; leave it out if that is all of this one",
             )
-        tasks.append(Task(model, loss, loss_name, train, test, classes, config.l2, n, path, device, convex, config.seed))
+        tasks.append(
+            Task(model, loss, loss_name, train, test, classes, config.l2, n, path, device, convex, config.seed)
+        )
     return tasks
 
 
@@ -150,7 +152,7 @@ def _load_loss(config: Config) -> tuple[Loss, bool]:
         if args:
             raise InfluenceError(
                 f"{where('args')}: loss cross_entropy takes no args",
-                "for label smoothing: {factory: torch.nn.CrossEntropyLoss, args: {label_smoothing: 0.1, reduction: none}}",
+                "for smoothing: {factory: torch.nn.CrossEntropyLoss, args: {label_smoothing: 0.1, reduction: none}}",
             )
         return partial(nn.functional.cross_entropy, reduction="none"), True
     if "." not in name and ":" not in name:
@@ -178,7 +180,7 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
     source = call(factory, section.args, config.folder, section.dataset, where)
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
         raise InfluenceError(
-            f"{where()}: {section.dataset} returned a {type(source).__name__}, which has no length or no items by number",
+            f"{where()}: {section.dataset} returned a {type(source).__name__}, without a length or items by number",
             "a map-style data set is needed: __len__ and __getitem__",
         )
     if len(source) == 0:
@@ -258,9 +260,7 @@ def _item_label(split: Split, index: int) -> int:
         ) from error
 
 
-def _build_transform(
-    config: Config, name: str, section: DataConfig, factory: Any
-) -> Callable[[Any], Any] | None:
+def _build_transform(config: Config, name: str, section: DataConfig, factory: Any) -> Callable[[Any], Any] | None:
     if section.transform is None:
         return None
     from torchvision.transforms import InterpolationMode, v2
@@ -271,7 +271,9 @@ def _build_transform(
         made = getattr(v2, step.name, None)
         if not isinstance(made, type):
             known = [word for word in dir(v2) if isinstance(getattr(v2, word), type)]
-            raise InfluenceError(f"{at}: torchvision.transforms.v2 has no {step.name!r}", did_you_mean(step.name, known))
+            raise InfluenceError(
+                f"{at}: torchvision.transforms.v2 has no {step.name!r}", did_you_mean(step.name, known)
+            )
         if step.name.startswith("Random"):
             raise InfluenceError(
                 f"{at}: {step.name} is random: an example would have another gradient each time it is read",
@@ -292,7 +294,9 @@ def _build_transform(
 def _dtype(name: str, where: str) -> torch.dtype:
     found = getattr(torch, name.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype):
-        raise InfluenceError(f"{where}: there is no dtype {name!r}", did_you_mean(name, ["float32", "float64", "uint8"]))
+        raise InfluenceError(
+            f"{where}: there is no dtype {name!r}", did_you_mean(name, ["float32", "float64", "uint8"])
+        )
     return found
 
 
@@ -311,8 +315,6 @@ def _check_mapping(train: Split, test: Split) -> None:
 
 def _count_outputs(model: nn.Module, train: Split, device: torch.device, config: Config) -> int:
     """Run one example through the model: does the input fit, and how many outputs are there?"""
-    from influence_cli.data import to_input
-
     for index in train.indices[:8]:
         try:
             image, _ = raw_item(train, int(index))
@@ -332,7 +334,7 @@ def _count_outputs(model: nn.Module, train: Split, device: torch.device, config:
             ) from error
         if outputs.ndim != 2:
             raise InfluenceError(
-                f"{config.where('model', 'factory')}: the model returns the shape {list(outputs.shape)} for one example",
+                f"{config.where('model', 'factory')}: the model returns {list(outputs.shape)} for one example",
                 "a classifier returns [batch, classes]",
             )
         return int(outputs.shape[1])

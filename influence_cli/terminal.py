@@ -69,7 +69,12 @@ class Terminal:
             return
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Rate())
         with Progress(
-            *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console, transient=True
+            *columns,
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
         ) as bars:
             bar = bars.add_task(what, total=total)
             yield lambda count: bars.advance(bar, count)

@@ -100,7 +100,9 @@ def _load_file(path: Path, where: str) -> ModuleType:
     return module
 
 
-def call(callee: Callable[..., Any], args: Mapping[str, Any], folder: Path, name: str, where: Callable[..., str]) -> Any:
+def call(
+    callee: Callable[..., Any], args: Mapping[str, Any], folder: Path, name: str, where: Callable[..., str]
+) -> Any:
     """Call a factory with the config's arguments, checked against its signature first.
 
     Args:

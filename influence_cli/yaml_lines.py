@@ -34,16 +34,22 @@ class Document:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (as PyYAML declares it)
 
 
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.0123456789"),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
     ("null", r"~|null|Null|NULL|", "~nN\0"),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, ""] if _tag == "null" else list(_first))
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, ""] if _tag == "null" else list(_first)
+    )
 
 
 def read_yaml(text: str, name: str) -> Document:
@@ -60,7 +66,9 @@ def read_yaml(text: str, name: str) -> Document:
     if node is None:
         raise InfluenceError(f"{name}: the file is empty", "influence init writes a starter")
     if not isinstance(node, yaml.MappingNode):
-        raise InfluenceError(f"{name}:{_line(node)}: a mapping of keys is expected at the top", "influence init writes a starter")
+        raise InfluenceError(
+            f"{name}:{_line(node)}: a mapping of keys is expected at the top", "influence init writes a starter"
+        )
     document = Document({})
     document.values.update(_construct(node, (), document.lines, name))
     return document
@@ -96,13 +104,15 @@ def scalar(text: str, name: str) -> Any:
 def _refuse_anchors(text: str, name: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
+        where = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise InfluenceError(f"{name}:{event.start_mark.line + 1}: anchors and aliases are not supported", "write the values out")
-        if getattr(event, "tag", None) not in (None, "!"):
-            raise InfluenceError(f"{name}:{event.start_mark.line + 1}: the tag {event.tag} is not supported", "write a plain value")
+            raise InfluenceError(f"{where}: anchors and aliases are not supported", "write the values out")
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!"):
+            raise InfluenceError(f"{where}: the tag {tag} is not supported", "write a plain value")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
-            raise InfluenceError(f"{name}:{event.start_mark.line + 1}: nested too deeply")
+            raise InfluenceError(f"{where}: nested too deeply")
 
 
 def _line(node: yaml.Node) -> int:
@@ -119,7 +129,9 @@ def _construct(node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -
             key = str(key_node.value)
             if key in result:
                 first = lines[(*keys, key)]
-                raise InfluenceError(f"{name}:{_line(key_node)}: duplicate key {key!r} (first on line {first})", "remove one of them")
+                raise InfluenceError(
+                    f"{name}:{_line(key_node)}: duplicate key {key!r} (first on line {first})", "remove one of them"
+                )
             lines[(*keys, key)] = _line(key_node)
             result[key] = _construct(value_node, (*keys, key), lines, name)
         return result
@@ -138,7 +150,14 @@ def _scalar(node: yaml.Node, name: str) -> Any:
         if kind == "int":
             return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
         if kind == "float":
-            number = float(text.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".nan", "nan").replace(".NaN", "nan").replace(".NAN", "nan"))
+            number = float(
+                text.replace(".inf", "inf")
+                .replace(".Inf", "inf")
+                .replace(".INF", "inf")
+                .replace(".nan", "nan")
+                .replace(".NaN", "nan")
+                .replace(".NAN", "nan")
+            )
             if number != number or number in (float("inf"), float("-inf")):
                 raise InfluenceError(f"{name}:{_line(node)}: {text} is not a finite number")
             return number

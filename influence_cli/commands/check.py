@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, Output, Quiet, Set, SkipUnreadable, Verbose
+from influence_cli.commands.options import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    Format,
+    Output,
+    Quiet,
+    Set,
+    SkipUnreadable,
+    Verbose,
+)
 
 
 def command(

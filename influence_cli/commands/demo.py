@@ -13,7 +13,9 @@ from influence_cli.commands.options import Quiet
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A new folder for the project.")] = Path("influence-demo"),
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A new folder for the project.")] = Path(
+        "influence-demo"
+    ),
     quiet: Quiet = False,
 ) -> None:
     """Write a small real project with wrong labels, train its model, and run every command on it; offline.

@@ -14,7 +14,8 @@ def command(
     set_: Set = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make the store anew.")] = False,
     fsck: Annotated[
-        bool, typer.Option("--fsck", help="Verify every checksum, and every example against what the store was made of.")
+        bool,
+        typer.Option("--fsck", help="Verify every checksum, and every example against what the store was made of."),
     ] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Compute damaged blocks again.")] = False,
     skip_unreadable: SkipUnreadable = False,

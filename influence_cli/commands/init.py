@@ -31,7 +31,9 @@ def command(
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise InfluenceError(f"{path} exists already", "edit it, or choose another folder: influence init DIR") from error
+        raise InfluenceError(
+            f"{path} exists already", "edit it, or choose another folder: influence init DIR"
+        ) from error
     except OSError as error:
         raise InfluenceError(f"{path} cannot be written: {describe(error)}") from error
     Terminal().say(f"wrote {path}; next: name your model, checkpoint and data in it, then: influence check")

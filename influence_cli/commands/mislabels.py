@@ -99,8 +99,8 @@ def command(
     classes = stores[0].task.classes
     emit(session, mislabel_rows(result, split, classes, count), COLUMNS, format, output)
     if report is not None:
-        from influence_cli.report_pages import mislabels_page
         from influence_cli.report.html import write_page
+        from influence_cli.report_pages import mislabels_page
 
         page = mislabels_page(session, stores, result, split, min(count, 200), signal)
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
@@ -114,9 +114,7 @@ def command(
         raise typer.Exit(1)
 
 
-def mislabel_rows(
-    result: Mislabels, split: Split, classes: tuple[str, ...], count: int
-) -> Iterator[dict[str, object]]:
+def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], count: int) -> Iterator[dict[str, object]]:
     """Give the rows of the ranking, most suspicious first."""
     facts = result.facts
     for number, row in enumerate(result.order[:count], start=1):

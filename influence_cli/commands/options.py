@@ -18,16 +18,26 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and er
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on stderr.")]
 Format = Annotated[
     str | None,
-    typer.Option("--format", metavar="FORMAT", help="table, jsonl, json, csv or tsv. Default: table on a terminal, else jsonl."),
+    typer.Option(
+        "--format", metavar="FORMAT", help="table, jsonl, json, csv or tsv. Default: table on a terminal, else jsonl."
+    ),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="FILE", help="Write the rows to FILE (its suffix sets the format) and the run's facts to FILE.run.json."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="Write the rows to FILE (its suffix sets the format) and the run's facts to FILE.run.json.",
+    ),
 ]
 Report = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE.html", help="Also write a page with the images, readable offline.")
+    Path | None,
+    typer.Option("--report", metavar="FILE.html", help="Also write a page with the images, readable offline."),
 ]
-Top = Annotated[int, typer.Option("--top", min=1, metavar="K", help="Rows to show (for rank: an effect and test example).")]
+Top = Annotated[
+    int, typer.Option("--top", min=1, metavar="K", help="Rows to show (for rank: an effect and test example).")
+]
 All = Annotated[bool, typer.Option("--all", help="All rows instead of the top.")]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Go on without examples that cannot be read, and list them.")

@@ -54,12 +54,21 @@ def command(
     set_: Set = None,
     target: Annotated[
         str,
-        typer.Option("--target", metavar="label|predicted|NAME", help="Whose loss is explained: the label's, the predicted class's, or a class's."),
+        typer.Option(
+            "--target",
+            metavar="label|predicted|NAME",
+            help="Whose loss is explained: the label's, the predicted class's, or a class's.",
+        ),
     ] = "label",
     aggregate: Annotated[bool, typer.Option("--aggregate", help="Explain the mean loss of all TESTs.")] = False,
     train: Annotated[
         int | None,
-        typer.Option("--train", min=0, metavar="I", help="The other way round: the test examples that training example I helps and hurts."),
+        typer.Option(
+            "--train",
+            min=0,
+            metavar="I",
+            help="The other way round: the test examples that training example I helps and hurts.",
+        ),
     ] = None,
     matrix: Annotated[
         Path | None, typer.Option("--matrix", metavar="FILE.h5", help="Also write all of influence[t, i].")
@@ -139,9 +148,7 @@ def _rank(
     from influence_cli.selection import select
 
     tasks = [prepared.task for prepared in stores]
-    selected = select(
-        tests, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), sys.stdin
-    )
+    selected = select(tests, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), sys.stdin)
     facts = training_facts(stores)
     groups = rank_training(
         stores,

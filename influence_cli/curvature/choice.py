@@ -80,6 +80,8 @@ def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor,
             f"for rank: -s curvature.method=cg -s 'gradients.layers={owner}'; "
             "for gradient similarity, without a unit: -s curvature.method=identity",
         )
+    if size == network.size:
+        return Choice("explicit", matrix, network, output_layer(network, inputs))
     reduced = restrict(network, kept)
     note = (
         f"curvature auto: explicit {matrix.upper() if matrix == 'ggn' else 'Hessian'} over the last layers that fit, "

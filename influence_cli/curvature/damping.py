@@ -64,6 +64,6 @@ def check_poles(smallest: float, shift: float) -> None:
     """
     if smallest + shift <= 0:
         raise InfluenceError(
-            f"the curvature is singular or indefinite: −min Λ = {-smallest:.3g}, and l2 + λ = {shift:.3g} is not above it",
+            f"the curvature is singular or indefinite: −min Λ = {-smallest:.3g}, l2 + λ = {shift:.3g} is not above it",
             f"set curvature.damping above {max(-smallest, 0.0):.3g}, or leave it at auto",
         )

@@ -88,9 +88,7 @@ def _write_images(
 def _write_truth(folder: Path, paths: list[Path], labels: np.ndarray, given: np.ndarray, moved: np.ndarray) -> None:
     # ImageFolder counts through class folders by name, then through file names.
     order = {path: index for index, path in enumerate(sorted(paths, key=lambda path: (path.parent.name, path.name)))}
-    rows = sorted(
-        (order[paths[i]], str(paths[i]), CLASSES[given[i]], CLASSES[labels[i]]) for i in moved
-    )
+    rows = sorted((order[paths[i]], str(paths[i]), CLASSES[given[i]], CLASSES[labels[i]]) for i in moved)
     with (folder / "truth.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("index", "path", "label", "true_label"))

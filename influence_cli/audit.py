@@ -1,0 +1,57 @@
+"""Does a store still describe this model and this data? What no hash of weights and labels can tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from influence_cli.curvature.choice import Choice
+from influence_cli.data import read_batches
+from influence_cli.errors import InfluenceError
+from influence_cli.fill import workers
+from influence_cli.layers import example_gradients
+from influence_cli.store import READ, Store
+from influence_cli.task import Task
+from influence_cli.terminal import Terminal
+
+
+def check_code(task: Task, choice: Choice, store: Store) -> None:
+    """Recompute a few stored outputs: model code that changed since gives itself away (no hash of a file can)."""
+    done = np.flatnonzero(store.done())
+    if not len(done):
+        return
+    rows = np.arange(store.layout.n)[store.layout.rows(int(done[0]))]
+    rows = rows[store.column("state")[rows] == READ][:4]
+    if not len(rows):
+        return
+    batch = next(read_batches(task.train, store.column("indices")[rows], len(rows)))
+    if len(batch) != len(rows):
+        return
+    _, losses, outputs = example_gradients(choice.network, batch.inputs, batch.targets)
+    for name, now in (("outputs", outputs), ("losses", losses)):
+        then = torch.from_numpy(store.column(name)[rows])
+        if not torch.allclose(now.float().cpu(), then, rtol=1e-2, atol=1e-3 * float(then.abs().max()) + 1e-6):
+            raise InfluenceError(
+                f"{store.path} belongs to another model: the {name} of training example {batch.indices[0]} have "
+                "changed since it was made, with the same weights",
+                "was the model's or the loss's code edited? influence gradients --overwrite makes the store anew",
+            )
+
+
+def changed_blocks(task: Task, path: Path, terminal: Terminal) -> np.ndarray:
+    """Read every example again and list the blocks whose inputs are not what the store was made of."""
+    with Store.open(path) as store:
+        layout, digests = store.layout, store.digests()
+        done = np.flatnonzero(store.done())
+    if not len(done):
+        return np.empty(0, dtype=np.int64)
+    order = np.concatenate([task.train.indices[layout.rows(int(block))] for block in done])
+    changed = []
+    with terminal.progress(len(order), "comparing inputs") as advance:
+        for block, batch in zip(done, read_batches(task.train, order, layout.block, workers(task)), strict=True):
+            if batch.digest() != int(digests[block]):
+                changed.append(block)
+            advance(layout.block)
+    return np.array(changed, dtype=np.int64)

@@ -1,0 +1,116 @@
+"""Compute the missing blocks of a store, in order; each is complete on disk before the next is begun."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.curvature.choice import Choice
+from influence_cli.data import Batch, read_batches, refuse_unreadable
+from influence_cli.errors import Stopped
+from influence_cli.layers import example_gradients, micro_batch
+from influence_cli.probe import check_finite
+from influence_cli.store import READ, SKIPPED, Rows, Store, human_bytes
+from influence_cli.task import Task
+from influence_cli.terminal import Advance, Terminal, duration
+
+
+def fill_blocks(task: Task, choice: Choice, path: Path, todo: np.ndarray, terminal: Terminal, skip: bool) -> None:
+    """Compute blocks and write them, rows first, flag after.
+
+    Args:
+        task: model and data.
+        choice: the tracked parameters.
+        path: the store.
+        todo: block numbers, rising.
+        terminal: progress; skipped examples are listed there.
+        skip: go on without examples that cannot be read (their rows are zero and marked).
+
+    Raises:
+        InfluenceError: an example cannot be read or has no finite loss or gradient; the disk is full.
+        Stopped: Ctrl-C; the blocks before it are kept.
+    """
+    indices = task.train.indices
+    with Store.open(path, write=True) as store:
+        layout = store.layout
+        basis = store.array("basis")
+        projection = None if basis is None else torch.from_numpy(basis).to(task.device)
+        order = np.concatenate([indices[layout.rows(int(block))] for block in todo])
+        finished = 0
+        skipped: list[tuple[int, str]] = []
+        started = time.perf_counter()
+        try:
+            with terminal.progress(len(order), f"gradients of {path.name}") as advance:
+                for block, batch in zip(
+                    todo, read_batches(task.train, order, layout.block, workers(task)), strict=True
+                ):
+                    if not skip:
+                        refuse_unreadable(task.train, batch)
+                    skipped += batch.unreadable
+                    rows = block_rows(task, choice, batch, projection, indices[layout.rows(int(block))], advance)
+                    store.write(int(block), rows)
+                    finished += 1
+        except KeyboardInterrupt:
+            kept = int(store.done().sum())
+            raise Stopped(
+                f"{path}: {kept} of {layout.blocks} blocks are done and kept; run the same command to go on"
+            ) from None
+    for index, reason in skipped:
+        terminal.warn(f"skipped {task.train.title(index)}: {reason}")
+    size, spent = human_bytes(path.stat().st_size), duration(time.perf_counter() - started)
+    terminal.say(f"wrote {finished} of {layout.blocks} blocks of {path} ({size}) in {spent}")
+
+
+def block_rows(
+    task: Task, choice: Choice, batch: Batch, projection: Tensor | None, indices: np.ndarray, advance: Advance
+) -> Rows:
+    """Compute the rows of one block.
+
+    Args:
+        task: model and data.
+        choice: the tracked parameters.
+        batch: the readable examples of the block.
+        projection: basis P [p, k], or None to keep raw gradients.
+        indices: all positions of the block, unreadable ones included (their rows are zero).
+        advance: told of finished examples.
+    """
+    network = choice.network
+    step = micro_batch(network, max(1, len(batch)))
+    width = network.size if projection is None else projection.shape[1]
+    coordinates = np.zeros((len(indices), width), dtype=np.float32)
+    losses = np.zeros(len(indices), dtype=np.float32)
+    outputs = np.zeros((len(indices), len(task.classes)), dtype=np.float32)
+    place = np.searchsorted(indices, batch.indices)
+    for start in range(0, len(batch), step):
+        part = slice(start, start + step)
+        grads, part_losses, part_outputs = example_gradients(network, batch.inputs[part], batch.targets[part])
+        piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
+        check_finite(task.train, piece, part_losses, grads)
+        at = place[part]
+        coordinates[at] = (grads if projection is None else grads @ projection).float().cpu().numpy()
+        losses[at] = part_losses.float().cpu().numpy()
+        outputs[at] = part_outputs.float().cpu().numpy()
+        advance(len(at))
+    state = np.full(len(indices), SKIPPED, dtype=np.uint8)
+    state[place] = READ
+    return Rows(coordinates, losses, outputs, state, batch.digest())
+
+
+def training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]:
+    """Read the training examples once, for the curvature."""
+    for batch in read_batches(task.train, task.train.indices, size, workers(task)):
+        if not skip:
+            refuse_unreadable(task.train, batch)
+        if len(batch):
+            yield batch
+
+
+def workers(task: Task) -> int:
+    """Choose loader processes: none on a CPU, which they would take from the model; a few beside a GPU."""
+    return min(4, os.cpu_count() or 1) if task.device.type == "cuda" else 0
