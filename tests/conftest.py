@@ -1,0 +1,179 @@
+"""What several tests share: real data where it is there, a small real project, and the command line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+CONFIG = """
+model:
+  factory: ./model.py:build
+  checkpoint: model.pt
+l2: 0.01
+train:
+  dataset: torchvision.datasets.ImageFolder
+  args: {root: train}
+  transform: [{Grayscale: {num_output_channels: 1}}, ToImage, {ToDtype: {dtype: float32, scale: true}}]
+test:
+  dataset: torchvision.datasets.ImageFolder
+  args: {root: test}
+gradients: {block: 64}
+"""
+MODEL = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(49, 10))
+"""
+
+
+def shared(name: str) -> Path:
+    """Name a real data set, or skip with a reason."""
+    path = SHARED / name
+    if not path.is_dir():
+        pytest.skip(f"the data set {name} is not at {SHARED}")
+    return path
+
+
+def run_influence(
+    *words: str | Path, cwd: Path, stdin: str | None = None, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a user would, and check its exit code."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "influence_cli", *map(str, words)],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@dataclass
+class Ended:
+    """How a command ended in this process."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def influence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command in this process: ``influence("rank", 3, cwd=folder, code=2)``."""
+    from influence_cli.cli import app
+
+    def run(*words: object, cwd: Path, code: int = 0, stdin: str = "") -> Ended:
+        import io
+
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        monkeypatch.delenv("INFLUENCE_CONFIG", raising=False)
+        capsys.readouterr()
+        try:
+            app([str(word) for word in words])
+            ended = 0
+        except SystemExit as exit_:
+            ended = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        assert ended == code, f"{words} ended with {ended}\n{captured.out[-2000:]}\n{captured.err}"
+        assert "Traceback" not in captured.err
+        return Ended(ended, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of 320 + 80 real images and a softmax regression trained to its minimum; do not change it."""
+    return make_project(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the project that a test may change."""
+    return Path(shutil.copytree(trained, tmp_path / "project"))
+
+
+def make_project(folder: Path, train: int = 320, test: int = 80) -> Path:
+    """Write images of the demo as an ImageFolder, and train a softmax regression on 7×7 means to its minimum."""
+    from influence_cli.demo.project import CLASSES, TRAIN, read_images
+
+    images, labels = read_images()
+    for part, start, count in (("train", 0, train), ("test", TRAIN, test)):
+        for name in CLASSES:
+            (folder / part / name).mkdir(parents=True)
+        for position in range(start, start + count):
+            path = folder / part / CLASSES[labels[position]] / f"{position:05d}.png"
+            Image.fromarray(images[position]).save(path)
+    (folder / "influence.yaml").write_text(CONFIG)
+    (folder / "model.py").write_text(MODEL)
+    save_minimum(folder)
+    return folder
+
+
+def save_minimum(folder: Path, l2: float = 0.01, labels: np.ndarray | None = None) -> None:
+    """Train the softmax regression of a project in float64 until the gradient is zero to rounding, and save it."""
+    from torchvision.datasets import ImageFolder
+
+    data = ImageFolder(folder / "train")
+    x = torch.stack([torch.tensor(np.array(image.convert("L"))).double() / 255 for image, _ in data])
+    x = nn.functional.avg_pool2d(x[:, None], 4).flatten(1)
+    y = torch.tensor(data.targets if labels is None else labels)
+    model = nn.Linear(49, 10, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.zero_()
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=2000, tolerance_grad=1e-11, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        penalty = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
+        loss = nn.functional.cross_entropy(model(x), y) + l2 / 2 * penalty
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    state = {"2.weight": model.weight.detach().float(), "2.bias": model.bias.detach().float()}
+    torch.save(state, folder / "model.pt")
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A writable root with MNIST unpacked, as torchvision.datasets.MNIST takes it."""
+    from torchvision.datasets import MNIST
+
+    return unpack(tmp_path_factory.mktemp("mnist"), shared("mnist") / "MNIST", MNIST)
+
+
+def unpack(root: Path, source: Path, dataset: type) -> Path:
+    """Copy the original files to a writable folder and let torchvision unpack them."""
+    shutil.copytree(source, root / source.name, copy_function=shutil.copyfile)
+    for folder in (root / source.name, root / source.name / "raw"):
+        folder.chmod(0o755)
+    dataset(root, download=True)
+    return root

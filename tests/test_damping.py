@@ -1,0 +1,40 @@
+"""The one rule for λ, and poles."""
+
+from __future__ import annotations
+
+import pytest
+
+from influence_cli.curvature.damping import check_poles, choose_damping
+from influence_cli.errors import InfluenceError
+
+FACTS = {"convex": False, "l2": 0.0, "matrix": "ggn", "smallest": 0.0, "mean": 0.02, "largest": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("given", "changes", "value"),
+    [
+        (0.5, {}, 0.5),
+        ("auto", {}, 0.02),
+        ("auto", {"convex": True, "l2": 0.01}, 0.0),
+        ("auto", {"convex": True, "l2": 0.0}, 0.02),
+        ("auto", {"convex": False, "l2": 0.01}, 0.02),
+        ("auto", {"matrix": "hessian", "smallest": -0.3}, 0.6),
+        ("auto", {"matrix": "hessian", "smallest": -1e-9}, 0.02),
+    ],
+)
+def test_rule(given: float | str, changes: dict[str, object], value: float) -> None:
+    assert choose_damping(given, **(FACTS | changes)).value == pytest.approx(value)  # type: ignore[arg-type]
+
+
+def test_a_negative_eigenvalue_comes_with_advice() -> None:
+    damping = choose_damping("auto", **(FACTS | {"matrix": "hessian", "smallest": -0.3}))  # type: ignore[arg-type]
+    assert "ggn" in damping.advice
+    assert "-0.3" in damping.reason
+
+
+def test_poles_are_named() -> None:
+    check_poles(-0.1, 0.11)
+    with pytest.raises(InfluenceError, match=r"−min Λ = 0\.1"):
+        check_poles(-0.1, 0.1)
+    with pytest.raises(InfluenceError, match="singular"):
+        check_poles(0.0, 0.0)

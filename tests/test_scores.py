@@ -1,0 +1,75 @@
+"""The sign, the unit and the order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from influence_cli.errors import InfluenceError
+from influence_cli.scores import (
+    effect,
+    effective_dimension,
+    influence,
+    preconditioned,
+    require_finite,
+    self_influence,
+    strongest,
+)
+
+
+def test_influence_equals_a_dense_solve() -> None:
+    torch.manual_seed(0)
+    a = torch.randn(30, 8, dtype=torch.float64)
+    h = a.T @ a / 30
+    values, basis = torch.linalg.eigh(h)
+    g_train, g_test = torch.randn(20, 8, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
+    shift = 0.07
+    inverse = torch.linalg.inv(h + shift * torch.eye(8, dtype=torch.float64))
+    s_test = preconditioned(g_test @ basis, values, shift)
+    assert torch.allclose(influence(s_test, g_train @ basis, 20), g_test @ inverse @ g_train.T / 20)
+    expected = torch.einsum("ip,pq,iq->i", g_train, inverse, g_train) / 20
+    assert torch.allclose(self_influence(g_train @ basis, values, shift, 20), expected)
+
+
+def test_identity_has_no_spectrum() -> None:
+    rows = torch.tensor([[1.0, 2.0]])
+    assert float(self_influence(rows, None, 0.0, 5)) == 1.0
+    assert float(influence(preconditioned(rows, None, 0.0), rows, 5)) == 1.0
+
+
+def test_a_point_that_pulls_the_test_loss_down_is_helpful() -> None:
+    """One parameter, squared loss: a training point on the side of the test point helps it."""
+    theta, train, test = 0.0, torch.tensor([1.0, -1.0]), 0.5
+    g_train, g_test = (theta - train)[:, None], torch.tensor([[theta - test]])
+    values = influence(preconditioned(g_test, torch.ones(1), 0.0), g_train, 2)[0]
+    assert [effect(float(value)) for value in values] == ["helpful", "harmful"]
+    # Retraining without the first: theta = −0.5·(2/1)… with the same n: (1/2)·(θ+1) = 0, so θ = −1.
+    assert float(values[0]) == pytest.approx(0.25)
+
+
+def test_zero_is_neither() -> None:
+    assert effect(0.0) == "neither"
+    helpful, harmful = strongest(np.array([0.0, 1.0, -2.0, np.nan]), None)
+    assert helpful.tolist() == [1]
+    assert harmful.tolist() == [2]
+
+
+def test_ties_go_by_position_and_top_is_a_prefix_of_all() -> None:
+    values = np.array([1.0, 3.0, 3.0, 2.0, -1.0, -1.0])
+    assert strongest(values, None)[0].tolist() == [1, 2, 3, 0]
+    assert strongest(values, 1)[0].tolist() == [1]
+    assert strongest(values, 2)[1].tolist() == [4, 5]
+    random = np.random.default_rng(0).integers(-5, 5, 200).astype(float)
+    for k in (1, 7, 50):
+        for some, every in zip(strongest(random, k), strongest(random, None), strict=True):
+            assert some.tolist() == every[:k].tolist()
+
+
+def test_effective_dimension() -> None:
+    assert effective_dimension(torch.tensor([1.0, 1.0, 0.0]), 1.0) == pytest.approx(1.0)
+
+
+def test_a_number_that_is_not_finite_goes_no_further() -> None:
+    with pytest.raises(InfluenceError, match="not finite"):
+        require_finite(torch.tensor([1.0, float("nan")]), "influence")
