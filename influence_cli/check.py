@@ -109,7 +109,7 @@ def _task_findings(
             f"training accuracy {train.accuracy:.1%} is near chance: is the transform, the class order or the "
             "checkpoint right?"
         )
-    if not_minimum(train.gradient_norm, train.typical_norm, None if full else train.count):
+    if not_minimum(train.gradient_norm, train.typical_norm, train.count if train.count < len(task.train) else None):
         terminal.warn(
             f"the checkpoint is not near a minimum: ‖∇R + l2·θ‖ = {train.gradient_norm:.3g}, a single gradient is "
             f"{train.typical_norm:.3g}; train on, or check l2 and the transform"
@@ -153,9 +153,9 @@ def _measure(
     with terminal.progress(len(chosen), f"looking at the {split.name} examples") as advance:
         for batch in read_batches(split, chosen, step):
             if not skip:
-                refuse_unreadable(split, batch)
-            for index, reason in batch.unreadable:
-                terminal.warn(f"skipped {split.title(index)}: {reason}")
+                refuse_unreadable(batch)
+            for _, reason in batch.unreadable:
+                terminal.warn(f"skipped: {reason}")
             if not len(batch):
                 continue
             if gradients:

@@ -6,6 +6,7 @@ Only tensors are ever unpickled (``weights_only=True``): a checkpoint that carri
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise InfluenceError(f"{where}: {path} cannot be read: {describe(error)}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Whether the pickle's protocol suits the restricted reader shows in whether it can be read.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, where, error) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:

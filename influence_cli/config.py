@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
-from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.errors import InfluenceError, did_you_mean, near_path
 from influence_cli.user_code import describe
 from influence_cli.yaml_lines import Keys, read_yaml, scalar
 
@@ -160,12 +160,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: the YAML file; its relative paths are taken from its folder.
-        overrides: ``a.b=v``, split at the first ``=``, v parsed as YAML; paths in them are relative to the current folder.
+        overrides: ``a.b=v``, split at the first ``=``, v parsed as YAML; paths in them are relative to the
+            current folder.
 
     Raises:
         InfluenceError: the first mistake, with file and line.
     """
-    name = _shown(path)
+    name = str(near_path(path.absolute()))
     document = read_yaml(_read(path, name), name)
     values: dict[str, Any] = document.values
     places = {keys: f"{name}:{line}" for keys, line in document.lines.items()}
@@ -188,13 +189,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         )
     config._places.update(places)
     return config
-
-
-def _shown(path: Path) -> str:
-    try:
-        return str(path.absolute().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _read(path: Path, name: str) -> str:

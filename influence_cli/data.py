@@ -192,14 +192,11 @@ def _collate(split: Split, items: Sequence[tuple[Tensor | None, int, str]]) -> B
     return Batch(inputs, torch.from_numpy(split.labels[indices]), indices, unreadable)
 
 
-def refuse_unreadable(split: Split, batch: Batch) -> None:
+def refuse_unreadable(batch: Batch) -> None:
     """Stop at the first example that cannot be read."""
     if batch.unreadable:
-        index, reason = batch.unreadable[0]
         raise InfluenceError(
-            reason
-            if reason.startswith(split.where) or split.title(index) in reason
-            else f"{split.title(index)}: {reason}",
+            batch.unreadable[0][1],
             "mend or remove it, list it under exclude, or pass --skip-unreadable to go on without it",
         )
 
@@ -296,5 +293,5 @@ def file_facts(split: Split) -> str | None:
 def labelled_inputs(split: Split) -> Iterator[tuple[Tensor, int]]:
     """Give (input, label) pairs of all examples in use, as a training loop takes them."""
     for batch in read_batches(split, split.indices, 256):
-        refuse_unreadable(split, batch)
+        refuse_unreadable(batch)
         yield from zip(batch.inputs, batch.targets.tolist(), strict=True)

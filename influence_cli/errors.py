@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InfluenceError(Exception):
@@ -30,6 +31,12 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C after some work was finished: carries the line that says what was kept."""
 
 
+def near_path(path: Path) -> Path:
+    """Name a file as a person here would type it: from the current folder, where it lies below it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
 def did_you_mean(given: str, known: Iterable[str], *, listed: int = 12) -> str:
     """Name the nearest known word and list what is allowed.
 
@@ -42,7 +49,8 @@ def did_you_mean(given: str, known: Iterable[str], *, listed: int = 12) -> str:
         One line such as ``did you mean 'damping'? known: damping, matrix, method``.
     """
     words = sorted(set(known))
-    near = difflib.get_close_matches(given, words, n=1)
+    # One wrong letter of two is still the same word.
+    near = difflib.get_close_matches(given, words, n=1, cutoff=0.5 if len(given) <= 3 else 0.6)
     shown = ", ".join(words[:listed]) + (f", … ({len(words)} in all)" if len(words) > listed else "")
     guess = f"did you mean {near[0]!r}? " if near else ""
     return f"{guess}known: {shown}"

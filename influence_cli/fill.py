@@ -51,7 +51,7 @@ def fill_blocks(task: Task, choice: Choice, path: Path, todo: np.ndarray, termin
                     todo, read_batches(task.train, order, layout.block, workers(task)), strict=True
                 ):
                     if not skip:
-                        refuse_unreadable(task.train, batch)
+                        refuse_unreadable(batch)
                     skipped += batch.unreadable
                     rows = block_rows(task, choice, batch, projection, indices[layout.rows(int(block))], advance)
                     store.write(int(block), rows)
@@ -61,8 +61,8 @@ def fill_blocks(task: Task, choice: Choice, path: Path, todo: np.ndarray, termin
             raise Stopped(
                 f"{path}: {kept} of {layout.blocks} blocks are done and kept; run the same command to go on"
             ) from None
-    for index, reason in skipped:
-        terminal.warn(f"skipped {task.train.title(index)}: {reason}")
+    for _, reason in skipped:
+        terminal.warn(f"skipped: {reason}")
     size, spent = human_bytes(path.stat().st_size), duration(time.perf_counter() - started)
     terminal.say(f"wrote {finished} of {layout.blocks} blocks of {path} ({size}) in {spent}")
 
@@ -106,7 +106,7 @@ def training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]
     """Read the training examples once, for the curvature."""
     for batch in read_batches(task.train, task.train.indices, size, workers(task)):
         if not skip:
-            refuse_unreadable(task.train, batch)
+            refuse_unreadable(batch)
         if len(batch):
             yield batch
 

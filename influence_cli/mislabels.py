@@ -192,9 +192,9 @@ def _test_pass(
     with terminal.progress(len(split), "test gradients") as advance:
         for batch in read_batches(split, split.indices, size, workers(task)):
             if not skip:
-                refuse_unreadable(split, batch)
-            for index, reason in batch.unreadable:
-                terminal.warn(f"skipped {split.title(index)}: {reason}")
+                refuse_unreadable(batch)
+            for _, reason in batch.unreadable:
+                terminal.warn(f"skipped: {reason}")
             if not len(batch):
                 continue
             at = np.searchsorted(split.indices, batch.indices)

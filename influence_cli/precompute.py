@@ -18,12 +18,12 @@ from influence_cli.config import Config
 from influence_cli.curvature.choice import Choice, choose_curvature
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.data import Batch
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, near_path
 from influence_cli.estimate import estimate
 from influence_cli.fill import fill_blocks, training_batches
 from influence_cli.fingerprint import compare, fingerprint
-from influence_cli.layers import flatten
-from influence_cli.probe import near_chance, not_minimum, probe
+from influence_cli.layers import evaluate, flatten
+from influence_cli.probe import check_finite, near_chance, not_minimum, probe
 from influence_cli.store import READ, SKIPPED, Layout, Store, check_space, create, human_bytes
 from influence_cli.task import Task, load_tasks
 from influence_cli.terminal import Terminal, duration
@@ -74,7 +74,7 @@ def prepare_all(config: Config, terminal: Terminal, **how: bool) -> list[Prepare
 
 def store_path(config: Config, number: int) -> Path:
     """Name the store of a checkpoint: the configured one, or with the number of several before the suffix."""
-    path = config.gradients.store
+    path = near_path(config.gradients.store)
     if len(config.model.checkpoint) == 1:
         return path
     return path.with_name(f"{path.stem}.{number}{path.suffix}")
@@ -223,9 +223,16 @@ def _compute_basis(task: Task, choice: Choice, terminal: Terminal, skip: bool) -
     with terminal.progress(len(task.train), what) as advance:
         matrix = curvature_matrix(choice.network, training_batches(task, skip), choice.matrix, choice.output, advance)
     if not bool(matrix.isfinite().all()):
+        _refuse_not_finite(task, choice, skip)
         raise InfluenceError("the curvature has entries that are not finite", "look for examples with extreme outputs")
     with terminal.status(f"eigenvectors of the {what} matrix"):
         return eigenbasis(matrix)
+
+
+def _refuse_not_finite(task: Task, choice: Choice, skip: bool) -> None:
+    """Name the first training example whose loss is not finite, once a curvature has shown that there is one."""
+    for batch in training_batches(task, skip):
+        check_finite(task.train, batch, evaluate(choice.network, batch.inputs, batch.targets)[0])
 
 
 def _enough(spectrum: Tensor, shift: float) -> int:
@@ -291,7 +298,9 @@ def _remark(prepared: Prepared, terminal: Terminal) -> None:
         state, outputs, labels = store.column("state"), store.column("outputs"), store.column("labels")
     skipped = int((state == SKIPPED).sum())
     if skipped:
-        terminal.warn(f"{skipped} unreadable training examples are left out of every ranking")
+        terminal.warn(
+            f"{skipped} unreadable training example{'s are' if skipped > 1 else ' is'} left out of every ranking"
+        )
     read = state == READ
     if not read.any():
         raise InfluenceError(f"{task.train.where}: no training example could be read")

@@ -190,7 +190,7 @@ def rank_tests(
         )
     inverses = make_inverses(stores, config, terminal, skip_unreadable=skip_unreadable)
     batch = next(read_batches(split, np.array([index]), 1))
-    refuse_unreadable(split, batch)
+    refuse_unreadable(batch)
     solved = []
     for prepared, inverse in zip(stores, inverses, strict=True):
         gradient = example_gradients(prepared.choice.network, batch.inputs, batch.targets)[0]
@@ -299,7 +299,7 @@ def _batches(
             except InfluenceError as error:
                 if not skip:
                     raise InfluenceError(error.message, error.hint or "--skip-unreadable goes on without it") from error
-                terminal.warn(f"skipped {error.message}")
+                terminal.warn(f"skipped: {error.message}")
                 continue
             label = item.label if item.label is not None else -1
             yield Batch(tensor[None], torch.tensor([label]), np.array([-1])), [item]
@@ -311,9 +311,9 @@ def _positions(
     indices = np.array([item.index for item in run], dtype=np.int64)
     batch = next(read_batches(split, indices, len(indices)))
     if not skip:
-        refuse_unreadable(split, batch)
-    for index, reason in batch.unreadable:
-        terminal.warn(f"skipped {split.title(index)}: {reason}")
+        refuse_unreadable(batch)
+    for _, reason in batch.unreadable:
+        terminal.warn(f"skipped: {reason}")
     gone = {index for index, _ in batch.unreadable}
     chosen = [item for item in run if item.index not in gone]
     if chosen:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
 
 from influence_cli.data import Split, file_input, raw_image
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, near_path
 from influence_cli.mislabels import Mislabels
 from influence_cli.precompute import Prepared
 from influence_cli.rank import Group, TestFacts, TrainingFacts
@@ -77,7 +80,7 @@ def rank_page(
         tables=(),
         sections=tuple(sections),
         notes=tuple(notes),
-        command=_command(session),
+        command=_command(),
         config=_config(session),
     )
 
@@ -116,10 +119,10 @@ def mislabels_page(
         title="influence mislabels",
         sentence=_sentence(session, stores),
         meaning=tuple(meaning),
-        tables=(_class_table(result, classes, count), *_truth_table(session)),
+        tables=(*_truth_table(session), _class_table(result, classes)),
         sections=(Section("Most suspicious labels", None, (Row("", "", tuple(cards)),)),),
         notes=(f"The {len(cards)} most suspicious of {len(result.order):,} examples are shown.",),
-        command=_command(session),
+        command=_command(),
         config=_config(session),
     )
 
@@ -132,20 +135,19 @@ _SIGNAL_MEANING = {
 }
 
 
-def _class_table(result: Mislabels, classes: Sequence[str], count: int) -> Table:
-    facts = result.facts
-    shown = result.order[:count]
-    rows = []
+def _class_table(result: Mislabels, classes: Sequence[str]) -> Table:
+    facts, rows = result.facts, []
+    differs = facts.read & (result.suggested != facts.labels)
     for number, name in enumerate(classes):
-        members = shown[facts.labels[shown] == number]
-        others = [classes[int(s)] for s in result.suggested[members] if int(s) != number]
-        common = max(set(others), key=others.count) if others else "–"
-        rows.append((name, str(int((facts.labels == number).sum())), str(len(members)), common))
+        own = facts.labels == number
+        others = np.bincount(result.suggested[own & differs], minlength=len(classes))
+        common = classes[int(others.argmax())] if others.any() else "–"
+        rows.append((name, str(int(own.sum())), str(int(others.sum())), common))
     return Table(
         "Classes",
-        ("class", "examples", "shown here", "most common suggestion"),
+        ("label", "examples", "differ from the suggested", "most common suggestion"),
         tuple(rows),
-        f"of the {len(shown)} shown",
+        "all examples, not only those shown",
     )
 
 
@@ -191,7 +193,7 @@ def _cards(
 
 
 def _test_title(test: TestFacts, classes: Sequence[str]) -> str:
-    name = f"Test example {test.index}" if test.index is not None else str(test.path)
+    name = f"Test example {test.index}" if test.index is not None else str(near_path(Path(str(test.path))))
     return f"{name}: loss of {classes[test.target]}"
 
 
@@ -201,15 +203,13 @@ def _test_card(prepared: Prepared, test: TestFacts) -> Card:
     if test.index is not None:
         image = _thumbnail(split, test.index)
     else:
-        from pathlib import Path
-
         image = thumbnail(file_input(split, Path(str(test.path)))[1])
     label = task.classes[test.label] if test.label is not None else "unknown"
     return Card(
         image=image,
         alt=f"test example, labelled {label}, predicted {task.classes[test.predicted]}",
         title=f"{label}, predicted {task.classes[test.predicted]}",
-        facts=(("loss", f"{test.loss:.4g}"), *((("path", test.path),) if test.path else ())),
+        facts=(("loss", f"{test.loss:.4g}"), *((("path", str(near_path(Path(test.path)))),) if test.path else ())),
         tone="plain",
     )
 
@@ -224,7 +224,7 @@ def _thumbnail(split: Split, index: int) -> str | None:
 
 def _path_fact(split: Split, index: int) -> tuple[tuple[str, str], ...]:
     path = split.path(index)
-    return (("path", path),) if path else ()
+    return (("path", str(near_path(Path(path)))),) if path else ()
 
 
 def _sentence(session: Session, stores: Sequence[Prepared]) -> str:
@@ -243,11 +243,7 @@ def _sentence(session: Session, stores: Sequence[Prepared]) -> str:
     )
 
 
-def _command(session: Session) -> str:
-    import shlex
-    import sys
-
-    del session
+def _command() -> str:
     return shlex.join(["influence", *sys.argv[1:]])
 
 

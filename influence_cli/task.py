@@ -302,13 +302,18 @@ def _dtype(name: str, where: str) -> torch.dtype:
 
 def _check_mapping(train: Split, test: Split) -> None:
     if train.mapping is not None and test.mapping is not None and train.mapping != test.mapping:
-        different = sorted(
-            name
-            for name in train.mapping.keys() | test.mapping.keys()
-            if train.mapping.get(name) != test.mapping.get(name)
-        )
+        only = [
+            f"only in {split} {', '.join(sorted(mine.keys() - others.keys())[:6])}"
+            for split, mine, others in (
+                ("train", train.mapping, test.mapping),
+                ("test", test.mapping, train.mapping),
+            )
+            if mine.keys() - others.keys()
+        ]
+        moved = sorted(name for name in train.mapping if train.mapping[name] != test.mapping.get(name))
         raise InfluenceError(
-            f"{test.where}: class_to_idx differs between train and test: {', '.join(different[:6])}",
+            f"{test.where}: class_to_idx differs between train and test: "
+            + ("; ".join(only) or f"other numbers for {', '.join(moved[:6])}"),
             "both folders need the same class folders, so that a number means one class",
         )
 

@@ -36,16 +36,46 @@ YAML = [
     ("model.pt", "modle.pt", "influence.yaml:4: the checkpoint", "relative to"),
     ("./model.py:build", "./mdoel.py:build", "influence.yaml:3: there is no file", ""),
     ("./model.py:build", "./model.py:biuld", "influence.yaml:3: ./model.py has no 'biuld'", "did you mean 'build'?"),
-    ("datasets.ImageFolder", "datasets.ImagFolder", "influence.yaml:7: torchvision.datasets has no", "did you mean 'ImageFolder'?"),
-    ("{root: train}", "{rooot: train}", "influence.yaml:8: torchvision.datasets.ImageFolder takes no argument 'rooot'", "did you mean 'root'?"),
-    ("{root: train}", "{root: nowhere}", "influence.yaml:7: torchvision.datasets.ImageFolder failed: FileNotFoundError", "INFLUENCE_DEBUG"),
+    (
+        "datasets.ImageFolder",
+        "datasets.ImagFolder",
+        "influence.yaml:7: torchvision.datasets has no",
+        "did you mean 'ImageFolder'?",
+    ),
+    (
+        "{root: train}",
+        "{rooot: train}",
+        "influence.yaml:8: torchvision.datasets.ImageFolder takes no argument 'rooot'",
+        "did you mean 'root'?",
+    ),
+    (
+        "{root: train}",
+        "{root: nowhere}",
+        "influence.yaml:7: torchvision.datasets.ImageFolder failed: FileNotFoundError",
+        "INFLUENCE_DEBUG",
+    ),
     ("ToImage", "ToImgae", "influence.yaml:9: torchvision.transforms.v2 has no 'ToImgae'", "did you mean 'ToImage'?"),
-    ("ToImage", "RandomHorizontalFlip, ToImage", "influence.yaml:9: RandomHorizontalFlip is random", "without augmentation"),
-    ("[{Grayscale: {num_output_channels: 1}}, ToImage, {ToDtype: {dtype: float32, scale: true}}]", "[ToImage]", "tensor of torch.uint8", "ToDtype"),
+    (
+        "ToImage",
+        "RandomHorizontalFlip, ToImage",
+        "influence.yaml:9: RandomHorizontalFlip is random",
+        "without augmentation",
+    ),
+    (
+        "[{Grayscale: {num_output_channels: 1}}, ToImage, {ToDtype: {dtype: float32, scale: true}}]",
+        "[ToImage]",
+        "tensor of torch.uint8",
+        "ToDtype",
+    ),
     ("{block: 64}", "{layers: [3]}", "influence.yaml:13: gradients.layers", ""),
     ("{block: 64}", "{layers: ['7']}", "influence.yaml:13: no layer matches '7'", "known: 2"),
-    ("{block: 64}", "{budget: 1kB}\ncurvature: {method: identity}", "influence.yaml:13: the gradients of 320 examples", "gradients.layers"),
-]  # fmt: skip
+    (
+        "{block: 64}",
+        "{budget: 1kB}\ncurvature: {method: identity}",
+        "influence.yaml:13: the gradients of 320 examples",
+        "gradients.layers",
+    ),
+]
 
 
 @pytest.mark.parametrize(("old", "new", "message", "hint"), YAML)
@@ -141,11 +171,11 @@ def test_an_image_that_cannot_be_decoded(influence: Command, project: Path) -> N
         assert str(bad) in line
         assert "--skip-unreadable" in hint
     done = influence("rank", 0, "--all", "--skip-unreadable", cwd=project)
-    assert f"skipped training example 34 ({bad})" in done.err
+    assert f"skipped: training example 32 ({bad}) cannot be read" in done.err
     assert len(done.out.splitlines()) == 319
     assert str(bad) not in done.out
     again = influence("mislabels", "--all", cwd=project)
-    assert "1 unreadable training examples are left out" in again.err
+    assert "1 unreadable training example is left out" in again.err
     assert str(bad) not in again.out
 
 
@@ -155,7 +185,7 @@ def test_an_unreadable_test_image(influence: Command, project: Path) -> None:
     assert str(bad) in error_of(influence, project, "rank", "0:80")[0]
     done = influence("rank", "0:80", "--top", 1, "--skip-unreadable", cwd=project)
     assert len(done.out.splitlines()) == 2 * 79
-    assert "skipped test example" in done.err
+    assert "skipped: test example" in done.err
 
 
 def test_a_loss_that_is_nan_names_the_example(influence: Command, project: Path) -> None:

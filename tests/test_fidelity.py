@@ -1,8 +1,12 @@
 """Influence against real leave-one-out retraining: Koh & Liang 2017, figure 2, on all of MNIST.
 
-Softmax regression (7,850 parameters), l2 0.01, trained to a gradient norm of 1e-9 in float64. For one misclassified
-test image, the 50 most influential and 50 random training images are each left out and the model is retrained. This
-pins sign and size of `influence rank`.
+Softmax regression (7,850 parameters), l2 0.01, trained to a gradient norm of 1e-9 in float64. For the first
+misclassified test image, the 50 most influential and 450 random training images are each left out and the model is
+retrained. This pins sign and size of `influence rank`.
+
+Influence is the effect to first order; retraining adds a little under 1%, about the mean leverage d_eff/n (487/60,000).
+In samples of 50 that excess is 0.2 to 1.2%, whichever one or two images dominate: hence 450. That the rest is no error
+of ours shows in the first-order effect by a dense float64 solve, which `rank` has to equal far more closely.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from torch import Tensor
 from influence_cli.metrics import pearson, slope
 
 L2 = 0.01
-EACH = 50
+MOST, RANDOM = 50, 450
 
 CONFIG = """
 model:
@@ -55,19 +59,25 @@ class Regression:
     """min over W [785, 10] of (1/n) Σ_{j≠i} CE_j + l2/2‖W‖², in float64."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.n = x, len(y)
+        self.x, self.y, self.n = x, y, len(y)
         self.onehot = torch.nn.functional.one_hot(y, 10).double()
-        self.y = y
-        self.factor: Tensor | None = None
 
-    def gradient(self, w: Tensor, without: int | None = None) -> Tensor:
-        residual = (self.x @ w).softmax(dim=1) - self.onehot
-        if without is not None:
-            residual[without] = 0
-        return self.x.T @ residual / self.n + L2 * w
+    def gradients(self, ws: Tensor, without: Tensor | None) -> Tensor:
+        """Give the gradients [m, 785, 10] at weights [m, 785, 10], problem j without example ``without[j]``."""
+        m = len(ws)
+        total = torch.zeros_like(ws)
+        for start in range(0, self.n, 4096):
+            x = self.x[start : start + 4096]
+            outputs = (x @ ws.permute(1, 0, 2).reshape(-1, 10 * m)).view(len(x), m, 10)
+            residual = outputs.softmax(dim=2) - self.onehot[start : start + 4096, None]
+            for j in range(m if without is not None else 0):
+                if start <= without[j] < start + 4096:
+                    residual[without[j] - start, j] = 0
+            total += (x.T @ residual.view(len(x), -1)).view(-1, m, 10).permute(1, 0, 2)
+        return total / self.n + L2 * ws
 
-    def factorise(self, w: Tensor) -> None:
-        """Keep the Cholesky factor of the exact Hessian at w: [785·10] ordered by class."""
+    def hessian_factor(self, w: Tensor) -> Tensor:
+        """Give the Cholesky factor of the exact Hessian at w, its rows ordered by class: [7850, 7850]."""
         p = (self.x @ w).softmax(dim=1).float()
         x, d = self.x.float(), self.x.shape[1]
         hessian = torch.zeros(10, d, 10, d, dtype=torch.float64)
@@ -79,20 +89,41 @@ class Regression:
                 hessian[b, :, a, :] = block.T
         flat = hessian.reshape(10 * d, 10 * d)
         flat.diagonal().add_(L2)
-        self.factor = torch.linalg.cholesky(flat)
+        return torch.linalg.cholesky(flat)
 
-    def solve(self, w: Tensor, without: int | None = None) -> Tensor:
-        """Quasi-Newton with the factor at hand, until the gradient norm is below 1e-9."""
-        assert self.factor is not None
+    def step(self, gradients: Tensor, factor: Tensor) -> Tensor:
+        """Solve with the Hessian's factor: gradients [m, 785, 10] to steps of the same shape."""
+        m = len(gradients)
+        columns = gradients.permute(2, 1, 0).reshape(-1, m)
+        return torch.cholesky_solve(columns, factor).view(10, -1, m).permute(2, 1, 0)
+
+    def solve(self, w: Tensor, factor: Tensor, without: Tensor | None = None) -> Tensor:
+        """Retrain from w by quasi-Newton steps until every gradient norm is at most 1e-9: [m, 785, 10]."""
+        m = 1 if without is None else len(without)
+        ws = w.expand(m, -1, -1).clone()
         for _ in range(100):
-            g = self.gradient(w, without)
-            if float(g.norm()) <= 1e-9:
-                return w
-            step = torch.cholesky_solve(g.T.reshape(-1, 1), self.factor).reshape(10, -1).T
-            w = w - step
-        raise AssertionError(f"retraining stopped at a gradient norm of {float(g.norm())}")
+            gradients = self.gradients(ws, without)
+            if float(gradients.flatten(1).norm(dim=1).max()) <= 1e-9:
+                return ws
+            ws -= self.step(gradients, factor)
+        raise AssertionError("retraining did not reach a gradient norm of 1e-9")
 
-    def train(self) -> Tensor:
+    def leave_out(
+        self, w: Tensor, factor: Tensor, chosen: np.ndarray, x: Tensor, y: Tensor
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Give the rise of a test loss without each chosen example: by retraining, and to first order in float64."""
+        slope_x = torch.outer(x, (x @ w).softmax(dim=0) - torch.nn.functional.one_hot(y, 10))
+        retrained, first_order = [], []
+        for part in torch.from_numpy(chosen).split(50):
+            ws = self.solve(w, factor, part)
+            retrained += [float(torch.nn.functional.cross_entropy((x @ v)[None], y[None])) for v in ws]
+            first = w - self.step(self.gradients(w.expand(len(part), -1, -1), part), factor)
+            first_order += [float((slope_x * (v - w)).sum()) for v in first]
+        before = float(torch.nn.functional.cross_entropy((x @ w)[None], y[None]))
+        return np.array(retrained) - before, np.array(first_order)
+
+    def start(self) -> Tensor:
+        """Train from zero in float32: a start for the exact solver."""
         x = self.x.float()
         w = torch.zeros(self.x.shape[1], 10, requires_grad=True)
         optimizer = torch.optim.LBFGS([w], max_iter=100, history_size=20, line_search_fn="strong_wolfe")
@@ -104,8 +135,7 @@ class Regression:
             return loss
 
         optimizer.step(closure)
-        self.factorise(w.detach().double())
-        return self.solve(w.detach().double())
+        return w.detach().double()
 
 
 @pytest.mark.timeout(900)
@@ -113,7 +143,9 @@ def test_rank_equals_leave_one_out_retraining(mnist: Path, tmp_path: Path) -> No
     x, y = read(mnist, train=True)
     x_test, y_test = read(mnist, train=False)
     problem = Regression(x, y)
-    w = problem.train()
+    start = problem.start()
+    w = problem.solve(start, problem.hessian_factor(start))[0]
+    factor = problem.hessian_factor(w)
     (tmp_path / "model.py").write_text(MODEL)
     (tmp_path / "influence.yaml").write_text(CONFIG.format(root=mnist))
     torch.save({"1.weight": w[:-1].T.float().contiguous(), "1.bias": w[-1].float()}, tmp_path / "model.pt")
@@ -125,19 +157,14 @@ def test_rank_equals_leave_one_out_retraining(mnist: Path, tmp_path: Path) -> No
     for line in (tmp_path / "scores.jsonl").read_text().splitlines():
         row = json.loads(line)
         estimated[row["index"]] = row["influence"]
-    most = np.argsort(-np.abs(estimated))[:EACH]
-    others = np.random.default_rng(0).choice(np.setdiff1d(np.arange(len(y)), most), EACH, replace=False)
-    before = test_loss(w, x_test[test], y_test[test])
+    most = np.argsort(-np.abs(estimated))[:MOST]
+    others = np.random.default_rng(0).choice(np.setdiff1d(np.arange(len(y)), most), RANDOM, replace=False)
     for name, chosen in (("most influential", most), ("random", others)):
-        actual = np.array([test_loss(problem.solve(w, int(i)), x_test[test], y_test[test]) - before for i in chosen])
-        r, b = pearson(estimated[chosen], actual), slope(estimated[chosen], actual)
-        print(f"{len(y):,} training images, {EACH} {name}: Pearson r {r:.6f}, slope {b:.4f}")
+        retrained, first_order = problem.leave_out(w, factor, chosen, x_test[test], y_test[test])
+        r, b = pearson(estimated[chosen], retrained), slope(estimated[chosen], retrained)
+        error = np.linalg.norm(estimated[chosen] - first_order) / np.linalg.norm(first_order)
+        print(f"{len(y):,} training images, {len(chosen)} {name}: Pearson r {r:.6f}, slope {b:.4f}", end="; ")
+        print(f"relative error beside a dense first-order solve {error:.1e}")
         assert r >= 0.9999
         assert abs(b - 1) <= 0.01
-
-
-def test_loss(w: Tensor, x: Tensor, y: Tensor) -> float:
-    return float(torch.nn.functional.cross_entropy((x @ w)[None], y[None]))
-
-
-test_loss.__test__ = False  # type: ignore[attr-defined]
+        assert error <= 1e-5

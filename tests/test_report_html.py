@@ -95,7 +95,7 @@ def page(**changes: object) -> Page:
 def test_reading_order_and_balance() -> None:
     parsed = Parsed(render_page(page()))
     places = [
-        parsed.text.index(word) for word in ("SENTENCE", "MEANING", "TABLE", "SECTION", "NOTES", "COMMAND", "CONFIG")
+        parsed.text.index(word) for word in ("SENTENCE", "MEANING", "SECTION", "TABLE", "NOTES", "COMMAND", "CONFIG")
     ]
     assert places == sorted(places)
     assert len(parsed.all("h1")) == 1

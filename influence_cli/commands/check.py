@@ -45,7 +45,7 @@ def command(
     emit(session, (vars(finding) for finding in findings), ("item", "value", "unit"), format, output)
     warnings = len(session.terminal.warnings)
     session.terminal.say(
-        f"{warnings} warnings, see above; next: influence gradients"
+        f"{warnings} warning{'s' if warnings > 1 else ''}, see above; next: influence gradients"
         if warnings
         else "nothing looks wrong; next: influence gradients (or rank or mislabels at once)"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,7 @@ def command(
         import torch  # noqa: F401
     _train(terminal)
     wrong = _first_misclassified()
-    _step(terminal, ["check"])
+    _step(terminal, ["check", "--format", "table"])
     _step(terminal, ["gradients"])
     _step(terminal, ["rank", str(wrong), "--top", "5", "--format", "table", "--report", "rank.html"])
     _step(
@@ -101,9 +102,12 @@ def _first_misclassified() -> int:
 
 
 def _step(terminal: Any, words: list[str]) -> None:
-    """Run a command in this process, shown as the user would type it."""
+    """Run a command in this process, shown and recorded as the user would type it."""
     from influence_cli.cli import app
 
     terminal.say("")
     terminal.say(f"$ influence {shlex.join(words)}")
-    app(words, standalone_mode=False)
+    sys.argv[1:] = words
+    # Outside of standalone mode an exit code comes back instead of ending the process.
+    if code := app(words, standalone_mode=False):
+        raise typer.Exit(code)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from influence_cli.data import Batch
 from influence_cli.layers import (
     Network,
+    evaluate,
     jacobians,
     layer_inputs,
     micro_batch,
@@ -73,20 +74,14 @@ def eigenbasis(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add_batch_ggn(total: Tensor, network: Network, batch: Batch) -> None:
-    columns = len(network.names) and _outputs(network, batch)
-    step = micro_batch(network, len(batch), columns)
+    outputs = evaluate(network, batch.inputs[:1], batch.targets[:1])[1].shape[1]
+    step = micro_batch(network, len(batch), columns=outputs)
     for start in range(0, len(batch), step):
         jacobian, curvature, _ = jacobians(
             network, batch.inputs[start : start + step], batch.targets[start : start + step]
         )
         weighted = torch.einsum("bcd,bdp->bcp", curvature, jacobian)
         total += (jacobian.flatten(0, 1).T @ weighted.flatten(0, 1)).to(total)
-
-
-def _outputs(network: Network, batch: Batch) -> int:
-    from influence_cli.layers import evaluate
-
-    return evaluate(network, batch.inputs[:1], batch.targets[:1])[1].shape[1]
 
 
 def _batch_hessian(network: Network, batch: Batch) -> Tensor:
@@ -104,12 +99,11 @@ def _add_output_layer(
     classes, width = layer.out_features, layer.in_features + (layer.bias is not None)
     blocks = torch.zeros(classes, classes, width, width, dtype=torch.float64, device=total.device)
     examples = 0
-    for a, curvature in _features(network, layer, batches):
+    for a, curvature in _features(network, layer, batches, on_examples):
         for c in range(classes):
             for d in range(c + 1):
                 blocks[c, d] += ((a * curvature[:, c, d, None]).T @ a).to(blocks)
         examples += len(a)
-        on_examples(len(a))
     for c in range(classes):
         for d in range(c):
             blocks[d, c] = blocks[c, d].T
@@ -128,7 +122,11 @@ def _add_output_layer(
 
 
 def _features(
-    network: Network, layer: nn.Linear, batches: Iterable[Batch], rows: int = 4096
+    network: Network,
+    layer: nn.Linear,
+    batches: Iterable[Batch],
+    on_examples: Callable[[int], None],
+    rows: int = 4096,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (a [b, d], S [b, C, C]) with b near ``rows``: large products are worth it, accumulation is not free."""
     inputs: list[Tensor] = []
@@ -137,6 +135,7 @@ def _features(
         a, outputs = layer_inputs(network, layer, batch.inputs)
         inputs.append(a)
         curvatures.append(output_curvature(network.loss, outputs, batch.targets.to(outputs.device)))
+        on_examples(len(batch))
         if sum(map(len, inputs)) >= rows:
             yield torch.cat(inputs), torch.cat(curvatures)
             inputs, curvatures = [], []

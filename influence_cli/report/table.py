@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from influence_cli.errors import near_path
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
@@ -66,6 +69,8 @@ def _cell(value: Scalar, column: str) -> str:
         if value == 0:
             return "0"
         return format(value, "+#.4g" if column == "influence" else "#.4g").rstrip(".")
+    if column.endswith("path"):
+        return printable(str(near_path(Path(word(value)))))
     return printable(word(value))
 
 
