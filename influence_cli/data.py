@@ -6,6 +6,7 @@ through the same transform.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -276,17 +277,22 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
 
 
 def file_facts(split: Split) -> str | None:
-    """Hash path, size and time of change of every file in use; None where the examples are not files."""
+    """Hash path, size and time of change of every file in use; None where the examples are not files.
+
+    Paths count from the folder that all files lie in: a project that is moved as a whole stays the same.
+    """
     if split.paths is None:
         return None
     state = xxhash.xxh3_128()
+    root = os.path.commonpath([os.path.dirname(path) for path in split.paths])  # noqa: PTH120 (50,000 of them)
     for index in split.indices:
         path = Path(split.paths[int(index)])
         try:
             status = path.stat()
         except OSError as error:
             raise InfluenceError(f"{split.title(int(index))} cannot be read: {describe(error)}") from error
-        state.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        fact = f"{os.path.relpath(path, root)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        state.update(fact.encode(errors="surrogateescape"))
     return state.hexdigest()
 
 

@@ -162,6 +162,23 @@ def save_minimum(folder: Path, l2: float = 0.01, labels: np.ndarray | None = Non
     torch.save(state, folder / "model.pt")
 
 
+@dataclass
+class Demo:
+    """What `influence demo` left: its folder and what it printed."""
+
+    folder: Path
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The whole demo, run once as a user would; do not change it."""
+    folder = tmp_path_factory.mktemp("demo")
+    done = run_influence("demo", "project", cwd=folder)
+    return Demo(folder / "project", done.stdout, done.stderr)
+
+
 @pytest.fixture(scope="session")
 def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A writable root with MNIST unpacked, as torchvision.datasets.MNIST takes it."""

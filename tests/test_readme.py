@@ -1,0 +1,74 @@
+"""The commands of the README run as they stand, in the demo project."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Demo
+
+README = Path(__file__).parents[1] / "README.md"
+LINES = [
+    line.partition("   #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith(("influence ", "ls "))
+]
+
+
+@pytest.fixture(scope="module")
+def project(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(demo.folder, tmp_path_factory.mktemp("readme") / "demo"))
+
+
+def test_there_are_commands() -> None:
+    assert len(LINES) >= 10
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_it_runs_as_typed(line: str, project: Path) -> None:
+    if "jq" in line and shutil.which("jq") is None:
+        pytest.skip("jq is not installed")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    words = ["bash", "-o", "pipefail", "-c", line]
+    done = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr
+    assert "Traceback" not in done.stderr
+    rows = done.stdout.splitlines()
+    if line.endswith("jq -r .path"):
+        assert len(rows) == 50
+        assert all(Path(row).is_file() for row in rows)
+    if "--format csv | head -1" in line:
+        assert rows == [
+            "test,test_path,test_label,test_predicted,effect,rank,index,path,label,predicted,loss,influence"
+        ]
+    if line.startswith("ls "):
+        assert len(rows) == 1 + 3 * 4
+        assert all(row.count("\t") == 11 for row in rows)
+    if "--matrix" in line:
+        import h5py
+
+        with h5py.File(project / "scores.h5") as file:
+            assert any(data.shape == (1, 5000) for data in file.values())
+    if "exclude.csv" in line:
+        assert len((project / "exclude.csv").read_text().split()) > 400
+
+
+def test_the_linked_files_exist() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README.read_text()):
+        if not target.startswith("http"):
+            assert (README.parent / target).exists(), target
+
+
+def test_every_command_is_named() -> None:
+    from influence_cli.cli import app
+
+    for command in app.registered_commands:
+        assert f"`influence {command.name}" in README.read_text()
