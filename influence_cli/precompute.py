@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from influence_cli.fingerprint import compare, fingerprint
 from influence_cli.layers import evaluate, flatten
 from influence_cli.probe import check_finite, near_chance, not_minimum, probe
 from influence_cli.store import READ, SKIPPED, Layout, Store, check_space, create, human_bytes
-from influence_cli.task import Task, load_tasks
+from influence_cli.task import Task
 from influence_cli.terminal import Terminal, duration
 
 # Directions left out of an explicit basis carry less than this share of the summed self-influence.
@@ -65,10 +66,8 @@ class Prepared:
         return gradients if self.basis is None else gradients @ self.basis
 
 
-def prepare_all(config: Config, terminal: Terminal, **how: bool) -> list[Prepared]:
-    """Load every checkpoint of the config and give its complete store; ``how`` goes to ``prepare``."""
-    with terminal.status("loading model and data"):
-        tasks = load_tasks(config)
+def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal, **how: bool) -> list[Prepared]:
+    """Give the complete store of every checkpoint; ``how`` goes to ``prepare``."""
     return [prepare(config, number, task, terminal, **how) for number, task in enumerate(tasks)]
 
 

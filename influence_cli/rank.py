@@ -183,11 +183,7 @@ def rank_tests(
     """
     run = {} if run is None else run
     split = stores[0].task.train
-    at = int(np.searchsorted(split.indices, index))
-    if index < 0 or at >= len(split) or split.indices[at] != index:
-        raise InfluenceError(
-            f"--train {index}: there is no such training example in use", f"positions are 0 to {len(split.source) - 1}"
-        )
+    row_of(split, index)
     inverses = make_inverses(stores, config, terminal, skip_unreadable=skip_unreadable)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)
@@ -212,6 +208,26 @@ def rank_tests(
     result = np.concatenate(values)[:, None]
     require_finite(result, "influence")
     return Group(tests, result)
+
+
+def check_target(target: str, classes: Sequence[str]) -> None:
+    """Refuse a target that is neither ``label`` nor ``predicted`` nor a class."""
+    if target not in ("label", "predicted"):
+        class_number(target, classes, "--target")
+
+
+def row_of(split: Split, index: int) -> int:
+    """Give the row of a training example among those in use.
+
+    Raises:
+        InfluenceError: there is none at this position, or it is excluded.
+    """
+    row = int(np.searchsorted(split.indices, index))
+    if index < 0 or row >= len(split) or split.indices[row] != index:
+        raise InfluenceError(
+            f"--train {index}: there is no such training example in use", f"positions are 0 to {len(split.source) - 1}"
+        )
+    return row
 
 
 def make_inverses(

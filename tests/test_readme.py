@@ -17,7 +17,7 @@ LINES = [
     line.partition("   #")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README.read_text(), flags=re.DOTALL)
     for line in block.splitlines()
-    if line.startswith(("influence ", "ls "))
+    if line.startswith(("influence ", "ls ", "mkdir "))
 ]
 
 
@@ -50,7 +50,9 @@ def test_it_runs_as_typed(line: str, project: Path) -> None:
             "test,test_path,test_label,test_predicted,effect,rank,index,path,label,predicted,loss,influence"
         ]
     if line.startswith("ls "):
-        assert len(rows) == 1 + 3 * 4
+        files = len(list((project / "bad").glob("*.png")))
+        assert files > 3
+        assert len(rows) == 1 + files * 20
         assert all(row.count("\t") == 11 for row in rows)
     if "--matrix" in line:
         import h5py

@@ -38,11 +38,11 @@ def command(
     """
     from influence_cli.commands.session import begin, emit
 
-    session = begin(config, set_, quiet=quiet, verbose=verbose)
+    session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output)
     from influence_cli.check import check_run
 
     findings = check_run(session.config, full=full, terminal=session.terminal, skip_unreadable=skip_unreadable)
-    emit(session, (vars(finding) for finding in findings), ("item", "value", "unit"), format, output)
+    emit(session, (vars(finding) for finding in findings), ("item", "value", "unit"))
     warnings = len(session.terminal.warnings)
     session.terminal.say(
         f"{warnings} warning{'s' if warnings > 1 else ''}, see above; next: influence gradients"

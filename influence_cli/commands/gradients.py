@@ -30,7 +30,7 @@ def command(
 
       influence gradients --fsck --repair
     """
-    from influence_cli.commands.session import begin
+    from influence_cli.commands.session import begin, load
 
     session = begin(config, set_, quiet=quiet, verbose=verbose)
     from influence_cli.precompute import prepare_all
@@ -38,6 +38,7 @@ def command(
 
     stores = prepare_all(
         session.config,
+        load(session),
         session.terminal,
         overwrite=overwrite,
         skip_unreadable=skip_unreadable,

@@ -71,19 +71,21 @@ def command(
 
       influence mislabels --fail-above 100 -q > /dev/null || echo "too many suspicious labels"
     """
-    from influence_cli.commands.session import begin, emit
+    from influence_cli.commands.session import begin, emit, load
 
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
-    session = begin(config, set_, quiet=quiet, verbose=verbose)
+    session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output, files=(report,))
     from influence_cli.label_files import read_truth
     from influence_cli.mislabels import check_method, find_mislabels
     from influence_cli.precompute import prepare_all
 
     check_method(session.config.curvature.method, signal)
-    stores = prepare_all(session.config, session.terminal, skip_unreadable=skip_unreadable)
-    split = stores[0].task.train if on == "train" else stores[0].task.test_split()
-    wrong = read_truth(truth, split.labels, stores[0].task.classes) if truth is not None else None
+    tasks = load(session)
+    split = tasks[0].train if on == "train" else tasks[0].test_split()
+    classes = tasks[0].classes
+    wrong = read_truth(truth, split.labels, classes) if truth is not None else None
+    stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip_unreadable)
     result = find_mislabels(
         stores,
         config=session.config,
@@ -96,8 +98,7 @@ def command(
     count = len(result.order) if all_ else top
     if wrong is not None:
         _print_truth(session, result, wrong)
-    classes = stores[0].task.classes
-    emit(session, mislabel_rows(result, split, classes, count), COLUMNS, format, output)
+    emit(session, mislabel_rows(result, split, classes, count), COLUMNS)
     if report is not None:
         from influence_cli.report.html import write_page
         from influence_cli.report_pages import mislabels_page

@@ -107,48 +107,34 @@ def command(
         )
     if train is not None and (aggregate or matrix or report):
         raise InfluenceError("--train does not go with --aggregate, --matrix or --report", "leave one of them out")
-    session = begin(config, set_, quiet=quiet, verbose=verbose)
-    from influence_cli.precompute import prepare_all
-
-    stores = prepare_all(session.config, session.terminal, skip_unreadable=skip_unreadable)
+    session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output, files=(matrix, report))
+    count = None if all_ else top
     if train is not None:
-        _rank_tests(session, stores, train, target, None if all_ else top, format, output, skip_unreadable)
-        return
-    _rank(
-        session,
-        stores,
-        tests or [],
-        target,
-        aggregate,
-        matrix,
-        None if all_ else top,
-        format,
-        output,
-        report,
-        skip_unreadable,
-    )
+        _rank_tests(session, train, target, count, skip_unreadable)
+    else:
+        _rank(session, tests or [], target, aggregate, matrix, count, report, skip_unreadable)
 
 
 def _rank(
     session: Session,
-    stores: list[Prepared],
     tests: list[str],
     target: str,
     aggregate: bool,
     matrix: Path | None,
     count: int | None,
-    format: str | None,
-    output: Path | None,
     report: Path | None,
     skip: bool,
 ) -> None:
-    from influence_cli.commands.session import emit
+    from influence_cli.commands.session import emit, load
     from influence_cli.matrix_file import matrix_writer
-    from influence_cli.rank import misclassified, rank_training, training_facts
+    from influence_cli.precompute import prepare_all
+    from influence_cli.rank import check_target, misclassified, rank_training, training_facts
     from influence_cli.selection import select
 
-    tasks = [prepared.task for prepared in stores]
+    tasks = load(session)
+    check_target(target, tasks[0].classes)
     selected = select(tests, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), sys.stdin)
+    stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip)
     facts = training_facts(stores)
     groups = rank_training(
         stores,
@@ -170,7 +156,7 @@ def _rank(
                     kept.append(group)
                 yield from rank_rows(stores[0], group, facts, count, aggregate)
 
-    emit(session, rows(), COLUMNS, format, output)
+    emit(session, rows(), COLUMNS)
     if any(item.file is not None and item.label is None for item in selected) and target == "label":
         session.terminal.say("an image file without a label: the loss of the predicted class is explained")
     if matrix is not None:
@@ -181,23 +167,19 @@ def _rank(
 
         page = rank_page(session, stores, kept[0], facts, selected, count or 10, aggregate)
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
-    elif not session.terminal.quiet:
+    else:
         session.terminal.say("next: --report why.html shows the images")
 
 
-def _rank_tests(
-    session: Session,
-    stores: list[Prepared],
-    train: int,
-    target: str,
-    count: int | None,
-    format: str | None,
-    output: Path | None,
-    skip: bool,
-) -> None:
-    from influence_cli.commands.session import emit
-    from influence_cli.rank import rank_tests, training_facts
+def _rank_tests(session: Session, train: int, target: str, count: int | None, skip: bool) -> None:
+    from influence_cli.commands.session import emit, load
+    from influence_cli.precompute import prepare_all
+    from influence_cli.rank import check_target, rank_tests, row_of, training_facts
 
+    tasks = load(session)
+    check_target(target, tasks[0].classes)
+    row_of(tasks[0].train, train)
+    stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip)
     group = rank_tests(
         stores,
         train,
@@ -207,7 +189,7 @@ def _rank_tests(
         skip_unreadable=skip,
         run=session.run,
     )
-    emit(session, test_rows(stores[0], group, training_facts(stores), train, count), COLUMNS, format, output)
+    emit(session, test_rows(stores[0], group, training_facts(stores), train, count), COLUMNS)
 
 
 def rank_rows(

@@ -8,11 +8,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influence_cli.config import Config, load_config
-from influence_cli.report.formats import choose_format, open_output, write_rows
+from influence_cli.report.formats import check_output, choose_format, open_output, write_rows
 from influence_cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from influence_cli.task import Task
 
 
 @dataclass
@@ -22,12 +25,16 @@ class Session:
     Attributes:
         config: the resolved config.
         terminal: stderr.
+        format: how rows are written.
+        output: the file of ``-o``, or None for stdout.
         run: facts of the run, written beside ``-o``.
         started: when it began.
     """
 
     config: Config
     terminal: Terminal
+    format: str
+    output: Path | None
     run: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
@@ -37,26 +44,54 @@ class Session:
         return time.perf_counter() - self.started
 
 
-def begin(config: Path, overrides: Sequence[str] | None, *, quiet: bool, verbose: bool) -> Session:
-    """Read the config, then load torch behind a line that says so."""
+def begin(
+    config: Path,
+    overrides: Sequence[str] | None,
+    *,
+    quiet: bool,
+    verbose: bool,
+    format: str | None = None,
+    output: Path | None = None,
+    files: Sequence[Path | None] = (),
+) -> Session:
+    """Read the config, check where results are to go before any work, then load torch behind a line that says so.
+
+    Args:
+        config: the YAML file.
+        overrides: ``--set``.
+        quiet: ``-q``.
+        verbose: ``-v``.
+        format: ``--format``.
+        output: ``-o``.
+        files: other files that the command will write.
+
+    Raises:
+        InfluenceError: in the config, the format or a file that cannot be written.
+    """
     terminal = Terminal(quiet=quiet, verbose=verbose)
     loaded = load_config(config, overrides or ())
+    chosen = choose_format(format, output, sys.stdout.isatty())
+    for path in (output, *files):
+        if path is not None:
+            check_output(path)
     with terminal.status("loading torch"):
         import torch  # noqa: F401
-    return Session(loaded, terminal)
+    return Session(loaded, terminal, chosen, output)
 
 
-def emit(
-    session: Session,
-    rows: Iterable[Mapping[str, object]],
-    columns: Sequence[str],
-    format: str | None,
-    output: Path | None,
-) -> None:
+def load(session: Session) -> list[Task]:
+    """Load model and data, a task a checkpoint."""
+    from influence_cli.task import load_tasks
+
+    with session.terminal.status("loading model and data"):
+        return load_tasks(session.config)
+
+
+def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
     """Write rows to stdout or to a file, and the run's facts beside the file."""
-    chosen = choose_format(format, output, sys.stdout.isatty())
+    output = session.output
     with open_output(output) as stream:
-        count = write_rows(rows, columns, chosen, stream)
+        count = write_rows(rows, columns, session.format, stream)
     session.terminal.detail(f"done in {session.seconds:.1f} s")
     if output is not None:
         facts = run_facts(session) | {"rows": count}
