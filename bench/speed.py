@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +107,8 @@ def measure_fill(task: Task) -> tuple[float, Path]:
     """Time `influence gradients` without its start-up."""
     terminal = Terminal(quiet=True)
     config = load_config_of(task)
-    spent = seconds(lambda: prepare(config, 0, task, terminal, overwrite=True))
+    with redirect_stderr(StringIO()):  # that the model is untrained is no news here
+        spent = seconds(lambda: prepare(config, 0, task, terminal, overwrite=True))
     return spent, config.gradients.store
 
 

@@ -28,7 +28,7 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Load everything, measure a sample, plan the store, and say what looks wrong.
+    """Load everything, measure a sample, and say what looks wrong.
 
     Examples:
 

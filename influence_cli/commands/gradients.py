@@ -22,7 +22,9 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fill the HDF5 store with the training gradients; goes on where an interrupted run stopped.
+    """Fill the store of training gradients; goes on after a kill.
+
+    The size and the time are announced before anything is written. A store that is complete is left as it is.
 
     Examples:
 

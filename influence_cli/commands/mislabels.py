@@ -37,6 +37,7 @@ def command(
     signal: Annotated[
         str, typer.Option("--signal", metavar="NAME", help="self-influence, loss or margin.")
     ] = "self-influence",
+    signals: Annotated[bool, typer.Option("--signals", help="Append a column for each signal.")] = False,
     truth: Annotated[
         Path | None,
         typer.Option("--truth", metavar="FILE", help="Which labels are wrong (.csv, .npy): scores the ranking."),
@@ -56,9 +57,9 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """List the examples that are most likely mislabeled, with the label that the model suggests.
+    """List the examples that are probably mislabeled.
 
-    score is in [0, 1], higher is more suspicious: the percentile of the signal (for loss: 1 − the probability of
+    suggested is the label that the model would give. score is in [0, 1], higher is more suspicious: the percentile of the signal (for loss: 1 − the probability of
     the given label). self_influence is the rise of an example's own loss if it were removed from training.
 
     Examples:
@@ -98,7 +99,8 @@ def command(
     count = len(result.order) if all_ else top
     if wrong is not None:
         _print_truth(session, result, wrong)
-    emit(session, mislabel_rows(result, split, classes, count), COLUMNS)
+    extra = [signal_column(name) for name in result.signals] if signals else []
+    emit(session, mislabel_rows(result, split, classes, count), (*COLUMNS, *extra))
     if report is not None:
         from influence_cli.report.html import write_page
         from influence_cli.report_pages import mislabels_page
@@ -116,7 +118,7 @@ def command(
 
 
 def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], count: int) -> Iterator[dict[str, object]]:
-    """Give the rows of the ranking, most suspicious first."""
+    """Give the rows of the ranking, most suspicious first, every signal included."""
     facts = result.facts
     for number, row in enumerate(result.order[:count], start=1):
         index, suggested = int(facts.indices[row]), int(result.suggested[row])
@@ -130,7 +132,13 @@ def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], cou
             "score": float(result.score[row]),
             "loss": float(facts.losses[row]),
             "self_influence": None if result.self_influence is None else float(result.self_influence[row]),
+            **{signal_column(name): float(values[row]) for name, values in result.signals.items()},
         }
+
+
+def signal_column(name: str) -> str:
+    """Name the column of a signal: ``signal_self_influence``."""
+    return "signal_" + name.replace("-", "_")
 
 
 def _print_truth(session: Any, result: Mislabels, wrong: Any) -> None:
