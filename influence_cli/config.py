@@ -17,6 +17,14 @@ from influence_cli.yaml_lines import Keys, read_yaml, scalar
 MAX_BYTES = 1_000_000
 # Arguments of these names are paths, taken relative to the YAML file.
 PATH_NAME = re.compile(r"(^|_)(root|path|dir|directory|folder|file|filename)s?$", re.IGNORECASE)
+OWN_PATHS = {
+    ("model", "checkpoint"),
+    ("train", "labels"),
+    ("train", "exclude"),
+    ("test", "labels"),
+    ("test", "exclude"),
+    ("gradients", "store"),
+}
 UNITS = {"": 1, "B": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("KMGT", start=1)
@@ -26,7 +34,7 @@ UNITS = {"": 1, "B": 1} | {
 
 def _bytes(value: Any) -> Any:
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+        match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([A-Za-z]*)\s*", value)
         if match is None or match[2].upper() not in UNITS:
             raise ValueError("expected a size such as 8GB, 500MB or 2GiB")
         return int(float(match[1]) * UNITS[match[2].upper()])
@@ -168,13 +176,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     name = str(near_path(path.absolute()))
     document = read_yaml(_read(path, name), name)
-    values: dict[str, Any] = document.values
     places = {keys: f"{name}:{line}" for keys, line in document.lines.items()}
     places[()] = name
     folder = path.absolute().parent
-    _anchor_paths(values, folder)
+    values: dict[str, Any] = _anchored((), document.values, folder)
     for text in overrides:
         _override(values, places, text)
+    gradients = values.setdefault("gradients", {})
+    if isinstance(gradients, dict) and gradients.get("store") is None:
+        gradients["store"] = str(folder / GradientsConfig().store)
     if "path" in values:
         raise InfluenceError(f"{places[('path',)]}: unknown key 'path'", did_you_mean("path", _known(())))
     try:
@@ -209,35 +219,27 @@ def _read(path: Path, name: str) -> str:
         raise InfluenceError(f"{name} cannot be read: {describe(error)}") from error
 
 
-def _anchor_paths(values: Any, folder: Path) -> None:
-    """Make paths absolute: our own keys, and arguments whose name says that they are one."""
-    for section, keys in {
-        "model": ("checkpoint",),
-        "train": ("labels", "exclude"),
-        "test": ("labels", "exclude"),
-        "gradients": ("store",),
-    }.items():
-        part = values.get(section)
-        if not isinstance(part, dict):
-            continue
-        for key in keys:
-            part[key] = _absolute(part[key], folder) if key in part else None
-            if part[key] is None:
-                del part[key]
-        args = part.get("args")
-        if isinstance(args, dict):
-            for key, value in args.items():
-                if PATH_NAME.search(key):
-                    args[key] = _absolute(value, folder)
-    if isinstance(values.get("gradients"), dict) or "gradients" not in values:
-        values.setdefault("gradients", {}).setdefault("store", str(folder / "influence.h5"))
+def _anchored(keys: Keys, value: Any, folder: Path) -> Any:
+    """Make the paths in a value absolute: our own keys, and arguments whose name says that they are one."""
+    if _is_path(keys):
+        return _absolute(value, folder)
+    if isinstance(value, dict):
+        return {key: _anchored((*keys, key), inner, folder) for key, inner in value.items()}
+    return value
+
+
+def _is_path(keys: Keys) -> bool:
+    if len(keys) == 3 and keys[1] == "args":
+        return bool(PATH_NAME.search(str(keys[2])))
+    return keys[:2] in OWN_PATHS
 
 
 def _absolute(value: Any, folder: Path) -> Any:
     if isinstance(value, list):
         return [_absolute(item, folder) for item in value]
     if isinstance(value, str) and value:
-        return os.path.normpath(folder / Path(value).expanduser())
+        # Not Path.expanduser: the home of somebody who does not exist is a file name, as in a shell.
+        return os.path.normpath(folder / os.path.expanduser(value))  # noqa: PTH111
     return value
 
 
@@ -253,7 +255,7 @@ def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> Non
     for position, key in enumerate(keys):
         last = position == len(keys) - 1
         if isinstance(holder, list):
-            if not key.isdigit() or int(key) >= len(holder):
+            if not (key.isascii() and key.isdecimal()) or int(key) >= len(holder):
                 raise InfluenceError(
                     f"{where}: {'.'.join(map(str, path))} is a list of {len(holder)}",
                     f"give a number below {len(holder)}",
@@ -265,7 +267,7 @@ def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> Non
             raise InfluenceError(f"{where}: {'.'.join(map(str, path))} holds a value, not keys")
         step = path[-1]
         if last:
-            holder[step] = _absolute(value, Path.cwd()) if _is_path(path) else value
+            holder[step] = _anchored(tuple(path), value, Path.cwd())
         elif isinstance(holder, list):
             holder = holder[int(step)]
         else:
@@ -276,18 +278,6 @@ def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> Non
     for known in [place for place in places if place[: len(path)] == tuple(path)]:
         del places[known]
     places[tuple(path)] = where
-
-
-def _is_path(keys: Sequence[str | int]) -> bool:
-    own = {
-        ("model", "checkpoint"),
-        ("train", "labels"),
-        ("train", "exclude"),
-        ("test", "labels"),
-        ("test", "exclude"),
-        ("gradients", "store"),
-    }
-    return tuple(keys[:2]) in own or (len(keys) == 3 and keys[1] == "args" and bool(PATH_NAME.search(str(keys[2]))))
 
 
 def _first_mistake(error: ValidationError, values: Mapping[str, Any], places: Mapping[Keys, str]) -> InfluenceError:

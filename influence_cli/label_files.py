@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,44 @@ from influence_cli.user_code import describe
 
 NUMBER_COLUMNS = ("index", "indices")
 LABEL_COLUMNS = ("true_label", "label", "new_label")
+LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A ``.csv``: its columns, the line of each row, and what an error in it begins with."""
+
+    columns: dict[str, list[str]]
+    lines: list[int]
+    file: str
+
+    def at(self, row: int) -> str:
+        """Name a row's line: ``influence.yaml:9: labels.csv:3: ``."""
+        return f"{self.file}:{self.lines[row]}: "
+
+    def index_column(self) -> str | None:
+        """Find the column of positions, if there is one."""
+        return next((name for name in NUMBER_COLUMNS if name in self.columns), None)
+
+    def column(self, allowed: Sequence[str]) -> str:
+        """Find the first of some columns that is there."""
+        for name in allowed:
+            if name in self.columns:
+                return name
+        raise InfluenceError(
+            f"{self.file} has the columns {', '.join(map(repr, self.columns))}",
+            f"it needs one of: {', '.join(allowed)}",
+        )
+
+    def indices(self, name: str, length: int) -> np.ndarray:
+        """Read a column of positions in a data set."""
+        found = []
+        for row, text in enumerate(self.columns[name]):
+            index = _whole_number(text, self.at(row))
+            if not 0 <= index < length:
+                raise InfluenceError(f"{self.at(row)}names the index {index}; the data set has 0 to {length - 1}")
+            found.append(index)
+        return np.array(found, dtype=np.int64)
 
 
 def class_number(name: str, classes: Sequence[str], where: str) -> int:
@@ -28,7 +67,7 @@ def class_number(name: str, classes: Sequence[str], where: str) -> int:
 
 
 def read_indices(path: Path, length: int, where: str) -> np.ndarray:
-    """Read positions of a data set: a ``.npy`` of integers, or the column ``index`` of a ``.csv``.
+    """Read positions of a data set: a ``.npy`` of integers or a mask, or the column ``index`` of a ``.csv``.
 
     Returns:
         int64 [k], sorted, without repeats.
@@ -36,13 +75,12 @@ def read_indices(path: Path, length: int, where: str) -> np.ndarray:
     Raises:
         InfluenceError: unreadable, not whole numbers, or outside the data set.
     """
-    table = _read(path, where)
-    if isinstance(table, dict):
-        column = _column(table, NUMBER_COLUMNS, path, where)
-        indices = _whole_numbers(table[column], path, where)
-    else:
-        indices = _whole_numbers(table, path, where)
-    return np.unique(_within(indices, length, path, where))
+    found = _read(path, where)
+    if isinstance(found, _Table):
+        return np.unique(found.indices(found.column(NUMBER_COLUMNS), length))
+    if found.dtype == bool:
+        return np.flatnonzero(_as_long_as(found, length, path, where))
+    return np.unique(_within(_whole_numbers(found, path, where), length, path, where))
 
 
 def read_labels(path: Path, labels: np.ndarray, classes: Sequence[str] | None, where: str) -> np.ndarray:
@@ -60,34 +98,21 @@ def read_labels(path: Path, labels: np.ndarray, classes: Sequence[str] | None, w
     Returns:
         int64 [length].
     """
-    table = _read(path, where)
+    found = _read(path, where)
     result = labels.copy()
-    if not isinstance(table, dict):
-        given = _whole_numbers(table, path, where)
-        if len(given) != len(labels):
-            raise InfluenceError(f"{where}: {path} has {len(given)} labels, the data set {len(labels)} examples")
-        result[:] = given
+    if isinstance(found, _Table):
+        texts = found.columns[found.column(LABEL_COLUMNS)]
+        given = np.array([_label(text, classes, found.at(row)) for row, text in enumerate(texts)], dtype=np.int64)
+        index_column = found.index_column()
+        if index_column is not None:
+            indices = found.indices(index_column, len(labels))
+            _refuse_repeats(found, indices)
+            result[indices] = given
+            return _known(result, classes, path, where)
     else:
-        column = _column(table, LABEL_COLUMNS, path, where)
-        numbers = np.array([_label(text, classes, f"{where}: {path}") for text in table[column]], dtype=np.int64)
-        index_column = next((name for name in NUMBER_COLUMNS if name in table), None)
-        if index_column is None:
-            if len(numbers) != len(labels):
-                raise InfluenceError(
-                    f"{where}: {path} has {len(numbers)} labels, the data set {len(labels)} examples",
-                    "give a row an example, or a column 'index' beside 'label'",
-                )
-            result[:] = numbers
-        else:
-            indices = _within(_whole_numbers(table[index_column], path, where), len(labels), path, where)
-            if len(np.unique(indices)) != len(indices):
-                repeated = int(indices[np.flatnonzero(np.diff(np.sort(indices)) == 0)[0]])
-                raise InfluenceError(f"{where}: {path} names an index twice (such as {repeated})")
-            result[indices] = numbers
-    if classes is not None and len(result) and (result.min() < 0 or result.max() >= len(classes)):
-        wrong = int(result.min()) if result.min() < 0 else int(result.max())
-        raise InfluenceError(f"{where}: {path} has the label {wrong}, but there are {len(classes)} classes")
-    return result
+        given = _whole_numbers(found, path, where)
+    result[:] = _as_long_as(given, len(labels), path, where)
+    return _known(result, classes, path, where)
 
 
 def read_truth(path: Path, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -95,36 +120,49 @@ def read_truth(path: Path, labels: np.ndarray, classes: Sequence[str]) -> np.nda
 
     A ``.csv`` with a column ``index`` lists the wrong ones (all that it names, or, where it has ``true_label``,
     those whose true label differs from the given one); a file with one label an example is the true labels; a
-    shorter ``.npy`` lists positions.
+    ``.npy`` of booleans is a mask, a shorter one of integers lists positions.
 
     Returns:
         bool [length]: True where the given label is wrong.
     """
     where = "--truth"
-    table = _read(path, where)
+    found = _read(path, where)
     wrong = np.zeros(len(labels), dtype=bool)
-    if isinstance(table, dict):
-        if any(name in table for name in NUMBER_COLUMNS) and "true_label" not in table:
-            wrong[read_indices(path, len(labels), where)] = True
-            return wrong
-        return np.asarray(read_labels(path, labels, classes, where) != labels)
-    numbers = _whole_numbers(table, path, where)
-    if len(numbers) == len(labels):
+    if isinstance(found, _Table):
+        if found.index_column() is None or "true_label" in found.columns:
+            return np.asarray(read_labels(path, labels, classes, where) != labels)
+    elif found.dtype != bool and len(found) >= len(labels):
+        numbers = _as_long_as(_whole_numbers(found, path, where), len(labels), path, where)
         return np.asarray(numbers != labels)
-    wrong[_within(numbers, len(labels), path, where)] = True
+    wrong[read_indices(path, len(labels), where)] = True
     return wrong
 
 
 def _label(text: str, classes: Sequence[str] | None, where: str) -> int:
     if classes is not None:
-        return class_number(text, classes, where)
+        return class_number(text, classes, where.rstrip(": "))
     try:
-        return int(text)
-    except ValueError as error:
-        raise InfluenceError(f"{where}: {text!r} is not a class number, and the data set has no class names") from error
+        return _whole_number(text, where)
+    except InfluenceError as error:
+        raise InfluenceError(f"{where}{text!r} is not a class number, and the data set has no class names") from error
 
 
-def _read(path: Path, where: str) -> np.ndarray | dict[str, list[str]]:
+def _known(labels: np.ndarray, classes: Sequence[str] | None, path: Path, where: str) -> np.ndarray:
+    if classes is not None and len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):
+        wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
+        raise InfluenceError(f"{where}: {path} has the label {wrong}, but there are {len(classes)} classes")
+    return labels
+
+
+def _refuse_repeats(table: _Table, indices: np.ndarray) -> None:
+    seen: set[int] = set()
+    for row, index in enumerate(indices.tolist()):
+        if index in seen:
+            raise InfluenceError(f"{table.at(row)}names an index twice (such as {index})")
+        seen.add(index)
+
+
+def _read(path: Path, where: str) -> np.ndarray | _Table:
     if not path.is_file():
         raise InfluenceError(f"{where}: there is no file {path}")
     if path.suffix == ".npy":
@@ -134,43 +172,62 @@ def _read(path: Path, where: str) -> np.ndarray | dict[str, list[str]]:
             raise InfluenceError(f"{where}: {path} is not a readable .npy file: {describe(error)}") from error
     if path.suffix != ".csv":
         raise InfluenceError(f"{where}: {path} is neither .npy nor .csv")
+    rows: list[list[str]] = []
+    lines: list[int] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
+            reader = csv.reader(file)
+            line = 1
+            for row in reader:
+                if row:
+                    rows.append([field.strip() for field in row])
+                    lines.append(line)
+                line = reader.line_num + 1
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InfluenceError(f"{where}: {path} is not a readable .csv file: {describe(error)}") from error
     if not rows:
         raise InfluenceError(f"{where}: {path} is empty", "the first line names the columns: index,label")
-    header = [name.strip() for name in rows[0]]
-    for number, row in enumerate(rows[1:], start=2):
-        if row and len(row) != len(header):
-            raise InfluenceError(f"{where}: {path}:{number}: {len(row)} fields, the header has {len(header)}")
-    return {name: [row[position].strip() for row in rows[1:] if row] for position, name in enumerate(header)}
+    header = rows.pop(0)
+    for row, line in zip(rows, lines[1:], strict=True):
+        if len(row) != len(header):
+            raise InfluenceError(f"{where}: {path}:{line}: {len(row)} fields, the header has {len(header)}")
+    columns = {name: [row[position] for row in rows] for position, name in enumerate(header)}
+    return _Table(columns, lines[1:], f"{where}: {path}")
 
 
-def _column(table: dict[str, list[str]], allowed: Sequence[str], path: Path, where: str) -> str:
-    for name in allowed:
-        if name in table:
-            return name
-    raise InfluenceError(
-        f"{where}: {path} has the columns {', '.join(map(repr, table))}", f"it needs one of: {', '.join(allowed)}"
-    )
-
-
-def _whole_numbers(values: np.ndarray | Sequence[str], path: Path, where: str) -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype.kind in "iu":
-        return array.astype(np.int64)
+def _whole_number(text: str, where: str) -> int:
     try:
-        floats = array.astype(np.float64)
-        whole = floats.astype(np.int64)
-    except (ValueError, OverflowError) as error:
-        raise InfluenceError(
-            f"{where}: {path} holds something that is not a whole number: {describe(error)}"
-        ) from error
-    if not np.array_equal(floats, whole):
-        raise InfluenceError(f"{where}: {path} holds numbers that are not whole")
+        number = float(text)
+    except ValueError as error:
+        raise InfluenceError(f"{where}{text!r} is not a whole number") from error
+    if not number.is_integer():
+        raise InfluenceError(f"{where}{text} is not whole")
+    # Not through float where it need not be: past 2⁵³ that would be another number.
+    whole = int(text) if text.lstrip("+-").isdecimal() else int(number)
+    if abs(whole) > LARGEST:
+        raise InfluenceError(f"{where}{text} is too large")
     return whole
+
+
+def _whole_numbers(values: np.ndarray, path: Path, where: str) -> np.ndarray:
+    kind = values.dtype.kind
+    if kind not in "biuf":
+        raise InfluenceError(f"{where}: {path} holds {values.dtype}, which is not a whole number")
+    if kind == "f" and not (np.isfinite(values).all() and np.array_equal(values, np.floor(values))):
+        raise InfluenceError(f"{where}: {path} holds numbers that are not whole")
+    # Floats go through Python: near 2⁶³ a comparison in floats would let one too many pass.
+    if kind in "uf" and len(values) and int(abs(values).max()) > LARGEST:
+        raise InfluenceError(f"{where}: {path} holds numbers that are too large")
+    return values.astype(np.int64)
+
+
+def _as_long_as(values: np.ndarray, length: int, path: Path, where: str) -> np.ndarray:
+    if len(values) != length:
+        raise InfluenceError(
+            f"{where}: {path} has {len(values)} labels, the data set {length} examples",
+            "give one an example, or a .csv with a column 'index' beside 'label'",
+        )
+    return values
 
 
 def _within(indices: np.ndarray, length: int, path: Path, where: str) -> np.ndarray:

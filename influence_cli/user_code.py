@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,13 +52,10 @@ def import_object(name: str, folder: Path, where: str) -> Any:
             if error.name is not None and not (module_name + ".").startswith(error.name + "."):
                 raise InfluenceError(f"{where}: importing {module_name} failed: {error}") from error
             continue
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InfluenceError(f"{where}: importing {module_name} failed: {describe(error)}") from error
         for depth, part in enumerate(parts[cut:], start=cut):
-            if not hasattr(found, part):
-                at = ".".join(parts[:depth])
-                raise InfluenceError(f"{where}: {at} has no {part!r}", did_you_mean(part, _public(found)))
-            found = getattr(found, part)
+            found = _member(found, part, ".".join(parts[:depth]), where)
         return found
     raise InfluenceError(
         f"{where}: no module named {parts[0]!r}",
@@ -67,15 +65,21 @@ def import_object(name: str, folder: Path, where: str) -> Any:
 
 def _from_file(name: str, folder: Path, where: str) -> Any:
     file_name, _, attribute = name.partition(":")
-    path = (folder / Path(file_name).expanduser()).resolve()
+    path = (folder / os.path.expanduser(file_name)).resolve()  # noqa: PTH111 (leaves unknown homes as they are)
     if not attribute:
         raise InfluenceError(f"{where}: {name!r} names a file but nothing in it", f"write {file_name}:NAME")
     if not path.is_file():
         raise InfluenceError(f"{where}: there is no file {path}", "a path is relative to the folder of the YAML file")
-    module = _load_file(path, where)
-    if not hasattr(module, attribute):
-        raise InfluenceError(f"{where}: {file_name} has no {attribute!r}", did_you_mean(attribute, _public(module)))
-    return getattr(module, attribute)
+    return _member(_load_file(path, where), attribute, file_name, where)
+
+
+def _member(holder: Any, name: str, holder_name: str, where: str) -> Any:
+    try:
+        return getattr(holder, name)
+    except AttributeError as error:
+        raise InfluenceError(f"{where}: {holder_name} has no {name!r}", did_you_mean(name, _public(holder))) from error
+    except Exception as error:  # a package that loads its parts when they are asked for
+        raise InfluenceError(f"{where}: {name!r} of {holder_name} failed: {describe(error)}") from error
 
 
 def _load_file(path: Path, where: str) -> ModuleType:
@@ -88,15 +92,18 @@ def _load_file(path: Path, where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Registered before it runs, so that what it defines can be pickled to loader workers.
     sys.modules[module_name] = module
-    sys.path.insert(0, str(path.parent))
+    beside = str(path.parent)
+    sys.path.insert(0, beside)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise InfluenceError(f"{where}: running {path} failed: {describe(error)}") from error
     finally:
         with contextlib.suppress(ValueError):
-            sys.path.remove(str(path.parent))
+            sys.path.remove(beside)
+        if beside not in sys.path:  # last, for what its functions import when they run
+            sys.path.append(beside)
     return module
 
 
@@ -128,7 +135,7 @@ def call(
             return callee(**args)
     except InfluenceError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InfluenceError(
             f"{where()}: {name} failed: {describe(error)}", "INFLUENCE_DEBUG=1 shows where inside it"
         ) from error

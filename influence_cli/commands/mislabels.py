@@ -59,8 +59,9 @@ def command(
 ) -> None:
     """List the examples that are probably mislabeled.
 
-    suggested is the label that the model would give. score is in [0, 1], higher is more suspicious: the percentile of the signal (for loss: 1 − the probability of
-    the given label). self_influence is the rise of an example's own loss if it were removed from training.
+    suggested is the label that the model would give. score is in [0, 1], higher is more suspicious: the percentile of
+    the signal (for loss: 1 − the probability of the given label). self_influence is the rise of an example's own loss
+    if it were removed from training.
 
     Examples:
 

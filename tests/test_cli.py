@@ -1,0 +1,407 @@
+"""cli: help without torch, data apart from talk, and an exit code that scripts can rely on, however a command ends."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import typer
+from conftest import Command, run_influence
+
+import influence_cli
+from influence_cli.cli import app, main
+
+INFLUENCE = [sys.executable, "-m", "influence_cli"]
+COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:[34][0-8]|9[0-7]|10[0-7])[;m]")
+NO_TORCH = """
+import sys
+
+from influence_cli.cli import app
+
+try:
+    app(sys.argv[1:])
+except SystemExit as ended:
+    code = ended.code
+sys.stderr.write(f"\\n{code} {sorted({'torch', 'torchvision', 'h5py'} & set(sys.modules))}")
+"""
+SLOW = """
+import time
+from pathlib import Path
+from torchvision.datasets import ImageFolder
+
+
+class Slow(ImageFolder):
+    def __getitem__(self, index):
+        if index > 100:
+            Path(self.root, "..", "reading").touch()
+            time.sleep(0.05)
+        return super().__getitem__(index)
+"""
+LOSS = """
+import torch
+
+
+def mine(outputs, targets):
+    if (targets == 7).any():
+        raise ValueError("no sevens here")
+    return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Give the variables of a plain terminal: nothing that changes how Python or the command writes."""
+    left_out = ("INFLUENCE_", "NO_COLOR", "FORCE_COLOR", "PYTHONUNBUFFERED", "CLICOLOR", "COLUMNS")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+    return kept | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | more
+
+
+def edit(project: Path, old: str, new: str) -> None:
+    text = (project / "influence.yaml").read_text()
+    assert old in text
+    (project / "influence.yaml").write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture(scope="module")
+def filled(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a complete store; do not change it."""
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("filled") / "project"))
+    with contextlib.chdir(folder), pytest.raises(SystemExit) as ended:
+        app(["gradients", "-q"])
+    assert not ended.value.code
+    return folder
+
+
+# --- help
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("--help",), 0),
+        (("-h",), 0),
+        (("--version",), 0),
+        ((), 2),
+        (("--nonsense",), 2),
+        *(((name, "--help"), 0) for name in COMMANDS),
+        (("init",), 0),
+        (("rank", "3"), 2),  # there is no config: said before the wait for torch
+        (("rank",), 2),
+    ],
+    ids=str,
+)
+def test_torch_is_not_imported_for_it(tmp_path: Path, words: tuple[str, ...], code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH, *words], cwd=tmp_path, capture_output=True, text=True, env=environment()
+    )
+    assert done.stderr.splitlines()[-1] == f"{code} []"
+
+
+def test_importing_the_package_leaves_torch_out_and_every_public_name_exists() -> None:
+    code = "import sys, influence_cli, influence_cli.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    for name in influence_cli.__all__:
+        assert getattr(influence_cli, name) is not None, name
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = influence_cli.nonsense
+
+
+def test_help_names_every_command_of_the_design(influence: Command, tmp_path: Path) -> None:
+    text = influence("--help", cwd=tmp_path).out
+    assert set(COMMANDS) >= {"demo", "init", "check", "gradients", "rank", "mislabels"}
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} +\S+ \S+", text, re.MULTILINE), name
+    assert "influence demo" in text
+    assert influence("-h", cwd=tmp_path).out == text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_examples_whose_options_exist(influence: Command, tmp_path: Path, name: str) -> None:
+    done = influence(name, "--help", cwd=tmp_path)
+    assert done.err == ""
+    assert influence(name, "-h", cwd=tmp_path).out == done.out
+    before, _, after = done.out.partition("Example")
+    examples = [line.strip() for line in after.partition("\n\nArguments:")[0].partition("\n\nOptions:")[0].splitlines()]
+    runs = [line for line in examples if f"influence {name}" in line]
+    assert "Usage:" in before
+    assert runs
+    for line in runs:
+        words = shlex.split(re.split(r"[|>&]", line.partition(f"influence {name}")[2])[0])
+        for word in words:
+            if word.startswith("-") and word != "-":
+                assert re.search(rf"^ +.*{word}\b", after, re.MULTILINE), (line, word)
+
+
+def test_version_is_that_of_the_package(influence: Command, tmp_path: Path) -> None:
+    done = influence("--version", cwd=tmp_path)
+    assert done.out == f"influence {importlib.metadata.version('influence-cli')}\n"
+    assert done.err == ""
+
+
+def test_the_installed_script_runs_this() -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="influence")
+    assert script.load() is main
+
+
+def test_the_shell_completes_commands_and_options(tmp_path: Path) -> None:
+    for typed, at, wanted in (("influence ra", 1, "rank"), ("influence rank --aggr", 2, "--aggregate")):
+        variables = {"_INFLUENCE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(at)}
+        code = "import sys; sys.argv[0] = 'influence'; from influence_cli.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment(**variables)
+        )
+        assert done.stdout.split() == [wanted], done.stderr
+
+
+# --- exit codes and streams
+
+
+def test_without_arguments_help_is_shown_and_nothing_is_data(influence: Command, tmp_path: Path) -> None:
+    done = influence(cwd=tmp_path, code=2)
+    assert done.out == ""
+    assert "Usage:" in done.err
+    assert "mislabels" in done.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--nonsense",), ("nonsense",), ("rank", "--nonsense"), ("rank", "0", "--top", "0"), ("rank", "0", "--top"),
+        ("mislabels", "--top", "x"), ("rank", "--train", "1.5"), ("gradients", "surplus"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_command_line_that_is_not_understood_ends_with_2(
+    influence: Command, project: Path, words: tuple[str, ...]
+) -> None:
+    done = influence(*words, cwd=project, code=2)
+    assert done.out == ""
+    assert [line for line in done.err.splitlines() if line.lower().startswith("error: ")]
+    assert not (project / "influence.h5").exists()
+
+
+@pytest.mark.parametrize("words", [("rank", 3), ("mislabels",), ("check",), ("rank", "--train", 3)])
+def test_stdout_is_data_and_stderr_is_all_else(influence: Command, filled: Path, words: tuple[object, ...]) -> None:
+    done = influence(*words, cwd=filled)
+    assert all(isinstance(json.loads(line), dict) for line in done.out.splitlines())
+    assert done.out.endswith("}\n")
+    assert done.err
+    assert "{" not in done.err
+    assert "\x1b" not in done.out + done.err
+
+
+@pytest.mark.parametrize("words", [("rank", 3), ("mislabels",), ("check",), ("gradients",), ("gradients", "--fsck")])
+def test_quiet_says_nothing_and_gives_the_same_data(
+    influence: Command, filled: Path, words: tuple[object, ...]
+) -> None:
+    quiet = influence(*words, "-q", cwd=filled)
+    assert quiet.err == ""
+    if words != ("check",):  # which measures times
+        assert quiet.out == influence(*words, cwd=filled).out
+
+
+def test_quiet_still_warns(influence: Command, project: Path) -> None:
+    import torch
+
+    state = torch.load(project / "model.pt")
+    torch.save({name: value.roll(1, 0) for name, value in state.items()}, project / "model.pt")
+    lines = influence("gradients", "-q", cwd=project).err.splitlines()
+    assert lines
+    assert all(line.startswith("warning: ") for line in lines)
+
+
+def test_verbose_says_more(influence: Command, filled: Path) -> None:
+    assert len(influence("rank", 3, "-v", cwd=filled).err) > len(influence("rank", 3, cwd=filled).err)
+
+
+def test_an_error_that_nobody_foresaw_ends_with_2_and_one_line(project: Path) -> None:
+    """Exit code 1 is for findings: CI must not take a crash for one."""
+    (project / "losses.py").write_text(LOSS)
+    edit(project, "l2: 0.01", "l2: 0.01\nloss: {factory: ./losses.py:mine}")
+    done = run_influence("gradients", cwd=project, code=2)
+    assert done.stdout == ""
+    assert "error: " in done.stderr
+    assert "no sevens here" in done.stderr
+
+
+@pytest.mark.parametrize(("debug", "shown"), [({}, False), ({"INFLUENCE_DEBUG": "1"}, True)], ids=["plain", "debug"])
+def test_debug_shows_the_traceback_of_an_error_and_keeps_its_exit_code(
+    tmp_path: Path, debug: dict[str, str], shown: bool
+) -> None:
+    done = subprocess.run([*INFLUENCE, "check"], cwd=tmp_path, capture_output=True, text=True, env=environment(**debug))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "there is no config influence.yaml" in done.stderr
+    assert ("Traceback" in done.stderr) == shown
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "read"),
+    [
+        ({}, (), "influence.yaml"),
+        ({"INFLUENCE_CONFIG": "other.yaml"}, (), "other.yaml"),
+        ({"INFLUENCE_CONFIG": "other.yaml"}, ("-c", "third.yaml"), "third.yaml"),
+        ({}, ("--config", "sub/fourth.yaml"), "sub/fourth.yaml"),
+    ],
+)
+def test_the_config_is_the_one_that_is_named(
+    tmp_path: Path, variables: Mapping[str, str], words: tuple[str, ...], read: str
+) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("influence.yaml", "other.yaml", "third.yaml", "sub/fourth.yaml"):
+        (tmp_path / name).write_text("nonsense: 1\n")
+    done = subprocess.run(
+        [*INFLUENCE, "check", *words], cwd=tmp_path, capture_output=True, text=True, env=environment(**variables)
+    )
+    assert done.returncode == 2
+    assert f"error: {read}:1: unknown key 'nonsense'" in done.stderr
+
+
+# --- closed pipes
+
+
+def without_reader(*words: str, cwd: Path, stream: str = "stdout") -> subprocess.CompletedProcess[str]:
+    """Run a command whose stdout (or stderr) nobody reads any more; its other stream is kept."""
+    here, there = os.pipe()
+    os.close(here)
+    try:
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: there}
+        return subprocess.run([*INFLUENCE, *words], cwd=cwd, text=True, env=environment(), **streams)  # type: ignore[call-overload]
+    finally:
+        os.close(there)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--help",), ("--version",), ("rank", "--help"), ("rank", "0:40", "--all", "--format", "table")],
+    ids=" ".join,
+)
+def test_a_reader_of_stdout_that_has_gone_is_no_error(filled: Path, words: tuple[str, ...]) -> None:
+    done = without_reader(*words, cwd=filled)
+    assert done.returncode == 0, done.stderr
+    for sign in ("Traceback", "Exception", "BrokenPipe", "error"):
+        assert sign not in done.stderr
+
+
+def test_a_reader_of_stderr_that_has_gone_is_no_error(filled: Path) -> None:
+    done = without_reader("rank", "3", "--top", "2", cwd=filled, stream="stderr")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 4
+
+
+def test_head_takes_its_line_and_the_pipeline_succeeds(filled: Path) -> None:
+    line = f"{shlex.join(INFLUENCE)} rank 0:40 --all -q | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=filled, capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+# --- interruption and terminals
+
+
+def test_ctrl_c_ends_with_130_and_a_line(project: Path) -> None:
+    (project / "slow.py").write_text(SLOW)
+    edit(project, "torchvision.datasets.ImageFolder\n  args: {root: train}", "./slow.py:Slow\n  args: {root: train}")
+    process = subprocess.Popen(
+        [*INFLUENCE, "check"], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    while not (project / "reading").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.startswith("interrupted: ")
+    assert "Traceback" not in err
+
+
+def on_terminal(*words: str, cwd: Path, stdout: bool = False, **variables: str) -> tuple[str, str, int]:
+    """Run a command whose stderr (and, where asked, stdout) is a terminal; give what it showed, its data and its code.
+
+    Returns:
+        What the terminal received, what a pipe for stdout received, and the exit code.
+    """
+    here, there = pty.openpty()
+    process = subprocess.Popen(
+        [*INFLUENCE, *words],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=there if stdout else subprocess.PIPE,
+        stderr=there,
+        env=environment(**variables),
+    )
+    os.close(there)
+    shown = b""
+    while True:
+        select.select([here], [], [])
+        try:
+            part = os.read(here, 65536)
+        except OSError:  # how a terminal ends on Linux
+            break
+        if not part:
+            break
+        shown += part
+    os.close(here)
+    data = process.communicate()[0] or b""
+    return shown.decode(), data.decode(), process.returncode
+
+
+def test_progress_shows_on_a_terminal_and_not_on_a_pipe(influence: Command, filled: Path, tmp_path: Path) -> None:
+    words = ("gradients", "-s", f"gradients.store={tmp_path / 'new.h5'}")
+    shown, data, code = on_terminal(*words, cwd=filled)
+    assert code == 0
+    assert data == ""
+    assert "loading torch" in shown
+    assert re.search(r"gradients of new\.h5.*%.*/s", shown)
+    (tmp_path / "new.h5").unlink()
+    plain = influence(*words, cwd=filled).err
+    assert "wrote 5 of 5 blocks" in plain
+    assert "wrote 5 of 5 blocks" in shown
+    for sign in ("loading", "gradients of", "%", "\x1b", "\r"):
+        assert sign not in plain
+
+
+def test_a_terminal_gets_a_table_and_quiet_shows_no_progress(filled: Path) -> None:
+    shown, _, code = on_terminal("rank", "3", "--top", "2", "-q", cwd=filled, stdout=True, NO_COLOR="1")
+    assert code == 0
+    assert "helpful" in shown
+    assert "{" not in shown
+    for sign in ("loading", "scanning", "\r\x1b"):
+        assert sign not in shown
+    assert not COLOUR.search(shown)
+
+
+@pytest.mark.parametrize(
+    ("variables", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)], ids=str
+)
+def test_colours_are_for_terminals_that_want_them(tmp_path: Path, variables: dict[str, str], colour: bool) -> None:
+    shown, _, code = on_terminal("check", cwd=tmp_path, **variables)
+    assert code == 2
+    assert "there is no config influence.yaml" in shown
+    assert bool(COLOUR.search(shown)) == colour
+    assert "\x1b" not in run_influence("check", cwd=tmp_path, code=2).stderr  # a pipe
+
+
+def test_a_file_name_cannot_move_the_cursor(tmp_path: Path) -> None:
+    shown, _, code = on_terminal("check", "-c", "a\x1b[2Jb\nc.yaml", cwd=tmp_path, NO_COLOR="1")
+    assert code == 2
+    assert "\x1b[2J" not in shown
+    assert r"a\x1b[2Jb\nc.yaml" in shown
