@@ -46,7 +46,7 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, where, error) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except Exception as error:  # a damaged file of the old format can fail anywhere in torch's reader
         raise InfluenceError(
             f"{where}: {path} is not a readable checkpoint: {describe(error)}",
             "save one with torch.save(model.state_dict(), FILE)",
@@ -103,6 +103,12 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, wher
         InfluenceError: naming every missing, unexpected and misshapen key (the first few of many).
     """
     own = model.state_dict()
+    lazy = [key for key, value in own.items() if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer)]
+    if lazy:
+        raise InfluenceError(
+            f"{where}: the model does not know the shape of {', '.join(lazy[:4])} before it has run once",
+            "run it on one input inside the factory, or give the sizes (Linear for LazyLinear)",
+        )
     state = _strip_prefixes(dict(state), set(own))
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]

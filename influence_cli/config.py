@@ -143,7 +143,7 @@ class Config(_Section):
     gradients: GradientsConfig = GradientsConfig()
     curvature: CurvatureConfig = CurvatureConfig()
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     _places: dict[Keys, str] = PrivateAttr(default_factory=dict)
 
     def where(self, *keys: str | int) -> str:

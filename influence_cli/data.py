@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Split:
         classes: class names by number, or None where the source has none.
         mapping: the source's ``class_to_idx``, or None.
         where: ``influence.yaml:12``, the section's line.
+        folder: current while an item is read, so that a source's relative paths work; None leaves it alone.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Split:
     classes: tuple[str, ...] | None
     mapping: dict[str, int] | None
     where: str
+    folder: Path | None = None
 
     def __len__(self) -> int:
         """Count the examples in use."""
@@ -94,7 +97,8 @@ class Batch:
 def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     """Read (image, label) as the user's data set yields it; any failure names the example."""
     try:
-        item = split.source[index]
+        with nullcontext() if split.folder is None else chdir(split.folder):
+            item = split.source[index]
     except Exception as error:
         raise InfluenceError(f"{split.title(index)} cannot be read: {describe(error)}") from error
     if isinstance(item, dict):
@@ -123,9 +127,13 @@ def to_input(split: Split, image: Any, title: str) -> Tensor:
             image = split.transform(image)
         except Exception as error:
             raise InfluenceError(f"{split.where}: the transform fails on {title}: {describe(error)}") from error
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image)
     advice = "add to the transform: [ToImage, {ToDtype: {dtype: float32, scale: true}}]"
+    if isinstance(image, np.ndarray):
+        try:
+            # A copy in torch's own layout: it takes no negative strides, no other byte order, no read-only memory.
+            image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
+        except TypeError as error:
+            raise InfluenceError(f"{split.where}: {title} is an array of {image.dtype}, not of numbers") from error
     if not isinstance(image, Tensor):
         raise InfluenceError(f"{split.where}: {title} is a {type(image).__name__}, not a tensor", advice)
     if image.dtype in (torch.uint8, torch.bool):
@@ -217,8 +225,11 @@ def as_picture(image: Any) -> Image.Image | None:
     """Turn what a data set yields (PIL image, array, tensor) into a picture, if it looks like one."""
     if isinstance(image, Image.Image):
         return image
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = image.float() if image.dtype == torch.bfloat16 else image
+    array = image.numpy() if isinstance(image, Tensor) else image
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.dtype.kind not in "biuf":
         return None
     if array.ndim == 3 and array.shape[0] in (1, 3):
         array = np.moveaxis(array, 0, -1)
@@ -227,7 +238,10 @@ def as_picture(image: Any) -> Image.Image | None:
     if array.ndim == 3 and array.shape[-1] != 3:
         return None
     if array.dtype != np.uint8:
-        low, high = float(array.min()), float(array.max())
+        array = array.astype(np.float64)
+        finite = array[np.isfinite(array)]
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+        array = np.nan_to_num(array, nan=low, posinf=high, neginf=low)
         array = ((array - low) / (high - low or 1.0) * 255).astype(np.uint8)
     return Image.fromarray(array)
 
@@ -265,7 +279,14 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
                 f"give {split.name}.transform in the YAML file",
             )
     elif image.mode != example.mode:
-        image = image.convert(example.mode)
+        try:
+            image = image.convert(example.mode)
+        except ValueError as error:
+            raise InfluenceError(
+                f"{path} is an image of mode {image.mode}, the {split.name} images are {example.mode}: "
+                f"{describe(error)}",
+                "save it as an RGB or grey image",
+            ) from error
     tensor = to_input(split, image, str(path))
     expected = to_input(split, example, split.title(int(split.indices[0]))).shape
     if tensor.shape != expected:

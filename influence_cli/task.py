@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,10 @@ from influence_cli.config import Config, DataConfig
 from influence_cli.data import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.label_files import read_indices, read_labels
-from influence_cli.user_code import accepts, call, describe, import_object
+from influence_cli.user_code import accepts, bind, call, describe, import_object
+
+if TYPE_CHECKING:
+    from torchvision.transforms import InterpolationMode
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -76,6 +79,8 @@ def load_tasks(config: Config) -> list[Task]:
     if test is not None:
         _check_mapping(train, test)
     loss, convex = _load_loss(config)
+    if isinstance(loss, nn.Module):
+        loss.to(device)
     loss_name = config.loss.factory + (f" {config.loss.args}" if config.loss.args else "")
     tasks = []
     for number, path in enumerate(config.model.checkpoint):
@@ -167,7 +172,7 @@ def _load_loss(config: Config) -> tuple[Loss, bool]:
         return made, isinstance(made, nn.CrossEntropyLoss)
     if not callable(found):
         raise InfluenceError(f"{where()}: {name} is a {type(found).__name__}, not a function or a class")
-    return partial(found, **args), False
+    return bind(found, args, name, where), False
 
 
 def load_split(config: Config, name: str, section: DataConfig) -> Split:
@@ -194,10 +199,11 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
         transform=transform,
         labels=np.full(len(source), -1, dtype=np.int64),
         indices=np.arange(len(source), dtype=np.int64),
-        paths=_source_paths(source),
+        paths=_source_paths(source, config.folder),
         classes=classes,
         mapping=dict(mapping) if isinstance(mapping, dict) else None,
         where=where(),
+        folder=None if Path.cwd() == config.folder else config.folder,
     )
     labels = _source_labels(split)
     if section.labels is not None:
@@ -207,7 +213,7 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
         indices = np.setdiff1d(indices, read_indices(section.exclude, len(source), where("exclude")))
         if not len(indices):
             raise InfluenceError(f"{where('exclude')}: {section.exclude} leaves no {name} example")
-    return Split(name, source, transform, labels, indices, split.paths, classes, split.mapping, where())
+    return replace(split, labels=labels, indices=indices)
 
 
 def _source_classes(source: Any) -> tuple[str, ...] | None:
@@ -217,11 +223,15 @@ def _source_classes(source: Any) -> tuple[str, ...] | None:
     return None
 
 
-def _source_paths(source: Any) -> tuple[str, ...] | None:
+def _source_paths(source: Any, folder: Path) -> tuple[str, ...] | None:
     for attribute in ("samples", "imgs"):
         samples = getattr(source, attribute, None)
-        if isinstance(samples, list) and len(samples) == len(source) and isinstance(samples[0], tuple | list):
-            return tuple(str(sample[0]) for sample in samples)
+        if (
+            isinstance(samples, list)
+            and len(samples) == len(source)
+            and all(isinstance(sample, tuple | list) and isinstance(sample[0], str | Path) for sample in samples)
+        ):
+            return tuple(str(folder / sample[0]) for sample in samples)
     return None
 
 
@@ -233,7 +243,8 @@ def _source_labels(split: Split) -> np.ndarray:
         found = source.tensors[1]
     if found is not None:
         try:
-            labels = np.asarray(found).astype(np.int64).reshape(-1)
+            given = np.asarray(found).reshape(-1)
+            labels = given.astype(np.int64) if given.dtype.kind in "biu" else np.empty(0, dtype=np.int64)
         except (TypeError, ValueError):
             labels = np.empty(0, dtype=np.int64)
         probes = {0, len(source) // 2, len(source) - 1}
@@ -253,17 +264,20 @@ def _agrees(split: Split, index: int, label: int) -> bool:
 def _item_label(split: Split, index: int) -> int:
     _, label = raw_item(split, index)
     try:
-        return int(label)
-    except (TypeError, ValueError) as error:
+        number = int(label)
+        if number != label or abs(number) >= 2**63:
+            raise ValueError("not a whole number that fits")
+    except (TypeError, ValueError, OverflowError) as error:
         raise InfluenceError(
             f"{split.where}: {split.title(index)} has the label {label!r}, not a class number ({describe(error)})"
         ) from error
+    return number
 
 
 def _build_transform(config: Config, name: str, section: DataConfig, factory: Any) -> Callable[[Any], Any] | None:
     if section.transform is None:
         return None
-    from torchvision.transforms import InterpolationMode, v2
+    from torchvision.transforms import v2
 
     steps = []
     for number, step in enumerate(section.transform):
@@ -284,11 +298,20 @@ def _build_transform(config: Config, name: str, section: DataConfig, factory: An
             if key == "dtype" and isinstance(value, str):
                 args[key] = _dtype(value, at)
             if key == "interpolation" and isinstance(value, str):
-                args[key] = InterpolationMode(value.lower())
+                args[key] = _interpolation(value, at)
         steps.append(call(made, args, config.folder, step.name, lambda *_, at=at: at))
     if accepts(factory, "transform") and "transform" in section.args:
         raise InfluenceError(f"{config.where(name, 'args', 'transform')}: give the transform under {name}.transform")
     return v2.Compose(steps) if steps else None
+
+
+def _interpolation(name: str, where: str) -> InterpolationMode:
+    from torchvision.transforms import InterpolationMode
+
+    known = [mode.value for mode in InterpolationMode]
+    if name.lower() not in known:
+        raise InfluenceError(f"{where}: there is no interpolation {name!r}", did_you_mean(name.lower(), known))
+    return InterpolationMode(name.lower())
 
 
 def _dtype(name: str, where: str) -> torch.dtype:

@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -129,7 +130,8 @@ def call(
     except (TypeError, ValueError):
         signature = None
     if signature is not None:
-        _check_arguments(signature, args, name, where)
+        _refuse_unknown(signature, args, name, where)
+        _refuse_missing(signature, args, name, where)
     try:
         with contextlib.chdir(folder):
             return callee(**args)
@@ -149,18 +151,35 @@ def accepts(callee: Callable[..., Any], argument: str) -> bool:
         return False
 
 
-def _check_arguments(
+def bind(
+    function: Callable[..., Any], args: Mapping[str, Any], name: str, where: Callable[..., str]
+) -> Callable[..., Any]:
+    """Fix some arguments of a function that is called later, their names checked now.
+
+    Raises:
+        InfluenceError: an argument that the function does not take.
+    """
+    with contextlib.suppress(TypeError, ValueError):  # no signature to check against
+        _refuse_unknown(inspect.signature(function), args, name, where)
+    return partial(function, **args)
+
+
+def _refuse_unknown(
     signature: inspect.Signature, args: Mapping[str, Any], name: str, where: Callable[..., str]
 ) -> None:
     parameters = signature.parameters.values()
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        for key in args:
-            if key not in known:
-                raise InfluenceError(
-                    f"{where('args', key)}: {name} takes no argument {key!r}", did_you_mean(key, known)
-                )
-    for parameter in parameters:
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for key in args:
+        if key not in known:
+            raise InfluenceError(f"{where('args', key)}: {name} takes no argument {key!r}", did_you_mean(key, known))
+
+
+def _refuse_missing(
+    signature: inspect.Signature, args: Mapping[str, Any], name: str, where: Callable[..., str]
+) -> None:
+    for parameter in signature.parameters.values():
         needed = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD,
             parameter.KEYWORD_ONLY,
