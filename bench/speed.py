@@ -30,10 +30,11 @@ import torch
 from torch import Tensor
 
 from influence_cli.config import load_config
+from influence_cli.errors import human_bytes
 from influence_cli.layers import example_gradients, micro_batch
 from influence_cli.precompute import decide, prepare
 from influence_cli.scores import influence
-from influence_cli.store import Store, human_bytes
+from influence_cli.store import Store
 from influence_cli.task import Task, load_tasks
 from influence_cli.terminal import Terminal
 

@@ -10,12 +10,11 @@ import torch
 
 from influence_cli.config import Config
 from influence_cli.data import Split, read_batches, refuse_unreadable
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.estimate import estimate
 from influence_cli.layers import Network, evaluate, example_gradients, flatten, micro_batch
 from influence_cli.precompute import decide, row_bytes, store_path
 from influence_cli.probe import check_finite, near_chance, not_minimum
-from influence_cli.store import human_bytes
 from influence_cli.task import Task, load_tasks
 from influence_cli.terminal import Terminal, duration
 

@@ -1,4 +1,4 @@
-"""The one exception that a user sees: what went wrong, and the next step."""
+"""The one exception that a user sees, and how messages name words, files and sizes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,15 @@ class InfluenceError(Exception):
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C after some work was finished: carries the line that says what was kept."""
+
+
+def human_bytes(count: float) -> str:
+    """Write a number of bytes for people: ``1.9 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def near_path(path: Path) -> Path:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from influence_cli.curvature.choice import Choice
 from influence_cli.data import Batch, read_batches, refuse_unreadable
-from influence_cli.errors import Stopped
+from influence_cli.errors import Stopped, human_bytes
 from influence_cli.layers import example_gradients, micro_batch
 from influence_cli.probe import check_finite
-from influence_cli.store import READ, SKIPPED, Rows, Store, human_bytes
+from influence_cli.store import READ, SKIPPED, Rows, Store
 from influence_cli.task import Task
 from influence_cli.terminal import Advance, Terminal, duration
 

@@ -81,7 +81,8 @@ def _steps(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarra
     if not truth.any() or truth.all():
         raise InfluenceError(f"{int(truth.sum())} of {len(truth)} are true: a ranking needs both kinds to be measured")
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
+    falling = scores[order]
+    ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
     return np.cumsum(truth[order])[ends], ends + 1
 
 
@@ -93,4 +94,5 @@ def _midranks(values: np.ndarray) -> np.ndarray:
 
 def _centred(values: np.ndarray) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
-    return np.asarray(array - array.mean())
+    # The mean of three 0.1 is a hair above 0.1: a constant is one exactly.
+    return np.zeros_like(array) if array.size and (array == array[0]).all() else np.asarray(array - array.mean())

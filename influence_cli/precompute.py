@@ -19,13 +19,14 @@ from influence_cli.config import Config
 from influence_cli.curvature.choice import Choice, choose_curvature
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.data import Batch
-from influence_cli.errors import InfluenceError, near_path
+from influence_cli.errors import InfluenceError, human_bytes, near_path
 from influence_cli.estimate import estimate
 from influence_cli.fill import fill_blocks, training_batches
 from influence_cli.fingerprint import compare, fingerprint
 from influence_cli.layers import evaluate, flatten
 from influence_cli.probe import check_finite, near_chance, not_minimum, probe
-from influence_cli.store import READ, SKIPPED, Layout, Store, check_space, create, human_bytes
+from influence_cli.store import READ, SKIPPED, Store
+from influence_cli.store_file import Layout, check_space, create
 from influence_cli.task import Task
 from influence_cli.terminal import Terminal, duration
 

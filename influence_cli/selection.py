@@ -88,8 +88,12 @@ def _one(
         inside = split.indices[(split.indices >= start) & (split.indices < stop)]
         return [_position(split, int(index), label, where) for index in inside]
     path = Path(word)
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "is neither a file nor a position"
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, ValueError):  # a name too long for a file, or with a zero byte
+        is_file = is_folder = False
+    if not is_file:
+        problem = "is a folder" if is_folder else "is neither a file nor a position"
         raise InfluenceError(f"{where}{word!r} {problem}", FORMS)
     return [Selected(None, path, label)]
 

@@ -1,76 +1,28 @@
 """The gradient store: one HDF5 file of coordinates, a row a training example, with a flag and a checksum a block.
 
-Everything is laid out and reserved when the file is made, under another name, and renamed when complete. After that
-nothing but rows, checksums and flags is written, in place and in that order, so a kill at any instant leaves a file
-that opens and has lost at most the block in hand. Any HDF5 tool can read it.
-
-    coordinates  [padded n, k]  float32, or float16 with ``scales`` [padded n]
-    losses [padded n], outputs [padded n, C], labels [padded n], indices [padded n]
-    state        [padded n]     1 read, 2 skipped as unreadable, 0 padding
-    flags, checksums, inputs  [blocks]   done; xxh3 of all the above; xxh3 of what went into the model
-    spectrum [k], basis [p, k]  where the curvature has them
-    summary [k + 1]  mean row and mean squared norm, once complete
+Everything is laid out and reserved when the file is made (store_file.py). After that nothing but rows, checksums and
+flags is written, in place and in that order, so a kill at any instant leaves a file that opens and has lost at most
+the block in hand.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 import xxhash
 
 from influence_cli.errors import InfluenceError
+from influence_cli.store_file import Layout, open_file
 
-FORMAT = "influence-store"
-VERSION = 1
 READ, SKIPPED = 1, 2
 # What a scan reads at one time: blocks are grouped up to this, for long matrix products.
 SCAN_BYTES = 32 * 2**20
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The shape of a store.
-
-    Attributes:
-        n: training examples.
-        k: numbers a row.
-        classes: C, outputs of the model.
-        block: rows a block.
-        dtype: ``float32`` or ``float16`` (rows then carry a scale each).
-    """
-
-    n: int
-    k: int
-    classes: int
-    block: int
-    dtype: str = "float32"
-
-    @property
-    def blocks(self) -> int:
-        """Count the blocks, the last one padded."""
-        return -(-self.n // self.block)
-
-    @property
-    def padded(self) -> int:
-        """Count the rows, padding included."""
-        return self.blocks * self.block
-
-    def rows(self, block: int) -> slice:
-        """Give a block's rows, without padding."""
-        return slice(block * self.block, min(self.n, (block + 1) * self.block))
-
-    def bytes(self) -> int:
-        """Count the bytes of all rows (basis and spectrum come on top)."""
-        return self.padded * (self.k * np.dtype(self.dtype).itemsize + 4 * self.classes + 4 + 8 + 8 + 1 + 4)
 
 
 @dataclass(frozen=True)
@@ -99,42 +51,27 @@ class Store:
         InfluenceError: from ``open``: no such file, not a store, damaged, newer, or in use by another process.
     """
 
-    def __init__(self, path: Path, file: h5py.File, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, raw: BinaryIO, file: h5py.File, header: Mapping[str, Any]) -> None:
         self.path = path
         self.layout = Layout(**header["layout"])
         self.fingerprint: dict[str, str] = header["fingerprint"]
         self.facts: dict[str, Any] = header["facts"]
         self._file = file
+        self._raw = raw
 
     @classmethod
     def open(cls, path: Path, *, write: bool = False) -> Store:
         """Open a store and check its header; rows are checked as they are read."""
-        try:
-            file = h5py.File(path, "r+" if write else "r")
-        except FileNotFoundError as error:
-            raise InfluenceError(f"there is no store {path}", "influence gradients makes it") from error
-        except BlockingIOError as error:
-            raise InfluenceError(
-                f"{path} is in use by another process", "wait until that command has finished"
-            ) from error
-        except OSError as error:
-            raise InfluenceError(
-                f"{path} is not a readable HDF5 file, or it is cut short",
-                "influence gradients --overwrite makes it anew",
-            ) from error
-        try:
-            return cls(path, file, _read_header(file, path))
-        except BaseException:
-            file.close()
-            raise
+        return cls(path, *open_file(path, write=write))
 
     def __enter__(self) -> Store:
         """Give the open store."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close the file."""
+        """Close the file, and give up its lock."""
         self._file.close()
+        self._raw.close()
 
     def array(self, name: str) -> np.ndarray | None:
         """Read a whole side array (``spectrum``, ``basis``), its checksum verified; None where there is none."""
@@ -142,7 +79,10 @@ class Store:
             return None
         values = np.asarray(self._file[name][()])
         if xxhash.xxh3_64_intdigest(np.ascontiguousarray(values).data) != int(self._file[name].attrs["xxh3"]):
-            raise self._damaged(f"its {name}")
+            raise InfluenceError(
+                f"{self.path} is damaged: the checksum of its {name} does not fit",
+                "it belongs to no block that could be repaired; influence gradients --overwrite makes the store anew",
+            )
         return values
 
     def column(self, name: str) -> np.ndarray:
@@ -168,12 +108,10 @@ class Store:
         fixed = {name: np.asarray(self._file[name][where]) for name in ("labels", "indices")}
         try:
             for name, values in columns.items():
-                self._file[name][where] = values
-            self._file["inputs"][block] = np.uint64(rows.digest)
-            self._file["checksums"][block] = np.uint64(_checksum(block, columns | fixed, rows.digest))
-            self._file.flush()
-            self._file["flags"][block] = 1
-            self._file.flush()
+                self._put(name, where.start, values)
+            self._put("inputs", block, np.uint64(rows.digest))
+            self._put("checksums", block, np.uint64(_checksum(block, columns | fixed, rows.digest)))
+            self._put("flags", block, np.uint8(1))
         except OSError as error:
             raise InfluenceError(
                 f"writing block {block} of {self.path} failed: {error}",
@@ -187,17 +125,15 @@ class Store:
 
     def write_summary(self, values: np.ndarray) -> None:
         """Keep k + 1 numbers about all rows beside them."""
-        self._file["summary"][...] = values
-        self._file["summary_xxh3"][0] = np.uint64(xxhash.xxh3_64_intdigest(np.ascontiguousarray(values).data))
-        self._file.flush()
+        values = np.ascontiguousarray(values, dtype=np.float64)
+        self._put("summary", 0, values)
+        self._put("summary_xxh3", 0, np.uint64(xxhash.xxh3_64_intdigest(values.data)))
 
     def clear(self, blocks: np.ndarray) -> None:
         """Mark blocks as not done, so that a fill computes them again."""
-        flags = self._file["flags"][()]
-        flags[blocks] = 0
-        self._file["summary_xxh3"][0] = 0
-        self._file["flags"][...] = flags
-        self._file.flush()
+        self._put("summary_xxh3", 0, np.uint64(0))
+        for block in blocks:
+            self._put("flags", int(block), np.uint8(0))
 
     def damaged(self) -> np.ndarray:
         """Read every finished block and list those whose checksum does not fit."""
@@ -247,6 +183,14 @@ class Store:
                 else:
                     yield rows, kept
 
+    def _put(self, name: str, row: int, values: np.ndarray | np.generic) -> None:
+        """Write values at their place in the file, past HDF5: it loses the error of a write that it has put off."""
+        data = self._file[name]
+        self._raw.seek(data.id.get_offset() + row * data.dtype.itemsize * int(np.prod(data.shape[1:])))
+        view = memoryview(np.ascontiguousarray(values, dtype=data.dtype).reshape(-1).view(np.uint8).data)
+        while len(view):  # a single call moves at most 2 GB
+            view = view[self._raw.write(view) :]
+
     def _encode(self, rows: Rows) -> dict[str, np.ndarray]:
         padding = self.layout.block - len(rows.coordinates)
 
@@ -282,49 +226,6 @@ class Store:
         )
 
 
-def create(
-    path: Path,
-    layout: Layout,
-    *,
-    fingerprint: Mapping[str, str],
-    facts: Mapping[str, Any],
-    labels: np.ndarray,
-    indices: np.ndarray,
-    arrays: Mapping[str, np.ndarray],
-) -> None:
-    """Make a store with every byte reserved and no block done, replacing what was at ``path``.
-
-    Args:
-        path: the file; it appears only when complete.
-        layout: the shape.
-        fingerprint: what the store belongs to, part by part.
-        facts: anything else that later commands need to know, JSON-able.
-        labels: int64 [n].
-        indices: int64 [n], positions in the data set.
-        arrays: side arrays, such as ``spectrum`` and ``basis``.
-
-    Raises:
-        InfluenceError: the folder is missing or not writable, or the disk is too small.
-    """
-    need = layout.bytes() + sum(values.nbytes for values in arrays.values())
-    check_space(path, need)
-    part = path.with_name(path.name + ".part")
-    try:
-        with h5py.File(part, "w") as file:
-            _lay_out(file, layout, fingerprint, facts, labels, indices, arrays)
-        with part.open("r+b") as raw:
-            # Reserve the blocks on disk now: a full disk is found here, not after an hour.
-            with contextlib.suppress(AttributeError):
-                os.posix_fallocate(raw.fileno(), 0, os.fstat(raw.fileno()).st_size)
-            os.fsync(raw.fileno())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InfluenceError(
-            f"{path} cannot be made: {error}", f"it needs {human_bytes(need)}; set gradients.store to another place"
-        ) from error
-
-
 def _checksum(block: int, columns: Mapping[str, np.ndarray], digest: int) -> int:
     state = xxhash.xxh3_64(f"{block}:{digest}".encode())
     for name in sorted(columns):
@@ -341,99 +242,3 @@ def _read_into(raw: Any, part: np.ndarray) -> int:
             break
         filled += count
     return filled
-
-
-def check_space(path: Path, need: int) -> None:
-    """Refuse a store that the disk cannot hold, before anything is written."""
-    if not path.parent.is_dir():
-        raise InfluenceError(f"{path}: there is no folder {path.parent}", "make it, or set gradients.store")
-    import shutil
-
-    free = shutil.disk_usage(path.parent).free
-    if path.exists():
-        free += path.stat().st_size
-    if need > free:
-        raise InfluenceError(
-            f"{path} needs {human_bytes(need)}, the disk has {human_bytes(free)} free",
-            "track fewer layers (gradients.layers), use store_dtype: float16, or set gradients.store to another disk",
-        )
-
-
-def human_bytes(count: float) -> str:
-    """Write a number of bytes for people: ``1.9 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def _lay_out(
-    file: h5py.File,
-    layout: Layout,
-    fingerprint: Mapping[str, str],
-    facts: Mapping[str, Any],
-    labels: np.ndarray,
-    indices: np.ndarray,
-    arrays: Mapping[str, np.ndarray],
-) -> None:
-    header = json.dumps(
-        {"layout": asdict(layout), "fingerprint": dict(fingerprint), "facts": dict(facts)}, sort_keys=True
-    )
-    file.attrs["format"] = FORMAT
-    file.attrs["version"] = VERSION
-    file.create_dataset("header", data=np.frombuffer(header.encode(), dtype=np.uint8))
-    file.attrs["header_xxh3"] = np.uint64(xxhash.xxh3_64_intdigest(header.encode()))
-    _reserve(file, "flags", (layout.blocks,), "uint8", zero=True)
-    _reserve(file, "checksums", (layout.blocks,), "uint64", zero=True)
-    _reserve(file, "inputs", (layout.blocks,), "uint64", zero=True)
-    for name, values in (("labels", labels), ("indices", indices)):
-        _reserve(file, name, (layout.padded,), "int64", zero=True)
-        file[name][: layout.n] = values
-    _reserve(file, "summary", (layout.k + 1,), "float64", zero=True)
-    _reserve(file, "summary_xxh3", (1,), "uint64", zero=True)
-    _reserve(file, "losses", (layout.padded,), "float32")
-    _reserve(file, "state", (layout.padded,), "uint8", zero=True)
-    _reserve(file, "outputs", (layout.padded, layout.classes), "float32")
-    if layout.dtype == "float16":
-        _reserve(file, "scales", (layout.padded,), "float32")
-    for name, values in arrays.items():
-        values = np.ascontiguousarray(values)
-        dataset = file.create_dataset(name, data=values)
-        dataset.attrs["xxh3"] = np.uint64(xxhash.xxh3_64_intdigest(values.data))
-    _reserve(file, "coordinates", (layout.padded, layout.k), layout.dtype)
-
-
-def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, *, zero: bool = False) -> None:
-    """Add a contiguous data set whose place in the file is fixed now; large ones are not filled with zeros first."""
-    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plist.set_layout(h5py.h5d.CONTIGUOUS)
-    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plist.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if zero else h5py.h5d.FILL_TIME_NEVER)
-    plist.set_obj_track_times(False)
-    space = h5py.h5s.create_simple(shape)
-    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, plist)
-
-
-def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
-    again = "influence gradients --overwrite makes it anew"
-    try:
-        kind, version = file.attrs.get("format"), int(file.attrs.get("version", 0))
-        text = file["header"][()].tobytes() if "header" in file else b""
-        digest = int(file.attrs.get("header_xxh3", 0))
-    except (OSError, ValueError, TypeError) as error:
-        raise InfluenceError(f"{path} is damaged: its header cannot be read", again) from error
-    if kind != FORMAT:
-        raise InfluenceError(f"{path} is an HDF5 file, but no influence store", "set gradients.store to another name")
-    if version > VERSION:
-        raise InfluenceError(
-            f"{path} is a store of version {version}, this influence reads up to {VERSION}", "update influence"
-        )
-    if xxhash.xxh3_64_intdigest(text) != digest:
-        raise InfluenceError(f"{path} is damaged: the checksum of its header does not fit", again)
-    header: dict[str, Any] = json.loads(text)
-    layout = Layout(**header["layout"])
-    for name, shape in {"coordinates": (layout.padded, layout.k), "flags": (layout.blocks,)}.items():
-        if name not in file or file[name].shape != shape or file[name].id.get_offset() is None:
-            raise InfluenceError(f"{path} is damaged: {name} is missing or has another shape", again)
-    return header

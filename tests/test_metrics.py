@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations
 from math import ceil, isnan
 
@@ -131,7 +132,9 @@ MEASURES = [average_precision, auroc, lambda scores, truth: share_found(scores, 
         ([], [], "0 of 0 are true"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(measure, scores: list[float], truth: list[bool], message: str) -> None:
+def test_what_cannot_be_measured_is_refused(
+    measure: Callable[..., object], scores: list[float], truth: list[bool], message: str
+) -> None:
     with pytest.raises(InfluenceError, match=message):
         measure(np.array(scores), np.array(truth, dtype=bool))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import namedtuple
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -18,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence_cli import store as store_module
-from influence_cli.errors import InfluenceError
-from influence_cli.store import READ, SKIPPED, Layout, Rows, Store, check_space, create, human_bytes
+from influence_cli.errors import InfluenceError, human_bytes
+from influence_cli.store import READ, SKIPPED, Rows, Store
+from influence_cli.store_file import Layout, check_space, create
 
 # 10 rows in blocks of 4: the last block has 2 rows of padding.
 N, K, CLASSES, BLOCK = 10, 3, 2, 4
@@ -335,7 +337,7 @@ for said, at in seen.items():
 """
 
 
-def test_a_flipped_bit_anywhere_is_an_error_or_no_change(tmp_path: Path) -> None:
+def test_a_flipped_bit_outside_the_data_sets_is_an_error(tmp_path: Path) -> None:
     """Also in HDF5's own records of names, types and places, which lie outside the data sets."""
     path = make(tmp_path / "s.h5")
     inside = np.zeros(path.stat().st_size, dtype=bool)
@@ -351,7 +353,7 @@ def test_a_flipped_bit_anywhere_is_an_error_or_no_change(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     outcomes = [line.split(maxsplit=1)[1].partition(" [")[0] for line in done.stdout.splitlines()]
-    assert set(outcomes) == {"an error", "no change"}, done.stdout
+    assert set(outcomes) == {"an error"}, done.stdout
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
@@ -382,8 +384,8 @@ def test_an_hdf5_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
     path = make(tmp_path / "s.h5")
-    with h5py.File(path, "r+") as file:
-        file.attrs["version"] = 2
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"influence-store 1\n", b"influence-store 2\n", 1))
     with pytest.raises(InfluenceError, match="is a store of version 2, this influence reads up to 1") as caught:
         Store.open(path)
     assert caught.value.hint == "update influence"
@@ -400,7 +402,7 @@ def test_a_missing_data_set_is_told(tmp_path: Path, name: str) -> None:
     path = make(tmp_path / "s.h5")
     with h5py.File(path, "r+") as file:
         del file[name]
-    with pytest.raises(InfluenceError, match=f"is damaged: {name} is missing or has another shape"):
+    with pytest.raises(InfluenceError, match="is damaged: what HDF5 keeps about its data sets has changed|is cut short"):
         Store.open(path)
 
 
@@ -443,7 +445,7 @@ with h5py.File(sys.argv[1], sys.argv[2]) as file:
 
 
 @pytest.fixture
-def elsewhere():
+def elsewhere() -> Iterator[Callable[[Path, str], Other]]:
     """Open an HDF5 file in another process, until it is released."""
     started = []
 
@@ -462,7 +464,9 @@ def elsewhere():
 
 
 @pytest.mark.parametrize(("theirs", "write"), [("r+", False), ("r+", True), ("r", True)])
-def test_a_store_open_elsewhere_is_in_use(tmp_path: Path, elsewhere, theirs: str, write: bool) -> None:
+def test_a_store_open_elsewhere_is_in_use(
+    tmp_path: Path, elsewhere: Callable[[Path, str], Other], theirs: str, write: bool
+) -> None:
     path = make(tmp_path / "s.h5")
     other = elsewhere(path, theirs)
     with pytest.raises(InfluenceError, match="is in use by another process") as caught:
@@ -474,13 +478,15 @@ def test_a_store_open_elsewhere_is_in_use(tmp_path: Path, elsewhere, theirs: str
         assert store.done().all()
 
 
-def test_many_can_read_at_one_time(tmp_path: Path, elsewhere) -> None:
+def test_many_can_read_at_one_time(tmp_path: Path, elsewhere: Callable[[Path, str], Other]) -> None:
     path = make(tmp_path / "s.h5")
     elsewhere(path, "r")
     assert np.array_equal(scanned(path), all_of("coordinates"))
 
 
-def test_a_store_that_another_process_is_making_is_left_to_it(tmp_path: Path, elsewhere) -> None:
+def test_a_store_that_another_process_is_making_is_left_to_it(
+    tmp_path: Path, elsewhere: Callable[[Path, str], Other]
+) -> None:
     """Two runs begin at one time: the second is told so, and the first finds its file where it left it."""
     path = tmp_path / "s.h5"
     part = make(tmp_path / "first.h5").rename(tmp_path / "s.h5.part")
@@ -557,7 +563,7 @@ path = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with Store.open(path, write=True) as store:
     layout = store.layout
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
     for block in range(layout.blocks):
         values = np.full((layout.block, layout.k), block + 1, dtype=np.float32)
         try:
@@ -570,16 +576,20 @@ with Store.open(path, write=True) as store:
 
 
 def test_a_write_that_fails_is_told_and_its_block_is_not_done(tmp_path: Path) -> None:
-    """A limit on the file's size stands in for a disk that fails: every write past the middle of the file does."""
+    """A limit on the file's size stands in for a disk that fails: writes past the middle of the coordinates do."""
     path, layout = tmp_path / "s.h5", Layout(400, 16, 2, 20)
     create(path, layout, fingerprint={}, facts={}, labels=np.zeros(400, int), indices=np.arange(400), arrays={})
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=False)
+    with h5py.File(path) as file:
+        limit = file["coordinates"].id.get_offset() + file["coordinates"].nbytes // 2
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path), str(limit)], capture_output=True, text=True, check=False
+    )
     assert "failed" in done.stdout, done.stderr[:2000]
     assert "kept" in done.stdout
     with Store.open(path) as store:
         finished = store.done()
         assert store.damaged().tolist() == []
-    assert 0 < finished.sum() < layout.blocks
+    assert finished.sum() <= layout.blocks / 2
     # Whatever is marked as done is there.
     with h5py.File(path) as file:
         for block in np.flatnonzero(finished):

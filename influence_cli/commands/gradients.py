@@ -35,8 +35,8 @@ def command(
     from influence_cli.commands.session import begin, load
 
     session = begin(config, set_, quiet=quiet, verbose=verbose)
+    from influence_cli.errors import human_bytes
     from influence_cli.precompute import prepare_all
-    from influence_cli.store import human_bytes
 
     stores = prepare_all(
         session.config,

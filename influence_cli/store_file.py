@@ -1,0 +1,296 @@
+"""What a store is on disk: its data sets, how the file is made, and what is checked before it is opened.
+
+An HDF5 file that any HDF5 tool can read, made whole under another name and renamed when complete:
+
+    coordinates  [padded n, k]  float32, or float16 with ``scales`` [padded n]
+    losses [padded n], outputs [padded n, C], labels [padded n], indices [padded n]
+    state        [padded n]     1 read, 2 skipped as unreadable, 0 padding
+    flags, checksums, inputs  [blocks]   done; xxh3 of all the above; xxh3 of what went into the model
+    spectrum [k], basis [p, k]  where the curvature has them
+    summary [k + 1]  mean row and mean squared norm, once complete
+    header       JSON: layout, fingerprint, facts
+
+No data set ever moves or changes its type, so all that HDF5 itself keeps about them stays as it is. Its checksum lies
+in the seal, in front of the HDF5 file (its user block), and is verified before HDF5 reads a byte: a flipped bit there
+would otherwise give other numbers, or a crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+import xxhash
+
+from influence_cli.errors import InfluenceError, human_bytes
+
+FORMAT = "influence-store"
+VERSION = 1
+SEAL_BYTES = 4096
+ANEW = "influence gradients --overwrite makes it anew"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a store.
+
+    Attributes:
+        n: training examples.
+        k: numbers a row.
+        classes: C, outputs of the model.
+        block: rows a block.
+        dtype: ``float32`` or ``float16`` (rows then carry a scale each).
+    """
+
+    n: int
+    k: int
+    classes: int
+    block: int
+    dtype: str = "float32"
+
+    @property
+    def blocks(self) -> int:
+        """Count the blocks, the last one padded."""
+        return -(-self.n // self.block)
+
+    @property
+    def padded(self) -> int:
+        """Count the rows, padding included."""
+        return self.blocks * self.block
+
+    def rows(self, block: int) -> slice:
+        """Give a block's rows, without padding."""
+        return slice(block * self.block, min(self.n, (block + 1) * self.block))
+
+    def bytes(self) -> int:
+        """Count the bytes of all rows (basis and spectrum come on top)."""
+        return self.padded * (self.k * np.dtype(self.dtype).itemsize + 4 * self.classes + 4 + 8 + 8 + 1 + 4)
+
+
+def create(
+    path: Path,
+    layout: Layout,
+    *,
+    fingerprint: Mapping[str, str],
+    facts: Mapping[str, Any],
+    labels: np.ndarray,
+    indices: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Make a store with every byte reserved and no block done, replacing what was at ``path``.
+
+    Args:
+        path: the file; it appears only when complete.
+        layout: the shape.
+        fingerprint: what the store belongs to, part by part.
+        facts: anything else that later commands need to know, JSON-able.
+        labels: int64 [n].
+        indices: int64 [n], positions in the data set.
+        arrays: side arrays, such as ``spectrum`` and ``basis``.
+
+    Raises:
+        InfluenceError: the folder is missing or not writable, or the disk is too small.
+    """
+    need = layout.bytes() + sum(values.nbytes for values in arrays.values())
+    check_space(path, need)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("a+b") as raw:
+            _lock(raw, path, alone=True)
+            with h5py.File(part, "w", userblock_size=SEAL_BYTES, locking=False) as file:
+                _lay_out(file, layout, fingerprint, facts, labels, indices, arrays)
+            with part.open("r+b") as whole:
+                # Reserve the blocks on disk now: a full disk is found here, not after an hour.
+                with contextlib.suppress(AttributeError):
+                    os.posix_fallocate(whole.fileno(), 0, os.fstat(whole.fileno()).st_size)
+                _seal(whole, part)
+                os.fsync(whole.fileno())
+            part.replace(path)
+    except InfluenceError:
+        raise
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InfluenceError(
+            f"{path} cannot be made: {error}", f"it needs {human_bytes(need)}; set gradients.store to another place"
+        ) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, dict[str, Any]]:
+    """Lock a store's file, check that it is one, undamaged but for its rows, and open it.
+
+    HDF5 opens it for reading only: nothing that it keeps about the data sets is ever written again.
+
+    Returns:
+        The raw file, which holds the lock, the HDF5 file, and the header.
+
+    Raises:
+        InfluenceError: no such file, not a store, damaged, newer, not permitted, or in use by another process.
+    """
+    try:
+        raw = path.open("r+b" if write else "rb", buffering=0)
+    except FileNotFoundError as error:
+        raise InfluenceError(f"there is no store {path}", "influence gradients makes it") from error
+    except PermissionError as error:
+        raise InfluenceError(f"{path}: permission denied", "whose file is it?") from error
+    except OSError as error:
+        raise InfluenceError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        _lock(raw, path, alone=write)
+        _check_seal(raw.read(SEAL_BYTES), path)
+        # HDF5's own shared lock goes with ours, but not beside the exclusive one.
+        file = h5py.File(path, "r", locking=False) if write else h5py.File(path, "r")
+        return raw, file, _read_header(file, path)
+    except OSError as error:
+        raw.close()
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW) from error
+    except BaseException:
+        raw.close()
+        raise
+
+
+def _lock(raw: BinaryIO, path: Path, *, alone: bool) -> None:
+    """Take the lock that HDF5 itself takes: shared for reading, alone for writing; it ends with the process."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(raw, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InfluenceError(f"{path} is in use by another process", "wait until that command has finished") from error
+    except OSError as error:
+        # Some network file systems have no locks; HDF5 goes on without as well.
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def check_space(path: Path, need: int) -> None:
+    """Refuse a store that the disk cannot hold, before anything is written."""
+    if not path.parent.is_dir():
+        raise InfluenceError(f"{path}: there is no folder {path.parent}", "make it, or set gradients.store")
+    free = shutil.disk_usage(path.parent).free
+    if path.exists():
+        free += path.stat().st_size
+    if need > free:
+        raise InfluenceError(
+            f"{path} needs {human_bytes(need)}, the disk has {human_bytes(free)} free",
+            "track fewer layers (gradients.layers), use store_dtype: float16, or set gradients.store to another disk",
+        )
+
+
+def _lay_out(
+    file: h5py.File,
+    layout: Layout,
+    fingerprint: Mapping[str, str],
+    facts: Mapping[str, Any],
+    labels: np.ndarray,
+    indices: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    header = json.dumps(
+        {"layout": asdict(layout), "fingerprint": dict(fingerprint), "facts": dict(facts)}, sort_keys=True
+    )
+    file.attrs["format"] = FORMAT
+    file.attrs["version"] = VERSION
+    _add(file, "header", np.frombuffer(header.encode(), dtype=np.uint8))
+    _reserve(file, "flags", (layout.blocks,), "uint8", zero=True)
+    _reserve(file, "checksums", (layout.blocks,), "uint64", zero=True)
+    _reserve(file, "inputs", (layout.blocks,), "uint64", zero=True)
+    for name, values in (("labels", labels), ("indices", indices)):
+        _reserve(file, name, (layout.padded,), "int64", zero=True)
+        file[name][: layout.n] = values
+    _reserve(file, "summary", (layout.k + 1,), "float64", zero=True)
+    _reserve(file, "summary_xxh3", (1,), "uint64", zero=True)
+    _reserve(file, "losses", (layout.padded,), "float32")
+    _reserve(file, "state", (layout.padded,), "uint8", zero=True)
+    _reserve(file, "outputs", (layout.padded, layout.classes), "float32")
+    if layout.dtype == "float16":
+        _reserve(file, "scales", (layout.padded,), "float32")
+    for name, values in arrays.items():
+        _add(file, name, np.ascontiguousarray(values))
+    _reserve(file, "coordinates", (layout.padded, layout.k), layout.dtype)
+
+
+def _add(file: h5py.File, name: str, values: np.ndarray) -> None:
+    """Add a data set that never changes, with its checksum."""
+    dataset = file.create_dataset(name, data=values)
+    dataset.attrs["xxh3"] = np.uint64(xxhash.xxh3_64_intdigest(values.data))
+
+
+def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, *, zero: bool = False) -> None:
+    """Add a contiguous data set whose place in the file is fixed now; large ones are not filled with zeros first."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_ALLOC if zero else h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, plist)
+
+
+def _seal(raw: BinaryIO, path: Path) -> None:
+    """Write the checksum of everything that is neither rows nor side arrays in front of the HDF5 file."""
+    with h5py.File(path, "r", locking=False) as file:
+        extents = sorted((data.id.get_offset(), data.id.get_storage_size()) for data in file.values())
+    ranges, at = [], SEAL_BYTES
+    for start, size in [*extents, (path.stat().st_size, 0)]:
+        if start > at:
+            ranges.append((at, start))
+        at = start + size
+    body = json.dumps({"metadata": ranges, "xxh3": _digest(path, ranges)})
+    text = f"{FORMAT} {VERSION}\n{body}\n{xxhash.xxh3_64_hexdigest(body.encode())}\n"
+    raw.seek(0)
+    raw.write(text.encode().ljust(SEAL_BYTES, b"\0"))
+
+
+def _digest(path: Path, ranges: list[tuple[int, int]]) -> str:
+    state = xxhash.xxh3_64()
+    with path.open("rb") as raw:
+        for start, stop in ranges:
+            raw.seek(start)
+            state.update(raw.read(stop - start))
+    return state.hexdigest()
+
+
+def _check_seal(seal: bytes, path: Path) -> None:
+    kind, _, rest = seal.partition(b"\n")
+    name, _, version = kind.partition(b" ")
+    if name != FORMAT.encode():
+        if h5py.is_hdf5(path):
+            raise InfluenceError(
+                f"{path} is an HDF5 file, but no influence store", "set gradients.store to another name"
+            )
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+    if version.isdigit() and int(version) > VERSION:
+        raise InfluenceError(
+            f"{path} is a store of version {int(version)}, this influence reads up to {VERSION}", "update influence"
+        )
+    body, _, rest = rest.partition(b"\n")
+    if version != str(VERSION).encode() or rest.rstrip(b"\0") != xxhash.xxh3_64_hexdigest(body).encode() + b"\n":
+        raise InfluenceError(f"{path} is damaged: its first {SEAL_BYTES} bytes have changed", ANEW)
+    facts = json.loads(body)
+    if path.stat().st_size < facts["metadata"][-1][1]:
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+    if _digest(path, facts["metadata"]) != facts["xxh3"]:
+        raise InfluenceError(f"{path} is damaged: what HDF5 keeps about its data sets has changed", ANEW)
+
+
+def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
+    text = file["header"][()].tobytes()
+    if xxhash.xxh3_64_intdigest(text) != int(file["header"].attrs["xxh3"]):
+        raise InfluenceError(f"{path} is damaged: the checksum of its header does not fit", ANEW)
+    header: dict[str, Any] = json.loads(text)
+    return header
