@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -17,9 +18,23 @@ from influence_cli.commands import check, demo, gradients, init, mislabels, rank
 from influence_cli.errors import InfluenceError, Stopped
 from influence_cli.terminal import Terminal
 
+# The base of what typer raises for a wrong option or argument; it has no public name there.
+_ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 
 class _Group(TyperGroup):
     """Ends every command the same way."""
+
+    def make_context(self, *args: Any, **words: Any) -> Any:
+        """Read the options; --help and --version print here, and their reader may have gone."""
+        try:
+            return super().make_context(*args, **words)
+        except BrokenPipeError:
+            _discard_stdout()
+            raise SystemExit(0) from None
+        except Exception as error:
+            _refuse_usage(error)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error becomes one line on stderr and an exit code."""
@@ -28,8 +43,6 @@ class _Group(TyperGroup):
             sys.stdout.flush()
             return result
         except InfluenceError as error:
-            if os.environ.get("INFLUENCE_DEBUG"):
-                raise
             _print_error(error.message, error.hint)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as error:
@@ -37,17 +50,46 @@ class _Group(TyperGroup):
             Terminal().say(f"interrupted: {kept}")
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # The reader has what it wanted (| head). Python would complain once more while closing stdout.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _discard_stdout()
             raise typer.Exit(0) from None
         except MemoryError:
             _print_error("memory ran out", "track fewer layers (gradients.layers), or use a smaller gradients.block")
             raise typer.Exit(2) from None
+        except Exception as error:
+            _refuse_usage(error)
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort):
+                raise  # typer's own ways to end
+            from influence_cli.user_code import describe
+
+            _print_error(
+                f"nobody foresaw this: {describe(error)}",
+                "INFLUENCE_DEBUG=1 shows where; it may be in your model's, data set's or loss's code",
+            )
+            raise typer.Exit(2) from None
+
+
+def _refuse_usage(error: Exception) -> None:
+    """Tell a mistake on the command line as any other: typer has three lines of its own for it."""
+    if not isinstance(error, _ClickException) or type(error).__name__ == "NoArgsIsHelpError":
+        return
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    _print_error(
+        message[:1].lower() + message[1:], f"{context.command_path if context else 'influence'} -h shows what it takes"
+    )
+    raise SystemExit(2) from None
+
+
+def _discard_stdout() -> None:
+    """Let the rest go nowhere: the reader has what it wanted (| head), and Python would complain on closing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_error(message: str, hint: str) -> None:
     from rich.text import Text
 
+    if os.environ.get("INFLUENCE_DEBUG"):
+        traceback.print_exc()
     console = Terminal().console
     # Messages may carry file names: nothing in them may move the cursor.
     console.print(Text.assemble(("error: ", "bold red"), _printable(message)))
@@ -74,6 +116,7 @@ app = typer.Typer(
 def _version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"influence {__version__}\n")
+        sys.stdout.flush()
         raise typer.Exit
 
 

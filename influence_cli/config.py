@@ -45,6 +45,12 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _layers(value: Any) -> Any:
+    """Take one pattern or several; the modules of a Sequential have numbers for names."""
+    items = value if isinstance(value, list) else [value]
+    return tuple(str(item) if type(item) is int else item for item in items)
+
+
 def _step(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
@@ -114,10 +120,7 @@ class GradientsConfig(_Section):
     """The store and what goes into it."""
 
     store: _Path = Path("influence.h5")
-    layers: Annotated[
-        tuple[str, ...],
-        BeforeValidator(lambda value: tuple(_listed(value)) if isinstance(value, str | list) else value),
-    ] = Field(default=("*",), min_length=1)
+    layers: Annotated[tuple[str, ...], BeforeValidator(_layers)] = Field(default=("*",), min_length=1)
     budget: Annotated[int, BeforeValidator(_bytes)] = Field(default=8_000_000_000, ge=1)
     store_dtype: Literal["float32", "float16"] = "float32"
     block: int = Field(default=256, ge=1, le=65536)

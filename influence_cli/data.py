@@ -37,6 +37,7 @@ class Split:
         classes: class names by number, or None where the source has none.
         mapping: the source's ``class_to_idx``, or None.
         where: ``influence.yaml:12``, the section's line.
+        transform_text: the transform as the config has it; what it prints of itself lacks some arguments.
         folder: current while an item is read, so that a source's relative paths work; None leaves it alone.
     """
 
@@ -49,6 +50,7 @@ class Split:
     classes: tuple[str, ...] | None
     mapping: dict[str, int] | None
     where: str
+    transform_text: str = ""
     folder: Path | None = None
 
     def __len__(self) -> int:

@@ -100,6 +100,8 @@ def find_mislabels(
     check_method(stores[0].choice.method, signal)
     inverses = make_inverses(stores, config, terminal) if stores[0].choice.method not in ("cg", "lissa") else None
     if on == "train":
+        if inverses is None:  # no scan of the rows, which would find damage
+            _refuse_damage(stores)
         facts = training_facts(stores)
         own = _stored_self_influence(stores, inverses, terminal) if inverses else None
     else:
@@ -172,6 +174,13 @@ def _stored_self_influence(stores: Sequence[Prepared], inverses: Sequence[Invers
                 advance(len(block))
     require_finite(total, "self-influence")
     return np.asarray(total / len(stores))
+
+
+def _refuse_damage(stores: Sequence[Prepared]) -> None:
+    for prepared in stores:
+        with Store.open(prepared.path) as store:
+            for _ in store.scan():
+                pass  # a scan verifies every checksum
 
 
 def _on(prepared: Prepared, like: torch.Tensor) -> torch.Tensor | None:

@@ -140,25 +140,29 @@ def prepare(
     started = time.perf_counter()
     path = store_path(config, number)
     choice, batch = decide(config, task, terminal)
-    wanted = fingerprint(task, choice, config.gradients.store_dtype, task.seed)
+    wanted = fingerprint(task, choice, config.gradients.store_dtype)
     if overwrite or not path.exists():
         _make(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
     with Store.open(path) as store:
         compare(store.fingerprint, wanted, str(path))
+        done = np.flatnonzero(store.done())
         missing = np.flatnonzero(~store.done())
-        bad = store.damaged() if fsck or repair else np.empty(0, dtype=np.int64)
-        check_code(task, choice, store)
+        bad = store.damaged(done if fsck or repair else done[:1])
+        sound = np.setdiff1d(done, bad)
+        if len(sound):
+            check_code(task, choice, store, int(sound[0]))
     if fsck:
         bad = np.union1d(bad, changed_blocks(task, path, terminal))
     if len(bad) and not repair:
         raise InfluenceError(
             f"{path}: {len(bad)} damaged blocks: {', '.join(map(str, bad[:8]))}",
-            "influence gradients --repair computes them again",
+            f"influence gradients {'--fsck ' if fsck else ''}--repair computes them again",
         )
     if len(bad):
         terminal.say(f"computing {len(bad)} damaged blocks of {path} again: {', '.join(map(str, bad[:8]))}")
         with Store.open(path, write=True) as store:
             store.clear(bad)
+            store.write_labels(task.train.labels[task.train.indices], task.train.indices)
     todo = np.union1d(missing, bad)
     if len(todo):
         fill_blocks(task, choice, path, todo, terminal, skip_unreadable)
@@ -182,11 +186,20 @@ def _make(
     bound = row_bytes(config, task, choice)
     budget = config.gradients.budget
     plain = Layout(len(task.train), size, len(task.classes), config.gradients.block, config.gradients.store_dtype)
+    # A coordinate takes a column of all rows, and one of the basis.
+    per_column = plain.padded * np.dtype(plain.dtype).itemsize + 4 * size
+    room = budget - Layout(len(task.train), 0, len(task.classes), config.gradients.block).bytes()
     if not choice.has_basis and plain.bytes() > budget:
         raise InfluenceError(
             f"{config.where('gradients', 'budget')}: the gradients of {len(task.train):,} examples × {size:,} "
             f"parameters take {human_bytes(plain.bytes())}, gradients.budget is {human_bytes(budget)}",
             "track fewer layers (gradients.layers), use store_dtype: float16, or raise the budget",
+        )
+    if choice.has_basis and room < per_column:
+        raise InfluenceError(
+            f"{config.where('gradients', 'budget')}: gradients.budget is {human_bytes(budget)}; a store of "
+            f"{len(task.train):,} examples takes at least {human_bytes(budget - room + per_column)}",
+            "raise the budget",
         )
     check_space(path, min(bound, budget))
     plan = estimate(task, choice, batch)
@@ -199,10 +212,7 @@ def _make(
     k = size
     if choice.has_basis:
         basis, spectrum = _compute_basis(task, choice, terminal, skip)
-        room = budget - Layout(len(task.train), 0, len(task.classes), config.gradients.block).bytes()
-        per_column = plain.padded * np.dtype(plain.dtype).itemsize + 4 * size
-        shift = max(task.l2, 0.0)
-        k = min(_enough(spectrum, shift), max(1, room // per_column))
+        k = min(_enough(spectrum, max(task.l2, 0.0)), room // per_column)
         arrays = {"spectrum": spectrum[:k].cpu().numpy(), "basis": basis[:, :k].float().cpu().numpy()}
         facts |= {"smallest": float(spectrum[-1]), "trace": float(spectrum.sum()), "largest": float(spectrum[0])}
     layout = Layout(len(task.train), k, len(task.classes), config.gradients.block, config.gradients.store_dtype)

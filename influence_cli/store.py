@@ -129,17 +129,22 @@ class Store:
         self._put("summary", 0, values)
         self._put("summary_xxh3", 0, np.uint64(xxhash.xxh3_64_intdigest(values.data)))
 
+    def write_labels(self, labels: np.ndarray, indices: np.ndarray) -> None:
+        """Write labels and positions of all examples again, as they were when the store was made."""
+        self._put("labels", 0, labels)
+        self._put("indices", 0, indices)
+
     def clear(self, blocks: np.ndarray) -> None:
         """Mark blocks as not done, so that a fill computes them again."""
         self._put("summary_xxh3", 0, np.uint64(0))
         for block in blocks:
             self._put("flags", int(block), np.uint8(0))
 
-    def damaged(self) -> np.ndarray:
-        """Read every finished block and list those whose checksum does not fit."""
+    def damaged(self, blocks: np.ndarray | None = None) -> np.ndarray:
+        """Read some finished blocks (default: all) and list those whose checksum does not fit."""
         digests, checksums = self.digests(), self._file["checksums"][()]
         found = []
-        for block in np.flatnonzero(self.done()):
+        for block in np.flatnonzero(self.done()) if blocks is None else blocks:
             where = slice(block * self.layout.block, (block + 1) * self.layout.block)
             columns = self._small_columns(where) | {"coordinates": np.asarray(self._file["coordinates"][where])}
             if _checksum(int(block), columns, int(digests[block])) != int(checksums[block]):

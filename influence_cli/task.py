@@ -203,6 +203,7 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
         classes=classes,
         mapping=dict(mapping) if isinstance(mapping, dict) else None,
         where=where(),
+        transform_text="; ".join(f"{step.name} {step.args}" for step in section.transform or ()),
         folder=None if Path.cwd() == config.folder else config.folder,
     )
     labels = _source_labels(split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,13 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:,.0f}/s" if task.speed else "–/s", style="dim")
 
 
+class _Stderr(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on without stderr where nobody reads it any more; the default ends the program."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 @dataclass
 class Terminal:
     """Where a command speaks to the person who runs it.
@@ -39,7 +47,7 @@ class Terminal:
     @property
     def console(self) -> Console:
         """Give a console on the present stderr; NO_COLOR is Rich's to respect."""
-        return Console(stderr=True, highlight=False, soft_wrap=True)
+        return _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Print a line of what is done or found."""

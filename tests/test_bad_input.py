@@ -67,7 +67,7 @@ YAML = [
         "tensor of torch.uint8",
         "ToDtype",
     ),
-    ("{block: 64}", "{layers: [3]}", "influence.yaml:13: gradients.layers", ""),
+    ("{block: 64}", "{layers: [1.5]}", "influence.yaml:13: gradients.layers", ""),
     ("{block: 64}", "{layers: ['7']}", "influence.yaml:13: no layer matches '7'", "known: 2"),
     (
         "{block: 64}",

@@ -230,7 +230,7 @@ MISTAKES = [
     ("{root: data/test}", "{root: data/test}\n  n: 5", 22, "test.n has no meaning"),
     ("store: out/influence.h5", "store: 5", 23, "gradients.store is 5: expected a path"),
     ('layers: [fc, "layer4.*"]', "layers: []", 24, "expected at least one"),
-    ('layers: [fc, "layer4.*"]', "layers: [fc, 3]", 24, "gradients.layers.1 is 3: expected a word"),
+    ('layers: [fc, "layer4.*"]', "layers: [fc, 3.5]", 24, "gradients.layers.1 is 3.5: expected a word"),
     ("budget: 2GiB", "budget: 2XB", 25, "gradients.budget is '2XB': expected a size such as 8GB, 500MB or 2GiB"),
     ("budget: 2GiB", "budget: 0", 25, "gradients.budget is 0: expected a number ≥ 1"),
     ("budget: 2GiB", "budget: 2.5", 25, "gradients.budget is 2.5: expected a whole number"),

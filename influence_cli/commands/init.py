@@ -27,7 +27,10 @@ def command(
     path = folder / "influence.yaml"
     text = files("influence_cli.commands").joinpath("starter.yaml").read_text(encoding="utf-8")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise InfluenceError(f"{folder} is a file, not a folder", "choose a folder: influence init DIR") from error
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
