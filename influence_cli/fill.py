@@ -16,7 +16,7 @@ from influence_cli.data import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import Stopped, human_bytes
 from influence_cli.layers import example_gradients, micro_batch
 from influence_cli.probe import check_finite
-from influence_cli.store import READ, SKIPPED, Rows, Store
+from influence_cli.store import READ, SKIPPED, Rows, Store, block_sums
 from influence_cli.task import Task
 from influence_cli.terminal import Advance, Terminal, duration
 
@@ -43,6 +43,8 @@ def fill_blocks(task: Task, choice: Choice, path: Path, todo: np.ndarray, termin
         projection = None if basis is None else torch.from_numpy(basis).to(task.device)
         order = np.concatenate([indices[layout.rows(int(block))] for block in todo])
         finished = 0
+        # Rounded rows are summed by a scan, so that a resumed store is the same to the byte.
+        total = np.zeros(layout.k + 1) if len(todo) == layout.blocks and layout.dtype == "float32" else None
         skipped: list[tuple[int, str]] = []
         started = time.perf_counter()
         try:
@@ -55,12 +57,16 @@ def fill_blocks(task: Task, choice: Choice, path: Path, todo: np.ndarray, termin
                     skipped += batch.unreadable
                     rows = block_rows(task, choice, batch, projection, indices[layout.rows(int(block))], advance)
                     store.write(int(block), rows)
+                    if total is not None:
+                        total += block_sums(rows.coordinates)
                     finished += 1
         except KeyboardInterrupt:
             kept = int(store.done().sum())
             raise Stopped(
                 f"{path}: {kept} of {layout.blocks} blocks are done and kept; run the same command to go on"
             ) from None
+        if total is not None:
+            store.write_summary(total / max(1, store.readable()))
     for _, reason in skipped:
         terminal.warn(f"skipped: {reason}")
     size, spent = human_bytes(path.stat().st_size), duration(time.perf_counter() - started)
@@ -83,23 +89,37 @@ def block_rows(
     network = choice.network
     step = micro_batch(network, max(1, len(batch)))
     width = network.size if projection is None else projection.shape[1]
-    coordinates = np.zeros((len(indices), width), dtype=np.float32)
-    losses = np.zeros(len(indices), dtype=np.float32)
-    outputs = np.zeros((len(indices), len(task.classes)), dtype=np.float32)
-    place = np.searchsorted(indices, batch.indices)
+    pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(batch), step):
         part = slice(start, start + step)
         grads, part_losses, part_outputs = example_gradients(network, batch.inputs[part], batch.targets[part])
         piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
         check_finite(task.train, piece, part_losses, grads)
-        at = place[part]
-        coordinates[at] = (grads if projection is None else grads @ projection).float().cpu().numpy()
-        losses[at] = part_losses.float().cpu().numpy()
-        outputs[at] = part_outputs.float().cpu().numpy()
-        advance(len(at))
+        own = grads if projection is None else grads @ projection
+        pieces.append((_host(own), _host(part_losses), _host(part_outputs)))
+        advance(len(piece))
+    place = np.searchsorted(indices, batch.indices)
+    coordinates, losses, outputs = (
+        _rows_in_place([piece[column] for piece in pieces], place, (len(indices), *shape))
+        for column, shape in enumerate(((width,), (), (len(task.classes),)))
+    )
     state = np.full(len(indices), SKIPPED, dtype=np.uint8)
     state[place] = READ
     return Rows(coordinates, losses, outputs, state, batch.digest())
+
+
+def _host(values: Tensor) -> np.ndarray:
+    return np.asarray(values.float().cpu().numpy())
+
+
+def _rows_in_place(pieces: list[np.ndarray], place: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Put computed rows where they belong, zeros elsewhere; a whole block is not copied again."""
+    if len(place) == shape[0]:
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    whole = np.zeros(shape, dtype=np.float32)
+    if pieces:
+        whole[place] = np.concatenate(pieces)
+    return whole
 
 
 def training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]:

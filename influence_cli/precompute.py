@@ -25,7 +25,7 @@ from influence_cli.fill import fill_blocks, training_batches
 from influence_cli.fingerprint import compare, fingerprint
 from influence_cli.layers import evaluate, flatten
 from influence_cli.probe import check_finite, near_chance, not_minimum, probe
-from influence_cli.store import READ, SKIPPED, Store
+from influence_cli.store import READ, SKIPPED, Store, block_sums
 from influence_cli.store_file import Layout, check_space, create
 from influence_cli.task import Task
 from influence_cli.terminal import Terminal, duration
@@ -285,18 +285,17 @@ def _prepared(task: Task, choice: Choice, path: Path, seconds: float) -> Prepare
 
 
 def _summarise(path: Path) -> np.ndarray:
-    """Average the rows of a complete store, and their squared norms, in one verified scan; keep both in it.
+    """Sum a complete store up in one verified scan, as filling it in one go does on the way.
 
     Returns:
         float64 [k + 1]: the mean coordinates, then the mean of ‖c‖².
     """
-    with Store.open(path) as store:
-        total = np.zeros(store.layout.k + 1)
-        for _, rows in store.scan():
-            total[:-1] += rows.sum(axis=0, dtype=np.float64)
-            total[-1] += float(np.square(rows, dtype=np.float64).sum())
-        total /= max(1, int((store.column("state") == READ).sum()))
     with Store.open(path, write=True) as store:
+        total, size = np.zeros(store.layout.k + 1), store.layout.block
+        for _, rows in store.scan():
+            for start in range(0, len(rows), size):
+                total += block_sums(rows[start : start + size])
+        total /= max(1, store.readable())
         store.write_summary(total)
     return total
 
