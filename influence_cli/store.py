@@ -7,6 +7,8 @@ the block in hand.
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +161,8 @@ class Store:
         """Read all coordinates once, in order, several blocks at a time, verifying each block's checksum.
 
         Yields:
-            The rows' positions in the store, and their coordinates, float32 [b, k]. The array is reused: copy to keep.
+            The rows' positions in the store, and their coordinates, float32 [b, k]: the file itself, mapped
+            copy-on-write.
 
         Raises:
             InfluenceError: a block is missing or damaged.
@@ -170,27 +173,38 @@ class Store:
         digests, checksums = self.digests(), self._file["checksums"][()]
         size = layout.block
         group = max(1, SCAN_BYTES // max(1, layout.k * coordinates.dtype.itemsize * size))
-        buffer = np.empty((group * size, layout.k), dtype=coordinates.dtype)
-        # Read past HDF5, at the data's place in the file: no copy through its buffers. The layout is contiguous.
-        with self.path.open("rb", buffering=0) as raw:
-            raw.seek(coordinates.id.get_offset())
-            for first in range(0, layout.blocks, group):
-                last = min(layout.blocks, first + group)
-                part = buffer[: (last - first) * size]
-                if _read_into(raw, part) != part.nbytes:
-                    raise self._damaged(f"its end, from block {first} on")
-                columns = self._small_columns(slice(first * size, last * size)) | {"coordinates": part}
-                for block in range(first, last):
-                    inside = slice((block - first) * size, (block - first + 1) * size)
-                    own = {name: values[inside] for name, values in columns.items()}
-                    if _checksum(block, own, int(digests[block])) != int(checksums[block]):
-                        raise self._damaged(f"block {block}")
-                rows = slice(first * size, min(layout.n, last * size))
-                kept = part[: rows.stop - rows.start]
-                if "scales" in columns:
-                    yield rows, kept.astype(np.float32) * columns["scales"][: len(kept), None]
-                else:
-                    yield rows, kept
+        for first in range(0, layout.blocks, group):
+            last = min(layout.blocks, first + group)
+            part = self._map("coordinates", first * size, (last - first) * size)
+            columns = self._small_columns(slice(first * size, last * size)) | {"coordinates": part}
+            for block in range(first, last):
+                inside = slice((block - first) * size, (block - first + 1) * size)
+                own = {name: values[inside] for name, values in columns.items()}
+                if _checksum(block, own, int(digests[block])) != int(checksums[block]):
+                    raise self._damaged(f"block {block}")
+            rows = slice(first * size, min(layout.n, last * size))
+            kept = part[: rows.stop - rows.start]
+            if "scales" in columns:
+                yield rows, kept.astype(np.float32) * columns["scales"][: len(kept), None]
+            else:
+                yield rows, kept
+
+    def _map(self, name: str, row: int, count: int) -> np.ndarray:
+        """Map rows of a data set into memory, past HDF5 and without a copy: its layout is contiguous.
+
+        Copy-on-write, because torch takes no read-only memory; and a piece at a time, which commits no memory.
+        """
+        data = self._file[name]
+        row_bytes = data.dtype.itemsize * int(np.prod(data.shape[1:]))
+        start = data.id.get_offset() + row * row_bytes
+        if hasattr(os, "posix_fadvise"):  # have the disk read on while this piece is worked on
+            os.posix_fadvise(self._raw.fileno(), start, 2 * count * row_bytes, os.POSIX_FADV_WILLNEED)
+        before = start % mmap.ALLOCATIONGRANULARITY
+        piece = mmap.mmap(
+            self._raw.fileno(), before + count * row_bytes, access=mmap.ACCESS_COPY, offset=start - before
+        )
+        values = np.frombuffer(piece, dtype=data.dtype, count=count * row_bytes // data.dtype.itemsize, offset=before)
+        return values.reshape(count, *data.shape[1:])
 
     def _put(self, name: str, row: int, values: np.ndarray | np.generic) -> None:
         """Write values at their place in the file, past HDF5: it loses the error of a write that it has put off."""
@@ -251,14 +265,3 @@ def _checksum(block: int, columns: Mapping[str, np.ndarray], digest: int) -> int
     for name in sorted(columns):
         state.update(columns[name].data)
     return state.intdigest()
-
-
-def _read_into(raw: Any, part: np.ndarray) -> int:
-    """Fill an array from a file; a single read call moves at most 2 GB."""
-    view, filled = memoryview(part.data).cast("B"), 0
-    while filled < len(view):
-        count = raw.readinto(view[filled:])
-        if not count:
-            break
-        filled += count
-    return filled

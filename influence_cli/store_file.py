@@ -107,7 +107,9 @@ def create(
     try:
         with part.open("a+b") as raw:
             _lock(raw, path, alone=True)
-            with h5py.File(part, "w", userblock_size=SEAL_BYTES, locking=False) as file:
+            with h5py.File(
+                part, "w", userblock_size=SEAL_BYTES, alignment_threshold=1, alignment_interval=64, locking=False
+            ) as file:
                 _lay_out(file, layout, fingerprint, facts, labels, indices, arrays)
             with part.open("r+b") as whole:
                 # Reserve the blocks on disk now: a full disk is found here, not after an hour.
@@ -250,7 +252,7 @@ def _seal(raw: BinaryIO, path: Path) -> None:
         if start > at:
             ranges.append((at, start))
         at = start + size
-    body = json.dumps({"metadata": ranges, "xxh3": _digest(path, ranges)})
+    body = json.dumps({"bytes": path.stat().st_size, "metadata": ranges, "xxh3": _digest(path, ranges)})
     text = f"{FORMAT} {VERSION}\n{body}\n{xxhash.xxh3_64_hexdigest(body.encode())}\n"
     raw.seek(0)
     raw.write(text.encode().ljust(SEAL_BYTES, b"\0"))
@@ -282,7 +284,7 @@ def _check_seal(seal: bytes, path: Path) -> None:
     if version != str(VERSION).encode() or rest.rstrip(b"\0") != xxhash.xxh3_64_hexdigest(body).encode() + b"\n":
         raise InfluenceError(f"{path} is damaged: its first {SEAL_BYTES} bytes have changed", ANEW)
     facts = json.loads(body)
-    if path.stat().st_size < facts["metadata"][-1][1]:
+    if path.stat().st_size < facts["bytes"]:
         raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
     if _digest(path, facts["metadata"]) != facts["xxh3"]:
         raise InfluenceError(f"{path} is damaged: what HDF5 keeps about its data sets has changed", ANEW)
