@@ -280,6 +280,8 @@ def _check_seal(seal: bytes, path: Path) -> None:
         raise InfluenceError(
             f"{path} is a store of version {int(version)}, this influence reads up to {VERSION}", "update influence"
         )
+    if len(seal) < SEAL_BYTES:
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
     body, _, rest = rest.partition(b"\n")
     if version != str(VERSION).encode() or rest.rstrip(b"\0") != xxhash.xxh3_64_hexdigest(body).encode() + b"\n":
         raise InfluenceError(f"{path} is damaged: its first {SEAL_BYTES} bytes have changed", ANEW)
