@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from influence_cli.config import Config
-from influence_cli.data import Split, read_batches, refuse_unreadable
+from influence_cli.data import Split, readable_batches
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.estimate import estimate
 from influence_cli.layers import Network, evaluate, example_gradients, flatten, micro_batch
@@ -150,13 +150,7 @@ def _measure(
     total = torch.zeros(network.size, dtype=torch.float64)
     step = min(256, micro_batch(network, 256))
     with terminal.progress(len(chosen), f"looking at the {split.name} examples") as advance:
-        for batch in read_batches(split, chosen, step):
-            if not skip:
-                refuse_unreadable(batch)
-            for _, reason in batch.unreadable:
-                terminal.warn(f"skipped: {reason}")
-            if not len(batch):
-                continue
+        for batch in readable_batches(split, chosen, step, skip=skip, tell=terminal.warn):
             if gradients:
                 grads, part, outputs = example_gradients(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part, grads)

@@ -212,6 +212,34 @@ def refuse_unreadable(batch: Batch) -> None:
         )
 
 
+def readable_batches(
+    split: Split,
+    indices: np.ndarray,
+    size: int,
+    workers: int = 0,
+    *,
+    skip: bool,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[Batch]:
+    """Read examples in batches, none empty.
+
+    Args:
+        split: where from.
+        indices: positions in the data set.
+        size: examples a batch.
+        workers: loader processes.
+        skip: go on without examples that cannot be read; otherwise the first of them is an error.
+        tell: takes a line for each that is skipped.
+    """
+    for batch in read_batches(split, indices, size, workers):
+        if not skip:
+            refuse_unreadable(batch)
+        for _, reason in batch.unreadable:
+            tell(f"skipped: {reason}")
+        if len(batch):
+            yield batch
+
+
 def take(split: Split, indices: np.ndarray) -> Split:
     """Restrict a split to some positions (they keep their numbers)."""
     return replace(split, indices=np.asarray(indices, dtype=np.int64))
@@ -321,6 +349,5 @@ def file_facts(split: Split) -> str | None:
 
 def labelled_inputs(split: Split) -> Iterator[tuple[Tensor, int]]:
     """Give (input, label) pairs of all examples in use, as a training loop takes them."""
-    for batch in read_batches(split, split.indices, 256):
-        refuse_unreadable(batch)
+    for batch in readable_batches(split, split.indices, 256, skip=False):
         yield from zip(batch.inputs, batch.targets.tolist(), strict=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.curvature.choice import Choice
-from influence_cli.data import Batch, read_batches, refuse_unreadable
+from influence_cli.data import Batch, read_batches, readable_batches, refuse_unreadable
 from influence_cli.errors import Stopped, human_bytes
 from influence_cli.layers import example_gradients, micro_batch
 from influence_cli.probe import check_finite
@@ -124,11 +124,7 @@ def _rows_in_place(pieces: list[np.ndarray], place: np.ndarray, shape: tuple[int
 
 def training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]:
     """Read the training examples once, for the curvature."""
-    for batch in read_batches(task.train, task.train.indices, size, workers(task)):
-        if not skip:
-            refuse_unreadable(batch)
-        if len(batch):
-            yield batch
+    return readable_batches(task.train, task.train.indices, size, workers(task), skip=skip)
 
 
 def workers(task: Task) -> int:

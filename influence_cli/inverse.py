@@ -15,10 +15,11 @@ from influence_cli.curvature.operator import (
     largest_batch_eigenvalue,
     mean_product,
 )
-from influence_cli.data import read_batches
+from influence_cli.data import readable_batches
 from influence_cli.precompute import Prepared
 from influence_cli.scores import effective_dimension, preconditioned, require_finite
 from influence_cli.solvers import SolveInfo, conjugate_gradients, lanczos, lissa
+from influence_cli.store import READ, Store
 from influence_cli.terminal import Terminal
 
 CG_TOLERANCE = 1e-5
@@ -47,16 +48,13 @@ class Inverse:
     solves: list[SolveInfo] = field(default_factory=list)
 
 
-def make_inverse(
-    prepared: Prepared, given: float | str, terminal: Terminal, *, skip_unreadable: bool = False
-) -> Inverse:
+def make_inverse(prepared: Prepared, given: float | str, terminal: Terminal) -> Inverse:
     """Choose λ by the one rule, print it in absolute units, and give the inverse.
 
     Args:
         prepared: a complete store.
         given: ``curvature.damping``: ``auto`` or λ.
         terminal: where λ, residuals and warnings go.
-        skip_unreadable: for the solvers, which read the training examples again.
 
     Raises:
         InfluenceError: Λⱼ + l2 + λ ≤ 0 somewhere, or a solver that cannot go on.
@@ -68,7 +66,7 @@ def make_inverse(
         return Inverse(lambda coordinates: coordinates, 0.0, None)
     if prepared.spectrum is not None:
         return _spectral(prepared, given, terminal)
-    return _iterative(prepared, given, terminal, skip_unreadable)
+    return _iterative(prepared, given, terminal)
 
 
 def _convex(prepared: Prepared) -> bool:
@@ -107,10 +105,12 @@ def _spectral(prepared: Prepared, given: float | str, terminal: Terminal) -> Inv
     return Inverse(lambda c: preconditioned(c, spectrum.to(c.device), shift), shift, damping, d_eff, kept)
 
 
-def _iterative(prepared: Prepared, given: float | str, terminal: Terminal, skip: bool) -> Inverse:
+def _iterative(prepared: Prepared, given: float | str, terminal: Terminal) -> Inverse:
     task, choice = prepared.task, prepared.choice
     network, matrix = choice.network, choice.matrix
-    batches = (b for b in read_batches(task.train, task.train.indices, LISSA_BATCH) if skip or not b.unreadable)
+    with Store.open(prepared.path) as store:
+        read = store.column("state") == READ
+    batches = readable_batches(task.train, task.train.indices[read], LISSA_BATCH, skip=False)
     examples = hold(batches, task.device, LISSA_BATCH)
     like = next(network.model.parameters()).detach()
     smallest = mean = largest = 0.0

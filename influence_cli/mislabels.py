@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from influence_cli.config import Config
-from influence_cli.data import read_batches, refuse_unreadable
+from influence_cli.data import readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
@@ -199,13 +199,7 @@ def _test_pass(
     read = np.zeros(len(split), dtype=bool)
     size = min(micro_batch(prepared.choice.network, 256) for prepared in stores)
     with terminal.progress(len(split), "test gradients") as advance:
-        for batch in read_batches(split, split.indices, size, workers(task)):
-            if not skip:
-                refuse_unreadable(batch)
-            for _, reason in batch.unreadable:
-                terminal.warn(f"skipped: {reason}")
-            if not len(batch):
-                continue
+        for batch in readable_batches(split, split.indices, size, workers(task), skip=skip, tell=terminal.warn):
             at = np.searchsorted(split.indices, batch.indices)
             mean_losses, soft = mean_outputs(stores, batch)
             check_finite(split, batch, mean_losses)

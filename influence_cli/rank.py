@@ -142,7 +142,7 @@ def rank_training(
         Groups of test examples, in order; one group for an aggregate.
     """
     run = {} if run is None else run
-    inverses = make_inverses(stores, config, terminal, skip_unreadable=skip_unreadable)
+    inverses = make_inverses(stores, config, terminal)
     n, k = len(stores[0].task.train), max(prepared.choice.network.size for prepared in stores)
     size = max(1, GROUP_NUMBERS // (n + 3 * k))
     groups = (selected[start : start + size] for start in range(0, len(selected), size))
@@ -184,7 +184,7 @@ def rank_tests(
     run = {} if run is None else run
     split = stores[0].task.train
     row_of(split, index)
-    inverses = make_inverses(stores, config, terminal, skip_unreadable=skip_unreadable)
+    inverses = make_inverses(stores, config, terminal)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)
     solved = []
@@ -230,14 +230,9 @@ def row_of(split: Split, index: int) -> int:
     return row
 
 
-def make_inverses(
-    stores: Sequence[Prepared], config: Config, terminal: Terminal, *, skip_unreadable: bool = False
-) -> list[Inverse]:
+def make_inverses(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[Inverse]:
     """Choose λ and make the inverse curvature of every checkpoint."""
-    return [
-        make_inverse(prepared, config.curvature.damping, terminal, skip_unreadable=skip_unreadable)
-        for prepared in stores
-    ]
+    return [make_inverse(prepared, config.curvature.damping, terminal) for prepared in stores]
 
 
 def misclassified(tasks: Sequence[Task], terminal: Terminal) -> np.ndarray:

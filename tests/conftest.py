@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -68,6 +69,12 @@ def run_influence(
     return done
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Take one thread: the matrices here are small, and threads that wait for each other cost more than they give."""
+    torch.set_num_threads(1)
+
+
 @dataclass
 class Ended:
     """How a command ended in this process."""
@@ -111,10 +118,31 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_project(tmp_path_factory.mktemp("trained"))
 
 
+@pytest.fixture(scope="session")
+def stored(one_thread: None, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project with a complete store; do not change it."""
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("stored") / "project"))
+    # In this process, with its one thread: eigenvectors of two threads differ in the last bit.
+    from influence_cli.cli import app
+
+    with contextlib.chdir(folder), pytest.raises(SystemExit) as ended:
+        app(["gradients", "-q"])
+    assert not ended.value.code
+    return folder
+
+
 @pytest.fixture
 def project(trained: Path, tmp_path: Path) -> Path:
     """A copy of the project that a test may change."""
     return Path(shutil.copytree(trained, tmp_path / "project"))
+
+
+def edit(project: Path, old: str, new: str) -> None:
+    """Change a line of a project's config."""
+    path = project / "influence.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
 
 
 def make_project(folder: Path, train: int = 320, test: int = 80) -> Path:

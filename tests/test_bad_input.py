@@ -7,14 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Command
-
-
-def edit(project: Path, old: str, new: str) -> None:
-    path = project / "influence.yaml"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
+from conftest import Command, edit
 
 
 def error_of(influence: Command, cwd: Path, *words: object, stdin: str = "") -> tuple[str, str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Command, make_project
+from conftest import Command, edit, make_project
 from torch import nn
 from torchvision.datasets import ImageFolder
 
@@ -23,26 +22,11 @@ def build():
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Take one thread: the matrices here are small, and threads that wait for each other cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def findings(influence: Command, folder: Path, *words: object) -> dict[str, tuple[object, str]]:
     """Run check and give value and unit by item."""
     rows = [json.loads(line) for line in influence("check", *words, cwd=folder).out.splitlines()]
     assert all(list(row) == ["item", "value", "unit"] for row in rows)
     return {row["item"]: (row["value"], row["unit"]) for row in rows}
-
-
-def edit(project: Path, old: str, new: str) -> None:
-    text = (project / "influence.yaml").read_text()
-    assert old in text
-    (project / "influence.yaml").write_text(text.replace(old, new, 1))
 
 
 def scale_weights(project: Path, factor: float, name: str = "model.pt") -> None:

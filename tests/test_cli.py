@@ -9,18 +9,17 @@ import os
 import pty
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 import typer
-from conftest import Command, run_influence
+from conftest import Command, edit, run_influence
 
 import influence_cli
 from influence_cli.cli import app, main
@@ -68,31 +67,6 @@ def environment(**more: str) -> dict[str, str]:
     left_out = ("INFLUENCE_", "NO_COLOR", "FORCE_COLOR", "PYTHONUNBUFFERED", "CLICOLOR", "COLUMNS")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
     return kept | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | more
-
-
-def edit(project: Path, old: str, new: str) -> None:
-    text = (project / "influence.yaml").read_text()
-    assert old in text
-    (project / "influence.yaml").write_text(text.replace(old, new, 1))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Take one thread: the matrices here are small, and threads that wait for each other cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def filled(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with a complete store; do not change it."""
-    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("filled") / "project"))
-    with contextlib.chdir(folder), pytest.raises(SystemExit) as ended:
-        app(["gradients", "-q"])
-    assert not ended.value.code
-    return folder
 
 
 # --- help
@@ -204,8 +178,8 @@ def test_a_command_line_that_is_not_understood_ends_with_2(
 
 
 @pytest.mark.parametrize("words", [("rank", 3), ("mislabels",), ("check",), ("rank", "--train", 3)])
-def test_stdout_is_data_and_stderr_is_all_else(influence: Command, filled: Path, words: tuple[object, ...]) -> None:
-    done = influence(*words, cwd=filled)
+def test_stdout_is_data_and_stderr_is_all_else(influence: Command, stored: Path, words: tuple[object, ...]) -> None:
+    done = influence(*words, cwd=stored)
     assert all(isinstance(json.loads(line), dict) for line in done.out.splitlines())
     assert done.out.endswith("}\n")
     assert done.err
@@ -215,12 +189,12 @@ def test_stdout_is_data_and_stderr_is_all_else(influence: Command, filled: Path,
 
 @pytest.mark.parametrize("words", [("rank", 3), ("mislabels",), ("check",), ("gradients",), ("gradients", "--fsck")])
 def test_quiet_says_nothing_and_gives_the_same_data(
-    influence: Command, filled: Path, words: tuple[object, ...]
+    influence: Command, stored: Path, words: tuple[object, ...]
 ) -> None:
-    quiet = influence(*words, "-q", cwd=filled)
+    quiet = influence(*words, "-q", cwd=stored)
     assert quiet.err == ""
     if words != ("check",):  # which measures times
-        assert quiet.out == influence(*words, cwd=filled).out
+        assert quiet.out == influence(*words, cwd=stored).out
 
 
 def test_quiet_still_warns(influence: Command, project: Path) -> None:
@@ -231,8 +205,8 @@ def test_quiet_still_warns(influence: Command, project: Path) -> None:
     assert all(line.startswith("warning: ") for line in lines)
 
 
-def test_verbose_says_more(influence: Command, filled: Path) -> None:
-    assert len(influence("rank", 3, "-v", cwd=filled).err) > len(influence("rank", 3, cwd=filled).err)
+def test_verbose_says_more(influence: Command, stored: Path) -> None:
+    assert len(influence("rank", 3, "-v", cwd=stored).err) > len(influence("rank", 3, cwd=stored).err)
 
 
 def test_an_error_that_nobody_foresaw_ends_with_2_and_one_line(influence: Command, project: Path) -> None:
@@ -300,16 +274,16 @@ def test_a_reader_of_stdout_that_has_gone_is_no_error(tmp_path: Path, words: tup
         assert sign not in done.stderr
 
 
-def test_a_reader_of_stderr_that_has_gone_is_no_error(filled: Path) -> None:
-    done = without_reader("rank", "3", "--top", "2", cwd=filled, stream="stderr")
+def test_a_reader_of_stderr_that_has_gone_is_no_error(stored: Path) -> None:
+    done = without_reader("rank", "3", "--top", "2", cwd=stored, stream="stderr")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 4
 
 
-def test_head_takes_its_line_and_the_pipeline_succeeds(filled: Path) -> None:
+def test_head_takes_its_line_and_the_pipeline_succeeds(stored: Path) -> None:
     line = f"{shlex.join(INFLUENCE)} rank 0:40 --all -q | head -1"
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line], cwd=filled, capture_output=True, text=True, env=environment()
+        ["bash", "-o", "pipefail", "-c", line], cwd=stored, capture_output=True, text=True, env=environment()
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
@@ -358,10 +332,10 @@ def on_terminal(*words: str, cwd: Path, **variables: str) -> tuple[str, int]:
 
 
 def test_a_terminal_gets_progress_and_a_table_and_a_pipe_gets_neither(
-    influence: Command, filled: Path, tmp_path: Path
+    influence: Command, stored: Path, tmp_path: Path
 ) -> None:
     words = ("rank", "3", "--top", "2", "-s", f"gradients.store={tmp_path / 'new.h5'}")
-    shown, code = on_terminal(*words, cwd=filled, NO_COLOR="1")
+    shown, code = on_terminal(*words, cwd=stored, NO_COLOR="1")
     assert code == 0
     assert "loading torch" in shown
     assert re.search(r"gradients of new\.h5.*%.*/s", shown)
@@ -370,7 +344,7 @@ def test_a_terminal_gets_progress_and_a_table_and_a_pipe_gets_neither(
     assert "{" not in shown
     assert not COLOUR.search(shown)
     (tmp_path / "new.h5").unlink()
-    plain = influence(*words, cwd=filled)
+    plain = influence(*words, cwd=stored)
     assert len([json.loads(line) for line in plain.out.splitlines()]) == 4
     assert "wrote 5 of 5 blocks" in plain.err
     for sign in ("loading", "gradients of", "scanning", "\x1b", "\r"):

@@ -12,6 +12,8 @@ of ours shows in the first-order effect by a dense float64 solve, which `rank` h
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +140,16 @@ class Regression:
         return w.detach().double()
 
 
+@pytest.fixture
+def all_threads() -> Iterator[None]:
+    """Take every core: these matrices are large."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("all_threads")
 def test_rank_equals_leave_one_out_retraining(mnist: Path, tmp_path: Path) -> None:
     x, y = read(mnist, train=True)
     x_test, y_test = read(mnist, train=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -10,18 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, edit
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from influence_cli.cli import app
 from influence_cli.store import Rows, Store
 from influence_cli.terminal import Terminal
 
@@ -92,12 +90,6 @@ def column(path: Path, name: str) -> np.ndarray:
         return np.asarray(file[name])
 
 
-def edit(project: Path, old: str, new: str) -> None:
-    text = (project / "influence.yaml").read_text()
-    assert old in text
-    (project / "influence.yaml").write_text(text.replace(old, new, 1))
-
-
 def flip(path: Path, name: str, at: int) -> None:
     with h5py.File(path) as file:
         place = file[name].id.get_offset() + at
@@ -126,29 +118,10 @@ def use_memory(project: Path) -> None:
     (project / "memory.py").write_text(MEMORY)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Take one thread: the matrices here are small, and threads that wait for each other cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def once(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with a complete store, to copy from."""
-    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("filled") / "project"))
-    with contextlib.chdir(folder), pytest.raises(SystemExit) as ended:
-        app(["gradients", "-q"])
-    assert not ended.value.code
-    return folder
-
-
 @pytest.fixture
-def filled(once: Path, tmp_path: Path) -> Path:
+def filled(stored: Path, tmp_path: Path) -> Path:
     """A project with a complete store, which a test may change."""
-    return Path(shutil.copytree(once, tmp_path / "project"))
+    return Path(shutil.copytree(stored, tmp_path / "project"))
 
 
 # --- what the store holds

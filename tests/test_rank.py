@@ -237,3 +237,21 @@ def test_report_is_a_page(influence: Command, project: Path) -> None:
     page = (project / "why.html").read_text()
     assert page.count("<img") == 21
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_solver_leaves_out_only_what_the_store_left_out(influence: Command, project: Path) -> None:
+    bad = sorted((project / "train" / "Bag").iterdir())[2]
+    bad.write_bytes(bad.read_bytes()[:90])
+    exact = influence("rank", 3, "--all", "--skip-unreadable", "-s", "gradients.store=a.h5", cwd=project)
+    words = ("rank", 3, "--all", "-s", "gradients.store=b.h5", "-s", "curvature.method=cg")
+    influence("gradients", "--skip-unreadable", *words[3:], cwd=project)
+    solved = influence(*words, cwd=project)  # the store knows which; not asked for again
+
+    def by_index(text: str) -> dict[int, float]:
+        return {row["index"]: row["influence"] for row in map(json.loads, text.splitlines())}
+
+    first, second = by_index(exact.out), by_index(solved.out)
+    assert first.keys() == second.keys()
+    assert len(first) == 319
+    a, b = (np.array([part[index] for index in sorted(part)]) for part in (first, second))
+    assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(a)
