@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -20,11 +22,13 @@ from influence_cli.precompute import Prepared
 from influence_cli.scores import effective_dimension, preconditioned, require_finite
 from influence_cli.solvers import SolveInfo, conjugate_gradients, lanczos, lissa
 from influence_cli.store import READ, Store
-from influence_cli.terminal import Terminal
+from influence_cli.terminal import Terminal, duration
 
 CG_TOLERANCE = 1e-5
 LISSA_TOLERANCE = 1e-3
 LISSA_BATCH = 256
+# A solver that may take longer, in seconds, is warned of before it starts.
+LONG = 300.0
 
 
 @dataclass
@@ -127,12 +131,11 @@ def _iterative(prepared: Prepared, given: float | str, terminal: Terminal) -> In
         check_poles(0.0, shift)
     _announce(damping, task.l2, terminal)
     inverse = Inverse(lambda vectors: vectors, shift, damping)
-    scale = 0.0
-    if choice.method == "lissa":
-        with terminal.status("measuring the largest eigenvalue (power iteration)"):
-            scale = 1.2 * (largest_batch_eigenvalue(network, examples, matrix, task.seed) + shift)
+    with terminal.status("measuring the largest eigenvalue (power iteration)"):
+        scale = 1.2 * (largest_batch_eigenvalue(network, examples, matrix, task.seed) + shift)
 
     def apply(vectors: Tensor) -> Tensor:
+        _forecast(prepared, examples, vectors, shift, scale, terminal)
         solution, info = _solve(prepared, examples, vectors, shift, scale, terminal)
         require_finite(solution, f"the solution by {info.method}")
         inverse.solves.append(info)
@@ -169,6 +172,40 @@ def _solve(
             scale=scale,
             tolerance=LISSA_TOLERANCE,
             on_round=lambda _count, _residual: advance(1),
+        )
+
+
+def expected_products(method: str, scale: float, shift: float) -> int:
+    """Bound the products that a solver needs, by the slowest direction that the spectrum can have.
+
+    Conjugate gradients: ½ √(σ/(l2 + λ)) ln(2/ε); the Neumann series of LiSSA: σ/(l2 + λ) ln(1/ε).
+    """
+    condition = max(1.0, scale / shift) if shift > 0 else math.inf
+    if method == "cg":
+        return round(min(1e9, 0.5 * math.sqrt(condition) * math.log(2 / CG_TOLERANCE))) + 1
+    return round(min(1e9, condition * math.log(1 / LISSA_TOLERANCE))) + 1
+
+
+def _forecast(
+    prepared: Prepared, examples: Examples, vectors: Tensor, shift: float, scale: float, terminal: Terminal
+) -> None:
+    """Say before a solver starts how long it can take, from one product with a mini-batch."""
+    method, network, matrix = prepared.choice.method, prepared.choice.network, prepared.choice.matrix
+    product = batch_product(network, examples, matrix, shift, prepared.task.seed)
+    product(vectors[:1])  # the first call also warms up
+    started = time.perf_counter()
+    float(product(vectors)[0, 0])
+    spent = time.perf_counter() - started
+    count = expected_products(method, scale, shift)
+    seconds = count * spent * (len(examples) / examples.batch if method == "cg" else 1.0)
+    terminal.say(
+        f"{method} for {len(vectors)} right sides: at most about {count:,} products with the curvature "
+        f"({'of all examples' if method == 'cg' else 'of mini-batches'}), {duration(seconds)}"
+    )
+    if seconds > LONG:
+        terminal.warn(
+            f"{method} may take {duration(seconds)}: a larger curvature.damping needs fewer products, and "
+            "curvature.method: explicit on the last layers (gradients.layers) needs none; Ctrl-C keeps the store"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Demo
+from conftest import Demo, run_influence
 
 README = Path(__file__).parents[1] / "README.md"
 LINES = [
@@ -61,6 +62,13 @@ def test_it_runs_as_typed(line: str, project: Path) -> None:
             assert any(data.shape == (1, 5000) for data in file.values())
     if "exclude.csv" in line:
         assert len((project / "exclude.csv").read_text().split()) > 400
+
+
+def test_the_python_example_prints_what_the_command_does(project: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    rows = run_influence("mislabels", "--top", "50", cwd=project).stdout.splitlines()
+    assert re.findall(r"\d+", done.stdout) == [str(json.loads(row)["index"]) for row in rows]
 
 
 def test_the_linked_files_exist() -> None:
