@@ -14,7 +14,7 @@ from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.estimate import estimate
 from influence_cli.layers import Network, evaluate, example_gradients, flatten, micro_batch
 from influence_cli.precompute import decide, row_bytes, store_path
-from influence_cli.probe import check_finite, near_chance, not_minimum
+from influence_cli.probe import check_finite, checkpoint_warnings, near_chance
 from influence_cli.task import Task, load_tasks
 from influence_cli.terminal import Terminal, duration
 
@@ -103,16 +103,11 @@ def _task_findings(
         Finding("gradient norm at the checkpoint", train.gradient_norm, "‖∇R + l2·θ‖, 0 at a minimum"),
         Finding("typical gradient norm", train.typical_norm, "of one example"),
     ]
-    if near_chance(train.accuracy, len(task.classes)):
-        terminal.warn(
-            f"training accuracy {train.accuracy:.1%} is near chance: is the transform, the class order or the "
-            "checkpoint right?"
-        )
-    if not_minimum(train.gradient_norm, train.typical_norm, train.count if train.count < len(task.train) else None):
-        terminal.warn(
-            f"the checkpoint is not near a minimum: ‖∇R + l2·θ‖ = {train.gradient_norm:.3g}, a single gradient is "
-            f"{train.typical_norm:.3g}; train on, or check l2 and the transform"
-        )
+    sampled = train.count if train.count < len(task.train) else None
+    for text in checkpoint_warnings(
+        train.accuracy, len(task.classes), train.gradient_norm, train.typical_norm, sampled
+    ):
+        terminal.warn(text)
     if task.test is not None:
         test = _measure(task, task.test, choice.network, full, terminal, skip, gradients=False)
         findings.append(Finding("test accuracy", test.accuracy, f"over {test.count:,} examples"))

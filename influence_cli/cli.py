@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from influence_cli import __version__
 from influence_cli.commands import check, demo, gradients, init, mislabels, rank
-from influence_cli.errors import InfluenceError, Stopped
+from influence_cli.errors import InfluenceError, Stopped, printable
 from influence_cli.terminal import Terminal
 
 # The base of what typer raises for a wrong option or argument; it has no public name there.
@@ -91,14 +91,9 @@ def _print_error(message: str, hint: str) -> None:
     if os.environ.get("INFLUENCE_DEBUG"):
         traceback.print_exc()
     console = Terminal().console
-    # Messages may carry file names: nothing in them may move the cursor.
-    console.print(Text.assemble(("error: ", "bold red"), _printable(message)))
+    console.print(Text.assemble(("error: ", "bold red"), printable(message)))
     if hint:
-        console.print(Text(f"  {_printable(hint)}"))
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+        console.print(Text(f"  {printable(hint)}"))
 
 
 app = typer.Typer(

@@ -151,10 +151,7 @@ class Config(_Section):
 
     def where(self, *keys: str | int) -> str:
         """Say where a key was set: ``influence.yaml:12``; the nearest section that was, otherwise."""
-        for length in range(len(keys), -1, -1):
-            if keys[:length] in self._places:
-                return self._places[keys[:length]]
-        return self.path.name
+        return _place(keys, {(): self.path.name, **self._places})
 
     @property
     def folder(self) -> Path:
@@ -352,7 +349,7 @@ def _keys(location: Sequence[str | int], values: Any) -> Keys:
             and (part in holder or last or part in ("model", "train"))
             and isinstance(part, str)
         ):
-            if part not in holder and not _names_a_field(keys, part):
+            if part not in holder and part not in _known(keys):
                 continue
             keys.append(part)
             holder = holder.get(part)
@@ -360,10 +357,6 @@ def _keys(location: Sequence[str | int], values: Any) -> Keys:
             keys.append(part)
             holder = holder[part]
     return tuple(keys)
-
-
-def _names_a_field(keys: Sequence[str | int], part: str) -> bool:
-    return part in _known(keys)
 
 
 def _place(keys: Keys, places: Mapping[Keys, str]) -> str:

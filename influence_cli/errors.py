@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+# What can move a cursor, break a line, turn the reading direction or is no character at all: controls, line and
+# paragraph separators, marks of direction, lone surrogates (bytes of a file name that are not UTF-8).
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 class InfluenceError(Exception):
@@ -29,6 +34,28 @@ class InfluenceError(Exception):
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C after some work was finished: carries the line that says what was kept."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Escape what can move a cursor, break a line or turn the reading direction.
+
+    Args:
+        text: any string, such as a file name with bytes that are not UTF-8.
+        keep: characters to leave as they are.
+
+    Returns:
+        The text with ``\\n``, ``\\x1b``, ``\\u202e`` and the like spelt out; a stray byte of a file name as ``\\xff``.
+    """
+
+    def spell(match: re.Match[str]) -> str:
+        letter = match.group()
+        if letter in keep:
+            return letter
+        if "\udc80" <= letter <= "\udcff":
+            return f"\\x{ord(letter) - 0xDC00:02x}"
+        return letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+    return _UNSAFE.sub(spell, text)
 
 
 def human_bytes(count: float) -> str:

@@ -24,7 +24,7 @@ from influence_cli.estimate import estimate
 from influence_cli.fill import fill_blocks, training_batches
 from influence_cli.fingerprint import compare, fingerprint
 from influence_cli.layers import evaluate, flatten
-from influence_cli.probe import check_finite, near_chance, not_minimum, probe
+from influence_cli.probe import check_finite, checkpoint_warnings, probe
 from influence_cli.store import READ, SKIPPED, Store, block_sums
 from influence_cli.store_file import Layout, check_space, create
 from influence_cli.task import Task
@@ -313,14 +313,6 @@ def _remark(prepared: Prepared, terminal: Terminal) -> None:
     read = state == READ
     if not read.any():
         raise InfluenceError(f"{task.train.where}: no training example could be read")
-    if not_minimum(prepared.gradient_norm, prepared.typical_norm):
-        terminal.warn(
-            f"the checkpoint is not near a minimum: ‖∇R + l2·θ‖ = {prepared.gradient_norm:.3g} over the tracked "
-            f"parameters, a single gradient is {prepared.typical_norm:.3g}; train on, or check l2 and the transform"
-        )
     accuracy = float((outputs[read].argmax(1) == labels[read]).mean())
-    if near_chance(accuracy, len(task.classes)):
-        terminal.warn(
-            f"training accuracy {accuracy:.1%} is near chance: is the transform, the class order or the "
-            "checkpoint right?"
-        )
+    for text in checkpoint_warnings(accuracy, len(task.classes), prepared.gradient_norm, prepared.typical_norm):
+        terminal.warn(text)

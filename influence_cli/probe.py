@@ -144,6 +144,32 @@ def check_finite(split: Split, batch: Batch, losses: Tensor, grads: Tensor | Non
         )
 
 
+def checkpoint_warnings(
+    accuracy: float, classes: int, gradient_norm: float, typical_norm: float, examples: int | None = None
+) -> list[str]:
+    """Say what makes every later number doubtful: guessing, or a point that is no minimum.
+
+    Args:
+        accuracy: on the training examples.
+        classes: their number.
+        gradient_norm: ‖∇R + l2·θ̂‖.
+        typical_norm: root mean square of ‖gᵢ‖.
+        examples: how many were sampled, or None for all.
+    """
+    warnings = []
+    if near_chance(accuracy, classes):
+        warnings.append(
+            f"training accuracy {accuracy:.1%} is near chance: is the transform, the class order or the "
+            "checkpoint right?"
+        )
+    if not_minimum(gradient_norm, typical_norm, examples):
+        warnings.append(
+            f"the checkpoint is not near a minimum: ‖∇R + l2·θ‖ = {gradient_norm:.3g} over the tracked "
+            f"parameters, a single gradient is {typical_norm:.3g}; train on, or check l2 and the transform"
+        )
+    return warnings
+
+
 def near_chance(accuracy: float, classes: int) -> bool:
     """Say whether an accuracy is hardly above guessing (less than a tenth of the way to 1)."""
     return (accuracy - 1 / classes) < 0.1 * (1 - 1 / classes)

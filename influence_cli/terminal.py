@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from influence_cli.errors import printable
+
 Advance = Callable[[int], None]
 
 
@@ -52,18 +54,18 @@ class Terminal:
     def say(self, text: str) -> None:
         """Print a line of what is done or found."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(printable(text), markup=False)
 
     def detail(self, text: str) -> None:
         """Print a line for ``-v``."""
         if self.verbose and not self.quiet:
-            self.console.print(text, markup=False, style="dim")
+            self.console.print(printable(text), markup=False, style="dim")
 
     def warn(self, text: str) -> None:
         """Print a warning once: its cause and its remedy."""
         if text not in self.warnings:
             self.warnings.append(text)
-            self.console.print(Text.assemble(("warning: ", "yellow"), text))
+            self.console.print(Text.assemble(("warning: ", "yellow"), printable(text)))
 
     @contextmanager
     def progress(self, total: int, what: str) -> Iterator[Advance]:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from influence_cli.errors import printable
 from influence_cli.report import table
 from influence_cli.report.formats import write_rows
-from influence_cli.report.table import printable
 
 RANK = (
     "test",

@@ -13,9 +13,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, printable
 from influence_cli.report.formats import open_output
-from influence_cli.report.table import printable
 
 MAX_BYTES = 5_000_000
 SUFFIXES = (".html", ".htm")
