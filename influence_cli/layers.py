@@ -1,362 +1,183 @@
-"""Example gradients of the tracked parameters, for any torch model.
+"""The layer pass: one forward and one backward, parameter gradients off, gives each layer's input a and slope δ.
 
-``torch.func`` computes a batch of them at once (vmap of grad); where vmap cannot go (``.item()``, control flow on
-data, recurrent layers) a loop of autograd does: slower, never wrong. Which of the two is decided once, by
-``make_network``, on real examples, where both must agree.
-
-A vector over the tracked parameters is their values flattened and joined in the order of ``Network.names``.
+Everything that is wanted of a layer is a contraction of the two (contractions.py): the gradient of example i is
+Σ_τ δ_iτ a_iτᵀ over the positions τ (pixels, tokens, repeated calls), so no parameter gradient is ever asked of
+autograd, and for a layer without positions no example gradient is ever formed.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jacrev, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from influence_cli.errors import InfluenceError, did_you_mean
-from influence_cli.task import Loss, logits_of
+from influence_cli.network import Layer, Network, frozen, owner_of, recurrent_backward
+from influence_cli.task import logits_of
 
-# Example gradients that exist at one time: 2²⁷ numbers, 512 MB in float32.
-GRADIENT_NUMBERS = 2**27
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-@dataclass(frozen=True)
-class Network:
-    """A model, its loss, and which of its parameters count.
+@dataclass
+class Call:
+    """One call of a layer in a forward pass.
 
     Attributes:
-        model: in eval mode.
-        loss: (outputs, targets) to losses [b].
-        names: tracked parameters, in the model's order.
-        left_out: the other parameters.
-        size: p, numbers in the tracked parameters.
-        vectorised: whether vmap can go through the model; False means a loop of autograd.
-        obstacle: why it cannot, where it cannot.
+        layer: its number in ``Network.layers``.
+        a: what went in [b, …].
+        delta: the slope of the (summed) objective in what came out [b, …]; None where nothing depends on it.
+        version: of ``a``, to see whether something wrote over it.
     """
 
-    model: nn.Module
-    loss: Loss
-    names: tuple[str, ...]
-    left_out: tuple[str, ...]
-    size: int
-    vectorised: bool = True
-    obstacle: str = ""
-
-    def parameters(self) -> dict[str, Tensor]:
-        """Give the tracked parameters by name."""
-        own = dict(self.model.named_parameters())
-        return {name: own[name] for name in self.names}
-
-    def device(self) -> torch.device:
-        """Name the device that the model is on."""
-        return next(self.model.parameters()).device
+    layer: int
+    a: Tensor
+    version: int
+    delta: Tensor | None = None
 
 
-def track(model: nn.Module, loss: Loss, patterns: Sequence[str], where: str) -> Network:
-    """Choose the parameters whose gradients count.
+@dataclass
+class Tape:
+    """A forward pass, ready for any number of backward passes.
 
-    Args:
-        model: the model; parameters with ``requires_grad`` off were not trained and are left out.
-        loss: its loss.
-        patterns: globs on module names; a pattern takes the modules that match and everything below them.
-        where: the config's line, for errors.
-
-    Raises:
-        InfluenceError: a pattern that matches no module, or nothing left to track.
+    Attributes:
+        outputs: [b, C], with the graph behind them.
+        calls: the layers' calls in the order in which they ran.
+        anchors: leaves that the graph starts from.
     """
-    modules = [name for name, _ in model.named_modules() if name]
-    chosen: set[str] = set()
-    for pattern in patterns:
-        hits = {name for name in modules if fnmatch.fnmatchcase(name, pattern)}
-        if pattern == "*":
-            hits.add("")
-        if not hits:
-            owners = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
-            raise InfluenceError(f"{where}: no layer matches {pattern!r}", did_you_mean(pattern, owners))
-        chosen |= hits
-    names, left_out, size = [], [], 0
-    for name, parameter in model.named_parameters():
-        owner = name.rpartition(".")[0]
-        ancestors = {owner, ""} | {owner[:i] for i, letter in enumerate(owner) if letter == "."}
-        if parameter.requires_grad and parameter.is_floating_point() and chosen & ancestors and _reached(chosen, owner):
-            names.append(name)
-            size += parameter.numel()
-        else:
-            left_out.append(name)
-    if not names:
-        raise InfluenceError(
-            f"{where}: the layers {', '.join(map(repr, patterns))} hold no trained parameter",
-            "all of them have requires_grad off, or the layers have no parameters; choose others",
-        )
-    return Network(model, loss, tuple(names), tuple(left_out), size)
+
+    outputs: Tensor
+    calls: list[Call]
+    anchors: list[Tensor] = field(default_factory=list)
+
+    def backward(self, slopes: Tensor, *, again: bool = False) -> list[list[Call]]:
+        """Pull slopes of the outputs back to every layer.
+
+        Args:
+            slopes: ∂(objective)/∂f [b, C].
+            again: keep the graph for another call.
+
+        Returns:
+            The calls of each layer, by its number, their ``delta`` filled in.
+
+        Raises:
+            RuntimeError: a layer's input was written over after the layer had read it.
+        """
+        for call in self.calls:
+            call.delta = None
+            if call.a._version != call.version:
+                raise RuntimeError("a layer's input is changed in place after the layer has read it")
+        if self.anchors and self.outputs.requires_grad:
+            with recurrent_backward():
+                torch.autograd.grad(
+                    self.outputs, self.anchors, slopes.to(self.outputs.dtype), retain_graph=again, allow_unused=True
+                )
+        count = 1 + max((call.layer for call in self.calls), default=-1)
+        found: list[list[Call]] = [[] for _ in range(count)]
+        for call in self.calls:
+            if call.delta is not None:
+                found[call.layer].append(call)
+        return found
 
 
-def _reached(chosen: set[str], owner: str) -> bool:
-    """Say whether a module, or one above it, was chosen; the root counts only where it was chosen itself."""
-    if "" in chosen:
-        return True
-    parts = owner.split(".")
-    return any(".".join(parts[: depth + 1]) in chosen for depth in range(len(parts)))
+class _Root(torch.autograd.Function):
+    """Make the output of the first layers the start of a graph, without a copy and without a leaf.
 
-
-def restrict(network: Network, names: Sequence[str]) -> Network:
-    """Track fewer parameters: those of ``names`` only."""
-    own = network.parameters()
-    kept = tuple(name for name in network.names if name in set(names))
-    dropped = tuple(name for name in network.names if name not in set(names))
-    size = sum(own[name].numel() for name in kept)
-    return replace(network, names=kept, left_out=network.left_out + dropped, size=size)
-
-
-def make_network(network: Network, inputs: Tensor, targets: Tensor) -> Network:
-    """Decide, on a few real examples, whether vmap can go through the model; where it can, both ways must agree.
-
-    Args:
-        network: from ``track``.
-        inputs: [b, …], two or more examples.
-        targets: [b].
-
-    Returns:
-        The network, with ``vectorised`` and ``obstacle`` set.
+    A leaf could not be changed in place, as the activation behind a layer often does.
     """
-    inputs, targets = inputs[:2], targets[:2]
-    looped = replace(network, vectorised=False)
-    try:
-        fast = example_gradients(replace(network, vectorised=True), inputs, targets)[0]
-    except InfluenceError:
-        raise
-    except Exception as error:
-        return replace(looped, obstacle=" ".join(str(error).split())[:160] or type(error).__name__)
-    slow = example_gradients(looped, inputs, targets)[0]
-    if float((fast - slow).norm()) > 1e-3 * float(slow.norm()) + 1e-8:
-        return replace(looped, obstacle="its gradients under vmap differ from autograd's")
-    return replace(network, vectorised=True)
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, _anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(_ctx: Any, slope: Tensor) -> tuple[None, Tensor]:
+        return None, slope.new_zeros((), dtype=torch.float32)
 
 
-def micro_batch(network: Network, block: int, columns: int = 1) -> int:
-    """Bound the examples computed at one time, by the model's size alone, so that the same block gives the same bytes.
+def forward(network: Network, inputs: Tensor) -> Tape:
+    """Run the model forward, taking down what each covered layer reads.
 
     Args:
-        network: the model.
-        block: rows in a block.
-        columns: gradients an example (1, or C for a Jacobian).
-    """
-    return max(1, min(block, GRADIENT_NUMBERS // (network.size * columns)))
-
-
-def example_gradients(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute gᵢ = ∇_θ L(zᵢ, θ̂) of each example.
-
-    Args:
-        network: the model.
+        network: the model; its ``layers`` are watched.
         inputs: [b, …], on any device.
-        targets: int64 [b].
-
-    Returns:
-        Gradients [b, p], losses [b], outputs [b, C], on the model's device, detached.
     """
-    inputs, targets = inputs.to(network.device()), targets.to(network.device())
-    if not network.vectorised:
-        return _looped_gradients(network, inputs, targets)
-    single, parameters = _single_loss(network)
-    with differentiable_attention():
-        batched = vmap(grad(single, has_aux=True), in_dims=(None, 0, 0), randomness="error")
-        grads, (losses, outputs) = batched(parameters, inputs, targets)
-    return _join(network, grads, len(inputs)), losses.detach(), outputs.detach()
+    device = network.device()
+    inputs = inputs.to(device, non_blocking=True)
+    calls: list[Call] = []
+    anchors: list[Tensor] = []
+
+    def watch(number: int) -> Any:
+        def hook(_module: nn.Module, received: tuple[Any, ...], output: Tensor) -> Tensor:
+            a = received[0].detach()
+            call = Call(number, a, a._version)
+            calls.append(call)
+            if not output.requires_grad:
+                if not anchors:
+                    anchors.append(torch.zeros((), device=device, requires_grad=True))
+                output = _Root.apply(output, anchors[0])
+            output.register_hook(lambda slope, call=call: setattr(call, "delta", slope))
+            return output
+
+        return hook
+
+    modules = dict(network.model.named_modules())
+    with ExitStack() as stack:
+        stack.enter_context(frozen(network.model))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(precise(network.precision, device))
+        for number, layer in enumerate(network.layers):
+            stack.callback(modules[layer.name].register_forward_hook(watch(number)).remove)
+        outputs = logits_of(network.model(inputs))
+    return Tape(outputs, calls, anchors)
 
 
-def jacobians(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the Jacobian of the outputs and the loss's curvature in the outputs, of each example.
-
-    Returns:
-        J = ∂f/∂θ [b, C, p], S = ∇²_f ℓ(f, y) [b, C, C], losses [b].
-    """
-    inputs, targets = inputs.to(network.device()), targets.to(network.device())
-    losses, outputs = evaluate(network, inputs, targets)
-    curvature = output_curvature(network.loss, outputs, targets)
-    if not network.vectorised:
-        return _looped_jacobians(network, inputs), curvature, losses
-    parameters, fixed = _parts(network)
-
-    def outputs_of(tracked: dict[str, Tensor], x: Tensor) -> Tensor:
-        return logits_of(functional_call(network.model, {**tracked, **fixed}, (x[None],)))[0]
-
-    with differentiable_attention():
-        blocks = vmap(jacrev(outputs_of), in_dims=(None, 0), randomness="error")(parameters, inputs)
-    flat = [blocks[name].reshape(len(inputs), outputs.shape[1], -1) for name in network.names]
-    return torch.cat(flat, dim=2).detach(), curvature, losses
+def precise(precision: str, device: torch.device) -> Any:
+    """Run what follows in bfloat16 where autocast allows it, for ``bf16``; tf32 is set once for the process."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def evaluate(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the model forward only.
-
-    Returns:
-        Losses [b], outputs [b, C].
-    """
-    with torch.no_grad():
-        outputs = logits_of(network.model(inputs.to(network.device())))
-        return network.loss(outputs, targets.to(network.device())), outputs
+def set_precision(precision: str, device: torch.device) -> None:
+    """Allow TF32 products on CUDA, or forbid them: torch's default differs between matrices and convolutions."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
 
 
-def output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Compute S = ∇²_f ℓ(f, y), the Hessian of each example's loss in its outputs: [b, C, C], symmetric.
-
-    For softmax cross-entropy this is diag(π) − π πᵀ with the model's probabilities π.
-    """
-    outputs = outputs.detach().requires_grad_(True)
-    with torch.enable_grad():
-        total = loss(outputs, targets).sum()
-        (slope,) = torch.autograd.grad(total, outputs, create_graph=True)
-        if not slope.requires_grad:  # linear in the outputs: no curvature
-            return outputs.new_zeros(*outputs.shape, outputs.shape[1]).detach()
-        rows = [
-            torch.autograd.grad(slope[:, c].sum(), outputs, retain_graph=True, materialize_grads=True)[0]
-            for c in range(outputs.shape[1])
-        ]
-    return torch.stack(rows, dim=1).detach()
-
-
-def output_layer(network: Network, inputs: Tensor) -> nn.Linear | None:
-    """Find the Linear layer whose output is the model's output, where it holds all tracked parameters.
-
-    In its parameters the outputs are linear: the Hessian equals the GGN, and a convex loss stays convex.
-    """
-    owners = {name.rpartition(".")[0] for name in network.names}
-    if len(owners) != 1:
-        return None
-    layer = network.model.get_submodule(owners.pop())
-    shared = {id(p) for m in network.model.modules() if m is not layer for p in m.parameters(recurse=False)}
-    if type(layer) is not nn.Linear or any(id(p) in shared for p in layer.parameters()):
-        return None
-    seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    try:
-        with torch.no_grad():
-            outputs = logits_of(network.model(inputs.to(network.device())))
-    finally:
-        handle.remove()
-    same = len(seen) == 1 and seen[0].shape == outputs.shape and torch.equal(seen[0], outputs)
-    return layer if same else None
-
-
-def layer_inputs(network: Network, layer: nn.Linear, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Capture a layer's input on the way.
-
-    Returns:
-        The layer's input a [b, d], with a column of ones where it has a bias; the model's outputs [b, C].
-    """
-    seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _module, received, _output: seen.append(received[0]))
-    try:
-        with torch.no_grad():
-            outputs = logits_of(network.model(inputs.to(network.device())))
-    finally:
-        handle.remove()
-    a = seen[0]
-    if layer.bias is not None:
-        a = torch.cat([a, a.new_ones(len(a), 1)], dim=1)
-    return a, outputs
-
-
-def layers_in_order(network: Network, inputs: Tensor) -> list[tuple[str, tuple[str, ...]]]:
-    """List the modules that hold tracked parameters in the order in which the model runs them.
-
-    Returns:
-        (module name, its own tracked parameters), first to last; modules that never run come first.
-    """
+def candidates(network: Network) -> list[Layer]:
+    """List the modules that have a rule here and hold tracked parameters of their own that nobody shares."""
+    holders: dict[int, int] = {}
+    for module in network.model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
     own: dict[str, list[str]] = {}
     for name in network.names:
-        own.setdefault(name.rpartition(".")[0], []).append(name)
-    order: list[str] = []
-    handles = [
-        network.model.get_submodule(owner).register_forward_hook(
-            lambda _module, _inputs, _output, owner=owner: order.append(owner)
-        )
-        for owner in own
-    ]
-    try:
-        with torch.no_grad():
-            network.model(inputs.to(network.device()))
-    finally:
-        for handle in handles:
-            handle.remove()
-    last_run = {owner: position for position, owner in enumerate(order)}
-    return [(owner, tuple(own[owner])) for owner in sorted(own, key=lambda owner: last_run.get(owner, -1))]
+        own.setdefault(owner_of(name), []).append(name)
+    found = []
+    for owner, names in own.items():
+        module = network.model.get_submodule(owner)
+        short = {name.rpartition(".")[2]: name for name in names}
+        shared = any(holders[id(network.model.get_parameter(name))] > 1 for name in names)
+        if shared or not set(short) <= {"weight", "bias"}:
+            continue
+        layer = _describe(module, owner, short.get("weight", ""), short.get("bias", ""))
+        if layer is not None:
+            found.append(layer)
+    return found
 
 
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Join tensors, one a tracked parameter, to one vector [p]."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def unflatten(network: Network, vector: Tensor) -> list[Tensor]:
-    """Cut a vector [p] into the shapes of the tracked parameters."""
-    own = list(network.parameters().values())
-    parts = vector.split([parameter.numel() for parameter in own])
-    return [part.view_as(parameter) for part, parameter in zip(parts, own, strict=True)]
-
-
-def _parts(network: Network) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    tracked = {name: parameter.detach() for name, parameter in network.parameters().items()}
-    fixed = {name: p.detach() for name, p in network.model.named_parameters() if name not in tracked}
-    return tracked, {**fixed, **dict(network.model.named_buffers())}
-
-
-def _single_loss(network: Network) -> tuple[Callable[..., Any], dict[str, Tensor]]:
-    parameters, fixed = _parts(network)
-
-    def single(tracked: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        outputs = logits_of(functional_call(network.model, {**tracked, **fixed}, (x[None],)))
-        loss = network.loss(outputs, y[None])[0]
-        return loss, (loss, outputs[0])
-
-    return single, parameters
-
-
-def _join(network: Network, grads: dict[str, Tensor], rows: int) -> Tensor:
-    return torch.cat([grads[name].reshape(rows, -1) for name in network.names], dim=1).detach()
-
-
-def _looped_gradients(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    wanted = list(network.parameters().values())
-    rows, losses, outputs = [], [], []
-    with torch.enable_grad(), recurrent_backward():
-        for x, y in zip(inputs, targets, strict=True):
-            output = logits_of(network.model(x[None]))
-            loss = network.loss(output, y[None])[0]
-            grads = torch.autograd.grad(loss, wanted, materialize_grads=True, allow_unused=True)
-            rows.append(flatten(grads))
-            losses.append(loss.detach())
-            outputs.append(output[0].detach())
-    return torch.stack(rows), torch.stack(losses), torch.stack(outputs)
-
-
-def _looped_jacobians(network: Network, inputs: Tensor) -> Tensor:
-    wanted = list(network.parameters().values())
-    blocks = []
-    with torch.enable_grad(), recurrent_backward():
-        for x in inputs:
-            output = logits_of(network.model(x[None]))[0]
-            rows = [
-                torch.autograd.grad(value, wanted, retain_graph=True, materialize_grads=True, allow_unused=True)
-                for value in output
-            ]
-            blocks.append(torch.stack([flatten(row) for row in rows]))
-    return torch.stack(blocks)
-
-
-def recurrent_backward() -> Any:
-    """Let recurrent layers in eval mode have a backward: cuDNN's have none."""
-    return torch.backends.cudnn.flags(enabled=False) if torch.cuda.is_available() else nullcontext()
-
-
-def differentiable_attention() -> Any:
-    """Use the attention that torch.func and a second derivative can go through; the fused ones lack the rules."""
-    return sdpa_kernel(SDPBackend.MATH)
+def _describe(module: nn.Module, name: str, weight: str, bias: str) -> Layer | None:
+    if isinstance(module, nn.Linear):
+        return Layer(name, "linear", weight, bias, 1, module.out_features, module.in_features)
+    if isinstance(module, CONVOLUTIONS):
+        groups, channels = module.groups, module.in_channels // module.groups
+        kernel = int(torch.tensor(module.kernel_size).prod())
+        return Layer(name, "conv", weight, bias, groups, module.out_channels // groups, channels * kernel)
+    if isinstance(module, NORMS):
+        size = next(module.parameters(recurse=False)).numel()
+        return Layer(name, "norm", weight, bias, 1, size, 1)
+    if isinstance(module, nn.Embedding) and module.max_norm is None and not module.scale_grad_by_freq:
+        return Layer(name, "embedding", weight, bias, 1, module.num_embeddings, module.embedding_dim)
+    return None

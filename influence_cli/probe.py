@@ -10,7 +10,8 @@ from torch import Tensor
 
 from influence_cli.data import Batch, Split, raw_item, read_batches, to_input
 from influence_cli.errors import InfluenceError
-from influence_cli.layers import Network, make_network, track
+from influence_cli.gradients import make_network
+from influence_cli.network import Network, track
 from influence_cli.task import Task, logits_of
 from influence_cli.user_code import describe
 
@@ -44,7 +45,7 @@ def probe(task: Task, patterns: Sequence[str], where: str) -> tuple[Network, Bat
     if len(batch) < 2:
         # vmap over one example shows as much as over two.
         batch = Batch(batch.inputs.repeat_interleave(2, 0), batch.targets.repeat(2), np.repeat(batch.indices, 2))
-    return make_network(network, batch.inputs, batch.targets), batch
+    return make_network(network, batch.inputs), batch
 
 
 def check_repeatable(split: Split) -> None:

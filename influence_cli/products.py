@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from influence_cli.layers import (
+from influence_cli.network import (
     Network,
     differentiable_attention,
     flatten,

@@ -10,18 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.errors import InfluenceError
-from influence_cli.layers import (
-    Network,
-    evaluate,
-    example_gradients,
-    jacobians,
-    layers_in_order,
-    make_network,
-    output_curvature,
-    output_layer,
-    restrict,
-    track,
-)
+from influence_cli.gradients import example_gradients, jacobians, make_network
+from influence_cli.network import Network, evaluate, layers_in_order, output_curvature, output_layer, restrict, track
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 
@@ -60,14 +50,14 @@ class Words(nn.Module):
 
 
 class Branching(nn.Module):
-    """Control flow on data: vmap cannot go through it."""
+    """Control flow on data, example by example: neither the layer pass nor vmap can go through it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(6, 5), nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.a(x) if x.sum().item() > 0 else self.b(x)
+        return torch.stack([self.a(row) if row.sum().item() > 0 else self.b(row) for row in x])
 
 
 class Recurrent(nn.Module):
@@ -122,7 +112,7 @@ def test_gradients_equal_a_loop_of_autograd(case: str) -> None:
         model.norm.running_mean.normal_()
         model.norm.running_var.uniform_(0.5, 2)
     targets = torch.randint(0, 5, (12,))
-    network = make_network(track(model, loss, ("*",), "layers"), inputs, targets)
+    network = make_network(track(model, loss, ("*",), "layers"), inputs)
     assert network.vectorised is vectorised or case == "recurrent"
     got, losses, outputs = example_gradients(network, inputs, targets)
     expected = looped(model, inputs, targets)
@@ -134,8 +124,8 @@ def test_gradients_equal_a_loop_of_autograd(case: str) -> None:
 
 
 def test_an_obstacle_is_named() -> None:
-    inputs, targets = torch.randn(4, 6), torch.randint(0, 5, (4,))
-    network = make_network(track(Branching().eval(), loss, ("*",), "layers"), inputs, targets)
+    inputs = torch.randn(4, 6)
+    network = make_network(track(Branching().eval(), loss, ("*",), "layers"), inputs)
     assert not network.vectorised
     assert "item" in network.obstacle
 
@@ -145,7 +135,7 @@ def test_jacobian_times_slope_is_the_gradient(build: Callable[[], nn.Module]) ->
     model = build().eval()
     inputs = torch.randn(4, 1, 10, 10) if build is Everything else torch.randn(4, 3, 6)
     targets = torch.randint(0, 5, (4,))
-    network = make_network(track(model, loss, ("*",), "layers"), inputs, targets)
+    network = make_network(track(model, loss, ("*",), "layers"), inputs)
     jacobian, _, _ = jacobians(network, inputs, targets)
     grads, _, outputs = example_gradients(network, inputs, targets)
     slope = outputs.softmax(dim=1) - nn.functional.one_hot(targets, 5)

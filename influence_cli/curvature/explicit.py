@@ -12,14 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.data import Batch
-from influence_cli.layers import (
-    Network,
-    evaluate,
-    jacobians,
-    layer_inputs,
-    micro_batch,
-    output_curvature,
-)
+from influence_cli.gradients import jacobians
+from influence_cli.network import Network, evaluate, layer_inputs, micro_batch, output_curvature
 from influence_cli.products import curvature_product
 
 # Past this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) leave the range of a workstation.

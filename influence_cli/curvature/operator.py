@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.data import Batch
-from influence_cli.layers import Network
+from influence_cli.network import Network
 from influence_cli.products import curvature_product
 
 

@@ -1,0 +1,245 @@
+"""Example gradients of the tracked parameters, for any torch model.
+
+The layer pass covers linear layers, convolutions, norms and embeddings. Parameters that it does not cover (attention's
+projections, position embeddings, parameters of one's own) go through ``torch.func`` (vmap of grad), and where vmap
+cannot go (``.item()``, control flow on data, recurrent layers) through a loop of autograd: slower, never wrong. Which
+is decided once, by ``make_network``, on real examples and random slopes, where each must agree with autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from influence_cli.contractions import flat_gradient
+from influence_cli.errors import InfluenceError
+from influence_cli.layers import Call, Tape, candidates, forward
+from influence_cli.network import (
+    Layer,
+    Network,
+    differentiable_attention,
+    evaluate,
+    loss_slopes,
+    output_curvature,
+    recurrent_backward,
+)
+from influence_cli.task import logits_of
+
+# Of the norm of a parameter's gradient; and of the whole gradient's, below which only rounding is left.
+AGREES, ROUNDING = 1e-3, 1e-6
+
+
+def make_network(network: Network, inputs: Tensor) -> Network:
+    """Decide, on a few real examples, how each tracked parameter's example gradients are computed.
+
+    Args:
+        network: from ``track``.
+        inputs: [b, …], two or more examples.
+
+    Returns:
+        The network, with ``layers``, ``rest``, ``vectorised``, ``obstacle`` and ``unused`` set.
+    """
+    inputs = inputs[:2].to(network.device())
+    plain = replace(network, layers=(), rest=network.names, vectorised=False, obstacle="", unused=())
+    with torch.no_grad():
+        outputs = logits_of(network.model(inputs))
+    # Random slopes: the loss's own may be zero where an example is fitted.
+    slopes = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+    truth = example_products(plain, inputs, slopes)
+    reached = _reached(plain, inputs, slopes)
+    covered = _covered(plain, inputs, slopes, truth, candidates(plain))
+    done = {name for layer in covered for name in layer.names}
+    unused = tuple(name for name in network.names if name not in reached)
+    rest = tuple(name for name in network.names if name not in done and name in reached)
+    made = replace(plain, layers=tuple(covered), rest=rest, unused=unused, vectorised=True)
+    if not rest:
+        return made
+    slow = replace(made, vectorised=False)
+    try:
+        fast = _vectorised_products(made, inputs, slopes)
+    except InfluenceError:
+        raise
+    except Exception as error:
+        return replace(slow, obstacle=" ".join(str(error).split())[:160] or type(error).__name__)
+    wanted = torch.cat([truth[:, network.slots[name]] for name in rest], dim=1)
+    if float((fast - wanted).norm()) > AGREES * float(wanted.norm()) + ROUNDING * float(truth.norm()) + 1e-12:
+        return replace(slow, obstacle="its gradients under vmap differ from autograd's")
+    return made
+
+
+def example_gradients(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute gᵢ = ∇_θ L(zᵢ, θ̂) of each example.
+
+    Args:
+        network: the model.
+        inputs: [b, …], on any device.
+        targets: int64 [b].
+
+    Returns:
+        Gradients [b, p], losses [b], outputs [b, C], on the model's device, detached.
+    """
+    tape = forward(network, inputs)
+    losses, slopes = loss_slopes(network, tape.outputs, targets.to(network.device()))
+    return example_products(network, inputs, slopes, tape), losses, tape.outputs.detach()
+
+
+def jacobians(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the Jacobian of the outputs and the loss's curvature in the outputs, of each example.
+
+    Returns:
+        J = ∂f/∂θ [b, C, p], S = ∇²_f ℓ(f, y) [b, C, C], losses [b].
+    """
+    tape = forward(network, inputs)
+    outputs = tape.outputs.detach()
+    targets = targets.to(network.device())
+    classes = outputs.shape[1]
+    unit = torch.eye(classes, dtype=outputs.dtype, device=outputs.device)
+    rows = [
+        example_products(network, inputs, unit[c].expand_as(outputs), tape, again=c + 1 < classes)
+        for c in range(classes)
+    ]
+    losses, _ = evaluate(network, inputs, targets)
+    return torch.stack(rows, dim=1), output_curvature(network.loss, outputs, targets), losses
+
+
+def example_products(
+    network: Network, inputs: Tensor, slopes: Tensor, tape: Tape | None = None, *, again: bool = False
+) -> Tensor:
+    """Compute Jᵢᵀuᵢ of each example, Jᵢ = ∂f(xᵢ)/∂θ.
+
+    Args:
+        network: the model.
+        inputs: [b, …].
+        slopes: u [b, C].
+        tape: the forward pass, where there has been one.
+        again: keep its graph for another call.
+
+    Returns:
+        [b, p].
+    """
+    calls = (tape or forward(network, inputs)).backward(slopes, again=again) if network.layers else []
+    like = next(network.model.parameters())
+    rows = torch.zeros(len(slopes), network.size, dtype=_dtype(like), device=like.device)
+    add_products(network, calls, rows)
+    if network.rest:
+        found = rest_products(network, inputs, slopes)
+        start = 0
+        for name in network.rest:
+            place = network.slots[name]
+            width = place.stop - place.start
+            rows[:, place] = found[:, start : start + width]
+            start += width
+    return rows
+
+
+def add_products(network: Network, calls: Sequence[Sequence[Call]], rows: Tensor) -> None:
+    """Add what the layer pass gives to rows [b, p] that hold zeros."""
+    for layer, own in zip(network.layers, calls, strict=False):
+        if own:
+            flat_gradient(network, layer, own, {name: rows[:, network.slots[name]] for name in layer.names})
+
+
+def rest_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor:
+    """Compute Jᵢᵀuᵢ over the parameters that the layer pass does not cover: [b, numbers in ``rest``], joined."""
+    inputs = inputs.to(network.device())
+    if network.vectorised:
+        return _vectorised_products(network, inputs, slopes)
+    return _looped_products(network, inputs, slopes)
+
+
+def _vectorised_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor:
+    wanted = set(network.rest)
+    own = {name: p.detach() for name, p in network.model.named_parameters() if name in wanted}
+    fixed = {name: p.detach() for name, p in network.model.named_parameters() if name not in wanted}
+    fixed |= dict(network.model.named_buffers())
+
+    def pulled(tracked: dict[str, Tensor], x: Tensor, u: Tensor) -> Tensor:
+        outputs = logits_of(functional_call(network.model, {**tracked, **fixed}, (x[None],)))
+        return (outputs[0] * u).sum()
+
+    with differentiable_attention():
+        grads = vmap(grad(pulled), in_dims=(None, 0, 0), randomness="error")(own, inputs, slopes)
+    return torch.cat([grads[name].reshape(len(inputs), -1) for name in network.rest], dim=1).detach()
+
+
+def _looped_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor:
+    wanted = [network.model.get_parameter(name) for name in network.rest]
+    rows = []
+    with torch.enable_grad(), recurrent_backward():
+        for x, u in zip(inputs, slopes, strict=True):
+            outputs = logits_of(network.model(x[None]))
+            grads = torch.autograd.grad(outputs, wanted, u[None], materialize_grads=True, allow_unused=True)
+            rows.append(torch.cat([part.reshape(-1) for part in grads]))
+    return torch.stack(rows)
+
+
+def _reached(network: Network, inputs: Tensor, slopes: Tensor) -> set[str]:
+    """Name the tracked parameters that the outputs depend on."""
+    wanted = [network.model.get_parameter(name) for name in network.names]
+    with torch.enable_grad(), recurrent_backward():
+        outputs = logits_of(network.model(inputs))
+        if not outputs.requires_grad:
+            return set()
+        grads = torch.autograd.grad(outputs, wanted, slopes, allow_unused=True)
+    return {name for name, part in zip(network.names, grads, strict=True) if part is not None}
+
+
+def _covered(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, found: Sequence[Layer]) -> list[Layer]:
+    """Keep the layers whose contracted gradients agree with autograd's."""
+    usable = _called_plainly(network, inputs, found)
+    trial = replace(network, layers=tuple(usable), rest=())
+    try:
+        calls = forward(trial, inputs).backward(slopes)
+    except RuntimeError:
+        return []  # an input written over: autograd alone knows what it was
+    kept = []
+    floor = ROUNDING * float(truth.norm()) + 1e-12
+    for number, layer in enumerate(usable):
+        own = calls[number] if number < len(calls) else []
+        rows = {name: torch.zeros_like(truth[:, network.slots[name]]) for name in layer.names}
+        try:
+            if own:
+                flat_gradient(trial, layer, own, rows)
+        except Exception:  # a subclass with shapes of its own
+            continue
+        if all(_agree(found, truth[:, network.slots[name]], floor) for name, found in rows.items()):
+            kept.append(layer)
+    return kept
+
+
+def _agree(found: Tensor, truth: Tensor, floor: float) -> bool:
+    return float((found - truth).norm()) <= AGREES * float(truth.norm()) + floor
+
+
+def _called_plainly(network: Network, inputs: Tensor, found: Sequence[Layer]) -> list[Layer]:
+    """Drop modules that are called otherwise than with one tensor whose rows are the examples, or never."""
+    plain: dict[str, bool] = {}
+    handles = []
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            fits = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
+            fits = fits and args[0].ndim > 1 and len(args[0]) == len(inputs) == len(output)
+            plain[name] = plain.get(name, True) and fits
+
+        return hook
+
+    try:
+        for layer in found:
+            module = network.model.get_submodule(layer.name)
+            handles.append(module.register_forward_hook(watch(layer.name), with_kwargs=True))
+        with torch.no_grad():
+            network.model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [layer for layer in found if plain.get(layer.name, False)]
+
+
+def _dtype(like: Tensor) -> torch.dtype:
+    return torch.float32 if like.dtype in (torch.float16, torch.bfloat16) else like.dtype
