@@ -11,7 +11,7 @@ from influence_cli.curvature.choice import Choice
 from influence_cli.data import read_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.fill import workers
-from influence_cli.layers import example_gradients
+from influence_cli.network import evaluate
 from influence_cli.store import READ, Store
 from influence_cli.task import Task
 from influence_cli.terminal import Terminal
@@ -26,7 +26,7 @@ def check_code(task: Task, choice: Choice, store: Store, block: int) -> None:
     batch = next(read_batches(task.train, store.column("indices")[rows], len(rows)))
     if len(batch) != len(rows):
         return
-    _, losses, outputs = example_gradients(choice.network, batch.inputs, batch.targets)
+    losses, outputs = evaluate(choice.network, batch.inputs, batch.targets)
     for name, now in (("outputs", outputs), ("losses", losses)):
         then = torch.from_numpy(store.column(name)[rows])
         if not torch.allclose(now.float().cpu(), then, rtol=1e-2, atol=1e-3 * float(then.abs().max()) + 1e-6):

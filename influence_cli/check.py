@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from influence_cli.config import Config
-from influence_cli.data import Split, readable_batches
+from influence_cli.contractions import cheapest, positions
+from influence_cli.curvature.ekfac import EXACT_BLOCK, make_plan
+from influence_cli.data import Batch, Split, read_batches, readable_batches
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.estimate import estimate
-from influence_cli.layers import Network, evaluate, example_gradients, flatten, micro_batch
+from influence_cli.gradients import example_gradients
+from influence_cli.layers import forward
+from influence_cli.memory import available_bytes, plan_batch
+from influence_cli.network import Network, evaluate, flatten, owner_of
 from influence_cli.precompute import decide, row_bytes, store_path
 from influence_cli.probe import check_finite, checkpoint_warnings, near_chance
+from influence_cli.store import Store
 from influence_cli.task import Task, load_tasks
 from influence_cli.terminal import Terminal, duration
 
@@ -94,9 +102,9 @@ def _task_findings(
     findings = [
         Finding("parameters tracked", network.size, f"in {len(network.names)} tensors"),
         Finding("parameters left out", sum(_numel(task, name) for name in network.left_out)),
-        Finding("example gradients", "torch.func" if network.vectorised else "a loop of autograd"),
+        Finding("example gradients", _ways(network)),
     ]
-    train = _measure(task, task.train, choice.network, full, terminal, skip, gradients=True)
+    train = _measure(task, task.train, network, full, terminal, skip, gradients=True)
     findings += [
         Finding("training accuracy", train.accuracy, f"over {train.count:,} examples"),
         Finding("mean training loss", train.loss, "nats" if task.loss_name == "cross_entropy" else task.loss_name),
@@ -109,26 +117,84 @@ def _task_findings(
     ):
         terminal.warn(text)
     if task.test is not None:
-        test = _measure(task, task.test, choice.network, full, terminal, skip, gradients=False)
+        test = _measure(task, task.test, network, full, terminal, skip, gradients=False)
         findings.append(Finding("test accuracy", test.accuracy, f"over {test.count:,} examples"))
         if near_chance(test.accuracy, len(task.classes)) and not near_chance(train.accuracy, len(task.classes)):
             terminal.warn(f"test accuracy {test.accuracy:.1%} is near chance: are the classes of both sets the same?")
     path = store_path(config, number)
     need = min(row_bytes(config, task, choice), config.gradients.budget)
-    plan = estimate(task, choice, batch)
-    matrix = f" {choice.matrix}" if choice.method != "identity" else ""
+    examples = plan_batch(network, batch.inputs, 0 if choice.has_basis else network.size, config.gradients.block)
+    plan = estimate(task, choice, batch, examples)
+    matrix = f" {choice.matrix}" if choice.method not in ("identity", "fisher") else ""
     findings += [
         Finding("curvature", f"{choice.method}{matrix}"),
         Finding("store", str(path), "exists" if path.exists() else "not made yet"),
         Finding("store size, at most", need, human_bytes(need)),
+        Finding("examples in a batch", examples, f"{human_bytes(available_bytes(task.device))} are free"),
         Finding("memory, about", plan.memory, human_bytes(plan.memory)),
         Finding("time to fill it, about", plan.seconds, duration(plan.seconds)),
     ]
+    if choice.is_layered:
+        findings += _layer_findings(network, batch, path)
     folder = path.parent
     if folder.is_dir() and not path.exists() and shutil.disk_usage(folder).free < need:
         free = human_bytes(shutil.disk_usage(folder).free)
         terminal.warn(f"{folder} has {free} free, the store needs up to {human_bytes(need)}")
     return findings
+
+
+def _ways(network: Network) -> str:
+    """Say how example gradients are computed, and of how many parameters."""
+    rest = sum(network.model.get_parameter(name).numel() for name in network.rest)
+    if not rest:
+        return f"layer pass, {len(network.layers)} layers"
+    way = "torch.func" if network.vectorised else "a loop of autograd"
+    if not network.layers:
+        return way
+    return f"layer pass, {len(network.layers)} layers; {way} for {rest:,} parameters"
+
+
+def _layer_findings(network: Network, batch: Batch, path: Path) -> list[Finding]:
+    """Give the plan of each block of a basis a layer: its factors, the cheaper order, what the store keeps of it."""
+    kept = _kept_coordinates(path)
+    plan = make_plan(network)
+    tape = forward(network, batch.inputs[:2])
+    calls = tape.backward(torch.ones_like(tape.outputs))
+    findings = []
+    for position, number in enumerate(plan.layers):
+        layer = network.layers[number]
+        tokens = positions(layer, calls[number]) if number < len(calls) else 0
+        order = cheapest(max(1, tokens), (layer.outputs, layer.outputs), (layer.width, layer.width))
+        text = f"{layer.outputs} ⊗ {layer.width}" + (f", {layer.groups} groups" if layer.groups > 1 else "")
+        first = "a and δ turned first" if order == "sides" else "gradient formed first"
+        findings.append(
+            Finding(f"layer {layer.name}", text, f"{layer.kind}, {tokens:,} positions, {first}{kept(position)}")
+        )
+    for position, names in enumerate(plan.loose, start=len(plan.layers)):
+        size = sum(network.model.get_parameter(name).numel() for name in names)
+        kind = "exact block" if size <= EXACT_BLOCK else "diagonal"
+        findings.append(Finding(f"layer {owner_of(names[0]) or names[0]}", f"{size:,}", f"{kind}{kept(position)}"))
+    return findings
+
+
+def _kept_coordinates(path: Path) -> Callable[[int], str]:
+    """Count the coordinates of each block that a store keeps, where there is one."""
+    if not path.exists():
+        return lambda _: ""
+    with Store.open(path) as store:
+        chosen, described = store.array("kept"), store.facts.get("blocks")
+        if chosen is None or described is None:
+            return lambda _: ""
+        sizes = [
+            len(values.reshape(-1))
+            for name in store.names("factor.")
+            if name.endswith(".values")
+            for values in [store.array(name)]
+            if values is not None
+        ]
+    ends = np.cumsum(sizes)
+    counts = np.bincount(np.searchsorted(ends, chosen, side="right"), minlength=len(ends))
+    return lambda position: f"; {counts[position]:,} coordinates kept" if position < len(counts) else ""
 
 
 def _numel(task: Task, name: str) -> int:
@@ -143,7 +209,8 @@ def _measure(
         chosen = np.sort(np.random.default_rng(task.seed).choice(split.indices, SAMPLE, replace=False))
     right, losses, squares, count = 0, 0.0, 0.0, 0
     total = torch.zeros(network.size, dtype=torch.float64)
-    step = min(256, micro_batch(network, 256))
+    examples = _readable_batch(split, chosen)
+    step = 256 if examples is None else plan_batch(network, examples, network.size if gradients else 0, 256)
     with terminal.progress(len(chosen), f"looking at the {split.name} examples") as advance:
         for batch in readable_batches(split, chosen, step, skip=skip, tell=terminal.warn):
             if gradients:
@@ -163,3 +230,9 @@ def _measure(
     theta = flatten([parameter.detach() for parameter in network.parameters().values()]).cpu().double()
     slope = total / count + task.l2 * theta
     return _Measured(right / count, losses / count, float(slope.norm()), float(np.sqrt(squares / count)), count)
+
+
+def _readable_batch(split: Split, chosen: np.ndarray) -> torch.Tensor | None:
+    """Read a few inputs for a measurement; None where none of the first ones can be read."""
+    batch = next(read_batches(split, chosen[:2], 2))
+    return batch.inputs if len(batch) else None

@@ -122,15 +122,15 @@ class GradientsConfig(_Section):
     store: _Path = Path("influence.h5")
     layers: Annotated[tuple[str, ...], BeforeValidator(_layers)] = Field(default=("*",), min_length=1)
     budget: Annotated[int, BeforeValidator(_bytes)] = Field(default=8_000_000_000, ge=1)
-    store_dtype: Literal["float32", "float16"] = "float32"
+    store_dtype: Literal["float32", "float16", "int8"] = "float32"
     block: int = Field(default=256, ge=1, le=65536)
 
 
 class CurvatureConfig(_Section):
     """Which curvature, and the damping λ."""
 
-    method: Literal["auto", "explicit", "identity", "cg", "lissa"] = "auto"
-    matrix: Literal["ggn", "hessian"] = "ggn"
+    method: Literal["auto", "explicit", "ekfac", "kfac", "arnoldi", "fisher", "identity", "cg", "lissa"] = "auto"
+    matrix: Literal["ggn", "hessian", "empirical"] = "ggn"
     damping: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
 
 
@@ -146,6 +146,7 @@ class Config(_Section):
     gradients: GradientsConfig = GradientsConfig()
     curvature: CurvatureConfig = CurvatureConfig()
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
     _places: dict[Keys, str] = PrivateAttr(default_factory=dict)
 

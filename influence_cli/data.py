@@ -181,8 +181,11 @@ def read_batches(split: Split, indices: np.ndarray, size: int, workers: int = 0)
             prefetch_factor=4 if workers and len(indices) > 2 * size else None,
         )
     )
+    # Pinned pages go to the device while it computes; loader processes mean that there is one.
+    pin = bool(workers) and torch.cuda.is_available()
     for items in loader:
-        yield _collate(split, items)
+        batch = _collate(split, items)
+        yield replace(batch, inputs=batch.inputs.pin_memory()) if pin and len(batch) else batch
 
 
 def _collate(split: Split, items: Sequence[tuple[Tensor | None, int, str]]) -> Batch:

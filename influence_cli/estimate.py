@@ -8,8 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from influence_cli.curvature.choice import Choice
+from influence_cli.curvature.ekfac import EXACT_BLOCK, WIDEST, factor_bytes, make_plan
 from influence_cli.data import Batch
-from influence_cli.layers import example_gradients, micro_batch
+from influence_cli.gradients import add_products, rest_products
+from influence_cli.layers import forward
+from influence_cli.memory import example_bytes
+from influence_cli.network import Network, loss_slopes
 from influence_cli.task import Task
 
 
@@ -26,20 +30,29 @@ class Estimate:
     memory: int
 
 
-def estimate(task: Task, choice: Choice, batch: Batch) -> Estimate:
-    """Time a few example gradients and one matrix product, and carry them on to all of the work.
+def estimate(task: Task, choice: Choice, batch: Batch, size: int = 32) -> Estimate:
+    """Time a layer pass over a few examples and one matrix product, and carry them on to all of the work.
 
     Args:
         task: model and data.
         choice: curvature and tracked parameters.
         batch: a few training examples.
+        size: examples that go through the layer pass at one time.
     """
     p, n, classes = choice.network.size, len(task.train), len(task.classes)
-    example = _seconds_an_example(choice, batch)
+    size = min(size, 32)
+    example = _seconds_an_example(choice, batch, size)
     rate = _operations_a_second(task.device)
     seconds = n * example
-    memory = 3 * 4 * p * micro_batch(choice.network, 256)
-    if choice.has_basis:
+    memory = size * example_bytes(choice.network, batch.inputs) + 8 * p
+    if choice.is_layered:
+        passes, eigenvectors, factors = layered_work(choice.network)
+        seconds += 2 * n * (example + 2 * passes / rate) + 40 * eigenvectors / rate
+        memory += factors
+    elif choice.method == "arnoldi":
+        seconds += 200 * 3 * n * example
+        memory += 4 * 200 * p
+    elif choice.is_joint:
         if choice.output is not None:
             width = choice.output.in_features + 1
             seconds += n * example + classes * (classes + 1) * n * width**2 / rate
@@ -50,19 +63,42 @@ def estimate(task: Task, choice: Choice, batch: Batch) -> Estimate:
         # Eigenvectors in float64 at half the rate, about 10 p³ operations; then the projection on all of them.
         seconds += 20 * p**3 / rate + 2 * n * p**2 / rate
         memory += 4 * 8 * p**2
+    else:
+        memory += 3 * 4 * p * size
     return Estimate(seconds, memory)
 
 
-def _seconds_an_example(choice: Choice, batch: Batch) -> float:
-    repeat = -(-32 // len(batch))
-    inputs = torch.cat([batch.inputs] * repeat)[:32]
-    targets = batch.targets.repeat(repeat)[:32]
+def layered_work(network: Network) -> tuple[float, float, int]:
+    """Count multiply-adds of an example's turn into the eigenbasis, of the eigenvectors, and bytes of the factors."""
+    plan = make_plan(network)
+    turns = eigen = 0.0
+    for number in plan.layers:
+        layer = network.layers[number]
+        turns += layer.groups * (layer.width**2 + layer.outputs**2 + layer.width * layer.outputs)
+        eigen += layer.groups * sum(min(width, WIDEST) ** 3 for width in (layer.width, layer.outputs))
+    for names in plan.loose:
+        size = sum(network.model.get_parameter(name).numel() for name in names)
+        turns += size**2 if size <= EXACT_BLOCK else size
+        eigen += size**3 if size <= EXACT_BLOCK else 0
+    return turns, eigen, factor_bytes(network)
+
+
+def _seconds_an_example(choice: Choice, batch: Batch, size: int) -> float:
+    repeat = -(-size // len(batch))
+    inputs = torch.cat([batch.inputs] * repeat)[:size]
+    targets = batch.targets.repeat(repeat)[:size]
     best = float("inf")
     for _ in range(2):  # the first call also warms up
         started = time.perf_counter()
-        example_gradients(choice.network, inputs, targets)[1].cpu()
+        tape = forward(choice.network, inputs)
+        calls = tape.backward(loss_slopes(choice.network, tape.outputs, targets.to(tape.outputs.device))[1])
+        if not choice.has_basis:
+            add_products(choice.network, calls, torch.zeros(size, choice.network.size, device=tape.outputs.device))
+        if choice.network.rest:
+            rest_products(choice.network, inputs, torch.ones_like(tape.outputs))
+        float(tape.outputs.detach()[0, 0])
         best = min(best, time.perf_counter() - started)
-    return best / 32
+    return best / size
 
 
 def _operations_a_second(device: torch.device) -> float:

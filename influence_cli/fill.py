@@ -1,52 +1,58 @@
-"""Compute the missing blocks of a store, in order; each is complete on disk before the next is begun."""
+"""Compute the missing blocks of a store, in order; each is complete on disk before the one after it is written.
+
+One thread writes while this one computes, so disk and device work at the same time; a block is written rows first, its
+flag last.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from influence_cli.curvature.choice import Choice
+from influence_cli.coordinates import Basis, coordinates
 from influence_cli.data import Batch, read_batches, readable_batches, refuse_unreadable
-from influence_cli.errors import Stopped, human_bytes
-from influence_cli.layers import example_gradients, micro_batch
+from influence_cli.errors import InfluenceError, Stopped, human_bytes
+from influence_cli.memory import is_out_of_memory
+from influence_cli.network import Network
 from influence_cli.probe import check_finite
 from influence_cli.store import READ, SKIPPED, Rows, Store, block_sums
 from influence_cli.task import Task
 from influence_cli.terminal import Advance, Terminal, duration
 
 
-def fill_blocks(task: Task, choice: Choice, path: Path, todo: np.ndarray, terminal: Terminal, skip: bool) -> None:
-    """Compute blocks and write them, rows first, flag after.
+def fill_blocks(
+    task: Task, network: Network, basis: Basis, path: Path, todo: np.ndarray, terminal: Terminal, skip: bool
+) -> None:
+    """Compute blocks and write them.
 
     Args:
         task: model and data.
-        choice: the tracked parameters.
+        network: the tracked parameters.
+        basis: of the coordinates; None for raw gradients.
         path: the store.
         todo: block numbers, rising.
         terminal: progress; skipped examples are listed there.
         skip: go on without examples that cannot be read (their rows are zero and marked).
 
     Raises:
-        InfluenceError: an example cannot be read or has no finite loss or gradient; the disk is full.
+        InfluenceError: an example cannot be read or has no finite loss or gradient; disk or memory is full.
         Stopped: Ctrl-C; the blocks before it are kept.
     """
     indices = task.train.indices
-    with Store.open(path, write=True) as store:
-        layout = store.layout
-        basis = store.array("basis")
-        projection = None if basis is None else torch.from_numpy(basis).to(task.device)
+    with Store.open(path, write=True) as store, ThreadPoolExecutor(1) as writer:
+        layout, size = store.layout, int(store.facts["batch"])
         order = np.concatenate([indices[layout.rows(int(block))] for block in todo])
-        finished = 0
         # Rounded rows are summed by a scan, so that a resumed store is the same to the byte.
         total = np.zeros(layout.k + 1) if len(todo) == layout.blocks and layout.dtype == "float32" else None
         skipped: list[tuple[int, str]] = []
-        started = time.perf_counter()
+        pending: Future[None] | None = None
+        finished, started = 0, time.perf_counter()
         try:
             with terminal.progress(len(order), f"gradients of {path.name}") as advance:
                 for block, batch in zip(
@@ -55,57 +61,76 @@ def fill_blocks(task: Task, choice: Choice, path: Path, todo: np.ndarray, termin
                     if not skip:
                         refuse_unreadable(batch)
                     skipped += batch.unreadable
-                    rows = block_rows(task, choice, batch, projection, indices[layout.rows(int(block))], advance)
-                    store.write(int(block), rows)
+                    rows = block_rows(task, network, basis, batch, size, indices[layout.rows(int(block))], advance)
+                    if pending is not None:
+                        pending.result()
+                        finished += 1
+                    pending = writer.submit(store.write, int(block), rows)
                     if total is not None:
                         total += block_sums(rows.coordinates)
-                    finished += 1
         except KeyboardInterrupt:
+            _settle(pending)
             kept = int(store.done().sum())
             raise Stopped(
                 f"{path}: {kept} of {layout.blocks} blocks are done and kept; run the same command to go on"
             ) from None
+        except (MemoryError, RuntimeError) as error:
+            _settle(pending)
+            if not is_out_of_memory(error):
+                raise
+            raise InfluenceError(
+                f"out of memory in block {finished} of {path} with batches of {size}",
+                "what is done is kept: make room, or lower gradients.block, which bounds a batch "
+                "(influence gradients --overwrite -s gradients.block=N)",
+            ) from error
+        if pending is not None:
+            pending.result()
+            finished += 1
         if total is not None:
             store.write_summary(total / max(1, store.readable()))
     for _, reason in skipped:
         terminal.warn(f"skipped: {reason}")
-    size, spent = human_bytes(path.stat().st_size), duration(time.perf_counter() - started)
-    terminal.say(f"wrote {finished} of {layout.blocks} blocks of {path} ({size}) in {spent}")
+    size_text, spent = human_bytes(path.stat().st_size), duration(time.perf_counter() - started)
+    terminal.say(f"wrote {finished} of {layout.blocks} blocks of {path} ({size_text}) in {spent}")
+
+
+def _settle(pending: Future[None] | None) -> None:
+    """Wait for the block that is being written, whatever came of it: another error is on its way already."""
+    if pending is not None:
+        pending.exception()
 
 
 def block_rows(
-    task: Task, choice: Choice, batch: Batch, projection: Tensor | None, indices: np.ndarray, advance: Advance
+    task: Task, network: Network, basis: Basis, batch: Batch, size: int, indices: np.ndarray, advance: Advance
 ) -> Rows:
     """Compute the rows of one block.
 
     Args:
         task: model and data.
-        choice: the tracked parameters.
+        network: the tracked parameters.
+        basis: of the coordinates; None for raw gradients.
         batch: the readable examples of the block.
-        projection: basis P [p, k], or None to keep raw gradients.
+        size: examples at one time; always the same for a store, so that the same block gives the same bytes.
         indices: all positions of the block, unreadable ones included (their rows are zero).
         advance: told of finished examples.
     """
-    network = choice.network
-    step = micro_batch(network, max(1, len(batch)))
-    width = network.size if projection is None else projection.shape[1]
     pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for start in range(0, len(batch), step):
-        part = slice(start, start + step)
-        grads, part_losses, part_outputs = example_gradients(network, batch.inputs[part], batch.targets[part])
+    for start in range(0, len(batch), size):
+        part = slice(start, start + size)
+        own, losses, outputs = coordinates(network, basis, batch.inputs[part], batch.targets[part])
         piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
-        check_finite(task.train, piece, part_losses, grads)
-        own = grads if projection is None else grads @ projection
-        pieces.append((_host(own), _host(part_losses), _host(part_outputs)))
+        check_finite(task.train, piece, losses, own)
+        pieces.append((_host(own), _host(losses), _host(outputs)))
         advance(len(piece))
+    width = network.size if basis is None else basis.width
     place = np.searchsorted(indices, batch.indices)
-    coordinates, losses, outputs = (
+    rows, all_losses, all_outputs = (
         _rows_in_place([piece[column] for piece in pieces], place, (len(indices), *shape))
         for column, shape in enumerate(((width,), (), (len(task.classes),)))
     )
     state = np.full(len(indices), SKIPPED, dtype=np.uint8)
     state[place] = READ
-    return Rows(coordinates, losses, outputs, state, batch.digest())
+    return Rows(rows, all_losses, all_outputs, state, batch.digest())
 
 
 def _host(values: Tensor) -> np.ndarray:

@@ -30,6 +30,7 @@ MEANING = {
     "layers": "the tracked layers",
     "loss": "the loss",
     "basis": "the curvature",
+    "precision": "the precision of the layer pass",
     "store_dtype": "gradients.store_dtype",
     "versions": "the versions of torch or torchvision",
 }
@@ -41,7 +42,7 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
     Args:
         task: model and data.
         choice: curvature and tracked parameters.
-        store_dtype: ``float32`` or ``float16``.
+        store_dtype: ``float32``, ``float16`` or ``int8``.
     """
     import torchvision
 
@@ -53,7 +54,8 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
         "transform": split.transform_text,
         "layers": f"{choice.network.size} {xxhash.xxh3_64_hexdigest(' '.join(choice.network.names).encode())}",
         "loss": task.loss_name,
-        "basis": f"explicit {choice.matrix}" if choice.has_basis else "raw gradients",
+        "basis": f"{choice.method} {choice.matrix}" if choice.has_basis else "raw gradients",
+        "precision": choice.network.precision,
         "store_dtype": store_dtype,
         "versions": f"torch {torch.__version__} torchvision {torchvision.__version__}",
     }
@@ -76,7 +78,7 @@ def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> N
         return
     said = []
     for name in different:
-        readable = name in ("basis", "store_dtype", "versions", "loss")
+        readable = name in ("basis", "precision", "store_dtype", "versions", "loss")
         said.append(
             f"{MEANING[name]} ({found.get(name)} in the store, {wanted.get(name)} now)" if readable else MEANING[name]
         )

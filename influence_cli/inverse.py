@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from influence_cli.curvature.damping import Damping, check_poles, choose_damping
+from influence_cli.curvature.fisher import stored_moment
 from influence_cli.curvature.operator import (
     Examples,
     batch_product,
@@ -21,12 +22,15 @@ from influence_cli.data import readable_batches
 from influence_cli.precompute import Prepared
 from influence_cli.scores import effective_dimension, preconditioned, require_finite
 from influence_cli.solvers import SolveInfo, conjugate_gradients, lanczos, lissa
+from influence_cli.spectrum import Spectrum
 from influence_cli.store import READ, Store
 from influence_cli.terminal import Terminal, duration
 
 CG_TOLERANCE = 1e-5
 LISSA_TOLERANCE = 1e-3
 LISSA_BATCH = 256
+# Below this share of the effective dimension what was left out may matter: half of it, by the datamodeling score.
+ENOUGH = 0.5
 # A solver that may take longer, in seconds, is warned of before it starts.
 LONG = 300.0
 
@@ -37,16 +41,20 @@ class Inverse:
 
     Attributes:
         apply: coordinates of gradients [m, k] to those of s_test [m, k].
-        shift: l2 + λ; 0 for ``identity``.
+        own: coordinates of gradients [b, k] to gᵢᵀ(H + (l2 + λ)I)⁻¹gᵢ [b]; None where that takes a solve an example.
+        shift: l2 + λ, of all coordinates or of each [k]; 0 for ``identity``.
         damping: λ and its reason; None for ``identity``.
+        groups: what each λ belongs to: layers, or one empty name.
         effective_dimension: d_eff of the kept spectrum; None without one.
         kept: share of ΣΛ/(Λ + shift) that the store keeps, from above; 1 without a basis.
         solves: what a solver did, a call each.
     """
 
     apply: Callable[[Tensor], Tensor]
-    shift: float
+    own: Callable[[Tensor], Tensor] | None
+    shift: float | Tensor
     damping: Damping | None
+    groups: tuple[str, ...] = ("",)
     effective_dimension: float | None = None
     kept: float = 1.0
     solves: list[SolveInfo] = field(default_factory=list)
@@ -67,9 +75,11 @@ def make_inverse(prepared: Prepared, given: float | str, terminal: Terminal) -> 
     if choice.method == "identity":
         if given != "auto":
             terminal.warn("curvature identity has no damping: the score is gᵗg/n, without a unit; λ is not used")
-        return Inverse(lambda coordinates: coordinates, 0.0, None)
+        return Inverse(lambda coordinates: coordinates, lambda rows: rows.square().sum(dim=1), 0.0, None)
     if prepared.spectrum is not None:
-        return _spectral(prepared, given, terminal)
+        return _spectral(prepared, prepared.spectrum, given, terminal)
+    if choice.method == "fisher":
+        return _stored_fisher(prepared, given, terminal)
     return _iterative(prepared, given, terminal)
 
 
@@ -77,44 +87,80 @@ def _convex(prepared: Prepared) -> bool:
     return prepared.choice.output is not None and prepared.task.convex_loss
 
 
-def _spectral(prepared: Prepared, given: float | str, terminal: Terminal) -> Inverse:
-    spectrum, l2 = prepared.spectrum, prepared.task.l2
-    if spectrum is None:
-        raise ValueError("a spectrum is needed")
+def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, terminal: Terminal) -> Inverse:
+    l2 = prepared.task.l2
     damping = choose_damping(
         given,
         convex=_convex(prepared),
         l2=l2,
         matrix=prepared.choice.matrix,
-        smallest=prepared.smallest,
-        mean=prepared.trace / prepared.choice.network.size,
-        largest=float(spectrum[0]),
+        smallest=spectrum.smallest,
+        means=[group.mean for group in spectrum.groups],
+        largest=float(spectrum.values.max()),
     )
-    shift = l2 + damping.value
+    shift = spectrum.shift(damping, l2)
     # Rounding leaves the GGN's zero eigenvalues a hair on either side; only a real shift makes them invertible.
-    check_poles(min(prepared.smallest, float(spectrum[-1])), shift)
+    check_poles(min(spectrum.smallest, float(spectrum.values.min())), shift.numpy())
     _announce(damping, l2, terminal)
-    d_eff = effective_dimension(spectrum, shift)
-    beyond = max(0.0, prepared.trace - float(spectrum.clamp_min(0).sum())) / shift
-    kept = d_eff / (d_eff + beyond) if d_eff + beyond > 0 else 1.0
+    d_eff, whole = spectrum.dimension(damping, l2)
+    kept = d_eff / whole if whole > 0 else 1.0
+    size = prepared.choice.network.size
     terminal.say(
-        f"effective dimension {d_eff:,.1f}; {len(spectrum):,} of {prepared.choice.network.size:,} coordinates kept "
-        f"({kept:.2%} of it)"
+        f"effective dimension {whole:,.1f}; {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
     )
-    if kept < 0.99:
+    if kept < ENOUGH:
         terminal.warn(
-            f"the store keeps {kept:.1%} of the effective dimension: influence is restricted to the span of the kept "
-            "coordinates; raise gradients.budget or the damping"
+            f"{len(spectrum.values):,} coordinates keep {kept:.1%} of the effective dimension: influence is restricted "
+            "to their span; raise gradients.budget or the damping, or use --on-the-fly, which keeps all"
         )
-    return Inverse(lambda c: preconditioned(c, spectrum.to(c.device), shift), shift, damping, d_eff, kept)
+    values, names = spectrum.values, tuple(group.name for group in spectrum.groups)
+
+    def apply(coordinates: Tensor) -> Tensor:
+        return preconditioned(coordinates, values.to(coordinates.device), shift.to(coordinates.device))
+
+    return Inverse(apply, lambda c: (apply(c) * c).sum(dim=1), shift, damping, names, d_eff, min(1.0, kept))
+
+
+def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -> Inverse:
+    """Make the inverse of the second moment of the stored gradients, from one scan."""
+    network, task = prepared.choice.network, prepared.task
+    with terminal.progress(len(task.train), "second moment of the stored gradients") as advance:
+        found = stored_moment(prepared.path, advance, where="curvature fisher")
+    damping = choose_damping(
+        given,
+        convex=_convex(prepared),
+        l2=task.l2,
+        matrix="empirical",
+        smallest=0.0,
+        means=[found.trace / network.size],
+        largest=float(found.values[0]),
+    )
+    shift = task.l2 + damping.values[0]
+    check_poles(0.0, shift)
+    _announce(damping, task.l2, terminal)
+    d_eff = effective_dimension(found.values, shift)
+    terminal.say(f"effective dimension {d_eff:,.1f} of at most {len(found.values):,}")
+    vectors, inverse = found.vectors, 1 / (found.values + shift)
+
+    def apply(rows: Tensor) -> Tensor:
+        # Stored gradients have no component outside the span of the eigenvectors: nothing is left out.
+        p, scale = vectors.to(rows), inverse.to(rows)
+        return ((rows @ p) * scale) @ p.T
+
+    def own(rows: Tensor) -> Tensor:
+        return (rows @ vectors.to(rows)).square() @ inverse.to(rows)
+
+    return Inverse(apply, own, shift, damping, effective_dimension=d_eff)
 
 
 def _iterative(prepared: Prepared, given: float | str, terminal: Terminal) -> Inverse:
     task, choice = prepared.task, prepared.choice
     network, matrix = choice.network, choice.matrix
-    with Store.open(prepared.path) as store:
-        read = store.column("state") == READ
-    batches = readable_batches(task.train, task.train.indices[read], LISSA_BATCH, skip=False)
+    indices = task.train.indices
+    if not prepared.on_the_fly:
+        with Store.open(prepared.path) as store:
+            indices = indices[store.column("state") == READ]
+    batches = readable_batches(task.train, indices, LISSA_BATCH, skip=prepared.on_the_fly)
     examples = hold(batches, task.device, LISSA_BATCH)
     like = next(network.model.parameters()).detach()
     smallest = mean = largest = 0.0
@@ -124,13 +170,13 @@ def _iterative(prepared: Prepared, given: float | str, terminal: Terminal) -> In
                 mean_product(network, examples, matrix, 0.0), network.size, like=like, seed=task.seed
             )
     damping = choose_damping(
-        given, convex=_convex(prepared), l2=task.l2, matrix=matrix, smallest=smallest, mean=mean, largest=largest
+        given, convex=_convex(prepared), l2=task.l2, matrix=matrix, smallest=smallest, means=[mean], largest=largest
     )
-    shift = task.l2 + damping.value
+    shift = task.l2 + damping.values[0]
     if matrix == "ggn":
         check_poles(0.0, shift)
     _announce(damping, task.l2, terminal)
-    inverse = Inverse(lambda vectors: vectors, shift, damping)
+    inverse = Inverse(lambda vectors: vectors, None, shift, damping)
     with terminal.status("measuring the largest eigenvalue (power iteration)"):
         scale = 1.2 * (largest_batch_eigenvalue(network, examples, matrix, task.seed) + shift)
 
@@ -210,6 +256,6 @@ def _forecast(
 
 
 def _announce(damping: Damping, l2: float, terminal: Terminal) -> None:
-    terminal.say(f"damping λ = {damping.value:.6g} ({damping.reason}); l2 = {l2:g}")
+    terminal.say(f"damping λ = {damping.text()} ({damping.reason}); l2 = {l2:g}")
     if damping.advice:
         terminal.warn(damping.advice)

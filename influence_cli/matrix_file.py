@@ -1,8 +1,8 @@
-"""Write all of influence[t, i] to an HDF5 file, a group of test examples at a time."""
+"""Write all of influence[t, i] to an HDF5 file as it is computed, never holding it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,48 +10,58 @@ import h5py
 import numpy as np
 
 from influence_cli.errors import InfluenceError
-from influence_cli.rank import Group
+from influence_cli.facts import TestFacts
 from influence_cli.user_code import describe
 
+# Columns of a chunk: a piece of a scan fills whole ones, a reader of one row touches few.
+CHUNK = 4096
 
-@contextmanager
-def matrix_writer(path: Path | None, indices: np.ndarray) -> Iterator[Callable[[Group, bool], None]]:
-    """Open FILE.h5 for rows of influence; it appears under its name only when complete.
+
+class MatrixFile:
+    """An open FILE.h5.
 
     Data sets: ``influence`` [m, n] (NaN for training examples that could not be read), ``test`` [m] (−1 for a file or
     an aggregate), ``target`` [m], ``train`` [n].
+    """
+
+    def __init__(self, file: h5py.File, indices: np.ndarray) -> None:
+        columns = len(indices)
+        file["train"] = indices
+        self._scores = file.create_dataset(
+            "influence", (0, columns), "float32", maxshape=(None, columns), chunks=(1, max(1, min(CHUNK, columns)))
+        )
+        self._tests = file.create_dataset("test", (0,), "int64", maxshape=(None,))
+        self._targets = file.create_dataset("target", (0,), "int64", maxshape=(None,))
+        self._start = 0
+
+    def begin(self, tests: Sequence[TestFacts | None]) -> None:
+        """Add rows for the next test examples (None for an aggregate)."""
+        self._start = len(self._scores)
+        for dataset in (self._scores, self._tests, self._targets):
+            dataset.resize(self._start + len(tests), axis=0)
+        self._tests[self._start :] = [-1 if test is None or test.index is None else test.index for test in tests]
+        self._targets[self._start :] = [-1 if test is None else test.target for test in tests]
+
+    def add(self, where: slice, values: np.ndarray) -> None:
+        """Fill in their influence on a range of training examples."""
+        self._scores[self._start :, where] = values
+
+
+@contextmanager
+def matrix_file(path: Path | None, indices: np.ndarray) -> Iterator[MatrixFile | None]:
+    """Open FILE.h5; it appears under its name only when complete.
 
     Args:
         path: the file, or None to write nothing.
         indices: positions of the training examples, the columns.
-
-    Yields:
-        A function that takes a group and whether it is an aggregate.
     """
     if path is None:
-        yield lambda _group, _aggregate: None
+        yield None
         return
     part = path.with_name(path.name + ".part")
     try:
         with h5py.File(part, "w") as file:
-            file["train"] = indices
-            columns = len(indices)
-            scores = file.create_dataset(
-                "influence", (0, columns), "float32", maxshape=(None, columns), chunks=(1, columns)
-            )
-            tests = file.create_dataset("test", (0,), "int64", maxshape=(None,))
-            targets = file.create_dataset("target", (0,), "int64", maxshape=(None,))
-
-            def add(group: Group, aggregate: bool) -> None:
-                start, count = len(scores), len(group.influence)
-                for dataset in (scores, tests, targets):
-                    dataset.resize(start + count, axis=0)
-                scores[start:] = group.influence
-                facts = [None] if aggregate else group.tests
-                tests[start:] = [-1 if test is None or test.index is None else test.index for test in facts]
-                targets[start:] = [-1 if test is None else test.target for test in facts]
-
-            yield add
+            yield MatrixFile(file, indices)
         part.replace(path)
     except OSError as error:
         raise InfluenceError(f"--matrix {path} cannot be written: {describe(error)}") from error

@@ -6,7 +6,7 @@ Signals: ``self-influence`` (the rise of its own loss if an example were removed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,16 @@ import torch
 from influence_cli.config import Config
 from influence_cli.data import readable_batches
 from influence_cli.errors import InfluenceError
+from influence_cli.facts import TrainingFacts, empty_facts, mean_outputs
 from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
-from influence_cli.layers import example_gradients, micro_batch
 from influence_cli.metrics import auroc, average_precision, percentile_rank, share_found
 from influence_cli.precompute import Prepared
 from influence_cli.probe import check_finite
-from influence_cli.rank import TrainingFacts, describe_run, make_inverses, mean_outputs, training_facts
-from influence_cli.scores import require_finite, self_influence
+from influence_cli.rank import describe_run, make_inverses, training_facts
+from influence_cli.scores import removal, require_finite
 from influence_cli.store import Store
+from influence_cli.streams import Piece, averaged, direct_self_influence
 from influence_cli.terminal import Terminal
 
 SIGNALS = ("self-influence", "loss", "margin")
@@ -98,12 +99,9 @@ def find_mislabels(
     """
     run = {} if run is None else run
     check_method(stores[0].choice.method, signal)
-    inverses = make_inverses(stores, config, terminal) if stores[0].choice.method not in ("cg", "lissa") else None
+    inverses = None if stores[0].choice.solves else make_inverses(stores, config, terminal)
     if on == "train":
-        if inverses is None:  # no scan of the rows, which would find damage
-            _refuse_damage(stores)
-        facts = training_facts(stores)
-        own = _stored_self_influence(stores, inverses, terminal) if inverses else None
+        facts, own = _training_pass(stores, inverses, terminal, skip_unreadable)
     else:
         facts, own = _test_pass(stores, inverses, terminal, skip_unreadable)
     given = facts.probabilities[np.arange(len(facts.labels)), facts.labels]
@@ -160,31 +158,65 @@ def qualities(result: Mislabels, wrong: np.ndarray) -> list[Quality]:
     return [*table, Quality("random", float(truth.mean()), 0.5, CHECKED)]
 
 
-def _stored_self_influence(stores: Sequence[Prepared], inverses: Sequence[Inverse], terminal: Terminal) -> np.ndarray:
-    total = np.zeros(len(stores[0].task.train))
-    for prepared, inverse in zip(stores, inverses, strict=True):
-        task = prepared.task
-        with (
-            terminal.progress(len(total), f"scanning {prepared.path.name}") as advance,
-            Store.open(prepared.path) as store,
+def _training_pass(
+    stores: Sequence[Prepared], inverses: Sequence[Inverse] | None, terminal: Terminal, skip: bool
+) -> tuple[TrainingFacts, np.ndarray | None]:
+    """Give facts and self-influence of the training examples, from the stores or on the fly."""
+    facts = training_facts(stores)
+    if inverses is None and not stores[0].on_the_fly:
+        for prepared in stores:  # a scan verifies every checksum
+            with Store.open(prepared.path) as store:
+                for _ in store.scan():
+                    pass
+        return facts, None
+    own = np.zeros(len(facts.indices))
+    if inverses is None:
+        _forward_pass(stores, facts, terminal, skip)
+        return facts, None
+    share = len(stores)
+    streams = [
+        direct_self_influence(prepared, inverse, facts, share, terminal, skip)
+        if prepared.on_the_fly
+        else _stored_self_influence(prepared, inverse, terminal)
+        for prepared, inverse in zip(stores, inverses, strict=True)
+    ]
+    for where, values in averaged(streams):
+        own[where] = values[0]
+    own[~facts.read] = 0
+    require_finite(own, "self-influence")
+    return facts, own
+
+
+def _stored_self_influence(prepared: Prepared, inverse: Inverse, terminal: Terminal) -> Iterator[Piece]:
+    solve, device = inverse.own, prepared.task.device
+    if solve is None:
+        raise ValueError("self-influence would take a solve an example")
+
+    def work(where: slice, block: np.ndarray) -> Piece:
+        return where, removal(solve(torch.from_numpy(block).to(device)), prepared.task.n)[None].cpu().numpy()
+
+    with (
+        terminal.progress(len(prepared.task.train), f"scanning {prepared.path.name}") as advance,
+        Store.open(prepared.path) as store,
+    ):
+        cpu = device.type == "cpu"
+        for piece in store.map(work) if cpu else (work(where, block) for where, block in store.scan()):
+            yield piece
+            advance(piece[0].stop - piece[0].start)
+
+
+def _forward_pass(stores: Sequence[Prepared], facts: TrainingFacts, terminal: Terminal, skip: bool) -> None:
+    """Fill in losses and probabilities of a split that no other pass goes over."""
+    split = stores[0].task.train
+    with terminal.progress(len(split), "predicting the training set") as advance:
+        for batch in readable_batches(
+            split, split.indices, 256, workers(stores[0].task), skip=skip, tell=terminal.warn
         ):
-            for where, block in store.scan():
-                rows = torch.from_numpy(block).to(task.device)
-                total[where] += self_influence(rows, _on(prepared, rows), inverse.shift, task.n).cpu().numpy()
-                advance(len(block))
-    require_finite(total, "self-influence")
-    return np.asarray(total / len(stores))
-
-
-def _refuse_damage(stores: Sequence[Prepared]) -> None:
-    for prepared in stores:
-        with Store.open(prepared.path) as store:
-            for _ in store.scan():
-                pass  # a scan verifies every checksum
-
-
-def _on(prepared: Prepared, like: torch.Tensor) -> torch.Tensor | None:
-    return None if prepared.spectrum is None else prepared.spectrum.to(like.device)
+            at = np.searchsorted(facts.indices, batch.indices)
+            losses, soft = mean_outputs(stores, batch)
+            check_finite(split, batch, losses)
+            facts.losses[at], facts.probabilities[at], facts.read[at] = losses.numpy(), soft.numpy(), True
+            advance(len(batch))
 
 
 def _test_pass(
@@ -193,22 +225,19 @@ def _test_pass(
     """Stream the test set: nothing of it is stored."""
     task = stores[0].task
     split = task.test_split()
-    losses = np.zeros(len(split), dtype=np.float32)
-    probabilities = np.zeros((len(split), len(task.classes)), dtype=np.float32)
+    facts = empty_facts(task, split.indices, split.labels[split.indices])
     own = np.zeros(len(split))
-    read = np.zeros(len(split), dtype=bool)
-    size = min(micro_batch(prepared.choice.network, 256) for prepared in stores)
+    size = min(256, min(prepared.batch for prepared in stores))
     with terminal.progress(len(split), "test gradients") as advance:
         for batch in readable_batches(split, split.indices, size, workers(task), skip=skip, tell=terminal.warn):
             at = np.searchsorted(split.indices, batch.indices)
-            mean_losses, soft = mean_outputs(stores, batch)
-            check_finite(split, batch, mean_losses)
-            losses[at], probabilities[at], read[at] = mean_losses.numpy(), soft.numpy(), True
+            losses, soft = mean_outputs(stores, batch)
+            check_finite(split, batch, losses)
+            facts.losses[at], facts.probabilities[at], facts.read[at] = losses.numpy(), soft.numpy(), True
             for prepared, inverse in zip(stores, inverses or [], strict=False):
-                rows = prepared.coordinates(example_gradients(prepared.choice.network, batch.inputs, batch.targets)[0])
-                values = self_influence(rows, _on(prepared, rows), inverse.shift, prepared.task.n)
-                own[at] += values.cpu().numpy() / len(stores)
+                rows = prepared.coordinates(batch.inputs, batch.targets)[0]
+                if inverse.own is not None:
+                    own[at] += removal(inverse.own(rows), prepared.task.n).cpu().numpy() / len(stores)
             advance(len(batch))
     require_finite(own, "self-influence")
-    facts = TrainingFacts(split.indices, split.labels[split.indices], probabilities, losses, read)
     return facts, own if inverses else None

@@ -1,13 +1,14 @@
-"""Fill the store: choose the curvature, make the file, compute the missing blocks, check what is there.
+"""Give a complete store: choose the curvature, fit it, make the file, compute the missing blocks, check what is there.
 
-``prepare`` is the only way in: every command that needs the store calls it, so one command is enough.
+``prepare`` is the only way in: every command that needs a curvature or a store calls it, so one command is enough.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,60 +16,67 @@ import torch
 from torch import Tensor
 
 from influence_cli.audit import changed_blocks, check_code
+from influence_cli.blocks import Block, largest
 from influence_cli.config import Config
+from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, vector_coordinates
 from influence_cli.curvature.choice import Choice, choose_curvature
-from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
+from influence_cli.curvature.damping import choose_damping
 from influence_cli.data import Batch
 from influence_cli.errors import InfluenceError, human_bytes, near_path
 from influence_cli.estimate import estimate
-from influence_cli.fill import fill_blocks, training_batches
+from influence_cli.fill import fill_blocks
 from influence_cli.fingerprint import compare, fingerprint
-from influence_cli.layers import evaluate, flatten
-from influence_cli.probe import check_finite, checkpoint_warnings, probe
+from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
+from influence_cli.layers import set_precision
+from influence_cli.memory import halving, plan_batch
+from influence_cli.network import flatten
+from influence_cli.probe import checkpoint_warnings, probe
+from influence_cli.spectrum import Spectrum, layered
 from influence_cli.store import READ, SKIPPED, Store, block_sums
 from influence_cli.store_file import Layout, check_space, create
 from influence_cli.task import Task
 from influence_cli.terminal import Terminal, duration
 
-# Directions left out of an explicit basis carry less than this share of the summed self-influence.
-DROPPED_SHARE = 1e-7
-
 
 @dataclass(frozen=True)
 class Prepared:
-    """A complete store and what is needed to use it.
+    """A curvature and, unless it is used on the fly, a complete store.
 
     Attributes:
         task: one checkpoint and its data.
         choice: the curvature in use.
         path: the store.
-        spectrum: Λ [k] float64, or None for raw gradients.
-        basis: P [p, k] on the task's device, or None for raw gradients.
-        smallest: min Λ of the whole curvature, not of the kept part; 0 for raw gradients.
-        trace: ΣΛ of the whole curvature; 0 for raw gradients.
-        gradient_norm: ‖∇R + l2·θ̂‖ over the tracked parameters: 0 at a minimum.
-        typical_norm: root mean square of ‖gᵢ‖, to compare it with.
+        basis: of the coordinates, on the task's device; None for raw gradients.
+        spectrum: Λ of the coordinates; None without a basis.
+        on_the_fly: no rows are stored: every coordinate is there, scores come from a layer pass.
+        batch: examples that go through the layer pass at one time.
+        gradient_norm: ‖∇R + l2·θ̂‖ over the tracked parameters (of a basis a layer: its kept coordinates): 0 at a
+            minimum; None on the fly.
         seconds: what this call spent on curvature and gradients.
     """
 
     task: Task
     choice: Choice
     path: Path
-    spectrum: Tensor | None
-    basis: Tensor | None
-    smallest: float
-    trace: float
-    gradient_norm: float
-    typical_norm: float
+    basis: Basis
+    spectrum: Spectrum | None
+    on_the_fly: bool
+    batch: int
+    gradient_norm: float | None
     seconds: float
 
-    def coordinates(self, gradients: Tensor) -> Tensor:
-        """Project gradients [b, p] on the basis: c = Pᵀg, [b, k]; raw gradients stay as they are."""
-        return gradients if self.basis is None else gradients @ self.basis
+    def coordinates(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the coordinates [b, k] of some examples' gradients, their losses [b] and outputs [b, C]."""
+        return coordinates(self.choice.network, self.basis, inputs, targets)
+
+    @property
+    def width(self) -> int:
+        """Count the numbers in a row."""
+        return self.choice.network.size if self.basis is None else self.basis.width
 
 
 def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal, **how: bool) -> list[Prepared]:
-    """Give the complete store of every checkpoint; ``how`` goes to ``prepare``."""
+    """Give the curvature and the complete store of every checkpoint; ``how`` goes to ``prepare``."""
     return [prepare(config, number, task, terminal, **how) for number, task in enumerate(tasks)]
 
 
@@ -84,6 +92,8 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
     """Probe the task and choose the curvature; what is chosen or left out is named on stderr."""
     where = config.where("gradients", "layers")
     network, batch = probe(task, config.gradients.layers, where)
+    network = replace(network, precision=config.precision)
+    set_precision(config.precision, task.device)
     choice = choose_curvature(
         config.curvature.method,
         config.curvature.matrix,
@@ -93,21 +103,28 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
     )
     if choice.note:
         terminal.say(choice.note)
-    elif network.left_out:
-        shown = ", ".join(network.left_out[:6]) + (", …" if len(network.left_out) > 6 else "")
-        terminal.say(f"parameters left out ({len(network.left_out)}): {shown}")
-    if not network.vectorised:
-        terminal.say(
-            f"example gradients one by one (slower): torch.func cannot go through the model: {network.obstacle}"
-        )
+    for names, what in (
+        (network.left_out, "parameters left out"),
+        (network.unused, "parameters that no output depends on"),
+        (network.rest, f"parameters outside the layer pass, by {_rest_way(choice)}"),
+    ):
+        if names:
+            shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+            terminal.say(f"{what} ({len(names)}): {shown}")
+    if network.obstacle:
+        terminal.say(f"torch.func cannot go through the model: {network.obstacle}")
     return choice, batch
+
+
+def _rest_way(choice: Choice) -> str:
+    return "torch.func" if choice.network.vectorised else "a loop of autograd, one example at a time (slower)"
 
 
 def row_bytes(config: Config, task: Task, choice: Choice) -> int:
     """Bound the store's size from above, before the basis is known: all p coordinates, and the basis."""
     size = choice.network.size
     layout = Layout(len(task.train), size, len(task.classes), config.gradients.block, config.gradients.store_dtype)
-    return layout.bytes() + (4 * size * size if choice.has_basis else 0)
+    return layout.bytes() + (4 * size * size if choice.is_joint else 0)
 
 
 def prepare(
@@ -120,18 +137,20 @@ def prepare(
     skip_unreadable: bool = False,
     fsck: bool = False,
     repair: bool = False,
+    on_the_fly: bool = False,
 ) -> Prepared:
-    """Give a complete store for one checkpoint: reuse, resume or make it.
+    """Give the curvature and a complete store for one checkpoint: reuse, resume or make it.
 
     Args:
         config: the run's config.
         number: which of its checkpoints.
         task: that checkpoint and its data.
         terminal: progress and warnings.
-        overwrite: replace a store that is there.
+        overwrite: replace the rows of a store that is there; a curvature that still fits is taken over.
         skip_unreadable: go on without examples that cannot be read, and list them.
         fsck: verify every checksum and read every example again, to compare it with what the store was made of.
         repair: compute damaged (and, with ``fsck``, changed) blocks again.
+        on_the_fly: fit the curvature, but store no rows.
 
     Raises:
         InfluenceError: the store belongs to something else, is too large for budget or disk, is damaged, an example
@@ -141,7 +160,9 @@ def prepare(
     path = store_path(config, number)
     choice, batch = decide(config, task, terminal)
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
-    if overwrite or not path.exists():
+    if on_the_fly:
+        return _without_rows(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
+    if overwrite or not _has_rows(path):
         _make(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
     with Store.open(path) as store:
         compare(store.fingerprint, wanted, str(path))
@@ -163,12 +184,90 @@ def prepare(
         with Store.open(path, write=True) as store:
             store.clear(bad)
             store.write_labels(task.train.labels[task.train.indices], task.train.indices)
+    basis, spectrum = _stored_basis(path, choice, task)
     todo = np.union1d(missing, bad)
     if len(todo):
-        fill_blocks(task, choice, path, todo, terminal, skip_unreadable)
-    prepared = _prepared(task, choice, path, time.perf_counter() - started)
-    _remark(prepared, terminal)
-    return prepared
+        fill_blocks(task, choice.network, basis, path, todo, terminal, skip_unreadable)
+    prepared = _prepared(task, choice, path, basis, spectrum, started)
+    return _remark(prepared, terminal)
+
+
+def _has_rows(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with Store.open(path) as store:
+        return bool(store.facts.get("rows", True))
+
+
+def _stored_basis(path: Path, choice: Choice, task: Task) -> tuple[Basis, Spectrum | None]:
+    if not choice.has_basis:
+        return None, None
+    with Store.open(path) as store:
+        names = [*store.names("factor."), *store.names("basis"), *store.names("spectrum")]
+        arrays = {name: values for name in names if (values := store.array(name)) is not None}
+        chosen = store.array("kept")
+    return open_basis(Fitted(arrays, store.facts), choice, chosen, task.device)
+
+
+def _curvature(
+    task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, batch: int, skip: bool
+) -> Fitted:
+    """Take the curvature from the store's file where it fits, else fit it."""
+    if not choice.has_basis:
+        return Fitted()
+    fitted = stored_curvature(path, wanted, choice)
+    if fitted is not None:
+        terminal.detail(f"the curvature of {path} is used again")
+        return fitted
+    return fit_curvature(task, choice, path, wanted, terminal, batch, skip)
+
+
+def _without_rows(
+    config: Config,
+    task: Task,
+    choice: Choice,
+    batch: Batch,
+    path: Path,
+    wanted: dict[str, str],
+    terminal: Terminal,
+    skip: bool,
+) -> Prepared:
+    """Fit the curvature and keep it in the store's file, without rows."""
+    started = time.perf_counter()
+    size = plan_batch(choice.network, batch.inputs, 0, config.gradients.block)
+    fitted, size = halving(
+        lambda count: _curvature(task, choice, path, wanted, terminal, count, skip), size, terminal.warn
+    )
+    if fitted.arrays and not path.exists():
+        check_space(path, fitted.bytes())
+        _create(config, task, path, wanted, fitted, None, 0, size, rows=False)
+        terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), no rows")
+    basis, spectrum = open_basis(fitted, choice, None, task.device) if choice.has_basis else (None, None)
+    return Prepared(task, choice, path, basis, spectrum, True, size, None, time.perf_counter() - started)
+
+
+def _create(
+    config: Config,
+    task: Task,
+    path: Path,
+    wanted: dict[str, str],
+    fitted: Fitted,
+    chosen: np.ndarray | None,
+    k: int,
+    batch: int,
+    *,
+    rows: bool,
+) -> None:
+    layout = Layout(len(task.train), k, len(task.classes), config.gradients.block, config.gradients.store_dtype)
+    create(
+        path,
+        layout,
+        fingerprint=wanted,
+        facts=fitted.facts | {"rows": rows, "batch": batch},
+        labels=task.train.labels[task.train.indices],
+        indices=task.train.indices,
+        arrays=fitted.arrays | ({} if chosen is None else {"kept": chosen}),
+    )
 
 
 def _make(
@@ -181,107 +280,128 @@ def _make(
     terminal: Terminal,
     skip: bool,
 ) -> None:
-    """Announce, compute the basis where the curvature has one, and lay the file out."""
-    size = choice.network.size
-    bound = row_bytes(config, task, choice)
-    budget = config.gradients.budget
-    plain = Layout(len(task.train), size, len(task.classes), config.gradients.block, config.gradients.store_dtype)
-    # A coordinate takes a column of all rows, and one of the basis.
-    per_column = plain.padded * np.dtype(plain.dtype).itemsize + 4 * size
-    room = budget - Layout(len(task.train), 0, len(task.classes), config.gradients.block).bytes()
-    if not choice.has_basis and plain.bytes() > budget:
-        raise InfluenceError(
-            f"{config.where('gradients', 'budget')}: the gradients of {len(task.train):,} examples × {size:,} "
-            f"parameters take {human_bytes(plain.bytes())}, gradients.budget is {human_bytes(budget)}",
-            "track fewer layers (gradients.layers), use store_dtype: float16, or raise the budget",
-        )
-    if choice.has_basis and room < per_column:
-        raise InfluenceError(
-            f"{config.where('gradients', 'budget')}: gradients.budget is {human_bytes(budget)}; a store of "
-            f"{len(task.train):,} examples takes at least {human_bytes(budget - room + per_column)}",
-            "raise the budget",
-        )
-    check_space(path, min(bound, budget))
-    plan = estimate(task, choice, batch)
+    """Announce, fit the curvature where there is one, choose the coordinates within the budget, lay the file out."""
+    size, budget = choice.network.size, config.gradients.budget
+    most = min(row_bytes(config, task, choice), budget)
+    _check_budget(config, task, choice)
+    check_space(path, most)
+    examples = plan_batch(choice.network, batch.inputs, 0, config.gradients.block)
+    plan = estimate(task, choice, batch, examples)
     terminal.say(
         f"making {path}: {len(task.train):,} training examples, {size:,} parameters, at most "
-        f"{human_bytes(min(bound, budget))}, about {duration(plan.seconds)}"
+        f"{human_bytes(most)}, about {duration(plan.seconds)}"
     )
-    arrays: dict[str, np.ndarray] = {}
-    facts: dict[str, object] = {"parameters": size, "method": choice.method}
-    k = size
-    if choice.has_basis:
-        basis, spectrum = _compute_basis(task, choice, terminal, skip)
-        k = min(_enough(spectrum, max(task.l2, 0.0)), room // per_column)
-        arrays = {"spectrum": spectrum[:k].cpu().numpy(), "basis": basis[:, :k].float().cpu().numpy()}
-        facts |= {"smallest": float(spectrum[-1]), "trace": float(spectrum.sum()), "largest": float(spectrum[0])}
-    layout = Layout(len(task.train), k, len(task.classes), config.gradients.block, config.gradients.store_dtype)
-    create(
-        path,
-        layout,
-        fingerprint=wanted,
-        facts=facts,
-        labels=task.train.labels[task.train.indices],
-        indices=task.train.indices,
-        arrays=arrays,
+    fitted, examples = halving(
+        lambda count: _curvature(task, choice, path, wanted, terminal, count, skip), examples, terminal.warn
     )
-    terminal.detail(f"{path}: {human_bytes(path.stat().st_size)} reserved, {k:,} numbers a row")
+    chosen = _choose(config, task, choice, fitted)
+    k = size if chosen is None else len(chosen)
+    if choice.is_joint:
+        fitted = first_columns(fitted, k)
+    basis = open_basis(fitted, choice, chosen, task.device)[0] if choice.has_basis else None
+    examples = plan_batch(choice.network, batch.inputs, k, config.gradients.block)
+    # A whole batch is tried before the file exists: a batch that does not fit the memory never enters a store.
+    _, examples = halving(lambda count: _trial(choice, basis, batch, count), examples, terminal.warn)
+    _create(config, task, path, wanted, fitted, chosen, k, examples, rows=True)
+    terminal.detail(
+        f"{path}: {human_bytes(path.stat().st_size)} reserved, {k:,} numbers a row, batches of {examples:,}"
+    )
 
 
-def _compute_basis(task: Task, choice: Choice, terminal: Terminal, skip: bool) -> tuple[Tensor, Tensor]:
-    what = f"{'GGN' if choice.matrix == 'ggn' else 'Hessian'} {choice.network.size:,} × {choice.network.size:,}"
-    with terminal.progress(len(task.train), what) as advance:
-        matrix = curvature_matrix(choice.network, training_batches(task, skip), choice.matrix, choice.output, advance)
-    if not bool(matrix.isfinite().all()):
-        _refuse_not_finite(task, choice, skip)
-        raise InfluenceError("the curvature has entries that are not finite", "look for examples with extreme outputs")
-    with terminal.status(f"eigenvectors of the {what} matrix"):
-        return eigenbasis(matrix)
+def _trial(choice: Choice, basis: Basis, batch: Batch, count: int) -> None:
+    repeat = -(-count // len(batch))
+    inputs = batch.inputs.repeat(repeat, *(1,) * (batch.inputs.ndim - 1))[:count]
+    coordinates(choice.network, basis, inputs, batch.targets.repeat(repeat)[:count])
 
 
-def _refuse_not_finite(task: Task, choice: Choice, skip: bool) -> None:
-    """Name the first training example whose loss is not finite, once a curvature has shown that there is one."""
-    for batch in training_batches(task, skip):
-        check_finite(task.train, batch, evaluate(choice.network, batch.inputs, batch.targets)[0])
+def _column_bytes(config: Config, task: Task) -> int:
+    layout = Layout(len(task.train), 1, len(task.classes), config.gradients.block, config.gradients.store_dtype)
+    return layout.padded * np.dtype(layout.dtype).itemsize
 
 
-def _enough(spectrum: Tensor, shift: float) -> int:
-    """Count the directions worth keeping: the rest, by Λ/(Λ + shift), is below a share of the effective dimension.
-
-    Along a direction of GGN eigenvalue 0 no training gradient of a cross-entropy has a component: nothing is lost.
-    A negative eigenvalue is always kept: a pole must stay visible.
-    """
-    if float(spectrum[-1]) < -1e-6 * float(spectrum[0].abs()):
-        return len(spectrum)
-    positive = spectrum.clamp_min(0)
-    floor = max(shift, 1e-9 * float(spectrum[0].clamp_min(0)), 1e-300)
-    parts = positive / (positive + floor)
-    total = float(parts.sum())
-    tail = parts.flip(0).cumsum(0).flip(0)
-    return max(1, int((tail > DROPPED_SHARE * total).sum()))
+def _fixed_bytes(config: Config, task: Task) -> int:
+    layout = Layout(len(task.train), 0, len(task.classes), config.gradients.block, config.gradients.store_dtype)
+    return layout.bytes()
 
 
-def _prepared(task: Task, choice: Choice, path: Path, seconds: float) -> Prepared:
+def _check_budget(config: Config, task: Task, choice: Choice) -> None:
+    """Refuse before any work what the budget cannot hold."""
+    where, budget, size = config.where("gradients", "budget"), config.gradients.budget, choice.network.size
+    if not choice.has_basis:
+        need = row_bytes(config, task, choice)
+        if need > budget:
+            raise InfluenceError(
+                f"{where}: the gradients of {len(task.train):,} examples × {size:,} parameters take "
+                f"{human_bytes(need)}, gradients.budget is {human_bytes(budget)}",
+                "track fewer layers (gradients.layers), use store_dtype: float16 or int8, curvature.method: ekfac, "
+                "--on-the-fly, or raise the budget",
+            )
+        return
+    columns = _groups(choice)
+    basis = 4 * size if choice.is_joint else _factor_bytes(choice)
+    least = _fixed_bytes(config, task) + columns * _column_bytes(config, task) + basis
+    if budget < least:
+        each = "one coordinate" if choice.is_joint else f"one coordinate for each of {columns} layers, and the factors"
+        raise InfluenceError(
+            f"{where}: gradients.budget is {human_bytes(budget)}; a store of {len(task.train):,} examples with "
+            f"{each} takes at least {human_bytes(least)}",
+            f"raise it: -s gradients.budget={math.ceil(least / 1e6)}MB, or use --on-the-fly",
+        )
+
+
+def _groups(choice: Choice) -> int:
+    from influence_cli.curvature.ekfac import make_plan
+
+    plan = make_plan(choice.network)
+    return 1 if choice.is_joint else len(plan.layers) + len(plan.loose)
+
+
+def _factor_bytes(choice: Choice) -> int:
+    from influence_cli.curvature.ekfac import stored_bytes
+
+    return stored_bytes(choice.network)
+
+
+def _choose(config: Config, task: Task, choice: Choice, fitted: Fitted) -> np.ndarray | None:
+    """Choose the coordinates to keep: as many as the effective dimension at ``auto`` damping, within the budget."""
+    if not choice.has_basis:
+        return None
+    room = config.gradients.budget - _fixed_bytes(config, task)
+    if choice.is_joint:
+        # A coordinate takes a column of all rows, and one of the basis.
+        k = min(len(fitted.arrays["spectrum"]), room // (_column_bytes(config, task) + 4 * choice.network.size))
+        return np.arange(k)
+    blocks = fitted.blocks()
+    fits = max(len(blocks), (room - fitted.bytes()) // _column_bytes(config, task))
+    return largest(blocks, min(coordinates_wanted(blocks, task.l2), fits))
+
+
+def coordinates_wanted(blocks: Sequence[Block], l2: float) -> int:
+    """Count the coordinates that predict retraining: the effective dimension at ``auto`` damping, rounded up to 64."""
+    spectrum = layered(blocks, None)
+    means = [group.mean for group in spectrum.groups]
+    damping = choose_damping("auto", convex=False, l2=l2, matrix="ggn", smallest=0.0, means=means, largest=0.0)
+    dimension = spectrum.dimension(damping, l2)[1]
+    return min(len(spectrum.values), max(len(blocks), 64 * math.ceil(dimension / 64)))
+
+
+def _prepared(
+    task: Task, choice: Choice, path: Path, basis: Basis, spectrum: Spectrum | None, started: float
+) -> Prepared:
     with Store.open(path) as store:
-        spectrum, basis, facts, summary = store.array("spectrum"), store.array("basis"), store.facts, store.summary()
+        summary, batch = store.summary(), int(store.facts["batch"])
     if summary is None:
         summary = _summarise(path)
-    projection = None if basis is None else torch.from_numpy(basis).to(task.device)
     mean = torch.from_numpy(summary[:-1]).to(task.device, torch.float32)
-    slope = mean if projection is None else projection @ mean
-    slope = slope + task.l2 * flatten([parameter.detach() for parameter in choice.network.parameters().values()])
-    return Prepared(
-        task=task,
-        choice=choice,
-        path=path,
-        spectrum=None if spectrum is None else torch.from_numpy(spectrum),
-        basis=projection,
-        smallest=float(facts.get("smallest", 0.0)),
-        trace=float(facts.get("trace", 0.0)),
-        gradient_norm=float(slope.norm()),
-        typical_norm=float(np.sqrt(summary[-1])),
-        seconds=seconds,
-    )
+    theta = flatten([parameter.detach() for parameter in choice.network.parameters().values()])
+    if isinstance(basis, Joint):
+        slope = basis.vectors @ mean + task.l2 * theta
+    elif isinstance(basis, Blocks):
+        slope = mean + task.l2 * vector_coordinates(choice.network, basis, theta[None])[0]
+    else:
+        slope = mean + task.l2 * theta
+    seconds = time.perf_counter() - started
+    return Prepared(task, choice, path, basis, spectrum, False, batch, float(slope.norm()), seconds)
 
 
 def _summarise(path: Path) -> np.ndarray:
@@ -300,11 +420,12 @@ def _summarise(path: Path) -> np.ndarray:
     return total
 
 
-def _remark(prepared: Prepared, terminal: Terminal) -> None:
+def _remark(prepared: Prepared, terminal: Terminal) -> Prepared:
     """Say what the complete store shows: skipped examples, accuracy near chance."""
     task = prepared.task
     with Store.open(prepared.path) as store:
         state, outputs, labels = store.column("state"), store.column("outputs"), store.column("labels")
+        summary = store.summary()
     skipped = int((state == SKIPPED).sum())
     if skipped:
         terminal.warn(
@@ -314,5 +435,7 @@ def _remark(prepared: Prepared, terminal: Terminal) -> None:
     if not read.any():
         raise InfluenceError(f"{task.train.where}: no training example could be read")
     accuracy = float((outputs[read].argmax(1) == labels[read]).mean())
-    for text in checkpoint_warnings(accuracy, len(task.classes), prepared.gradient_norm, prepared.typical_norm):
+    typical = float(np.sqrt(summary[-1])) if summary is not None else 0.0
+    for text in checkpoint_warnings(accuracy, len(task.classes), prepared.gradient_norm or 0.0, typical):
         terminal.warn(text)
+    return prepared

@@ -13,11 +13,11 @@ import yaml
 
 from influence_cli.data import Split, file_input, raw_image
 from influence_cli.errors import InfluenceError, near_path
+from influence_cli.facts import TestFacts, TrainingFacts
 from influence_cli.mislabels import Mislabels
 from influence_cli.precompute import Prepared
-from influence_cli.rank import Group, TestFacts, TrainingFacts
+from influence_cli.rank import Group
 from influence_cli.report.html import Card, Page, Row, Section, Table, thumbnail
-from influence_cli.scores import strongest
 from influence_cli.selection import Selected
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ def rank_page(
     task = prepared.task
     sections = []
     tests: list[TestFacts | None] = [None] if aggregate else list(group.tests[:SHOWN])
-    for test, values in zip(tests, group.influence, strict=False):
+    for test, found in zip(tests, group.strongest, strict=False):
         heading = f"Mean over {len(group.tests)} test examples" if test is None else _test_title(test, task.classes)
-        helpful, harmful = strongest(values, count)
         sections.append(
             Section(
                 heading=heading,
@@ -52,12 +51,12 @@ def rank_page(
                     Row(
                         "Most helpful",
                         "removing one of these would raise the loss",
-                        _cards(prepared, facts, values, helpful, "helpful"),
+                        _cards(prepared, facts, found.helpful[:count], found.helpful_values, "helpful"),
                     ),
                     Row(
                         "Most harmful",
                         "removing one of these would lower the loss",
-                        _cards(prepared, facts, values, harmful, "harmful"),
+                        _cards(prepared, facts, found.harmful[:count], found.harmful_values, "harmful"),
                     ),
                 ),
             )
@@ -167,11 +166,11 @@ def _truth_table(session: Session) -> tuple[Table, ...]:
 
 
 def _cards(
-    prepared: Prepared, facts: TrainingFacts, values: np.ndarray, order: np.ndarray, tone: str
+    prepared: Prepared, facts: TrainingFacts, order: np.ndarray, values: np.ndarray, tone: str
 ) -> tuple[Card, ...]:
     split, classes = prepared.task.train, prepared.task.classes
     cards = []
-    for row in order:
+    for row, value in zip(order, values, strict=False):
         index = int(facts.indices[row])
         label, predicted = classes[int(facts.labels[row])], classes[int(facts.predicted[row])]
         cards.append(
@@ -180,7 +179,7 @@ def _cards(
                 alt=f"training example {index}, labelled {label}",
                 title=label,
                 facts=(
-                    ("influence", f"{values[row]:+.3g}"),
+                    ("influence", f"{value:+.3g}"),
                     ("predicted", predicted),
                     ("index", str(index)),
                     *_path_fact(split, index),
@@ -238,9 +237,17 @@ def _sentence(session: Session, stores: Sequence[Prepared]) -> str:
         + (f" and {len(stores) - 1} more" if len(stores) > 1 else "")
         + f", {len(task.train):,} training examples of {len(task.classes)} classes; curvature {method} over "
         f"{prepared.choice.network.size:,} parameters"
-        + (f", λ = {damping:.4g}" if damping is not None else "")
+        + _damping_text(damping)
         + f", l2 = {task.l2:g}; {session.seconds:.1f} s."
     )
+
+
+def _damping_text(damping: float | dict[str, float] | None) -> str:
+    if damping is None:
+        return ""
+    if isinstance(damping, dict):
+        return f", λ = {min(damping.values()):.3g} to {max(damping.values()):.3g} by layer"
+    return f", λ = {damping:.4g}"
 
 
 def _command() -> str:

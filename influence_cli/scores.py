@@ -9,20 +9,25 @@ In a basis with spectrum Λ the same is (1/n) Σⱼ c_tj c_ij / (Λⱼ + l2 + λ
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError
 
+Array = TypeVar("Array", Tensor, np.ndarray)
 
-def preconditioned(coordinates: Tensor, spectrum: Tensor | None, shift: float) -> Tensor:
+
+def preconditioned(coordinates: Tensor, spectrum: Tensor | None, shift: float | Tensor) -> Tensor:
     """Apply the inverse curvature: s = c / (Λ + shift), the coordinates of s_test.
 
     Args:
         coordinates: [m, k].
         spectrum: Λ [k], or None for ``identity``: then s = c.
-        shift: l2 + λ.
+        shift: l2 + λ, of all coordinates or of each [k].
 
     Returns:
         [m, k], in the coordinates' dtype.
@@ -31,6 +36,11 @@ def preconditioned(coordinates: Tensor, spectrum: Tensor | None, shift: float) -
         return coordinates
     inverse = 1.0 / (spectrum.double() + shift)
     return coordinates * inverse.to(coordinates)
+
+
+def removal(product: Array, n: int) -> Array:
+    """Turn s_testᵀgᵢ into influence: the estimated rise of the loss if example i is removed, + (1/n) s_testᵀgᵢ."""
+    return product / n
 
 
 def influence(s_test: Tensor, rows: Tensor, n: int) -> Tensor:
@@ -44,22 +54,22 @@ def influence(s_test: Tensor, rows: Tensor, n: int) -> Tensor:
     Returns:
         [m, b]; > 0 helpful, < 0 harmful.
     """
-    return (s_test / n) @ rows.T
+    return removal(s_test, n) @ rows.T
 
 
-def self_influence(rows: Tensor, spectrum: Tensor | None, shift: float, n: int) -> Tensor:
+def self_influence(rows: Tensor, spectrum: Tensor | None, shift: float | Tensor, n: int) -> Tensor:
     """Compute self_influence[i] = (1/n) Σⱼ c_ij² / (Λⱼ + shift): the rise of its own loss if example i is removed.
 
     Args:
         rows: [b, k].
         spectrum: Λ [k], or None for ``identity``: then ‖gᵢ‖²/n.
-        shift: l2 + λ.
+        shift: l2 + λ, of all coordinates or of each [k].
         n: number of training examples of the objective.
 
     Returns:
         [b], ≥ 0.
     """
-    return (preconditioned(rows, spectrum, shift) * rows).sum(dim=1) / n
+    return removal((preconditioned(rows, spectrum, shift) * rows).sum(dim=1), n)
 
 
 def effect(value: float) -> str:
@@ -67,22 +77,83 @@ def effect(value: float) -> str:
     return "helpful" if value > 0 else "harmful" if value < 0 else "neither"
 
 
-def strongest(values: np.ndarray, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Strongest:
+    """The training examples of strongest effect on one test example, strongest first.
+
+    Attributes:
+        helpful: their positions, int64.
+        helpful_values: influence, falling, > 0.
+        harmful: likewise.
+        harmful_values: influence, rising, < 0.
+    """
+
+    helpful: np.ndarray
+    helpful_values: np.ndarray
+    harmful: np.ndarray
+    harmful_values: np.ndarray
+
+    def effects(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Give (positions, influence) of the helpful ones, then of the harmful ones."""
+        return (self.helpful, self.helpful_values), (self.harmful, self.harmful_values)
+
+
+class Running:
+    """Keeps the strongest effects while influence streams by, block after block: memory m·(count), never m·n.
+
+    Ties go to the earlier position: a block is compared with what came before it by strictly greater.
+    """
+
+    def __init__(self, tests: int, count: int | None) -> None:
+        self._count = count
+        self._best: list[list[tuple[np.ndarray, np.ndarray]]] = [
+            [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(tests)] for _ in range(2)
+        ]
+        self._floor = np.zeros((2, tests))
+
+    def add(self, positions: np.ndarray, values: np.ndarray) -> None:
+        """Take influence [m, b] of training examples at ``positions`` [b], rising from call to call."""
+        for side, signed in enumerate((values, -values)):
+            above = signed > self._floor[side].astype(values.dtype)[:, None]
+            for test in np.flatnonzero(above.any(axis=1)):
+                inside = np.flatnonzero(above[test])
+                self._merge(side, int(test), positions[inside], signed[test, inside])
+
+    def _merge(self, side: int, test: int, positions: np.ndarray, values: np.ndarray) -> None:
+        known = self._best[side][test]
+        where, all_values = np.concatenate([known[0], positions]), np.concatenate([known[1], values])
+        count = self._count
+        if count is not None and len(where) >= count:
+            order = _falling(where, all_values)[:count]
+            where, all_values = where[order], all_values[order]
+            self._floor[side, test] = all_values[-1] if count else np.inf
+        self._best[side][test] = (where, all_values)
+
+    def results(self) -> list[Strongest]:
+        """Give the strongest effects on each test example."""
+        found = []
+        for helpful, harmful in zip(*self._best, strict=True):
+            parts = []
+            for sign, (where, values) in ((1, helpful), (-1, harmful)):
+                order = _falling(where, values)
+                parts += [where[order], sign * values[order]]
+            found.append(Strongest(*parts))
+        return found
+
+
+def strongest(values: np.ndarray, count: int | None) -> Strongest:
     """Order examples by effect; ties by position.
 
     Args:
         values: influence [n]; NaN for examples that take no part.
         count: how many an effect, or None for all.
-
-    Returns:
-        Positions of the most helpful (falling influence) and of the most harmful (rising).
     """
-    known = np.flatnonzero(~np.isnan(values))
-    helpful, harmful = known[values[known] > 0], known[values[known] < 0]
-    return _largest(values, helpful, count), _largest(-values, harmful, count)
+    running = Running(1, count)
+    running.add(np.arange(len(values)), values[None])
+    return running.results()[0]
 
 
-def effective_dimension(spectrum: Tensor, shift: float) -> float:
+def effective_dimension(spectrum: Tensor, shift: float | Tensor) -> float:
     """Compute d_eff = Σⱼ Λⱼ / (Λⱼ + shift), the number of directions that the data rather than the damping decide."""
     positive = spectrum.double().clamp_min(0)
     return float((positive / (positive + shift)).nan_to_num(0.0).sum())
@@ -99,10 +170,6 @@ def require_finite(values: Tensor | np.ndarray, what: str) -> None:
         raise InfluenceError(f"{what} has numbers that are not finite", "use a larger curvature.damping")
 
 
-def _largest(values: np.ndarray, among: np.ndarray, count: int | None) -> np.ndarray:
-    if count is not None and count < len(among):
-        cut = np.partition(values[among], len(among) - count)[len(among) - count]
-        among = among[values[among] >= cut]
+def _falling(positions: np.ndarray, values: np.ndarray) -> np.ndarray:
     # Falling value, then rising position: sort keys, never edited scores.
-    order = np.lexsort((among, -values[among]))
-    return among[order[:count]]
+    return np.lexsort((positions, -values))

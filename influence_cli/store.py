@@ -7,24 +7,25 @@ the block in hand.
 
 from __future__ import annotations
 
-import mmap
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import local
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import h5py
 import numpy as np
 import xxhash
 
 from influence_cli.errors import InfluenceError
-from influence_cli.store_file import Layout, open_file
+from influence_cli.store_file import Layout, open_file, row_columns, side_arrays
+from influence_cli.store_rows import checksum, encode, room_for
+from influence_cli.store_scan import PIECE_BYTES, Reader, in_order, mapped, place_of
 
 READ, SKIPPED = 1, 2
-# What a scan reads at one time: blocks are grouped up to this, for long matrix products.
-SCAN_BYTES = 32 * 2**20
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Store:
         self.facts: dict[str, Any] = header["facts"]
         self._file = file
         self._raw = raw
+        self._places = {name: place_of(file[name]) for name in row_columns(self.layout)}
 
     @classmethod
     def open(cls, path: Path, *, write: bool = False) -> Store:
@@ -75,12 +77,26 @@ class Store:
         self._file.close()
         self._raw.close()
 
+    def names(self, prefix: str = "") -> list[str]:
+        """List the side arrays whose names start with ``prefix``, sorted."""
+        return [name for name in side_arrays(self._file) if name.startswith(prefix)]
+
     def array(self, name: str) -> np.ndarray | None:
-        """Read a whole side array (``spectrum``, ``basis``), its checksum verified; None where there is none."""
-        if name not in self._file:
+        """Give a whole side array (``spectrum``, ``basis``), its checksum verified; None where there is none.
+
+        It is the file itself, mapped copy-on-write, and outlives the store.
+        """
+        data = self._file.get(name)
+        if not isinstance(data, h5py.Dataset) or "xxh3" not in data.attrs:
             return None
-        values = np.asarray(self._file[name][()])
-        if xxhash.xxh3_64_intdigest(np.ascontiguousarray(values).data) != int(self._file[name].attrs["xxh3"]):
+        place = place_of(data)
+        if data.shape:
+            # Through a descriptor of its own: a mapping keeps its descriptor, and with this one's the lock.
+            with self.path.open("rb", buffering=0) as own:
+                values = mapped(own, place, 0, len(data))
+        else:
+            values = np.asarray(data[()])
+        if xxhash.xxh3_64_intdigest(values.data) != int(data.attrs["xxh3"]):
             raise InfluenceError(
                 f"{self.path} is damaged: the checksum of its {name} does not fit",
                 "it belongs to no block that could be repaired; influence gradients --overwrite makes the store anew",
@@ -108,11 +124,12 @@ class Store:
         where = slice(block * self.layout.block, (block + 1) * self.layout.block)
         columns = self._encode(rows)
         fixed = {name: np.asarray(self._file[name][where]) for name in ("labels", "indices")}
+        total = checksum(block, columns | fixed, rows.digest)
         try:
             for name, values in columns.items():
                 self._put(name, where.start, values)
             self._put("inputs", block, np.uint64(rows.digest))
-            self._put("checksums", block, np.uint64(_checksum(block, columns | fixed, rows.digest)))
+            self._put("checksums", block, np.uint64(total))
             self._put("flags", block, np.uint8(1))
         except OSError as error:
             raise InfluenceError(
@@ -148,107 +165,85 @@ class Store:
 
     def damaged(self, blocks: np.ndarray | None = None) -> np.ndarray:
         """Read some finished blocks (default: all) and list those whose checksum does not fit."""
-        digests, checksums = self.digests(), self._file["checksums"][()]
-        found = []
-        for block in np.flatnonzero(self.done()) if blocks is None else blocks:
-            where = slice(block * self.layout.block, (block + 1) * self.layout.block)
-            columns = self._small_columns(where) | {"coordinates": np.asarray(self._file["coordinates"][where])}
-            if _checksum(int(block), columns, int(digests[block])) != int(checksums[block]):
-                found.append(block)
-        return np.array(found, dtype=np.int64)
+        reader = self._reader()
+        chosen = np.flatnonzero(self.done()) if blocks is None else blocks
+        return np.array([block for block in chosen if not reader.fits(int(block))], dtype=np.int64)
 
-    def scan(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Read all coordinates once, in order, several blocks at a time, verifying each block's checksum.
+    def map(self, work: Callable[[slice, np.ndarray], Result], *, threads: int | None = None) -> Iterator[Result]:
+        """Run ``work`` on all coordinates, a piece at a time on several threads, each block's checksum verified first.
+
+        The pieces are always the same, and on each torch works with one thread and without autograd: a store gives the
+        same results on the same CPU, whatever the number of threads.
+
+        Args:
+            work: takes the rows' positions in the store and their coordinates, float32 [b, k], which hold until it
+                returns. Several calls run at one time, none in the calling thread.
+            threads: how many; None for as many as torch uses.
 
         Yields:
-            The rows' positions in the store, and their coordinates, float32 [b, k]: the file itself, mapped
-            copy-on-write.
+            What ``work`` returns, in order of the rows.
 
         Raises:
             InfluenceError: a block is missing or damaged.
         """
+        self._require_complete()
+        reader, own = self._reader(), local()
+
+        def room(count: int) -> np.ndarray:
+            if not hasattr(own, "rows"):  # made once a thread
+                own.rows = room_for(reader.most_rows(), self.layout.k)
+            return np.asarray(own.rows[:count])
+
+        def run(piece: range) -> list[Result]:
+            return [work(where, rows) for where, rows in reader.parts(piece, room)]
+
+        for results in in_order(run, reader.pieces(), threads):
+            yield from results
+
+    def scan(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Read all coordinates once, in order, several blocks at a time, each block's checksum verified first.
+
+        Yields:
+            The rows' positions in the store, and their coordinates, float32 [b, k]: of a float32 store the file
+            itself, mapped copy-on-write.
+
+        Raises:
+            InfluenceError: a block is missing or damaged.
+        """
+        self._require_complete()
+        reader = self._reader()
+        for piece in reader.pieces():
+            yield from reader.parts(piece, lambda count: room_for(count, self.layout.k), PIECE_BYTES)
+
+    def _require_complete(self) -> None:
         if not self.done().all():
             raise InfluenceError(f"{self.path} is not complete", "influence gradients finishes it")
-        layout, coordinates = self.layout, self._file["coordinates"]
-        digests, checksums = self.digests(), self._file["checksums"][()]
-        size = layout.block
-        group = max(1, SCAN_BYTES // max(1, layout.k * coordinates.dtype.itemsize * size))
-        for first in range(0, layout.blocks, group):
-            last = min(layout.blocks, first + group)
-            part = self._map("coordinates", first * size, (last - first) * size)
-            columns = self._small_columns(slice(first * size, last * size)) | {"coordinates": part}
-            for block in range(first, last):
-                inside = slice((block - first) * size, (block - first + 1) * size)
-                own = {name: values[inside] for name, values in columns.items()}
-                if _checksum(block, own, int(digests[block])) != int(checksums[block]):
-                    raise self._damaged(f"block {block}")
-            rows = slice(first * size, min(layout.n, last * size))
-            kept = part[: rows.stop - rows.start]
-            if "scales" in columns:
-                yield rows, kept.astype(np.float32) * columns["scales"][: len(kept), None]
-            else:
-                yield rows, kept
 
-    def _map(self, name: str, row: int, count: int) -> np.ndarray:
-        """Map rows of a data set into memory, past HDF5 and without a copy: its layout is contiguous.
-
-        Copy-on-write, because torch takes no read-only memory; and a piece at a time, which commits no memory.
-        """
-        data = self._file[name]
-        row_bytes = data.dtype.itemsize * int(np.prod(data.shape[1:]))
-        start = data.id.get_offset() + row * row_bytes
-        if hasattr(os, "posix_fadvise"):  # have the disk read on while this piece is worked on
-            os.posix_fadvise(self._raw.fileno(), start, 2 * count * row_bytes, os.POSIX_FADV_WILLNEED)
-        before = start % mmap.ALLOCATIONGRANULARITY
-        piece = mmap.mmap(
-            self._raw.fileno(), before + count * row_bytes, access=mmap.ACCESS_COPY, offset=start - before
-        )
-        values = np.frombuffer(piece, dtype=data.dtype, count=count * row_bytes // data.dtype.itemsize, offset=before)
-        return values.reshape(count, *data.shape[1:])
+    def _reader(self) -> Reader:
+        checksums = np.asarray(self._file["checksums"][()])
+        return Reader(self.path, self._raw, self.layout, self._places, self.digests(), checksums)
 
     def _put(self, name: str, row: int, values: np.ndarray | np.generic) -> None:
         """Write values at their place in the file, past HDF5: it loses the error of a write that it has put off."""
-        data = self._file[name]
-        self._raw.seek(data.id.get_offset() + row * data.dtype.itemsize * int(np.prod(data.shape[1:])))
-        view = memoryview(np.ascontiguousarray(values, dtype=data.dtype).reshape(-1).view(np.uint8).data)
+        place = place_of(self._file[name])
+        self._raw.seek(place.start + row * place.row_bytes)
+        view = memoryview(np.ascontiguousarray(values, dtype=place.dtype).reshape(-1).view(np.uint8).data)
         while len(view):  # a single call moves at most 2 GB
             view = view[self._raw.write(view) :]
 
     def _encode(self, rows: Rows) -> dict[str, np.ndarray]:
         padding = self.layout.block - len(rows.coordinates)
 
-        def pad(values: np.ndarray, dtype: str) -> np.ndarray:
-            values = values.astype(dtype, copy=False)
+        def pad(values: np.ndarray, name: str) -> np.ndarray:
+            values = values.astype(self._places[name].dtype, copy=False)
             if padding:  # only the last block: a copy of every block would cost as much as its checksum
                 values = np.pad(values, [(0, padding)] + [(0, 0)] * (values.ndim - 1))
             return np.ascontiguousarray(values)
 
-        columns = {
-            "losses": pad(rows.losses, "float32"),
-            "outputs": pad(rows.outputs, "float32"),
-            "state": pad(rows.state, "uint8"),
-        }
-        coordinates = rows.coordinates
-        if self.layout.dtype == "float16":
-            # A scale a row keeps large and small gradients alike within float16's range.
-            scales = np.abs(coordinates).max(axis=1)
-            scales[scales == 0] = 1
-            columns["scales"] = pad(scales, "float32")
-            coordinates = coordinates / scales[:, None]
-        columns["coordinates"] = pad(coordinates, self.layout.dtype)
-        return columns
-
-    def _small_columns(self, where: slice) -> dict[str, np.ndarray]:
-        names = ["losses", "outputs", "state", "labels", "indices"]
-        if self.layout.dtype == "float16":
-            names.append("scales")
-        return {name: np.asarray(self._file[name][where]) for name in names}
-
-    def _damaged(self, what: str) -> InfluenceError:
-        return InfluenceError(
-            f"{self.path} is damaged: the checksum of {what} does not fit",
-            "influence gradients --repair computes the damaged blocks again",
-        )
+        columns = {"losses": rows.losses, "outputs": rows.outputs, "state": rows.state}
+        if self.layout.k:
+            columns |= encode(rows.coordinates, self.layout.dtype)
+        return {name: pad(values, name) for name, values in columns.items()}
 
 
 def block_sums(rows: np.ndarray) -> np.ndarray:
@@ -258,10 +253,3 @@ def block_sums(rows: np.ndarray) -> np.ndarray:
     """
     flat = rows.reshape(-1)
     return np.append(np.ones(len(rows), dtype=rows.dtype) @ rows, flat @ flat).astype(np.float64)
-
-
-def _checksum(block: int, columns: Mapping[str, np.ndarray], digest: int) -> int:
-    state = xxhash.xxh3_64(f"{block}:{digest}".encode())
-    for name in sorted(columns):
-        state.update(columns[name].data)
-    return state.intdigest()

@@ -2,11 +2,11 @@
 
 An HDF5 file that any HDF5 tool can read, made whole under another name and renamed when complete:
 
-    coordinates  [padded n, k]  float32, or float16 with ``scales`` [padded n]
+    coordinates  [padded n, k]  float32, or float16 or int8 with ``scales`` [padded n]; not there if k = 0
     losses [padded n], outputs [padded n, C], labels [padded n], indices [padded n]
     state        [padded n]     1 read, 2 skipped as unreadable, 0 padding
     flags, checksums, inputs  [blocks]   done; xxh3 of all the above; xxh3 of what went into the model
-    spectrum [k], basis [p, k]  where the curvature has them
+    spectrum [k], basis [p, k]  where the curvature has them, and any other side array
     summary [k + 1]  mean row and mean squared norm, once complete
     header       JSON: layout, fingerprint, facts
 
@@ -36,8 +36,12 @@ from influence_cli.errors import InfluenceError, human_bytes
 
 FORMAT = "influence-store"
 VERSION = 1
-SEAL_BYTES = 4096
+# The seal of a store with a hundred data sets, and the largest one.
+LARGE_BYTES, HUGE_PAGE = 32 * 2**20, 2 * 2**20
+SEAL_BYTES, SEALS_BYTES = 4096, 2**24
 ANEW = "influence gradients --overwrite makes it anew"
+# What every store has beside the columns of its rows.
+FIXED = ("header", "flags", "checksums", "inputs", "summary", "summary_xxh3")
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,10 @@ class Layout:
 
     Attributes:
         n: training examples.
-        k: numbers a row.
+        k: numbers a row; 0 for a store that holds no coordinates.
         classes: C, outputs of the model.
         block: rows a block.
-        dtype: ``float32`` or ``float16`` (rows then carry a scale each).
+        dtype: ``float32``, or ``float16`` or ``int8`` (rows then carry a scale each).
     """
 
     n: int
@@ -77,6 +81,27 @@ class Layout:
         return self.padded * (self.k * np.dtype(self.dtype).itemsize + 4 * self.classes + 4 + 8 + 8 + 1 + 4)
 
 
+def row_columns(layout: Layout) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name what is stored of every row, with its shape and type."""
+    columns: dict[str, tuple[tuple[int, ...], str]] = {
+        "labels": ((), "int64"),
+        "indices": ((), "int64"),
+        "losses": ((), "float32"),
+        "state": ((), "uint8"),
+        "outputs": ((layout.classes,), "float32"),
+    }
+    if layout.k and layout.dtype != "float32":
+        columns["scales"] = ((), "float32")
+    if layout.k:
+        columns["coordinates"] = ((layout.k,), layout.dtype)
+    return columns
+
+
+def side_arrays(file: h5py.File) -> list[str]:
+    """List the side arrays by name."""
+    return sorted(name for name, data in _data_sets(file) if "xxh3" in data.attrs and name != "header")
+
+
 def create(
     path: Path,
     layout: Layout,
@@ -96,21 +121,38 @@ def create(
         facts: anything else that later commands need to know, JSON-able.
         labels: int64 [n].
         indices: int64 [n], positions in the data set.
-        arrays: side arrays, such as ``spectrum`` and ``basis``.
+        arrays: side arrays by name, such as ``spectrum`` and ``basis``; a ``/`` in a name makes groups.
 
     Raises:
+        ValueError: a side array has the name of a data set that every store has.
         InfluenceError: the folder is missing or not writable, or the disk is too small.
     """
+    own = {*row_columns(layout), *FIXED}
+    taken = [name for name in arrays if name.split("/")[0] in own]
+    if taken:
+        raise ValueError(f"side arrays cannot be called {', '.join(taken)}")
     need = layout.bytes() + sum(values.nbytes for values in arrays.values())
     check_space(path, need)
     part = path.with_name(path.name + ".part")
     try:
         with part.open("a+b") as raw:
             _lock(raw, path, alone=True)
+            # HDF5 counts places from the end of the user block: both are aligned.
+            large = layout.padded * layout.k * np.dtype(layout.dtype).itemsize >= LARGE_BYTES
+            seal = HUGE_PAGE if large else _seal_size(len(own) + len(arrays))
             with h5py.File(
-                part, "w", userblock_size=SEAL_BYTES, alignment_threshold=1, alignment_interval=64, locking=False
+                part, "w", userblock_size=seal, alignment_threshold=1, alignment_interval=64, locking=False
             ) as file:
                 _lay_out(file, layout, fingerprint, facts, labels, indices, arrays)
+            with h5py.File(
+                part,
+                "r+",
+                alignment_threshold=LARGE_BYTES if large else 1,
+                alignment_interval=HUGE_PAGE if large else 64,
+                locking=False,
+            ) as file:
+                if layout.k:
+                    _reserve(file, "coordinates", (layout.padded, layout.k), layout.dtype)
             with part.open("r+b") as whole:
                 # Reserve the blocks on disk now: a full disk is found here, not after an hour.
                 with contextlib.suppress(AttributeError):
@@ -151,7 +193,7 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
         raise InfluenceError(f"{path} cannot be opened: {error.strerror}") from error
     try:
         _lock(raw, path, alone=write)
-        _check_seal(raw.read(SEAL_BYTES), path)
+        _check_seal(_read_seal(raw), path)
         # HDF5's own shared lock goes with ours, but not beside the exclusive one.
         file = h5py.File(path, "r", locking=False) if write else h5py.File(path, "r")
         return raw, file, _read_header(file, path)
@@ -189,7 +231,7 @@ def check_space(path: Path, need: int) -> None:
     if need > free:
         raise InfluenceError(
             f"{path} needs {human_bytes(need)}, the disk has {human_bytes(free)} free",
-            "track fewer layers (gradients.layers), use store_dtype: float16, or set gradients.store to another disk",
+            "track fewer layers (gradients.layers), use store_dtype: float16 or int8, or set gradients.store elsewhere",
         )
 
 
@@ -211,19 +253,27 @@ def _lay_out(
     _reserve(file, "flags", (layout.blocks,), "uint8", zero=True)
     _reserve(file, "checksums", (layout.blocks,), "uint64", zero=True)
     _reserve(file, "inputs", (layout.blocks,), "uint64", zero=True)
-    for name, values in (("labels", labels), ("indices", indices)):
-        _reserve(file, name, (layout.padded,), "int64", zero=True)
-        file[name][: layout.n] = values
     _reserve(file, "summary", (layout.k + 1,), "float64", zero=True)
     _reserve(file, "summary_xxh3", (1,), "uint64", zero=True)
-    _reserve(file, "losses", (layout.padded,), "float32")
-    _reserve(file, "state", (layout.padded,), "uint8", zero=True)
-    _reserve(file, "outputs", (layout.padded, layout.classes), "float32")
-    if layout.dtype == "float16":
-        _reserve(file, "scales", (layout.padded,), "float32")
     for name, values in arrays.items():
-        _add(file, name, np.ascontiguousarray(values))
-    _reserve(file, "coordinates", (layout.padded, layout.k), layout.dtype)
+        _add(file, name, np.asarray(values, order="C"))
+    for name, (shape, dtype) in row_columns(layout).items():
+        if name != "coordinates":
+            _reserve(file, name, (layout.padded, *shape), dtype, zero=name in ("labels", "indices", "state"))
+    file["labels"][: layout.n] = labels
+    file["indices"][: layout.n] = indices
+
+
+def _data_sets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
+    """List the data sets of all groups."""
+    found: list[tuple[str, h5py.Dataset]] = []
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            found.append((name, item))
+
+    file.visititems(visit)
+    return found
 
 
 def _add(file: h5py.File, name: str, values: np.ndarray) -> None:
@@ -243,19 +293,39 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, *, 
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, plist)
 
 
+def _seal_size(count: int) -> int:
+    """Reserve room for the seal of a file with so many data sets: a power of two, as HDF5 wants it."""
+    return int(max(SEAL_BYTES, 2 ** (256 + 32 * (count + 1)).bit_length()))
+
+
 def _seal(raw: BinaryIO, path: Path) -> None:
     """Write the checksum of everything that is neither rows nor side arrays in front of the HDF5 file."""
     with h5py.File(path, "r", locking=False) as file:
-        extents = sorted((data.id.get_offset(), data.id.get_storage_size()) for data in file.values())
-    ranges, at = [], SEAL_BYTES
+        room = at = file.userblock_size
+        data = [data.id for _, data in _data_sets(file)]
+        extents = sorted((own.get_offset(), own.get_storage_size()) for own in data if own.get_storage_size())
+    ranges = []
     for start, size in [*extents, (path.stat().st_size, 0)]:
         if start > at:
             ranges.append((at, start))
         at = start + size
     body = json.dumps({"bytes": path.stat().st_size, "metadata": ranges, "xxh3": _digest(path, ranges)})
-    text = f"{FORMAT} {VERSION}\n{body}\n{xxhash.xxh3_64_hexdigest(body.encode())}\n"
+    text = f"{FORMAT} {VERSION}\n{body}\n{xxhash.xxh3_64_hexdigest(body.encode())}\n".encode()
+    if len(text) > room:
+        raise ValueError(f"the seal has {len(text)} bytes, its room {room}")
     raw.seek(0)
-    raw.write(text.encode().ljust(SEAL_BYTES, b"\0"))
+    raw.write(text.ljust(room, b"\0"))
+
+
+def _read_seal(raw: BinaryIO) -> bytes:
+    """Read the seal, three lines, padded to its room; no more than the first bytes of a file without one."""
+    seal = raw.read(SEAL_BYTES)
+    while seal.startswith(FORMAT.encode()) and seal.count(b"\n") < 3 and len(seal) < SEALS_BYTES:
+        more = raw.read(len(seal))
+        if not more:
+            break
+        seal += more
+    return seal
 
 
 def _digest(path: Path, ranges: list[tuple[int, int]]) -> str:
@@ -284,7 +354,7 @@ def _check_seal(seal: bytes, path: Path) -> None:
         raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
     body, _, rest = rest.partition(b"\n")
     if version != str(VERSION).encode() or rest.rstrip(b"\0") != xxhash.xxh3_64_hexdigest(body).encode() + b"\n":
-        raise InfluenceError(f"{path} is damaged: its first {SEAL_BYTES} bytes have changed", ANEW)
+        raise InfluenceError(f"{path} is damaged: its first {len(seal)} bytes have changed", ANEW)
     facts = json.loads(body)
     if path.stat().st_size < facts["bytes"]:
         raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)

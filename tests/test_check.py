@@ -87,7 +87,7 @@ def test_counts_are_those_of_the_data_and_the_model(influence: Command, project:
     assert found["device"][0] == "cuda" if torch.cuda.is_available() else "cpu"
     assert found["parameters tracked"] == (500, "in 2 tensors")
     assert found["parameters left out"][0] == 0
-    assert found["example gradients"][0] == "torch.func"
+    assert found["example gradients"][0] == "layer pass, 1 layers"
 
 
 def test_parameters_that_are_left_out_are_counted_and_named(influence: Command, project: Path) -> None:

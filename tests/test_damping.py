@@ -7,7 +7,7 @@ import pytest
 from influence_cli.curvature.damping import check_poles, choose_damping
 from influence_cli.errors import InfluenceError
 
-FACTS = {"convex": False, "l2": 0.0, "matrix": "ggn", "smallest": 0.0, "mean": 0.02, "largest": 5.0}
+FACTS = {"convex": False, "l2": 0.0, "matrix": "ggn", "smallest": 0.0, "means": [0.02], "largest": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,15 @@ def test_a_negative_eigenvalue_comes_with_advice() -> None:
     damping = choose_damping("auto", **(FACTS | {"matrix": "hessian", "smallest": -0.3}))  # type: ignore[arg-type]
     assert "ggn" in damping.advice
     assert "-0.3" in damping.reason
+
+
+def test_each_layer_has_its_own() -> None:
+    damping = choose_damping("auto", **(FACTS | {"means": [0.02, 0.5, 0.0]}))  # type: ignore[arg-type]
+    assert damping.values == pytest.approx((0.02, 0.5, 0.0))
+    assert damping.value is None
+    assert "of each layer" in damping.reason
+    assert damping.text() == "0 to 0.5 by layer"
+    assert choose_damping(0.3, **(FACTS | {"means": [0.02, 0.5]})).values == (0.3, 0.3)  # type: ignore[arg-type]
 
 
 def test_poles_are_named() -> None:

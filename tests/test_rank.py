@@ -204,7 +204,7 @@ def test_identity_is_the_gradient_product(influence: Command, project: Path) -> 
     done = scores(influence, project, 3, "-s", "curvature.method=identity")
     from influence_cli.config import load_config
     from influence_cli.data import read_batches
-    from influence_cli.layers import example_gradients
+    from influence_cli.gradients import example_gradients
     from influence_cli.precompute import decide
     from influence_cli.task import load_tasks
     from influence_cli.terminal import Terminal

@@ -8,6 +8,7 @@ import torch
 
 from influence_cli.errors import InfluenceError
 from influence_cli.scores import (
+    Running,
     effect,
     effective_dimension,
     influence,
@@ -50,20 +51,38 @@ def test_a_point_that_pulls_the_test_loss_down_is_helpful() -> None:
 
 def test_zero_is_neither() -> None:
     assert effect(0.0) == "neither"
-    helpful, harmful = strongest(np.array([0.0, 1.0, -2.0, np.nan]), None)
-    assert helpful.tolist() == [1]
-    assert harmful.tolist() == [2]
+    found = strongest(np.array([0.0, 1.0, -2.0, np.nan]), None)
+    assert found.helpful.tolist() == [1]
+    assert found.harmful.tolist() == [2]
+    assert found.harmful_values.tolist() == [-2.0]
 
 
 def test_ties_go_by_position_and_top_is_a_prefix_of_all() -> None:
     values = np.array([1.0, 3.0, 3.0, 2.0, -1.0, -1.0])
-    assert strongest(values, None)[0].tolist() == [1, 2, 3, 0]
-    assert strongest(values, 1)[0].tolist() == [1]
-    assert strongest(values, 2)[1].tolist() == [4, 5]
+    assert strongest(values, None).helpful.tolist() == [1, 2, 3, 0]
+    assert strongest(values, 1).helpful.tolist() == [1]
+    assert strongest(values, 2).harmful.tolist() == [4, 5]
     random = np.random.default_rng(0).integers(-5, 5, 200).astype(float)
     for k in (1, 7, 50):
-        for some, every in zip(strongest(random, k), strongest(random, None), strict=True):
-            assert some.tolist() == every[:k].tolist()
+        some, every = strongest(random, k), strongest(random, None)
+        assert some.helpful.tolist() == every.helpful[:k].tolist()
+        assert some.harmful.tolist() == every.harmful[:k].tolist()
+
+
+@pytest.mark.parametrize("count", [1, 3, 20, None])
+def test_streaming_gives_what_sorting_all_of_it_gives(count: int | None) -> None:
+    values = np.random.default_rng(1).integers(-6, 7, (5, 90)).astype(np.float32)
+    values[:, 11] = np.nan
+    running = Running(5, count)
+    for start in range(0, 90, 17):
+        running.add(np.arange(start, min(90, start + 17)), values[:, start : start + 17])
+    for row, found in zip(values, running.results(), strict=True):
+        helpful = sorted((i for i in range(90) if row[i] > 0), key=lambda i: (-row[i], i))[:count]
+        harmful = sorted((i for i in range(90) if row[i] < 0), key=lambda i: (row[i], i))[:count]
+        assert found.helpful.tolist() == helpful
+        assert found.harmful.tolist() == harmful
+        assert found.helpful_values.tolist() == row[helpful].tolist()
+        assert found.harmful_values.tolist() == row[harmful].tolist()
 
 
 def test_effective_dimension() -> None:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_cli import store as store_module
+from influence_cli import store_scan as store_module
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.store import READ, SKIPPED, Rows, Store
 from influence_cli.store_file import Layout, check_space, create
@@ -135,7 +135,7 @@ def test_any_shape_comes_back_in_order(n: int, k: int, block: int, dtype: str, g
     layout = Layout(n, k, 3, block, dtype)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / "s.h5"
-        patch.setattr(store_module, "SCAN_BYTES", group)
+        patch.setattr(store_module, "PIECE_BYTES", group)
         create(path, layout, fingerprint={}, facts={}, labels=np.zeros(n, int), indices=np.arange(n), arrays={})
         with Store.open(path, write=True) as store:
             for number in reversed(range(layout.blocks)):

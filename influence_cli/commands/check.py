@@ -11,10 +11,12 @@ from influence_cli.commands.options import (
     ConfigFile,
     Format,
     Output,
+    Precision,
     Quiet,
     Set,
     SkipUnreadable,
     Verbose,
+    with_precision,
 )
 
 
@@ -22,6 +24,7 @@ def command(
     config: ConfigFile = DEFAULT_CONFIG,
     set_: Set = None,
     full: Annotated[bool, typer.Option("--full", help="Look at all examples, not at a sample of 512.")] = False,
+    precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
     format: Format = None,
     output: Output = None,
@@ -38,7 +41,7 @@ def command(
     """
     from influence_cli.commands.session import begin, emit
 
-    session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output)
+    session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, format=format, output=output)
     from influence_cli.check import check_run
 
     findings = check_run(session.config, full=full, terminal=session.terminal, skip_unreadable=skip_unreadable)

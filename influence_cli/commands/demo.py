@@ -97,7 +97,7 @@ def _train(terminal: Any) -> None:
 def _first_misclassified() -> int:
     """Find the first test image that the new model gets wrong."""
     from influence_cli.config import load_config
-    from influence_cli.rank import misclassified
+    from influence_cli.facts import misclassified
     from influence_cli.task import load_tasks
     from influence_cli.terminal import Terminal
 

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Quiet, Set, SkipUnreadable, Verbose
+from influence_cli.commands.options import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    Precision,
+    Quiet,
+    Set,
+    SkipUnreadable,
+    Verbose,
+    with_precision,
+)
 
 
 def command(
@@ -18,6 +27,7 @@ def command(
         typer.Option("--fsck", help="Verify every checksum, and every example against what the store was made of."),
     ] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Compute damaged blocks again.")] = False,
+    precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -34,7 +44,7 @@ def command(
     """
     from influence_cli.commands.session import begin, load
 
-    session = begin(config, set_, quiet=quiet, verbose=verbose)
+    session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose)
     from influence_cli.errors import human_bytes
     from influence_cli.precompute import prepare_all
 

@@ -13,13 +13,16 @@ from influence_cli.commands.options import (
     All,
     ConfigFile,
     Format,
+    OnTheFly,
     Output,
+    Precision,
     Quiet,
     Report,
     Set,
     SkipUnreadable,
     Top,
     Verbose,
+    with_precision,
 )
 from influence_cli.errors import InfluenceError
 
@@ -53,6 +56,8 @@ def command(
     format: Format = None,
     output: Output = None,
     report: Report = None,
+    on_the_fly: OnTheFly = False,
+    precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -77,7 +82,15 @@ def command(
 
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
-    session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output, files=(report,))
+    session = begin(
+        config,
+        with_precision(set_, precision),
+        quiet=quiet,
+        verbose=verbose,
+        format=format,
+        output=output,
+        files=(report,),
+    )
     from influence_cli.label_files import read_truth
     from influence_cli.mislabels import check_method, find_mislabels
     from influence_cli.precompute import prepare_all
@@ -87,7 +100,9 @@ def command(
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     classes = tasks[0].classes
     wrong = read_truth(truth, split.labels, classes) if truth is not None else None
-    stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip_unreadable)
+    stores = prepare_all(
+        session.config, tasks, session.terminal, skip_unreadable=skip_unreadable, on_the_fly=on_the_fly
+    )
     result = find_mislabels(
         stores,
         config=session.config,

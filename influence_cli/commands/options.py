@@ -39,8 +39,23 @@ Top = Annotated[
     int, typer.Option("--top", min=1, metavar="K", help="Rows to show (for rank: an effect and test example).")
 ]
 All = Annotated[bool, typer.Option("--all", help="All rows instead of the top.")]
+OnTheFly = Annotated[
+    bool,
+    typer.Option(
+        "--on-the-fly", help="Store no gradients: score by a layer pass over the training data, on all coordinates."
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", metavar="float32|tf32|bf16", help="Of the layer pass; the same as -s precision=…"),
+]
 SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Go on without examples that cannot be read, and list them.")
 ]
 
 DEFAULT_CONFIG = Path("influence.yaml")
+
+
+def with_precision(overrides: list[str] | None, precision: str | None) -> list[str]:
+    """Add --precision to the overrides of --set."""
+    return [*(overrides or []), *([] if precision is None else [f"precision={precision}"])]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,20 +15,26 @@ from influence_cli.commands.options import (
     All,
     ConfigFile,
     Format,
+    OnTheFly,
     Output,
+    Precision,
     Quiet,
     Report,
     Set,
     SkipUnreadable,
     Top,
     Verbose,
+    with_precision,
 )
 from influence_cli.errors import InfluenceError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from influence_cli.commands.session import Session
+    from influence_cli.facts import TestFacts, TrainingFacts
     from influence_cli.precompute import Prepared
-    from influence_cli.rank import Group, TrainingFacts
+    from influence_cli.rank import Group
 
 COLUMNS = (
     "test",
@@ -78,6 +85,8 @@ def command(
     format: Format = None,
     output: Output = None,
     report: Report = None,
+    on_the_fly: OnTheFly = False,
+    precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -105,68 +114,87 @@ def command(
         raise InfluenceError(
             "rank needs TEST examples, or --train I, not both", "influence rank 17, or influence rank --train 4211"
         )
-    if train is not None and (aggregate or matrix or report):
-        raise InfluenceError("--train does not go with --aggregate, --matrix or --report", "leave one of them out")
-    session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output, files=(matrix, report))
+    if train is not None and (aggregate or matrix or report or on_the_fly):
+        raise InfluenceError(
+            "--train does not go with --aggregate, --matrix, --on-the-fly or --report", "leave one of them out"
+        )
+    session = begin(
+        config,
+        with_precision(set_, precision),
+        quiet=quiet,
+        verbose=verbose,
+        format=format,
+        output=output,
+        files=(matrix, report),
+    )
     count = None if all_ else top
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable)
     else:
-        _rank(session, tests or [], target, aggregate, matrix, count, report, skip_unreadable)
+        options = _Options(target, aggregate, matrix, count, report, skip_unreadable, on_the_fly)
+        _rank(session, tests or [], options)
 
 
-def _rank(
-    session: Session,
-    tests: list[str],
-    target: str,
-    aggregate: bool,
-    matrix: Path | None,
-    count: int | None,
-    report: Path | None,
-    skip: bool,
-) -> None:
+@dataclass(frozen=True)
+class _Options:
+    target: str
+    aggregate: bool
+    matrix: Path | None
+    count: int | None
+    report: Path | None
+    skip: bool
+    on_the_fly: bool
+
+
+def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.commands.session import emit, load
-    from influence_cli.matrix_file import matrix_writer
+    from influence_cli.facts import misclassified
+    from influence_cli.matrix_file import matrix_file
     from influence_cli.precompute import prepare_all
-    from influence_cli.rank import check_target, misclassified, rank_training, training_facts
+    from influence_cli.rank import rank_training, training_facts
     from influence_cli.selection import select
+    from influence_cli.testset import check_target
 
     tasks = load(session)
-    check_target(target, tasks[0].classes)
+    check_target(options.target, tasks[0].classes)
     selected = select(tests, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), sys.stdin)
-    stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip)
-    facts = training_facts(stores)
-    groups = rank_training(
-        stores,
-        selected,
-        config=session.config,
-        target=target,
-        aggregate=aggregate,
-        terminal=session.terminal,
-        skip_unreadable=skip,
-        run=session.run,
+    stores = prepare_all(
+        session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
+    facts = training_facts(stores)
     kept: list[Group] = []
 
     def rows() -> Iterator[dict[str, object]]:
-        with matrix_writer(matrix, facts.indices) as add:
+        with matrix_file(options.matrix, facts.indices) as sink:
+            groups = rank_training(
+                stores,
+                selected,
+                config=session.config,
+                facts=facts,
+                count=options.count,
+                target=options.target,
+                aggregate=options.aggregate,
+                terminal=session.terminal,
+                skip_unreadable=options.skip,
+                run=session.run,
+                sink=sink,
+            )
             for group in groups:
-                add(group, aggregate)
-                if report is not None and not kept:
+                if options.report is not None and not kept:
                     kept.append(group)
-                yield from rank_rows(stores[0], group, facts, count, aggregate)
+                yield from rank_rows(stores[0], group, facts, options.aggregate)
 
     emit(session, rows(), COLUMNS)
-    if any(item.file is not None and item.label is None for item in selected) and target == "label":
+    if any(item.file is not None and item.label is None for item in selected) and options.target == "label":
         session.terminal.say("an image file without a label: the loss of the predicted class is explained")
-    if matrix is not None:
-        session.terminal.say(f"wrote {matrix}")
-    if report is not None:
+    if options.matrix is not None:
+        session.terminal.say(f"wrote {options.matrix}")
+    if options.report is not None:
         from influence_cli.report.html import write_page
         from influence_cli.report_pages import rank_page
 
-        page = rank_page(session, stores, kept[0], facts, selected, count or 10, aggregate)
-        session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
+        page = rank_page(session, stores, kept[0], facts, selected, options.count or 10, options.aggregate)
+        session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     else:
         session.terminal.say("next: --report why.html shows the images")
 
@@ -174,13 +202,14 @@ def _rank(
 def _rank_tests(session: Session, train: int, target: str, count: int | None, skip: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.precompute import prepare_all
-    from influence_cli.rank import check_target, rank_tests, row_of, training_facts
+    from influence_cli.rank import rank_tests, row_of, training_facts
+    from influence_cli.testset import check_target
 
     tasks = load(session)
     check_target(target, tasks[0].classes)
     row_of(tasks[0].train, train)
     stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip)
-    group = rank_tests(
+    tests, values = rank_tests(
         stores,
         train,
         config=session.config,
@@ -189,56 +218,57 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, sk
         skip_unreadable=skip,
         run=session.run,
     )
-    emit(session, test_rows(stores[0], group, training_facts(stores), train, count), COLUMNS)
+    emit(session, test_rows(stores[0], tests, values, training_facts(stores), train, count), COLUMNS)
 
 
-def rank_rows(
-    prepared: Prepared, group: Group, facts: TrainingFacts, count: int | None, aggregate: bool
-) -> Iterator[dict[str, object]]:
+def rank_rows(prepared: Prepared, group: Group, facts: TrainingFacts, aggregate: bool) -> Iterator[dict[str, object]]:
     """Give the rows of a group: a test example after the other, helpful before harmful, strongest first."""
-    from influence_cli.scores import effect, strongest
+    from influence_cli.scores import effect
 
     classes = prepared.task.classes
     tests = [None] if aggregate else group.tests
-    for test, values in zip(tests, group.influence, strict=True):
+    for test, found in zip(tests, group.strongest, strict=True):
         head: dict[str, object] = {
             "test": test.index if test else None,
             "test_path": test.path if test else None,
             "test_label": classes[test.label] if test and test.label is not None else None,
             "test_predicted": classes[test.predicted] if test else None,
         }
-        for order in strongest(values, count):
-            for number, row in enumerate(order, start=1):
+        for order, values in found.effects():
+            for number, (row, value) in enumerate(zip(order, values, strict=True), start=1):
                 yield head | {
-                    "effect": effect(values[row]),
+                    "effect": effect(value),
                     "rank": number,
                     **training_columns(prepared, facts, int(row)),
-                    "influence": float(values[row]),
+                    "influence": float(value),
                 }
 
 
 def test_rows(
-    prepared: Prepared, group: Group, facts: TrainingFacts, train: int, count: int | None
+    prepared: Prepared,
+    tests: Sequence[TestFacts],
+    influence: np.ndarray,
+    facts: TrainingFacts,
+    train: int,
+    count: int | None,
 ) -> Iterator[dict[str, object]]:
     """Give the rows of --train: test examples ordered by the influence of one training example."""
-    import numpy as np
-
     from influence_cli.scores import effect, strongest
 
-    classes, values = prepared.task.classes, group.influence[:, 0]
-    row = int(np.searchsorted(facts.indices, train))
-    for order in strongest(values, count):
-        for number, position in enumerate(order, start=1):
-            test = group.tests[int(position)]
+    classes = prepared.task.classes
+    row = int(facts.indices.searchsorted(train))
+    for order, values in strongest(influence, count).effects():
+        for number, (position, value) in enumerate(zip(order, values, strict=True), start=1):
+            test = tests[int(position)]
             yield {
                 "test": test.index,
                 "test_path": test.path,
                 "test_label": classes[test.label] if test.label is not None else None,
                 "test_predicted": classes[test.predicted],
-                "effect": effect(values[position]),
+                "effect": effect(value),
                 "rank": number,
                 **training_columns(prepared, facts, row),
-                "influence": float(values[position]),
+                "influence": float(value),
             }
 
 

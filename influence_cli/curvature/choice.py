@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from influence_cli.curvature.explicit import MAX_PARAMETERS
 from influence_cli.errors import InfluenceError
-from influence_cli.layers import Network, layers_in_order, output_layer, restrict
+from influence_cli.network import Network, output_layer
 
 # About 5,000, with room for the 10-class head of a ResNet-18 (5,130).
 AUTO_PARAMETERS = 6_000
+JOINT, LAYERED, RAW = ("explicit", "arnoldi"), ("ekfac", "kfac"), ("identity", "fisher", "cg", "lissa")
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class Choice:
     """A curvature, decided.
 
     Attributes:
-        method: ``explicit``, ``identity``, ``cg`` or ``lissa``.
-        matrix: ``ggn`` or ``hessian``.
+        method: a name of ``JOINT``, ``LAYERED`` or ``RAW``.
+        matrix: ``ggn``, ``empirical`` or ``hessian``.
         network: the model with the parameters that count.
         output: the output layer, where it holds all of them.
         note: what ``auto`` did, in a line; empty where nothing was chosen for the user.
@@ -33,58 +34,65 @@ class Choice:
     note: str = ""
 
     @property
+    def is_joint(self) -> bool:
+        """Say whether rows of the store are coordinates in one basis over all parameters."""
+        return self.method in JOINT
+
+    @property
+    def is_layered(self) -> bool:
+        """Say whether they are coordinates in a basis a layer."""
+        return self.method in LAYERED
+
+    @property
     def has_basis(self) -> bool:
-        """Say whether rows of the store are coordinates in a basis (else raw gradients)."""
-        return self.method == "explicit"
+        """Say whether rows are coordinates in a basis (else raw gradients)."""
+        return self.method not in RAW
+
+    @property
+    def solves(self) -> bool:
+        """Say whether each right side takes an iterative solver."""
+        return self.method in ("cg", "lissa")
 
 
 def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor, where: str) -> Choice:
-    """Resolve ``auto`` and refuse what does not fit.
-
-    ``auto`` is explicit over all tracked parameters up to about 5,000; past that the explicit GGN over the last
-    layers that fit.
+    """Resolve the method: ``auto`` is explicit over all tracked parameters up to about 5,000, past that EK-FAC.
 
     Args:
-        method: ``auto``, ``explicit``, ``identity``, ``cg`` or ``lissa``.
-        matrix: ``ggn`` or ``hessian``.
-        network: the model and its tracked parameters.
-        inputs: a few examples, to see in which order the layers run.
+        method: ``auto`` or a name.
+        matrix: ``ggn``, ``empirical`` or ``hessian``.
+        network: the model and its tracked parameters, its layers decided.
+        inputs: a few examples, to see where the output comes from.
         where: the config's line, for errors.
+
+    Raises:
+        InfluenceError: the method cannot hold that many parameters, or has no such matrix.
     """
-    if method != "auto":
-        if method == "explicit" and network.size > MAX_PARAMETERS:
-            raise InfluenceError(
-                f"{where}: curvature explicit over {network.size:,} parameters is too large "
-                f"(a matrix of {8 * network.size**2 / 1e9:,.1f} GB; the limit is {MAX_PARAMETERS:,} parameters)",
-                "choose fewer layers (gradients.layers), or curvature.method: auto, cg or identity",
-            )
-        return Choice(method, matrix, network, output_layer(network, inputs))
-    if network.size <= AUTO_PARAMETERS:
-        return Choice("explicit", matrix, network, output_layer(network, inputs))
-    kept: list[str] = []
-    owners: list[str] = []
-    size = 0
-    own = network.parameters()
-    for owner, names in reversed(layers_in_order(network, inputs)):
-        extra = sum(own[name].numel() for name in names)
-        if size + extra > (AUTO_PARAMETERS if kept else MAX_PARAMETERS):
-            break
-        kept += names
-        owners.insert(0, owner)
-        size += extra
-    if not kept:
-        owner, names = layers_in_order(network, inputs)[-1]
+    output = output_layer(network, inputs)
+    note = ""
+    if method == "auto":
+        method = "explicit" if network.size <= AUTO_PARAMETERS and matrix != "empirical" else "ekfac"
+        if method == "ekfac":
+            note = f"curvature auto: EK-FAC over {network.size:,} parameters in {len(network.layers)} layers"
+    if method == "explicit" and network.size > MAX_PARAMETERS:
         raise InfluenceError(
-            f"{where}: curvature auto needs a last layer of at most {MAX_PARAMETERS:,} parameters; "
-            f"{owner} has {sum(own[name].numel() for name in names):,}",
-            f"for rank: -s curvature.method=cg -s 'gradients.layers={owner}'; "
-            "for gradient similarity, without a unit: -s curvature.method=identity",
+            f"{where}: curvature explicit over {network.size:,} parameters is too large "
+            f"(a matrix of {8 * network.size**2 / 1e9:,.1f} GB; the limit is {MAX_PARAMETERS:,} parameters)",
+            "use curvature.method: ekfac, or choose fewer layers (gradients.layers)",
         )
-    if size == network.size:
-        return Choice("explicit", matrix, network, output_layer(network, inputs))
-    reduced = restrict(network, kept)
-    note = (
-        f"curvature auto: explicit {matrix.upper() if matrix == 'ggn' else 'Hessian'} over the last layers that fit, "
-        f"{', '.join(owners)} ({size:,} of {network.size:,} parameters); influence is restricted to them"
-    )
-    return Choice("explicit", matrix, reduced, output_layer(reduced, inputs), note)
+    if method in LAYERED and matrix == "hessian":
+        raise InfluenceError(
+            f"{where}: curvature {method} has no Hessian: it factors the GGN",
+            "use curvature.matrix: ggn; a Hessian goes with explicit (fewer layers), arnoldi, cg or lissa",
+        )
+    if method not in LAYERED and matrix == "empirical":
+        raise InfluenceError(
+            f"{where}: curvature {method} takes matrix ggn or hessian; empirical goes with ekfac and kfac",
+            "use curvature.matrix: ggn",
+        )
+    if method in LAYERED and not any(layer.is_matrix for layer in network.layers):
+        raise InfluenceError(
+            f"{where}: curvature {method} needs a linear or convolutional layer; none of the tracked parameters "
+            "is in one that the layer pass covers",
+            "track other layers (gradients.layers), or use curvature.method: identity",
+        )
+    return Choice(method, matrix, network, output, note)

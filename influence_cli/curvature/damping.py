@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from influence_cli.errors import InfluenceError
+
+# λ = C × the mean eigenvalue of each layer. The linear datamodeling score is highest and flat around 1
+# (bench/RESULTS.md has the sweep).
+C = 1.0
 
 
 @dataclass(frozen=True)
@@ -12,58 +19,79 @@ class Damping:
     """λ in absolute units, and why.
 
     Attributes:
-        value: λ ≥ 0.
+        values: λ ≥ 0 of each group of coordinates: one for a joint basis, one a layer for a basis a layer.
         reason: ``given``, or the line of the rule that gave it.
         advice: empty, or what to do instead.
     """
 
-    value: float
+    values: tuple[float, ...]
     reason: str
     advice: str = ""
 
+    @property
+    def value(self) -> float | None:
+        """Give λ where it is one number for all coordinates, else None."""
+        return self.values[0] if len(set(self.values)) == 1 else None
+
+    def text(self) -> str:
+        """Write λ in absolute units: one number, or the range over layers."""
+        if self.value is not None:
+            return f"{self.value:.6g}"
+        return f"{min(self.values):.3g} to {max(self.values):.3g} by layer"
+
 
 def choose_damping(
-    given: float | str, *, convex: bool, l2: float, matrix: str, smallest: float, mean: float, largest: float
+    given: float | str,
+    *,
+    convex: bool,
+    l2: float,
+    matrix: str,
+    smallest: float,
+    means: Sequence[float],
+    largest: float,
 ) -> Damping:
     """Apply the rule of ``auto``.
 
-    Convex with l2 > 0: 0. Hessian with a negative eigenvalue: 2·|min Λ|. Else 1 × mean eigenvalue.
+    Convex with l2 > 0: 0. Hessian with a negative eigenvalue: 2·|min Λ|. Else C × mean eigenvalue, layer by layer
+    where the basis is.
 
     Args:
         given: ``auto``, or λ.
         convex: whether the objective is convex in the tracked parameters.
         l2: λ₂.
-        matrix: ``ggn`` or ``hessian``.
+        matrix: ``ggn``, ``empirical`` or ``hessian``.
         smallest: min Λ.
-        mean: mean of Λ.
+        means: mean of Λ of each group of coordinates.
         largest: max Λ.
     """
     if not isinstance(given, str):
-        return Damping(float(given), "given")
+        return Damping((float(given),) * len(means), "given")
     if convex and l2 > 0:
-        return Damping(0.0, "auto: the objective is convex and l2 > 0")
+        return Damping((0.0,) * len(means), "auto: the objective is convex and l2 > 0")
     # Rounding leaves eigenvalues a hair below zero; they are zeros.
     if matrix == "hessian" and smallest < -1e-6 * abs(largest):
         return Damping(
-            2 * abs(smallest),
+            (2 * abs(smallest),) * len(means),
             f"auto: 2 × |min Λ|, the Hessian's smallest eigenvalue being {smallest:.3g}",
             "the Hessian is not positive definite here: curvature.matrix: ggn has no such direction",
         )
-    return Damping(max(mean, 0.0), "auto: 1 × mean eigenvalue")
+    layered = " of each layer" if len(means) > 1 else ""
+    return Damping(tuple(C * max(mean, 0.0) for mean in means), f"auto: {C:g} × mean eigenvalue{layered}")
 
 
-def check_poles(smallest: float, shift: float) -> None:
+def check_poles(smallest: float, shift: float | np.ndarray) -> None:
     """Refuse a spectrum with Λⱼ + l2 + λ ≤ 0 anywhere: its inverse means nothing there.
 
     Args:
         smallest: min Λ of the coordinates in use.
-        shift: l2 + λ.
+        shift: l2 + λ; of several groups the least.
 
     Raises:
         InfluenceError: naming −min Λ.
     """
-    if smallest + shift <= 0:
+    least = float(np.min(shift))
+    if smallest + least <= 0:
         raise InfluenceError(
-            f"the curvature is singular or indefinite: −min Λ = {-smallest:.3g}, l2 + λ = {shift:.3g} is not above it",
+            f"the curvature is singular or indefinite: −min Λ = {-smallest:.3g}, l2 + λ = {least:.3g} is not above it",
             f"set curvature.damping above {max(-smallest, 0.0):.3g}, or leave it at auto",
         )

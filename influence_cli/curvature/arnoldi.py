@@ -1,0 +1,121 @@
+"""The top eigenpairs of the curvature by Lanczos iteration, the symmetric case of Arnoldi's (Schioppa et al. 2022).
+
+Right where p is large and few directions matter: it needs only products with H, and p numbers a direction. Influence is
+restricted to the span of the directions found; the mean eigenvalue is estimated from random vectors (Hutchinson).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from influence_cli.errors import InfluenceError, human_bytes
+
+# Krylov vectors, and of them the eigenpairs that are kept where their residual allows it.
+KRYLOV, KEPT = 200, 100
+# A Ritz pair is kept while ‖Hv − Λv‖ is below this share of the largest |Λ|.
+RESIDUAL = 1e-2
+PROBES = 8
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Approximate eigenpairs.
+
+    Attributes:
+        values: Λ [k], float64, by falling size; negative ones of a Hessian included.
+        vectors: [p, k], orthonormal columns.
+        smallest: the smallest Ritz value of all.
+        trace: estimate of ΣΛ.
+        residual: largest ‖Hv − Λv‖ / max|Λ| of what is kept.
+        products: products with H.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    smallest: float
+    trace: float
+    residual: float
+    products: int
+
+
+def top_eigenvectors(
+    product: Callable[[Tensor], Tensor],
+    size: int,
+    *,
+    like: Tensor,
+    seed: int = 0,
+    krylov: int = KRYLOV,
+    kept: int = KEPT,
+    free: int | None = None,
+    on_product: Callable[[int], None] = lambda _: None,
+) -> Ritz:
+    """Run Lanczos with full reorthogonalisation and keep the pairs that have converged.
+
+    Args:
+        product: V [m, p] to V H [m, p].
+        size: p.
+        like: a tensor of the dtype and device to work in.
+        seed: of the start and the probes.
+        krylov: products, at most p.
+        kept: pairs at most.
+        free: bytes of memory that may be used, or None.
+        on_product: told of each product.
+
+    Raises:
+        InfluenceError: two dozen vectors do not fit the memory, or H is zero.
+    """
+    if free is not None:
+        fits = int(0.5 * free) // (4 * size)
+        if fits < 24:
+            raise InfluenceError(
+                f"curvature arnoldi keeps at least 24 vectors of {size:,} numbers ({human_bytes(24 * 8 * size)}), "
+                f"{human_bytes(free)} are free",
+                "track fewer layers (gradients.layers), or use curvature.method: ekfac",
+            )
+        krylov = min(krylov, fits)
+    generator = torch.Generator().manual_seed(seed)
+    steps = min(krylov, size)
+    basis = torch.zeros(steps, size, dtype=like.dtype, device=like.device)
+    vector = torch.randn(size, generator=generator).to(like)
+    vector /= vector.norm()
+    alphas: list[float] = []
+    betas: list[float] = []
+    for step in range(steps):
+        basis[step] = vector
+        image = product(vector[None])[0]
+        on_product(1)
+        alphas.append(float(vector.double() @ image.double()))
+        known = basis[: step + 1]
+        for _ in range(2):  # twice is enough (Kahan)
+            image = image - known.T @ (known @ image)
+        beta = float(image.norm())
+        betas.append(beta)
+        if beta <= 1e-6 * max(map(abs, alphas)):
+            break
+        vector = image / beta
+    count = len(alphas)
+    tridiagonal = torch.diag(torch.tensor(alphas, dtype=torch.float64))
+    for row in range(count - 1):
+        tridiagonal[row, row + 1] = tridiagonal[row + 1, row] = betas[row]
+    values, turn = torch.linalg.eigh(tridiagonal)
+    largest = float(values.abs().max())
+    if largest <= 0:
+        raise InfluenceError("the curvature is zero along every direction tried", "is the model trained at all?")
+    # ‖Hv − Λv‖ = β_m |last entry| of a Ritz pair (Parlett 1980, theorem 13.2).
+    residuals = betas[-1] * turn[-1].abs() / largest
+    order = values.abs().argsort(descending=True)[:kept]
+    order = order[residuals[order] <= RESIDUAL]
+    if not len(order):
+        order = values.abs().argsort(descending=True)[:1]
+    order = order[values[order].argsort(descending=True)]
+    vectors = basis[:count].T @ turn[:, order].to(like)
+    trace, probes = 0.0, min(PROBES, max(1, size))
+    for _ in range(probes):
+        probe = torch.randint(0, 2, (1, size), generator=generator).mul(2).sub(1).to(like)
+        trace += float((product(probe).double() * probe.double()).sum()) / probes
+        on_product(1)
+    return Ritz(values[order], vectors, float(values[0]), trace, float(residuals[order].max()), count + probes)

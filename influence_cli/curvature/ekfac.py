@@ -1,0 +1,324 @@
+"""EK-FAC: a Kronecker-factored eigenbasis a layer with corrected eigenvalues (George et al. 2018), K-FAC beside it.
+
+1. Covariances A = E Σ_τ a_τa_τᵀ of a layer's inputs, G = E Σ_τ δ_τδ_τᵀ of its output gradients, labels drawn from the
+   model (Martens & Grosse 2015; for convolutions Grosse & Martens 2016).
+2. Their eigenvectors Q_A, Q_G, in float64.
+3. Λ = E (Q_Gᵀ G_i Q_A)², the exact diagonal of the Fisher in the basis Q_A ⊗ Q_G (K-FAC: λ_A λ_Gᵀ instead).
+
+Norms and loose parameters have their exact Fisher block up to 4,096 parameters, beyond that its diagonal. Right for any
+network past `explicit`. Each stage can be interrupted: `Progress` holds everything that is known so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from influence_cli.blocks import Block
+from influence_cli.contractions import covariances, gradient_squares, rotated, sketched, turned_sides
+from influence_cli.coordinates import loose_gradients
+from influence_cli.curvature.fisher_slopes import EXACT, batch_seed, draws
+from influence_cli.data import Batch
+from influence_cli.errors import InfluenceError
+from influence_cli.layers import Call, forward
+from influence_cli.network import Network, owner_of
+
+# A factor wider than this has only its top eigenvectors, from a sketch.
+WIDEST, TOP, OVERSAMPLED = 8_192, 1_024, 128
+# Norms and loose parameters up to here have an exact block.
+EXACT_BLOCK = 4_096
+STAGES = ("covariances", "eigenvectors", "eigenvalues", "done")
+
+
+@dataclass
+class Progress:
+    """How far a fit has come: plain tensors by name, and where to go on.
+
+    Attributes:
+        stage: one of ``STAGES``.
+        done: batches (or layers) of the stage that are finished.
+        examples: training examples of the stage that went in.
+        arrays: accumulators and results.
+    """
+
+    stage: str = STAGES[0]
+    done: int = 0
+    examples: int = 0
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+
+    def advance(self, stage: str) -> None:
+        """Go to the next stage."""
+        self.stage, self.done, self.examples = stage, 0, 0
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add to an accumulator, in float64 (float32 on devices without)."""
+        total = self.arrays.get(name)
+        if total is None:
+            dtype = torch.float32 if value.device.type == "mps" else torch.float64
+            self.arrays[name] = value.to(dtype)
+        else:
+            total.add_(value.to(total.device))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fitted: Kronecker layers, and the parameters that are not in one.
+
+    Attributes:
+        layers: numbers in ``Network.layers``.
+        loose: parameters by module, in the model's order.
+    """
+
+    layers: tuple[int, ...]
+    loose: tuple[tuple[str, ...], ...]
+
+
+Batches = Callable[[int], Iterable[Batch]]
+Report = Callable[[str, int], None]
+
+
+def make_plan(network: Network) -> Plan:
+    """Divide the tracked parameters into blocks."""
+    layers = tuple(number for number, layer in enumerate(network.layers) if layer.is_matrix)
+    matrix = {name for number in layers for name in network.layers[number].names} | set(network.unused)
+    loose: dict[str, list[str]] = {}
+    for name in network.names:
+        if name not in matrix:
+            loose.setdefault(owner_of(name), []).append(name)
+    return Plan(layers, tuple(map(tuple, loose.values())))
+
+
+def factor_bytes(network: Network) -> int:
+    """Estimate the memory of the largest stage: covariances in float64, eigenvectors, Λ."""
+    plan, total = make_plan(network), 0
+    for number in plan.layers:
+        layer = network.layers[number]
+        for width in (layer.width, layer.outputs):
+            total += layer.groups * 12 * width * (width if width <= WIDEST else TOP + OVERSAMPLED)
+        total += 8 * layer.groups * layer.outputs * layer.width
+    for names in plan.loose:
+        size = sum(network.model.get_parameter(name).numel() for name in names)
+        total += 12 * size * size if size <= EXACT_BLOCK else 8 * size
+    return total
+
+
+def stored_bytes(network: Network) -> int:
+    """Count the bytes of the factors in a store: eigenvectors and Λ, float32."""
+    plan, total = make_plan(network), 0
+    for number in plan.layers:
+        layer = network.layers[number]
+        out, into = (TOP if width > WIDEST else width for width in (layer.outputs, layer.width))
+        total += 4 * layer.groups * (layer.outputs * out + layer.width * into + out * into)
+    for names in plan.loose:
+        size = sum(network.model.get_parameter(name).numel() for name in names)
+        total += 4 * size * (size + 1) if size <= EXACT_BLOCK else 4 * size
+    return total
+
+
+def fit(
+    network: Network,
+    batches: Batches,
+    *,
+    how: str,
+    seed: int,
+    corrected: bool = True,
+    progress: Progress | None = None,
+    save: Callable[[Progress], None] = lambda _: None,
+    report: Report = lambda _stage, _count: None,
+) -> list[Block]:
+    """Fit the factors of every layer.
+
+    Args:
+        network: the model, its layers decided.
+        batches: gives the training examples' batches from a number on; twice the same ones.
+        how: which draws (``fisher_slopes``).
+        seed: of the draws.
+        corrected: Λ from the data (EK-FAC); otherwise the products of the factors' eigenvalues (K-FAC).
+        progress: where an earlier call stopped.
+        save: told after every batch; it decides when to write.
+        report: told (stage, finished examples or layers).
+
+    Returns:
+        A block a layer, then the loose ones, on the CPU.
+    """
+    progress = progress or Progress(arrays={"seed": torch.tensor(seed)})
+    plan = make_plan(network)
+    if progress.stage == "covariances":
+        for batch in batches(progress.done):
+            if len(batch):
+                _add_covariances(network, plan, batch, progress, how, seed)
+            _finished(progress, batch, save, report)
+        progress.advance("eigenvectors")
+    if progress.stage == "eigenvectors":
+        for position, number in enumerate(plan.layers):
+            if position >= progress.done:
+                _decompose_layer(network, number, progress)
+                progress.done = position + 1
+                save(progress)
+            report("eigenvectors", 1)
+        progress.advance("eigenvalues" if corrected else "done")
+    if progress.stage == "eigenvalues":
+        for batch in batches(progress.done):
+            if len(batch):
+                _add_eigenvalues(network, plan, batch, progress, how, seed)
+            _finished(progress, batch, save, report)
+        progress.advance("done")
+    return _blocks(network, plan, progress, corrected)
+
+
+def _finished(progress: Progress, batch: Batch, save: Callable[[Progress], None], report: Report) -> None:
+    progress.done += 1
+    progress.examples += len(batch)
+    progress.arrays[f"{progress.stage}.n"] = torch.tensor(progress.examples)
+    report(progress.stage, len(batch))
+    save(progress)
+
+
+def _passes(
+    network: Network, batch: Batch, how: str, seed: int, number: int
+) -> Iterator[tuple[int, list[list[Call]], Tensor]]:
+    """Yield (draw, the calls of each layer, slopes) for every draw of a batch; the same ones in every stage."""
+    tape = forward(network, batch.inputs)
+    finite = tape.outputs.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        index = int(batch.indices[int(torch.nonzero(~finite.cpu())[0])])
+        raise InfluenceError(
+            f"the model's outputs for training example {index} are NaN or infinite",
+            "look at that image; list it under exclude to go on without it",
+        )
+    for draw, slopes in enumerate(draws(network, tape.outputs, batch.targets, how, batch_seed(seed, number))):
+        yield draw, tape.backward(slopes, again=how == EXACT), slopes
+
+
+def _add_covariances(network: Network, plan: Plan, batch: Batch, progress: Progress, how: str, seed: int) -> None:
+    for draw, calls, slopes in _passes(network, batch, how, seed, progress.done):
+        for number in plan.layers:
+            own = calls[number] if number < len(calls) else []
+            if not own:
+                continue
+            layer = network.layers[number]
+            into, out, positions = covariances(network, layer, own, WIDEST)
+            for side, square, width in (("a", into, layer.width), ("d", out, layer.outputs)):
+                if side == "a" and draw:
+                    continue  # the inputs are the same for every draw
+                if square is None:
+                    square = sketched(network, layer, own, side, _sketch(width, seed, number))
+                progress.add(f"{side}.{number}", square)
+            progress.add(f"t.{number}", torch.tensor(float(positions)))
+        loose = loose_gradients(network, calls, batch.inputs, slopes, plan.loose)
+        for position, names in enumerate(plan.loose):
+            grads = loose[names]
+            exact = grads.shape[1] <= EXACT_BLOCK
+            progress.add(f"m.{position}", grads.T @ grads if exact else grads.square().sum(dim=0))
+
+
+def _sketch(width: int, seed: int, number: int) -> Tensor:
+    generator = torch.Generator().manual_seed(batch_seed(seed, number))
+    return torch.randn(width, TOP + OVERSAMPLED, generator=generator)
+
+
+def _decompose_layer(network: Network, number: int, progress: Progress) -> None:
+    """Replace a layer's covariances by their eigenvectors."""
+    layer = network.layers[number]
+    for side, width in (("a", layer.width), ("d", layer.outputs)):
+        matrix = progress.arrays.pop(f"{side}.{number}", None)
+        if matrix is None:  # the layer never ran: no direction is better than another
+            matrix = torch.zeros(layer.groups, width, min(width, WIDEST), dtype=torch.float64)
+        if width > WIDEST:
+            values, vectors = nystrom(matrix[0].cpu(), _sketch(width, progress_seed(progress), number).double())
+            values, vectors = values[None], vectors[None]
+        else:
+            values, vectors = torch.linalg.eigh((matrix + matrix.transpose(1, 2)) / 2)
+            values, vectors = values.flip(1), vectors.flip(2)
+        progress.arrays[f"l{side}.{number}"] = values.clamp_min(0)
+        progress.arrays[f"q{side}.{number}"] = vectors.float()
+
+
+def progress_seed(progress: Progress) -> int:
+    """Give the seed that the sketches were made with."""
+    return int(progress.arrays.get("seed", torch.tensor(0)))
+
+
+def nystrom(image: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
+    """Approximate the top eigenpairs of a positive semi-definite A ≈ Y (ΩᵀY)⁺ Yᵀ, Y = AΩ (Tropp et al. 2017).
+
+    Args:
+        image: Y [w, s].
+        sketch: Ω [w, s].
+
+    Returns:
+        At most TOP values, falling, and orthonormal vectors, in columns.
+    """
+    core = sketch.T @ image
+    weights, turn = torch.linalg.eigh((core + core.T) / 2)
+    # Below this is the rounding of float32 sums, not curvature.
+    used = weights > 1e-7 * float(weights[-1].clamp_min(1e-300))
+    half = image @ (turn[:, used] / weights[used].sqrt())
+    vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
+    return singular.square()[:TOP], vectors[:, :TOP]
+
+
+def _add_eigenvalues(network: Network, plan: Plan, batch: Batch, progress: Progress, how: str, seed: int) -> None:
+    for _draw, calls, _slopes in _passes(network, batch, how, seed, progress.done):
+        for number in plan.layers:
+            own = calls[number] if number < len(calls) else []
+            if not own:
+                continue
+            layer = network.layers[number]
+            q_out, q_in = (progress.arrays[f"q{side}.{number}"].to(network.device()) for side in ("d", "a"))
+            pair = turned_sides(network, layer, own, q_out, q_in)
+            if pair is not None:
+                left, right = (side.square().transpose(0, 1) for side in pair)
+                progress.add(f"v.{number}", left.transpose(1, 2) @ right)
+            else:
+                for part in rotated(network, layer, own, q_out, q_in):
+                    progress.add(f"v.{number}", part.square().sum(dim=0))
+            if q_out.shape[2] < layer.outputs or q_in.shape[2] < layer.width:
+                progress.add(f"s.{number}", gradient_squares(network, layer, own))
+
+
+def _blocks(network: Network, plan: Plan, progress: Progress, corrected: bool) -> list[Block]:
+    """Gather the results as blocks."""
+    arrays = progress.arrays
+    n = max(1, int(arrays["covariances.n"]))
+    blocks = []
+    for number in plan.layers:
+        layer = network.layers[number]
+        q_out, q_in = arrays[f"qd.{number}"].cpu(), arrays[f"qa.{number}"].cpu()
+        shape = (layer.groups, q_out.shape[2], q_in.shape[2])
+        if corrected:
+            values = arrays.get(f"v.{number}", torch.zeros(shape, dtype=torch.float64)).cpu() / n
+        else:
+            # Homogeneous in space: positions share one G (Grosse & Martens 2016, section 3).
+            positions = float(arrays.get(f"t.{number}", torch.tensor(float(n))))
+            out, into = arrays[f"ld.{number}"].cpu() / max(1.0, positions), arrays[f"la.{number}"].cpu() / n
+            values = out[:, :, None] * into[:, None, :]
+        trace = float(arrays[f"s.{number}"]) / n if f"s.{number}" in arrays else float(values.sum())
+        size = layer.groups * layer.outputs * layer.width
+        blocks.append(Block(layer.name, "kronecker", layer.names, values.float(), q_out, q_in, None, size, trace))
+    for position, names in enumerate(plan.loose):
+        moment = arrays[f"m.{position}"].cpu() / n
+        name = owner_of(names[0]) or names[0]
+        if moment.ndim == 1:
+            values, kind, vectors = moment, "diagonal", None
+        else:
+            values, vectors = torch.linalg.eigh((moment + moment.T) / 2)
+            values, vectors, kind = values.flip(0).clamp_min(0), vectors.flip(1).float(), "dense"
+        blocks.append(Block(name, kind, names, values.float(), None, None, vectors, len(values), float(values.sum())))
+    return blocks
+
+
+def remainders(blocks: Sequence[Block]) -> list[str]:
+    """Name the layers of which only the top eigenvectors are in the basis, and how much that leaves out."""
+    texts = []
+    for block in blocks:
+        if block.kind == "kronecker" and block.count < block.size:
+            share = float(block.values.double().sum()) / max(block.trace, 1e-300)
+            texts.append(
+                f"{block.name}: {block.size:,} parameters, too wide for all eigenvectors; the top {TOP:,} of a factor "
+                f"hold {share:.1%} of its curvature, the remainder is left out"
+            )
+    return texts

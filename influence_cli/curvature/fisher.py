@@ -1,0 +1,78 @@
+"""The second moment of the stored gradients, F = (1/n) Σ gᵢgᵢᵀ, and its eigenpairs: from a store alone, as TRAK does.
+
+Given labels, so the *empirical* Fisher. Right where a store of raw gradients is there and either the parameters or the
+examples are few enough for a square matrix of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from influence_cli.errors import InfluenceError, human_bytes
+from influence_cli.memory import available_bytes
+from influence_cli.store import Store
+
+# Past this, p × p and n × n both, the matrix and its eigenvectors leave the range of a workstation.
+WIDEST = 12_000
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Eigenpairs of F.
+
+    Attributes:
+        values: Λ [k] float64, falling, above rounding.
+        vectors: [p, k] float64, orthonormal columns.
+        trace: ΣΛ.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    trace: float
+
+
+def stored_moment(path: Path, on_examples: Callable[[int], None] = lambda _: None, *, where: str) -> Moment:
+    """Scan a store of raw gradients once (twice where the examples are fewer than the parameters).
+
+    Args:
+        path: the store.
+        on_examples: told of rows as they are read.
+        where: names the setting in an error.
+
+    Raises:
+        InfluenceError: neither parameters nor examples are few enough, or memory does not hold the matrix.
+    """
+    with Store.open(path) as store:
+        n, p, read = store.layout.n, store.layout.k, max(1, store.readable())
+        small = min(n, p)
+        need, free = 8 * (3 * small * small + p * small), available_bytes(torch.device("cpu"))
+        if small > WIDEST or need > free:
+            raise InfluenceError(
+                f"{where}: the second moment of {n:,} gradients of {p:,} parameters takes {human_bytes(need)}; "
+                f"the limit is {WIDEST:,} parameters or examples, {human_bytes(free)} are free",
+                "track fewer layers (gradients.layers), or use curvature.method: ekfac",
+            )
+        moment = torch.zeros(small, small, dtype=torch.float64)
+        if p <= n:
+            for _, block in store.scan():
+                rows = torch.from_numpy(block)
+                moment += rows.T @ rows
+                on_examples(len(block))
+            values, vectors = torch.linalg.eigh(moment / read)
+        else:
+            rows = torch.cat([torch.from_numpy(block.copy()) for _, block in store.scan()])
+            on_examples(n)
+            values, left = torch.linalg.eigh((rows.double() @ rows.double().T) / read)
+            used = values > 1e-10 * float(values[-1].clamp_min(1e-300))
+            values, left = values[used], left[:, used]
+            vectors = (rows.double().T @ left) / (values * read).sqrt()
+    used = values > 1e-10 * float(values[-1].clamp_min(1e-300))
+    values, vectors = values[used].flip(0), vectors[:, used].flip(1)
+    if not len(values):
+        raise InfluenceError(f"{where}: every stored gradient is zero", "is the model trained on other labels?")
+    return Moment(values, vectors, float(values.sum()))

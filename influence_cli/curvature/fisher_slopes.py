@@ -1,0 +1,66 @@
+"""Slopes at the outputs whose outer products have the Fisher's expectation: the draws that EK-FAC and others average.
+
+F = E_x E_{y from p(y|x)} [∇ℓ ∇ℓᵀ] = E_x [JᵀSJ], S = ∇²_f ℓ: the GGN of a loss that is convex in the outputs f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from influence_cli.network import Network, loss_slopes, output_curvature
+
+# How the draws are made.
+SAMPLED, EXACT, ROOT, EMPIRICAL = "sampled", "exact", "root", "empirical"
+
+
+def draws(network: Network, outputs: Tensor, targets: Tensor, how: str, seed: int) -> Iterator[Tensor]:
+    """Yield slopes u [b, C]; the expectation of Σ u uᵀ over what is yielded is S (for ``empirical`` the given label's).
+
+    Args:
+        network: for its loss.
+        outputs: f [b, C].
+        targets: the given labels [b].
+        how: ``sampled``, one label drawn from the softmax; ``exact``, every label weighted by its probability;
+            ``root``, S^{1/2}ε with random signs ε, for any loss convex in f; ``empirical``, the given labels.
+        seed: of this batch.
+
+    Raises:
+        ValueError: S has a negative eigenvalue under ``root``.
+    """
+    f = outputs.detach().float()
+    generator = torch.Generator().manual_seed(seed)
+    if how == EMPIRICAL:
+        yield loss_slopes(network, outputs, targets.to(f.device))[1]
+    elif how == SAMPLED:
+        soft = f.softmax(dim=1)
+        labels = torch.multinomial(soft.cpu(), 1, generator=generator).to(f.device)
+        yield soft.scatter_add(1, labels, torch.full_like(soft[:, :1], -1).expand_as(labels))
+    elif how == EXACT:
+        soft = f.softmax(dim=1)
+        for label in range(f.shape[1]):
+            slope = soft.clone()
+            slope[:, label] -= 1
+            yield slope * soft[:, label, None].sqrt()
+    else:
+        matrix = output_curvature(network.loss, f, targets.to(f.device)).double()
+        values, vectors = torch.linalg.eigh(matrix)
+        if float(values.min()) < -1e-6 * float(values.abs().max()):
+            raise ValueError("the loss is not convex in the outputs")
+        signs = torch.randint(0, 2, f.shape, generator=generator).mul(2).sub(1).to(f.device, torch.float64)
+        scaled = vectors * values.clamp_min(0).sqrt()[:, None, :]
+        yield torch.einsum("bcd,bd->bc", scaled, signs).to(f.dtype)
+
+
+def batch_seed(seed: int, number: int) -> int:
+    """Give the seed of a batch's draws: the same in every stage of a fit, and after a restart."""
+    return (seed * 1_000_003 + number) % 2**63
+
+
+def is_convex(network: Network, outputs: Tensor, targets: Tensor) -> bool:
+    """Say whether the loss is convex in the outputs, on these examples."""
+    matrix = output_curvature(network.loss, outputs.detach().float(), targets.to(outputs.device)).double()
+    values = torch.linalg.eigvalsh(matrix)
+    return float(values.min()) >= -1e-6 * max(float(values.abs().max()), 1e-30)

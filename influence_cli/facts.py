@@ -1,0 +1,138 @@
+"""What is known of training and test examples beside their scores: labels, predictions, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.data import Batch, read_batches
+from influence_cli.fill import workers
+from influence_cli.network import evaluate
+from influence_cli.precompute import Prepared
+from influence_cli.store import READ, Store
+from influence_cli.task import Task, logits_of
+from influence_cli.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class TestFacts:
+    """What is known of a test example after its gradient pass.
+
+    Attributes:
+        index: position in the test set, or None for a file.
+        path: its file, or None.
+        label: the class taken for its label, or None for a file without one.
+        predicted: the model's class (several checkpoints: by mean probability).
+        target: the class whose loss is explained.
+        loss: that loss (several checkpoints: the mean).
+    """
+
+    index: int | None
+    path: str | None
+    label: int | None
+    predicted: int
+    target: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What is known of the examples of a split, averaged over checkpoints.
+
+    Attributes:
+        indices: int64 [n], positions in the data set.
+        labels: int64 [n].
+        probabilities: float32 [n, C], softmax of the outputs.
+        losses: float32 [n].
+        read: bool [n]; False where an example could not be read.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    losses: np.ndarray
+    read: np.ndarray
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """Give the model's class of each example."""
+        return np.asarray(self.probabilities.argmax(axis=1))
+
+
+def stored_facts(stores: Sequence[Prepared]) -> TrainingFacts:
+    """Read labels, losses and outputs of all training examples from the stores."""
+    probabilities: np.ndarray | None = None
+    losses: np.ndarray | None = None
+    for prepared in stores:
+        with Store.open(prepared.path) as store:
+            outputs, own = store.column("outputs"), store.column("losses")
+            indices, labels, read = store.column("indices"), store.column("labels"), store.column("state") == READ
+        soft = softmax(outputs)
+        probabilities = soft if probabilities is None else probabilities + soft
+        losses = own if losses is None else losses + own
+    if probabilities is None or losses is None:
+        raise ValueError("at least one store is needed")
+    return TrainingFacts(indices, labels, probabilities / len(stores), losses / len(stores), read)
+
+
+def empty_facts(task: Task, split_indices: np.ndarray, labels: np.ndarray) -> TrainingFacts:
+    """Make facts for a pass over a split to fill in."""
+    n = len(split_indices)
+    return TrainingFacts(
+        split_indices,
+        labels,
+        np.zeros((n, len(task.classes)), dtype=np.float32),
+        np.zeros(n, dtype=np.float32),
+        np.zeros(n, dtype=bool),
+    )
+
+
+def softmax(outputs: np.ndarray) -> np.ndarray:
+    """Turn outputs [n, C] into probabilities."""
+    return torch.from_numpy(outputs).softmax(dim=1).numpy()
+
+
+def misclassified(tasks: Sequence[Task], terminal: Terminal) -> np.ndarray:
+    """Find the test examples that the model (the mean of several) gets wrong: positions, rising."""
+    split = tasks[0].test_split()
+    wrong: list[np.ndarray] = []
+    with terminal.progress(len(split), "predicting the test set") as advance:
+        for batch in read_batches(split, split.indices, 256, workers(tasks[0])):
+            if len(batch):
+                predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
+                wrong.append(batch.indices[(predicted != batch.targets).numpy()])
+            advance(len(batch))
+    found = np.concatenate(wrong) if wrong else np.empty(0, dtype=np.int64)
+    terminal.say(f"{len(found):,} of {len(split):,} test examples are misclassified")
+    return found
+
+
+def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
+    """Run every checkpoint forward and sum their probabilities: [b, C], on the CPU."""
+    total: Tensor | None = None
+    for task in tasks:
+        with torch.no_grad():
+            soft = logits_of(task.model(inputs.to(task.device))).softmax(dim=1).cpu()
+        total = soft if total is None else total + soft
+    if total is None:
+        raise ValueError("at least one task is needed")
+    return total
+
+
+def mean_outputs(stores: Sequence[Prepared], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Run every checkpoint forward on a batch.
+
+    Returns:
+        Mean losses [b] and mean probabilities [b, C], on the CPU.
+    """
+    losses, soft = [], []
+    for prepared in stores:
+        loss, outputs = evaluate(prepared.choice.network, batch.inputs, batch.targets)
+        losses.append(loss.float().cpu())
+        soft.append(outputs.softmax(dim=1).float().cpu())
+    return torch.stack(losses).mean(dim=0), torch.stack(soft).mean(dim=0)

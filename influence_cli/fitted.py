@@ -1,0 +1,317 @@
+"""Fit the basis and the spectrum of a curvature, or take them from the store's file; the only way to either."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.blocks import Block, describe, from_arrays, keep, to_arrays
+from influence_cli.coordinates import Basis, Blocks, Joint
+from influence_cli.curvature.arnoldi import top_eigenvectors
+from influence_cli.curvature.choice import Choice
+from influence_cli.curvature.ekfac import STAGES, Progress, factor_bytes, fit, make_plan, remainders
+from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
+from influence_cli.curvature.fisher_slopes import EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
+from influence_cli.curvature.operator import hold, mean_product
+from influence_cli.data import Batch, read_batches, refuse_unreadable
+from influence_cli.errors import InfluenceError, Stopped, human_bytes
+from influence_cli.fill import training_batches, workers
+from influence_cli.fit_file import fit_path, load_progress, save_progress
+from influence_cli.memory import available_bytes
+from influence_cli.network import evaluate
+from influence_cli.probe import check_finite
+from influence_cli.spectrum import Spectrum, joint, layered
+from influence_cli.store import Store
+from influence_cli.task import Task
+from influence_cli.terminal import Advance, Terminal
+
+# Directions left out of an explicit basis carry less than this share of the summed self-influence.
+DROPPED_SHARE = 1e-7
+# Seconds between two saves of an unfinished fit.
+SAVE_EVERY = 30.0
+# Parts of a store's fingerprint that a fitted curvature depends on; the given labels count where they were used.
+DEPENDS = ("weights", "count", "files", "examples", "transform", "layers", "loss", "basis", "versions")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A curvature as a store keeps it.
+
+    Attributes:
+        arrays: the basis and the spectrum, or the factors of each layer.
+        facts: what is no array, JSON-able.
+    """
+
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def bytes(self) -> int:
+        """Count the bytes of the arrays."""
+        return sum(values.nbytes for values in self.arrays.values())
+
+    def blocks(self) -> list[Block]:
+        """Give the factors of each layer."""
+        return from_arrays(self.facts["blocks"], self.arrays.get)
+
+
+def curvature_fingerprint(wanted: Mapping[str, str], choice: Choice) -> dict[str, str]:
+    """Describe what a fitted curvature depends on: fewer things than the rows, so it survives a change of labels."""
+    labels = ("labels",) if choice.matrix != "ggn" or not choice.is_layered else ()
+    return {name: wanted[name] for name in (*DEPENDS, *labels) if name in wanted}
+
+
+def stored_curvature(path: Path, wanted: Mapping[str, str], choice: Choice) -> Fitted | None:
+    """Take a curvature from a store's file, whatever its rows belong to; None where there is none that fits."""
+    if not path.is_file():
+        return None
+    try:
+        with Store.open(path) as store:
+            if store.facts.get("curvature") != curvature_fingerprint(wanted, choice):
+                return None
+            names = [*store.names("factor."), *store.names("basis"), *store.names("spectrum")]
+            arrays = {name: store.array(name) for name in names}
+            return Fitted({name: values for name, values in arrays.items() if values is not None}, store.facts)
+    except InfluenceError:
+        return None  # in use, or damaged: its own message comes when it is opened for its rows
+
+
+def fit_curvature(
+    task: Task, choice: Choice, path: Path, wanted: Mapping[str, str], terminal: Terminal, batch: int, skip: bool
+) -> Fitted:
+    """Fit the curvature of a method that has a basis.
+
+    Args:
+        task: model and data.
+        choice: the curvature, and the parameters that count.
+        path: of the store; an unfinished fit of factors lies beside it.
+        wanted: the store's fingerprint.
+        terminal: progress and warnings.
+        batch: examples at one time.
+        skip: go on without examples that cannot be read.
+
+    Raises:
+        InfluenceError: entries that are not finite, factors larger than the memory, an unreadable example.
+        Stopped: Ctrl-C; finished batches are kept.
+    """
+    fingerprint = curvature_fingerprint(wanted, choice)
+    own: dict[str, Any] = {"curvature": fingerprint, "method": choice.method}
+    if choice.is_layered:
+        blocks = _fit_layers(task, choice, path, fingerprint, terminal, batch, skip)
+        for text in remainders(blocks):
+            terminal.warn(text)
+        return Fitted(to_arrays(blocks), own | {"blocks": describe(blocks), "smallest": 0.0})
+    if choice.method == "arnoldi":
+        return _fit_arnoldi(task, choice, terminal, own, batch, skip)
+    basis, spectrum = _compute_basis(task, choice, terminal, skip)
+    k = _enough(spectrum, max(task.l2, 0.0))
+    arrays = {"spectrum": spectrum[:k].cpu().numpy(), "basis": basis[:, :k].float().cpu().numpy()}
+    return Fitted(
+        arrays,
+        own | {"smallest": float(spectrum[-1]), "trace": float(spectrum.sum()), "largest": float(spectrum[0])},
+    )
+
+
+def first_columns(fitted: Fitted, k: int) -> Fitted:
+    """Cut a joint basis to its first k coordinates; it is then no longer the whole that another run could take over."""
+    if k == len(fitted.arrays["spectrum"]):
+        return fitted
+    arrays = {"spectrum": fitted.arrays["spectrum"][:k], "basis": fitted.arrays["basis"][:, :k]}
+    return Fitted(arrays, {name: fact for name, fact in fitted.facts.items() if name != "curvature"})
+
+
+def open_basis(
+    fitted: Fitted, choice: Choice, chosen: np.ndarray | None, device: torch.device
+) -> tuple[Basis, Spectrum]:
+    """Give the basis of the chosen coordinates, on the device, and their spectrum.
+
+    Args:
+        fitted: the curvature.
+        choice: which one.
+        chosen: int64 [k], positions of the coordinates of a basis a layer, or None for all; of a joint basis the
+            first ``len(chosen)``.
+        device: where the basis goes.
+    """
+    if choice.is_layered:
+        blocks = fitted.blocks()
+        return Blocks(tuple(keep(blocks, chosen, device))), layered(blocks, chosen)
+    k = len(fitted.arrays["spectrum"]) if chosen is None else len(chosen)
+    vectors = torch.from_numpy(fitted.arrays["basis"][:, :k]).to(device)
+    values = torch.from_numpy(np.array(fitted.arrays["spectrum"][:k]))
+    facts = fitted.facts
+    size = choice.network.size
+    return Joint(vectors), joint(values, size=size, trace=float(facts["trace"]), smallest=float(facts["smallest"]))
+
+
+def _fit_layers(
+    task: Task,
+    choice: Choice,
+    path: Path,
+    fingerprint: Mapping[str, str],
+    terminal: Terminal,
+    batch: int,
+    skip: bool,
+) -> list[Block]:
+    network, file = choice.network, fit_path(path)
+    need, free = factor_bytes(network), available_bytes(task.device)
+    if need > free:
+        raise InfluenceError(
+            f"curvature {choice.method} over {network.size:,} parameters needs {human_bytes(need)} of memory for its "
+            f"factors, {human_bytes(free)} are free",
+            "track fewer layers (gradients.layers), or use curvature.method: identity",
+        )
+    how = _how(task, choice, terminal)
+    progress = load_progress(file, fingerprint)
+    if progress is not None:
+        terminal.say(f"going on with the factors of {file}: {progress.stage}, {progress.examples:,} examples done")
+    layers = len(make_plan(network).layers)
+    bars = _Bars(terminal, choice.method, len(task.train), layers, progress)
+    saved = time.monotonic()
+
+    def save(state: Progress) -> None:
+        nonlocal saved, progress
+        progress = state
+        if time.monotonic() - saved > SAVE_EVERY:
+            save_progress(file, state, fingerprint)
+            saved = time.monotonic()
+
+    def batches(start: int) -> Iterator[Batch]:
+        for part in read_batches(task.train, task.train.indices[start * batch :], batch, workers(task)):
+            if not skip:
+                refuse_unreadable(part)
+            yield part
+
+    try:
+        with bars:
+            blocks = fit(
+                network,
+                batches,
+                how=how,
+                seed=task.seed,
+                corrected=choice.method == "ekfac",
+                progress=progress,
+                save=save,
+                report=bars.report,
+            )
+    except KeyboardInterrupt:
+        if progress is None:
+            raise
+        save_progress(file, progress, fingerprint)
+        raise Stopped(f"{file}: what is fitted so far is kept; run the same command to go on") from None
+    file.unlink(missing_ok=True)
+    return blocks
+
+
+class _Bars:
+    """One progress bar a stage of the fit."""
+
+    def __init__(self, terminal: Terminal, method: str, examples: int, layers: int, progress: Progress | None) -> None:
+        self._terminal, self._totals = terminal, {"eigenvectors": layers}
+        self._examples, self._stage = examples, ""
+        self._open: AbstractContextManager[Advance] | None = None
+        self._begun = 0 if progress is None else progress.examples
+        self._method = {"ekfac": "EK-FAC", "kfac": "K-FAC"}[method]
+        self._advance: Any = None
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def report(self, stage: str, count: int) -> None:
+        """Take finished examples or layers of a stage."""
+        if stage != self._stage:
+            self._close()
+            self._stage = stage
+            total = self._totals.get(stage, self._examples)
+            self._open = self._terminal.progress(
+                total, f"{self._method}, stage {STAGES.index(stage) + 1} of 3: {stage}"
+            )
+            self._advance = self._open.__enter__()
+            if self._begun and stage not in self._totals:
+                self._advance(self._begun)
+            self._begun = 0
+        self._advance(count)
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._open = None
+
+
+def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
+    """Choose the draws: labels from the model for cross-entropy, a root of ∇²ℓ for another convex loss."""
+    if choice.matrix == "empirical":
+        return EMPIRICAL
+    if task.loss_name == "cross_entropy":
+        # Where the outputs are linear in the parameters all labels cost hardly more than one.
+        return EXACT if choice.output is not None else SAMPLED
+    batch = next(training_batches(task, skip=True, size=8))
+    outputs = evaluate(choice.network, batch.inputs, batch.targets)[1]
+    if is_convex(choice.network, outputs, batch.targets):
+        return ROOT
+    terminal.warn(
+        f"loss {task.loss_name} is not convex in the outputs: curvature {choice.method} uses the empirical Fisher "
+        "(given labels), which is no approximation of the Hessian; use a convex loss for scores with a unit"
+    )
+    return EMPIRICAL
+
+
+def _fit_arnoldi(task: Task, choice: Choice, terminal: Terminal, own: dict[str, Any], batch: int, skip: bool) -> Fitted:
+    network = choice.network
+    examples = hold(training_batches(task, skip), task.device, batch)
+    like = next(network.model.parameters()).detach()
+    product = mean_product(network, examples, choice.matrix, 0.0)
+    with terminal.progress(0, "Arnoldi: products with the curvature") as advance:
+        found = top_eigenvectors(
+            product, network.size, like=like, seed=task.seed, free=available_bytes(task.device), on_product=advance
+        )
+    terminal.say(
+        f"arnoldi: {len(found.values)} eigenpairs from {found.products} products, relative residual at most "
+        f"{found.residual:.1e}"
+    )
+    return Fitted(
+        {"spectrum": found.values.cpu().numpy(), "basis": found.vectors.float().cpu().numpy()},
+        own | {"smallest": found.smallest, "trace": found.trace, "largest": float(found.values[0])},
+    )
+
+
+def _compute_basis(task: Task, choice: Choice, terminal: Terminal, skip: bool) -> tuple[Tensor, Tensor]:
+    what = f"{'GGN' if choice.matrix == 'ggn' else 'Hessian'} {choice.network.size:,} × {choice.network.size:,}"
+    with terminal.progress(len(task.train), what) as advance:
+        matrix = curvature_matrix(choice.network, training_batches(task, skip), choice.matrix, choice.output, advance)
+    if not bool(matrix.isfinite().all()):
+        _refuse_not_finite(task, choice, skip)
+        raise InfluenceError("the curvature has entries that are not finite", "look for examples with extreme outputs")
+    with terminal.status(f"eigenvectors of the {what} matrix"):
+        return eigenbasis(matrix)
+
+
+def _refuse_not_finite(task: Task, choice: Choice, skip: bool) -> None:
+    """Name the first training example whose loss is not finite, once a curvature has shown that there is one."""
+    for batch in training_batches(task, skip):
+        check_finite(task.train, batch, evaluate(choice.network, batch.inputs, batch.targets)[0])
+
+
+def _enough(spectrum: Tensor, shift: float) -> int:
+    """Count the directions worth keeping: the rest, by Λ/(Λ + shift), is below a share of the effective dimension.
+
+    Along a direction of GGN eigenvalue 0 no training gradient of a cross-entropy has a component: nothing is lost.
+    A negative eigenvalue is always kept: a pole must stay visible.
+    """
+    if float(spectrum[-1]) < -1e-6 * float(spectrum[0].abs()):
+        return len(spectrum)
+    positive = spectrum.clamp_min(0)
+    floor = max(shift, 1e-9 * float(spectrum[0].clamp_min(0)), 1e-300)
+    parts = positive / (positive + floor)
+    total = float(parts.sum())
+    tail = parts.flip(0).cumsum(0).flip(0)
+    return max(1, int((tail > DROPPED_SHARE * total).sum()))

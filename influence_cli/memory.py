@@ -1,0 +1,134 @@
+"""How much memory there is, how much an example takes in the layer pass, and the batch that follows from both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from influence_cli.layers import forward
+from influence_cli.network import Network
+
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+# Of the free memory, what one batch may take: the rest is for contractions, data and other processes.
+SHARE = 0.4
+Result = TypeVar("Result")
+
+
+def available_bytes(device: torch.device) -> int:
+    """Count the bytes that are free on a device; on the CPU within the machine's memory and the cgroup's limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = _machine_bytes()
+    for limit_file, used_file in CGROUPS:
+        limit, used = _number(Path(limit_file)), _number(Path(used_file))
+        if limit is not None and used is not None:
+            free = min(free, max(0, limit - used + _cached_bytes(Path(used_file).parent)))
+    return free
+
+
+def _machine_bytes() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 * 10**9  # a system that does not say
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() and int(text) < 2**60 else None
+
+
+def _cached_bytes(folder: Path) -> int:
+    """Count file pages that the kernel gives back when asked: a store in the page cache is no memory in use."""
+    try:
+        for line in (folder / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name in ("inactive_file", "total_inactive_file"):
+                return int(value)
+    except OSError:
+        pass
+    return 0
+
+
+def example_bytes(network: Network, inputs: Tensor) -> int:
+    """Measure what one example holds in a forward and backward: saved tensors, layer inputs, output gradients.
+
+    Args:
+        network: the model, its layers decided.
+        inputs: [b, …], a few examples.
+    """
+    own = {p.untyped_storage().data_ptr() for p in network.model.parameters()}
+    own |= {b.untyped_storage().data_ptr() for b in network.model.buffers()}
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        tape = forward(network, inputs)
+    for call in tape.calls:
+        note(call.a)
+    for own_calls in tape.backward(torch.ones_like(tape.outputs)):
+        for call in own_calls:
+            if call.delta is not None:
+                note(call.delta)
+    return max(1, (sum(seen.values()) + inputs.numel() * inputs.element_size()) // max(1, len(inputs)))
+
+
+def plan_batch(network: Network, inputs: Tensor, width: int, block: int) -> int:
+    """Choose how many examples go through the layer pass at one time: a power of two, at most a block.
+
+    Args:
+        network: the model, its layers decided.
+        inputs: a few examples, for the measurement.
+        width: numbers a row of what comes out; of raw gradients p.
+        block: rows of a block.
+    """
+    rest = sum(network.model.get_parameter(name).numel() for name in network.rest)
+    # vmap keeps activations of its own beside the gradients of the rest.
+    each = example_bytes(network, inputs) * (3 if network.rest else 1) + 4 * (3 * width + 3 * rest)
+    batch = max(1, int(SHARE * available_bytes(network.device())) // each)
+    return min(block, 1 << (batch.bit_length() - 1))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an exception means that memory ran out, on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "out of memory", "not enough memory")
+    )
+
+
+def halving(work: Callable[[int], Result], batch: int, tell: Callable[[str], Any]) -> tuple[Result, int]:
+    """Run ``work`` with a batch size, halved as long as memory runs out.
+
+    Returns:
+        What ``work`` returned, and the batch size that it took.
+    """
+    while True:
+        try:
+            return work(batch), batch
+        except (MemoryError, RuntimeError) as error:
+            if batch == 1 or not is_out_of_memory(error):
+                raise
+        batch //= 2
+        tell(f"out of memory: going on with batches of {batch}")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,86 @@
+"""The curvature values Λ along the coordinates in use, and what λ makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.blocks import Block, groups, joined
+from influence_cli.curvature.damping import Damping
+from influence_cli.scores import effective_dimension
+
+
+@dataclass(frozen=True)
+class Group:
+    """Coordinates that share one λ: a layer, or all of a joint basis.
+
+    Attributes:
+        name: of the layer; empty for a joint basis.
+        size: parameters.
+        trace: ΣΛ over all of them, what is not kept included.
+        whole: every Λ of the group where they are known, else None.
+    """
+
+    name: str
+    size: int
+    trace: float
+    whole: Tensor | None
+
+    @property
+    def mean(self) -> float:
+        """Give the mean eigenvalue."""
+        return self.trace / max(1, self.size)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Λ of the kept coordinates.
+
+    Attributes:
+        values: Λ [k], float64.
+        owner: group of each coordinate, int64 [k].
+        groups: the groups.
+        smallest: min Λ of the whole curvature, not of the kept part.
+    """
+
+    values: Tensor
+    owner: Tensor
+    groups: tuple[Group, ...]
+    smallest: float
+
+    def shift(self, damping: Damping, l2: float) -> Tensor:
+        """Give l2 + λ of each coordinate: float64 [k]."""
+        return l2 + torch.tensor(damping.values, dtype=torch.float64)[self.owner]
+
+    def dimension(self, damping: Damping, l2: float) -> tuple[float, float]:
+        """Compute d_eff = ΣΛ/(Λ + l2 + λ) of the kept coordinates, and of all (a bound where not all Λ are known)."""
+        kept = effective_dimension(self.values, self.shift(damping, l2))
+        whole = 0.0
+        for number, (group, value) in enumerate(zip(self.groups, damping.values, strict=True)):
+            if group.whole is not None:
+                whole += effective_dimension(group.whole, l2 + value)
+                continue
+            own = self.values[self.owner == number]
+            beyond = max(0.0, group.trace - float(own.clamp_min(0).sum()))
+            whole += effective_dimension(own, l2 + value) + (beyond / (l2 + value) if beyond else 0.0)
+        return kept, whole
+
+
+def joint(values: Tensor, *, size: int, trace: float, smallest: float) -> Spectrum:
+    """Describe the kept part of a joint basis."""
+    owner = torch.zeros(len(values), dtype=torch.int64)
+    return Spectrum(values.double(), owner, (Group("", size, trace, None),), smallest)
+
+
+def layered(blocks: Sequence[Block], chosen: np.ndarray | None) -> Spectrum:
+    """Describe the chosen coordinates of a basis a layer (None: all of them)."""
+    values, owner = joined(blocks).double(), torch.from_numpy(groups(blocks)).long()
+    if chosen is not None:
+        index = torch.from_numpy(chosen)
+        values, owner = values[index], owner[index]
+    described = tuple(Group(block.name, block.size, block.trace, block.values) for block in blocks)
+    return Spectrum(values, owner, described, 0.0)

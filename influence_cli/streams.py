@@ -1,0 +1,175 @@
+"""Scores of all training examples as they stream by: from the rows of a store, or on the fly from a layer pass.
+
+Each stream yields a range of rows and their scores, in order, and never holds more than one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.coordinates import Blocks, Joint, coordinates, full_vectors, products, weighted_squares
+from influence_cli.data import Batch, readable_batches
+from influence_cli.facts import TrainingFacts
+from influence_cli.fill import workers
+from influence_cli.inverse import Inverse
+from influence_cli.network import Network
+from influence_cli.precompute import Prepared
+from influence_cli.probe import check_finite
+from influence_cli.scores import removal
+from influence_cli.store import Store
+from influence_cli.terminal import Advance, Terminal
+
+Piece = tuple[slice, np.ndarray]
+# Columns of a product are padded to this many: the matrix products of a CPU are several times faster so.
+COLUMNS = 16
+
+
+def stored_products(prepared: Prepared, left: Tensor, advance: Advance) -> Iterator[Piece]:
+    """Multiply vectors of coordinates [m, k] with all rows of a store: pieces [m, b], the checksums verified."""
+    padded = _padded(left)
+
+    def work(where: slice, block: np.ndarray) -> Piece:
+        rows = torch.from_numpy(block).to(padded.device)
+        return where, (rows @ padded).T[: len(left)].cpu().numpy()
+
+    with Store.open(prepared.path) as store:
+        if prepared.task.device.type == "cpu":
+            pieces = store.map(work)
+        else:
+            pieces = (work(where, block) for where, block in store.scan())
+        for piece in pieces:
+            yield piece
+            advance(piece[0].stop - piece[0].start)
+
+
+def _padded(left: Tensor) -> Tensor:
+    columns = -(-len(left) // COLUMNS) * COLUMNS
+    out = left.new_zeros(left.shape[1], columns)
+    out[:, : len(left)] = left.T
+    return out
+
+
+def direct_products(
+    prepared: Prepared, left: Tensor, facts: TrainingFacts, share: int, terminal: Terminal, skip: bool
+) -> Iterator[Piece]:
+    """Multiply vectors of coordinates [m, k] with all training gradients, straight from a and δ: nothing is stored.
+
+    Args:
+        prepared: with every coordinate of its basis.
+        left: [m, k].
+        facts: filled in on the way; losses and probabilities are divided by ``share``.
+        share: number of checkpoints.
+        terminal: progress, skipped examples.
+        skip: go on without examples that cannot be read.
+    """
+    network, task = prepared.choice.network, prepared.task
+    vectors, rows = parameter_vectors(network, prepared, left), _Rows(len(task.train))
+    with terminal.progress(len(task.train), "training gradients on the fly") as advance:
+        for batch in _batches(prepared, terminal, skip):
+            values, losses, outputs = products(network, vectors, batch.inputs, batch.targets)
+            check_finite(task.train, batch, losses, values)
+            at = _note(facts, batch.indices, losses, outputs, share)
+            yield from rows.pieces(at, values.T.cpu().numpy())
+            advance(len(batch))
+    yield from rows.rest(len(left))
+
+
+def direct_self_influence(
+    prepared: Prepared, inverse: Inverse, facts: TrainingFacts, share: int, terminal: Terminal, skip: bool
+) -> Iterator[Piece]:
+    """Compute the self-influence of all training examples from a layer pass: pieces [1, b]."""
+    network, task, basis = prepared.choice.network, prepared.task, prepared.basis
+    weights = _block_weights(prepared, inverse) if isinstance(basis, Blocks) else []
+    places = _Rows(len(task.train))
+    with terminal.progress(len(task.train), "self-influence on the fly") as advance:
+        for batch in _batches(prepared, terminal, skip):
+            if isinstance(basis, Blocks):
+                values, losses, outputs = weighted_squares(network, basis, weights, batch.inputs, batch.targets)
+            else:
+                rows, losses, outputs = coordinates(network, basis, batch.inputs, batch.targets)
+                if inverse.own is None:
+                    raise ValueError("self-influence would take a solve an example")
+                values = inverse.own(rows)
+            check_finite(task.train, batch, losses, values[:, None])
+            at = _note(facts, batch.indices, losses, outputs, share)
+            yield from places.pieces(at, removal(values, task.n)[None].cpu().numpy())
+            advance(len(batch))
+    yield from places.rest(1)
+
+
+def parameter_vectors(network: Network, prepared: Prepared, left: Tensor) -> Tensor:
+    """Turn vectors of coordinates [m, k] into vectors over the parameters [m, p]."""
+    basis = prepared.basis
+    if isinstance(basis, Blocks):
+        return full_vectors(network, basis, left)
+    return left @ basis.vectors.T if isinstance(basis, Joint) else left
+
+
+def _block_weights(prepared: Prepared, inverse: Inverse) -> list[Tensor]:
+    """Cut 1/(Λ + l2 + λ) into the shapes of the blocks' spectra."""
+    basis, spectrum = prepared.basis, prepared.spectrum
+    if not isinstance(basis, Blocks) or spectrum is None:
+        raise ValueError("a basis a layer is needed")
+    weights = (1 / (spectrum.values + inverse.shift)).float().to(prepared.task.device)
+    parts = weights.split([len(kept) for kept in basis.kept])
+    return [part.view(kept.block.values.shape) for part, kept in zip(parts, basis.kept, strict=True)]
+
+
+def _batches(prepared: Prepared, terminal: Terminal, skip: bool) -> Iterator[Batch]:
+    split = prepared.task.train
+    return readable_batches(split, split.indices, prepared.batch, workers(prepared.task), skip=skip, tell=terminal.warn)
+
+
+def _note(facts: TrainingFacts, indices: np.ndarray, losses: Tensor, outputs: Tensor, share: int) -> np.ndarray:
+    at = np.searchsorted(facts.indices, indices)
+    facts.losses[at] += losses.float().cpu().numpy() / share
+    facts.probabilities[at] += outputs.float().softmax(dim=1).cpu().numpy() / share
+    facts.read[at] = True
+    return at
+
+
+class _Rows:
+    """Yields scores as ranges without gaps: NaN where an example was skipped."""
+
+    def __init__(self, n: int) -> None:
+        self._n, self._next = n, 0
+
+    def pieces(self, at: np.ndarray, values: np.ndarray) -> Iterator[Piece]:
+        """Place values [m, b] of the rows ``at``, rising."""
+        if len(at):
+            stop = int(at[-1]) + 1
+            whole = np.full((len(values), stop - self._next), np.nan, dtype=values.dtype)
+            whole[:, at - self._next] = values
+            yield slice(self._next, stop), whole
+            self._next = stop
+
+    def rest(self, tests: int) -> Iterator[Piece]:
+        """Yield what was skipped at the end."""
+        if self._next < self._n:
+            yield slice(self._next, self._n), np.full((tests, self._n - self._next), np.nan, dtype=np.float32)
+
+
+def averaged(streams: Sequence[Iterator[Piece]]) -> Iterator[Piece]:
+    """Average streams over the same rows whose pieces need not be cut alike."""
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    held: list[Piece] = [next(stream) for stream in streams]
+    while True:
+        start, stop = held[0][0].start, min(where.stop for where, _ in held)
+        total = np.stack([values[:, : stop - start] for _, values in held]).mean(axis=0, dtype=np.float64)
+        yield slice(start, stop), total.astype(held[0][1].dtype)
+        rest: list[Piece] = []
+        for (where, values), stream in zip(held, streams, strict=True):
+            if where.stop > stop:
+                rest.append((slice(stop, where.stop), values[:, stop - start :]))
+                continue
+            following = next(stream, None)
+            if following is None:
+                return
+            rest.append(following)
+        held = rest

@@ -1,0 +1,107 @@
+"""The selected test examples, read in batches: their gradients' coordinates, and whose loss is explained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.data import Batch, Split, file_input, read_batches, refuse_unreadable
+from influence_cli.errors import InfluenceError
+from influence_cli.facts import TestFacts, mean_probabilities
+from influence_cli.label_files import class_number
+from influence_cli.precompute import Prepared
+from influence_cli.probe import check_finite
+from influence_cli.selection import Selected
+from influence_cli.task import Task
+from influence_cli.terminal import Terminal
+
+
+def check_target(target: str, classes: Sequence[str]) -> None:
+    """Refuse a target that is neither ``label`` nor ``predicted`` nor a class."""
+    if target not in ("label", "predicted"):
+        class_number(target, classes, "--target")
+
+
+def test_gradients(
+    stores: Sequence[Prepared], selected: Sequence[Selected], target: str, terminal: Terminal, skip: bool
+) -> tuple[list[TestFacts], list[Tensor]]:
+    """Give the facts of test examples, and their gradients' coordinates under every checkpoint: [m, k] each."""
+    tasks = [prepared.task for prepared in stores]
+    facts: list[TestFacts] = []
+    rows: list[list[Tensor]] = [[] for _ in stores]
+    size = min(256, min(prepared.batch for prepared in stores))
+    with terminal.progress(len(selected), "test gradients") as advance:
+        for batch, chosen in _batches(tasks[0], selected, size, terminal, skip):
+            predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
+            targets = explained_classes(target, tasks[0].classes, chosen, predicted)
+            losses = torch.zeros(len(batch))
+            for prepared, own in zip(stores, rows, strict=True):
+                gradients, part, _ = prepared.coordinates(batch.inputs, targets)
+                check_finite(tasks[0].test or tasks[0].train, batch, part, gradients)
+                own.append(gradients)
+                losses += part.float().cpu() / len(stores)
+            split = tasks[0].test
+            for j, item in enumerate(chosen):
+                path = str(item.file) if item.file is not None else split.path(item.index or 0) if split else None
+                facts.append(
+                    TestFacts(item.index, path, item.label, int(predicted[j]), int(targets[j]), float(losses[j]))
+                )
+            advance(len(batch))
+    return facts, [torch.cat(own) if own else torch.empty(0) for own in rows]
+
+
+def _batches(
+    task: Task, selected: Sequence[Selected], size: int, terminal: Terminal, skip: bool
+) -> Iterator[tuple[Batch, list[Selected]]]:
+    """Read the selected test examples in order: runs of positions together, files one by one."""
+    run: list[Selected] = []
+    for item in [*selected, None]:
+        if item is not None and item.file is None and len(run) < size:
+            run.append(item)
+            continue
+        if run:
+            yield from _positions(task.test_split(), run, terminal, skip)
+            run = []
+        if item is not None and item.file is None:
+            run = [item]
+        elif item is not None and item.file is not None:
+            split = task.test or task.train
+            try:
+                tensor, _ = file_input(split, item.file)
+            except InfluenceError as error:
+                if not skip:
+                    raise InfluenceError(error.message, error.hint or "--skip-unreadable goes on without it") from error
+                terminal.warn(f"skipped: {error.message}")
+                continue
+            label = item.label if item.label is not None else -1
+            yield Batch(tensor[None], torch.tensor([label]), np.array([-1])), [item]
+
+
+def _positions(
+    split: Split, run: list[Selected], terminal: Terminal, skip: bool
+) -> Iterator[tuple[Batch, list[Selected]]]:
+    indices = np.array([item.index for item in run], dtype=np.int64)
+    batch = next(read_batches(split, indices, len(indices)))
+    if not skip:
+        refuse_unreadable(batch)
+    for _, reason in batch.unreadable:
+        terminal.warn(f"skipped: {reason}")
+    gone = {index for index, _ in batch.unreadable}
+    chosen = [item for item in run if item.index not in gone]
+    if chosen:
+        labels = torch.tensor([-1 if item.label is None else item.label for item in chosen])
+        yield replace(batch, targets=labels), chosen
+
+
+def explained_classes(target: str, classes: Sequence[str], chosen: Sequence[Selected], predicted: Tensor) -> Tensor:
+    """Choose the class whose loss is explained: the label (a file without one: the predicted class), or as asked."""
+    if target == "predicted":
+        return predicted
+    if target != "label":
+        return torch.full_like(predicted, class_number(target, classes, "--target"))
+    labels = [int(predicted[j]) if item.label is None else item.label for j, item in enumerate(chosen)]
+    return torch.tensor(labels)
