@@ -112,12 +112,16 @@ def forward(network: Network, inputs: Tensor) -> Tape:
 
     def watch(number: int) -> Any:
         def hook(_module: nn.Module, received: tuple[Any, ...], output: Tensor) -> Tensor:
+            if not torch.is_grad_enabled():
+                return output  # the model itself wants no gradient of this call
             a = received[0].detach()
             call = Call(number, a, a._version)
             calls.append(call)
             if not output.requires_grad:
                 if not anchors:
                     anchors.append(torch.zeros((), device=device, requires_grad=True))
+                if output.untyped_storage().data_ptr() == a.untyped_storage().data_ptr():
+                    output = output.clone()  # a subclass that passes its input on: that is no place for a graph
                 output = _Root.apply(output, anchors[0])
             output.register_hook(lambda slope, call=call: setattr(call, "delta", slope))
             return output

@@ -1,7 +1,8 @@
 """The top eigenpairs of the curvature by Lanczos iteration, the symmetric case of Arnoldi's (Schioppa et al. 2022).
 
 Right where p is large and few directions matter: it needs only products with H, and p numbers a direction. Influence is
-restricted to the span of the directions found; the mean eigenvalue is estimated from random vectors (Hutchinson).
+restricted to the span of the directions found; the mean eigenvalue is estimated from random vectors (Hutchinson) where
+it is not known.
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ def top_eigenvectors(
         InfluenceError: two dozen vectors do not fit the memory, or H is zero.
     """
     if free is not None:
-        fits = int(0.5 * free) // (4 * size)
+        fits = int(0.5 * free) // (like.element_size() * size)
         if fits < 24:
             raise InfluenceError(
-                f"curvature arnoldi keeps at least 24 vectors of {size:,} numbers ({human_bytes(24 * 8 * size)}), "
-                f"{human_bytes(free)} are free",
+                f"curvature arnoldi keeps at least 24 vectors of {size:,} numbers "
+                f"({human_bytes(48 * like.element_size() * size)}), {human_bytes(free)} are free",
                 "track fewer layers (gradients.layers), or use curvature.method: ekfac",
             )
         krylov = min(krylov, fits)
@@ -89,14 +90,15 @@ def top_eigenvectors(
         image = product(vector[None])[0]
         on_product(1)
         alphas.append(float(vector.double() @ image.double()))
-        known = basis[: step + 1]
-        for _ in range(2):  # twice is enough (Kahan)
-            image = image - known.T @ (known @ image)
-        beta = float(image.norm())
-        betas.append(beta)
-        if beta <= 1e-6 * max(map(abs, alphas)):
-            break
-        vector = image / beta
+        image = _beside(basis[: step + 1], image)
+        beta, zero = float(image.norm()), 1e-6 * max(map(abs, alphas))
+        betas.append(beta if beta > zero else 0.0)
+        if beta <= zero:
+            if abs(alphas[-1]) <= zero:
+                break
+            # An invariant space, in which an eigenvalue that occurs several times was found once: go on beside it.
+            image = _beside(basis[: step + 1], torch.randn(size, generator=generator).to(like))
+        vector = image / image.norm()
     count = len(alphas)
     tridiagonal = torch.diag(torch.tensor(alphas, dtype=torch.float64))
     for row in range(count - 1):
@@ -113,9 +115,17 @@ def top_eigenvectors(
         order = values.abs().argsort(descending=True)[:1]
     order = order[values[order].argsort(descending=True)]
     vectors = basis[:count].T @ turn[:, order].to(like)
-    trace, probes = 0.0, min(PROBES, max(1, size))
+    # In the Krylov space the trace is known; the probes estimate what lies beside it (Meyer et al. 2021).
+    trace, probes = sum(alphas), min(PROBES, max(1, size))
     for _ in range(probes):
-        probe = torch.randint(0, 2, (1, size), generator=generator).mul(2).sub(1).to(like)
+        probe = _beside(basis[:count], torch.randint(0, 2, (size,), generator=generator).mul(2).sub(1).to(like))[None]
         trace += float((product(probe).double() * probe.double()).sum()) / probes
         on_product(1)
     return Ritz(values[order], vectors, float(values[0]), trace, float(residuals[order].max()), count + probes)
+
+
+def _beside(known: Tensor, vector: Tensor) -> Tensor:
+    """Take out of a vector what lies in the span of orthonormal rows."""
+    for _ in range(2):  # twice is enough (Kahan)
+        vector = vector - known.T @ (known @ vector)
+    return vector

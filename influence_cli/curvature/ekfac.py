@@ -234,7 +234,8 @@ def _decompose_layer(network: Network, number: int, progress: Progress) -> None:
             values, vectors = torch.linalg.eigh((matrix + matrix.transpose(1, 2)) / 2)
             values, vectors = values.flip(1), vectors.flip(2)
         progress.arrays[f"l{side}.{number}"] = values.clamp_min(0)
-        progress.arrays[f"q{side}.{number}"] = vectors.float()
+        # Laid out as a file gives it back: a matrix product of other strides rounds otherwise.
+        progress.arrays[f"q{side}.{number}"] = vectors.float().contiguous()
 
 
 def progress_seed(progress: Progress) -> int:
