@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench bench-lds clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,8 +25,17 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check influence_cli tests bench
 	$(BIN)/mypy
 
+# Beside the peers, each in an environment of its own (28 GB, made once): about an hour on two cores.
 bench: $(VENV)/.installed
-	$(BIN)/python bench/speed.py
+	$(BIN)/python bench/compare.py --envs build/peers --work build/bench --install
+	$(BIN)/python bench/scan.py
+
+# By retraining: 120 trainings of a quarter of a minute each, then the scores.
+bench-lds: $(VENV)/.installed
+	for net in cnn deep; do \
+		$(BIN)/python bench/lds_retrain.py --net $$net --out build/lds/$$net && \
+		$(BIN)/python bench/lds.py build/lds/$$net || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -34,8 +34,9 @@ def save_progress(path: Path, progress: Progress, fingerprint: Mapping[str, str]
         "fingerprint": dict(fingerprint),
         "checksums": {name: _digest(tensor) for name, tensor in arrays.items()},
     }
+    text = json.dumps(facts)
     try:
-        save_file(arrays, part, metadata={"progress": json.dumps(facts)})
+        save_file(arrays, part, metadata={"progress": text, "xxh3": xxhash.xxh3_64_hexdigest(text.encode())})
         with part.open("r+b") as file:
             os.fsync(file.fileno())
         part.replace(path)
@@ -49,7 +50,11 @@ def load_progress(path: Path, fingerprint: Mapping[str, str]) -> Progress | None
         return None
     try:
         with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})["progress"])
+            metadata = file.metadata() or {}
+            text = metadata["progress"]
+            if metadata["xxh3"] != xxhash.xxh3_64_hexdigest(text.encode()):
+                return None
+            facts = json.loads(text)
             # Copies lie where torch aligns them: matrix products of the same bytes then give the same bytes.
             arrays = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, KeyError, ValueError):
@@ -62,4 +67,6 @@ def load_progress(path: Path, fingerprint: Mapping[str, str]) -> Progress | None
 
 
 def _digest(tensor: Tensor) -> str:
-    return xxhash.xxh3_64_hexdigest(tensor.reshape(-1).numpy().data) if tensor.numel() else ""
+    state = xxhash.xxh3_64(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    state.update(tensor.reshape(-1).numpy().data if tensor.numel() else b"")
+    return state.hexdigest()

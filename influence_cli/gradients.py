@@ -122,6 +122,8 @@ def example_products(
     Returns:
         [b, p].
     """
+    if network.rest == network.names:
+        return rest_products(network, inputs, slopes)
     calls = (tape or forward(network, inputs)).backward(slopes, again=again) if network.layers else []
     like = next(network.model.parameters())
     rows = torch.zeros(len(slopes), network.size, dtype=_dtype(like), device=like.device)
@@ -169,13 +171,15 @@ def _vectorised_products(network: Network, inputs: Tensor, slopes: Tensor) -> Te
 
 def _looped_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor:
     wanted = [network.model.get_parameter(name) for name in network.rest]
-    rows = []
+    sizes = [parameter.numel() for parameter in wanted]
+    rows = torch.empty(len(inputs), sum(sizes), dtype=_dtype(wanted[0]), device=wanted[0].device)
     with torch.enable_grad(), recurrent_backward():
-        for x, u in zip(inputs, slopes, strict=True):
+        for row, x, u in zip(rows, inputs, slopes, strict=True):
             outputs = logits_of(network.model(x[None]))
             grads = torch.autograd.grad(outputs, wanted, u[None], materialize_grads=True, allow_unused=True)
-            rows.append(torch.cat([part.reshape(-1) for part in grads]))
-    return torch.stack(rows)
+            for place, part in zip(row.split(sizes), grads, strict=True):
+                place.copy_(part.reshape(-1))
+    return rows
 
 
 def _reached(network: Network, inputs: Tensor, slopes: Tensor) -> set[str]:

@@ -54,13 +54,12 @@ def _number(path: Path) -> int | None:
 def _cached_bytes(folder: Path) -> int:
     """Count file pages that the kernel gives back when asked: a store in the page cache is no memory in use."""
     try:
-        for line in (folder / "memory.stat").read_text().splitlines():
-            name, _, value = line.partition(" ")
-            if name in ("inactive_file", "total_inactive_file"):
-                return int(value)
+        pairs = (line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines() if " " in line)
+        found = dict(pairs)
     except OSError:
-        pass
-    return 0
+        return 0
+    # Of v1, whose plain numbers leave out the groups below.
+    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
 
 def example_bytes(network: Network, inputs: Tensor) -> int:
@@ -84,15 +83,18 @@ def example_bytes(network: Network, inputs: Tensor) -> int:
         tape = forward(network, inputs)
     for call in tape.calls:
         note(call.a)
+    # Backward frees what forward saved as it goes, and slopes may take the very same places.
+    held = sum(seen.values())
+    seen.clear()
     for own_calls in tape.backward(torch.ones_like(tape.outputs)):
         for call in own_calls:
             if call.delta is not None:
                 note(call.delta)
-    return max(1, (sum(seen.values()) + inputs.numel() * inputs.element_size()) // max(1, len(inputs)))
+    return max(1, (held + sum(seen.values()) + inputs.numel() * inputs.element_size()) // max(1, len(inputs)))
 
 
 def plan_batch(network: Network, inputs: Tensor, width: int, block: int) -> int:
-    """Choose how many examples go through the layer pass at one time: a power of two, at most a block.
+    """Choose how many examples go through the layer pass at one time: a whole block, or a power of two below it.
 
     Args:
         network: the model, its layers decided.

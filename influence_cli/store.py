@@ -21,9 +21,11 @@ import xxhash
 from influence_cli.errors import InfluenceError
 from influence_cli.store_file import Layout, open_file, row_columns, side_arrays
 from influence_cli.store_rows import checksum, encode, room_for
-from influence_cli.store_scan import PIECE_BYTES, Reader, in_order, mapped, place_of
+from influence_cli.store_scan import PART_BYTES, PIECE_BYTES, Reader, in_order, mapped, place_of
 
 READ, SKIPPED = 1, 2
+# What a scan yields at one time: long products keep the threads of torch busy.
+SCAN_BYTES = 32 * 2**20
 
 Result = TypeVar("Result")
 
@@ -195,9 +197,9 @@ class Store:
             return np.asarray(own.rows[:count])
 
         def run(piece: range) -> list[Result]:
-            return [work(where, rows) for where, rows in reader.parts(piece, room)]
+            return [work(where, rows) for where, rows in reader.parts(piece, PART_BYTES, room)]
 
-        for results in in_order(run, reader.pieces(), threads):
+        for results in in_order(run, reader.pieces(PIECE_BYTES), threads):
             yield from results
 
     def scan(self) -> Iterator[tuple[slice, np.ndarray]]:
@@ -212,8 +214,8 @@ class Store:
         """
         self._require_complete()
         reader = self._reader()
-        for piece in reader.pieces():
-            yield from reader.parts(piece, lambda count: room_for(count, self.layout.k), PIECE_BYTES)
+        for piece in reader.pieces(SCAN_BYTES):
+            yield from reader.parts(piece, SCAN_BYTES, lambda count: room_for(count, self.layout.k))
 
     def _require_complete(self) -> None:
         if not self.done().all():

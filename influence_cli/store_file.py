@@ -36,11 +36,12 @@ from influence_cli.errors import InfluenceError, human_bytes
 
 FORMAT = "influence-store"
 VERSION = 1
-# The seal of a store with a hundred data sets, and the largest one.
-LARGE_BYTES, HUGE_PAGE = 32 * 2**20, 2 * 2**20
-SEAL_BYTES, SEALS_BYTES = 4096, 2**24
+# Room for the seal: of a store with some hundred data sets, and at most.
+SEAL_BYTES, LARGEST_SEAL = 4096, 2**24
+# Coordinates of many bytes begin at a page of 2 MB, for them to be mapped in such pages.
+MANY_BYTES, HUGE_PAGE = 32 * 2**20, 2 * 2**20
 ANEW = "influence gradients --overwrite makes it anew"
-# What every store has beside the columns of its rows.
+# What a store has beside the columns of its rows.
 FIXED = ("header", "flags", "checksums", "inputs", "summary", "summary_xxh3")
 
 
@@ -124,10 +125,10 @@ def create(
         arrays: side arrays by name, such as ``spectrum`` and ``basis``; a ``/`` in a name makes groups.
 
     Raises:
-        ValueError: a side array has the name of a data set that every store has.
+        ValueError: a side array has a name that stores use themselves.
         InfluenceError: the folder is missing or not writable, or the disk is too small.
     """
-    own = {*row_columns(layout), *FIXED}
+    own = {*FIXED, *row_columns(layout), "scales", "coordinates"}
     taken = [name for name in arrays if name.split("/")[0] in own]
     if taken:
         raise ValueError(f"side arrays cannot be called {', '.join(taken)}")
@@ -137,22 +138,10 @@ def create(
     try:
         with part.open("a+b") as raw:
             _lock(raw, path, alone=True)
-            # HDF5 counts places from the end of the user block: both are aligned.
-            large = layout.padded * layout.k * np.dtype(layout.dtype).itemsize >= LARGE_BYTES
-            seal = HUGE_PAGE if large else _seal_size(len(own) + len(arrays))
-            with h5py.File(
-                part, "w", userblock_size=seal, alignment_threshold=1, alignment_interval=64, locking=False
-            ) as file:
-                _lay_out(file, layout, fingerprint, facts, labels, indices, arrays)
-            with h5py.File(
-                part,
-                "r+",
-                alignment_threshold=LARGE_BYTES if large else 1,
-                alignment_interval=HUGE_PAGE if large else 64,
-                locking=False,
-            ) as file:
-                if layout.k:
-                    _reserve(file, "coordinates", (layout.padded, layout.k), layout.dtype)
+            header = json.dumps(
+                {"layout": asdict(layout), "fingerprint": dict(fingerprint), "facts": dict(facts)}, sort_keys=True
+            )
+            _lay_out(part, layout, header.encode(), labels, indices, arrays)
             with part.open("r+b") as whole:
                 # Reserve the blocks on disk now: a full disk is found here, not after an hour.
                 with contextlib.suppress(AttributeError):
@@ -236,32 +225,39 @@ def check_space(path: Path, need: int) -> None:
 
 
 def _lay_out(
-    file: h5py.File,
+    path: Path,
     layout: Layout,
-    fingerprint: Mapping[str, str],
-    facts: Mapping[str, Any],
+    header: bytes,
     labels: np.ndarray,
     indices: np.ndarray,
     arrays: Mapping[str, np.ndarray],
 ) -> None:
-    header = json.dumps(
-        {"layout": asdict(layout), "fingerprint": dict(fingerprint), "facts": dict(facts)}, sort_keys=True
-    )
-    file.attrs["format"] = FORMAT
-    file.attrs["version"] = VERSION
-    _add(file, "header", np.frombuffer(header.encode(), dtype=np.uint8))
-    _reserve(file, "flags", (layout.blocks,), "uint8", zero=True)
-    _reserve(file, "checksums", (layout.blocks,), "uint64", zero=True)
-    _reserve(file, "inputs", (layout.blocks,), "uint64", zero=True)
-    _reserve(file, "summary", (layout.k + 1,), "float64", zero=True)
-    _reserve(file, "summary_xxh3", (1,), "uint64", zero=True)
-    for name, values in arrays.items():
-        _add(file, name, np.asarray(values, order="C"))
-    for name, (shape, dtype) in row_columns(layout).items():
-        if name != "coordinates":
-            _reserve(file, name, (layout.padded, *shape), dtype, zero=name in ("labels", "indices", "state"))
-    file["labels"][: layout.n] = labels
-    file["indices"][: layout.n] = indices
+    columns = row_columns(layout)
+    size = layout.padded * layout.k * np.dtype(layout.dtype).itemsize
+    # HDF5 counts bytes from the end of the user block: for a data set to lie at a large page, that has to end at one.
+    align, room = (HUGE_PAGE, HUGE_PAGE) if size >= MANY_BYTES else (64, SEAL_BYTES)
+    room = max(room, _seal_size(len(FIXED) + len(columns) + len(arrays)))
+    with h5py.File(path, "w", userblock_size=room, alignment_threshold=1, alignment_interval=64, locking=False) as file:
+        _add(file, "header", np.frombuffer(header, dtype=np.uint8))
+        file.attrs["format"] = FORMAT
+        file.attrs["version"] = VERSION
+        _reserve(file, "flags", (layout.blocks,), "uint8", zero=True)
+        _reserve(file, "checksums", (layout.blocks,), "uint64", zero=True)
+        _reserve(file, "inputs", (layout.blocks,), "uint64", zero=True)
+        _reserve(file, "summary", (layout.k + 1,), "float64", zero=True)
+        _reserve(file, "summary_xxh3", (1,), "uint64", zero=True)
+        for name, values in arrays.items():
+            _add(file, name, np.asarray(values, order="C"))
+        for name, (shape, dtype) in columns.items():
+            if name != "coordinates":
+                _reserve(file, name, (layout.padded, *shape), dtype, zero=name in ("labels", "indices", "state"))
+        file["labels"][: layout.n] = labels
+        file["indices"][: layout.n] = indices
+    if layout.k:
+        with h5py.File(
+            path, "r+", alignment_threshold=min(size, MANY_BYTES), alignment_interval=align, locking=False
+        ) as file:
+            _reserve(file, "coordinates", (layout.padded, layout.k), layout.dtype)
 
 
 def _data_sets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
@@ -294,8 +290,8 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, *, 
 
 
 def _seal_size(count: int) -> int:
-    """Reserve room for the seal of a file with so many data sets: a power of two, as HDF5 wants it."""
-    return int(max(SEAL_BYTES, 2 ** (256 + 32 * (count + 1)).bit_length()))
+    """Bound the seal of a file with so many data sets: a power of two, as HDF5 wants it."""
+    return int(2 ** (256 + 32 * (count + 1)).bit_length())
 
 
 def _seal(raw: BinaryIO, path: Path) -> None:
@@ -320,7 +316,7 @@ def _seal(raw: BinaryIO, path: Path) -> None:
 def _read_seal(raw: BinaryIO) -> bytes:
     """Read the seal, three lines, padded to its room; no more than the first bytes of a file without one."""
     seal = raw.read(SEAL_BYTES)
-    while seal.startswith(FORMAT.encode()) and seal.count(b"\n") < 3 and len(seal) < SEALS_BYTES:
+    while seal.startswith(FORMAT.encode()) and seal.count(b"\n") < 3 and len(seal) < LARGEST_SEAL:
         more = raw.read(len(seal))
         if not more:
             break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 
 import numpy as np
@@ -50,9 +49,11 @@ def decode(encoded: np.ndarray, scales: np.ndarray, room: np.ndarray) -> np.ndar
 
 
 def room_for(count: int, width: int) -> np.ndarray:
-    """Make room for float32 rows, beginning at a page: the last bit of a product can depend on where its rows lie."""
+    """Make room for float32 rows, aligned always alike: the last bit of a product can depend on where its rows lie."""
     size = count * width
-    return np.frombuffer(mmap.mmap(-1, max(1, 4 * size)), dtype=np.float32, count=size).reshape(count, width)
+    room = np.empty(size + 16, dtype=np.float32)
+    skip = -room.ctypes.data % 64 // 4
+    return room[skip : skip + size].reshape(count, width)
 
 
 def checksum(block: int, columns: Mapping[str, np.ndarray], digest: int) -> int:

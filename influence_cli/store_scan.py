@@ -23,10 +23,11 @@ from influence_cli.errors import InfluenceError
 from influence_cli.store_file import Layout
 from influence_cli.store_rows import checksum, decode
 
-# What is mapped at one time, and what of it is verified and worked on at one time, in bytes of float32 rows.
-PIECE_BYTES, PART_BYTES = 32 * 2**20, 4 * 2**20
-# Rows that are converted come so many at one time, if PIECE_BYTES allows: a product needs many rows to be fast.
-PART_ROWS = 128
+# In bytes of float32 rows, and at least a block: what a thread takes at one time, small enough that all have about as
+# much to do, and what of it is verified and worked on at one time, small enough for the processor's cache.
+PIECE_BYTES, PART_BYTES = 8 * 2**20, 4 * 2**20
+# Where rows are converted, a part of a block will do, but a product of few rows is slow: so many, within these bytes.
+ROOM_ROWS, ROOM_BYTES = 64, 32 * 2**20
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -117,25 +118,23 @@ class Reader:
             if name != "coordinates"
         }
 
-    def pieces(self) -> list[range]:
-        """Group the blocks into what is mapped at one time."""
-        step = self._blocks_in(PIECE_BYTES)
+    def pieces(self, size: int) -> list[range]:
+        """Group the blocks into pieces of about so many bytes of float32 rows."""
+        step = self._blocks_in(size)
         return [range(first, min(self._layout.blocks, first + step)) for first in range(0, self._layout.blocks, step)]
 
-    def parts(
-        self, piece: range, room: Callable[[int], np.ndarray], part_bytes: int = PART_BYTES
-    ) -> Iterator[tuple[slice, np.ndarray]]:
-        """Verify the blocks of a piece, a few at a time, and give their rows.
+    def parts(self, piece: range, size: int, room: Callable[[int], np.ndarray]) -> Iterator[tuple[slice, np.ndarray]]:
+        """Verify the blocks of a piece, a few at a time, and give their positions and rows, float32 [b, k].
 
         Args:
             piece: the blocks.
-            room: gives float32 [b, k] for b rows that have to be converted.
-            part_bytes: bytes of float32 rows to verify at one time.
+            size: about how many bytes of float32 rows to verify before they are given.
+            room: makes room for b rows that have to be converted.
 
         Raises:
             InfluenceError: a block is damaged.
         """
-        rows, step = self._map(piece), self._blocks_in(part_bytes)
+        rows, step = self._map(piece), self._blocks_in(size)
         first = piece.start * self._layout.block
         for start in range(piece.start, piece.stop, step):
             blocks = range(start, min(piece.stop, start + step))
@@ -149,7 +148,7 @@ class Reader:
             if "scales" not in self._columns:
                 yield where, rows[where.start - first : where.stop - first]
                 continue
-            for some in self._converted(where, part_bytes):
+            for some in self._converted(where):
                 encoded = rows[some.start - first : some.stop - first]
                 yield some, decode(encoded, self._columns["scales"][some], room(len(encoded)))
 
@@ -158,14 +157,13 @@ class Reader:
         return self._fits(block, self._map(range(block, block + 1)), block * self._layout.block)
 
     def most_rows(self) -> int:
-        """Bound the rows that ``room`` is asked for."""
-        return min(self._layout.padded, max(PART_ROWS, self._rows_in(PIECE_BYTES)))
+        """Count the rows that are converted at one time, at most."""
+        return min(self._layout.padded, max(self._rows_in(PART_BYTES), min(ROOM_ROWS, self._rows_in(ROOM_BYTES))))
 
-    def _converted(self, where: slice, part_bytes: int) -> Iterator[slice]:
-        """Cut rows of blocks into what is converted at one time."""
-        most = max(self._rows_in(part_bytes), min(PART_ROWS, self._rows_in(PIECE_BYTES)))
+    def _converted(self, where: slice) -> Iterator[slice]:
+        """Cut rows into what is converted at one time, evenly."""
         count = where.stop - where.start
-        step = -(-count // -(-count // most))
+        step = -(-count // -(-count // self.most_rows()))
         for start in range(where.start, where.stop, step):
             yield slice(start, min(where.stop, start + step))
 

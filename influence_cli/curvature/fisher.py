@@ -37,7 +37,7 @@ class Moment:
 
 
 def stored_moment(path: Path, on_examples: Callable[[int], None] = lambda _: None, *, where: str) -> Moment:
-    """Scan a store of raw gradients once (twice where the examples are fewer than the parameters).
+    """Scan a store of raw gradients once.
 
     Args:
         path: the store.
@@ -50,29 +50,29 @@ def stored_moment(path: Path, on_examples: Callable[[int], None] = lambda _: Non
     with Store.open(path) as store:
         n, p, read = store.layout.n, store.layout.k, max(1, store.readable())
         small = min(n, p)
-        need, free = 8 * (3 * small * small + p * small), available_bytes(torch.device("cpu"))
+        # The matrix, its eigenvectors and a copy of them; where the examples are fewer, their rows as well.
+        need, free = 8 * small * (3 * small + (2 * p if p > n else p)), available_bytes(torch.device("cpu"))
         if small > WIDEST or need > free:
             raise InfluenceError(
                 f"{where}: the second moment of {n:,} gradients of {p:,} parameters takes {human_bytes(need)}; "
                 f"the limit is {WIDEST:,} parameters or examples, {human_bytes(free)} are free",
                 "track fewer layers (gradients.layers), or use curvature.method: ekfac",
             )
-        moment = torch.zeros(small, small, dtype=torch.float64)
         if p <= n:
+            moment = torch.zeros(small, small, dtype=torch.float64)
             for _, block in store.scan():
-                rows = torch.from_numpy(block)
-                moment += rows.T @ rows
+                part = torch.from_numpy(block)
+                moment += part.T @ part
                 on_examples(len(block))
-            values, vectors = torch.linalg.eigh(moment / read)
         else:
-            rows = torch.cat([torch.from_numpy(block.copy()) for _, block in store.scan()])
+            rows = torch.cat([torch.from_numpy(block).double() for _, block in store.scan()])
             on_examples(n)
-            values, left = torch.linalg.eigh((rows.double() @ rows.double().T) / read)
-            used = values > 1e-10 * float(values[-1].clamp_min(1e-300))
-            values, left = values[used], left[:, used]
-            vectors = (rows.double().T @ left) / (values * read).sqrt()
-    used = values > 1e-10 * float(values[-1].clamp_min(1e-300))
-    values, vectors = values[used].flip(0), vectors[:, used].flip(1)
+            moment = rows @ rows.T
+        values, vectors = torch.linalg.eigh(moment / read)
+        falling = (values > 1e-10 * float(values[-1].clamp_min(1e-300))).nonzero()[:, 0].flip(0)
+        values, vectors = values[falling], vectors[:, falling]
+        if p > n:
+            vectors = rows.T @ (vectors / (values * read).sqrt())
     if not len(values):
         raise InfluenceError(f"{where}: every stored gradient is zero", "is the model trained on other labels?")
     return Moment(values, vectors, float(values.sum()))
