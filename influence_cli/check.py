@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from influence_cli.budget import row_bytes
 from influence_cli.config import Config
 from influence_cli.contractions import cheapest, positions
 from influence_cli.curvature.ekfac import EXACT_BLOCK, make_plan
@@ -20,7 +21,7 @@ from influence_cli.gradients import example_gradients
 from influence_cli.layers import forward
 from influence_cli.memory import available_bytes, plan_batch
 from influence_cli.network import Network, evaluate, flatten, owner_of
-from influence_cli.precompute import decide, row_bytes, store_path
+from influence_cli.precompute import decide, store_path
 from influence_cli.probe import check_finite, checkpoint_warnings, near_chance
 from influence_cli.store import Store
 from influence_cli.task import Task, load_tasks

@@ -19,60 +19,65 @@ from torch.nn import functional
 from influence_cli.layers import Call
 from influence_cli.network import Layer, Network
 
-# Numbers in the workspace of one contraction: 2²⁴, 64 MB in float32. More only leaves the caches.
-WORKSPACE = 2**24
+# Numbers in the workspace of one contraction: 2²², 16 MB in float32. More leaves the caches, and the allocator's reach.
+WORKSPACE = 2**22
 
 
-def sides(layer: Layer, module: nn.Module, call: Call) -> tuple[Tensor, Tensor]:
-    """Give a and δ of a matrix layer position by position.
+def sides(layer: Layer, module: nn.Module, calls: Sequence[Call]) -> tuple[Tensor, Tensor]:
+    """Give a and δ of a matrix layer position by position; several calls are so many more positions.
 
     Returns:
-        a [b, g, T, K'], with the column of ones where the layer has a bias; δ [b, g, T, O]; float32 or wider.
+        a [b, g, T, K] (K = 0 where the weight is not tracked; the ones of a bias are not in it), δ [b, g, T, O];
+        float32 or wider.
     """
+    pairs = [_call_sides(layer, module, call) for call in calls]
+    if len(pairs) == 1:
+        return pairs[0]
+    return torch.cat([a for a, _ in pairs], dim=2), torch.cat([d for _, d in pairs], dim=2)
+
+
+def _call_sides(layer: Layer, module: nn.Module, call: Call) -> tuple[Tensor, Tensor]:
     if call.delta is None:
         raise ValueError("the call has no slope")
-    a, delta = _wide(call.a), _wide(call.delta)
+    delta = _wide(call.delta)
     if layer.kind == "linear":
         d = delta.reshape(len(delta), 1, -1, layer.outputs)
-        a = a.reshape(len(a), 1, -1, layer.inputs) if layer.weight else a.new_empty(*d.shape[:3], 0)
+        a = _wide(call.a).reshape(len(delta), 1, -1, layer.inputs)
     else:
         d = delta.reshape(len(delta), layer.groups, layer.outputs, -1).transpose(2, 3)
-        if layer.weight:
-            patches = _patches(module, a)
-            a = patches.reshape(len(a), layer.groups, layer.inputs, -1).transpose(2, 3)
-        else:
-            a = a.new_empty(*d.shape[:3], 0)
-    if layer.bias:
-        a = torch.cat([a, a.new_ones(*a.shape[:3], 1)], dim=3)
-    return a, d
+        patches = _patches(module, _wide(call.a))
+        a = patches.reshape(len(delta), layer.groups, layer.inputs, -1).transpose(2, 3)
+    return (a if layer.weight else a[..., :0]), d
 
 
 def gradient(network: Network, layer: Layer, calls: Sequence[Call]) -> Tensor:
-    """Form the example gradients of a matrix layer, summed over its calls: [b, g, O, K']."""
-    module = network.model.get_submodule(layer.name)
-    total: Tensor | None = None
-    for call in calls:
-        a, d = sides(layer, module, call)
-        part = _outer(d, a)
-        total = part if total is None else total + part
-    if total is None:
-        raise ValueError("the layer was not called")
-    return total
+    """Form the example gradients of a matrix layer, summed over positions and calls: [b, g, O, K']."""
+    a, d = sides(layer, network.model.get_submodule(layer.name), calls)
+    return _gradient(layer, a, d)
+
+
+def _gradient(layer: Layer, a: Tensor, d: Tensor) -> Tensor:
+    grads = _outer(d, a)
+    return torch.cat([grads, d.sum(dim=2)[..., None]], dim=3) if layer.bias else grads
 
 
 def flat_gradient(network: Network, layer: Layer, calls: Sequence[Call], out: dict[str, Tensor]) -> None:
-    """Add a layer's example gradients to flat views [b, numel], by the name of the parameter."""
-    if layer.is_matrix:
-        for part in _parts(layer, calls):
-            grads = gradient(network, layer, part.calls)
-            rows = slice(part.start, part.start + len(grads))
-            if layer.weight:
-                weight = grads[..., : layer.inputs] if layer.bias else grads
-                out[layer.weight][rows].view(weight.shape).copy_(weight)
-            if layer.bias:
-                out[layer.bias][rows].view(grads.shape[:3]).copy_(grads[..., -1])
-        return
+    """Write a layer's example gradients to flat views [b, numel] that hold zeros, by the name of the parameter."""
     module = network.model.get_submodule(layer.name)
+    if layer.is_matrix:
+        numbers = _side_numbers(layer, calls) + layer.groups * layer.outputs * layer.width
+        for start, part in _parts(calls, numbers):
+            a, d = sides(layer, module, part)
+            rows = slice(start, start + len(d))
+            if layer.weight:
+                shape = (len(d), layer.groups, layer.outputs, layer.inputs)
+                if d.shape[2] == 1:
+                    torch.mul(d.transpose(2, 3), a, out=out[layer.weight][rows].view(shape))
+                else:
+                    out[layer.weight][rows].view(shape).copy_(_outer(d, a))
+            if layer.bias:
+                out[layer.bias][rows] = d.sum(dim=2).flatten(1)
+        return
     for call in calls:
         if call.delta is None:
             continue
@@ -81,7 +86,7 @@ def flat_gradient(network: Network, layer: Layer, calls: Sequence[Call], out: di
             if layer.weight:
                 _add_embedding(module, call.a, delta, out[layer.weight])
             continue
-        scaled = _wide(delta) * _normalised(module, _wide(call.a))
+        scaled = delta * _normalised(module, _wide(call.a))
         for name, value in ((layer.weight, scaled), (layer.bias, delta)):
             if name:
                 out[name] += _over_positions(module, value)
@@ -102,30 +107,46 @@ def covariances(
         Σ a aᵀ [g, K', K'] and Σ δ δᵀ [g, O, O], each None where it is too wide; the number of positions summed over.
     """
     module = network.model.get_submodule(layer.name)
-    totals: list[Tensor | None] = [None, None]
+    into: Tensor | None = None
+    out: Tensor | None = None
     summed = 0
-    for part in _parts(layer, calls):
-        for call in part.calls:
-            both = sides(layer, module, call)
-            summed += len(both[1]) * both[1].shape[2]
-            for number, side in enumerate(both):
-                if side.shape[3] <= widest:
-                    flat = _by_group(side)
-                    square = flat.transpose(1, 2) @ flat
-                    total = totals[number]
-                    totals[number] = square if total is None else total + square
-    return totals[0], totals[1], summed
+    for _, part in _parts(calls, _side_numbers(layer, calls)):
+        a, d = sides(layer, module, part)
+        summed += len(d) * d.shape[2]
+        if layer.width <= widest:
+            square = _square_with_ones(_by_group(a), bool(layer.bias))
+            into = square if into is None else into.add_(square)
+        if layer.outputs <= widest:
+            flat = _by_group(d)
+            square = flat.transpose(1, 2) @ flat
+            out = square if out is None else out.add_(square)
+    return into, out, summed
+
+
+def _square_with_ones(flat: Tensor, ones: bool) -> Tensor:
+    """Multiply [g, N, K] with itself, as if a column of ones stood behind it."""
+    if not ones:
+        return flat.transpose(1, 2) @ flat
+    width = flat.shape[2]
+    square = flat.new_empty(len(flat), width + 1, width + 1)
+    square[:, :width, :width] = flat.transpose(1, 2) @ flat
+    square[:, :width, width] = square[:, width, :width] = flat.sum(dim=1)
+    square[:, width, width] = flat.shape[1]
+    return square
 
 
 def sketched(network: Network, layer: Layer, calls: Sequence[Call], side: str, sketch: Tensor) -> Tensor:
     """Multiply Σ a aᵀ (``side`` a) or Σ δ δᵀ (``d``) with a sketch [w, s], the square never being formed: [g, w, s]."""
     module = network.model.get_submodule(layer.name)
     total: Tensor | None = None
-    for part in _parts(layer, calls):
-        for call in part.calls:
-            flat = _by_group(sides(layer, module, call)[0 if side == "a" else 1])
-            image = flat.transpose(1, 2) @ (flat @ sketch.to(flat))
-            total = image if total is None else total + image
+    for _, part in _parts(calls, _side_numbers(layer, calls)):
+        a, d = sides(layer, module, part)
+        flat = _by_group(a if side == "a" else d)
+        image = _times(flat, sketch.to(flat).expand(len(flat), *sketch.shape))
+        back = flat.transpose(1, 2) @ image
+        if side == "a" and layer.bias:
+            back = torch.cat([back, image.sum(dim=1, keepdim=True)], dim=1)
+        total = back if total is None else total + back
     if total is None:
         raise ValueError("the layer was not called")
     return total
@@ -133,12 +154,13 @@ def sketched(network: Network, layer: Layer, calls: Sequence[Call], side: str, s
 
 def gradient_squares(network: Network, layer: Layer, calls: Sequence[Call]) -> Tensor:
     """Sum ‖G_i‖² over the examples."""
-    norms = [gradient(network, layer, part.calls).square().sum() for part in _parts(layer, calls)]
+    numbers = _side_numbers(layer, calls) + layer.groups * layer.outputs * layer.width
+    norms = [gradient(network, layer, part).square().sum() for _, part in _parts(calls, numbers)]
     return torch.stack(norms).sum()
 
 
 def rotated(network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor, q_in: Tensor) -> Iterator[Tensor]:
-    """Turn the example gradients into a basis: Q_GᵀGQ_A.
+    """Turn the example gradients into a basis: Q_GᵀGQ_A, in the cheapest order.
 
     Args:
         network: the model.
@@ -151,27 +173,32 @@ def rotated(network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor
         [c, g, r, s] for c consecutive examples at a time, all of them in order.
     """
     module = network.model.get_submodule(layer.name)
-    for part in _parts(layer, calls, extra=layer.groups * q_out.shape[2] * q_in.shape[2]):
-        total: Tensor | None = None
-        for call in part.calls:
-            a, d = sides(layer, module, call)
-            if cheapest(a.shape[2], q_out.shape[1:], q_in.shape[1:]) == "sides":
-                new = _outer(_turn(d, q_out), _turn(a, q_in))
-            else:
-                grads = _outer(d, a)
-                new = q_out.transpose(1, 2) @ _turn(grads, q_in)
-            total = new if total is None else total + new
-        if total is not None:
-            yield total
+    tokens, g = positions(layer, calls), layer.groups
+    (o, r), (k, s) = q_out.shape[1:], q_in.shape[1:]
+    order = cheapest(tokens, (o, r), (k, s))
+    numbers = _side_numbers(layer, calls) + g * (r * s if order != "sides" else tokens * (r + s))
+    numbers += g * {"sides": 0, "output": r * (tokens + k), "gradient": o * (k + s)}[order]
+    for _, part in _parts(calls, numbers):
+        a, d = sides(layer, module, part)
+        if order == "gradient":
+            yield q_out.transpose(1, 2) @ _turn(_gradient(layer, a, d), q_in)
+        elif order == "output":
+            yield _turn(_gradient(layer, a, _turn(d, q_out)), q_in)
+        else:
+            # Products with a wide basis want many rows at a time; the outer products want room for r × s each.
+            left, right = _turn(d, q_out), _turn(a, q_in)
+            step = max(1, WORKSPACE // max(1, g * r * s))
+            for start in range(0, len(left), step):
+                yield _outer(left[start : start + step], right[start : start + step])
 
 
 def turned_sides(
     network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor, q_in: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """Give Q_Gᵀδ [b, g, r] and Q_Aᵀa [b, g, s] where the gradient is their outer product: one call, one position."""
-    if len(calls) != 1 or positions(layer, calls) != 1:
+    if positions(layer, calls) != 1:
         return None
-    a, d = sides(layer, network.model.get_submodule(layer.name), calls[0])
+    a, d = sides(layer, network.model.get_submodule(layer.name), calls)
     return _turn(d, q_out)[:, :, 0], _turn(a, q_in)[:, :, 0]
 
 
@@ -184,18 +211,25 @@ def positions(layer: Layer, calls: Sequence[Call]) -> int:
     )
 
 
-def cheapest(positions: int, out: Sequence[int], into: Sequence[int]) -> str:
-    """Choose by multiply-adds of an example and group: turn the ``sides`` first, or the ``gradient``.
+def cheapest(tokens: int, out: Sequence[int], into: Sequence[int]) -> str:
+    """Choose an order by its multiply-adds an example and group.
 
     Args:
-        positions: T.
+        tokens: T, positions.
         out: (O, r) of Q_G.
         into: (K', s) of Q_A.
+
+    Returns:
+        ``sides``: turn δ and a, then take the outer product; ``output``: turn δ, then the gradient, then Q_A;
+        ``gradient``: form the gradient, then turn it.
     """
     (o, r), (k, s) = out, into
-    by_sides = positions * (o * r + k * s + r * s)
-    by_gradient = positions * o * k + o * k * s + o * r * s
-    return "sides" if by_sides <= by_gradient else "gradient"
+    costs = {
+        "sides": tokens * (o * r + k * s + r * s),
+        "output": tokens * (o * r + r * k) + r * k * s,
+        "gradient": tokens * o * k + o * k * s + o * r * s,
+    }
+    return min(costs, key=lambda order: costs[order])
 
 
 def inner(network: Network, layer: Layer, calls: Sequence[Call], vectors: Tensor) -> Tensor:
@@ -210,41 +244,36 @@ def inner(network: Network, layer: Layer, calls: Sequence[Call], vectors: Tensor
     Returns:
         [b, m].
     """
-    if len(calls) == 1 and positions(layer, calls) == 1:
+    if positions(layer, calls) == 1:
         # ⟨S, δaᵀ⟩ = δᵀ(Sa): no gradient is formed.
-        a, d = sides(layer, network.model.get_submodule(layer.name), calls[0])
-        turned = torch.einsum("bgk,mgok->bmgo", a[:, :, 0], vectors)
+        a, d = sides(layer, network.model.get_submodule(layer.name), calls)
+        turned = torch.einsum("bgk,mgok->bmgo", a[:, :, 0], vectors[..., : a.shape[3]])
+        if layer.bias:
+            turned = turned + vectors[..., -1]
         return (turned * d[:, None, :, 0]).sum(dim=(2, 3))
     flat = vectors.flatten(1).T
-    parts = _parts(layer, calls)
-    return torch.cat([gradient(network, layer, part.calls).flatten(1) @ flat for part in parts])
+    numbers = _side_numbers(layer, calls) + layer.groups * layer.outputs * layer.width
+    return torch.cat([gradient(network, layer, part).flatten(1) @ flat for _, part in _parts(calls, numbers)])
 
 
-class _Part:
-    """Some consecutive examples of a layer's calls."""
-
-    def __init__(self, start: int, calls: list[Call]) -> None:
-        self.start = start
-        self.calls = calls
+def _side_numbers(layer: Layer, calls: Sequence[Call]) -> int:
+    """Count the numbers in a and δ of an example, patches unfolded."""
+    return positions(layer, calls) * layer.groups * (layer.inputs + layer.outputs)
 
 
-def _parts(layer: Layer, calls: Sequence[Call], extra: int = 0) -> Iterator[_Part]:
-    """Cut the calls of a batch so that patches and gradients stay within the workspace."""
+def _parts(calls: Sequence[Call], numbers: int) -> Iterator[tuple[int, list[Call]]]:
+    """Cut the calls of a batch into consecutive examples that stay within the workspace.
+
+    Args:
+        calls: of a layer.
+        numbers: that an example takes.
+    """
     calls = [call for call in calls if call.delta is not None]
-    if not calls:
-        return
-    count, tokens = len(calls[0].a), positions(layer, calls[:1])
-    numbers = layer.groups * (tokens * (layer.width + layer.outputs) + layer.outputs * layer.width) + extra
+    count = len(calls[0].a) if calls else 0
     step = max(1, WORKSPACE // max(1, numbers))
     for start in range(0, count, step):
-        yield _Part(
-            start,
-            [
-                replace(call, a=call.a[start : start + step], delta=call.delta[start : start + step])
-                for call in calls
-                if call.delta is not None
-            ],
-        )
+        part = slice(start, start + step)
+        yield start, [replace(c, a=c.a[part], delta=c.delta[part]) for c in calls if c.delta is not None]
 
 
 def _outer(d: Tensor, a: Tensor) -> Tensor:
@@ -257,10 +286,20 @@ def _by_group(x: Tensor) -> Tensor:
     return x.transpose(0, 1).reshape(x.shape[1], -1, x.shape[3])
 
 
+def _times(flat: Tensor, basis: Tensor) -> Tensor:
+    """Multiply [g, N, w] with [g, w, r]; with one row more than w the last one stands for a column of ones."""
+    width = flat.shape[2]
+    if basis.shape[1] == width:
+        return torch.bmm(flat, basis)
+    if not width:
+        return basis.expand(-1, flat.shape[1], -1)
+    return torch.baddbmm(basis[:, width:], flat, basis[:, :width])
+
+
 def _turn(x: Tensor, basis: Tensor) -> Tensor:
-    """Multiply [b, g, T, w] with a matrix a group [g, w, r]."""
-    turned = torch.bmm(_by_group(x), basis)
-    return turned.view(x.shape[1], x.shape[0], x.shape[2], basis.shape[2]).transpose(0, 1)
+    """Multiply [b, g, T, w] with a matrix a group [g, w, r] (or w + 1 rows, as in ``_times``)."""
+    turned = _times(_by_group(x), basis)
+    return turned.reshape(x.shape[1], x.shape[0], x.shape[2], basis.shape[2]).transpose(0, 1)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ is decided once, by ``make_network``, on real examples and random slopes, where 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,8 +51,7 @@ def make_network(network: Network, inputs: Tensor) -> Network:
         outputs = logits_of(network.model(inputs))
     # Random slopes: the loss's own may be zero where an example is fitted.
     slopes = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-    truth = example_products(plain, inputs, slopes)
-    reached = _reached(plain, inputs, slopes)
+    truth, reached = _truth(plain, inputs, slopes)
     covered = _covered(plain, inputs, slopes, truth, candidates(plain))
     done = {name for layer in covered for name in layer.names}
     unused = tuple(name for name in network.names if name not in reached)
@@ -164,7 +164,9 @@ def _vectorised_products(network: Network, inputs: Tensor, slopes: Tensor) -> Te
         outputs = logits_of(functional_call(network.model, {**tracked, **fixed}, (x[None],)))
         return (outputs[0] * u).sum()
 
-    with differentiable_attention():
+    with differentiable_attention(), warnings.catch_warnings():
+        # Operators without a rule for vmap go through it example by example: slower, as right.
+        warnings.filterwarnings("ignore", message="There is a performance drop")
         grads = vmap(grad(pulled), in_dims=(None, 0, 0), randomness="error")(own, inputs, slopes)
     return torch.cat([grads[name].reshape(len(inputs), -1) for name in network.rest], dim=1).detach()
 
@@ -182,15 +184,24 @@ def _looped_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor
     return rows
 
 
-def _reached(network: Network, inputs: Tensor, slopes: Tensor) -> set[str]:
-    """Name the tracked parameters that the outputs depend on."""
-    wanted = [network.model.get_parameter(name) for name in network.names]
+def _truth(network: Network, inputs: Tensor, slopes: Tensor) -> tuple[Tensor, set[str]]:
+    """Compute Jᵢᵀuᵢ [b, p] by autograd, and name the tracked parameters that the outputs depend on.
+
+    All examples share one forward, the layer pass's batch: in another one, rounding may put a unit of a ReLU on the
+    other side of its kink, and every gradient below it would differ without being wrong.
+    """
+    rows = torch.zeros(len(slopes), network.size, dtype=_dtype(slopes), device=slopes.device)
+    reached: set[str] = set()
+    wanted = list(network.parameters().values())
     with torch.enable_grad(), recurrent_backward():
         outputs = logits_of(network.model(inputs))
-        if not outputs.requires_grad:
-            return set()
-        grads = torch.autograd.grad(outputs, wanted, slopes, allow_unused=True)
-    return {name for name, part in zip(network.names, grads, strict=True) if part is not None}
+        for row, output, slope in zip(rows, outputs if outputs.requires_grad else (), slopes, strict=False):
+            grads = torch.autograd.grad(output, wanted, slope, retain_graph=True, allow_unused=True)
+            for name, part in zip(network.names, grads, strict=True):
+                if part is not None:
+                    row[network.slots[name]] = part.reshape(-1)
+                    reached.add(name)
+    return rows, reached
 
 
 def _covered(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, found: Sequence[Layer]) -> list[Layer]:

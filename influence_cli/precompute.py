@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor
 
 from influence_cli.audit import changed_blocks, check_code
-from influence_cli.blocks import Block, largest
+from influence_cli.budget import check_budget, choose_coordinates, row_bytes, store_layout
 from influence_cli.config import Config
 from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, vector_coordinates
 from influence_cli.curvature.choice import Choice, choose_curvature
-from influence_cli.curvature.damping import choose_damping
 from influence_cli.data import Batch
 from influence_cli.errors import InfluenceError, human_bytes, near_path
 from influence_cli.estimate import estimate
@@ -31,9 +29,9 @@ from influence_cli.layers import set_precision
 from influence_cli.memory import halving, plan_batch
 from influence_cli.network import flatten
 from influence_cli.probe import checkpoint_warnings, probe
-from influence_cli.spectrum import Spectrum, layered
+from influence_cli.spectrum import Spectrum
 from influence_cli.store import READ, SKIPPED, Store, block_sums
-from influence_cli.store_file import Layout, check_space, create
+from influence_cli.store_file import check_space, create
 from influence_cli.task import Task
 from influence_cli.terminal import Terminal, duration
 
@@ -118,13 +116,6 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
 
 def _rest_way(choice: Choice) -> str:
     return "torch.func" if choice.network.vectorised else "a loop of autograd, one example at a time (slower)"
-
-
-def row_bytes(config: Config, task: Task, choice: Choice) -> int:
-    """Bound the store's size from above, before the basis is known: all p coordinates, and the basis."""
-    size = choice.network.size
-    layout = Layout(len(task.train), size, len(task.classes), config.gradients.block, config.gradients.store_dtype)
-    return layout.bytes() + (4 * size * size if choice.is_joint else 0)
 
 
 def prepare(
@@ -258,10 +249,9 @@ def _create(
     *,
     rows: bool,
 ) -> None:
-    layout = Layout(len(task.train), k, len(task.classes), config.gradients.block, config.gradients.store_dtype)
     create(
         path,
-        layout,
+        store_layout(config, task, k),
         fingerprint=wanted,
         facts=fitted.facts | {"rows": rows, "batch": batch},
         labels=task.train.labels[task.train.indices],
@@ -283,7 +273,7 @@ def _make(
     """Announce, fit the curvature where there is one, choose the coordinates within the budget, lay the file out."""
     size, budget = choice.network.size, config.gradients.budget
     most = min(row_bytes(config, task, choice), budget)
-    _check_budget(config, task, choice)
+    check_budget(config, task, choice)
     check_space(path, most)
     examples = plan_batch(choice.network, batch.inputs, 0, config.gradients.block)
     plan = estimate(task, choice, batch, examples)
@@ -294,7 +284,7 @@ def _make(
     fitted, examples = halving(
         lambda count: _curvature(task, choice, path, wanted, terminal, count, skip), examples, terminal.warn
     )
-    chosen = _choose(config, task, choice, fitted)
+    chosen = choose_coordinates(config, task, choice, fitted)
     k = size if chosen is None else len(chosen)
     if choice.is_joint:
         fitted = first_columns(fitted, k)
@@ -312,77 +302,6 @@ def _trial(choice: Choice, basis: Basis, batch: Batch, count: int) -> None:
     repeat = -(-count // len(batch))
     inputs = batch.inputs.repeat(repeat, *(1,) * (batch.inputs.ndim - 1))[:count]
     coordinates(choice.network, basis, inputs, batch.targets.repeat(repeat)[:count])
-
-
-def _column_bytes(config: Config, task: Task) -> int:
-    layout = Layout(len(task.train), 1, len(task.classes), config.gradients.block, config.gradients.store_dtype)
-    return layout.padded * np.dtype(layout.dtype).itemsize
-
-
-def _fixed_bytes(config: Config, task: Task) -> int:
-    layout = Layout(len(task.train), 0, len(task.classes), config.gradients.block, config.gradients.store_dtype)
-    return layout.bytes()
-
-
-def _check_budget(config: Config, task: Task, choice: Choice) -> None:
-    """Refuse before any work what the budget cannot hold."""
-    where, budget, size = config.where("gradients", "budget"), config.gradients.budget, choice.network.size
-    if not choice.has_basis:
-        need = row_bytes(config, task, choice)
-        if need > budget:
-            raise InfluenceError(
-                f"{where}: the gradients of {len(task.train):,} examples × {size:,} parameters take "
-                f"{human_bytes(need)}, gradients.budget is {human_bytes(budget)}",
-                "track fewer layers (gradients.layers), use store_dtype: float16 or int8, curvature.method: ekfac, "
-                "--on-the-fly, or raise the budget",
-            )
-        return
-    columns = _groups(choice)
-    basis = 4 * size if choice.is_joint else _factor_bytes(choice)
-    least = _fixed_bytes(config, task) + columns * _column_bytes(config, task) + basis
-    if budget < least:
-        each = "one coordinate" if choice.is_joint else f"one coordinate for each of {columns} layers, and the factors"
-        raise InfluenceError(
-            f"{where}: gradients.budget is {human_bytes(budget)}; a store of {len(task.train):,} examples with "
-            f"{each} takes at least {human_bytes(least)}",
-            f"raise it: -s gradients.budget={math.ceil(least / 1e6)}MB, or use --on-the-fly",
-        )
-
-
-def _groups(choice: Choice) -> int:
-    from influence_cli.curvature.ekfac import make_plan
-
-    plan = make_plan(choice.network)
-    return 1 if choice.is_joint else len(plan.layers) + len(plan.loose)
-
-
-def _factor_bytes(choice: Choice) -> int:
-    from influence_cli.curvature.ekfac import stored_bytes
-
-    return stored_bytes(choice.network)
-
-
-def _choose(config: Config, task: Task, choice: Choice, fitted: Fitted) -> np.ndarray | None:
-    """Choose the coordinates to keep: as many as the effective dimension at ``auto`` damping, within the budget."""
-    if not choice.has_basis:
-        return None
-    room = config.gradients.budget - _fixed_bytes(config, task)
-    if choice.is_joint:
-        # A coordinate takes a column of all rows, and one of the basis.
-        k = min(len(fitted.arrays["spectrum"]), room // (_column_bytes(config, task) + 4 * choice.network.size))
-        return np.arange(k)
-    blocks = fitted.blocks()
-    fits = max(len(blocks), (room - fitted.bytes()) // _column_bytes(config, task))
-    return largest(blocks, min(coordinates_wanted(blocks, task.l2), fits))
-
-
-def coordinates_wanted(blocks: Sequence[Block], l2: float) -> int:
-    """Count the coordinates that predict retraining: the effective dimension at ``auto`` damping, rounded up to 64."""
-    spectrum = layered(blocks, None)
-    means = [group.mean for group in spectrum.groups]
-    damping = choose_damping("auto", convex=False, l2=l2, matrix="ggn", smallest=0.0, means=means, largest=0.0)
-    dimension = spectrum.dimension(damping, l2)[1]
-    return min(len(spectrum.values), max(len(blocks), 64 * math.ceil(dimension / 64)))
 
 
 def _prepared(

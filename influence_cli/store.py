@@ -16,16 +16,15 @@ from typing import Any, BinaryIO, TypeVar
 
 import h5py
 import numpy as np
+import torch
 import xxhash
 
 from influence_cli.errors import InfluenceError
-from influence_cli.store_file import Layout, open_file, row_columns, side_arrays
+from influence_cli.store_file import Layout, open_file, row_columns, side_arrays, unlock
 from influence_cli.store_rows import checksum, encode, room_for
-from influence_cli.store_scan import PART_BYTES, PIECE_BYTES, Reader, in_order, mapped, place_of
+from influence_cli.store_scan import Reader, in_order, mapped, place_of
 
 READ, SKIPPED = 1, 2
-# What a scan yields at one time: long products keep the threads of torch busy.
-SCAN_BYTES = 32 * 2**20
 
 Result = TypeVar("Result")
 
@@ -75,8 +74,9 @@ class Store:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close the file, and give up its lock."""
+        """Close the file, and give up its lock; what was mapped of it stays."""
         self._file.close()
+        unlock(self._raw)
         self._raw.close()
 
     def names(self, prefix: str = "") -> list[str]:
@@ -92,12 +92,7 @@ class Store:
         if not isinstance(data, h5py.Dataset) or "xxh3" not in data.attrs:
             return None
         place = place_of(data)
-        if data.shape:
-            # Through a descriptor of its own: a mapping keeps its descriptor, and with this one's the lock.
-            with self.path.open("rb", buffering=0) as own:
-                values = mapped(own, place, 0, len(data))
-        else:
-            values = np.asarray(data[()])
+        values = mapped(self._raw, place, 0, len(data)) if data.shape else np.asarray(data[()])
         if xxhash.xxh3_64_intdigest(values.data) != int(data.attrs["xxh3"]):
             raise InfluenceError(
                 f"{self.path} is damaged: the checksum of its {name} does not fit",
@@ -174,8 +169,8 @@ class Store:
     def map(self, work: Callable[[slice, np.ndarray], Result], *, threads: int | None = None) -> Iterator[Result]:
         """Run ``work`` on all coordinates, a piece at a time on several threads, each block's checksum verified first.
 
-        The pieces are always the same, and on each torch works with one thread and without autograd: a store gives the
-        same results on the same CPU, whatever the number of threads.
+        The rows are always cut alike, and inside ``work`` torch has one thread and no autograd: a store gives the same
+        results on the same CPU, whatever the number of threads.
 
         Args:
             work: takes the rows' positions in the store and their coordinates, float32 [b, k], which hold until it
@@ -190,6 +185,7 @@ class Store:
         """
         self._require_complete()
         reader, own = self._reader(), local()
+        threads = threads or torch.get_num_threads()
 
         def room(count: int) -> np.ndarray:
             if not hasattr(own, "rows"):  # made once a thread
@@ -197,9 +193,9 @@ class Store:
             return np.asarray(own.rows[:count])
 
         def run(piece: range) -> list[Result]:
-            return [work(where, rows) for where, rows in reader.parts(piece, PART_BYTES, room)]
+            return [work(where, rows) for where, rows in reader.parts(piece, room)]
 
-        for results in in_order(run, reader.pieces(PIECE_BYTES), threads):
+        for results in in_order(run, reader.pieces(threads), threads):
             yield from results
 
     def scan(self) -> Iterator[tuple[slice, np.ndarray]]:
@@ -214,8 +210,8 @@ class Store:
         """
         self._require_complete()
         reader = self._reader()
-        for piece in reader.pieces(SCAN_BYTES):
-            yield from reader.parts(piece, SCAN_BYTES, lambda count: room_for(count, self.layout.k))
+        for piece in reader.pieces():
+            yield from reader.parts(piece, lambda count: room_for(count, self.layout.k), whole=True)
 
     def _require_complete(self) -> None:
         if not self.done().all():

@@ -210,6 +210,16 @@ def _lock(raw: BinaryIO, path: Path, *, alone: bool) -> None:
             raise
 
 
+def unlock(raw: BinaryIO) -> None:
+    """Give up the lock now: what is still mapped of the file would keep it."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.flock(raw, fcntl.LOCK_UN)
+
+
 def check_space(path: Path, need: int) -> None:
     """Refuse a store that the disk cannot hold, before anything is written."""
     if not path.parent.is_dir():

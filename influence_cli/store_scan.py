@@ -23,9 +23,9 @@ from influence_cli.errors import InfluenceError
 from influence_cli.store_file import Layout
 from influence_cli.store_rows import checksum, decode
 
-# In bytes of float32 rows, and at least a block: what a thread takes at one time, small enough that all have about as
-# much to do, and what of it is verified and worked on at one time, small enough for the processor's cache.
-PIECE_BYTES, PART_BYTES = 8 * 2**20, 4 * 2**20
+# Bytes of float32 rows, if a block is not larger: what is mapped at one time, and what of it is verified and worked on
+# at one time, small enough for the processor's cache.
+PIECE_BYTES, PART_BYTES = 32 * 2**20, 4 * 2**20
 # Where rows are converted, a part of a block will do, but a product of few rows is slow: so many, within these bytes.
 ROOM_ROWS, ROOM_BYTES = 64, 32 * 2**20
 
@@ -118,23 +118,34 @@ class Reader:
             if name != "coordinates"
         }
 
-    def pieces(self, size: int) -> list[range]:
-        """Group the blocks into pieces of about so many bytes of float32 rows."""
-        step = self._blocks_in(size)
-        return [range(first, min(self._layout.blocks, first + step)) for first in range(0, self._layout.blocks, step)]
+    def pieces(self, threads: int | None = None) -> Iterator[range]:
+        """Group the blocks into pieces, of whole parts.
 
-    def parts(self, piece: range, size: int, room: Callable[[int], np.ndarray]) -> Iterator[tuple[slice, np.ndarray]]:
+        Args:
+            threads: that share them: the pieces become small towards the end, so that all threads end about together.
+        """
+        part, most = self._blocks_in(PART_BYTES), self._blocks_in(PIECE_BYTES)
+        start, total = 0, self._layout.blocks
+        while start < total:
+            fair = most if threads is None else (total - start) // (2 * threads)
+            stop = start + max(1, min(most, fair) // part) * part
+            yield range(start, min(total, stop))
+            start = stop
+
+    def parts(
+        self, piece: range, room: Callable[[int], np.ndarray], *, whole: bool = False
+    ) -> Iterator[tuple[slice, np.ndarray]]:
         """Verify the blocks of a piece, a few at a time, and give their positions and rows, float32 [b, k].
 
         Args:
             piece: the blocks.
-            size: about how many bytes of float32 rows to verify before they are given.
             room: makes room for b rows that have to be converted.
+            whole: verify all blocks before any rows are given.
 
         Raises:
             InfluenceError: a block is damaged.
         """
-        rows, step = self._map(piece), self._blocks_in(size)
+        rows, step = self._map(piece), len(piece) if whole else self._blocks_in(PART_BYTES)
         first = piece.start * self._layout.block
         for start in range(piece.start, piece.stop, step):
             blocks = range(start, min(piece.stop, start + step))
@@ -188,7 +199,7 @@ class Reader:
         return max(1, self._rows_in(size) // self._layout.block)
 
 
-def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece], threads: int | None = None) -> Iterator[Result]:
+def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece], threads: int) -> Iterator[Result]:
     """Run ``work`` on every piece, on several threads, and give the results in order of the pieces.
 
     Inside, torch works with one thread and without autograd: then the result for a piece does not depend on how many
@@ -198,10 +209,9 @@ def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece], threads: 
     Args:
         work: called from other threads.
         pieces: taken as needed.
-        threads: how many; None for as many as torch uses.
+        threads: how many.
     """
     before = torch.get_num_threads()
-    threads = threads or before
     pool = ThreadPoolExecutor(threads, "scan", initializer=_alone)
     begun: deque[Future[Result]] = deque()
     try:
