@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,8 @@ import lds_retrain
 
 from influence_cli.blocks import Block, keep, largest
 from influence_cli.coordinates import Blocks, coordinates
-from influence_cli.curvature.ekfac import fit
+from influence_cli.curvature.damping import C
+from influence_cli.curvature.ekfac import SAMPLED_AT_LEAST, fit
 from influence_cli.data import Batch
 from influence_cli.gradients import make_network
 from influence_cli.metrics import average_precision
@@ -102,8 +102,8 @@ class Measured:
         return average_precision(own, self.flipped)
 
 
-def measure(truth: lds_retrain.GroundTruth) -> Measured:
-    """Fit EK-FAC on the checkpoint and compute every coordinate."""
+def measure(truth: lds_retrain.GroundTruth, sample: int | None = None) -> Measured:
+    """Fit EK-FAC on the checkpoint, its covariances on all images or a sample, and compute every coordinate."""
     loss = partial(nn.functional.cross_entropy, reduction="none")
     x, y = truth.train_inputs, torch.from_numpy(truth.choice.given)
     network = make_network(track(truth.model, loss, ("*",), "layers"), x[:8])
@@ -114,9 +114,16 @@ def measure(truth: lds_retrain.GroundTruth) -> Measured:
             for at in range(start * BATCH, len(labels), BATCH)
         ]
 
-    started = time.perf_counter()
-    blocks = fit(network, lambda start: batches(x, y, start), how="sampled", seed=0)
-    print(f"EK-FAC over {network.size:,} parameters fitted in {time.perf_counter() - started:.0f} s")
+    chosen = torch.arange(len(y))
+    if sample is not None:
+        chosen = torch.from_numpy(np.sort(np.random.default_rng(0).choice(len(y), sample, replace=False)))
+    sampled = x[chosen], y[chosen]
+    blocks = fit(
+        network,
+        lambda stage, start: batches(*(sampled if stage == "covariances" else (x, y)), start),
+        how="sampled",
+        seed=0,
+    )
     basis = Blocks(tuple(keep(blocks, None, torch.device("cpu"))))
     sides = []
     for inputs, labels in ((x, y), (truth.test_inputs, torch.from_numpy(truth.choice.test_labels))):
@@ -155,11 +162,28 @@ def sweep(found: Measured) -> None:
     print(f"| `identity` | | {found.precision(plain):.3f} | {found.score(plain)} | | | | | |")
 
 
+def sampled(found: Measured, truth: lds_retrain.GroundTruth) -> None:
+    """Print what a sample of images for the covariances changes, at the λ of ``auto``."""
+    print("\n| covariances from | LDS | Spearman of influence | of self-influence |\n|---|---|---|---|")
+    shift = C * found.means[found.owner]
+    weights = 1 / (found.values + shift)
+    whole = (found.test[:SHOWN] * weights.astype(np.float32)) @ found.train.T
+    own = np.concatenate([np.square(part) @ weights for part in np.array_split(found.train, 20)])
+    print(f"| all {len(whole.T):,} images | {found.score(weights)} | 1 | 1 |")
+    other = measure(truth, SAMPLED_AT_LEAST)
+    weights = 1 / (other.values + C * other.means[other.owner])
+    again = (other.test[:SHOWN] * weights.astype(np.float32)) @ other.train.T
+    own_again = np.concatenate([np.square(part) @ weights for part in np.array_split(other.train, 20)])
+    likeness = float((ranks(whole) * ranks(again)).mean())
+    own_likeness = float((ranks(own) * ranks(own_again)).mean())
+    print(f"| {SAMPLED_AT_LEAST:,} of them | {other.score(weights)} | {likeness:.4f} | {own_likeness:.4f} |")
+
+
 def rounded(found: Measured) -> None:
-    """Print the LDS of rows rounded as a store rounds them, and of a random sketch, at 1 × mean."""
-    weights = 1 / (found.values + found.means[found.owner])
+    """Print the LDS of rows rounded as a store rounds them, and of a random sketch, at the λ of ``auto``."""
+    weights = 1 / (found.values + C * found.means[found.owner])
     half = largest(found.blocks, COUNTS[0])
-    print(f"\n| rows at λ = 1 × mean | LDS, all {len(weights):,} | top {COUNTS[0]:,} |")
+    print(f"\n| rows at λ = {C:g} × mean | LDS, all {len(weights):,} | top {COUNTS[0]:,} |")
     print("|---|---|---|")
     for dtype in ("float32", "float16", "int8"):
         cells = []
@@ -195,6 +219,7 @@ def main() -> None:
     found = measure(truth)
     sweep(found)
     rounded(found)
+    sampled(found, truth)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def fill_blocks(
         total = np.zeros(layout.k + 1) if len(todo) == layout.blocks and layout.dtype == "float32" else None
         skipped: list[tuple[int, str]] = []
         pending: Future[None] | None = None
-        finished, started = 0, time.perf_counter()
+        finished, block, started = 0, todo[0], time.perf_counter()
         try:
             with terminal.progress(len(order), f"gradients of {path.name}") as advance:
                 for block, batch in zip(
@@ -79,7 +79,7 @@ def fill_blocks(
             if not is_out_of_memory(error):
                 raise
             raise InfluenceError(
-                f"out of memory in block {finished} of {path} with batches of {size}",
+                f"out of memory in block {int(block)} of {path} with batches of {size}",
                 "what is done is kept: make room, or lower gradients.block, which bounds a batch "
                 "(influence gradients --overwrite -s gradients.block=N)",
             ) from error

@@ -17,7 +17,7 @@ from influence_cli.blocks import Block, describe, from_arrays, keep, to_arrays
 from influence_cli.coordinates import Basis, Blocks, Joint
 from influence_cli.curvature.arnoldi import top_eigenvectors
 from influence_cli.curvature.choice import Choice
-from influence_cli.curvature.ekfac import STAGES, Progress, factor_bytes, fit, make_plan, remainders
+from influence_cli.curvature.ekfac import STAGES, Progress, factor_bytes, fit, make_plan, remainders, sample_size
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.fisher_slopes import EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
 from influence_cli.curvature.operator import hold, mean_product
@@ -25,6 +25,7 @@ from influence_cli.data import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.fill import training_batches, workers
 from influence_cli.fit_file import fit_path, load_progress, save_progress
+from influence_cli.layers import forward
 from influence_cli.memory import available_bytes
 from influence_cli.network import evaluate
 from influence_cli.probe import check_finite
@@ -168,22 +169,32 @@ def _fit_layers(
             "track fewer layers (gradients.layers), or use curvature.method: identity",
         )
     how = _how(task, choice, terminal)
-    progress = load_progress(file, fingerprint)
+    own = dict(fingerprint) | {"seed": str(task.seed), "method": choice.method}
+    progress = load_progress(file, own)
+    # What is done is counted in batches, and they seed the draws: go on with the same ones, or anew if they do not fit.
+    if progress is not None and int(progress.arrays["batch"]) > batch:
+        progress = None
     if progress is not None:
+        batch = int(progress.arrays["batch"])
         terminal.say(f"going on with the factors of {file}: {progress.stage}, {progress.examples:,} examples done")
     layers = len(make_plan(network).layers)
-    bars = _Bars(terminal, choice.method, len(task.train), layers, progress)
+    sample = _sample(task, choice)
+    bars = _Bars(
+        terminal, choice.method, {"covariances": len(sample), "eigenvectors": layers}, len(task.train), progress
+    )
     saved = time.monotonic()
 
     def save(state: Progress) -> None:
         nonlocal saved, progress
         progress = state
+        state.arrays["batch"] = torch.tensor(batch)
         if time.monotonic() - saved > SAVE_EVERY:
-            save_progress(file, state, fingerprint)
+            save_progress(file, state, own)
             saved = time.monotonic()
 
-    def batches(start: int) -> Iterator[Batch]:
-        for part in read_batches(task.train, task.train.indices[start * batch :], batch, workers(task)):
+    def batches(stage: str, start: int) -> Iterator[Batch]:
+        indices = sample if stage == "covariances" else task.train.indices
+        for part in read_batches(task.train, indices[start * batch :], batch, workers(task)):
             if not skip:
                 refuse_unreadable(part)
             yield part
@@ -203,7 +214,7 @@ def _fit_layers(
     except KeyboardInterrupt:
         if progress is None:
             raise
-        save_progress(file, progress, fingerprint)
+        save_progress(file, progress, own)
         raise Stopped(f"{file}: what is fitted so far is kept; run the same command to go on") from None
     file.unlink(missing_ok=True)
     return blocks
@@ -212,8 +223,10 @@ def _fit_layers(
 class _Bars:
     """One progress bar a stage of the fit."""
 
-    def __init__(self, terminal: Terminal, method: str, examples: int, layers: int, progress: Progress | None) -> None:
-        self._terminal, self._totals = terminal, {"eigenvectors": layers}
+    def __init__(
+        self, terminal: Terminal, method: str, totals: dict[str, int], examples: int, progress: Progress | None
+    ) -> None:
+        self._terminal, self._totals = terminal, totals
         self._examples, self._stage = examples, ""
         self._open: AbstractContextManager[Advance] | None = None
         self._begun = 0 if progress is None else progress.examples
@@ -236,7 +249,7 @@ class _Bars:
                 total, f"{self._method}, stage {STAGES.index(stage) + 1} of 3: {stage}"
             )
             self._advance = self._open.__enter__()
-            if self._begun and stage not in self._totals:
+            if self._begun and stage != "eigenvectors":
                 self._advance(self._begun)
             self._begun = 0
         self._advance(count)
@@ -245,6 +258,17 @@ class _Bars:
         if self._open is not None:
             self._open.__exit__(None, None, None)
             self._open = None
+
+
+def _sample(task: Task, choice: Choice) -> np.ndarray:
+    """Choose the examples of the covariances, seeded: K-FAC's are also its eigenvalues and take all of them."""
+    indices = task.train.indices
+    if choice.method == "kfac":
+        return indices
+    batch = next(training_batches(task, skip=True, size=8))
+    tape = forward(choice.network, batch.inputs)
+    count = sample_size(choice.network, tape.backward(torch.ones_like(tape.outputs)), len(indices))
+    return np.sort(np.random.default_rng(task.seed).choice(indices, count, replace=False))
 
 
 def _how(task: Task, choice: Choice, terminal: Terminal) -> str:

@@ -52,7 +52,8 @@ def make_network(network: Network, inputs: Tensor) -> Network:
     # Random slopes: the loss's own may be zero where an example is fitted.
     slopes = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
     truth, reached = _truth(plain, inputs, slopes)
-    covered = _covered(plain, inputs, slopes, truth, candidates(plain))
+    found = [layer for layer in candidates(plain) if reached.intersection(layer.names)]
+    covered = _covered(plain, inputs, slopes, truth, found)
     done = {name for layer in covered for name in layer.names}
     unused = tuple(name for name in network.names if name not in reached)
     rest = tuple(name for name in network.names if name not in done and name in reached)
@@ -180,7 +181,7 @@ def _looped_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor
             outputs = logits_of(network.model(x[None]))
             grads = torch.autograd.grad(outputs, wanted, u[None], materialize_grads=True, allow_unused=True)
             for place, part in zip(row.split(sizes), grads, strict=True):
-                place.copy_(part.reshape(-1))
+                place.copy_((part.to_dense() if part.is_sparse else part).reshape(-1))
     return rows
 
 
@@ -199,7 +200,7 @@ def _truth(network: Network, inputs: Tensor, slopes: Tensor) -> tuple[Tensor, se
             grads = torch.autograd.grad(output, wanted, slope, retain_graph=True, allow_unused=True)
             for name, part in zip(network.names, grads, strict=True):
                 if part is not None:
-                    row[network.slots[name]] = part.reshape(-1)
+                    row[network.slots[name]] = (part.to_dense() if part.is_sparse else part).reshape(-1)
                     reached.add(name)
     return rows, reached
 

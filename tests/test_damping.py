@@ -14,12 +14,12 @@ FACTS = {"convex": False, "l2": 0.0, "matrix": "ggn", "smallest": 0.0, "means": 
     ("given", "changes", "value"),
     [
         (0.5, {}, 0.5),
-        ("auto", {}, 0.02),
+        ("auto", {}, 0.002),
         ("auto", {"convex": True, "l2": 0.01}, 0.0),
-        ("auto", {"convex": True, "l2": 0.0}, 0.02),
-        ("auto", {"convex": False, "l2": 0.01}, 0.02),
+        ("auto", {"convex": True, "l2": 0.0}, 0.002),
+        ("auto", {"convex": False, "l2": 0.01}, 0.002),
         ("auto", {"matrix": "hessian", "smallest": -0.3}, 0.6),
-        ("auto", {"matrix": "hessian", "smallest": -1e-9}, 0.02),
+        ("auto", {"matrix": "hessian", "smallest": -1e-9}, 0.002),
     ],
 )
 def test_rule(given: float | str, changes: dict[str, object], value: float) -> None:
@@ -34,10 +34,10 @@ def test_a_negative_eigenvalue_comes_with_advice() -> None:
 
 def test_each_layer_has_its_own() -> None:
     damping = choose_damping("auto", **(FACTS | {"means": [0.02, 0.5, 0.0]}))  # type: ignore[arg-type]
-    assert damping.values == pytest.approx((0.02, 0.5, 0.0))
+    assert damping.values == pytest.approx((0.002, 0.05, 0.0))
     assert damping.value is None
     assert "of each layer" in damping.reason
-    assert damping.text() == "0 to 0.5 by layer"
+    assert damping.text() == "0 to 0.05 by layer"
     assert choose_damping(0.3, **(FACTS | {"means": [0.02, 0.5]})).values == (0.3, 0.3)  # type: ignore[arg-type]
 
 

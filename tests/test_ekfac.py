@@ -111,7 +111,7 @@ def calls_of(model: nn.Module, module: nn.Module, inputs: Tensor, u: Tensor) -> 
 
 def fitted(network: Network, batches: list[Batch], **how: object) -> list:
     options = {"how": "sampled", "seed": 3} | how
-    return fit(network, lambda start: batches[start:], **options)  # type: ignore[arg-type]
+    return fit(network, lambda _stage, start: batches[start:], **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", ["sampled", "empirical", "exact", "root"])

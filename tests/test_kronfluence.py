@@ -55,7 +55,7 @@ def fitted(one_thread: None) -> tuple[Spectrum, Tensor, Tensor, dict[str, np.nda
     train, test = batch("train"), batch("test")
     loss = partial(nn.functional.cross_entropy, reduction="none")
     network = make_network(track(model.eval(), loss, ("*",), "layers"), train.inputs)
-    blocks = fit(network, lambda start: [train][start:], how="empirical", seed=0)
+    blocks = fit(network, lambda _stage, start: [train][start:], how="empirical", seed=0)
     basis = Blocks(tuple(keep(blocks, None, torch.device("cpu"))))
     rows, losses, _ = coordinates(network, basis, train.inputs, train.targets)
     assert torch.allclose(losses, torch.from_numpy(reference["train_loss"]), atol=1e-4)

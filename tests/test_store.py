@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import tracemalloc
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from influence_cli import store_scan as store_module
+from influence_cli import store_scan
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.store import READ, SKIPPED, Rows, Store
 from influence_cli.store_file import Layout, check_space, create
+from influence_cli.store_rows import decode, encode, room_for
+from influence_cli.store_scan import in_order
 
 # 10 rows in blocks of 4: the last block has 2 rows of padding.
 N, K, CLASSES, BLOCK = 10, 3, 2, 4
@@ -50,9 +56,9 @@ def example_rows(block: int, layout: Layout | None = None, seed: int = 0) -> Row
     )
 
 
-def make(path: Path, dtype: str = "float32", fill: bool = True) -> Path:
+def make(path: Path, dtype: str = "float32", fill: bool = True, arrays: Mapping[str, np.ndarray] | None = None) -> Path:
     layout = Layout(N, K, CLASSES, BLOCK, dtype)
-    arrays = {"spectrum": SPECTRUM, "basis": BASIS}
+    arrays = {"spectrum": SPECTRUM, "basis": BASIS} if arrays is None else arrays
     create(path, layout, fingerprint=FINGERPRINT, facts=FACTS, labels=LABELS, indices=INDICES, arrays=arrays)
     if fill:
         with Store.open(path, write=True) as store:
@@ -85,6 +91,17 @@ def flip_byte(path: Path, place: int) -> None:
         raw.write(bytes([old ^ 1]))
 
 
+# How far a stored row may be from what was written, in units of its largest number: half a step.
+HALF_STEP = {"float32": 0.0, "float16": 2.0**-11, "int8": 0.5 / 127}
+
+
+def assert_near(found: np.ndarray, wanted: np.ndarray, dtype: str) -> None:
+    """Require every row within half a step of its scale, however large or small it is."""
+    assert found.dtype == np.float32
+    largest = np.abs(wanted).max(axis=1, keepdims=True)
+    assert (np.abs(found - wanted) <= largest * HALF_STEP[dtype] * 1.001).all()
+
+
 def all_of(part: str) -> np.ndarray:
     return np.concatenate([getattr(example_rows(block), part) for block in range(3)])
 
@@ -95,18 +112,13 @@ def error_of(path: Path) -> InfluenceError:
     return caught.value
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", HALF_STEP)
 def test_everything_written_comes_back(tmp_path: Path, dtype: str) -> None:
     path = make(tmp_path / "s.h5", dtype)
     coordinates = all_of("coordinates")
     found = scanned(path)
-    if dtype == "float32":
-        assert np.array_equal(found, coordinates)
-    else:
-        # A row of float16 is rounded to 11 bits of its largest number, however large or small that is.
-        largest = np.abs(coordinates).max(axis=1, keepdims=True)
-        assert (np.abs(found - coordinates) <= largest * 2.0**-11 * 1.001).all()
-        assert not np.array_equal(found, coordinates)
+    assert_near(found, coordinates, dtype)
+    assert np.array_equal(found, coordinates) == (dtype == "float32")
     with Store.open(path) as store:
         assert store.layout == Layout(N, K, CLASSES, BLOCK, dtype)
         assert store.fingerprint == FINGERPRINT
@@ -128,35 +140,71 @@ def test_everything_written_comes_back(tmp_path: Path, dtype: str) -> None:
     n=st.integers(1, 40),
     k=st.integers(1, 9),
     block=st.integers(1, 50),
-    dtype=st.sampled_from(["float32", "float16"]),
+    dtype=st.sampled_from(list(HALF_STEP)),
     group=st.sampled_from([1, 200, 10**6]),
+    part=st.sampled_from([1, 100, 10**6]),
+    threads=st.sampled_from([1, 2, 5]),
 )
-def test_any_shape_comes_back_in_order(n: int, k: int, block: int, dtype: str, group: int) -> None:
+def test_any_shape_comes_back_in_order(
+    n: int, k: int, block: int, dtype: str, group: int, part: int, threads: int
+) -> None:
     layout = Layout(n, k, 3, block, dtype)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / "s.h5"
-        patch.setattr(store_module, "PIECE_BYTES", group)
+        patch.setattr(store_scan, "PIECE_BYTES", group)
+        patch.setattr(store_scan, "PART_BYTES", part)
+        patch.setattr(store_scan, "ROOM_ROWS", 2)
         create(path, layout, fingerprint={}, facts={}, labels=np.zeros(n, int), indices=np.arange(n), arrays={})
         with Store.open(path, write=True) as store:
             for number in reversed(range(layout.blocks)):
                 store.write(number, example_rows(number, layout))
-            parts = [(where.start, where.stop, part.copy()) for where, part in store.scan()]
-    assert [start for start, _, _ in parts] == [0, *[stop for _, stop, _ in parts[:-1]]]
-    assert parts[-1][1] == n
+            scanned = [(where, rows.copy()) for where, rows in store.scan()]
+            mapped = list(store.map(lambda where, rows: (where, rows.copy()), threads=threads))
     wanted = np.concatenate([example_rows(number, layout).coordinates for number in range(layout.blocks)])
-    found = np.concatenate([part for _, _, part in parts])
-    assert found.dtype == np.float32
-    allowed = 0 if dtype == "float32" else np.abs(wanted).max(axis=1, keepdims=True) * 2.0**-11 * 1.001
-    assert (np.abs(found - wanted) <= allowed).all()
+    for parts in (scanned, mapped):
+        assert [where.start for where, _ in parts] == [0, *[where.stop for where, _ in parts[:-1]]]
+        assert parts[-1][0].stop == n
+        assert_near(np.concatenate([rows for _, rows in parts]), wanted, dtype)
+    assert np.array_equal(*[np.concatenate([rows for _, rows in parts]) for parts in (scanned, mapped)])
 
 
-def test_float16_keeps_rows_of_zeros(tmp_path: Path) -> None:
-    path = make(tmp_path / "s.h5", "float16", fill=False)
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_rows_of_zeros_are_kept(tmp_path: Path, dtype: str) -> None:
+    path = make(tmp_path / "s.h5", dtype, fill=False)
     empty = Rows(np.zeros((4, K)), np.zeros(4), np.zeros((4, CLASSES)), np.full(4, SKIPPED), 0)
     with Store.open(path, write=True) as store:
         for block in range(3):
             store.write(block, empty if block < 2 else example_rows(2))
     assert not scanned(path)[:8].any()
+
+
+def test_int8_rounds_to_the_nearest_of_127_steps_either_way() -> None:
+    rows = np.array([[127.0, -126.6, 0.4, 63.5, 64.5], [-2.0, 1.0, 0.0, 0.0, 1.9]], dtype=np.float32)
+    found = encode(rows, "int8")
+    assert found["coordinates"].dtype == np.int8
+    assert found["coordinates"].tolist() == [[127, -127, 0, 64, 64], [-127, 64, 0, 0, 121]]
+    assert np.array_equal(found["scales"], np.array([1.0, 2 / 127], dtype=np.float32))
+
+
+@pytest.mark.parametrize("dtype", HALF_STEP)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_never_passes_for_one_that_is(dtype: str, bad: float) -> None:
+    rows = np.array([[1.0, 2.0, 3.0], [1.0, bad, 3.0]], dtype=np.float32)
+    found = encode(rows, dtype)
+    if dtype != "float32":
+        found["coordinates"] = decode(found["coordinates"], found["scales"], room_for(2, 3))
+    assert not np.isfinite(found["coordinates"][1]).all()
+    assert np.isfinite(found["coordinates"][0]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("size", [1e-45, 1e-43, 1e-40, 1e-38, 3e38])
+def test_the_smallest_and_the_largest_numbers_keep_their_size(dtype: str, size: float) -> None:
+    rows = np.array([[size, -size, size / 2]], dtype=np.float32)
+    found = encode(rows, dtype)
+    back = decode(found["coordinates"], found["scales"], room_for(1, 3))
+    # So small a scale is rounded to a multiple of 1e-45: the row is off by as much a step.
+    assert (np.abs(back - rows) <= max(size / 127, 200e-45)).all()
 
 
 def test_the_last_block_is_padded_with_zeros(tmp_path: Path) -> None:
@@ -195,8 +243,9 @@ def test_clear_forgets_blocks_and_the_summary(tmp_path: Path) -> None:
     assert np.array_equal(scanned(path), all_of("coordinates"))
 
 
-def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
-    one, two = make(tmp_path / "1.h5"), make(tmp_path / "2.h5", fill=False)
+@pytest.mark.parametrize("dtype", HALF_STEP)
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path, dtype: str) -> None:
+    one, two = make(tmp_path / "1.h5", dtype), make(tmp_path / "2.h5", dtype, fill=False)
     with Store.open(two, write=True) as store:
         for block in (2, 0, 1):
             store.write(block, example_rows(block, seed=9))
@@ -232,9 +281,12 @@ def test_a_flipped_bit_of_what_guards_a_block_is_found(tmp_path: Path, name: str
     assert f"the checksum of block {block} does not fit" in error_of(path).message
 
 
-@pytest.mark.parametrize(("name", "width"), [("coordinates", 6), ("scales", 4)])
-def test_a_flipped_bit_of_a_float16_row_is_found(tmp_path: Path, name: str, width: int) -> None:
-    path = make(tmp_path / "s.h5", "float16")
+@pytest.mark.parametrize(
+    ("dtype", "name", "width"),
+    [("float16", "coordinates", 6), ("float16", "scales", 4), ("int8", "coordinates", 3), ("int8", "scales", 4)],
+)
+def test_a_flipped_bit_of_a_rounded_row_is_found(tmp_path: Path, dtype: str, name: str, width: int) -> None:
+    path = make(tmp_path / "s.h5", dtype)
     flip(path, name, 5 * width)
     assert "the checksum of block 1 does not fit" in error_of(path).message
 
@@ -278,6 +330,130 @@ def test_a_flipped_bit_of_the_summary_forgets_it(tmp_path: Path, name: str) -> N
     flip(path, name, 3)
     with Store.open(path) as store:
         assert store.summary() is None
+
+
+SIDE = {
+    "spectrum": SPECTRUM,
+    "layers/layer1.0.conv1/q_in": BASIS,
+    "layers/layer1.0.conv1/q_out": BASIS.T,
+    "layers/fc/kept": np.array([True, False]),
+    "none": np.zeros((0, 4), dtype=np.float32),
+    "half": np.ones((2, 3), dtype=np.float16),
+    "number": np.float64(2.5),
+}
+
+
+def test_side_arrays_have_any_name_and_shape(tmp_path: Path) -> None:
+    path = make(tmp_path / "s.h5", arrays=SIDE)
+    with Store.open(path) as store:
+        assert store.names() == sorted(SIDE)
+        assert store.names("layers/") == [
+            f"layers/{name}" for name in ("fc/kept", "layer1.0.conv1/q_in", "layer1.0.conv1/q_out")
+        ]
+        assert store.names("nothing") == []
+        for name, values in SIDE.items():
+            found = store.array(name)
+            assert found.dtype == values.dtype
+            assert found.shape == values.shape
+            assert np.array_equal(found, values)
+        # Neither a group nor what is no side array is one.
+        assert store.array("layers") is None
+        assert store.array("labels") is None
+    assert np.array_equal(scanned(path), all_of("coordinates"))
+    with h5py.File(path) as file:
+        assert np.array_equal(file["layers/layer1.0.conv1/q_out"], BASIS.T)
+
+
+@pytest.mark.parametrize("name", ["labels", "header", "scales", "coordinates/one"])
+def test_a_side_array_cannot_take_the_place_of_the_rows(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot be called {name}"):
+        make(tmp_path / "s.h5", arrays={name: SPECTRUM})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_side_array_is_the_file_itself_and_writing_to_it_stays_in_memory(tmp_path: Path) -> None:
+    path = make(tmp_path / "s.h5", arrays={"basis": np.ones((1000, 1000), dtype=np.float32)})
+    before = path.read_bytes()
+    tracemalloc.start()
+    with Store.open(path) as store:
+        basis = store.array("basis")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < basis.nbytes / 4
+    torch.from_numpy(basis)[0] = 7
+    assert basis[0, 0] == 7
+    assert basis[1:].min() == 1
+    assert path.read_bytes() == before
+
+
+def test_what_is_mapped_outlives_the_store_but_its_lock_does_not(tmp_path: Path) -> None:
+    path = make(tmp_path / "s.h5")
+    with Store.open(path) as store:
+        basis, (_, rows) = store.array("basis"), next(store.scan())
+    with Store.open(path, write=True) as store:
+        store.clear(np.arange(3))
+    assert np.array_equal(basis, BASIS)
+    assert np.array_equal(rows, all_of("coordinates"))
+
+
+def test_a_store_with_many_side_arrays_guards_what_lies_between_them(tmp_path: Path) -> None:
+    """The seal names every place between data sets: with many it is larger than 4 kB."""
+    arrays = {f"layers/{number}/q": np.full(3, number) for number in range(400)}
+    path = make(tmp_path / "s.h5", arrays=arrays)
+    with Store.open(path) as store:
+        assert store.names("layers/") == sorted(arrays)
+        assert all(np.array_equal(store.array(name), values) for name, values in arrays.items())
+        assert store.damaged().tolist() == []
+    with h5py.File(path) as file:
+        assert file.userblock_size > 4096
+        end = file["layers/399/q"].id.get_offset()
+    seal = path.read_bytes().rstrip(b"\0").index(b"\n", 100)
+    assert seal > 4096
+    for place in (5000, seal, end - 1):
+        flip_byte(path, place)
+        with pytest.raises(InfluenceError, match="is damaged"):
+            Store.open(path)
+        flip_byte(path, place)
+    Store.open(path).__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(("k", "at"), [(2**14, 0), (8, None)])
+def test_many_bytes_of_coordinates_begin_at_a_large_page(tmp_path: Path, k: int, at: int | None) -> None:
+    layout = Layout(512, k, 2, 64)
+    create(tmp_path / "s.h5", layout, fingerprint={}, facts={}, labels=np.zeros(512), indices=np.arange(512), arrays={})
+    with h5py.File(tmp_path / "s.h5") as file:
+        place = file["coordinates"].id.get_offset()
+    assert place % 64 == 0
+    assert at is None or place % 2**21 == at
+
+
+@pytest.mark.parametrize("dtype", HALF_STEP)
+def test_a_store_without_coordinates_holds_the_rest(tmp_path: Path, dtype: str) -> None:
+    path, layout = tmp_path / "s.h5", Layout(N, 0, CLASSES, BLOCK, dtype)
+    create(path, layout, fingerprint={}, facts={}, labels=LABELS, indices=INDICES, arrays={"layers/fc/q": BASIS})
+    with Store.open(path, write=True) as store:
+        with pytest.raises(InfluenceError, match="not complete"):
+            next(store.scan())
+        for block in range(layout.blocks):
+            store.write(block, example_rows(block, layout))
+        store.write_summary(np.array([1.5]))
+    with Store.open(path) as store:
+        assert store.layout == layout
+        assert np.array_equal(store.column("labels"), LABELS)
+        assert np.array_equal(
+            store.column("outputs"), np.concatenate([example_rows(b, layout).outputs for b in range(3)])
+        )
+        assert np.array_equal(store.array("layers/fc/q"), BASIS)
+        assert store.summary().tolist() == [1.5]
+        assert store.damaged().tolist() == []
+        # Every row is there, and empty.
+        for parts in (list(store.scan()), list(store.map(lambda where, rows: (where, rows)))):
+            assert [(where, rows.shape) for where, rows in parts] == [(slice(0, N), (N, 0))]
+            assert parts[0][1].dtype == np.float32
+    flip(path, "losses", 4 * BLOCK)
+    assert "block 1 does not fit" in error_of(path).message
+    with Store.open(path) as store:
+        assert store.damaged().tolist() == [1]
 
 
 FUZZ = """
@@ -354,6 +530,193 @@ def test_a_flipped_bit_outside_the_data_sets_is_an_error(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     outcomes = [line.split(maxsplit=1)[1].partition(" [")[0] for line in done.stdout.splitlines()]
     assert set(outcomes) == {"an error"}, done.stdout
+
+
+# Several pieces for several threads: 40 blocks of 8 rows, 20 kB each.
+WIDE = Layout(317, 640, 2, 8)
+
+
+@pytest.fixture
+def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a store that is mapped in pieces of up to 2 blocks, and worked on a block at a time."""
+    monkeypatch.setattr(store_scan, "PIECE_BYTES", 60_000)
+    monkeypatch.setattr(store_scan, "PART_BYTES", 20_480)
+    path = tmp_path / "wide.h5"
+    labels, indices = np.zeros(WIDE.n, int), np.arange(WIDE.n)
+    create(path, WIDE, fingerprint={}, facts={}, labels=labels, indices=indices, arrays={})
+    with Store.open(path, write=True) as store:
+        for block in range(WIDE.blocks):
+            store.write(block, example_rows(block, WIDE))
+    return path
+
+
+def scan_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("scan")]
+
+
+@pytest.mark.parametrize("threads", [None, 1, 2, 3])
+def test_map_gives_the_same_bits_whatever_the_number_of_threads(wide: Path, threads: int | None) -> None:
+    s_test = torch.randn(10, WIDE.k, generator=torch.Generator().manual_seed(0))
+
+    def product(where: slice, rows: np.ndarray) -> tuple[slice, torch.Tensor]:
+        return where, s_test @ torch.from_numpy(rows).T
+
+    with Store.open(wide) as store:
+        first, again = list(store.map(product, threads=1)), list(store.map(product, threads=threads))
+        rows = torch.from_numpy(np.concatenate([part for _, part in store.scan()]))
+    assert [where for where, _ in first] == [where for where, _ in again] == [WIDE.rows(b) for b in range(WIDE.blocks)]
+    assert all(torch.equal(one, two) for (_, one), (_, two) in zip(first, again, strict=True))
+    values = torch.cat([part for _, part in first], dim=1)
+    torch.testing.assert_close(values, s_test @ rows.T, rtol=1e-4, atol=1e-5 * float(rows.abs().max()))
+
+
+def test_map_works_on_several_pieces_at_one_time(wide: Path) -> None:
+    meet = threading.Barrier(3, timeout=60)
+
+    def wait(where: slice, rows: np.ndarray) -> str:
+        if where.start < 3 * 16:
+            meet.wait()
+        return threading.current_thread().name
+
+    with Store.open(wide) as store:
+        assert len(set(store.map(wait, threads=3))) == 3
+
+
+def test_torch_has_one_thread_and_no_autograd_inside_map_only(wide: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    s_test = torch.ones(1, WIDE.k, requires_grad=True)
+
+    def inside(where: slice, rows: np.ndarray) -> tuple[int, bool]:
+        return torch.get_num_threads(), (s_test @ torch.from_numpy(rows).T).requires_grad
+
+    try:
+        with Store.open(wide) as store:
+            for found in store.map(inside, threads=2):
+                assert found == (1, False)
+                assert torch.get_num_threads() == 2
+                assert torch.is_grad_enabled()
+        assert torch.get_num_threads() == 2
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
+class Stop(BaseException):
+    """As Ctrl-C: no Exception."""
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), Stop(), KeyboardInterrupt()])
+def test_an_error_in_work_ends_map_after_the_results_before_it(wide: Path, error: BaseException) -> None:
+    done: list[int] = []
+
+    def fail(where: slice, rows: np.ndarray) -> int:
+        if where.start == 96:
+            raise error
+        return where.start
+
+    with Store.open(wide) as store, pytest.raises(type(error)):
+        done.extend(store.map(fail, threads=3))
+    # 16 rows a piece: all pieces before that of row 96.
+    assert done == list(range(0, 96, 8))
+    assert scan_threads() == []
+
+
+def test_damage_ends_map_and_names_the_block(wide: Path) -> None:
+    flip(wide, "coordinates", 21 * 8 * 4 * WIDE.k + 5)
+    seen: list[int] = []
+    with Store.open(wide) as store, pytest.raises(InfluenceError, match="checksum of block 21 does not fit") as caught:
+        seen.extend(store.map(lambda where, rows: where.start, threads=3))
+    assert "--repair" in caught.value.hint
+    assert scan_threads() == []
+
+
+def test_damaged_rows_are_never_worked_on(wide: Path) -> None:
+    flip(wide, "coordinates", 21 * 8 * 4 * WIDE.k + 5)
+    worked: set[int] = set()
+    with Store.open(wide) as store, pytest.raises(InfluenceError):
+        list(store.map(lambda where, rows: worked.add(where.start), threads=2))
+    assert 20 * 8 in worked
+    assert 21 * 8 not in worked
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, GeneratorExit])
+def test_whoever_stops_early_leaves_no_thread_and_little_done(wide: Path, stop: type[BaseException]) -> None:
+    begun: list[int] = []
+
+    def work(where: slice, rows: np.ndarray) -> int:
+        begun.append(where.start)
+        return where.start
+
+    with Store.open(wide) as store:
+        parts = store.map(work, threads=2)
+        assert [next(parts) for _ in range(3)] == [0, 8, 16]
+        if stop is GeneratorExit:
+            parts.close()
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                parts.throw(KeyboardInterrupt)
+        assert scan_threads() == []
+        # A few pieces ahead of the result that was taken, not all 20.
+        assert len(begun) <= 2 * 7
+        assert np.concatenate([part for _, part in store.scan()]).shape == (WIDE.n, WIDE.k)
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+
+from influence_cli.store import Store
+
+
+def work(where, rows):
+    print("in work", flush=True)
+    time.sleep(0.2)
+
+
+with Store.open(Path(sys.argv[1])) as store:
+    try:
+        for _ in store.map(work, threads=2):
+            pass
+    except KeyboardInterrupt:
+        import threading
+
+        print("stopped, threads:", threading.active_count(), flush=True)
+"""
+
+
+def test_ctrl_c_ends_map(wide: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(wide)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "in work\n"
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "stopped, threads: 1"
+    assert process.returncode == 0
+
+
+def test_map_of_a_store_that_is_not_complete_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "s.h5", fill=False)
+    with Store.open(path) as store, pytest.raises(InfluenceError, match="not complete"):
+        next(store.map(lambda where, rows: None))
+
+
+def test_in_order_takes_pieces_as_it_needs_them() -> None:
+    taken = []
+
+    def pieces() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    results = in_order(lambda number: number * number, pieces(), 2)
+    assert taken == []
+    assert next(results) == 0
+    assert len(taken) <= 6
+    assert list(results) == [number * number for number in range(1, 100)]
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
@@ -596,7 +959,7 @@ def test_a_write_that_fails_is_told_and_its_block_is_not_done(tmp_path: Path) ->
             assert (file["coordinates"][layout.rows(int(block))] == block + 1).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", HALF_STEP)
 def test_any_hdf5_tool_reads_it(tmp_path: Path, dtype: str) -> None:
     path = make(tmp_path / "s.h5", dtype)
     with h5py.File(path) as file:
@@ -608,7 +971,7 @@ def test_any_hdf5_tool_reads_it(tmp_path: Path, dtype: str) -> None:
         assert rows.chunks is None
         assert rows.compression is None
         values = rows[:N].astype(np.float32)
-        if dtype == "float16":
+        if dtype != "float32":
             values = values * file["scales"][:N][:, None]
         assert np.array_equal(values, scanned(path))
         assert file["flags"][:].tolist() == [1, 1, 1]

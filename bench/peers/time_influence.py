@@ -25,7 +25,7 @@ from influence_cli.rank import rank_training, training_facts
 from influence_cli.selection import Selected
 
 CONVENTIONS = """EK-FAC with labels drawn from the model, all parameters, biases in the layers' blocks, norms as exact
-blocks; lambda 1 x mean eigenvalue of each layer; scores divided by n, > 0 where removing the example hurts."""
+blocks; lambda 0.1 x mean eigenvalue of each layer; scores divided by n, > 0 where removing the example hurts."""
 METHOD = "ekfac"
 DATA = """
 import numpy as np

@@ -9,9 +9,9 @@ import numpy as np
 
 from influence_cli.errors import InfluenceError
 
-# λ = C × the mean eigenvalue of each layer. The linear datamodeling score is highest and flat around 1
-# (bench/RESULTS.md has the sweep).
-C = 1.0
+# λ = C × the mean eigenvalue of each layer. By the linear datamodeling scores of two networks (bench/RESULTS.md) the best
+# C is 1 for one of them and below 0.01 for the other; 0.1 loses the least on both.
+C = 0.1
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """EK-FAC: a Kronecker-factored eigenbasis a layer with corrected eigenvalues (George et al. 2018), K-FAC beside it.
 
 1. Covariances A = E Σ_τ a_τa_τᵀ of a layer's inputs, G = E Σ_τ δ_τδ_τᵀ of its output gradients, labels drawn from the
-   model (Martens & Grosse 2015; for convolutions Grosse & Martens 2016).
+   model (Martens & Grosse 2015; for convolutions Grosse & Martens 2016). They only choose a basis, so a sample of the
+   examples is enough: ``sample_size``.
 2. Their eigenvectors Q_A, Q_G, in float64.
-3. Λ = E (Q_Gᵀ G_i Q_A)², the exact diagonal of the Fisher in the basis Q_A ⊗ Q_G (K-FAC: λ_A λ_Gᵀ instead).
+3. Λ = E (Q_Gᵀ G_i Q_A)², the exact diagonal of the Fisher in the basis Q_A ⊗ Q_G over all examples (K-FAC: λ_A λ_Gᵀ,
+   from covariances over all of them).
 
 Norms and loose parameters have their exact Fisher block up to 4,096 parameters, beyond that its diagonal. Right for any
 network past `explicit`. Each stage can be interrupted: `Progress` holds everything that is known so far.
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.blocks import Block
-from influence_cli.contractions import covariances, gradient_squares, rotated, sketched, turned_sides
+from influence_cli.contractions import covariances, gradient_squares, positions, rotated, sketched, turned_sides
 from influence_cli.coordinates import loose_gradients
 from influence_cli.curvature.fisher_slopes import EXACT, batch_seed, draws
 from influence_cli.data import Batch
@@ -30,6 +32,8 @@ from influence_cli.network import Network, owner_of
 WIDEST, TOP, OVERSAMPLED = 8_192, 1_024, 128
 # Norms and loose parameters up to here have an exact block.
 EXACT_BLOCK = 4_096
+# Examples whose covariances choose the basis, at least.
+SAMPLED_AT_LEAST = 2_048
 STAGES = ("covariances", "eigenvectors", "eigenvalues", "done")
 
 
@@ -76,7 +80,7 @@ class Plan:
     loose: tuple[tuple[str, ...], ...]
 
 
-Batches = Callable[[int], Iterable[Batch]]
+Batches = Callable[[str, int], Iterable[Batch]]
 Report = Callable[[str, int], None]
 
 
@@ -103,6 +107,22 @@ def factor_bytes(network: Network) -> int:
         size = sum(network.model.get_parameter(name).numel() for name in names)
         total += 12 * size * size if size <= EXACT_BLOCK else 8 * size
     return total
+
+
+def sample_size(network: Network, calls: Sequence[Sequence[Call]], n: int) -> int:
+    """Count the examples that the covariances take: some thousands, and twice as many positions as a layer is wide.
+
+    Args:
+        network: the model.
+        calls: the layers' calls in a pass over any examples.
+        n: training examples.
+    """
+    wanted = SAMPLED_AT_LEAST
+    for number, layer in enumerate(network.layers):
+        if layer.is_matrix and number < len(calls) and calls[number]:
+            tokens = max(1, positions(layer, calls[number]))
+            wanted = max(wanted, -(-2 * min(max(layer.width, layer.outputs), WIDEST) // tokens))
+    return min(n, wanted)
 
 
 def stored_bytes(network: Network) -> int:
@@ -133,7 +153,7 @@ def fit(
 
     Args:
         network: the model, its layers decided.
-        batches: gives the training examples' batches from a number on; twice the same ones.
+        batches: gives the batches of a stage from a number on; the same ones whenever it is asked.
         how: which draws (``fisher_slopes``).
         seed: of the draws.
         corrected: Λ from the data (EK-FAC); otherwise the products of the factors' eigenvalues (K-FAC).
@@ -147,9 +167,9 @@ def fit(
     progress = progress or Progress(arrays={"seed": torch.tensor(seed)})
     plan = make_plan(network)
     if progress.stage == "covariances":
-        for batch in batches(progress.done):
+        for batch in batches("covariances", progress.done):
             if len(batch):
-                _add_covariances(network, plan, batch, progress, how, seed)
+                _add_covariances(network, plan, batch, progress, how, seed, loose=not corrected)
             _finished(progress, batch, save, report)
         progress.advance("eigenvectors")
     if progress.stage == "eigenvectors":
@@ -161,7 +181,7 @@ def fit(
             report("eigenvectors", 1)
         progress.advance("eigenvalues" if corrected else "done")
     if progress.stage == "eigenvalues":
-        for batch in batches(progress.done):
+        for batch in batches("eigenvalues", progress.done):
             if len(batch):
                 _add_eigenvalues(network, plan, batch, progress, how, seed)
             _finished(progress, batch, save, report)
@@ -193,7 +213,9 @@ def _passes(
         yield draw, tape.backward(slopes, again=how == EXACT), slopes
 
 
-def _add_covariances(network: Network, plan: Plan, batch: Batch, progress: Progress, how: str, seed: int) -> None:
+def _add_covariances(
+    network: Network, plan: Plan, batch: Batch, progress: Progress, how: str, seed: int, loose: bool = True
+) -> None:
     for draw, calls, slopes in _passes(network, batch, how, seed, progress.done):
         for number in plan.layers:
             own = calls[number] if number < len(calls) else []
@@ -208,11 +230,20 @@ def _add_covariances(network: Network, plan: Plan, batch: Batch, progress: Progr
                     square = sketched(network, layer, own, side, _sketch(width, seed, number))
                 progress.add(f"{side}.{number}", square)
             progress.add(f"t.{number}", torch.tensor(float(positions)))
-        loose = loose_gradients(network, calls, batch.inputs, slopes, plan.loose)
-        for position, names in enumerate(plan.loose):
-            grads = loose[names]
-            exact = grads.shape[1] <= EXACT_BLOCK
-            progress.add(f"m.{position}", grads.T @ grads if exact else grads.square().sum(dim=0))
+        if loose:
+            _add_loose(network, plan, batch, calls, slopes, progress)
+
+
+def _add_loose(
+    network: Network, plan: Plan, batch: Batch, calls: list[list[Call]], slopes: Tensor, progress: Progress
+) -> None:
+    if not plan.loose:
+        return
+    found = loose_gradients(network, calls, batch.inputs, slopes, plan.loose)
+    for position, names in enumerate(plan.loose):
+        grads = found[names]
+        exact = grads.shape[1] <= EXACT_BLOCK
+        progress.add(f"m.{position}", grads.T @ grads if exact else grads.square().sum(dim=0))
 
 
 def _sketch(width: int, seed: int, number: int) -> Tensor:
@@ -263,7 +294,8 @@ def nystrom(image: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add_eigenvalues(network: Network, plan: Plan, batch: Batch, progress: Progress, how: str, seed: int) -> None:
-    for _draw, calls, _slopes in _passes(network, batch, how, seed, progress.done):
+    for _draw, calls, slopes in _passes(network, batch, how, seed, progress.done):
+        _add_loose(network, plan, batch, calls, slopes, progress)
         for number in plan.layers:
             own = calls[number] if number < len(calls) else []
             if not own:
@@ -284,7 +316,7 @@ def _add_eigenvalues(network: Network, plan: Plan, batch: Batch, progress: Progr
 def _blocks(network: Network, plan: Plan, progress: Progress, corrected: bool) -> list[Block]:
     """Gather the results as blocks."""
     arrays = progress.arrays
-    n = max(1, int(arrays["covariances.n"]))
+    n = max(1, int(arrays["eigenvalues.n" if corrected else "covariances.n"]))
     blocks = []
     for number in plan.layers:
         layer = network.layers[number]
