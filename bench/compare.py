@@ -182,12 +182,14 @@ def main() -> None:
             again = ours(case, out / "influence_again.json") | {"scores_file": str(out / "influence_again.npz")}
             records.append(("influence, again", again))
         table(case, records)
-        steps = [s for s in records[0][1]["steps"] if s["method"] == "ekfac"]
+        steps = [s for s in records[0][1]["steps"] if s["method"] != "torch"]
         unit = next(s["seconds"] for s in records[0][1]["steps"] if s["step"] == "U")
         print("\n| step of influence | seconds | U |\n|---|---|---|")
         for step in steps:
             if isinstance(step.get("seconds"), int | float):
-                print(f"| {step['step']} | {step['seconds']:.2f} | {step['seconds'] / unit:.2f} |")
+                print(f"| {step['method']}: {step['step']} | {step['seconds']:.2f} | {step['seconds'] / unit:.2f} |")
+            elif "overlap" in step:
+                print(f"| {step['method']}: {step['step']} | {step['overlap']:.0%} | |")
 
 
 if __name__ == "__main__":

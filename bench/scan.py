@@ -63,7 +63,7 @@ def write_store(path: Path, layout: Layout) -> None:
             )
 
 
-def candidates(path: Path, memory: np.ndarray, tests: int) -> dict[str, Callable[[], object]]:
+def candidates(store: Store, memory: np.ndarray, tests: int) -> dict[str, Callable[[], object]]:
     """Give the scan and the products from memory, ready to run."""
     n, k = memory.shape
     s_test = torch.randn(tests, k, generator=torch.Generator().manual_seed(0))
@@ -75,8 +75,7 @@ def candidates(path: Path, memory: np.ndarray, tests: int) -> dict[str, Callable
         return influence(s_test, torch.from_numpy(part), n)
 
     def scan() -> object:
-        with Store.open(path) as store:
-            return torch.cat(list(store.map(work)), dim=1)
+        return torch.cat(list(store.map(work)), dim=1)
 
     def threads(size: int) -> object:
         step = max(1, size // (4 * k * BLOCK)) * BLOCK
@@ -85,14 +84,9 @@ def candidates(path: Path, memory: np.ndarray, tests: int) -> dict[str, Callable
             list(in_order(lambda where: work(where, memory[where]), parts, torch.get_num_threads())), dim=1
         )
 
-    def verify() -> None:
-        with Store.open(path) as store:
-            for _ in store.map(lambda *_: None):
-                pass
-
     return {
         "scan": scan,
-        "verify": verify,
+        "verify": lambda: list(store.map(lambda *_: None)),
         "torch": lambda: influence(s_test, rows, n),
         "padded": lambda: rows @ (wide / n).T,
         "threads, 4 MB": lambda: threads(4 * 2**20),
@@ -115,6 +109,19 @@ def measure(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, tu
     }
 
 
+def report(found: dict[str, tuple[float, float]], memory: np.ndarray, tests: int) -> None:
+    """Print what was measured, and the scan's speed relative to the products from memory."""
+    n, k = memory.shape
+    print(f"\n{n:,} rows × {k:,} columns × {tests} tests, load {os.getloadavg()[0]:.1f}")
+    for label, (clock, cpu) in found.items():
+        print(f"  {label:15} {clock:7.3f} s {memory.nbytes / clock / 1e9:6.2f} GB/s {cpu:8.3f} s of CPU")
+    scan = found["scan"]
+    others = [times for label, times in found.items() if label not in ("scan", "verify")]
+    clock, cpu = (min(times[which] for times in others) / scan[which] for which in (0, 1))
+    print(f"  scan reaches {found['torch'][0] / scan[0]:.0%} of torch's speed from memory,", end=" ")
+    print(f"{clock:.0%} of the fastest's ({cpu:.0%} by CPU)", flush=True)
+
+
 def main() -> None:
     """Measure every shape and number of tests and print a table each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,15 +141,8 @@ def main() -> None:
             with Store.open(path) as store:
                 for where, rows in store.scan():
                     memory[where] = rows
-            for tests in words.tests:
-                found = measure(candidates(path, memory, tests), words.rounds)
-                print(f"\n{n:,} rows × {k:,} columns × {tests} tests, load {os.getloadavg()[0]:.1f}")
-                for label, (clock, cpu) in found.items():
-                    print(f"  {label:15} {clock:7.3f} s {memory.nbytes / clock / 1e9:6.2f} GB/s {cpu:8.3f} s of CPU")
-                scan, _ = found.pop("scan"), found.pop("verify")
-                best = [min(times[which] for times in found.values()) for which in (0, 1)]
-                print(f"  scan reaches {found['torch'][0] / scan[0]:.0%} of torch's speed from memory,", end=" ")
-                print(f"{best[0] / scan[0]:.0%} of the fastest's ({best[1] / scan[1]:.0%} by CPU)", flush=True)
+                for tests in words.tests:
+                    report(measure(candidates(store, memory, tests), words.rounds), memory, tests)
 
 
 if __name__ == "__main__":

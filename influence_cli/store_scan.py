@@ -27,7 +27,7 @@ from influence_cli.store_rows import checksum, decode
 # at one time, small enough for the processor's cache.
 PIECE_BYTES, PART_BYTES = 32 * 2**20, 4 * 2**20
 # Where rows are converted, a part of a block will do, but a product of few rows is slow: so many, within these bytes.
-ROOM_ROWS, ROOM_BYTES = 64, 32 * 2**20
+ROOM_ROWS, ROOM_BYTES = 128, 32 * 2**20
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")

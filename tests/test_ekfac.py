@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from functools import partial
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from influence_cli.blocks import from_arrays, groups, joined, keep, largest, to_arrays
 from influence_cli.blocks import describe as describe_blocks
+from influence_cli.blocks import from_arrays, groups, joined, keep, largest, to_arrays
 from influence_cli.coordinates import Blocks, coordinates, full_vectors, products, weighted_squares
 from influence_cli.curvature import ekfac
 from influence_cli.curvature.ekfac import Progress, fit, make_plan
@@ -19,6 +20,7 @@ from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.fisher_slopes import batch_seed, draws
 from influence_cli.data import Batch
 from influence_cli.gradients import example_gradients, example_products, make_network
+from influence_cli.metrics import pearson, slope
 from influence_cli.network import Network, track
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
@@ -208,7 +210,7 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(case: tuple[Network, list[Batch
     for stop_after in range(1, 11):
         kept: list[Progress] = []
 
-        class Stop(Exception):
+        class StopError(Exception):
             pass
 
         def save(progress: Progress, kept: list[Progress] = kept, stop_after: int = stop_after) -> None:
@@ -221,12 +223,10 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(case: tuple[Network, list[Batch
                 )
             )
             if len(kept) == stop_after:
-                raise Stop
+                raise StopError
 
-        try:
+        with contextlib.suppress(StopError):
             fitted(network, batches, save=save)
-        except Stop:
-            pass
         resumed = to_arrays(fitted(network, batches, progress=kept[-1]))
         assert resumed.keys() == whole.keys()
         assert all(np.array_equal(resumed[name], whole[name]) for name in whole), stop_after
@@ -284,10 +284,53 @@ def test_a_wide_factor_has_its_top_eigenvectors(monkeypatch: pytest.MonkeyPatch)
     batches = [Batch(torch.randn(64, 6) @ mixing, torch.randint(0, 3, (64,)), np.arange(64)) for _ in range(2)]
     network = made(nn.Sequential(nn.Linear(40, 5), nn.Tanh(), nn.Linear(5, 3)), batches[0].inputs)
     wide, _ = fitted(network, batches)
-    assert wide.q_in is not None and wide.q_in.shape == (1, 41, 7)
+    assert wide.q_in is not None
+    assert wide.q_in.shape == (1, 41, 7)
     # The inputs have rank 6, and the bias one more: that is all that there is.
     monkeypatch.setattr(ekfac, "WIDEST", 100)
     full, _ = fitted(network, batches)
     assert torch.allclose(wide.values[0, :, :7], full.values[0, :, :7], rtol=1e-3, atol=1e-6)
     assert wide.trace == pytest.approx(float(full.values.sum()), rel=1e-4)
     assert "left out" in ekfac.remainders([wide])[0]
+
+
+def test_beside_the_exact_curvature_of_trained_softmax_regression(one_thread: None) -> None:
+    """Print r and slope of EK-FAC's influence on the exact one; it is an approximation, and better the larger λ is."""
+    from influence_cli.demo.project import read_images
+
+    images, labels = read_images()
+    pooled = nn.functional.avg_pool2d(torch.from_numpy(images).float()[:, None] / 255, 2).flatten(1)
+    x, y = pooled[:3000], torch.from_numpy(labels[:3000])
+    l2 = 0.01
+    model = nn.Linear(196, 10)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        penalty = sum((p.square().sum() for p in model.parameters()), torch.zeros(()))
+        value = loss(model(x), y).mean() + l2 / 2 * penalty
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    train, test = (
+        Batch(x, y, np.arange(3000)),
+        Batch(pooled[5000:5100], torch.from_numpy(labels[5000:5100]), np.arange(100)),
+    )
+    network = made(model, x[:8])
+    blocks = fitted(network, [train], how="exact")
+    basis = Blocks(tuple(keep(blocks, None, CPU)))
+    vectors, values = eigenbasis(curvature_matrix(network, [train], "ggn"))
+    exact = [example_gradients(network, b.inputs, b.targets)[0].double() @ vectors for b in (train, test)]
+    ours = [coordinates(network, basis, b.inputs, b.targets)[0].double() for b in (train, test)]
+    found = []
+    for damping in (0.0, 0.01, 0.1, 1.0):
+        expected = (exact[1] / (values + l2 + damping)) @ exact[0].T / 3000
+        got = (ours[1] / (joined(blocks).double() + l2 + damping)) @ ours[0].T / 3000
+        pair = expected.numpy().ravel(), got.numpy().ravel()
+        r, factor = pearson(*pair), slope(*pair)
+        print(f"λ = {damping:g}, l2 = {l2:g}: Pearson r {r:.4f}, slope {factor:.4f}")
+        found.append(r)
+    assert found == sorted(found)
+    assert found[0] > 0.85
+    assert found[3] > 0.99

@@ -129,6 +129,10 @@ def main() -> None:
         if found is not None and found.self_influence is not None:
             log.keep(ekfac_self=found.self_influence)
         log.run(METHOD, "tests_100 on the fly", lambda: score(direct, range(100), config, quiet, None))
+        if len(case.x) <= 10_000 and case.settings.model == "cnn":
+            exact = np.zeros((10, len(case.x)), dtype=np.float32)
+            score(direct, range(10), config, quiet, exact)
+            overlap(log, config, quiet, exact)
         stored = log.run(METHOD, "gradients into the store", lambda: prepare_all(config, tasks, quiet))
         if stored is None:
             return
@@ -140,6 +144,24 @@ def main() -> None:
             log.run(METHOD, step, lambda p=positions, s=scores: score(stored, p, config, quiet, s))
             if scores is not None:
                 log.keep(ekfac_scores=scores)
+
+
+def overlap(log: Log, config: Any, terminal: Terminal, exact: np.ndarray) -> None:
+    """Time bfloat16, and print how much of the top 10 of float32 it finds."""
+    rough = config.model_copy(update={"precision": "bf16"})
+    folder = log.folder / "bf16"  # type: ignore[operator]
+    folder.mkdir()
+    gradients = rough.gradients.model_copy(update={"store": folder / "influence.h5"})
+    rough = rough.model_copy(update={"gradients": gradients})
+    tasks = load_tasks(rough)
+    found = log.run("bf16", "fit", lambda: prepare_all(rough, tasks, terminal, on_the_fly=True))
+    if found is None:
+        return
+    scores = np.zeros_like(exact)
+    log.run("bf16", "tests_10 on the fly", lambda: score(found, range(10), rough, terminal, scores))
+    tops = [np.argsort(-side, axis=1)[:, :10] for side in (exact, scores)]
+    shared = float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*tops, strict=True)]))
+    log.add("bf16", "share of float32's top 10", overlap=round(shared, 3))
 
 
 class Kept:
