@@ -24,17 +24,13 @@ from influence_cli.store import Store
 from influence_cli.terminal import Advance, Terminal
 
 Piece = tuple[slice, np.ndarray]
-# Columns of a product are padded to this many: the matrix products of a CPU are several times faster so.
-COLUMNS = 16
 
 
 def stored_products(prepared: Prepared, left: Tensor, advance: Advance) -> Iterator[Piece]:
     """Multiply vectors of coordinates [m, k] with all rows of a store: pieces [m, b], the checksums verified."""
-    padded = _padded(left)
 
     def work(where: slice, block: np.ndarray) -> Piece:
-        rows = torch.from_numpy(block).to(padded.device)
-        return where, (rows @ padded).T[: len(left)].cpu().numpy()
+        return where, (left @ torch.from_numpy(block).to(left.device).T).cpu().numpy()
 
     with Store.open(prepared.path) as store:
         if prepared.task.device.type == "cpu":
@@ -44,13 +40,6 @@ def stored_products(prepared: Prepared, left: Tensor, advance: Advance) -> Itera
         for piece in pieces:
             yield piece
             advance(piece[0].stop - piece[0].start)
-
-
-def _padded(left: Tensor) -> Tensor:
-    columns = -(-len(left) // COLUMNS) * COLUMNS
-    out = left.new_zeros(left.shape[1], columns)
-    out[:, : len(left)] = left.T
-    return out
 
 
 def direct_products(

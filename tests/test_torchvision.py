@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models
-from conftest import Command
+from conftest import Command, shared
 from PIL import Image
 from torch import Tensor, nn
 
 from influence_cli.config import load_config
+from influence_cli.data import read_batches
 from influence_cli.demo.project import read_images
 from influence_cli.gradients import example_gradients
 from influence_cli.probe import probe
-from influence_cli.task import load_tasks
+from influence_cli.task import load_split, load_tasks
 
 NAMES = torchvision.models.list_models(module=torchvision.models)
 CLASSES = 4
@@ -88,6 +92,43 @@ train:
   args: {{root: train}}
   transform: [ToImage, {{ToDtype: {{dtype: float32, scale: true}}}}, {{Normalize: {{mean: [0.3], std: [0.3]}}}}]
 test: {{dataset: torchvision.datasets.ImageFolder, args: {{root: test}}}}
+"""
+CIFAR10 = """
+import numpy as np
+from PIL import Image
+
+
+class Cifar10:
+    classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+    def __init__(self, file, labels, count):
+        tiles = np.asarray(Image.open(file)).reshape(100, 32, 100, 32, 3).swapaxes(1, 2)
+        self.images = tiles.reshape(-1, 32, 32, 3)[:count].copy()
+        self.targets = np.load(labels)[:count].astype(int).tolist()
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        return Image.fromarray(self.images[index]), self.targets[index]
+"""
+RESNET18 = """
+model: {{factory: torchvision.models.resnet18, args: {{num_classes: 10}}, checkpoint: model.pt}}
+train:
+  dataset: ./data.py:Cifar10
+  args: {{file: {folder}/data_batch_1.webp, labels: {folder}/train_labels.npy, count: {count}}}
+  transform: [ToImage, {{ToDtype: {{dtype: float32, scale: true}}}}, {{Normalize: {{mean: [0.5], std: [0.25]}}}}]
+test:
+  dataset: ./data.py:Cifar10
+  args: {{file: {folder}/test_batch.webp, labels: {folder}/test_labels.npy, count: 20}}
+"""
+# A process inherits the peak of the one that starts it: the one here is small, whatever the tests before took.
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+unit = 1 if sys.platform == "darwin" else 1024
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit, file=sys.stderr)
+sys.exit(code)
 """
 CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES]
 
@@ -213,3 +254,51 @@ def checked(influence: Command, folder: Path, name: str, args: dict[str, object]
         assert math.hypot(*errors) <= 1e-5 * whole
         for key, error, norm in zip(network.names, errors, norms, strict=True):
             assert error <= 1e-5 * max(norm, 1e-4 * whole), key
+
+
+@pytest.mark.parametrize(
+    ("count", "steps", "words", "most"),
+    [
+        # Wide layers take minutes for their eigenvectors, however few the images.
+        pytest.param(64, 4, ("-s", "gradients.layers=[conv1, bn1, layer1, layer2, fc]"), 3e9, id="first-layers"),
+        pytest.param(
+            64, 4, ("-s", "curvature.method=identity", "-s", "gradients.store_dtype=int8"), 3e9, id="identity"
+        ),
+        pytest.param(2000, 60, (), 8e9, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(4 * 3600)]),
+    ],
+)
+def test_resnet18_runs_within_its_memory(
+    tmp_path: Path, count: int, steps: int, words: tuple[str, ...], most: float
+) -> None:
+    """On CIFAR-10: the store, a ranking and the likely mislabels, each a process of its own."""
+    write_resnet18(tmp_path, count, steps)
+    for command in (("gradients",), ("rank", "0", "--all"), ("mislabels", "--all")):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, sys.executable, "-m", "influence_cli", *command, *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert int(done.stderr.split()[-1]) <= most
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert command == ("gradients",) or sorted(row["index"] for row in rows) == list(range(count))
+
+
+def write_resnet18(folder: Path, count: int, steps: int) -> None:
+    """Write a project of CIFAR-10's first images and a ResNet-18 that was trained on them for a few steps of Adam."""
+    source = shared("cifar10")
+    (folder / "data.py").write_text(CIFAR10)
+    (folder / "influence.yaml").write_text(RESNET18.format(folder=source, count=count))
+    config = load_config(folder / "influence.yaml")
+    train = load_split(config, "train", config.train)
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=10).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for step in range(steps):
+        batch = next(read_batches(train, np.arange(64 * step, 64 * step + 64) % count, 64))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(batch.inputs), batch.targets).backward()
+        optimizer.step()
+    torch.save(model.state_dict(), folder / "model.pt")
