@@ -50,7 +50,7 @@ def make_case(folder: Path, name: str) -> None:
     first, second = picked[:100], picked[100:]
     np.savez(folder / "test.npz", x=test_x[first], y=test_y[first], x2=test_x[second], y2=test_y[second])
     torch.manual_seed(0)
-    model = train(build_model(kind), torch.from_numpy(x), torch.from_numpy(y), epochs=max(2, 100_000 // count))
+    model = train(build_model(kind), torch.from_numpy(x), torch.from_numpy(y), epochs=10 if count == 10_000 else 3)
     torch.save(model.state_dict(), folder / "model.pt")
     case = {"name": name, "model": kind, "train": count, "tests": [1, 10, 100], "threads": torch.get_num_threads()}
     (folder / "case.json").write_text(json.dumps(case) + "\n")
@@ -163,17 +163,20 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--only", default="kronfluence,captum,pydvl,traker,dattri", help="peers to run; none: no peer")
     parser.add_argument("--install", action="store_true", help="make the environments that are missing")
+    parser.add_argument("--keep", action="store_true", help="take over the peers' records that are there")
     words = parser.parse_args()
     peers = [] if words.only == "none" else words.only.split(",")
     for name in words.cases.split(","):
-        case, out = words.work / name, words.work / f"{name}-records"
+        case, out = (words.work / name).resolve(), (words.work / f"{name}-records").resolve()
         make_case(case, name)
         out.mkdir(exist_ok=True)
         records = [("influence", ours(case, out / "influence.json") | {"scores_file": str(out / "influence.npz")})]
-        if peers:
+        missing = [peer for peer in peers if not (words.keep and (out / f"{peer}.json").exists())]
+        if missing:
             command = [sys.executable, str(HERE / "peers" / "run.py"), "--envs", str(words.envs), "--case", str(case)]
-            command += ["--out", str(out), "--only", ",".join(peers), "--scores", *["--install"] * words.install]
+            command += ["--out", str(out), "--only", ",".join(missing), "--scores", *["--install"] * words.install]
             subprocess.run(command, check=True, stdout=sys.stderr)
+        if peers:
             for peer in peers:
                 record = json.loads((out / f"{peer}.json").read_text())
                 records.append(

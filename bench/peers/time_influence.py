@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +90,9 @@ def stages() -> Iterator[dict[str, float]]:
     saved = {name: getattr(ekfac, name) for name in ("_add_covariances", "_decompose_layer", "_add_eigenvalues")}
 
     def timed(name: str) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
             started = time.perf_counter()
-            result = saved[name](*args)
+            result = saved[name](*args, **more)
             spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
             return result
 
@@ -110,7 +112,9 @@ def main() -> None:
     case, log = start("influence", "influence-cli", CONVENTIONS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        log.options = replace(log.options, case=log.options.case.resolve(), out=log.options.out.resolve())
         write_project(folder, case, log.options.case)
+        os.chdir(folder)  # where its user would stand
         log.folder = folder / "store"
         config, quiet = load_config(folder / "influence.yaml"), Terminal(quiet=True)
         tasks = load_tasks(config)

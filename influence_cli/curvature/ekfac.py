@@ -110,7 +110,7 @@ def factor_bytes(network: Network) -> int:
 
 
 def sample_size(network: Network, calls: Sequence[Sequence[Call]], n: int) -> int:
-    """Count the examples that the covariances take: some thousands, and twice as many positions as a layer is wide.
+    """Count the examples that the covariances take: some thousands, and eight times the positions that a layer is wide.
 
     Args:
         network: the model.
@@ -121,7 +121,7 @@ def sample_size(network: Network, calls: Sequence[Sequence[Call]], n: int) -> in
     for number, layer in enumerate(network.layers):
         if layer.is_matrix and number < len(calls) and calls[number]:
             tokens = max(1, positions(layer, calls[number]))
-            wanted = max(wanted, -(-2 * min(max(layer.width, layer.outputs), WIDEST) // tokens))
+            wanted = max(wanted, -(-8 * min(max(layer.width, layer.outputs), WIDEST) // tokens))
     return min(n, wanted)
 
 
