@@ -17,9 +17,9 @@ from influence_cli.curvature.ekfac import EXACT_BLOCK, make_plan
 from influence_cli.data import Batch, Split, read_batches, readable_batches
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.estimate import estimate
-from influence_cli.gradients import example_gradients
+from influence_cli.gradients import example_gradients, summed_gradient
 from influence_cli.layers import forward
-from influence_cli.memory import available_bytes, plan_batch
+from influence_cli.memory import plan_batch
 from influence_cli.network import Network, evaluate, flatten, owner_of
 from influence_cli.precompute import decide, store_path
 from influence_cli.probe import check_finite, checkpoint_warnings, near_chance
@@ -28,6 +28,8 @@ from influence_cli.task import Task, load_tasks
 from influence_cli.terminal import Terminal, duration
 
 SAMPLE = 512
+# Up to so many parameters every example of the sample has its gradient computed; beyond, a few.
+EVERY_NORM, FEW_NORMS = 1_000_000, 4
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _task_findings(
         Finding("curvature", f"{choice.method}{matrix}"),
         Finding("store", str(path), "exists" if path.exists() else "not made yet"),
         Finding("store size, at most", need, human_bytes(need)),
-        Finding("examples in a batch", examples, f"{human_bytes(available_bytes(task.device))} are free"),
+        Finding("examples in a batch", examples, "within the free memory"),
         Finding("memory, about", plan.memory, human_bytes(plan.memory)),
         Finding("time to fill it, about", plan.seconds, duration(plan.seconds)),
     ]
@@ -211,14 +213,24 @@ def _measure(
     right, losses, squares, count = 0, 0.0, 0.0, 0
     total = torch.zeros(network.size, dtype=torch.float64)
     examples = _readable_batch(split, chosen)
-    step = 256 if examples is None else plan_batch(network, examples, network.size if gradients else 0, 256)
+    # Of a large model a few example gradients have to do for the typical norm; the mean is exact all the same.
+    each = network.size if gradients and network.size <= EVERY_NORM else 0
+    step = 256 if examples is None else plan_batch(network, examples, each, 256)
+    normed = 0
     with terminal.progress(len(chosen), f"looking at the {split.name} examples") as advance:
         for batch in readable_batches(split, chosen, step, skip=skip, tell=terminal.warn):
-            if gradients:
+            if each:
                 grads, part, outputs = example_gradients(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part, grads)
                 total += grads.sum(dim=0).cpu().double()
-                squares += float(grads.double().square().sum())
+                squares, normed = squares + float(grads.double().square().sum()), normed + len(batch)
+            elif gradients:
+                slope, part, outputs = summed_gradient(network, batch.inputs, batch.targets)
+                check_finite(split, batch, part)
+                total += slope.cpu().double()
+                if not normed:
+                    few = example_gradients(network, batch.inputs[:FEW_NORMS], batch.targets[:FEW_NORMS])[0]
+                    squares, normed = float(few.double().square().sum()), len(few)
             else:
                 part, outputs = evaluate(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part)
@@ -230,7 +242,9 @@ def _measure(
         raise InfluenceError(f"{split.where}: no {split.name} example of the sample could be read")
     theta = flatten([parameter.detach() for parameter in network.parameters().values()]).cpu().double()
     slope = total / count + task.l2 * theta
-    return _Measured(right / count, losses / count, float(slope.norm()), float(np.sqrt(squares / count)), count)
+    return _Measured(
+        right / count, losses / count, float(slope.norm()), float(np.sqrt(squares / max(1, normed))), count
+    )
 
 
 def _readable_batch(split: Split, chosen: np.ndarray) -> torch.Tensor | None:

@@ -89,6 +89,16 @@ def example_gradients(network: Network, inputs: Tensor, targets: Tensor) -> tupl
     return example_products(network, inputs, slopes, tape), losses, tape.outputs.detach()
 
 
+def summed_gradient(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute Σᵢ gᵢ [p] of a batch by one plain backward pass, with the losses [b] and outputs [b, C]."""
+    wanted = list(network.parameters().values())
+    with torch.enable_grad(), recurrent_backward():
+        outputs = logits_of(network.model(inputs.to(network.device())))
+        losses = network.loss(outputs, targets.to(network.device()))
+        grads = torch.autograd.grad(losses.sum(), wanted, materialize_grads=True, allow_unused=True)
+    return torch.cat([part.reshape(-1) for part in grads]), losses.detach(), outputs.detach()
+
+
 def jacobians(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the Jacobian of the outputs and the loss's curvature in the outputs, of each example.
 

@@ -86,7 +86,14 @@ def test_the_first_line_is_the_command_that_runs_it(name: str) -> None:
     assert first.endswith(f" -c configs/{name}")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Forward and backward of 400 photos through all of a ResNet-18: minutes on one core.
+        pytest.param(name, marks=pytest.mark.slow) if name == "imagefolder_all_layers.yaml" else name
+        for name in NAMES
+    ],
+)
 def test_check_accepts_it(influence: Command, tmp_path: Path, mnist: Path, name: str) -> None:
     overrides = [word for text in lay_out(name, tmp_path, mnist) for word in ("-s", text)]
     done = influence("check", "-c", name, *overrides, cwd=tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -130,7 +131,8 @@ unit = 1 if sys.platform == "darwin" else 1024
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit, file=sys.stderr)
 sys.exit(code)
 """
-CASES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES]
+LARGE = (pytest.mark.slow, pytest.mark.timeout(1800))
+CASES = [pytest.param(name, marks=() if name in FAST else LARGE) for name in NAMES]
 
 
 def image_size(name: str) -> int:
@@ -257,25 +259,33 @@ def checked(influence: Command, folder: Path, name: str, args: dict[str, object]
 
 
 @pytest.mark.parametrize(
-    ("count", "steps", "words", "most"),
+    ("count", "steps", "overrides", "most"),
     [
         # Wide layers take minutes for their eigenvectors, however few the images.
-        pytest.param(64, 4, ("-s", "gradients.layers=[conv1, bn1, layer1, layer2, fc]"), 3e9, id="first-layers"),
+        pytest.param(64, 4, {"gradients.layers": ["conv1", "bn1", "layer1", "fc"]}, 3e9, id="first-layers"),
         pytest.param(
-            64, 4, ("-s", "curvature.method=identity", "-s", "gradients.store_dtype=int8"), 3e9, id="identity"
+            64,
+            4,
+            {"curvature.method": "identity", "gradients.store_dtype": "int8", "gradients.block": 8},
+            3e9,
+            id="raw-gradients",
+            marks=pytest.mark.slow,
         ),
-        pytest.param(2000, 60, (), 8e9, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(4 * 3600)]),
+        pytest.param(2000, 60, {}, 8e9, id="all", marks=[pytest.mark.slow, pytest.mark.timeout(4 * 3600)]),
     ],
 )
 def test_resnet18_runs_within_its_memory(
-    tmp_path: Path, count: int, steps: int, words: tuple[str, ...], most: float
+    tmp_path: Path, count: int, steps: int, overrides: dict[str, object], most: float
 ) -> None:
     """On CIFAR-10: the store, a ranking and the likely mislabels, each a process of its own."""
     write_resnet18(tmp_path, count, steps)
+    words = [word for key, value in overrides.items() for word in ("-s", f"{key}={json.dumps(value)}")]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
     for command in (("gradients",), ("rank", "0", "--all"), ("mislabels", "--all")):
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, sys.executable, "-m", "influence_cli", *command, *words],
             cwd=tmp_path,
+            env=environment | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=False,
