@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command, Demo, shared
+from conftest import Command, Demo, run_influence, shared
 from PIL import Image
 
 from influence_cli.demo.project import CLASSES, read_images, write_project
