@@ -31,6 +31,8 @@ LISSA_TOLERANCE = 1e-3
 LISSA_BATCH = 256
 # Below this share of the effective dimension what was left out may matter: half of it, by the datamodeling score.
 ENOUGH = 0.5
+# An exact basis has no such tail: what is missing there is missing.
+NEARLY_ALL = 0.99
 # A solver that may take longer, in seconds, is warned of before it starts.
 LONG = 300.0
 
@@ -108,10 +110,10 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
     terminal.say(
         f"effective dimension {whole:,.1f}; {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
     )
-    if kept < ENOUGH:
+    if kept < (ENOUGH if prepared.choice.is_layered else NEARLY_ALL):
         terminal.warn(
-            f"{len(spectrum.values):,} coordinates keep {kept:.1%} of the effective dimension: influence is restricted "
-            "to their span; raise gradients.budget or the damping, or use --on-the-fly, which keeps all"
+            f"the store keeps {kept:.1%} of the effective dimension: influence is restricted to the span of the kept "
+            "coordinates; raise gradients.budget or the damping, or use --on-the-fly, which keeps all"
         )
     values, names = spectrum.values, tuple(group.name for group in spectrum.groups)
 
