@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -132,7 +133,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, wher
         raise InfluenceError(
             f"{where}: {path} holds NaN or infinity in {', '.join(broken[:4])}", "take a checkpoint from before that"
         )
-    model.load_state_dict(dict(state), strict=False)
+    whole = OrderedDict(state)
+    # Some modules read the version that torch keeps beside the weights; the keys fit, so it is the model's own.
+    whole._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(whole, strict=False)
 
 
 def _strip_prefixes(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:

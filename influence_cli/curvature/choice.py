@@ -55,7 +55,7 @@ class Choice:
 
 
 def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor, where: str) -> Choice:
-    """Resolve the method: ``auto`` is explicit over all tracked parameters up to about 5,000, past that EK-FAC.
+    """Resolve the method: ``auto`` is explicit up to 6,000 parameters (10,500 of an output layer), EK-FAC past that.
 
     Args:
         method: ``auto`` or a name.
@@ -70,7 +70,9 @@ def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor,
     output = output_layer(network, inputs)
     note = ""
     if method == "auto":
-        method = "explicit" if network.size <= AUTO_PARAMETERS and matrix != "empirical" else "ekfac"
+        # In an output layer the exact curvature is cheap, and exact.
+        limit = AUTO_PARAMETERS if output is None else MAX_PARAMETERS
+        method = "explicit" if network.size <= limit and matrix != "empirical" else "ekfac"
         if method == "ekfac":
             note = f"curvature auto: EK-FAC over {network.size:,} parameters in {len(network.layers)} layers"
     if method == "explicit" and network.size > MAX_PARAMETERS:
