@@ -62,7 +62,7 @@ def test_self_influence_finds_the_moved_images_far_above_chance(demo: Demo) -> N
     words = ("-s", "curvature.method=explicit", "-s", "gradients.layers=['9']", "-s", "gradients.store=head.h5")
     done = run_influence("mislabels", "--truth", "truth.csv", *words, cwd=demo.folder)
     (demo.folder / "head.h5").unlink()
-    assert found_at_a_tenth(done.err)["self-influence"] > 0.8
+    assert found_at_a_tenth(done.stderr)["self-influence"] > 0.8
 
 
 def test_the_images_are_those_of_fashion_mnist(tmp_path: Path) -> None:
