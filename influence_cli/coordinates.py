@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def block_coordinates(
     network: Network, basis: Blocks, calls: Sequence[Sequence[Call]], inputs: Tensor, slopes: Tensor
 ) -> Tensor:
     """Turn what a layer pass gave into the kept coordinates: [b, k]."""
-    out = torch.zeros(len(slopes), basis.width, dtype=torch.float32, device=network.device())
+    out = torch.empty(len(slopes), basis.width, dtype=torch.float32, device=network.device())
     loose = loose_gradients(network, calls, inputs, slopes, [kept.block.names for kept in basis.kept])
     start = 0
     for kept in basis.kept:
@@ -103,23 +104,38 @@ def _kronecker(network: Network, kept: Kept, calls: Sequence[Sequence[Call]], ou
     number = layer_number(network, kept.block.name)
     own = calls[number] if number < len(calls) else []
     if not own:
+        out.zero_()
         return
     q_out, q_in = kept.block.sides()
     layer = network.layers[number]
     pair = turned_sides(network, layer, own, q_out, q_in)
     if pair is not None and kept.flat is not None:
-        left, right = pair
-        group = torch.div(kept.flat, left.shape[2] * right.shape[2], rounding_mode="floor")
-        row = torch.div(kept.flat, right.shape[2], rounding_mode="floor") % left.shape[2]
-        column = kept.flat % right.shape[2]
-        rows = left.flatten(1)[:, group * left.shape[2] + row]
-        torch.mul(rows, right.flatten(1)[:, group * right.shape[2] + column], out=out)
+        _outer_products(*pair, kept.flat, out)
         return
     start = 0
     for part in rotated(network, layer, own, q_out, q_in):
         flat = part.flatten(1)
-        out[start : start + len(part)] = flat if kept.flat is None else flat[:, kept.flat]
+        out[start : start + len(part)] = flat if kept.flat is None else flat.gather(1, kept.flat.expand(len(flat), -1))
         start += len(part)
+
+
+def _outer_products(left: Tensor, right: Tensor, flat: Tensor, out: Tensor) -> None:
+    """Write chosen entries of the outer products of [b, g, r] and [b, g, s] to [b, k], row by row, within the cache.
+
+    Args:
+        left: Q_Gᵀδ.
+        right: Q_Aᵀa.
+        flat: int64 [k], rising positions in [g, r, s].
+        out: takes them.
+    """
+    rows, width = left.flatten(1), right.shape[2]
+    ends = torch.searchsorted(flat, width * torch.arange(rows.shape[1] + 1, device=flat.device)).tolist()
+    for row, (start, stop) in enumerate(pairwise(ends)):
+        if start < stop:
+            columns = flat[start:stop] - width * row
+            # gather, not indexing: six times as fast along rows.
+            entries = right[:, row // left.shape[2]].gather(1, columns.expand(len(right), -1))
+            torch.mul(rows[:, row : row + 1], entries, out=out[:, start:stop])
 
 
 def layer_number(network: Network, name: str) -> int:

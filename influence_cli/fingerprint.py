@@ -6,6 +6,7 @@ Every part is compared when a store is opened; a difference is told by its name,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -44,8 +45,6 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
         choice: curvature and tracked parameters.
         store_dtype: ``float32``, ``float16`` or ``int8``.
     """
-    import torchvision
-
     split = task.train
     parts = {
         "weights": _weights(task.model),
@@ -57,7 +56,8 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
         "basis": f"{choice.method} {choice.matrix}" if choice.has_basis else "raw gradients",
         "precision": choice.network.precision,
         "store_dtype": store_dtype,
-        "versions": f"torch {torch.__version__} torchvision {torchvision.__version__}",
+        # Read from the installed package: its import takes two seconds, and only some projects need it.
+        "versions": f"torch {torch.__version__} torchvision {version('torchvision')}",
     }
     files = file_facts(split)
     if files is not None:

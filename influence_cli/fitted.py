@@ -17,7 +17,16 @@ from influence_cli.blocks import Block, describe, from_arrays, keep, to_arrays
 from influence_cli.coordinates import Basis, Blocks, Joint
 from influence_cli.curvature.arnoldi import top_eigenvectors
 from influence_cli.curvature.choice import Choice
-from influence_cli.curvature.ekfac import STAGES, Progress, factor_bytes, fit, make_plan, remainders, sample_size
+from influence_cli.curvature.ekfac import (
+    SAMPLED_AT_LEAST,
+    STAGES,
+    Progress,
+    factor_bytes,
+    fit,
+    make_plan,
+    remainders,
+    sample_sizes,
+)
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.fisher_slopes import EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
 from influence_cli.curvature.operator import hold, mean_product
@@ -178,7 +187,7 @@ def _fit_layers(
         batch = int(progress.arrays["batch"])
         terminal.say(f"going on with the factors of {file}: {progress.stage}, {progress.examples:,} examples done")
     layers = len(make_plan(network).layers)
-    sample = _sample(task, choice)
+    sample, every = _sample(task, choice)
     bars = _Bars(
         terminal, choice.method, {"covariances": len(sample), "eigenvectors": layers}, len(task.train), progress
     )
@@ -207,6 +216,7 @@ def _fit_layers(
                 how=how,
                 seed=task.seed,
                 corrected=choice.method == "ekfac",
+                every=every,
                 progress=progress,
                 save=save,
                 report=bars.report,
@@ -260,15 +270,21 @@ class _Bars:
             self._open = None
 
 
-def _sample(task: Task, choice: Choice) -> np.ndarray:
-    """Choose the examples of the covariances, seeded: K-FAC's are also its eigenvalues and take all of them."""
+def _sample(task: Task, choice: Choice) -> tuple[np.ndarray, dict[int, int]]:
+    """Choose the examples of the covariances, seeded, and how many of them a layer passes over for each that it takes.
+
+    K-FAC's are also its eigenvalues: all of them, for every layer.
+    """
     indices = task.train.indices
     if choice.method == "kfac":
-        return indices
+        return indices, {}
     batch = next(training_batches(task, skip=True, size=8))
     tape = forward(choice.network, batch.inputs)
-    count = sample_size(choice.network, tape.backward(torch.ones_like(tape.outputs)), len(indices))
-    return np.sort(np.random.default_rng(task.seed).choice(indices, count, replace=False))
+    calls = tape.backward(torch.ones_like(tape.outputs))
+    sizes = sample_sizes(choice.network, calls, len(indices))
+    count = max(sizes.values(), default=min(len(indices), SAMPLED_AT_LEAST))
+    chosen = np.sort(np.random.default_rng(task.seed).choice(indices, count, replace=False))
+    return chosen, {number: count // size for number, size in sizes.items()}
 
 
 def _how(task: Task, choice: Choice, terminal: Terminal) -> str:

@@ -834,3 +834,30 @@ def test_one_forward_serves_several_backward_passes(mixed: tuple[Network, Tensor
     third = deltas(tape.backward(slopes))
     assert all(torch.allclose(2 * a, b, rtol=1e-5, atol=1e-7) for a, b in zip(first, second, strict=True))
     assert all(torch.equal(a, c) for a, c in zip(first, third, strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_columns_that_are_zero_throughout_are_left_out_of_products(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 3×3 kernel on images of one pixel reads padding but for its centre."""
+    model = Headed(nn.Conv2d(8, 4, 3, padding=1, bias=bias), torch.zeros(2, 8, 1, 1), behind=False)
+    inputs, targets = torch.randn(6, 8, 1, 1), torch.arange(6) % 5
+    network = checked(model, inputs)
+    number = next(n for n, layer in enumerate(network.layers) if layer.kind == "conv")
+    layer = network.layers[number]
+    q_out, q_in = torch.randn(1, layer.outputs, 3), torch.randn(1, layer.width, 7)
+
+    def found() -> list[Tensor]:
+        tape = forward(network, inputs)
+        calls = tape.backward(loss_slopes(network, tape.outputs, targets)[1])[number]
+        into, out, _ = contractions.covariances(network, layer, calls, 1_000)
+        assert into is not None
+        assert out is not None
+        return [into, out, *contractions.rotated(network, layer, calls, q_out, q_in)]
+
+    plain, seen = found(), []
+    live = contractions._live
+    monkeypatch.setattr(contractions, "WIDE", 8)
+    monkeypatch.setattr(contractions, "_live", lambda flat: seen.append(live(flat)) or seen[-1])
+    for left, right in zip(found(), plain, strict=True):
+        torch.testing.assert_close(left, right)
+    assert any(columns is not None and len(columns) == 8 for columns in seen)

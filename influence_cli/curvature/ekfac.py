@@ -2,7 +2,7 @@
 
 1. Covariances A = E Σ_τ a_τa_τᵀ of a layer's inputs, G = E Σ_τ δ_τδ_τᵀ of its output gradients, labels drawn from the
    model (Martens & Grosse 2015; for convolutions Grosse & Martens 2016). They only choose a basis, so a sample of the
-   examples is enough: ``sample_size``.
+   examples is enough, smaller where an example has many positions: ``sample_sizes``.
 2. Their eigenvectors Q_A, Q_G, in float64.
 3. Λ = E (Q_Gᵀ G_i Q_A)², the exact diagonal of the Fisher in the basis Q_A ⊗ Q_G over all examples (K-FAC: λ_A λ_Gᵀ,
    from covariances over all of them).
@@ -13,8 +13,8 @@ network past `explicit`. Each stage can be interrupted: `Progress` holds everyth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from influence_cli.blocks import Block
 from influence_cli.contractions import covariances, gradient_squares, positions, rotated, sketched, turned_sides
 from influence_cli.coordinates import loose_gradients
+from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.curvature.fisher_slopes import EXACT, batch_seed, draws
 from influence_cli.data import Batch
 from influence_cli.errors import InfluenceError
@@ -109,20 +110,25 @@ def factor_bytes(network: Network) -> int:
     return total
 
 
-def sample_size(network: Network, calls: Sequence[Sequence[Call]], n: int) -> int:
-    """Count the examples that the covariances take: some thousands, and eight times the positions that a layer is wide.
+def sample_sizes(network: Network, calls: Sequence[Sequence[Call]], n: int) -> dict[int, int]:
+    """Count the examples whose covariances a layer takes: some thousands, or eight times its width in positions.
 
     Args:
         network: the model.
         calls: the layers' calls in a pass over any examples.
         n: training examples.
+
+    Returns:
+        A count for the number of each matrix layer.
     """
-    wanted = SAMPLED_AT_LEAST
+    wanted = {}
     for number, layer in enumerate(network.layers):
-        if layer.is_matrix and number < len(calls) and calls[number]:
-            tokens = max(1, positions(layer, calls[number]))
-            wanted = max(wanted, -(-8 * min(max(layer.width, layer.outputs), WIDEST) // tokens))
-    return min(n, wanted)
+        if layer.is_matrix:
+            own = calls[number] if number < len(calls) else []
+            tokens = max(1, positions(layer, own))
+            width = min(max(layer.width, layer.outputs), WIDEST)
+            wanted[number] = min(n, max(SAMPLED_AT_LEAST, -(-8 * width // tokens)))
+    return wanted
 
 
 def stored_bytes(network: Network) -> int:
@@ -145,6 +151,7 @@ def fit(
     how: str,
     seed: int,
     corrected: bool = True,
+    every: Mapping[int, int] | None = None,
     progress: Progress | None = None,
     save: Callable[[Progress], None] = lambda _: None,
     report: Report = lambda _stage, _count: None,
@@ -157,6 +164,7 @@ def fit(
         how: which draws (``fisher_slopes``).
         seed: of the draws.
         corrected: Λ from the data (EK-FAC); otherwise the products of the factors' eigenvalues (K-FAC).
+        every: by a layer's number, 3 if its covariances take every third example only.
         progress: where an earlier call stopped.
         save: told after every batch; it decides when to write.
         report: told (stage, finished examples or layers).
@@ -169,7 +177,7 @@ def fit(
     if progress.stage == "covariances":
         for batch in batches("covariances", progress.done):
             if len(batch):
-                _add_covariances(network, plan, batch, progress, how, seed, loose=not corrected)
+                _add_covariances(network, plan, batch, progress, how, seed, every or {}, loose=not corrected)
             _finished(progress, batch, save, report)
         progress.advance("eigenvectors")
     if progress.stage == "eigenvectors":
@@ -214,11 +222,18 @@ def _passes(
 
 
 def _add_covariances(
-    network: Network, plan: Plan, batch: Batch, progress: Progress, how: str, seed: int, loose: bool = True
+    network: Network,
+    plan: Plan,
+    batch: Batch,
+    progress: Progress,
+    how: str,
+    seed: int,
+    every: Mapping[int, int],
+    loose: bool = False,
 ) -> None:
     for draw, calls, slopes in _passes(network, batch, how, seed, progress.done):
         for number in plan.layers:
-            own = calls[number] if number < len(calls) else []
+            own = _thinned(calls[number] if number < len(calls) else [], every.get(number, 1))
             if not own:
                 continue
             layer = network.layers[number]
@@ -232,6 +247,13 @@ def _add_covariances(
             progress.add(f"t.{number}", torch.tensor(float(positions)))
         if loose:
             _add_loose(network, plan, batch, calls, slopes, progress)
+
+
+def _thinned(calls: Sequence[Call], every: int) -> list[Call]:
+    """Keep each ``every``-th example of a batch: spread over a data set that is ordered by class."""
+    return [
+        replace(call, a=call.a[::every], delta=None if call.delta is None else call.delta[::every]) for call in calls
+    ]
 
 
 def _add_loose(
@@ -262,8 +284,7 @@ def _decompose_layer(network: Network, number: int, progress: Progress) -> None:
             values, vectors = nystrom(matrix[0].cpu(), _sketch(width, progress_seed(progress), number).double())
             values, vectors = values[None], vectors[None]
         else:
-            values, vectors = torch.linalg.eigh((matrix + matrix.transpose(1, 2)) / 2)
-            values, vectors = values.flip(1), vectors.flip(2)
+            values, vectors = eigenpairs(matrix)
         progress.arrays[f"l{side}.{number}"] = values.clamp_min(0)
         # Laid out as a file gives it back: a matrix product of other strides rounds otherwise.
         progress.arrays[f"q{side}.{number}"] = vectors.float().contiguous()
@@ -338,8 +359,8 @@ def _blocks(network: Network, plan: Plan, progress: Progress, corrected: bool) -
         if moment.ndim == 1:
             values, kind, vectors = moment, "diagonal", None
         else:
-            values, vectors = torch.linalg.eigh((moment + moment.T) / 2)
-            values, vectors, kind = values.flip(0).clamp_min(0), vectors.flip(1).float(), "dense"
+            pairs = eigenpairs(moment[None])
+            values, vectors, kind = pairs[0][0].clamp_min(0), pairs[1][0].float(), "dense"
         blocks.append(Block(name, kind, names, values.float(), None, None, vectors, len(values), float(values.sum())))
     return blocks
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.data import Batch
 from influence_cli.gradients import jacobians
 from influence_cli.network import Network, evaluate, layer_inputs, micro_batch, output_curvature
@@ -63,8 +64,8 @@ def eigenbasis(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         P [p, p] with eigenvectors in columns, Λ [p], largest first.
     """
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors.flip(1), values.flip(0)
+    values, vectors = eigenpairs(matrix[None])
+    return vectors[0], values[0]
 
 
 def _add_batch_ggn(total: Tensor, network: Network, batch: Batch) -> None:

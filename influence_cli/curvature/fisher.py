@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.memory import available_bytes
 from influence_cli.store import Store
@@ -68,9 +69,9 @@ def stored_moment(path: Path, on_examples: Callable[[int], None] = lambda _: Non
             rows = torch.cat([torch.from_numpy(block).double() for _, block in store.scan()])
             on_examples(n)
             moment = rows @ rows.T
-        values, vectors = torch.linalg.eigh(moment / read)
-        falling = (values > 1e-10 * float(values[-1].clamp_min(1e-300))).nonzero()[:, 0].flip(0)
-        values, vectors = values[falling], vectors[:, falling]
+        values, vectors = (part[0] for part in eigenpairs((moment / read)[None]))
+        used = values > 1e-10 * float(values[0].clamp_min(1e-300))
+        values, vectors = values[used], vectors[:, used]
         if p > n:
             vectors = rows.T @ (vectors / (values * read).sqrt())
     if not len(values):
