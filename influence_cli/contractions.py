@@ -258,7 +258,11 @@ def inner(network: Network, layer: Layer, calls: Sequence[Call], vectors: Tensor
     if positions(layer, calls) == 1:
         # ⟨S, δaᵀ⟩ = δᵀ(Sa): no gradient is formed.
         a, d = sides(layer, network.model.get_submodule(layer.name), calls)
-        turned = torch.einsum("bgk,mgok->bmgo", a[:, :, 0], vectors[..., : a.shape[3]])
+        inputs, weights = a[:, :, 0], vectors[..., : a.shape[3]]
+        live = _live(inputs.transpose(0, 1))
+        if live is not None:
+            inputs, weights = inputs[..., live], weights[..., live]
+        turned = torch.einsum("bgk,mgok->bmgo", inputs, weights)
         if layer.bias:
             turned = turned + vectors[..., -1]
         return (turned * d[:, None, :, 0]).sum(dim=(2, 3))

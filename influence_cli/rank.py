@@ -20,6 +20,7 @@ from influence_cli.data import Split, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts, TrainingFacts, empty_facts, stored_facts
 from influence_cli.inverse import Inverse, make_inverse
+from influence_cli.memory import available_bytes
 from influence_cli.metrics import pearson
 from influence_cli.precompute import Prepared
 from influence_cli.scores import Running, Strongest, influence, removal, require_finite
@@ -28,8 +29,9 @@ from influence_cli.streams import Piece, averaged, direct_products, stored_produ
 from influence_cli.terminal import Terminal
 from influence_cli.testset import test_gradients
 
-# Numbers held at one time for a group of test examples: 2²⁷, 512 MB in float32.
-GROUP_NUMBERS = 2**27
+# Numbers held at one time for a group of test examples: 2²⁷, 512 MB in float32; on the fly, where every group costs a
+# pass over the training set, up to this share of the free memory.
+GROUP_NUMBERS, FREE_SHARE = 2**27, 1 / 8
 # Test examples whose correlation with plain gradient similarity is measured.
 COMPARED = 8
 
@@ -131,8 +133,11 @@ def group_size(stores: Sequence[Prepared], kept: int | None) -> int:
         stores: what was prepared for each checkpoint.
         kept: training examples kept for each of them; None for all.
     """
-    width = max(prepared.choice.network.size if prepared.on_the_fly else prepared.width for prepared in stores)
-    return max(1, GROUP_NUMBERS // (4 * width + 3 * (len(stores[0].task.train) if kept is None else kept)))
+    numbers, width = GROUP_NUMBERS, max(prepared.width for prepared in stores)
+    if stores[0].on_the_fly:
+        width = max(prepared.choice.network.size for prepared in stores)
+        numbers = max(numbers, int(FREE_SHARE * available_bytes(stores[0].task.device)) // 4)
+    return max(1, numbers // (4 * width + 3 * (len(stores[0].task.train) if kept is None else kept)))
 
 
 def rank_tests(

@@ -845,6 +845,7 @@ def test_columns_that_are_zero_throughout_are_left_out_of_products(bias: bool, m
     number = next(n for n, layer in enumerate(network.layers) if layer.kind == "conv")
     layer = network.layers[number]
     q_out, q_in = torch.randn(1, layer.outputs, 3), torch.randn(1, layer.width, 7)
+    vectors = torch.randn(3, 1, layer.outputs, layer.width)
 
     def found() -> list[Tensor]:
         tape = forward(network, inputs)
@@ -852,7 +853,8 @@ def test_columns_that_are_zero_throughout_are_left_out_of_products(bias: bool, m
         into, out, _ = contractions.covariances(network, layer, calls, 1_000)
         assert into is not None
         assert out is not None
-        return [into, out, *contractions.rotated(network, layer, calls, q_out, q_in)]
+        products = inner(network, layer, calls, vectors)
+        return [into, out, products, *contractions.rotated(network, layer, calls, q_out, q_in)]
 
     plain, seen = found(), []
     live = contractions._live
