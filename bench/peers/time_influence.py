@@ -135,7 +135,8 @@ def main() -> None:
         found = log.run(METHOD, "self", lambda: find_mislabels(direct, config=config, terminal=quiet))
         if found is not None and found.self_influence is not None:
             log.keep(ekfac_self=found.self_influence)
-        log.run(METHOD, "tests_100 on the fly", lambda: score(direct, range(100), config, quiet, None))
+        count = 100 if case.settings.model == "cnn" else 10  # a pass over the images for every few of them
+        log.run(METHOD, f"tests_{count} on the fly", lambda: score(direct, range(count), config, quiet, None))
         if len(case.x) <= 10_000 and case.settings.model == "cnn":
             exact = np.zeros((10, len(case.x)), dtype=np.float32)
             score(direct, range(10), config, quiet, exact)
