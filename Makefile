@@ -25,7 +25,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check influence_cli tests bench
 	$(BIN)/mypy
 
-# Beside the peers, each in an environment of its own (28 GB, made once): about an hour on two cores.
+# Beside the peers, each in an environment of its own (28 GB, made once): about two hours on two cores.
 bench: $(VENV)/.installed
 	$(BIN)/python bench/compare.py --envs build/peers --work build/bench --install
 	$(BIN)/python bench/scan.py

@@ -1,6 +1,6 @@
 """Side by side with the peers: the same checkpoint, data and machine, one run, and ratios.
 
-    make bench-peers              (about an hour and 28 GB the first time, for the peers' environments)
+    make bench                    (two hours and 28 GB the first time, for the peers' environments)
     python bench/compare.py --envs FOLDER --work FOLDER [--cases cnn-10k,resnet18-2k] [--only kronfluence] [--install]
 
 Cases: cnn-10k and cnn-60k, Fashion-MNIST with the demo's CNN (55,338 parameters) and 10% of the labels flipped;
