@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from influence_cli.estimate import estimate
 from influence_cli.gradients import example_gradients, summed_gradient
 from influence_cli.layers import forward
 from influence_cli.memory import plan_batch
-from influence_cli.network import Network, evaluate, flatten, owner_of
+from influence_cli.network import Network, evaluate, owner_of
 from influence_cli.precompute import decide, store_path
 from influence_cli.probe import check_finite, checkpoint_warnings, near_chance
 from influence_cli.store import Store
@@ -211,10 +212,11 @@ def _measure(
     if not full and len(split) > SAMPLE:
         chosen = np.sort(np.random.default_rng(task.seed).choice(split.indices, SAMPLE, replace=False))
     right, losses, squares, count = 0, 0.0, 0.0, 0
-    total = torch.zeros(network.size, dtype=torch.float64)
-    examples = _readable_batch(split, chosen)
     # Of a large model a few example gradients have to do for the typical norm; the mean is exact all the same.
     each = network.size if gradients and network.size <= EVERY_NORM else 0
+    # A large model's own numbers fill the memory: no sum of twice their width, one example gradient at a time.
+    total = torch.zeros(network.size if gradients else 0, dtype=torch.float64 if each else torch.float32)
+    examples = _readable_batch(split, chosen)
     step = 256 if examples is None else plan_batch(network, examples, each, 256)
     normed = 0
     with terminal.progress(len(chosen), f"looking at the {split.name} examples") as advance:
@@ -227,10 +229,12 @@ def _measure(
             elif gradients:
                 slope, part, outputs = summed_gradient(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part)
-                total += slope.cpu().double()
-                if not normed:
-                    few = example_gradients(network, batch.inputs[:FEW_NORMS], batch.targets[:FEW_NORMS])[0]
-                    squares, normed = float(few.double().square().sum()), len(few)
+                total += slope.cpu()
+                del slope
+                for row in range(0 if normed else min(FEW_NORMS, len(batch))):
+                    one = example_gradients(network, batch.inputs[row : row + 1], batch.targets[row : row + 1])[0][0]
+                    squares, normed = squares + sum(_square(one[place]) for place in network.slots.values()), row + 1
+                    del one
             else:
                 part, outputs = evaluate(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part)
@@ -240,11 +244,15 @@ def _measure(
             advance(len(batch))
     if not count:
         raise InfluenceError(f"{split.where}: no {split.name} example of the sample could be read")
-    theta = flatten([parameter.detach() for parameter in network.parameters().values()]).cpu().double()
-    slope = total / count + task.l2 * theta
-    return _Measured(
-        right / count, losses / count, float(slope.norm()), float(np.sqrt(squares / max(1, normed))), count
-    )
+    norm = 0.0
+    for name, place in network.slots.items() if gradients else ():
+        theta = network.model.get_parameter(name).detach().reshape(-1).cpu().double()
+        norm += _square(total[place].double() / count + task.l2 * theta)
+    return _Measured(right / count, losses / count, math.sqrt(norm), float(np.sqrt(squares / max(1, normed))), count)
+
+
+def _square(vector: torch.Tensor) -> float:
+    return float(vector.double().square().sum())
 
 
 def _readable_batch(split: Split, chosen: np.ndarray) -> torch.Tensor | None:
