@@ -231,10 +231,9 @@ def _measure(
                 check_finite(split, batch, part)
                 total += slope.cpu()
                 del slope
-                for row in range(0 if normed else min(FEW_NORMS, len(batch))):
-                    one = example_gradients(network, batch.inputs[row : row + 1], batch.targets[row : row + 1])[0][0]
-                    squares, normed = squares + sum(_square(one[place]) for place in network.slots.values()), row + 1
-                    del one
+                if not normed:
+                    normed = min(FEW_NORMS, len(batch))
+                    squares = sum(_gradient_square(network, batch, row) for row in range(normed))
             else:
                 part, outputs = evaluate(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part)
@@ -249,6 +248,12 @@ def _measure(
         theta = network.model.get_parameter(name).detach().reshape(-1).cpu().double()
         norm += _square(total[place].double() / count + task.l2 * theta)
     return _Measured(right / count, losses / count, math.sqrt(norm), float(np.sqrt(squares / max(1, normed))), count)
+
+
+def _gradient_square(network: Network, batch: Batch, row: int) -> float:
+    """Give ‖g‖² of one example of a batch, in float64 by parameter: never a copy of all of them."""
+    one = example_gradients(network, batch.inputs[row : row + 1], batch.targets[row : row + 1])[0][0]
+    return sum(_square(one[place]) for place in network.slots.values())
 
 
 def _square(vector: torch.Tensor) -> float:

@@ -116,17 +116,16 @@ def covariances(
         a, d = sides(layer, module, part)
         summed += len(d) * d.shape[2]
         if layer.width <= widest:
-            square = _square_with_ones(_by_group(a), bool(layer.bias))
+            square = _square(_by_group(a), ones=bool(layer.bias))
             into = square if into is None else into.add_(square)
         if layer.outputs <= widest:
-            flat = _by_group(d)
-            square = flat.transpose(1, 2) @ flat
+            square = _square(_by_group(d))
             out = square if out is None else out.add_(square)
     return into, out, summed
 
 
-def _square_with_ones(flat: Tensor, ones: bool) -> Tensor:
-    """Multiply [g, N, K] with itself, as if a column of ones stood behind it."""
+def _square(flat: Tensor, *, ones: bool = False) -> Tensor:
+    """Multiply [g, N, K] with itself, with ``ones`` as if a column of ones stood behind it."""
     width, live = flat.shape[2], _live(flat)
     size = width + ones
     if live is None:

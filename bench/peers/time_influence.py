@@ -159,10 +159,8 @@ def main() -> None:
 def fewer_coordinates(log: Log, config: Any, tasks: list[Any], whole: Prepared, terminal: Terminal) -> None:
     """Time 100 tests over a store whose budget leaves 4,096 coordinates, as good for this network: RESULTS.md."""
     task = whole.task
-    with Store.open(whole.path) as store:
-        factors = sum(store.array(name).nbytes for name in store.names("factor."))
     rows = [store_layout(config, task, k).bytes() for k in (0, 1)]
-    budget = rows[0] + factors + 4_096 * (rows[1] - rows[0])
+    budget = rows[0] + stored_factors(whole).bytes() + 4_096 * (rows[1] - rows[0])
     small = config.model_copy(update={"gradients": config.gradients.model_copy(update={"budget": budget})})
     stored = log.run(METHOD, "4,096 coordinates: store", lambda: prepare_all(small, tasks, terminal, overwrite=True))
     if stored is not None:
@@ -172,6 +170,13 @@ def fewer_coordinates(log: Log, config: Any, tasks: list[Any], whole: Prepared, 
             lambda: score(stored, range(100, 200), small, terminal, None),
             coordinates=stored[0].width,
         )
+
+
+def stored_factors(prepared: Prepared) -> Fitted:
+    """Read the factors of all layers from a store."""
+    with Store.open(prepared.path) as store:
+        arrays = {n: a for n in store.names("factor.") if (a := store.array(n)) is not None}
+        return Fitted(arrays, store.facts)
 
 
 def overlap(log: Log, config: Any, terminal: Terminal, exact: np.ndarray) -> None:
@@ -232,10 +237,7 @@ def passes(log: Log, case: Case, prepared: Prepared) -> None:
         coordinates=prepared.width,
     )
     if isinstance(prepared.basis, Blocks) and log.record["parameters"] < 1_000_000:
-        with Store.open(prepared.path) as store:
-            arrays = {n: a for n in store.names("factor.") if (a := store.array(n)) is not None}
-            blocks = Fitted(arrays, store.facts).blocks()
-        whole = Blocks(tuple(keep(blocks, None, prepared.task.device)))
+        whole = Blocks(tuple(keep(stored_factors(prepared).blocks(), None, prepared.task.device)))
         log.run(METHOD, "gradient pass, all coordinates", lambda: over(lambda x, y: coordinates(network, whole, x, y)))
         log.run(METHOD, "gradient pass, raw gradients", lambda: over(lambda x, y: example_gradients(network, x, y)))
 

@@ -21,7 +21,7 @@ def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Λ [g, w], falling, and V [g, w, w], eigenvectors in columns.
     """
-    matrix = (matrix + matrix.transpose(1, 2)) / 2
+    matrix = (matrix + matrix.transpose(1, 2)).div_(2)
     used = matrix.ne(0).any(dim=2).any(dim=0)
     if bool(used.all()):
         values, vectors = _decompose(matrix)
