@@ -115,27 +115,39 @@ def read_labels(path: Path, labels: np.ndarray, classes: Sequence[str] | None, w
     return _known(result, classes, path, where)
 
 
-def read_truth(path: Path, labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+@dataclass(frozen=True)
+class Truth:
+    """What is known of the labels of a data set.
+
+    Attributes:
+        wrong: bool [length]: True where the given label is wrong.
+        true: int64 [length], the true labels, or None where the file only says which are wrong.
+    """
+
+    wrong: np.ndarray
+    true: np.ndarray | None
+
+
+def read_truth(path: Path, labels: np.ndarray, classes: Sequence[str]) -> Truth:
     """Read which labels are wrong: the truth that ``--truth`` scores a ranking by.
 
     A ``.csv`` with a column ``index`` lists the wrong ones (all that it names, or, where it has ``true_label``,
     those whose true label differs from the given one); a file with one label an example is the true labels; a
     ``.npy`` of booleans is a mask, a shorter one of integers lists positions.
-
-    Returns:
-        bool [length]: True where the given label is wrong.
     """
     where = "--truth"
     found = _read(path, where)
-    wrong = np.zeros(len(labels), dtype=bool)
+    true: np.ndarray | None = None
     if isinstance(found, _Table):
         if found.index_column() is None or "true_label" in found.columns:
-            return np.asarray(read_labels(path, labels, classes, where) != labels)
+            true = read_labels(path, labels, classes, where)
     elif found.dtype != bool and len(found) >= len(labels):
-        numbers = _as_long_as(_whole_numbers(found, path, where), len(labels), path, where)
-        return np.asarray(numbers != labels)
+        true = _as_long_as(_whole_numbers(found, path, where), len(labels), path, where)
+    if true is not None:
+        return Truth(np.asarray(true != labels), true)
+    wrong = np.zeros(len(labels), dtype=bool)
     wrong[read_indices(path, len(labels), where)] = True
-    return wrong
+    return Truth(wrong, None)
 
 
 def _label(text: str, classes: Sequence[str] | None, where: str) -> int:

@@ -21,6 +21,28 @@ def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
     return float((gained * hits / checked).sum() / hits[-1])
 
 
+def bootstrap_precision(
+    scores: np.ndarray, truth: np.ndarray, samples: int = 500, seed: int = 0
+) -> tuple[float, float]:
+    """Compute the 95% interval of the AP over bootstrap samples of the examples, drawn with replacement.
+
+    The same seed draws the same examples for every signal, so that their intervals move together.
+    """
+    _steps(scores, truth)
+    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(np.asarray(scores)[order]) != 0, True))
+    true, generator, found = np.asarray(truth, dtype=bool)[order], np.random.default_rng(seed), []
+    for _ in range(samples):
+        # How often each example is drawn stands for the sample: nothing is sorted again.
+        drawn = np.bincount(generator.integers(0, len(order), len(order)), minlength=len(order))[order]
+        hits, checked = np.cumsum(drawn * true)[ends], np.cumsum(drawn)[ends]
+        if hits[-1]:
+            gained = np.diff(hits, prepend=0)
+            found.append(float((gained * hits / np.maximum(checked, 1)).sum() / hits[-1]))
+    low, high = np.quantile(found, (0.025, 0.975)) if found else (0.0, 1.0)
+    return float(low), float(high)
+
+
 def auroc(scores: np.ndarray, truth: np.ndarray) -> float:
     """Compute the probability that a true one scores above a false one; equal scores count half (Mann–Whitney)."""
     _steps(scores, truth)

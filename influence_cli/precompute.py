@@ -78,6 +78,18 @@ def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal, **how
     return [prepare(config, number, task, terminal, **how) for number, task in enumerate(tasks)]
 
 
+def all_complete(config: Config, tasks: Sequence[Task]) -> bool:
+    """Say whether the store of every checkpoint is there with all its rows; whether it fits is for prepare to say."""
+    for number in range(len(tasks)):
+        path = store_path(config, number)
+        if not _has_rows(path):
+            return False
+        with Store.open(path) as store:
+            if not store.done().all():
+                return False
+    return True
+
+
 def store_path(config: Config, number: int) -> Path:
     """Name the store of a checkpoint: the configured one, or with the number of several before the suffix."""
     path = near_path(config.gradients.store)

@@ -1,4 +1,4 @@
-"""From a result to a page: which images, which captions, which sentence. Drawing it is report/html.py's."""
+"""From a ranking to a page: which images, which captions, which sentence. Drawing it is report/html.py's."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import yaml
 from influence_cli.data import Split, file_input, raw_image
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.facts import TestFacts, TrainingFacts
-from influence_cli.mislabels import Mislabels
 from influence_cli.precompute import Prepared
 from influence_cli.rank import Group
-from influence_cli.report.html import Card, Page, Row, Section, Table, thumbnail
+from influence_cli.report.html import Card, Page, Row, Section, thumbnail
 from influence_cli.selection import Selected
+from influence_cli.task import Task
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
@@ -74,94 +74,13 @@ def rank_page(
     ]
     return Page(
         title="influence rank",
-        sentence=_sentence(session, stores),
+        sentence=sentence(session, [prepared.task for prepared in stores], stores),
         meaning=tuple(meaning),
         tables=(),
         sections=tuple(sections),
         notes=tuple(notes),
-        command=_command(),
-        config=_config(session),
-    )
-
-
-def mislabels_page(
-    session: Session, stores: Sequence[Prepared], result: Mislabels, split: Split, count: int, signal: str
-) -> Page:
-    """Lay out suspicious labels: a table of classes and the gallery, most suspicious first."""
-    classes, facts = stores[0].task.classes, result.facts
-    cards = []
-    for number, row in enumerate(result.order[:count], start=1):
-        index, label, suggested = int(facts.indices[row]), int(facts.labels[row]), int(result.suggested[row])
-        cards.append(
-            Card(
-                image=_thumbnail(split, index),
-                alt=f"{split.name} example {index}, labelled {classes[label]}",
-                title=f"{number}. {classes[label]}" + (f" → {classes[suggested]}?" if suggested != label else ""),
-                facts=(
-                    ("suggested", f"{classes[suggested]} ({facts.probabilities[row, suggested]:.0%})"),
-                    ("score", f"{result.score[row]:.4f}"),
-                    ("loss", f"{facts.losses[row]:.4g}"),
-                    ("index", str(index)),
-                    *_path_fact(split, index),
-                ),
-                tone="suspect" if suggested != label else "plain",
-                group=classes[label],
-            )
-        )
-    meaning = [
-        f"Ordered by {signal}: {_SIGNAL_MEANING[signal]}",
-        "suggested is the class that the model gives; a suggestion equal to the label means that the model agrees "
-        "with the label but leans on this example.",
-        "A high score is a reason to look, not a verdict: rare but right examples score high as well.",
-    ]
-    return Page(
-        title="influence mislabels",
-        sentence=_sentence(session, stores),
-        meaning=tuple(meaning),
-        tables=(*_truth_table(session), _class_table(result, classes)),
-        sections=(Section("Most suspicious labels", None, (Row("", "", tuple(cards)),)),),
-        notes=(f"The {len(cards)} most suspicious of {len(result.order):,} examples are shown.",),
-        command=_command(),
-        config=_config(session),
-    )
-
-
-_SIGNAL_MEANING = {
-    "self-influence": "the estimated rise of an example's own loss if it were removed from training; "
-    "large means that the model knows this label from this example alone.",
-    "loss": "the model's loss on the given label.",
-    "margin": "the probability of the best other class less that of the given label.",
-}
-
-
-def _class_table(result: Mislabels, classes: Sequence[str]) -> Table:
-    facts, rows = result.facts, []
-    differs = facts.read & (result.suggested != facts.labels)
-    for number, name in enumerate(classes):
-        own = facts.labels == number
-        others = np.bincount(result.suggested[own & differs], minlength=len(classes))
-        common = classes[int(others.argmax())] if others.any() else "–"
-        rows.append((name, str(int(own.sum())), str(int(others.sum())), common))
-    return Table(
-        "Classes",
-        ("label", "examples", "differ from the suggested", "most common suggestion"),
-        tuple(rows),
-        "all examples, not only those shown",
-    )
-
-
-def _truth_table(session: Session) -> tuple[Table, ...]:
-    from influence_cli.mislabels import CHECKED
-
-    if "truth" not in session.run:
-        return ()
-    rows = tuple(
-        (q["signal"], f"{q['average_precision']:.3f}", f"{q['auroc']:.3f}", *(f"{share:.3f}" for share in q["found"]))
-        for q in session.run["truth"]
-    )
-    columns = ("signal", "AP", "AUROC", *(f"{share:.0%} checked" for share in CHECKED))
-    return (
-        Table("Measured against the truth", columns, rows, "share of the wrong labels found at each share checked"),
+        command=command_line(),
+        config=config_text(session),
     )
 
 
@@ -175,14 +94,14 @@ def _cards(
         label, predicted = classes[int(facts.labels[row])], classes[int(facts.predicted[row])]
         cards.append(
             Card(
-                image=_thumbnail(split, index),
+                image=example_thumbnail(split, index),
                 alt=f"training example {index}, labelled {label}",
                 title=label,
                 facts=(
                     ("influence", f"{value:+.3g}"),
                     ("predicted", predicted),
                     ("index", str(index)),
-                    *_path_fact(split, index),
+                    *path_fact(split, index),
                 ),
                 tone="helpful" if tone == "helpful" else "harmful",
                 group=label,
@@ -200,7 +119,7 @@ def _test_card(prepared: Prepared, test: TestFacts) -> Card:
     task = prepared.task
     split = task.test or task.train
     if test.index is not None:
-        image = _thumbnail(split, test.index)
+        image = example_thumbnail(split, test.index)
     else:
         image = thumbnail(file_input(split, Path(str(test.path)))[1])
     label = task.classes[test.label] if test.label is not None else "unknown"
@@ -213,7 +132,7 @@ def _test_card(prepared: Prepared, test: TestFacts) -> Card:
     )
 
 
-def _thumbnail(split: Split, index: int) -> str | None:
+def example_thumbnail(split: Split, index: int) -> str | None:
     try:
         image = raw_image(split, index)
     except InfluenceError:
@@ -221,25 +140,25 @@ def _thumbnail(split: Split, index: int) -> str | None:
     return thumbnail(image) if image is not None else None
 
 
-def _path_fact(split: Split, index: int) -> tuple[tuple[str, str], ...]:
+def path_fact(split: Split, index: int) -> tuple[tuple[str, str], ...]:
     path = split.path(index)
     return (("path", str(near_path(Path(path)))),) if path else ()
 
 
-def _sentence(session: Session, stores: Sequence[Prepared]) -> str:
-    prepared = stores[0]
-    task, config = prepared.task, session.config
-    facts = session.run.get("stores", [{}])[0]
-    damping = facts.get("damping")
-    method = prepared.choice.method + ("" if prepared.choice.method == "identity" else f" {prepared.choice.matrix}")
-    return (
+def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]) -> str:
+    """Say what was run on what: model, data, curvature where there is any, seconds."""
+    task, config = tasks[0], session.config
+    found = (
         f"{config.model.factory} from {task.checkpoint.name}"
-        + (f" and {len(stores) - 1} more" if len(stores) > 1 else "")
-        + f", {len(task.train):,} training examples of {len(task.classes)} classes; curvature {method} over "
-        f"{prepared.choice.network.size:,} parameters"
-        + _damping_text(damping)
-        + f", l2 = {task.l2:g}; {session.seconds:.1f} s."
+        + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
+        + f", {len(task.train):,} training examples of {len(task.classes)} classes"
     )
+    if stores:
+        prepared, facts = stores[0], session.run.get("stores", [{}])[0]
+        method = prepared.choice.method + ("" if prepared.choice.method == "identity" else f" {prepared.choice.matrix}")
+        found += f"; curvature {method} over {prepared.choice.network.size:,} parameters"
+        found += _damping_text(facts.get("damping")) + f", l2 = {task.l2:g}"
+    return found + f"; {session.seconds:.1f} s."
 
 
 def _damping_text(damping: float | dict[str, float] | None) -> str:
@@ -250,9 +169,9 @@ def _damping_text(damping: float | dict[str, float] | None) -> str:
     return f", λ = {damping:.4g}"
 
 
-def _command() -> str:
+def command_line() -> str:
     return shlex.join(["influence", *sys.argv[1:]])
 
 
-def _config(session: Session) -> str:
+def config_text(session: Session) -> str:
     return yaml.safe_dump(session.config.resolved(), sort_keys=False, allow_unicode=True)

@@ -318,7 +318,7 @@ TRUTH = [
 
 @pytest.mark.parametrize(("content", "wrong"), TRUTH)
 def test_truth_says_which_labels_are_wrong(write: Write, content: Any, wrong: list[int]) -> None:
-    found = read_truth(write(content), LABELS, CLASSES)
+    found = read_truth(write(content), LABELS, CLASSES).wrong
     assert found.dtype == bool
     assert found.shape == (6,)
     assert np.flatnonzero(found).tolist() == wrong
@@ -354,7 +354,7 @@ def test_a_truth_longer_than_the_data_set_is_refused(write: Write, content: Sequ
 def test_a_mask_of_the_wrong_labels_is_never_taken_for_class_numbers(write: Write) -> None:
     path = write(np.array([False, False, False, True, False, True]))
     with suppress(InfluenceError):
-        assert np.flatnonzero(read_truth(path, LABELS, CLASSES)).tolist() == [3, 5]
+        assert np.flatnonzero(read_truth(path, LABELS, CLASSES).wrong).tolist() == [3, 5]
 
 
 @pytest.mark.parametrize(("noisy", "percent"), [("aggre", 9.01), ("random1", 17.23), ("worse", 40.21)])
@@ -362,5 +362,5 @@ def test_the_noise_of_real_label_files_is_the_published_one(noisy: str, percent:
     folder = shared("cifar10n")
     classes = [str(number) for number in range(10)]
     clean = read_labels(folder / "clean.npy", np.full(50_000, -1), classes, WHERE)
-    wrong = read_truth(folder / f"{noisy}.npy", clean, classes)
+    wrong = read_truth(folder / f"{noisy}.npy", clean, classes).wrong
     assert round(100 * wrong.mean(), 2) == percent

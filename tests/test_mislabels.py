@@ -19,6 +19,8 @@ from torchvision.datasets import ImageFolder
 from influence_cli.cli import app
 
 SIGNALS = ("self-influence", "loss", "margin")
+OPINIONS = ("combined", "readout", "neighbours", "logistic")
+GRADIENTS = ("gradient-norm", "test-influence")
 CHECKED = (0.01, 0.05, 0.10, 0.20, 0.30)
 COLUMNS = ["rank", "index", "path", "label", "suggested", "confidence", "score", "loss", "self_influence"]
 L2 = 0.01
@@ -123,19 +125,21 @@ def measured(order: np.ndarray, wrong: np.ndarray) -> tuple[float, float, list[f
     return float(np.mean(precision)), float(np.sum(above) / (hit.sum() * (~hit).sum())), found
 
 
-@pytest.mark.parametrize("words", [(), *(("--signal", name) for name in SIGNALS)])
+@pytest.mark.parametrize("words", [(), *(("--signal", name) for name in (*SIGNALS, *OPINIONS, "gradient-norm"))])
 def test_wrong_labels_are_found_better_than_at_random(influence: Command, noisy: Noisy, words: tuple[str, ...]) -> None:
     table = ranked(influence, noisy.folder, *words)
     precision, area, found = measured(table["index"], noisy.wrong)
     # At random: a precision of 0.1, an area of 0.5, and a fifth found in a fifth.
-    assert precision > 0.5
-    assert area > 0.85
-    assert found[3] > 0.6
+    # 32 images a class are few for neighbours and a logistic readout; a gradient is large for hard images as well.
+    weak = {"neighbours", "logistic", "gradient-norm"} & set(words)
+    assert precision > (0.3 if weak else 0.5)
+    assert area > (0.75 if weak else 0.85)
+    assert found[3] > (0.5 if weak else 0.6)
     # Of those that are found, most have the right label suggested.
     top = [row for row in range(32) if table["index"][row] in noisy.wrong]
     with (noisy.folder / "truth.csv").open() as file:
         true = {int(row["index"]): row["true_label"] for row in csv.DictReader(file)}
-    assert np.mean([true[int(table["index"][row])] == table["suggested"][row] for row in top]) > 0.6
+    assert np.mean([true[int(table["index"][row])] == table["suggested"][row] for row in top]) > 0.5
 
 
 @pytest.mark.parametrize("damping", [None, 0.05])
@@ -232,6 +236,19 @@ def test_several_checkpoints_are_averaged(influence: Command, noisy: Noisy, tmp_
     assert np.allclose(by_index(table, "self_influence"), wanted, rtol=1e-3)
 
 
+def right_share(table: dict[str, np.ndarray], noisy: Noisy, form: str) -> list[float]:
+    """Count the wrong labels whose suggested label is the true one, where the truth says what that is."""
+    data = ImageFolder(noisy.folder / "train")
+    true = {int(index): data.classes[(data.targets[index] + 1) % 10] for index in noisy.wrong}
+    if form == "true_label":
+        with (noisy.folder / "truth.csv").open() as file:
+            true = {int(row["index"]): row["true_label"] for row in csv.DictReader(file)}
+    elif form != "true.npy":
+        return []
+    suggested = by_index(table, "suggested")
+    return [float(np.mean([suggested[index] == label for index, label in true.items()]))]
+
+
 @pytest.mark.parametrize("form", ["true_label", "index", "true.npy", "index.npy"])
 def test_truth_measures_every_signal(influence: Command, noisy: Noisy, tmp_path: Path, form: str) -> None:
     file = noisy.folder / "truth.csv"
@@ -250,15 +267,23 @@ def test_truth_measures_every_signal(influence: Command, noisy: Noisy, tmp_path:
     output = tmp_path / "rows.csv"
     done = influence("mislabels", "--truth", file, "-o", output, cwd=noisy.folder)
     printed = {}
+    suggested, intervals = {}, {}
     for line in done.err.splitlines():
         name, *numbers = line.split()
-        if name in (*SIGNALS, "random"):
-            printed[name] = [float(number) for number in numbers]
+        if name in (*SIGNALS, *OPINIONS, *GRADIENTS, "random"):
+            intervals[name] = [float(number) for number in numbers.pop(1).split("–")]
+            suggested[name] = [float(number) for number in numbers[7:]]
+            printed[name] = [float(number) for number in numbers[:7]]
     assert "AUROC" in done.err
-    assert done.err.count("1%      5%     10%     20%     30%") == 1
-    for signal in SIGNALS:
-        precision, area, found = measured(ranked(influence, noisy.folder, "--signal", signal)["index"], noisy.wrong)
+    assert done.err.count("1%     5%    10%    20%    30%     right") == 1
+    for signal in (*SIGNALS, *OPINIONS, *GRADIENTS):
+        table = ranked(influence, noisy.folder, "--signal", signal)
+        precision, area, found = measured(table["index"], noisy.wrong)
         assert printed[signal] == pytest.approx([precision, area, *found], abs=6e-4), signal
+        assert intervals[signal][0] < precision < intervals[signal][1]
+        assert suggested[signal] == pytest.approx(
+            right_share(table, noisy, form) if signal in (*OPINIONS, "loss") else [], abs=6e-4
+        )
     assert printed["random"] == pytest.approx([0.1, 0.5, *CHECKED])
     # The same goes to the run file, unrounded.
     run = {entry["signal"]: entry for entry in json.loads((tmp_path / "rows.csv.run.json").read_text())["truth"]}
@@ -277,15 +302,15 @@ def test_a_truth_of_one_kind_is_refused(influence: Command, noisy: Noisy, tmp_pa
 
 @pytest.mark.parametrize("on", ["train", "test"])
 def test_fail_above_ends_with_1_only_above_the_number_of_findings(influence: Command, noisy: Noisy, on: str) -> None:
-    table = ranked(influence, noisy.folder, "--on", on)
-    findings = int((table["label"] != table["suggested"]).sum())
-    assert 5 < findings < 100
+    findings = len(rows_of(influence("mislabels", "--on", on, "--top", "auto", cwd=noisy.folder).out))
+    size = {"train": 320, "test": 80}[on]
+    assert 5 < findings < size / 3
     for limit, code in ((0, 1), (findings - 1, 1), (findings, 0), (10**6, 0)):
         done = influence("mislabels", "--on", on, "--fail-above", limit, cwd=noisy.folder, code=code)
         # The findings are listed either way.
         assert len(done.out.splitlines()) == 10
-        assert f"{findings} of {len(table['index'])} labels differ from the suggested one" in done.err
-        assert (f"that is above --fail-above {limit}" in done.err) == bool(code)
+        assert f"about {findings} of {size} labels are wrong" in done.err
+        assert (f"{findings} labels are probably wrong: that is above --fail-above {limit}" in done.err) == bool(code)
 
 
 def test_fail_above_takes_no_negative_number(influence: Command, noisy: Noisy) -> None:

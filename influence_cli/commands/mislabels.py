@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,15 +20,20 @@ from influence_cli.commands.options import (
     Report,
     Set,
     SkipUnreadable,
-    Top,
     Verbose,
     with_precision,
 )
 from influence_cli.errors import InfluenceError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from influence_cli.commands.session import Session
     from influence_cli.data import Split
+    from influence_cli.label_files import Truth
     from influence_cli.mislabels import Mislabels
+    from influence_cli.precompute import Prepared
+    from influence_cli.task import Task
 
 COLUMNS = ("rank", "index", "path", "label", "suggested", "confidence", "score", "loss", "self_influence")
 
@@ -38,20 +43,38 @@ def command(
     set_: Set = None,
     on: Annotated[str, typer.Option("--on", metavar="train|test", help="Whose labels.")] = "train",
     signal: Annotated[
-        str, typer.Option("--signal", metavar="NAME", help="self-influence, loss or margin.")
-    ] = "self-influence",
+        str,
+        typer.Option(
+            "--signal",
+            metavar="NAME",
+            help="combined, readout, neighbours, logistic, pred-probs, loss, margin, self-influence, gradient-norm, "
+            "tracin or test-influence.",
+        ),
+    ] = "combined",
     signals: Annotated[bool, typer.Option("--signals", help="Append a column for each signal.")] = False,
+    explain: Annotated[
+        int | None,
+        typer.Option("--explain", min=0, metavar="INDEX", help="All signals and the neighbours of one example."),
+    ] = None,
+    pred_probs: Annotated[
+        Path | None,
+        typer.Option(
+            "--pred-probs",
+            metavar="FILE",
+            help="Probabilities from elsewhere, a row an example (.npy, .csv): a signal.",
+        ),
+    ] = None,
     truth: Annotated[
         Path | None,
-        typer.Option("--truth", metavar="FILE", help="Which labels are wrong (.csv, .npy): scores the ranking."),
+        typer.Option("--truth", metavar="FILE", help="Which labels are wrong (.csv, .npy): scores every signal by it."),
     ] = None,
     fail_above: Annotated[
         int | None,
-        typer.Option(
-            "--fail-above", min=0, metavar="N", help="Exit 1 if more than N labels differ from the suggested one."
-        ),
+        typer.Option("--fail-above", min=0, metavar="N", help="Exit 1 if more than N labels are probably wrong."),
     ] = None,
-    top: Top = 10,
+    top: Annotated[
+        str, typer.Option("--top", metavar="K|auto", help="Rows to show; auto: as many as are probably wrong.")
+    ] = "10",
     all_: All = False,
     format: Format = None,
     output: Output = None,
@@ -64,17 +87,22 @@ def command(
 ) -> None:
     """List the examples that are probably mislabeled.
 
-    suggested is the label that the model would give. score is in [0, 1], higher is more suspicious: the percentile of
-    the signal (for loss: 1 − the probability of the given label). self_influence is the rise of an example's own loss
-    if it were removed from training.
+    By default one forward pass and no retraining: score is 1 − the probability of the label by a leave-one-out readout
+    of all layers, the nearest neighbours and, where it has not memorised its labels, the model. suggested is the label
+    of largest probability. self_influence is the rise of an example's own loss if it were removed from training, where
+    a store is there or it is asked for.
 
     Examples:
 
       influence mislabels
 
+      influence mislabels --top auto --report mislabels.html
+
       influence mislabels --format jsonl --top 50 | jq -r .path
 
-      influence mislabels --truth truth.csv --report mislabels.html
+      influence mislabels --explain 17
+
+      influence mislabels --signals --truth truth.csv
 
       influence mislabels --fail-above 100 -q > /dev/null || echo "too many suspicious labels"
     """
@@ -82,6 +110,7 @@ def command(
 
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
+    shown = _rows_to_show(top)
     session = begin(
         config,
         with_precision(set_, precision),
@@ -91,51 +120,65 @@ def command(
         output=output,
         files=(report,),
     )
+    from influence_cli.explain import COLUMNS as EXPLAINED
+    from influence_cli.explain import explain_rows
     from influence_cli.label_files import read_truth
-    from influence_cli.mislabels import check_method, find_mislabels
-    from influence_cli.precompute import prepare_all
+    from influence_cli.mislabels import find_mislabels, wanted_signals
+    from influence_cli.probability_files import read_probabilities
 
-    check_method(session.config.curvature.method, signal)
     tasks = load(session)
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     classes = tasks[0].classes
-    wrong = read_truth(truth, split.labels, classes) if truth is not None else None
-    stores = prepare_all(
-        session.config, tasks, session.terminal, skip_unreadable=skip_unreadable, on_the_fly=on_the_fly
+    known = read_truth(truth, split.labels, classes) if truth is not None else None
+    probabilities = read_probabilities(pred_probs, len(split.labels), classes) if pred_probs is not None else None
+    wanted = wanted_signals(
+        signal,
+        every=signals or known is not None or explain is not None,
+        on=on,
+        checkpoints=len(tasks),
+        tests=tasks[0].test is not None,
+        solves=session.config.curvature.method in ("cg", "lissa"),
+        probabilities=probabilities is not None,
     )
+    stores = _stores(session, tasks, wanted, skip=skip_unreadable, on_the_fly=on_the_fly)
     result = find_mislabels(
+        tasks,
         stores,
         config=session.config,
         on=on,
         signal=signal,
+        wanted=wanted,
+        probabilities=probabilities,
         terminal=session.terminal,
         skip_unreadable=skip_unreadable,
         run=session.run,
     )
-    count = len(result.order) if all_ else top
-    if wrong is not None:
-        _print_truth(session, result, wrong)
+    if explain is not None:
+        emit(session, explain_rows(result, split, classes, explain), EXPLAINED)
+        return
+    _describe(session, result, split, classes)
+    if known is not None:
+        _score(session, result, known)
+    count = len(result.order) if all_ else len(result.flagged) if shown is None else shown
     extra = [signal_column(name) for name in result.signals] if signals else []
     emit(session, mislabel_rows(result, split, classes, count), (*COLUMNS, *extra))
     if report is not None:
         from influence_cli.report.html import write_page
-        from influence_cli.report_pages import mislabels_page
+        from influence_cli.report_mislabels import mislabels_page
 
-        page = mislabels_page(session, stores, result, split, min(count, 200), signal)
+        page = mislabels_page(session, tasks, stores, result, split, min(count, 200), signal)
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
-    findings = int((result.suggested[result.order] != result.facts.labels[result.order]).sum())
-    session.terminal.say(
-        f"{findings:,} of {len(result.order):,} labels differ from the suggested one"
-        + ("" if report else "; next: influence mislabels --report mislabels.html shows the images")
-    )
+    else:
+        session.terminal.say("next: influence mislabels --top auto --report mislabels.html shows the images")
+    findings = len(result.flagged)
     if fail_above is not None and findings > fail_above:
-        session.terminal.say(f"that is above --fail-above {fail_above}")
+        session.terminal.say(f"{findings:,} labels are probably wrong: that is above --fail-above {fail_above}")
         raise typer.Exit(1)
 
 
 def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], count: int) -> Iterator[dict[str, object]]:
     """Give the rows of the ranking, most suspicious first, every signal included."""
-    facts = result.facts
+    facts, own = result.facts, result.signals.get("self-influence")
     for number, row in enumerate(result.order[:count], start=1):
         index, suggested = int(facts.indices[row]), int(result.suggested[row])
         yield {
@@ -144,10 +187,10 @@ def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], cou
             "path": split.path(index),
             "label": classes[int(facts.labels[row])],
             "suggested": classes[suggested],
-            "confidence": float(facts.probabilities[row, suggested]),
+            "confidence": float(result.opinion[row, suggested]),
             "score": float(result.score[row]),
             "loss": float(facts.losses[row]),
-            "self_influence": None if result.self_influence is None else float(result.self_influence[row]),
+            "self_influence": None if own is None else float(own[row]),
             **{signal_column(name): float(values[row]) for name, values in result.signals.items()},
         }
 
@@ -157,15 +200,80 @@ def signal_column(name: str) -> str:
     return "signal_" + name.replace("-", "_")
 
 
-def _print_truth(session: Any, result: Mislabels, wrong: Any) -> None:
-    """Say on stderr how well each signal finds the wrong labels; the same goes to the run file."""
-    from influence_cli.mislabels import CHECKED, qualities
+def _rows_to_show(top: str) -> int | None:
+    """Read --top: a number of rows, or None for ``auto``."""
+    if top == "auto":
+        return None
+    if not top.isdecimal() or int(top) < 1:
+        raise InfluenceError(f"--top {top}: a number from 1, or auto")
+    return int(top)
 
-    table = qualities(result, wrong)
+
+def _stores(
+    session: Session, tasks: Sequence[Task], wanted: Collection[str], *, skip: bool, on_the_fly: bool
+) -> Sequence[Prepared]:
+    """Prepare the stores that a signal needs; where none does, take those that are already complete."""
+    from influence_cli.mislabels import GRADIENTS
+    from influence_cli.precompute import all_complete, prepare_all
+    from influence_cli.terminal import Terminal
+
+    if set(wanted) & set(GRADIENTS):
+        return prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
+    try:
+        if all_complete(session.config, tasks):
+            return prepare_all(session.config, tasks, Terminal(quiet=True), skip_unreadable=skip)
+    except InfluenceError as error:
+        session.terminal.warn(f"no self_influence: {error.message}")
+    return []
+
+
+def _describe(session: Session, result: Mislabels, split: Split, classes: Sequence[str]) -> None:
+    """Say on stderr how many labels are wrong and what else was found; the run file lists all of it."""
+    from influence_cli.report_mislabels import besides_facts, noise_facts
+
+    session.run["besides"] = besides_facts(result, split, classes)
+    if result.noise is None:
+        return
+    session.run["noise"] = noise_facts(result, classes)
+    say, n, noise = session.terminal.say, len(result.order), result.noise
+    if noise.count:
+        expected = noise.expected_precision(result.order)
+        steps = sorted({step for step in (noise.count // 10, noise.count // 3, noise.count) if step})
+        shares = ", ".join(f"{expected[step - 1]:.0%} of the first {step:,}" for step in steps)
+        say(f"about {noise.count:,} of {n:,} labels are wrong ({noise.rate:.1%}); expected: {shares}")
+        pairs = session.run["noise"]["pairs"][:3]
+        say("most often: " + ", ".join(f"{p['count']:,} {p['label']} that are {p['true']}" for p in pairs))
+    else:
+        say(f"hardly any of the {n:,} labels is wrong by the estimate; the ranking shows the likeliest")
+    besides = result.besides
+    say(
+        f"besides: {len(besides.duplicates):,} duplicates and {len(besides.alike):,} near-duplicates with different "
+        f"labels, {len(besides.outliers):,} outliers, {len(besides.confused):,} pairs of classes confused both ways"
+    )
+
+
+def _score(session: Session, result: Mislabels, known: Truth) -> None:
+    """Say on stderr how well each signal finds the wrong labels; the same goes to the run file."""
+    from influence_cli.quality import CHECKED, qualities
+
+    facts = result.facts
+    wrong = known.wrong[facts.indices]
+    right: dict[str, float] = {}
+    if known.true is not None and wrong.any():
+        true = known.true[facts.indices][wrong]
+        shares = {**result.opinions, "loss": facts.probabilities}
+        right = {name: float((own[wrong].argmax(axis=1) == true).mean()) for name, own in shares.items()}
+        memorised = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
+        session.run["memorised_share"] = memorised
+    table = qualities(result.signals, wrong, right)
     session.run["truth"] = [vars(quality) for quality in table]
-    shares = "".join(f"{f'{share:.0%}':>8}" for share in CHECKED)
-    session.terminal.say(f"{'':16}{'AP':>8}{'AUROC':>8}   share of the wrong labels found at … checked")
-    session.terminal.say(f"{'signal':16}{'':16}{shares}")
-    for quality in table:
-        found = "".join(f"{share:8.3f}" for share in quality.found)
-        session.terminal.say(f"{quality.signal:16}{quality.average_precision:8.3f}{quality.auroc:8.3f}{found}")
+    say = session.terminal.say
+    say(f"{int(wrong.sum()):,} of {len(wrong):,} labels are wrong by --truth")
+    shares_checked = "".join(f"{f'{share:.0%}':>7}" for share in CHECKED)
+    say(f"{'':15}{'AP':>6}{'95%':>13}{'AUROC':>7}   found at … checked{'':16}suggested")
+    say(f"{'signal':15}{'':26}{shares_checked}{'right':>10}")
+    for q in table:
+        interval = f"{q.interval[0]:.3f}–{q.interval[1]:.3f}"
+        found = "".join(f"{share:7.3f}" for share in q.found)
+        suggested = "" if q.suggested is None else f"{q.suggested:10.3f}"
+        say(f"{q.signal:15}{q.average_precision:6.3f}{interval:>13}{q.auroc:7.3f}{found}{suggested}")

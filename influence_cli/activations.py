@@ -1,0 +1,178 @@
+"""Activations of every layer, pooled to a bounded size: what a network has made of each example.
+
+Taken are the inputs of all linear layers and convolutions (the images are the first one's) and the outputs. One forward
+pass, no gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+from torch.nn import functional
+
+from influence_cli.data import Batch
+from influence_cli.errors import InfluenceError
+from influence_cli.layers import CONVOLUTIONS
+from influence_cli.task import logits_of
+
+# Numbers that a layer may have after pooling; what the last layer reads, the penultimate activations; all together.
+LAYER, PENULTIMATE, ALL = 256, 1_024, 2_048
+OUTPUTS = "outputs"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the layers of a network read on some examples.
+
+    Attributes:
+        features: float32 [n, d], all layers side by side, on the CPU.
+        layers: columns by the name of the module that reads them, in the order of the pass; the last is ``outputs``,
+            and the only one where the model has no layer whose input can be read.
+        indices: int64 [n], positions in the data set.
+        targets: int64 [n], labels as given.
+        hashes: uint64 [n], xxh3 of what goes into the model.
+    """
+
+    features: Tensor
+    layers: dict[str, slice]
+    indices: np.ndarray
+    targets: np.ndarray
+    hashes: np.ndarray
+
+    @property
+    def hidden(self) -> Tensor:
+        """Give all layers but the outputs, which repeat a memorised label [n, d − C]."""
+        return self.features[:, : self.layers[OUTPUTS].start]
+
+    @property
+    def outputs(self) -> Tensor:
+        """Give the model's outputs [n, C]."""
+        return self.features[:, self.layers[OUTPUTS]]
+
+
+def activations(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    on_examples: Callable[[int], None] = lambda _: None,
+    most: int = ALL,
+) -> Activations:
+    """Run a model forward over some examples and keep what its layers read.
+
+    Args:
+        model: in evaluation mode.
+        batches: the examples.
+        device: the model's.
+        on_examples: told how many examples are done.
+        most: numbers of an example, beside its outputs.
+
+    Raises:
+        InfluenceError: an output that is not finite, no example.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    indices, targets, hashes = [], [], []
+    bounds: dict[str, int] = {}
+    for batch in batches:
+        read, outputs = _run(model, batch.inputs.to(device))
+        _refuse_not_finite(outputs, batch)
+        if not parts:
+            parts = {name: [] for name in (*_distinct(read), OUTPUTS)}
+            bounds = _bounds(model, {name: read[name][:1] for name in list(parts)[:-1]}, most)
+        for name, bound in bounds.items():
+            parts[name].append(pooled(model.get_submodule(name), read[name], bound).float().cpu())
+        parts[OUTPUTS].append(outputs.float().cpu())
+        indices.append(batch.indices)
+        targets.append(batch.targets.numpy())
+        hashes.append([xxhash.xxh3_64_intdigest(np.ascontiguousarray(one).data) for one in batch.inputs.numpy()])
+        on_examples(len(batch))
+    if not parts:
+        raise InfluenceError("there is no example whose activations could be read")
+    layers, start = {}, 0
+    for name, own in parts.items():
+        layers[name] = slice(start, start + own[0].shape[1])
+        start = layers[name].stop
+    features = torch.empty(sum(map(len, indices)), start)
+    for name, place in layers.items():  # a layer's parts go as soon as they are joined
+        features[:, place] = torch.cat(parts.pop(name))
+    every = np.concatenate(hashes).astype(np.uint64)
+    return Activations(features, layers, np.concatenate(indices), np.concatenate(targets), every)
+
+
+def pooled(module: nn.Module, x: Tensor, most: int) -> Tensor:
+    """Average activations over neighbours until an example has at most ``most`` numbers: [b, w].
+
+    Positions of a convolution's input are pooled on a grid as fine as that allows, tokens to their mean, and what is
+    still too wide to its neighbours along the channels (of a flattened map these are pixels side by side).
+    """
+    if isinstance(module, CONVOLUTIONS):
+        channels, places = x.shape[1], x.ndim - 2
+        side = max(1, int((most / channels) ** (1 / places) + 1e-9))
+        sizes: Any = [min(side, size) for size in x.shape[2:]]
+        pool: Any = (functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)
+        x = pool[places - 1](x, sizes)
+    elif x.ndim > 2:
+        x = x.flatten(1, -2).mean(dim=1)
+    x = x.flatten(1)
+    return functional.adaptive_avg_pool1d(x[:, None], most)[:, 0] if x.shape[1] > most else x
+
+
+def _run(model: nn.Module, inputs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Give the input of every linear layer and convolution (of its last call), in the order of the pass."""
+    read: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        def hook(_module: nn.Module, received: tuple[object, ...]) -> None:
+            if (
+                received
+                and isinstance(received[0], Tensor)
+                and received[0].ndim > 1
+                and len(received[0]) == len(inputs)
+            ):
+                read[name] = received[0]
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+                stack.callback(module.register_forward_pre_hook(watch(name)).remove)
+        outputs = logits_of(model(inputs))
+    return read, outputs
+
+
+def _distinct(read: dict[str, Tensor]) -> list[str]:
+    """Name the layers, each tensor that several of them read once."""
+    found: dict[tuple[int, torch.Size], str] = {}
+    for name, x in read.items():
+        found.setdefault((x.data_ptr(), x.shape), name)
+    return list(found.values())
+
+
+def _bounds(model: nn.Module, one: dict[str, Tensor], most: int) -> dict[str, int]:
+    """Halve the numbers of a layer, the last one's four times as many, until all together are at most ``most``."""
+    bound = LAYER
+    while True:
+        bounds = dict.fromkeys(one, bound)
+        if one:
+            bounds[list(one)[-1]] = bound * PENULTIMATE // LAYER
+        widths = [pooled(model.get_submodule(name), one[name], wide).shape[1] for name, wide in bounds.items()]
+        if sum(widths) <= most or bound == 1:
+            return bounds
+        bound //= 2
+
+
+def _refuse_not_finite(outputs: Tensor, batch: Batch) -> None:
+    finite = outputs.isfinite().all(dim=1).cpu()
+    if not bool(finite.all()):
+        index = int(batch.indices[int(torch.nonzero(~finite)[0])])
+        raise InfluenceError(
+            f"the model's outputs for example {index} are NaN or infinite",
+            "look at that image; list it under exclude to go on without it",
+        )

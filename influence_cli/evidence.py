@@ -1,0 +1,227 @@
+"""Evidence on labels that does not stand on them: what an example would be called by everything but its own label.
+
+Three opinions, each a log-probability of every class: a leave-one-out readout of all layers, the vote of the nearest
+neighbours in the readout's leading components, and the model itself where it has not memorised its training labels (of
+a test set it never has seen any). ``combined`` is their mean, normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from influence_cli.activations import ALL, Activations, activations
+from influence_cli.data import Split, readable_batches
+from influence_cli.errors import InfluenceError
+from influence_cli.facts import TrainingFacts
+from influence_cli.fill import workers
+from influence_cli.logistic import leave_one_out_logistic
+from influence_cli.memory import available_bytes
+from influence_cli.neighbours import distance, nearest, vote
+from influence_cli.readout import FLOOR, leave_one_out
+from influence_cli.task import Task
+from influence_cli.terminal import Terminal
+
+# Below this share of the leave-one-out loss a model's loss on its own training labels is memory, not opinion.
+MEMORISED = 0.6
+# Of the free memory, for the activations; the regression holds as much twice again.
+FREE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one forward pass over a split tells of its labels, averaged over checkpoints.
+
+    Attributes:
+        facts: labels, the model's probabilities and losses, of the examples that could be read.
+        opinions: log-probabilities float32 [n, C] by name: ``combined``, ``readout``, ``neighbours``, ``logistic``;
+            empty where there is no readout.
+        nearest: int64 [n, k], rows of the nearest other examples, nearest first; [n, 0] without a readout.
+        similarity: float32 [n, k], the cosine.
+        distance: float32 [n], mean distance to the nearest of them; [0] without a readout.
+        hashes: uint64 [n], of what goes into the model.
+        memorised: whether the model's own opinion is left out of ``combined``, as memory.
+        summary: accuracy and mean loss of model and readout, ridge, temperature, dimension; by name.
+        obstacle: why there is no readout, or None.
+    """
+
+    facts: TrainingFacts
+    opinions: dict[str, np.ndarray]
+    nearest: np.ndarray
+    similarity: np.ndarray
+    distance: np.ndarray
+    hashes: np.ndarray
+    memorised: bool
+    summary: dict[str, float]
+    obstacle: InfluenceError | None
+
+
+@dataclass(frozen=True)
+class _Readouts:
+    """Log-probabilities [n, C] of one checkpoint's readouts, on the CPU, and the neighbours that voted."""
+
+    opinions: dict[str, Tensor]
+    nearest: Tensor
+    similarity: Tensor
+    distance: Tensor
+
+
+def gather_evidence(
+    tasks: Sequence[Task], split: Split, terminal: Terminal, *, skip: bool, logistic: bool = False
+) -> Evidence:
+    """Run each checkpoint forward over a split once, and form the opinions.
+
+    Args:
+        tasks: a task a checkpoint.
+        split: whose labels; the training split's may be memorised.
+        terminal: progress, the diagnosis, warnings.
+        skip: go on without examples that cannot be read.
+        logistic: fit the logistic readout as well.
+
+    Raises:
+        InfluenceError: outputs or losses that are not finite.
+    """
+    summary: dict[str, float] = {}
+    readouts: list[_Readouts] = []
+    models, losses, soft = [], [], []
+    obstacle: InfluenceError | None = None
+    for number, task in enumerate(tasks):
+        found = _forward(task, split, terminal, skip, first=number == 0)
+        targets = torch.from_numpy(found.targets)
+        losses.append(_losses(task, split, found, targets))
+        models.append(found.outputs.log_softmax(dim=1))
+        soft.append(found.outputs.softmax(dim=1))
+        obstacle = _obstacle(found, task.classes)
+        if obstacle is None:
+            with terminal.status(f"leave-one-out readout of {found.hidden.shape[1]:,} activations"):
+                readouts.append(_readouts(found, task, summary, len(tasks), terminal, logistic))
+    model = torch.stack(models).mean(dim=0).log_softmax(dim=1)
+    facts = TrainingFacts(
+        found.indices,
+        found.targets,
+        torch.stack(soft).mean(dim=0).numpy(),
+        torch.stack(losses).mean(dim=0).numpy(),
+        np.ones(len(found.indices), dtype=bool),
+    )
+    summary |= {"model_loss": _loss(model, targets), "model_accuracy": _accuracy(model, targets)}
+    none = np.empty((len(targets), 0), dtype=np.float32)
+    evidence = Evidence(facts, {}, none.astype(np.int64), none, np.empty(0), found.hashes, False, summary, obstacle)
+    if obstacle is not None:
+        return evidence
+    opinions = {
+        name: torch.stack([own.opinions[name] for own in readouts]).mean(dim=0).log_softmax(dim=1)
+        for name in readouts[0].opinions
+    }
+    readout = opinions["readout"]
+    summary |= {"readout_loss": _loss(readout, targets), "readout_accuracy": _accuracy(readout, targets)}
+    memorised = split.name == "train" and summary["model_loss"] < MEMORISED * summary["readout_loss"]
+    terminal.say(_diagnosis(split.name, summary, memorised))
+    heard = [readout, opinions["neighbours"], *([] if memorised else [model])]
+    opinions = {"combined": torch.stack(heard).mean(dim=0).log_softmax(dim=1), **opinions}
+    return replace(
+        evidence,
+        opinions={name: own.numpy() for name, own in opinions.items()},
+        nearest=readouts[0].nearest.numpy(),
+        similarity=readouts[0].similarity.numpy(),
+        distance=readouts[0].distance.numpy(),
+        memorised=memorised,
+    )
+
+
+def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first: bool) -> Activations:
+    fits = int(FREE_SHARE * available_bytes(torch.device("cpu"))) // (4 * max(1, len(split)))
+    most = min(ALL, max(1, fits))
+    if most < ALL and first:
+        terminal.detail(f"at most {most:,} activations of an example, for lack of memory")
+    with terminal.progress(len(split), "activations of every layer") as advance:
+        batches = readable_batches(
+            split, split.indices, 256, workers(task), skip=skip, tell=terminal.warn if first else lambda _: None
+        )
+        return activations(task.model, batches, task.device, advance, most)
+
+
+def _losses(task: Task, split: Split, found: Activations, targets: Tensor) -> Tensor:
+    device = task.device
+    with torch.no_grad():
+        losses = task.loss(found.outputs.to(device), targets.to(device)).float().cpu()
+    if not bool(losses.isfinite().all()):
+        index = int(found.indices[int(torch.nonzero(~losses.isfinite())[0])])
+        raise InfluenceError(
+            f"the loss of {split.title(index)} is NaN or infinite",
+            "look at that image and its label; list it under exclude to go on without it",
+        )
+    return losses
+
+
+def _readouts(
+    found: Activations, task: Task, summary: dict[str, float], share: int, terminal: Terminal, logistic: bool
+) -> _Readouts:
+    classes, device = len(task.classes), task.device
+    targets = torch.from_numpy(found.targets).to(device)
+    readout = leave_one_out(found.hidden.to(device), targets, classes)
+    if readout.floored:
+        terminal.warn(
+            f"{readout.floored:,} examples have leverage above {1 - FLOOR}: the readout fits them whatever their "
+            "label; it has too many activations for so few examples"
+        )
+    for name, value in (
+        ("ridge", readout.ridge),
+        ("temperature", readout.temperature),
+        ("dimension", readout.dimension),
+        ("activations", float(found.hidden.shape[1])),
+    ):
+        summary[name] = summary.get(name, 0.0) + value / share
+    rows, similarity = nearest(readout.components)
+    opinions = {"readout": readout.log_probabilities, "neighbours": vote(rows, similarity, targets, classes)}
+    if logistic:
+        opinions["logistic"] = leave_one_out_logistic(readout.components, targets, classes)
+    far = distance(readout.components, rows)
+    return _Readouts({name: own.cpu() for name, own in opinions.items()}, rows.cpu(), similarity.cpu(), far.cpu())
+
+
+def _loss(log_probabilities: Tensor, targets: Tensor) -> float:
+    return float(functional.nll_loss(log_probabilities, targets))
+
+
+def _accuracy(log_probabilities: Tensor, targets: Tensor) -> float:
+    return float((log_probabilities.argmax(dim=1) == targets).float().mean())
+
+
+def _obstacle(found: Activations, classes: Sequence[str]) -> InfluenceError | None:
+    """Find why there can be no readout."""
+    counts = np.bincount(found.targets, minlength=len(classes))
+    if (counts > 0).sum() < 2:
+        return InfluenceError(
+            f"all {len(found.targets):,} labels are {classes[int(counts.argmax())]}: no label can be suspected",
+            "name a data set with two classes or more",
+        )
+    if not found.hidden.shape[1]:
+        return InfluenceError(
+            "the model has no linear layer or convolution whose input could be read",
+            "use --signal loss, margin or self-influence",
+        )
+    rare = np.flatnonzero((counts > 0) & (counts < 3))
+    if len(rare):
+        named = ", ".join(f"{classes[int(c)]} ({counts[c]})" for c in rare[:6]) + (", …" if len(rare) > 6 else "")
+        return InfluenceError(
+            f"a class needs at least 3 examples for a readout without one of them; fewer have: {named}",
+            "use --signal loss or self-influence, or list them under exclude",
+        )
+    return None
+
+
+def _diagnosis(split: str, summary: dict[str, float], memorised: bool) -> str:
+    seen = (
+        f"accuracy {summary['model_accuracy']:.1%} and loss {summary['model_loss']:.3f} on the given labels, by a "
+        f"readout without the label {summary['readout_accuracy']:.1%} and {summary['readout_loss']:.3f}"
+    )
+    if split != "train":
+        return f"test set: {seen}; the model's own loss counts, it has not seen these labels"
+    if memorised:
+        return f"memorised: {seen}; loss, margin and self-influence say little here, trust readout and neighbours"
+    return f"not memorised: {seen}; the model's own loss is evidence too"

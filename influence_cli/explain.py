@@ -1,0 +1,62 @@
+"""All that is known of one label: what every signal says, and the examples that look alike with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from influence_cli.data import Split
+from influence_cli.errors import InfluenceError
+from influence_cli.metrics import percentile_rank
+from influence_cli.mislabels import Mislabels
+
+COLUMNS = ("kind", "name", "value", "percentile", "suggested", "confidence", "index", "path", "label")
+SHOWN = 10
+
+
+def explain_rows(result: Mislabels, split: Split, classes: tuple[str, ...], index: int) -> Iterator[dict[str, object]]:
+    """Give a row for every signal (kind ``signal``), then one for each neighbour (kind ``neighbour``), nearest first.
+
+    Of a signal ``value`` is its number and ``percentile`` the share of examples that are less suspicious; of a
+    neighbour ``value`` is the cosine similarity, ``index``, ``path`` and ``label`` are its own.
+
+    Raises:
+        InfluenceError: there is no such example in use.
+    """
+    facts = result.facts
+    row = int(np.searchsorted(facts.indices, index))
+    if row >= len(facts.indices) or facts.indices[row] != index:
+        raise InfluenceError(
+            f"--explain {index}: there is no such {split.name} example in use",
+            f"positions are 0 to {len(split.source) - 1}, less those excluded",
+        )
+    blank = dict.fromkeys(COLUMNS)
+    own = {"index": index, "path": split.path(index), "label": classes[int(facts.labels[row])]}
+    for name, values in result.signals.items():
+        shares = result.opinions.get(name)
+        if shares is None and name in ("loss", "margin"):
+            shares = facts.probabilities
+        best = None if shares is None else int(shares[row].argmax())
+        yield {
+            **blank,
+            **own,
+            "kind": "signal",
+            "name": name,
+            "value": float(values[row]),
+            "percentile": float(percentile_rank(values)[row]),
+            "suggested": None if best is None else classes[best],
+            "confidence": None if best is None or shares is None else float(shares[row, best]),
+        }
+    evidence = result.evidence
+    for rank, other in enumerate(evidence.nearest[row, :SHOWN], start=1):
+        at = int(facts.indices[other])
+        yield {
+            **blank,
+            "kind": "neighbour",
+            "name": str(rank),
+            "value": float(evidence.similarity[row, rank - 1]),
+            "index": at,
+            "path": split.path(at),
+            "label": classes[int(facts.labels[other])],
+        }

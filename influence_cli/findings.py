@@ -1,0 +1,101 @@
+"""Found on the way, and not a matter of a single label: duplicates with two labels, outliers, classes that blend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Cosine in the readout's components above which two images are near-duplicates.
+ALIKE = 0.95
+# An outlier's distance exceeds the median by this many deviations, both of logarithms (1.48 × the median deviation).
+DEVIATIONS = 4.0
+# Classes are confused in both directions where each loses this share of its examples to the other.
+CONFUSED = 0.03
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a data team would want to know besides.
+
+    Attributes:
+        duplicates: rows of two examples with the same input and different labels, int64 [m, 2].
+        alike: rows of two near-duplicates with different labels, most similar first, int64 [m, 2].
+        outliers: rows of examples far from every other one, farthest first, int64 [m].
+        confused: pairs of classes that are taken for each other, and how many examples each way.
+    """
+
+    duplicates: np.ndarray
+    alike: np.ndarray
+    outliers: np.ndarray
+    confused: tuple[tuple[int, int, int, int], ...]
+
+
+def find_besides(
+    labels: np.ndarray,
+    hashes: np.ndarray,
+    nearest: np.ndarray,
+    similarity: np.ndarray,
+    distance: np.ndarray,
+    joint: np.ndarray | None,
+) -> Findings:
+    """Look for duplicates with different labels, outliers, and classes confused in both directions.
+
+    Args:
+        labels: int64 [n].
+        hashes: uint64 [n], of the inputs.
+        nearest: int64 [n, k], rows of the nearest others, nearest first; k may be 0.
+        similarity: [n, k], the cosine, falling.
+        distance: [n], mean distance to the nearest of them.
+        joint: [C, C], share of examples by given (row) and true label (column), where it is known.
+    """
+    duplicates = _same(labels, hashes)
+    alike = _alike(labels, nearest, similarity)
+    known = {tuple(pair) for pair in duplicates.tolist()}
+    alike = np.array([pair for pair in alike.tolist() if tuple(pair) not in known], dtype=np.int64).reshape(-1, 2)
+    return Findings(duplicates, alike, _outliers(distance), _confused(joint, len(labels)))
+
+
+def _same(labels: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Pair the first of equal inputs with every later one of another label."""
+    _, group, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    pairs = []
+    for one in np.flatnonzero(counts > 1):
+        first, *others = np.flatnonzero(group == one)
+        pairs += [(first, other) for other in others if labels[other] != labels[first]]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _alike(labels: np.ndarray, nearest: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+    rows, ranks = np.nonzero(similarity >= ALIKE)
+    others = nearest[rows, ranks]
+    differ = labels[rows] != labels[others]
+    rows, others, near = rows[differ], others[differ], similarity[rows, ranks][differ]
+    pairs = np.sort(np.stack([rows, others], axis=1), axis=1)
+    pairs, first = np.unique(pairs, axis=0, return_index=True)
+    return np.asarray(pairs[np.argsort(-near[first], kind="stable")], dtype=np.int64).reshape(-1, 2)
+
+
+def _outliers(distance: np.ndarray) -> np.ndarray:
+    if not len(distance):
+        return np.empty(0, dtype=np.int64)
+    far = np.log(np.maximum(distance, 1e-12))
+    above = far - np.median(far)
+    deviation = 1.4826 * np.median(np.abs(above))
+    found = np.flatnonzero(above > DEVIATIONS * deviation) if deviation > 0 else np.empty(0, dtype=np.int64)
+    return np.asarray(found[np.argsort(-above[found], kind="stable")])
+
+
+def _confused(joint: np.ndarray | None, n: int) -> tuple[tuple[int, int, int, int], ...]:
+    """List (a, b, examples labelled a that are b, examples labelled b that are a), most first."""
+    if joint is None:
+        return ()
+    size = np.maximum(joint.sum(axis=1), 1e-12)
+    share = joint / size[:, None]
+    found = [
+        (a, b, round(n * joint[a, b]), round(n * joint[b, a]))
+        for a in range(len(joint))
+        for b in range(a + 1, len(joint))
+        if min(share[a, b], share[b, a]) >= CONFUSED
+    ]
+    return tuple(sorted(found, key=lambda pair: -pair[2] - pair[3]))

@@ -1,0 +1,59 @@
+"""The vote of an example's nearest neighbours: what others that look alike to the network are called."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Neighbours that vote, and how many votes every class has before they do.
+NEIGHBOURS, PRIOR = 50, 1.0
+# Nearest of them whose distance tells how far an example is from every other.
+CLOSEST = 10
+# Similarities held at one time: 2²⁴, 64 MB in float32.
+HELD = 2**24
+
+
+def nearest(features: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
+    """Find the nearest other examples by cosine similarity, exactly.
+
+    Args:
+        features: float32 [n, w].
+        count: neighbours of each, fewer where there are not so many others.
+
+    Returns:
+        Rows int64 [n, k], nearest first, and similarities [n, k].
+    """
+    unit = torch.nn.functional.normalize(features, dim=1)
+    n, k = len(unit), min(count, len(unit) - 1)
+    found, near = [], []
+    step = max(1, min(n, HELD // n))
+    turned, room = unit.T.contiguous(), unit.new_empty(step, n)
+    for start in range(0, n, step):
+        part = unit[start : start + step]
+        similarity = torch.mm(part, turned, out=room[: len(part)])
+        rows = torch.arange(len(part), device=unit.device)
+        similarity[rows, start + rows] = -torch.inf  # an example does not vote on itself
+        best = similarity.topk(k, dim=1)
+        found.append(best.indices)
+        near.append(best.values)
+    return torch.cat(found), torch.cat(near)
+
+
+def vote(rows: Tensor, similarity: Tensor, targets: Tensor, classes: int) -> Tensor:
+    """Let the neighbours vote, the more similar with more weight: wⱼ = max(0, cosⱼ)², scaled to a mean of 1.
+
+    Returns:
+        log-probabilities of the classes, log (Σ votes + prior)/(k + C·prior), float32 [n, C].
+    """
+    weight = similarity.clamp_min(0).square()
+    weight = weight / weight.mean(dim=1, keepdim=True).clamp_min(1e-12)
+    votes = similarity.new_zeros(len(rows), classes).scatter_add_(1, targets[rows], weight) + PRIOR
+    return (votes / votes.sum(dim=1, keepdim=True)).log()
+
+
+def distance(features: Tensor, rows: Tensor) -> Tensor:
+    """Give the mean Euclidean distance to the nearest others, [n]; an example far from every class has a large one."""
+    parts = [
+        torch.linalg.vector_norm(features[rows[:, rank]] - features, dim=1) for rank in range(rows.shape[1])[:CLOSEST]
+    ]
+    return torch.stack(parts).mean(dim=0)

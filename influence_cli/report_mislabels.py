@@ -1,0 +1,215 @@
+"""From suspicious labels to a page: tables, a chart, the gallery. Drawing it is report/html.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from influence_cli.data import Split
+from influence_cli.mislabels import Mislabels
+from influence_cli.precompute import Prepared
+from influence_cli.report.html import Card, Page, Row, Section, Table
+from influence_cli.report_pages import command_line, config_text, example_thumbnail, path_fact, sentence
+from influence_cli.task import Task
+
+if TYPE_CHECKING:
+    from influence_cli.commands.session import Session
+
+# Pairs, outliers and class pairs of each kind on one page.
+SHOWN = 20
+
+_SIGNAL_MEANING = {
+    "combined": "how unlikely the label is to readout, neighbours and, unless it has memorised its labels, the model.",
+    "readout": "how unlikely the label is to a linear readout of all layers that has not seen it.",
+    "neighbours": "how unlikely the label is by the labels of the nearest examples in the layers' leading components.",
+    "logistic": "how unlikely the label is to a logistic readout that has not seen it, to first order.",
+    "pred-probs": "how unlikely the label is by the probabilities of the given file.",
+    "loss": "the model's loss on the given label.",
+    "margin": "the probability of the best other class less that of the given label.",
+    "self-influence": "the estimated rise of an example's own loss if it were removed from training; "
+    "large means that the model knows this label from this example alone.",
+    "gradient-norm": "the size of the example's gradient.",
+    "tracin": "the squared size of the example's gradient, mean of the checkpoints.",
+    "test-influence": "the estimated fall of the mean test loss if the example were removed: harmful on average.",
+}
+
+
+def mislabels_page(
+    session: Session,
+    tasks: Sequence[Task],
+    stores: Sequence[Prepared],
+    result: Mislabels,
+    split: Split,
+    count: int,
+    signal: str,
+) -> Page:
+    """Lay out suspicious labels: tables of quality, noise and classes, the gallery, and what was found besides."""
+    classes = tasks[0].classes
+    cards = tuple(_card(result, split, classes, row, number) for number, row in enumerate(result.order[:count], 1))
+    meaning = [
+        f"Ordered by {signal}: {_SIGNAL_MEANING[signal]}",
+        "suggested is the class of largest probability"
+        + (
+            " by evidence that has not seen the label." if result.opinions and signal not in ("loss", "margin") else "."
+        ),
+        "A high score is a reason to look, not a verdict: rare but right examples score high as well.",
+    ]
+    if result.noise is not None and result.noise.count:
+        expected = float(result.noise.expected_precision(result.order)[result.noise.count - 1])
+        meaning.insert(
+            1,
+            f"About {result.noise.count:,} of {len(result.order):,} labels are wrong by the estimate "
+            f"({result.noise.rate:.1%}); of as many first ones {expected:.0%} are expected to be.",
+        )
+    sections = [Section("Most suspicious labels", None, (Row("", "", cards),)), *_besides(result, split, classes)]
+    return Page(
+        title="influence mislabels",
+        sentence=sentence(session, tasks, stores),
+        meaning=tuple(meaning),
+        tables=(*_truth_table(session), *_noise_table(session), _class_table(result, classes)),
+        sections=tuple(sections),
+        notes=(f"The {len(cards)} most suspicious of {len(result.order):,} examples are shown.",),
+        command=command_line(),
+        config=config_text(session),
+    )
+
+
+def noise_facts(result: Mislabels, classes: Sequence[str]) -> dict[str, Any]:
+    """Gather the estimate of the label noise for the run file: rate, count, pairs of classes, expected precision."""
+    noise = result.noise
+    if noise is None:
+        return {}
+    n = len(noise.wrong)
+    off = noise.joint.copy()
+    np.fill_diagonal(off, 0)
+    order = np.argsort(-off, axis=None, kind="stable")
+    pairs = [divmod(int(at), len(classes)) for at in order if off.flat[at] * n >= 0.5]
+    expected = noise.expected_precision(result.order)
+    cuts = sorted({max(1, round(n * share)) for share in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)} | {max(1, noise.count)})
+    return {
+        "rate": noise.rate,
+        "count": noise.count,
+        "expected_precision": [{"first": cut, "expected": float(expected[cut - 1])} for cut in cuts],
+        "pairs": [{"label": classes[a], "true": classes[b], "count": round(float(off[a, b]) * n)} for a, b in pairs],
+        "classes": list(classes),
+        "joint": noise.joint.tolist(),
+    }
+
+
+def besides_facts(result: Mislabels, split: Split, classes: Sequence[str]) -> dict[str, Any]:
+    """Gather what was found besides for the run file, by position in the data set."""
+    found, indices = result.besides, result.facts.indices
+
+    def named(row: int) -> dict[str, object]:
+        index = int(indices[row])
+        return {"index": index, "path": split.path(index), "label": classes[int(result.facts.labels[row])]}
+
+    return {
+        "duplicates": [[named(a), named(b)] for a, b in found.duplicates],
+        "near_duplicates": [[named(a), named(b)] for a, b in found.alike],
+        "outliers": [named(row) for row in found.outliers],
+        "confused": [
+            {"classes": [classes[a], classes[b]], "counts": [there, back]} for a, b, there, back in found.confused
+        ],
+    }
+
+
+def _card(
+    result: Mislabels, split: Split, classes: Sequence[str], row: int, number: int | None = None, note: str = ""
+) -> Card:
+    facts = result.facts
+    index, label, suggested = int(facts.indices[row]), int(facts.labels[row]), int(result.suggested[row])
+    differs = suggested != label
+    title = (f"{number}. " if number else "") + classes[label] + (f" → {classes[suggested]}?" if differs else "")
+    return Card(
+        image=example_thumbnail(split, index),
+        alt=f"{split.name} example {index}, labelled {classes[label]}",
+        title=title,
+        facts=(
+            *((("", note),) if note else ()),
+            ("suggested", f"{classes[suggested]} ({result.opinion[row, suggested]:.0%})"),
+            ("score", f"{result.score[row]:.4f}"),
+            ("loss", f"{facts.losses[row]:.4g}"),
+            ("index", str(index)),
+            *path_fact(split, index),
+        ),
+        tone="suspect" if differs else "plain",
+        group=classes[label],
+    )
+
+
+def _besides(result: Mislabels, split: Split, classes: Sequence[str]) -> list[Section]:
+    """Show pairs of the same or nearly the same image with two labels, and images far from every other."""
+    found, sections = result.besides, []
+    pairs = [*found.duplicates[:SHOWN], *found.alike[: SHOWN - len(found.duplicates[:SHOWN])]]
+    if pairs:
+        cards = tuple(_card(result, split, classes, row) for pair in pairs for row in pair)
+        total = len(found.duplicates) + len(found.alike)
+        note = f"the first {len(pairs)} of {total:,} pairs, side by side"
+        sections.append(Section("Duplicates with different labels", None, (Row("", note, cards),)))
+    if len(found.outliers):
+        cards = tuple(_card(result, split, classes, row) for row in found.outliers[:SHOWN])
+        note = f"the first {len(cards)} of {len(found.outliers):,}, farthest from every other example"
+        sections.append(Section("Outliers", None, (Row("", note, cards),)))
+    return sections
+
+
+def _class_table(result: Mislabels, classes: Sequence[str]) -> Table:
+    facts, rows = result.facts, []
+    differs = facts.read & (result.suggested != facts.labels)
+    flagged = np.zeros(len(facts.labels), dtype=bool)
+    flagged[result.flagged] = True
+    for number, name in enumerate(classes):
+        own = facts.labels == number
+        others = np.bincount(result.suggested[own & differs], minlength=len(classes))
+        common = classes[int(others.argmax())] if others.any() else "–"
+        rows.append((name, str(int(own.sum())), str(int((own & flagged).sum())), str(int(others.sum())), common))
+    return Table(
+        "Classes",
+        ("label", "examples", "probably wrong", "differ from the suggested", "most common suggestion"),
+        tuple(rows),
+        "all examples, not only those shown",
+    )
+
+
+def _noise_table(session: Session) -> tuple[Table, ...]:
+    noise = session.run.get("noise") or {}
+    if not noise.get("pairs"):
+        return ()
+    both = {frozenset(pair["classes"]) for pair in session.run["besides"]["confused"]}
+    rows = tuple(
+        (p["label"], p["true"], str(p["count"]), "both ways" if frozenset((p["label"], p["true"])) in both else "–")
+        for p in noise["pairs"][:SHOWN]
+    )
+    return (
+        Table(
+            "Which labels are taken for which",
+            ("label", "truly", "examples", "confused"),
+            rows,
+            "by confident learning, estimated",
+        ),
+    )
+
+
+def _truth_table(session: Session) -> tuple[Table, ...]:
+    from influence_cli.quality import CHECKED
+
+    if "truth" not in session.run:
+        return ()
+    rows = tuple(
+        (
+            q["signal"],
+            f"{q['average_precision']:.3f}",
+            f"{q['interval'][0]:.3f}–{q['interval'][1]:.3f}",
+            f"{q['auroc']:.3f}",
+            *(f"{share:.3f}" for share in q["found"]),
+            "–" if q["suggested"] is None else f"{q['suggested']:.3f}",
+        )
+        for q in session.run["truth"]
+    )
+    columns = ("signal", "AP", "95%", "AUROC", *(f"{share:.0%} checked" for share in CHECKED), "suggested right")
+    return (
+        Table("Measured against the truth", columns, rows, "share of the wrong labels found at each share checked"),
+    )
