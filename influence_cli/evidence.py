@@ -1,8 +1,9 @@
 """Evidence on labels that does not stand on them: what an example would be called by everything but its own label.
 
 Three opinions, each a log-probability of every class: a leave-one-out readout of all layers, the vote of the nearest
-neighbours in the readout's leading components, and the model itself where it has not memorised its training labels (of
-a test set it never has seen any). ``combined`` is their mean, normalised.
+neighbours in the readout's leading components, and the model itself where it has not memorised its training labels.
+``combined`` is their mean, normalised. Of a test set the model has seen no label either: there all three are out of
+sample, and ``combined`` is their likeliest weighted sum.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from influence_cli.task import Task
 from influence_cli.terminal import Terminal
 
 # Below this share of the leave-one-out loss a model's loss on its own training labels is memory, not opinion.
-MEMORISED = 0.6
+MEMORISED = 0.75
 # Of the free memory, for the activations; the regression holds as much twice again.
 FREE_SHARE = 0.25
 
@@ -121,8 +122,12 @@ def gather_evidence(
     summary |= {"readout_loss": _loss(readout, targets), "readout_accuracy": _accuracy(readout, targets)}
     memorised = split.name == "train" and summary["model_loss"] < MEMORISED * summary["readout_loss"]
     terminal.say(_diagnosis(split.name, summary, memorised))
-    heard = [readout, opinions["neighbours"], *([] if memorised else [model])]
-    opinions = {"combined": torch.stack(heard).mean(dim=0).log_softmax(dim=1), **opinions}
+    heard = torch.stack([readout, opinions["neighbours"], *([] if memorised else [model])])
+    weights = torch.full((len(heard),), 1 / len(heard))
+    if split.name != "train":
+        weights = pool(heard, targets)
+        summary |= dict(zip(("readout_weight", "neighbours_weight", "model_weight"), weights.tolist(), strict=True))
+    opinions = {"combined": torch.einsum("k,knc->nc", weights, heard).log_softmax(dim=1), **opinions}
     return replace(
         evidence,
         opinions={name: own.numpy() for name, own in opinions.items()},
@@ -131,6 +136,42 @@ def gather_evidence(
         distance=readouts[0].distance.numpy(),
         memorised=memorised,
     )
+
+
+def pool(opinions: Tensor, targets: Tensor) -> Tensor:
+    """Find the weights of a log-linear pool, p ∝ Π pₖ^wₖ, that make the targets likeliest, w ≥ 0.
+
+    The negative log-likelihood is convex in w: its slope is the mean of E_p[log pₖ] − log pₖ(target), its curvature
+    the mean covariance under p. Newton steps; an opinion whose weight would be negative is left out.
+
+    Args:
+        opinions: log-probabilities [k, n, C].
+        targets: int64 [n].
+
+    Returns:
+        w [k].
+    """
+    logs = opinions.double()
+    heard = torch.ones(len(logs), dtype=torch.bool)
+    weights = torch.full((len(logs),), 1 / len(logs), dtype=torch.float64)
+    given = torch.stack([own[torch.arange(len(targets)), targets] for own in logs])
+    for _ in range(50):
+        soft = torch.einsum("k,knc->nc", weights, logs).softmax(dim=1)
+        mean = (soft * logs).sum(dim=2)
+        slope = (mean - given).mean(dim=1)
+        curve = torch.einsum("nc,knc,lnc->kl", soft, logs, logs) / len(targets) - mean @ mean.T / len(targets)
+        step = torch.zeros_like(weights)
+        curve = curve[heard][:, heard] + 1e-9 * torch.eye(int(heard.sum()), dtype=torch.float64)
+        step[heard] = torch.linalg.solve(curve, slope[heard])
+        following = weights - step
+        if bool((following < 0).any()) and int(heard.sum()) > 1:
+            heard[int(following.argmin())] = False
+            weights = torch.where(heard, weights, 0)
+            continue
+        weights = following.clamp_min(0)
+        if float(step.abs().max()) < 1e-6:
+            break
+    return weights.float()
 
 
 def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first: bool) -> Activations:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from influence_cli.config import load_config
 from influence_cli.data import read_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence import Evidence, gather_evidence
+from influence_cli.evidence import Evidence, gather_evidence, pool
 from influence_cli.task import Task, load_tasks
 from influence_cli.terminal import Terminal
 
@@ -90,6 +90,38 @@ def test_a_test_set_is_never_memorised(task: Task) -> None:
     split = task.test_split()
     batch = next(read_batches(split, split.indices, len(split)))
     assert not gathered(replace(task, model=Memory(batch.inputs, batch.targets).eval()), "test").memorised
+
+
+def test_the_weights_of_a_test_set_make_its_labels_likeliest(task: Task) -> None:
+    found = gathered(task, "test")
+    weights = [found.summary[f"{name}_weight"] for name in ("readout", "neighbours", "model")]
+    assert min(weights) >= 0
+    model = torch.from_numpy(np.log(found.facts.probabilities))
+    parts = torch.stack([torch.from_numpy(found.opinions[name]) for name in ("readout", "neighbours")] + [model])
+    targets = torch.from_numpy(found.facts.labels)
+
+    def loss(w: list[float]) -> float:
+        return float(nn.functional.cross_entropy(torch.einsum("k,knc->nc", torch.tensor(w), parts), targets))
+
+    for k in range(3):
+        for step in (-0.05, 0.05):
+            other = [w + step * (j == k) for j, w in enumerate(weights)]
+            assert min(other) < 0 or loss(other) > loss(weights) - 1e-6
+    combined = torch.from_numpy(found.opinions["combined"])
+    assert float(nn.functional.nll_loss(combined, targets)) == pytest.approx(loss(weights), abs=1e-4)
+
+
+def test_an_opinion_that_misleads_gets_no_weight() -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(0, 3, (300,), generator=generator)
+    good = (torch.randn(300, 3, generator=generator) + 2 * nn.functional.one_hot(targets, 3)).log_softmax(dim=1)
+    bad = (torch.randn(300, 3, generator=generator) - 2 * nn.functional.one_hot(targets, 3)).log_softmax(dim=1)
+    weights = pool(torch.stack([good, bad, bad + 1e-3]), targets)
+    assert weights[0] > 0.3
+    assert float(pool(torch.stack([good, torch.zeros(300, 3)]), targets)[0]) == pytest.approx(
+        float(pool(good[None], targets)[0]), abs=1e-3
+    )
+    assert float(weights.min()) >= 0
 
 
 @pytest.mark.parametrize(("model", "word"), [("its own", "not memorised: "), ("by heart", "memorised: ")])

@@ -125,13 +125,13 @@ def measured(order: np.ndarray, wrong: np.ndarray) -> tuple[float, float, list[f
     return float(np.mean(precision)), float(np.sum(above) / (hit.sum() * (~hit).sum())), found
 
 
-@pytest.mark.parametrize("words", [(), *(("--signal", name) for name in (*SIGNALS, *OPINIONS, "gradient-norm"))])
+@pytest.mark.parametrize("words", [(), *(("--signal", name) for name in (*SIGNALS, *OPINIONS))])
 def test_wrong_labels_are_found_better_than_at_random(influence: Command, noisy: Noisy, words: tuple[str, ...]) -> None:
     table = ranked(influence, noisy.folder, *words)
     precision, area, found = measured(table["index"], noisy.wrong)
     # At random: a precision of 0.1, an area of 0.5, and a fifth found in a fifth.
-    # 32 images a class are few for neighbours and a logistic readout; a gradient is large for hard images as well.
-    weak = {"neighbours", "logistic", "gradient-norm"} & set(words)
+    # 32 images a class are few for neighbours and a logistic readout.
+    weak = {"neighbours", "logistic"} & set(words)
     assert precision > (0.3 if weak else 0.5)
     assert area > (0.75 if weak else 0.85)
     assert found[3] > (0.5 if weak else 0.6)

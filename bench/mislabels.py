@@ -1,0 +1,308 @@
+"""How well, and how fast, the signals of `influence mislabels` find wrong labels that are known.
+
+    make bench-mislabels                                  (half an hour, after two hours of training)
+    python bench/mislabels.py --work FOLDER [CASE ...]    the tables of bench/RESULTS.md, of the cases in FOLDER
+
+For each case of bench/label_noise.py it runs the command with --signals --truth on its folder, and reads the file of
+the run. --time measures the steps on 60,000 images instead, --rescore prints from the files that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+from label_noise import CASES, SHARED, read  # noqa: E402
+
+SHOWN = (
+    ("combined", "default"),
+    ("pred-probs", "five trainings"),
+    ("loss", "loss"),
+    ("readout", "readout"),
+    ("neighbours", "neighbours"),
+    ("logistic", "logistic"),
+    ("margin", "margin"),
+    ("self-influence", "self-influence"),
+    ("gradient-norm", "gradient norm"),
+    ("test-influence", "test influence"),
+)
+# Of the natural errors, how many of the first are looked at.
+CUTS = (50, 100, 275)
+FORWARD = ("combined", "loss", "readout", "neighbours", "logistic", "margin")
+
+
+def write_project(folder: Path, data: str, net: str, test: bool) -> None:
+    """Write the influence.yaml of a case."""
+    project = f"{HERE.resolve()}/label_noise_project.py"
+    factory = {"resnet8": "resnet8"}.get(net, "cnn")
+    config: dict[str, Any] = {
+        "model": {
+            "factory": f"{project}:{factory}",
+            "args": {} if factory == "resnet8" else {"hidden": 512 if net == "wide" else 32},
+            "checkpoint": "model.pt",
+        },
+        "train": {"dataset": f"{project}:Images", "args": {"file": "data.npz"}},
+        "gradients": {"store": "influence.h5"},
+    }
+    if test:
+        images, labels = read(data, "test")
+        np.savez(folder / "test.npz", x=images, y=labels)
+        config["test"] = {"dataset": f"{project}:Images", "args": {"file": "test.npz"}}
+    (folder / "influence.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def run(folder: Path, name: str, *words: str) -> dict[str, Any]:
+    """Run the command in a folder and give the file of the run."""
+    command = [sys.executable, "-W", "ignore", "-m", "influence_cli", "mislabels", "-q", "-o", f"{name}.csv", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{folder}: {done.stderr[-2000:]}")
+    return dict(json.loads((folder / f"{name}.csv.run.json").read_text()))
+
+
+def measure(name: str, seed: int, work: Path, *, again: bool) -> dict[str, Any] | None:
+    """Run one case, or take the run that is there; None where the case was not trained."""
+    folder, case = work / f"{name}-{seed}", CASES[name]
+    if not (folder / "case.json").exists() or (case.folds and not (folder / "folds.npy").exists()):
+        return None
+    write_project(folder, case.data, case.net, test=case.data == "fashion-mnist")
+    trained = json.loads((folder / "case.json").read_text())
+    if again or not (folder / "default.csv.run.json").exists():
+        trained["default"] = run(folder, "default")
+        words = ["--pred-probs", "folds.npy"] if case.folds else []
+        if case.noise == "none":
+            trained["all"] = trained["default"]
+        else:
+            np.save(folder / "truth.npy", np.load(folder / "true.npy"))
+            trained["all"] = run(folder, "all", "--signals", "--truth", "truth.npy", *words)
+    for kind in ("default", "all"):
+        path = folder / f"{kind}.csv.run.json"
+        if path.exists():
+            trained[kind] = json.loads(path.read_text())
+    return trained
+
+
+def quality_table(work: Path, names: list[str], *, again: bool) -> None:
+    """Print AP, AUROC and right suggestions of every signal, means over the seeds with their standard error."""
+    for name in names:
+        case = CASES[name]
+        found = [one for seed in range(case.seeds) if (one := measure(name, seed, work, again=again)) is not None]
+        if not found:
+            continue
+        noise = "as it is" if case.noise == "none" else f"{case.noise} {case.rate:.0%}".replace(" 0%", "")
+        rates = [one["default"]["noise"]["rate"] for one in found]
+        print(
+            f"\n### {name}: {case.data}, {case.count:,} images, {noise}, {case.net}, {case.epochs} epochs\n", flush=True
+        )
+        seconds = np.mean([one["default"]["seconds"] for one in found])
+        training = np.mean([one["train_seconds"] for one in found])
+        line = f"{len(found)} seeds; training {training:.0f} s, default command {seconds:.0f} s"
+        if case.folds:
+            line += f", five trainings {np.mean([one['fold_seconds'] for one in found]):.0f} s"
+        line += f"; estimated noise {np.mean(rates):.1%}"
+        if case.noise != "none":
+            wrong = [
+                np.mean(np.load(work / f"{name}-{seed}" / "true.npy") != given(work, name, seed))
+                for seed in range(len(found))
+            ]
+            memorised = np.mean([one["all"]["memorised_share"] for one in found])
+            line += f" (true {np.mean(wrong):.1%}), errors memorised {memorised:.0%}"
+        print(line + "\n")
+        if case.noise == "none":
+            continue
+        print("| signal | AP | AUROC | found at 10% | suggested right |\n|---|---|---|---|---|")
+        for signal, title in SHOWN:
+            rows = [q for one in found for q in one["all"]["truth"] if q["signal"] == signal]
+            if rows:
+                cells = [spread([q["average_precision"] for q in rows]), spread([q["auroc"] for q in rows])]
+                cells.append(f"{np.mean([q['found'][2] for q in rows]):.3f}")
+                right = [q["suggested"] for q in rows if q["suggested"] is not None]
+                cells.append(f"{np.mean(right):.3f}" if right else "–")
+                print(f"| {title} | " + " | ".join(cells) + " |")
+
+
+def given(work: Path, name: str, seed: int) -> np.ndarray:
+    """Read the labels of a case as given."""
+    with np.load(work / f"{name}-{seed}" / "data.npz") as data:
+        return np.asarray(data["y"])
+
+
+def spread(values: list[float]) -> str:
+    """Write a mean, and its 95% interval where there are several values."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    # Student's t at 97.5% for one to nine degrees of freedom.
+    t = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)[min(len(values) - 2, 8)]
+    return f"{np.mean(values):.3f} ± {t * np.std(values, ddof=1) / len(values) ** 0.5:.3f}"
+
+
+def natural_errors(work: Path, *, again: bool) -> None:
+    """Print how many validated label errors are among the first, and the precision of those that were reviewed."""
+    print("\n### Natural errors, --on test\n")
+    print(
+        "| set, model | signal | " + " | ".join(f"first {cut}" for cut in CUTS) + " |\n|---|---|" + "---|" * len(CUTS)
+    )
+    folders = [("mnist", "CNN, 3 epochs", work / f"mnist-test-{seed}") for seed in range(CASES["mnist-test"].seeds)]
+    folders = [(data, model, folder) for data, model, folder in folders if (folder / "case.json").exists()]
+    groups = [("mnist", f"CNN, 3 epochs, mean of {len(folders)}", [folder for *_, folder in folders])]
+    foreign = work / "cifar10-resnet20"
+    write_foreign(foreign)
+    groups.append(("cifar10", "ResNet-20 from elsewhere", [foreign]))
+    for data, model, own in groups:
+        review = json.loads((SHARED / "label_errors" / f"{data}_test.json").read_text())
+        errors = np.array([item["index"] for item in review["items"] if item["is_error"]])
+        looked = np.array([item["index"] for item in review["items"]])
+        orders: dict[str, list[np.ndarray]] = {}
+        for folder in own:
+            if data == "mnist":
+                write_project(folder, data, "cnn", test=True)
+            if again or not (folder / "test.csv").exists():
+                # Gradients of the last layer alone: no gradient signal is in this table.
+                last = "9" if data == "mnist" else "linear"
+                run(
+                    folder, "test", "--on", "test", "--all", "--signals", "-s", f"gradients.layers={json.dumps([last])}"
+                )
+            orders_of(folder / "test.csv", orders)
+        for signal, title in SHOWN:
+            if signal not in FORWARD:
+                continue
+            cells = []
+            for cut in CUTS:
+                hits = [np.isin(errors, order[:cut]).sum() for order in orders[signal]]
+                seen = [np.isin(looked, order[:cut]).sum() for order in orders[signal]]
+                cells.append(f"{np.mean(hits):.1f} of {len(errors)} ({np.sum(hits) / max(1, np.sum(seen)):.2f})")
+            print(f"| {data}, {model} | {title} | " + " | ".join(cells) + " |")
+
+
+def orders_of(path: Path, orders: dict[str, list[np.ndarray]]) -> None:
+    """Read the order of every signal from a file of rows."""
+    table = np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8")
+    for signal, _ in SHOWN:
+        column = "signal_" + signal.replace("-", "_")
+        if column in (table.dtype.names or ()):
+            orders.setdefault(signal, []).append(table["index"][np.lexsort((table["index"], -table[column]))])
+
+
+def write_foreign(folder: Path) -> None:
+    """Write the project of the ResNet-20 that came with its own weights: configs/cifar10_resnet20.yaml's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("train", "test"):
+        images, labels = read("cifar10", part)
+        np.savez(folder / f"{part}.npz", x=images, y=labels)
+    models, project = (
+        HERE.parent.resolve() / "configs" / "models.py",
+        f"{HERE.resolve()}/label_noise_project.py:ImageNetImages",
+    )
+    config = {
+        "model": {"factory": f"{models}:resnet20", "checkpoint": str(SHARED / "weights" / "resnet20-12fca82f.th")},
+        "train": {"dataset": project, "args": {"file": "train.npz"}},
+        "test": {"dataset": project, "args": {"file": "test.npz"}},
+    }
+    (folder / "influence.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def steps(folder: Path) -> None:
+    """Print the seconds of every step on one case, in forward passes and in forward and backward passes."""
+    from influence_cli.activations import activations
+    from influence_cli.config import load_config
+    from influence_cli.curvature.eigen import eigenpairs
+    from influence_cli.data import read_batches
+    from influence_cli.fill import workers
+    from influence_cli.mislabels import find_mislabels, wanted_signals
+    from influence_cli.neighbours import nearest, vote
+    from influence_cli.precompute import prepare_all
+    from influence_cli.readout import leave_one_out
+    from influence_cli.task import load_tasks
+    from influence_cli.terminal import Terminal
+
+    with contextlib.chdir(folder):
+        config = load_config(Path("influence.yaml"))
+        (task,) = load_tasks(config)
+        split, quiet = task.train, Terminal(quiet=True)
+        seconds: dict[str, float] = {}
+
+        def timed(what: str, work: Callable[[], Any]) -> Any:
+            started = time.perf_counter()
+            result = work()
+            seconds[what] = time.perf_counter() - started
+            return result
+
+        def batches() -> Any:
+            return read_batches(split, split.indices, 256, workers(task))
+
+        def forward() -> None:
+            with torch.no_grad():
+                for batch in batches():
+                    task.model(batch.inputs)
+
+        def both() -> None:
+            for batch in batches():
+                task.model.zero_grad()
+                task.loss(task.model(batch.inputs), batch.targets).mean().backward()
+
+        forward()
+        timed("one forward pass", forward)
+        timed("one forward and backward pass (U)", both)
+        task.model.zero_grad(set_to_none=True)
+        found = timed("activations", lambda: activations(task.model, batches(), task.device))
+        targets = torch.from_numpy(found.targets)
+        readout = timed("readout", lambda: leave_one_out(found.hidden, targets, len(task.classes)))
+        width = found.hidden.shape[1]
+        square = torch.cov(torch.randn(width, 2 * width, dtype=torch.float64))[None]
+        timed(f"of it the eigendecomposition ({width} wide)", lambda: eigenpairs(square))
+        rows, near = timed("neighbours", lambda: nearest(readout.components))
+        timed("vote", lambda: vote(rows, near, targets, len(task.classes)))
+        timed("default, whole", lambda: find_mislabels([task], [], config=config, terminal=quiet))
+        Path("influence.h5").unlink(missing_ok=True)
+        wanted = wanted_signals(
+            "combined",
+            every=True,
+            on="train",
+            checkpoints=1,
+            tests=task.test is not None,
+            solves=False,
+            probabilities=False,
+        )
+        started = time.perf_counter()
+        stores = prepare_all(config, [task], quiet)
+        find_mislabels([task], stores, config=config, wanted=wanted, terminal=quiet)
+        seconds["all signals, whole"] = time.perf_counter() - started
+    print(f"\n### Seconds on {folder.name}, {len(split):,} images, {torch.get_num_threads()} threads\n")
+    print("| step | seconds | forward passes | U |\n|---|---|---|---|")
+    forward_s, both_s = seconds["one forward pass"], seconds["one forward and backward pass (U)"]
+    for what, taken in seconds.items():
+        print(f"| {what} | {taken:.1f} | {taken / forward_s:.2f} | {taken / both_s:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="where bench/label_noise.py put the cases")
+    parser.add_argument("--time", action="store_true", help="measure the steps on fashion-60k instead")
+    parser.add_argument("--rescore", action="store_true", help="run again what was run before")
+    parser.add_argument("cases", nargs="*", help="NAME; natural for the test sets")
+    arguments = parser.parse_args()
+    if arguments.time:
+        write_project(arguments.work / "fashion-60k-0", "fashion-mnist", "wide", test=True)
+        steps(arguments.work / "fashion-60k-0")
+        return
+    names = arguments.cases or [*(name for name in CASES if name != "mnist-test"), "natural"]
+    quality_table(arguments.work, [name for name in names if name in CASES], again=arguments.rescore)
+    if "natural" in names:
+        natural_errors(arguments.work, again=arguments.rescore)
+
+
+if __name__ == "__main__":
+    main()
