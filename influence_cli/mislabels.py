@@ -106,7 +106,7 @@ def wanted_signals(
 
 def find_mislabels(
     tasks: Sequence[Task],
-    stores: Sequence[Prepared],
+    stores: Sequence[Prepared] = (),
     *,
     config: Config,
     on: str = "train",
@@ -149,7 +149,12 @@ def find_mislabels(
     signals = {name: -own[rows, facts.labels].astype(np.float64) for name, own in logs.items()}
     signals["loss"] = facts.losses.astype(np.float64)
     signals["margin"] = _margin(facts)
-    signals |= _gradient_signals(stores, split, facts, wanted, config, terminal, skip_unreadable, run)
+    try:
+        signals |= _gradient_signals(stores, split, facts, wanted, config, terminal, skip_unreadable, run)
+    except InfluenceError as error:
+        if set(wanted) & set(GRADIENTS):
+            raise
+        terminal.warn(f"no self_influence: {error.message}")
     if signal not in signals:
         raise InfluenceError(f"--signal {signal}: it cannot be had here", f"there are: {', '.join(signals)}")
     opinions = {name: np.exp(own) for name, own in logs.items()}

@@ -11,6 +11,12 @@ from influence_cli.errors import InfluenceError
 from influence_cli.metrics import auroc, average_precision, bootstrap_precision, share_found
 
 CHECKED = (0.01, 0.05, 0.10, 0.20, 0.30)
+# Shares of the recovery curve: close together where a ranking is read.
+CURVE = (
+    0.0,
+    *(round(0.005 * step, 4) for step in range(1, 41)),
+    *(round(0.2 + 0.02 * step, 4) for step in range(1, 11)),
+)
 
 
 @dataclass(frozen=True)
@@ -68,3 +74,12 @@ def qualities(
     # In expectation over orders: AP is near the share of wrong labels, and x % checked finds x %.
     share = float(wrong.mean())
     return [*table, Quality("random", share, (share, share), 0.5, CHECKED)]
+
+
+def recovery(signals: Mapping[str, np.ndarray], wrong: np.ndarray) -> dict[str, list[float]]:
+    """Give the recovery curve of every signal: the share of the wrong labels among the first shares of ``CURVE``.
+
+    The shares themselves are there as ``checked``; random order finds as much as it checks.
+    """
+    curves = {name: share_found(values, wrong, CURVE) for name, values in signals.items()}
+    return {"checked": list(CURVE), **curves}

@@ -10,7 +10,7 @@ import numpy as np
 from influence_cli.data import Split
 from influence_cli.mislabels import Mislabels
 from influence_cli.precompute import Prepared
-from influence_cli.report.html import Card, Page, Row, Section, Table
+from influence_cli.report.html import Card, Chart, Page, Row, Section, Table
 from influence_cli.report_pages import command_line, config_text, example_thumbnail, path_fact, sentence
 from influence_cli.task import Task
 
@@ -73,6 +73,7 @@ def mislabels_page(
         notes=(f"The {len(cards)} most suspicious of {len(result.order):,} examples are shown.",),
         command=command_line(),
         config=config_text(session),
+        charts=_recovery_chart(session, signal),
     )
 
 
@@ -193,6 +194,19 @@ def _noise_table(session: Session) -> tuple[Table, ...]:
     )
 
 
+def _recovery_chart(session: Session, signal: str) -> tuple[Chart, ...]:
+    """Draw what the ranking finds beside the loss, the best other signal, and random order."""
+    if "recovery" not in session.run:
+        return ()
+    found = dict(session.run["recovery"])
+    checked = found.pop("checked")
+    best = [q["signal"] for q in session.run["truth"] if q["signal"] not in (signal, "loss", "random")]
+    names = [name for name in dict.fromkeys((signal, "loss", *best[:1])) if name in found]
+    curves = [(name, tuple(zip(checked, found[name], strict=True))) for name in names]
+    curves.append(("random", tuple((share, share) for share in checked)))
+    return (Chart("Recovery", "of the examples checked", "wrong labels found", tuple(curves)),)
+
+
 def _truth_table(session: Session) -> tuple[Table, ...]:
     from influence_cli.quality import CHECKED
 
@@ -202,14 +216,19 @@ def _truth_table(session: Session) -> tuple[Table, ...]:
         (
             q["signal"],
             f"{q['average_precision']:.3f}",
-            f"{q['interval'][0]:.3f}–{q['interval'][1]:.3f}",
+            *(f"{end:.3f}" for end in q["interval"]),
             f"{q['auroc']:.3f}",
             *(f"{share:.3f}" for share in q["found"]),
             "–" if q["suggested"] is None else f"{q['suggested']:.3f}",
         )
         for q in session.run["truth"]
     )
-    columns = ("signal", "AP", "95%", "AUROC", *(f"{share:.0%} checked" for share in CHECKED), "suggested right")
+    columns = ("signal", "AP", "from", "to", "AUROC", *(f"{share:.0%}" for share in CHECKED), "right")
     return (
-        Table("Measured against the truth", columns, rows, "share of the wrong labels found at each share checked"),
+        Table(
+            "Measured against the truth",
+            columns,
+            rows,
+            "95% of the AP; the share of the wrong labels found at each share checked; right suggestions",
+        ),
     )

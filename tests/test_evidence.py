@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from influence_cli.config import load_config
 from influence_cli.data import read_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence import Evidence, gather_evidence, pool
+from influence_cli.evidence import WEIGHT, Evidence, gather_evidence, pool
 from influence_cli.task import Task, load_tasks
 from influence_cli.terminal import Terminal
 
@@ -67,15 +67,15 @@ def test_opinions_are_probabilities_of_every_example(task: Task) -> None:
 
 
 def test_the_model_is_heard_unless_it_has_memorised(task: Task) -> None:
-    """Combined is the normalised mean of log-probabilities, of three or of two."""
+    """Combined is the weighted sum of log-probabilities, normalised, of three or of two."""
     heard = gathered(task)
     assert not heard.memorised
     batch = next(read_batches(task.train, task.train.indices, len(task.train)))
     with torch.no_grad():
         model = task.model(batch.inputs).log_softmax(dim=1)
     parts = [torch.from_numpy(heard.opinions[name]) for name in ("readout", "neighbours")]
-    mean = (sum(parts) + model) / 3
-    assert heard.opinions["combined"] == pytest.approx(mean.log_softmax(dim=1).numpy(), abs=1e-4)
+    total = WEIGHT * (sum(parts) + model)
+    assert heard.opinions["combined"] == pytest.approx(total.log_softmax(dim=1).numpy(), abs=1e-4)
 
     by_heart = replace(task, model=Memory(batch.inputs, batch.targets).eval())
     silenced = gathered(by_heart)
@@ -83,7 +83,7 @@ def test_the_model_is_heard_unless_it_has_memorised(task: Task) -> None:
     assert silenced.summary["model_accuracy"] == 1
     assert silenced.summary["model_loss"] < 1e-3 < silenced.summary["readout_loss"]
     parts = [torch.from_numpy(silenced.opinions[name]) for name in ("readout", "neighbours")]
-    assert silenced.opinions["combined"] == pytest.approx((sum(parts) / 2).log_softmax(dim=1).numpy(), abs=1e-4)
+    assert silenced.opinions["combined"] == pytest.approx((WEIGHT * sum(parts)).log_softmax(dim=1).numpy(), abs=1e-4)
 
 
 def test_a_test_set_is_never_memorised(task: Task) -> None:

@@ -93,7 +93,10 @@ def test_rank_and_mislabels_say_what_was_kept(influence: Command, project: Path)
     assert set(facts["damping"]) == {"0", "4", "7", "9", "1"}
     assert 0 < facts["kept_share"] <= 1
     assert facts["effective_dimension"] > 1
-    rows = [json.loads(line) for line in influence("mislabels", "--top", 3, cwd=project).out.splitlines()]
+    rows = [
+        json.loads(line)
+        for line in influence("mislabels", "--signal", "self-influence", "--top", 3, cwd=project).out.splitlines()
+    ]
     assert rows[0]["self_influence"] >= rows[1]["self_influence"] >= rows[2]["self_influence"] > 0
 
 
@@ -128,7 +131,9 @@ def test_the_whole_basis_on_the_fly_equals_a_store_of_it(influence: Command, pro
     own = coordinates(choice.network, basis, tests.inputs, tests.targets)[0].double()
     expected = (own / (spectrum.values + 0.05 + 0.001)) @ rows.T / task.n
     assert np.linalg.norm(direct - expected.numpy()) / np.linalg.norm(expected.numpy()) < 1e-5
-    lines = influence("mislabels", "--on-the-fly", "--all", *words, cwd=project).out.splitlines()
+    lines = influence(
+        "mislabels", "--signal", "self-influence", "--on-the-fly", "--all", *words, cwd=project
+    ).out.splitlines()
     found = {row["index"]: row["self_influence"] for row in map(json.loads, lines)}
     values = ((rows.square() / (spectrum.values + 0.051)).sum(dim=1) / task.n).tolist()
     assert [found[i] for i in range(192)] == pytest.approx(values, rel=1e-4)
@@ -162,8 +167,12 @@ def test_on_the_fly_equals_the_store_for_other_methods(
     assert np.linalg.norm(direct - stored) / np.linalg.norm(stored) < 1e-4
     if method == "cg":
         return
-    direct_lines = influence("mislabels", "--on-the-fly", "--all", *words[2:], cwd=project).out.splitlines()
-    stored_lines = influence("mislabels", "--all", *words[2:], cwd=project).out.splitlines()
+    direct_lines = influence(
+        "mislabels", "--signal", "self-influence", "--on-the-fly", "--all", *words[2:], cwd=project
+    ).out.splitlines()
+    stored_lines = influence(
+        "mislabels", "--signal", "self-influence", "--all", *words[2:], cwd=project
+    ).out.splitlines()
     both = [{r["index"]: r["self_influence"] for r in map(json.loads, lines)} for lines in (direct_lines, stored_lines)]
     assert [both[0][i] for i in range(320)] == pytest.approx([both[1][i] for i in range(320)], rel=1e-3)
 

@@ -170,7 +170,7 @@ def test_every_checkpoint_has_a_store_of_its_own(influence: Command, project: Pa
     assert np.allclose(column(project / "influence.1.h5", "outputs"), outputs / 2, atol=1e-5)
 
 
-@pytest.mark.parametrize("words", [("gradients",), ("rank", 0), ("mislabels",)])
+@pytest.mark.parametrize("words", [("gradients",), ("rank", 0), ("mislabels", "--signal", "self-influence")])
 def test_size_and_time_are_announced_before_anything_is_written(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...]
 ) -> None:
@@ -245,7 +245,9 @@ def test_a_resume_computes_only_the_missing_blocks(influence: Command, filled: P
             assert (rows == 1).all()
 
 
-@pytest.mark.parametrize("words", [("gradients",), ("rank", 0, "--top", 1), ("mislabels", "--top", 1)])
+@pytest.mark.parametrize(
+    "words", [("gradients",), ("rank", 0, "--top", 1), ("mislabels", "--signal", "self-influence", "--top", 1)]
+)
 def test_every_command_finishes_what_is_missing(influence: Command, filled: Path, words: tuple[object, ...]) -> None:
     before = contents(filled / "influence.h5")
     clear(filled / "influence.h5", 0, 3)
@@ -370,7 +372,7 @@ def test_a_store_that_another_process_fills_is_in_use(influence: Command, filled
     ) as other:
         assert other.stdout
         other.stdout.readline()
-        for words in (("gradients",), ("rank", 0), ("mislabels",)):
+        for words in (("gradients",), ("rank", 0), ("mislabels", "--signal", "self-influence")):
             done = influence(*words, cwd=filled, code=2)
             assert "influence.h5 is in use by another process" in done.err
             assert "wait until that command has finished" in done.err
@@ -420,7 +422,7 @@ def test_a_flipped_bit_is_found_and_the_advice_mends_it(
     influence("gradients", "--fsck", cwd=filled)
 
 
-@pytest.mark.parametrize("words", [("rank", 0), ("mislabels",)])
+@pytest.mark.parametrize("words", [("rank", 0), ("mislabels", "--signal", "self-influence")])
 @pytest.mark.parametrize("name", ["coordinates", "losses", "labels"])
 def test_damage_is_found_by_the_commands_that_read_the_store(
     influence: Command, filled: Path, words: tuple[object, ...], name: str
@@ -432,12 +434,12 @@ def test_damage_is_found_by_the_commands_that_read_the_store(
     assert "influence gradients --repair" in done.err
 
 
-@pytest.mark.parametrize("name", ["losses", "labels"])
-def test_damage_is_found_where_no_row_is_needed(influence: Command, project: Path, name: str) -> None:
-    words = ("mislabels", "--signal", "loss", "-s", "curvature.method=cg")
-    influence(*words, cwd=project)
-    flip(project / "influence.h5", name, {"losses": 4, "labels": 8}[name] * 130)
-    assert "is damaged: the checksum of block 2 does not fit" in influence(*words, cwd=project, code=2).err
+def test_damage_leaves_the_default_without_self_influence(influence: Command, filled: Path) -> None:
+    flip(filled / "influence.h5", "coordinates", 455 * 4 * 130)
+    done = influence("mislabels", cwd=filled)
+    assert '"self_influence": null' in done.out
+    assert "warning: no self_influence: " in done.err
+    assert "the checksum of block 2 does not fit" in done.err
 
 
 def test_fsck_finds_a_changed_image_and_the_advice_mends_it(influence: Command, project: Path) -> None:

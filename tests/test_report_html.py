@@ -15,7 +15,7 @@ from PIL import Image
 
 from influence_cli.errors import InfluenceError
 from influence_cli.report import html
-from influence_cli.report.html import Card, Page, Row, Section, Table, render_page, thumbnail, write_page
+from influence_cli.report.html import Card, Chart, Page, Row, Section, Table, render_page, thumbnail, write_page
 
 EVIL = "<script>alert(1)</script>\"'&\x1b[2J\udcff\n"
 VOID = {"meta", "img", "link", "br", "wbr", "input", "hr"}
@@ -320,3 +320,17 @@ def test_failure_keeps_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write_page(page(), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_chart_has_its_curves_in_place_and_a_legend() -> None:
+    chart = Chart(
+        "Recovery", "checked", "found", (("one <b>", ((0.0, 0.0), (0.2, 1.0))), ("two", ((0.0, 0.5), (0.4, 0.5))))
+    )
+    assert chart.path(chart.curves[0][1]) == "0.0,200.0 200.0,0.0"
+    parsed = Parsed(render_page(page(charts=(chart,))))
+    lines = {line["class"]: line["points"] for line in parsed.all("polyline") if line["points"] != "0,4 28,4"}
+    assert lines == {"curve-0": "0.0,200.0 200.0,0.0", "curve-1": "0.0,100.0 400.0,100.0"}
+    assert "one <b>" in parsed.text
+    assert "40%" in parsed.text
+    images = [tag for tag in parsed.all("svg") if tag.get("role") == "img"]
+    assert [tag["aria-label"] for tag in images] == ["found by checked; the table has the numbers"]

@@ -217,7 +217,7 @@ def _stores(
     from influence_cli.precompute import all_complete, prepare_all
     from influence_cli.terminal import Terminal
 
-    if set(wanted) & set(GRADIENTS):
+    if on_the_fly or set(wanted) & set(GRADIENTS):
         return prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
     try:
         if all_complete(session.config, tasks):
@@ -254,7 +254,7 @@ def _describe(session: Session, result: Mislabels, split: Split, classes: Sequen
 
 def _score(session: Session, result: Mislabels, known: Truth) -> None:
     """Say on stderr how well each signal finds the wrong labels; the same goes to the run file."""
-    from influence_cli.quality import CHECKED, qualities
+    from influence_cli.quality import CHECKED, qualities, recovery
 
     facts = result.facts
     wrong = known.wrong[facts.indices]
@@ -267,6 +267,7 @@ def _score(session: Session, result: Mislabels, known: Truth) -> None:
         session.run["memorised_share"] = memorised
     table = qualities(result.signals, wrong, right)
     session.run["truth"] = [vars(quality) for quality in table]
+    session.run["recovery"] = recovery(result.signals, wrong)
     say = session.terminal.say
     say(f"{int(wrong.sum()):,} of {len(wrong):,} labels are wrong by --truth")
     shares_checked = "".join(f"{f'{share:.0%}':>7}" for share in CHECKED)

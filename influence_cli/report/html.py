@@ -85,6 +85,32 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Chart:
+    """Curves over shares: what a ranking finds of something, by how much of it is looked at.
+
+    Attributes:
+        heading: of the chart.
+        x: what the axis to the right counts, from 0 to the largest x of all curves.
+        y: what the axis up counts, from 0 to 1.
+        curves: by name, (x, y) pairs with rising x; the first is drawn strongest, the fifth and later look like it.
+    """
+
+    heading: str
+    x: str
+    y: str
+    curves: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+
+    @property
+    def span(self) -> float:
+        """Give the largest x."""
+        return max((x for _, points in self.curves for x, _ in points), default=1.0) or 1.0
+
+    def path(self, points: tuple[tuple[float, float], ...]) -> str:
+        """Place a curve in a box 400 wide and 200 high, y upwards: the points of an SVG polyline."""
+        return " ".join(f"{400 * x / self.span:.1f},{200 * (1 - y):.1f}" for x, y in points)
+
+
+@dataclass(frozen=True)
 class Page:
     """A whole report, in reading order.
 
@@ -92,7 +118,8 @@ class Page:
         title: the name of the page.
         sentence: what was run on what.
         meaning: what the numbers mean, a paragraph each.
-        tables: numbers before images.
+        tables: numbers beside the images.
+        charts: curves beside them.
         sections: the gallery.
         notes: what was left out.
         command: what makes the page again.
@@ -107,6 +134,7 @@ class Page:
     notes: tuple[str, ...]
     command: str
     config: str
+    charts: tuple[Chart, ...] = ()
 
     @property
     def groups(self) -> list[str]:
