@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test test-slow lint bench bench-lds clean
+.PHONY: demo test test-slow lint bench bench-lds bench-mislabels clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +36,12 @@ bench-lds: $(VENV)/.installed
 		$(BIN)/python bench/lds_retrain.py --net $$net --out build/lds/$$net && \
 		$(BIN)/python bench/lds.py build/lds/$$net || exit 1; \
 	done
+
+# Known label noise: two to three hours of training on two cores, made once, then half an hour.
+bench-mislabels: $(VENV)/.installed
+	$(BIN)/python bench/label_noise.py --work build/label-noise
+	$(BIN)/python bench/mislabels.py --work build/label-noise
+	$(BIN)/python bench/mislabels.py --work build/label-noise --time
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -50,7 +50,7 @@ def test_it_runs_the_commands_and_says_what_is_next(demo: Demo) -> None:
 def found_at_a_tenth(err: str) -> dict[str, float]:
     """Read the share of moved images found at 10% checked, by signal."""
     tables = {line.split()[0]: line.split()[1:] for line in err.splitlines() if line[:1].isalpha()}
-    return {signal: float(tables[signal][4]) for signal in ("self-influence", "loss", "margin", "random")}
+    return {signal: float(tables[signal][5]) for signal in ("combined", "self-influence", "loss", "margin", "random")}
 
 
 def test_self_influence_finds_the_moved_images_far_above_chance(demo: Demo) -> None:
@@ -59,6 +59,7 @@ def test_self_influence_finds_the_moved_images_far_above_chance(demo: Demo) -> N
     assert found["random"] == 0.1
     assert found["self-influence"] > 0.7
     assert found["loss"] > 0.8
+    assert found["combined"] > 0.85
     words = ("-s", "curvature.method=explicit", "-s", "gradients.layers=['9']", "-s", "gradients.store=head.h5")
     done = run_influence("mislabels", "--truth", "truth.csv", *words, cwd=demo.folder)
     (demo.folder / "head.h5").unlink()
