@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influence_cli.demo.project_model import build
+
 
 class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Images and labels of an .npz, normalised."""
@@ -42,18 +44,10 @@ def normalised(images: np.ndarray) -> Tensor:
 
 def cnn(hidden: int = 32) -> nn.Module:
     """Make the demo's CNN; 512 hidden units are enough to memorise 6,000 wrong labels."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * 7 * 7, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, 10),
-    )
+    model = build()
+    if hidden != 32:
+        model[7], model[9] = nn.Linear(32 * 7 * 7, hidden), nn.Linear(hidden, 10)
+    return model
 
 
 class Block(nn.Module):

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.data import Batch, read_batches
+from influence_cli.data import read_batches
 from influence_cli.fill import workers
-from influence_cli.network import evaluate
 from influence_cli.precompute import Prepared
 from influence_cli.store import READ, Store
 from influence_cli.task import Task, logits_of
@@ -122,17 +121,3 @@ def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
     if total is None:
         raise ValueError("at least one task is needed")
     return total
-
-
-def mean_outputs(stores: Sequence[Prepared], batch: Batch) -> tuple[Tensor, Tensor]:
-    """Run every checkpoint forward on a batch.
-
-    Returns:
-        Mean losses [b] and mean probabilities [b, C], on the CPU.
-    """
-    losses, soft = [], []
-    for prepared in stores:
-        loss, outputs = evaluate(prepared.choice.network, batch.inputs, batch.targets)
-        losses.append(loss.float().cpu())
-        soft.append(outputs.softmax(dim=1).float().cpu())
-    return torch.stack(losses).mean(dim=0), torch.stack(soft).mean(dim=0)

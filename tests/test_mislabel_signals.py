@@ -120,6 +120,33 @@ def test_what_cannot_be_had_is_refused(influence: Command, folder: Path, words: 
     assert f"error: {message}" in done.err.replace(f"--signal {words[1]}: ", "")
 
 
+def relabelled(folder: Path, labels: np.ndarray) -> tuple[str, ...]:
+    np.save(folder / "labels.npy", labels)
+    return ("-s", "train.labels=labels.npy", "-s", "gradients.store=other.h5")
+
+
+def test_a_rare_class_and_a_single_one_are_named(
+    influence: Command, trained: Path, truth: Exact, tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(trained, tmp_path / "project"))
+    labels = truth.labels.copy()
+    own = np.flatnonzero(labels == 3)
+    labels[own[2:]] = 4
+    words = relabelled(project, labels)
+    done = influence("mislabels", *words, cwd=project, code=2)
+    assert "a class needs at least 3 examples" in done.err
+    assert "Dress (2)" in done.err
+    # What does not stand on a readout goes on, and says what it lacks.
+    for option in (("--top", "auto"), ("--fail-above", "3")):
+        done = influence("mislabels", "--signal", "loss", *option, *words, cwd=project, code=2)
+        assert f"{option[0]}{' auto' if option[1] == 'auto' else ''}: how many labels are wrong" in done.err
+    done = influence("mislabels", "--signal", "loss", *words, cwd=project)
+    assert "warning: no readout: a class needs at least 3 examples" in done.err
+    assert len(done.out.splitlines()) == 10
+    done = influence("mislabels", *relabelled(project, np.full(320, 5)), cwd=project, code=2)
+    assert "all 320 labels are" in done.err
+
+
 def test_one_example_is_explained(influence: Command, folder: Path, truth: Exact) -> None:
     rows = rows_of(influence("mislabels", "--explain", 42, cwd=folder).out)
     signals = {row["name"]: row for row in rows if row["kind"] == "signal"}

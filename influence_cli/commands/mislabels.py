@@ -156,6 +156,11 @@ def command(
     if explain is not None:
         emit(session, explain_rows(result, split, classes, explain), EXPLAINED)
         return
+    if result.noise is None and (shown is None or fail_above is not None):
+        raise InfluenceError(
+            f"{'--top auto' if shown is None else '--fail-above'}: how many labels are wrong cannot be told here: "
+            f"{result.evidence.obstacle.message if result.evidence.obstacle else 'there is no readout'}"
+        )
     _describe(session, result, split, classes)
     if known is not None:
         _score(session, result, known)
