@@ -41,7 +41,7 @@ bench-lds: $(VENV)/.installed
 bench-mislabels: $(VENV)/.installed
 	$(BIN)/python bench/label_noise.py --work build/label-noise
 	$(BIN)/python bench/mislabels.py --work build/label-noise
-	$(BIN)/python bench/mislabels.py --work build/label-noise --time
+	$(BIN)/python bench/mislabels.py --work build/label-noise --time all
 
 clean:
 	rm -rf $(VENV) build *.egg-info

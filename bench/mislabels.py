@@ -4,7 +4,7 @@
     python bench/mislabels.py --work FOLDER [CASE ...]    the tables of bench/RESULTS.md, of the cases in FOLDER
 
 For each case of bench/label_noise.py it runs the command with --signals --truth on its folder, and reads the file of
-the run. --time measures the steps on 60,000 images instead, --rescore prints from the files that are there.
+the run. --time all measures the steps on 60,000 images instead, --rescore prints from the files that are there.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def write_foreign(folder: Path) -> None:
     (folder / "influence.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def steps(folder: Path) -> None:
+def steps(folder: Path, everything: bool) -> None:
     """Print the seconds of every step on one case, in forward passes and in forward and backward passes."""
     from influence_cli.activations import activations
     from influence_cli.config import load_config
@@ -266,20 +266,22 @@ def steps(folder: Path) -> None:
         rows, near = timed("neighbours", lambda: nearest(readout.components))
         timed("vote", lambda: vote(rows, near, targets, len(task.classes)))
         timed("default, whole", lambda: find_mislabels([task], [], config=config, terminal=quiet))
-        Path("influence.h5").unlink(missing_ok=True)
-        wanted = wanted_signals(
-            "combined",
-            every=True,
-            on="train",
-            checkpoints=1,
-            tests=task.test is not None,
-            solves=False,
-            probabilities=False,
-        )
-        started = time.perf_counter()
-        stores = prepare_all(config, [task], quiet)
-        find_mislabels([task], stores, config=config, wanted=wanted, terminal=quiet)
-        seconds["all signals, whole"] = time.perf_counter() - started
+        if everything:
+            Path("influence.h5").unlink(missing_ok=True)
+            wanted = wanted_signals(
+                "combined",
+                every=True,
+                on="train",
+                checkpoints=1,
+                tests=task.test is not None,
+                solves=False,
+                probabilities=False,
+            )
+            started = time.perf_counter()
+            stores = prepare_all(config, [task], quiet)
+            seconds["all signals: curvature and store"] = time.perf_counter() - started
+            find_mislabels([task], stores, config=config, wanted=wanted, terminal=quiet)
+            seconds["all signals, whole"] = time.perf_counter() - started
     print(f"\n### Seconds on {folder.name}, {len(split):,} images, {torch.get_num_threads()} threads\n")
     print("| step | seconds | forward passes | U |\n|---|---|---|---|")
     forward_s, both_s = seconds["one forward pass"], seconds["one forward and backward pass (U)"]
@@ -290,13 +292,13 @@ def steps(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="where bench/label_noise.py put the cases")
-    parser.add_argument("--time", action="store_true", help="measure the steps on fashion-60k instead")
+    parser.add_argument("--time", choices=("default", "all"), help="measure the steps on fashion-60k instead")
     parser.add_argument("--rescore", action="store_true", help="run again what was run before")
     parser.add_argument("cases", nargs="*", help="NAME; natural for the test sets")
     arguments = parser.parse_args()
     if arguments.time:
         write_project(arguments.work / "fashion-60k-0", "fashion-mnist", "wide", test=True)
-        steps(arguments.work / "fashion-60k-0")
+        steps(arguments.work / "fashion-60k-0", arguments.time == "all")
         return
     names = arguments.cases or [*(name for name in CASES if name != "mnist-test"), "natural"]
     quality_table(arguments.work, [name for name in names if name in CASES], again=arguments.rescore)

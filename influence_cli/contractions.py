@@ -169,6 +169,19 @@ def gradient_squares(network: Network, layer: Layer, calls: Sequence[Call]) -> T
     return torch.stack(norms).sum()
 
 
+def example_squares(network: Network, layer: Layer, calls: Sequence[Call]) -> Tensor:
+    """Give ‖G_i‖² of each example [b]: ‖δ‖²(‖a‖² + 1) where the layer reads one position, and no gradient is formed."""
+    module, found = network.model.get_submodule(layer.name), []
+    for _, part in _parts(calls, _side_numbers(layer, calls) + layer.groups * layer.outputs * layer.width):
+        a, d = sides(layer, module, part)
+        if a.shape[2] == 1:
+            squares = (a.square().sum(dim=3) + float(bool(layer.bias))) * d.square().sum(dim=3)
+            found.append(squares.flatten(1).sum(dim=1))
+        else:
+            found.append(_gradient(layer, a, d).square().flatten(1).sum(dim=1))
+    return torch.cat(found)
+
+
 def rotated(network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor, q_in: Tensor) -> Iterator[Tensor]:
     """Turn the example gradients into a basis: Q_GᵀGQ_A, in the cheapest order.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.blocks import Kept
-from influence_cli.contractions import flat_gradient, inner, rotated, turned_sides
+from influence_cli.contractions import example_squares, flat_gradient, inner, rotated, turned_sides
 from influence_cli.gradients import example_gradients, rest_products
 from influence_cli.layers import Call, forward
 from influence_cli.network import Network, loss_slopes
@@ -247,6 +247,26 @@ def products(network: Network, vectors: Tensor, inputs: Tensor, targets: Tensor)
     if loose:
         grads = loose_gradients(network, calls, inputs, slopes, [loose])[loose]
         total += grads @ torch.cat([vectors[:, network.slots[name]] for name in loose], dim=1).T
+    return total, losses, tape.outputs.detach()
+
+
+def squared_norms(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute ‖gᵢ‖² over all tracked parameters, layer by layer.
+
+    Returns:
+        [b], losses [b], outputs [b, C].
+    """
+    tape = forward(network, inputs)
+    losses, slopes = loss_slopes(network, tape.outputs, targets.to(network.device()))
+    calls = tape.backward(slopes)
+    wide = torch.float64 if slopes.dtype == torch.float64 else torch.float32
+    total = torch.zeros(len(slopes), dtype=wide, device=slopes.device)
+    for layer, own in zip(network.layers, calls, strict=False):
+        if own and layer.is_matrix:
+            total += example_squares(network, layer, own)
+    loose = tuple(name for name in network.names if name in _loose_names(network))
+    if loose:
+        total += loose_gradients(network, calls, inputs, slopes, [loose])[loose].square().sum(dim=1)
     return total, losses, tape.outputs.detach()
 
 

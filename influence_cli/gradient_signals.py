@@ -13,13 +13,12 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
+from influence_cli.coordinates import squared_norms
 from influence_cli.data import Split, readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts, empty_facts
 from influence_cli.fill import workers
-from influence_cli.gradients import example_gradients
 from influence_cli.inverse import Inverse
-from influence_cli.memory import plan_batch
 from influence_cli.precompute import Prepared
 from influence_cli.probe import check_finite
 from influence_cli.scores import removal, require_finite
@@ -89,16 +88,15 @@ def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal,
     norms = [np.full(len(split), np.nan) for _ in stores]
     for prepared, own in zip(stores, norms, strict=True):
         network = prepared.choice.network
-        size, todo = 256, split.indices
-        first = next(readable_batches(split, todo, 2, skip=skip), None)
-        if first is not None:
-            size = plan_batch(network, first.inputs, network.size, 256)
         with terminal.progress(len(split), f"gradient norms of the {split.name} examples") as advance:
-            for batch in readable_batches(split, todo, size, workers(prepared.task), skip=skip, tell=terminal.warn):
-                gradients, losses, _ = example_gradients(network, batch.inputs, batch.targets)
-                check_finite(split, batch, losses, gradients)
+            batches = readable_batches(
+                split, split.indices, prepared.batch, workers(prepared.task), skip=skip, tell=terminal.warn
+            )
+            for batch in batches:
+                squares, losses, _ = squared_norms(network, batch.inputs, batch.targets)
+                check_finite(split, batch, losses, squares[:, None])
                 at = np.searchsorted(split.indices, batch.indices)
-                own[at] = torch.linalg.vector_norm(gradients, dim=1).double().cpu().numpy()
+                own[at] = squares.double().sqrt().cpu().numpy()
                 advance(len(batch))
     return norms
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from influence_cli import contractions
 from influence_cli.blocks import Block, keep
 from influence_cli.contractions import cheapest, inner
-from influence_cli.coordinates import Blocks, coordinates, layer_matrices, products, weighted_squares
+from influence_cli.coordinates import Blocks, coordinates, layer_matrices, products, squared_norms, weighted_squares
 from influence_cli.gradients import example_gradients, make_network
 from influence_cli.layers import Call, forward
 from influence_cli.network import Layer, Network, loss_slopes, track
@@ -152,6 +152,9 @@ def checked(model: nn.Module, inputs: Tensor) -> Network:
     for name, truth in expected.items():
         error = float((got[:, network.slots[name]] - truth).norm())
         assert error <= CLOSE * (float(truth.norm()) + 0.01 * whole), f"{name}: {error:.1e} of {float(truth.norm())}"
+    squares = torch.cat(list(expected.values()), dim=1).double().square().sum(dim=1)
+    found = squared_norms(network, inputs, targets)[0].double()
+    assert float((found - squares).norm()) <= 20 * CLOSE * float(squares.norm())
     with torch.no_grad():
         assert torch.equal(outputs, network.model(inputs.clone()))
     assert torch.equal(losses, loss(outputs, targets))
