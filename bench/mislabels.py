@@ -149,51 +149,48 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {t * np.std(values, ddof=1) / len(values) ** 0.5:.3f}"
 
 
-def natural_errors(work: Path, *, again: bool) -> None:
+def natural_errors(work: Path) -> None:
     """Print how many validated label errors are among the first, and the precision of those that were reviewed."""
     print("\n### Natural errors, --on test\n")
     print(
         "| set, model | signal | " + " | ".join(f"first {cut}" for cut in CUTS) + " |\n|---|---|" + "---|" * len(CUTS)
     )
-    folders = [("mnist", "CNN, 3 epochs", work / f"mnist-test-{seed}") for seed in range(CASES["mnist-test"].seeds)]
-    folders = [(data, model, folder) for data, model, folder in folders if (folder / "case.json").exists()]
-    groups = [("mnist", f"CNN, 3 epochs, mean of {len(folders)}", [folder for *_, folder in folders])]
+    folders = [work / f"mnist-test-{seed}" for seed in range(CASES["mnist-test"].seeds)]
+    folders = [folder for folder in folders if (folder / "case.json").exists()]
+    for folder in folders:
+        write_project(folder, "mnist", "cnn", test=True)
     foreign = work / "cifar10-resnet20"
     write_foreign(foreign)
-    groups.append(("cifar10", "ResNet-20 from elsewhere", [foreign]))
-    for data, model, own in groups:
+    for data, model, own in (
+        ("mnist", f"CNN, 3 epochs, mean of {len(folders)}", folders),
+        ("cifar10", "ResNet-20 from elsewhere", [foreign]),
+    ):
         review = json.loads((SHARED / "label_errors" / f"{data}_test.json").read_text())
         errors = np.array([item["index"] for item in review["items"] if item["is_error"]])
         looked = np.array([item["index"] for item in review["items"]])
-        orders: dict[str, list[np.ndarray]] = {}
-        for folder in own:
-            if data == "mnist":
-                write_project(folder, data, "cnn", test=True)
-            if again or not (folder / "test.csv").exists():
-                # Gradients of the last layer alone: no gradient signal is in this table.
-                last = "9" if data == "mnist" else "linear"
-                run(
-                    folder, "test", "--on", "test", "--all", "--signals", "-s", f"gradients.layers={json.dumps([last])}"
-                )
-            orders_of(folder / "test.csv", orders)
+        orders = [test_orders(folder) for folder in own]
         for signal, title in SHOWN:
             if signal not in FORWARD:
                 continue
             cells = []
             for cut in CUTS:
-                hits = [np.isin(errors, order[:cut]).sum() for order in orders[signal]]
-                seen = [np.isin(looked, order[:cut]).sum() for order in orders[signal]]
+                hits = [np.isin(errors, found[signal][:cut]).sum() for found in orders]
+                seen = [np.isin(looked, found[signal][:cut]).sum() for found in orders]
                 cells.append(f"{np.mean(hits):.1f} of {len(errors)} ({np.sum(hits) / max(1, np.sum(seen)):.2f})")
-            print(f"| {data}, {model} | {title} | " + " | ".join(cells) + " |")
+            print(f"| {data}, {model} | {title} | " + " | ".join(cells) + " |", flush=True)
 
 
-def orders_of(path: Path, orders: dict[str, list[np.ndarray]]) -> None:
-    """Read the order of every signal from a file of rows."""
-    table = np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8")
-    for signal, _ in SHOWN:
-        column = "signal_" + signal.replace("-", "_")
-        if column in (table.dtype.names or ()):
-            orders.setdefault(signal, []).append(table["index"][np.lexsort((table["index"], -table[column]))])
+def test_orders(folder: Path) -> dict[str, np.ndarray]:
+    """Order a test set by every signal that needs no gradient."""
+    from influence_cli import Terminal, find_mislabels, load_config, load_tasks
+
+    with contextlib.chdir(folder):
+        config = load_config(Path("influence.yaml"))
+        found = find_mislabels(
+            load_tasks(config), config=config, on="test", wanted=FORWARD, terminal=Terminal(quiet=True)
+        )
+    indices = found.facts.indices
+    return {name: indices[np.lexsort((indices, -values))] for name, values in found.signals.items()}
 
 
 def write_foreign(folder: Path) -> None:
@@ -303,7 +300,7 @@ def main() -> None:
     names = arguments.cases or [*(name for name in CASES if name != "mnist-test"), "natural"]
     quality_table(arguments.work, [name for name in names if name in CASES], again=arguments.rescore)
     if "natural" in names:
-        natural_errors(arguments.work, again=arguments.rescore)
+        natural_errors(arguments.work)
 
 
 if __name__ == "__main__":
