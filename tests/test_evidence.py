@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from influence_cli.config import load_config
 from influence_cli.data import read_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence import WEIGHT, Evidence, gather_evidence, pool
+from influence_cli.evidence import WITH_MODEL, WITHOUT, Evidence, gather_evidence, pool
 from influence_cli.task import Task, load_tasks
 from influence_cli.terminal import Terminal
 
@@ -74,7 +74,7 @@ def test_the_model_is_heard_unless_it_has_memorised(task: Task) -> None:
     with torch.no_grad():
         model = task.model(batch.inputs).log_softmax(dim=1)
     parts = [torch.from_numpy(heard.opinions[name]) for name in ("readout", "neighbours")]
-    total = WEIGHT * (sum(parts) + model)
+    total = WITH_MODEL * (sum(parts) + model)
     assert heard.opinions["combined"] == pytest.approx(total.log_softmax(dim=1).numpy(), abs=1e-4)
 
     by_heart = replace(task, model=Memory(batch.inputs, batch.targets).eval())
@@ -83,7 +83,7 @@ def test_the_model_is_heard_unless_it_has_memorised(task: Task) -> None:
     assert silenced.summary["model_accuracy"] == 1
     assert silenced.summary["model_loss"] < 1e-3 < silenced.summary["readout_loss"]
     parts = [torch.from_numpy(silenced.opinions[name]) for name in ("readout", "neighbours")]
-    assert silenced.opinions["combined"] == pytest.approx((WEIGHT * sum(parts)).log_softmax(dim=1).numpy(), abs=1e-4)
+    assert silenced.opinions["combined"] == pytest.approx((WITHOUT * sum(parts)).log_softmax(dim=1).numpy(), abs=1e-4)
 
 
 def test_a_test_set_is_never_memorised(task: Task) -> None:
