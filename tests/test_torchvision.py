@@ -281,7 +281,8 @@ def test_resnet18_runs_within_its_memory(
     write_resnet18(tmp_path, count, steps)
     words = [word for key, value in overrides.items() for word in ("-s", f"{key}={json.dumps(value)}")]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    for command in (("gradients",), ("rank", "0", "--all"), ("mislabels", "--all")):
+    by_store = ("mislabels", "--all", "--signal", "self-influence")
+    for command in (("gradients",), ("rank", "0", "--all"), by_store):
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, sys.executable, "-m", "influence_cli", *command, *words],
             cwd=tmp_path,
