@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import nn
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "peers"))
-from common import build_model, read_fashion_mnist  # noqa: E402
+from common import build_model, read_fashion_mnist, read_mosaic  # noqa: E402
 
 from influence_cli.metrics import average_precision  # noqa: E402
 
@@ -70,21 +71,23 @@ def fashion() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
 
 def cifar() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Read the first batch of CIFAR-10 and its test images from the mosaics, normalised."""
-    from PIL import Image
-
     folder, sides = SHARED / "cifar10", []
     for part, labels in (("data_batch_1", "train_labels"), ("test_batch", "test_labels")):
-        mosaic = np.asarray(Image.open(folder / f"{part}.webp").convert("RGB"))
-        columns = mosaic.shape[1] // 32
-        tiles = mosaic.reshape(-1, 32, columns, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+        tiles = read_mosaic(folder / f"{part}.webp")
         x = ((tiles / np.float32(255) - 0.47) / 0.25).transpose(0, 3, 1, 2)
         y = np.load(folder / f"{labels}.npy")[: len(x)].astype(np.int64)
         sides.append((np.ascontiguousarray(x, dtype=np.float32)[: len(y)], y))
     return sides[0], sides[1]
 
 
-def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int) -> nn.Module:
-    """Minimise cross-entropy by Adam with a falling rate, seeded."""
+def train(
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    epochs: int,
+    vary: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+) -> nn.Module:
+    """Minimise cross-entropy by Adam with a falling rate, seeded; ``vary`` changes the images of a batch."""
     steps = epochs * -(-len(x) // 128)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -92,7 +95,7 @@ def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int) -> nn
     for _ in range(epochs):
         for part in torch.randperm(len(x)).split(128):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+            nn.functional.cross_entropy(model(vary(x[part])), y[part]).backward()
             optimizer.step()
             schedule.step()
     return model.eval()

@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +23,10 @@ from torch import Tensor, nn
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE / "peers"))
-from common import read_fashion_mnist  # noqa: E402
+from common import read_fashion_mnist, read_mosaic  # noqa: E402
+from compare import SHARED, train  # noqa: E402
 from label_noise_project import cnn, normalised, resnet8  # noqa: E402
 
-SHARED = HERE.parents[1] / "shared" / "data"
 FOLDS = 5
 # Class-dependent noise on Fashion-MNIST: what each class is taken for.
 LOOK_ALIKE = np.array([6, 3, 4, 1, 2, 7, 0, 9, 6, 5])
@@ -123,14 +122,8 @@ def noisy(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def read(data: str, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Read images and labels of ``train`` or ``test``."""
     if data == "cifar10":
-        from PIL import Image
-
         names = [f"data_batch_{number}" for number in range(1, 6)] if part == "train" else ["test_batch"]
-        tiles = []
-        for name in names:
-            mosaic = np.asarray(Image.open(SHARED / "cifar10" / f"{name}.webp").convert("RGB"))
-            columns = mosaic.shape[1] // 32
-            tiles.append(mosaic.reshape(-1, 32, columns, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3))
+        tiles = [read_mosaic(SHARED / "cifar10" / f"{name}.webp") for name in names]
         return np.concatenate(tiles), np.load(SHARED / "cifar10" / f"{part}_labels.npy").astype(np.int64)
     folder = SHARED / data / ("MNIST" if data == "mnist" else "FashionMNIST") / "raw"
     images, labels = read_fashion_mnist(folder, "train" if part == "train" else "t10k")
@@ -140,17 +133,7 @@ def read(data: str, part: str) -> tuple[np.ndarray, np.ndarray]:
 def fit(case: Case, x: Tensor, y: Tensor) -> nn.Module:
     """Minimise cross-entropy by Adam with a falling rate; CIFAR-10 with flips and shifts of up to four pixels."""
     model: nn.Module = resnet8() if case.net == "resnet8" else cnn(512 if case.net == "wide" else 32)
-    vary: Callable[[Tensor], Tensor] = shifted if case.data == "cifar10" else lambda x: x
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, case.epochs * -(-len(x) // 128))
-    model.train()
-    for _ in range(case.epochs):
-        for part in torch.randperm(len(x)).split(128):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(vary(x[part])), y[part]).backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+    return train(model, x, y, case.epochs, shifted if case.data == "cifar10" else lambda x: x)
 
 
 def shifted(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from influence_cli.fill import workers
 from influence_cli.logistic import leave_one_out_logistic
 from influence_cli.memory import available_bytes
 from influence_cli.neighbours import distance, nearest, vote
+from influence_cli.probe import refuse_not_finite
 from influence_cli.readout import FLOOR, leave_one_out
 from influence_cli.task import Task
 from influence_cli.terminal import Terminal
@@ -193,12 +194,7 @@ def _losses(task: Task, split: Split, found: Activations, targets: Tensor) -> Te
     device = task.device
     with torch.no_grad():
         losses = task.loss(found.outputs.to(device), targets.to(device)).float().cpu()
-    if not bool(losses.isfinite().all()):
-        index = int(found.indices[int(torch.nonzero(~losses.isfinite())[0])])
-        raise InfluenceError(
-            f"the loss of {split.title(index)} is NaN or infinite",
-            "look at that image and its label; list it under exclude to go on without it",
-        )
+    refuse_not_finite(split, found.indices, losses.isfinite(), "loss")
     return losses
 
 

@@ -15,6 +15,21 @@ COLUMNS = ("kind", "name", "value", "percentile", "suggested", "confidence", "in
 SHOWN = 10
 
 
+def row_among(indices: np.ndarray, index: int, split: Split) -> int:
+    """Find an example among some positions of a split, rising.
+
+    Raises:
+        InfluenceError: it is not one of them.
+    """
+    row = int(np.searchsorted(indices, index))
+    if row >= len(indices) or indices[row] != index:
+        raise InfluenceError(
+            f"--explain {index}: there is no such {split.name} example in use",
+            f"positions are 0 to {len(split.source) - 1}, less those excluded",
+        )
+    return row
+
+
 def explain_rows(result: Mislabels, split: Split, classes: tuple[str, ...], index: int) -> Iterator[dict[str, object]]:
     """Give a row for every signal (kind ``signal``), then one for each neighbour (kind ``neighbour``), nearest first.
 
@@ -25,12 +40,7 @@ def explain_rows(result: Mislabels, split: Split, classes: tuple[str, ...], inde
         InfluenceError: there is no such example in use.
     """
     facts = result.facts
-    row = int(np.searchsorted(facts.indices, index))
-    if row >= len(facts.indices) or facts.indices[row] != index:
-        raise InfluenceError(
-            f"--explain {index}: there is no such {split.name} example in use",
-            f"positions are 0 to {len(split.source) - 1}, less those excluded",
-        )
+    row = row_among(facts.indices, index, split)
     blank = dict.fromkeys(COLUMNS)
     own = {"index": index, "path": split.path(index), "label": classes[int(facts.labels[row])]}
     for name, values in result.signals.items():

@@ -79,12 +79,12 @@ def stored_facts(stores: Sequence[Prepared]) -> TrainingFacts:
     return TrainingFacts(indices, labels, probabilities / len(stores), losses / len(stores), read)
 
 
-def empty_facts(task: Task, split_indices: np.ndarray, labels: np.ndarray) -> TrainingFacts:
-    """Make facts for a pass over a split to fill in."""
-    n = len(split_indices)
+def empty_facts(task: Task) -> TrainingFacts:
+    """Make facts of the training examples for a pass over them to fill in."""
+    split, n = task.train, len(task.train)
     return TrainingFacts(
-        split_indices,
-        labels,
+        split.indices,
+        split.labels[split.indices],
         np.zeros((n, len(task.classes)), dtype=np.float32),
         np.zeros(n, dtype=np.float32),
         np.zeros(n, dtype=bool),

@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
-import torch
 
 from influence_cli.coordinates import squared_norms
 from influence_cli.data import Split, readable_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TrainingFacts, empty_facts
+from influence_cli.facts import empty_facts
 from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
 from influence_cli.precompute import Prepared
@@ -24,9 +23,15 @@ from influence_cli.probe import check_finite
 from influence_cli.scores import removal, require_finite
 from influence_cli.selection import Selected
 from influence_cli.store import READ, Store
-from influence_cli.streams import Piece, averaged, direct_products, direct_self_influence, stored_products
+from influence_cli.streams import (
+    Piece,
+    averaged,
+    direct_self_influence,
+    stored_self_influence,
+    training_products,
+)
 from influence_cli.terminal import Terminal
-from influence_cli.testset import test_gradients
+from influence_cli.testset import mean_gradients
 
 
 def self_influences(
@@ -39,12 +44,11 @@ def self_influences(
     if split.name != "train":
         own = _streamed_self_influences(stores, inverses, split, terminal, skip)
     else:
-        share = len(stores)
-        noted = _facts(stores[0])
+        noted = empty_facts(stores[0].task)
         streams = [
-            direct_self_influence(prepared, inverse, noted, share, terminal, skip)
+            direct_self_influence(prepared, inverse, noted, len(stores), terminal, skip)
             if prepared.on_the_fly
-            else _stored_self_influence(prepared, inverse, terminal)
+            else stored_self_influence(prepared, inverse, terminal)
             for prepared, inverse in zip(stores, inverses, strict=True)
         ]
         own = _gathered(stores, streams)
@@ -58,26 +62,18 @@ def harm_to_tests(
     """Compute −mean influence on the test set of every training example, float64 [n]: above zero it is harmful."""
     test = stores[0].task.test_split()
     chosen = [Selected(int(index), None, int(test.labels[index])) for index in test.indices]
-    size = max(1, min(256, min(prepared.batch for prepared in stores)))
-    sums: list[torch.Tensor] = []
-    count = 0
-    for start in range(0, len(chosen), size * 8):
-        tests, gradients = test_gradients(stores, chosen[start : start + size * 8], "label", terminal, skip)
-        parts = [own.sum(dim=0, keepdim=True) for own in gradients]
-        sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
-        count += len(tests)
-    noted = _facts(stores[0])
+    size = 8 * min(256, min(prepared.batch for prepared in stores))
+    groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    seen, means = mean_gradients(stores, groups, "label", terminal, skip)
+    if not seen:
+        raise InfluenceError("no test example could be read", "use another --signal")
     with ExitStack() as stack:
-        streams = []
-        for prepared, inverse, total in zip(stores, inverses, sums, strict=True):
-            left = removal(inverse.apply(total / count), prepared.task.n)
-            if prepared.on_the_fly:
-                streams.append(direct_products(prepared, left, noted, len(stores), terminal, skip))
-            else:
-                advance = stack.enter_context(
-                    terminal.progress(len(prepared.task.train), f"scanning {prepared.path.name}")
-                )
-                streams.append(stored_products(prepared, left, advance))
+        streams = [
+            training_products(
+                prepared, removal(inverse.apply(mean), prepared.task.n), None, len(stores), terminal, skip, stack
+            )
+            for prepared, inverse, mean in zip(stores, inverses, means, strict=True)
+        ]
         influence = _gathered(stores, streams)
     require_finite(influence[~np.isnan(influence)], "influence")
     return -influence
@@ -101,11 +97,6 @@ def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal,
     return norms
 
 
-def _facts(prepared: Prepared) -> TrainingFacts:
-    split = prepared.task.train
-    return empty_facts(prepared.task, split.indices, split.labels[split.indices])
-
-
 def _gathered(stores: Sequence[Prepared], streams: Sequence[Iterator[Piece]]) -> np.ndarray:
     """Average streams of one row of scores; NaN where an example was not read when a store was made."""
     own = np.full(len(stores[0].task.train), np.nan)
@@ -116,24 +107,6 @@ def _gathered(stores: Sequence[Prepared], streams: Sequence[Iterator[Piece]]) ->
             with Store.open(prepared.path) as store:
                 own[store.column("state") != READ] = np.nan
     return own
-
-
-def _stored_self_influence(prepared: Prepared, inverse: Inverse, terminal: Terminal) -> Iterator[Piece]:
-    solve, device = inverse.own, prepared.task.device
-    if solve is None:
-        raise ValueError("self-influence would take a solve an example")
-
-    def work(where: slice, block: np.ndarray) -> Piece:
-        return where, removal(solve(torch.from_numpy(block).to(device)), prepared.task.n)[None].cpu().numpy()
-
-    with (
-        terminal.progress(len(prepared.task.train), f"scanning {prepared.path.name}") as advance,
-        Store.open(prepared.path) as store,
-    ):
-        cpu = device.type == "cpu"
-        for piece in store.map(work) if cpu else (work(where, block) for where, block in store.scan()):
-            yield piece
-            advance(piece[0].stop - piece[0].start)
 
 
 def _streamed_self_influences(

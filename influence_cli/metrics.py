@@ -29,8 +29,7 @@ def bootstrap_precision(
     The same seed draws the same examples for every signal, so that their intervals move together.
     """
     _steps(scores, truth)
-    order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(np.asarray(scores)[order]) != 0, True))
+    order, ends = _groups(np.asarray(scores, dtype=np.float64))
     true, generator, found = np.asarray(truth, dtype=bool)[order], np.random.default_rng(seed), []
     for _ in range(samples):
         # How often each example is drawn stands for the sample: nothing is sorted again.
@@ -102,10 +101,15 @@ def _steps(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarra
         raise InfluenceError("a score is NaN")
     if not truth.any() or truth.all():
         raise InfluenceError(f"{int(truth.sum())} of {len(truth)} are true: a ranking needs both kinds to be measured")
+    order, ends = _groups(scores)
+    return np.cumsum(truth[order])[ends], ends + 1
+
+
+def _groups(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort from the highest down, and find where every group of equal scores ends."""
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
-    ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
-    return np.cumsum(truth[order])[ends], ends + 1
+    return order, np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
 
 
 def _midranks(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ Signals, higher is more suspicious for all of them:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ from influence_cli.evidence import Evidence, gather_evidence
 from influence_cli.facts import TrainingFacts
 from influence_cli.findings import Findings, find_besides
 from influence_cli.gradient_signals import gradient_norms, harm_to_tests, self_influences
-from influence_cli.inverse import Inverse
 from influence_cli.metrics import percentile_rank
 from influence_cli.noise import Noise, estimate_noise
 from influence_cli.precompute import Prepared
@@ -203,13 +202,12 @@ def _gradient_signals(
     """Compute what the stores give: self-influence wherever there are any, the others where they are wanted."""
     if not stores:
         return {}
-    inverses: list[Inverse] = make_inverses(stores, config, terminal)
-    found: dict[str, Callable[[], np.ndarray]] = {}
+    inverses = make_inverses(stores, config, terminal)
+    signals: dict[str, np.ndarray] = {}
     if all(inverse.own is not None for inverse in inverses):
-        found["self-influence"] = lambda: self_influences(stores, inverses, split, terminal, skip)
+        signals["self-influence"] = self_influences(stores, inverses, split, terminal, skip)
     if "test-influence" in wanted:
-        found["test-influence"] = lambda: harm_to_tests(stores, inverses, terminal, skip)
-    signals = {name: work() for name, work in found.items()}
+        signals["test-influence"] = harm_to_tests(stores, inverses, terminal, skip)
     if {"gradient-norm", "tracin"} & set(wanted):
         norms = np.stack(gradient_norms(stores, split, terminal, skip))
         signals["gradient-norm"] = norms.mean(axis=0)

@@ -137,8 +137,13 @@ def check_finite(split: Split, batch: Batch, losses: Tensor, grads: Tensor | Non
     if bool(good.all()) and grads is not None:
         # A sum over the row is finite exactly where all of it is, short of an overflow that is an error as well.
         good, what = grads.sum(dim=1).isfinite(), "gradient"
+    refuse_not_finite(split, batch.indices, good, what)
+
+
+def refuse_not_finite(split: Split, indices: np.ndarray, good: Tensor, what: str) -> None:
+    """Stop at the first of some examples whose number is not good, by name."""
     if not bool(good.all()):
-        index = int(batch.indices[int(torch.nonzero(~good.cpu())[0])])
+        index = int(indices[int(torch.nonzero(~good.cpu())[0])])
         raise InfluenceError(
             f"the {what} of {split.title(index)} is NaN or infinite",
             "look at that image and its label; list it under exclude to go on without it",

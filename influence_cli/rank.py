@@ -25,9 +25,9 @@ from influence_cli.metrics import pearson
 from influence_cli.precompute import Prepared
 from influence_cli.scores import Running, Strongest, influence, removal, require_finite
 from influence_cli.selection import Selected
-from influence_cli.streams import Piece, averaged, direct_products, stored_products
+from influence_cli.streams import averaged, training_products
 from influence_cli.terminal import Terminal
-from influence_cli.testset import test_gradients
+from influence_cli.testset import mean_gradients, test_gradients
 
 # Numbers held at one time for a group of test examples: 2²⁷, 512 MB in float32; on the fly, where every group costs a
 # pass over the training set, up to this share of the free memory.
@@ -62,8 +62,7 @@ class Group:
 def training_facts(stores: Sequence[Prepared]) -> TrainingFacts:
     """Give what is known of the training examples: from the stores, or empty, to be filled in on the fly."""
     if stores[0].on_the_fly:
-        split = stores[0].task.train
-        return empty_facts(stores[0].task, split.indices, split.labels[split.indices])
+        return empty_facts(stores[0].task)
     return stored_facts(stores)
 
 
@@ -103,26 +102,22 @@ def rank_training(
     inverses = make_inverses(stores, config, terminal)
     size = group_size(stores, None if count is None else 2 * count)
     groups = [selected[start : start + size] for start in range(0, len(selected), size)]
-    if stores[0].on_the_fly and len(groups) > 1 and not aggregate:
-        terminal.say(f"on the fly in {len(groups)} groups of {size:,} test examples: a pass over the data each")
-    sums: list[Tensor] = []
     seen: list[TestFacts] = []
-    for group in groups:
+    if aggregate:
+        seen, means = mean_gradients(stores, groups, target, terminal, skip_unreadable)
+        if seen:
+            rest = (facts, count, terminal, skip_unreadable, run, sink)
+            yield Group(seen, _strongest(stores, inverses, means, [None], *rest))
+    elif stores[0].on_the_fly and len(groups) > 1:
+        terminal.say(f"on the fly in {len(groups)} groups of {size:,} test examples: a pass over the data each")
+    for group in [] if aggregate else groups:
         tests, gradients = test_gradients(stores, group, target, terminal, skip_unreadable)
         seen += tests
-        if aggregate:
-            parts = [gradient.sum(dim=0, keepdim=True) for gradient in gradients]
-            sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
-        elif tests:
+        if tests:
             found = _strongest(stores, inverses, gradients, tests, facts, count, terminal, skip_unreadable, run, sink)
             yield Group(tests, found)
     if not seen:
         raise InfluenceError("none of the selected test examples could be read")
-    if aggregate:
-        means = [part / len(seen) for part in sums]
-        yield Group(
-            seen, _strongest(stores, inverses, means, [None], facts, count, terminal, skip_unreadable, run, sink)
-        )
     describe_run(stores, inverses, run, terminal)
 
 
@@ -230,7 +225,7 @@ def _strongest(
         streams = []
         for prepared, inverse, own in zip(stores, inverses, gradients, strict=True):
             left = torch.cat([removal(inverse.apply(own), prepared.task.n), own[:plain]])
-            streams.append(_stream(prepared, left, first, facts, len(stores), terminal, skip, stack))
+            streams.append(training_products(prepared, left, first, len(stores), terminal, skip, stack))
         for where, values in averaged(streams):
             scores, others = values[:m], values[m:]
             if not stores[0].on_the_fly:  # on the fly each batch is checked, and NaN marks what was skipped
@@ -247,23 +242,6 @@ def _strongest(
             np.nanmean([pearson(a, b) for a, b in zip(similar[0][:, read], similar[1][:, read], strict=True)])
         )
     return running.results()
-
-
-def _stream(
-    prepared: Prepared,
-    left: Tensor,
-    first: TrainingFacts | None,
-    facts: TrainingFacts,
-    share: int,
-    terminal: Terminal,
-    skip: bool,
-    stack: ExitStack,
-) -> Iterator[Piece]:
-    if prepared.on_the_fly:
-        noted = first if first is not None else empty_facts(prepared.task, facts.indices, facts.labels)
-        return direct_products(prepared, left, noted, share, terminal, skip)
-    advance = stack.enter_context(terminal.progress(len(facts.indices), f"scanning {prepared.path.name}"))
-    return stored_products(prepared, left, advance)
 
 
 def describe_run(

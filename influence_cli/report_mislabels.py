@@ -159,7 +159,7 @@ def _besides(result: Mislabels, split: Split, classes: Sequence[str]) -> list[Se
 
 def _class_table(result: Mislabels, classes: Sequence[str]) -> Table:
     facts, rows = result.facts, []
-    differs = facts.read & (result.suggested != facts.labels)
+    differs = result.suggested != facts.labels
     flagged = np.zeros(len(facts.labels), dtype=bool)
     flagged[result.flagged] = True
     for number, name in enumerate(classes):

@@ -5,7 +5,8 @@ Each stream yields a range of rows and their scores, in order, and never holds m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from influence_cli.coordinates import Blocks, Joint, coordinates, full_vectors, products, weighted_squares
 from influence_cli.data import Batch, readable_batches
-from influence_cli.facts import TrainingFacts
+from influence_cli.facts import TrainingFacts, empty_facts
 from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
 from influence_cli.network import Network
@@ -26,12 +27,57 @@ from influence_cli.terminal import Advance, Terminal
 Piece = tuple[slice, np.ndarray]
 
 
+def training_products(
+    prepared: Prepared,
+    left: Tensor,
+    facts: TrainingFacts | None,
+    share: int,
+    terminal: Terminal,
+    skip: bool,
+    stack: ExitStack,
+) -> Iterator[Piece]:
+    """Multiply vectors of coordinates [m, k] with all training gradients, from the store or on the fly: pieces [m, b].
+
+    Args:
+        prepared: of one checkpoint.
+        left: [m, k].
+        facts: filled in on the fly; None where they are known.
+        share: number of checkpoints.
+        terminal: progress, skipped examples.
+        skip: go on without examples that cannot be read.
+        stack: keeps the progress of a scan on show until it is left.
+    """
+    task = prepared.task
+    if prepared.on_the_fly:
+        return direct_products(prepared, left, facts or empty_facts(task), share, terminal, skip)
+    advance = stack.enter_context(terminal.progress(len(task.train), f"scanning {prepared.path.name}"))
+    return stored_products(prepared, left, advance)
+
+
 def stored_products(prepared: Prepared, left: Tensor, advance: Advance) -> Iterator[Piece]:
     """Multiply vectors of coordinates [m, k] with all rows of a store: pieces [m, b], the checksums verified."""
 
     def work(where: slice, block: np.ndarray) -> Piece:
         return where, (left @ torch.from_numpy(block).to(left.device).T).cpu().numpy()
 
+    return _stored(prepared, work, advance)
+
+
+def stored_self_influence(prepared: Prepared, inverse: Inverse, terminal: Terminal) -> Iterator[Piece]:
+    """Compute the self-influence of all training examples from the rows of a store: pieces [1, b]."""
+    solve, task = inverse.own, prepared.task
+    if solve is None:
+        raise ValueError("self-influence would take a solve an example")
+
+    def work(where: slice, block: np.ndarray) -> Piece:
+        return where, removal(solve(torch.from_numpy(block).to(task.device)), task.n)[None].cpu().numpy()
+
+    with terminal.progress(len(task.train), f"scanning {prepared.path.name}") as advance:
+        yield from _stored(prepared, work, advance)
+
+
+def _stored(prepared: Prepared, work: Callable[[slice, np.ndarray], Piece], advance: Advance) -> Iterator[Piece]:
+    """Work on every block of a store, on the CPU in threads, in order."""
     with Store.open(prepared.path) as store:
         if prepared.task.device.type == "cpu":
             pieces = store.map(work)

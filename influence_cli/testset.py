@@ -54,6 +54,29 @@ def test_gradients(
     return facts, [torch.cat(own) if own else torch.empty(0) for own in rows]
 
 
+def mean_gradients(
+    stores: Sequence[Prepared], groups: Sequence[Sequence[Selected]], target: str, terminal: Terminal, skip: bool
+) -> tuple[list[TestFacts], list[Tensor]]:
+    """Give the facts of test examples, and the mean of their gradients under every checkpoint: [1, k] each.
+
+    Args:
+        stores: what was prepared for each checkpoint.
+        groups: test examples, as many at a time as their gradients may be held.
+        target: whose loss is explained.
+        terminal: progress, skipped examples.
+        skip: go on without examples that cannot be read.
+    """
+    seen: list[TestFacts] = []
+    sums: list[Tensor] = []
+    for group in groups:
+        tests, gradients = test_gradients(stores, group, target, terminal, skip)
+        seen += tests
+        if tests:
+            parts = [gradient.sum(dim=0, keepdim=True) for gradient in gradients]
+            sums = parts if not sums else [a + b for a, b in zip(sums, parts, strict=True)]
+    return seen, [part / len(seen) for part in sums]
+
+
 def _batches(
     task: Task, selected: Sequence[Selected], size: int, terminal: Terminal, skip: bool
 ) -> Iterator[tuple[Batch, list[Selected]]]:

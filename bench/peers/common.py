@@ -302,6 +302,15 @@ def run_tests(
             log.keep(**{f"{method}_scores": scores})
 
 
+def read_mosaic(path: Path) -> np.ndarray:
+    """Read tiles uint8 [n, 32, 32, 3] of CIFAR-10 from a picture of them all, row by row."""
+    from PIL import Image
+
+    mosaic = np.asarray(Image.open(path).convert("RGB"))
+    columns = mosaic.shape[1] // 32
+    return mosaic.reshape(-1, 32, columns, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+
+
 def read_fashion_mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read images [n, 28, 28] uint8 and labels [n] uint8 of "train" or "t10k" from gzip IDX files."""
     with gzip.open(folder / f"{split}-images-idx3-ubyte.gz") as file:

@@ -121,7 +121,7 @@ def command(
         files=(report,),
     )
     from influence_cli.explain import COLUMNS as EXPLAINED
-    from influence_cli.explain import explain_rows
+    from influence_cli.explain import explain_rows, row_among
     from influence_cli.label_files import read_truth
     from influence_cli.mislabels import find_mislabels, wanted_signals
     from influence_cli.probability_files import read_probabilities
@@ -129,6 +129,8 @@ def command(
     tasks = load(session)
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     classes = tasks[0].classes
+    if explain is not None:
+        row_among(split.indices, explain, split)
     known = read_truth(truth, split.labels, classes) if truth is not None else None
     probabilities = read_probabilities(pred_probs, len(split.labels), classes) if pred_probs is not None else None
     wanted = wanted_signals(
