@@ -16,7 +16,8 @@ from influence_cli.errors import InfluenceError, near_path
 from influence_cli.facts import TestFacts, TrainingFacts
 from influence_cli.precompute import Prepared
 from influence_cli.rank import Group
-from influence_cli.report.html import Card, Page, Row, Section, thumbnail
+from influence_cli.report.charts import class_bars, histogram
+from influence_cli.report.html import Card, Page, Row, Section, Table, thumbnail
 from influence_cli.selection import Selected
 from influence_cli.task import Task
 
@@ -31,18 +32,33 @@ def rank_page(
     session: Session,
     stores: Sequence[Prepared],
     group: Group,
+    kept: np.ndarray,
     facts: TrainingFacts,
     selected: Sequence[Selected],
     count: int,
     aggregate: bool,
 ) -> Page:
-    """Lay out a ranking: each test example above its most helpful and most harmful training images."""
+    """Lay out a ranking: each test example above its most helpful and most harmful training images.
+
+    Args:
+        session: of the command.
+        stores: what was prepared for each checkpoint.
+        group: the first test examples and their strongest training examples.
+        kept: all influence [m, n] on the first `SHOWN` of them, NaN of what could not be read.
+        facts: of the training examples.
+        selected: all test examples that were asked for.
+        count: images a row.
+        aggregate: whether the mean of all test examples is explained.
+    """
     prepared, count = stores[0], min(count, 50)
-    task = prepared.task
-    sections = []
+    classes = prepared.task.classes
     tests: list[TestFacts | None] = [None] if aggregate else list(group.tests[:SHOWN])
-    for test, found in zip(tests, group.strongest, strict=False):
-        heading = f"Mean over {len(group.tests)} test examples" if test is None else _test_title(test, task.classes)
+    kept = kept[: len(tests)]
+    read = np.isfinite(kept).all(axis=0)
+    values, labels = kept[:, read].astype(np.float64), facts.labels[read]
+    sections = []
+    for test, found, own in zip(tests, group.strongest, values, strict=False):
+        heading = f"Mean over {len(group.tests)} test examples" if test is None else _test_title(test, classes)
         sections.append(
             Section(
                 heading=heading,
@@ -59,6 +75,7 @@ def rank_page(
                         _cards(prepared, facts, found.harmful[:count], found.harmful_values, "harmful"),
                     ),
                 ),
+                bars=class_bars("Which labels it comes from", "sums over all training examples", own, labels, classes),
             )
         )
     notes = []
@@ -72,16 +89,43 @@ def rank_page(
         "Look at the harmful ones first: a wrong label, a duplicate with another label, or a case that the classes do "
         "not cover.",
     ]
+    most = float(np.abs(values).max(initial=0.0))
     return Page(
         title="influence rank",
         sentence=sentence(session, [prepared.task for prepared in stores], stores),
         meaning=tuple(meaning),
-        tables=(),
+        classes=_class_table(values, labels, classes),
         sections=tuple(sections),
+        histogram=histogram(
+            "Influence by label",
+            "influence on " + ("the mean" if aggregate else f"the {len(sections)} test examples above"),
+            values.ravel(),
+            np.tile(labels, len(values)),
+            classes,
+            (-most, most),
+            bins=41,
+        ),
+        charts=(),
+        tables=(),
         notes=tuple(notes),
         command=command_line(),
         config=config_text(session),
     )
+
+
+def _class_table(values: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Table:
+    """Sum the influence by label, mean of the test examples on the page."""
+    mean = values.mean(axis=0)
+    rows = []
+    for number, name in enumerate(classes):
+        own = labels == number
+        if own.any():
+            harmful, helpful = float(np.minimum(mean[own], 0).sum()), float(np.maximum(mean[own], 0).sum())
+            sums = tuple(f"{value:+.3g}" for value in (helpful, harmful, helpful + harmful))
+            rows.append((name, f"{int(own.sum()):,}", f"{int((mean[own] < 0).sum()):,}", *sums))
+    note = "" if len(values) == 1 else f"mean over the {len(values)} test examples on this page"
+    columns = ("label", "examples", "harmful ones", "helpful influence", "harmful influence", "sum")
+    return Table("Training examples by label", columns, tuple(rows), note)
 
 
 def _cards(
@@ -122,22 +166,29 @@ def _test_card(prepared: Prepared, test: TestFacts) -> Card:
         image = example_thumbnail(split, test.index)
     else:
         image = thumbnail(file_input(split, Path(str(test.path)))[1])
-    label = task.classes[test.label] if test.label is not None else "unknown"
+    label, predicted = task.classes[test.label] if test.label is not None else "unknown", task.classes[test.predicted]
     return Card(
         image=image,
-        alt=f"test example, labelled {label}, predicted {task.classes[test.predicted]}",
-        title=f"{label}, predicted {task.classes[test.predicted]}",
-        facts=(("loss", f"{test.loss:.4g}"), *((("path", str(near_path(Path(test.path)))),) if test.path else ())),
+        alt=f"test example, labelled {label}, predicted {predicted}",
+        title="",
+        facts=(
+            ("label", label),
+            ("predicted", f"{predicted} ({test.confidence:.1%})"),
+            ("loss", f"{test.loss:.4g}"),
+            ("probability", f"{test.probability:.2%} of {task.classes[test.target]}"),
+            *((("path", str(near_path(Path(test.path)))),) if test.path else ()),
+        ),
         tone="plain",
     )
 
 
-def example_thumbnail(split: Split, index: int) -> str | None:
+def example_thumbnail(split: Split, index: int, size: int = 96) -> str | None:
+    """Give a small picture of an example; None where it cannot be read or is not like one."""
     try:
         image = raw_image(split, index)
     except InfluenceError:
         return None
-    return thumbnail(image) if image is not None else None
+    return thumbnail(image, size) if image is not None else None
 
 
 def path_fact(split: Split, index: int) -> tuple[tuple[str, str], ...]:
@@ -145,13 +196,14 @@ def path_fact(split: Split, index: int) -> tuple[tuple[str, str], ...]:
     return (("path", str(near_path(Path(path)))),) if path else ()
 
 
-def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]) -> str:
-    """Say what was run on what: model, data, curvature where there is any, seconds."""
+def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared], method: str = "") -> str:
+    """Say what was run on what: model, data, method, curvature where there is any, seconds."""
     task, config = tasks[0], session.config
     found = (
         f"{config.model.factory} from {task.checkpoint.name}"
         + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
         + f", {len(task.train):,} training examples of {len(task.classes)} classes"
+        + (f"; {method}" if method else "")
     )
     if stores:
         prepared, facts = stores[0], session.run.get("stores", [{}])[0]

@@ -149,9 +149,12 @@ class _Options:
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.facts import misclassified
+    from influence_cli.kept_influence import KeptInfluence
     from influence_cli.matrix_file import matrix_file
     from influence_cli.precompute import prepare_all
     from influence_cli.rank import rank_training, training_facts
+    from influence_cli.report.html import write_page
+    from influence_cli.report_pages import SHOWN, rank_page
     from influence_cli.selection import select
     from influence_cli.testset import check_target
 
@@ -163,9 +166,11 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     )
     facts = training_facts(stores)
     kept: list[Group] = []
+    shown = 1 if options.aggregate else min(len(selected), SHOWN)
+    held = KeptInfluence(shown, len(facts.indices)) if options.report is not None else None
 
     def rows() -> Iterator[dict[str, object]]:
-        with matrix_file(options.matrix, facts.indices) as sink:
+        with matrix_file(options.matrix, facts.indices) as matrix:
             groups = rank_training(
                 stores,
                 selected,
@@ -177,7 +182,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
                 terminal=session.terminal,
                 skip_unreadable=options.skip,
                 run=session.run,
-                sink=sink,
+                sinks=[sink for sink in (matrix, held) if sink is not None],
             )
             for group in groups:
                 if options.report is not None and not kept:
@@ -189,11 +194,8 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         session.terminal.say("an image file without a label: the loss of the predicted class is explained")
     if options.matrix is not None:
         session.terminal.say(f"wrote {options.matrix}")
-    if options.report is not None:
-        from influence_cli.report.html import write_page
-        from influence_cli.report_pages import rank_page
-
-        page = rank_page(session, stores, kept[0], facts, selected, options.count or 10, options.aggregate)
+    if options.report is not None and held is not None:
+        page = rank_page(session, stores, kept[0], held.values, facts, selected, options.count or 10, options.aggregate)
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     else:
         session.terminal.say("next: --report why.html shows the images")
