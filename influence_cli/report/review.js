@@ -202,9 +202,10 @@
     }
   });
 
-  // decisions.csv: RFC 4180; an apostrophe before what a spreadsheet would take for a formula.
-  const guarded = (text) => (/^[=+\-@\t\r]/.test(text) ? `'${text}` : text);
-  const unguarded = (text) => (/^'[=+\-@\t\r]/.test(text) ? text.slice(1) : text);
+  // decisions.csv: RFC 4180; an apostrophe before what a spreadsheet would take for a formula, one more where a name
+  // begins so by itself.
+  const guarded = (text) => (/^'*[=+\-@\t\r]/.test(text) ? `'${text}` : text);
+  const unguarded = (text) => (/^'+[=+\-@\t\r]/.test(text) ? text.slice(1) : text);
   const field = (value) => {
     const text = typeof value === "number" ? String(value) : guarded(value);
     return /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
