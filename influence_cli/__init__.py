@@ -21,6 +21,8 @@ _HOMES = {
     "rank_training": "rank",
     "rank_tests": "rank",
     "find_mislabels": "mislabels",
+    "read_result": "result_files",
+    "compare_results": "compare",
     "Store": "store",
     "Terminal": "terminal",
 }

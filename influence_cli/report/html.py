@@ -20,7 +20,7 @@ from influence_cli.report.formats import open_output
 MAX_BYTES = 5_000_000
 SUFFIXES = (".html", ".htm")
 
-Tone = Literal["helpful", "harmful", "suspect", "plain"]
+Tone = Literal["helpful", "harmful", "suspect", "entered", "left", "plain"]
 
 _NUMBER = re.compile(r"[+−-]?(\d[\d,]*)?\.?\d+(e[+-]?\d+)?\s?%?", re.IGNORECASE)
 _MISSING = ("", "–", "-")

@@ -30,7 +30,7 @@ for (const button of document.querySelectorAll("th button")) {
     body.append(...[...body.rows].sort(order));
   });
 }
-const details = document.querySelector("details");
-let wasOpen = false;
-addEventListener("beforeprint", () => { wasOpen = details.open; details.open = true; });
-addEventListener("afterprint", () => { details.open = wasOpen; });
+const closed = () => [...document.querySelectorAll("details:not([open])")];
+let opened = [];
+addEventListener("beforeprint", () => { opened = closed(); for (const part of opened) part.open = true; });
+addEventListener("afterprint", () => { for (const part of opened) part.open = false; });
