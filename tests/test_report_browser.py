@@ -5,23 +5,17 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import os
 import re
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Command
+from conftest import Command, Opened, Visit
 from PIL import Image
-from playwright.sync_api import Browser, Locator, sync_playwright
-from playwright.sync_api import Page as Tab
+from playwright.sync_api import Browser
 
 from influence_cli.report.html import Card, Desk, Page, Review, Row, Section, Table, thumbnail, write_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 COLUMNS = ["index", "path", "label", "decision", "new_label"]
 # What a data set may hold that a page, a CSV or a terminal has to survive.
 HOSTILE = (
@@ -34,79 +28,6 @@ HOSTILE = (
     "עברית \u202eright",
     "'=guarded",
 )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        if os.environ.get("INFLUENCE_TEST_BROWSER") == "required":
-            pytest.fail("no Chromium here, and INFLUENCE_TEST_BROWSER requires it")
-        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-@dataclass
-class Opened:
-    """A page in a tab, and what went wrong in it."""
-
-    tab: Tab
-    problems: list[str]
-
-    def card(self, index: int) -> Locator:
-        return self.tab.locator(f'li[data-index="{index}"]').first
-
-    def decided(self, index: int) -> str:
-        return self.card(index).locator(".decided").inner_text()
-
-    def status(self) -> str:
-        return self.tab.locator("#status").inner_text()
-
-    def progress(self) -> str:
-        return self.tab.locator("#decided").inner_text()
-
-    def focused(self) -> str | None:
-        found: str | None = self.tab.evaluate("document.activeElement.dataset.index ?? null")
-        return found
-
-    def export(self) -> str:
-        with self.tab.expect_download() as waiting:
-            self.tab.click("#export")
-        assert waiting.value.suggested_filename == "decisions.csv"
-        return Path(waiting.value.path()).read_bytes().decode("utf-8")
-
-    def load(self, text: str, tmp_path: Path) -> str:
-        path = tmp_path / "decisions.csv"
-        path.write_bytes(text.encode())
-        before = self.status()
-        self.tab.set_input_files("#file", path)
-        self.tab.wait_for_function("before => document.getElementById('status').innerText !== before", arg=before)
-        return self.status()
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[object]:
-    """Open a file with the network off; at the end nothing may have gone wrong in it."""
-    context = browser.new_context(offline=True, viewport={"width": 1000, "height": 900})
-    problems: list[str] = []
-
-    def open_(path: Path) -> Opened:
-        tab = context.new_page()
-        tab.on("console", lambda message: problems.append(message.text))
-        tab.on("pageerror", lambda error: problems.append(str(error)))
-        tab.on("dialog", lambda dialog: problems.append(dialog.message))
-        tab.on(
-            "request",
-            lambda request: None if request.url[:5] in ("file:", "data:", "blob:") else problems.append(request.url),
-        )
-        tab.goto(path.as_uri())
-        return Opened(tab, problems)
-
-    yield open_
-    context.close()
-    assert problems == []
 
 
 def desk_page(classes: tuple[str, ...] = ("ant", "bee", "cat"), key: str = "k", count: int = 8) -> Page:
@@ -126,10 +47,10 @@ def desk_page(classes: tuple[str, ...] = ("ant", "bee", "cat"), key: str = "k", 
 
 
 @pytest.fixture
-def desk(visit: object, tmp_path: Path) -> Opened:
+def desk(visit: Visit, tmp_path: Path) -> Opened:
     path = tmp_path / "desk.html"
     write_page(desk_page(), path)
-    return visit(path)  # type: ignore[operator,no-any-return]
+    return visit(path)
 
 
 def rows_of(text: str) -> list[list[str]]:
@@ -224,13 +145,13 @@ def test_undo_goes_back_step_by_step(desk: Opened) -> None:
     assert undo.is_disabled()
 
 
-def test_decisions_outlive_the_tab_and_the_page(desk: Opened, visit: object, tmp_path: Path) -> None:
+def test_decisions_outlive_the_tab_and_the_page(desk: Opened, visit: Visit, tmp_path: Path) -> None:
     desk.card(1).get_by_text("→ cat").click()
     desk.tab.reload()
     assert desk.decided(1) == "relabel → cat"
     other = tmp_path / "again.html"
     write_page(desk_page(count=3), other)
-    again = visit(other)  # type: ignore[operator]
+    again = visit(other)
     assert again.decided(1) == "relabel → cat"
     # Two open tabs follow each other.
     again.card(0).get_by_text("Keep").click()
@@ -315,10 +236,10 @@ def test_tables_sort_numbers_as_numbers(desk: Opened) -> None:
     assert desk.tab.locator("th").first.get_attribute("aria-sort") == "ascending"
 
 
-def test_names_of_a_hostile_data_set_stay_text(visit: object, tmp_path: Path) -> None:
+def test_names_of_a_hostile_data_set_stay_text(visit: Visit, tmp_path: Path) -> None:
     path = tmp_path / "hostile.html"
     write_page(desk_page(HOSTILE, "hostile", len(HOSTILE)), path)
-    opened = visit(path)  # type: ignore[operator]
+    opened = visit(path)
     for index in range(len(HOSTILE) - 1):
         opened.card(index).locator('button[data-do="relabel"]').click()
     opened.card(len(HOSTILE) - 1).get_by_text("Drop").click()
@@ -356,11 +277,11 @@ def pixels(source: str) -> np.ndarray:
 
 
 def test_mislabels_gallery_shows_the_right_images(
-    stored: Path, influence: Command, visit: object, tmp_path: Path
+    stored: Path, influence: Command, visit: Visit, tmp_path: Path
 ) -> None:
     report, rows = tmp_path / "labels.html", tmp_path / "rows.csv"
     influence("mislabels", "--top", 12, "--report", report, "-o", rows, cwd=stored)
-    opened = visit(report)  # type: ignore[operator]
+    opened = visit(report)
     found = list(csv.DictReader(rows.read_text().splitlines()))
     gallery = opened.tab.locator("section.part").first.locator("li[data-index]")
     assert gallery.evaluate_all("all => all.map((one) => one.dataset.index)") == [row["index"] for row in found]
@@ -381,11 +302,11 @@ def test_mislabels_gallery_shows_the_right_images(
     assert opened.tab.locator(".scroll h2").first.inner_text() == "Classes"
 
 
-def test_rank_gallery_shows_the_right_images(stored: Path, influence: Command, visit: object, tmp_path: Path) -> None:
+def test_rank_gallery_shows_the_right_images(stored: Path, influence: Command, visit: Visit, tmp_path: Path) -> None:
     report, rows, every = tmp_path / "why.html", tmp_path / "rows.csv", tmp_path / "all.csv"
     influence("rank", 3, "--top", 4, "--report", report, "-o", rows, cwd=stored)
     influence("rank", 3, "--all", "-o", every, cwd=stored)
-    opened = visit(report)  # type: ignore[operator]
+    opened = visit(report)
     found = list(csv.DictReader(rows.read_text().splitlines()))
     assert [row["effect"] for row in found] == ["helpful"] * 4 + ["harmful"] * 4
     cards = opened.tab.locator(".cards > li")
@@ -410,12 +331,12 @@ def test_rank_gallery_shows_the_right_images(stored: Path, influence: Command, v
 
 
 def test_two_hundred_images_stay_under_five_megabytes(
-    stored: Path, influence: Command, visit: object, tmp_path: Path
+    stored: Path, influence: Command, visit: Visit, tmp_path: Path
 ) -> None:
     report = tmp_path / "labels.html"
     influence("mislabels", "--top", 200, "--report", report, "-q", "--format", "csv", cwd=stored)
     assert report.stat().st_size <= 5_000_000
-    opened = visit(report)  # type: ignore[operator]
+    opened = visit(report)
     gallery = opened.tab.locator("section.part").first
     assert gallery.locator("li[data-index]").count() == 200
     assert gallery.locator(".frame img").count() == 200
