@@ -19,7 +19,10 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on stderr."
 Format = Annotated[
     str | None,
     typer.Option(
-        "--format", metavar="FORMAT", help="table, jsonl, json, csv or tsv. Default: table on a terminal, else jsonl."
+        "--format",
+        metavar="FORMAT",
+        help="table, jsonl, json, csv, tsv or parquet; for mislabels also fiftyone or cleanlab (CSV). "
+        "Default: table on a terminal, else jsonl.",
     ),
 ]
 Output = Annotated[

@@ -53,6 +53,7 @@ def begin(
     format: str | None = None,
     output: Path | None = None,
     files: Sequence[Path | None] = (),
+    dialects: Sequence[str] = (),
 ) -> Session:
     """Read the config, check where results are to go before any work, then load torch behind a line that says so.
 
@@ -64,13 +65,14 @@ def begin(
         format: ``--format``.
         output: ``-o``.
         files: other files that the command will write.
+        dialects: formats of other tools that its rows can be put into.
 
     Raises:
         InfluenceError: in the config, the format or a file that cannot be written.
     """
     terminal = Terminal(quiet=quiet, verbose=verbose)
     loaded = load_config(config, overrides or ())
-    chosen = choose_format(format, output, sys.stdout.isatty())
+    chosen = choose_format(format, output, sys.stdout.isatty(), dialects)
     for path in (output, *files):
         if path is not None:
             check_output(path)
