@@ -15,6 +15,7 @@ from influence_cli.commands.options import (
     Format,
     OnTheFly,
     Output,
+    Plot,
     Precision,
     Quiet,
     Report,
@@ -81,6 +82,7 @@ def command(
     format: Format = None,
     output: Output = None,
     report: Report = None,
+    plot: Plot = None,
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
@@ -109,12 +111,16 @@ def command(
       influence mislabels --fail-above 100 -q > /dev/null || echo "too many suspicious labels"
     """
     from influence_cli.commands.session import begin, emit, load
+    from influence_cli.report.plot import check_plot
 
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
     shown = _rows_to_show(top)
     if explain is not None and format in DIALECTS:
         raise InfluenceError(f"--explain does not go with --format {format}", "that takes a row a label")
+    if explain is not None and plot is not None:
+        raise InfluenceError("--explain does not go with --plot", "that draws all labels: leave one of them out")
+    check_plot(plot)
     session = begin(
         config,
         with_precision(set_, precision),
@@ -122,7 +128,7 @@ def command(
         verbose=verbose,
         format=format,
         output=output,
-        files=(report,),
+        files=(report, plot),
         dialects=DIALECTS,
     )
     from influence_cli.explain import COLUMNS as EXPLAINED
@@ -185,6 +191,8 @@ def command(
         emit(session, in_dialect(rows, session.format), DIALECT_COLUMNS[session.format])
     else:
         emit(session, rows, (*COLUMNS, *extra))
+    if plot is not None:
+        _plot(session, result, classes, plot, signal)
     if report is not None:
         from influence_cli.report.html import write_page
         from influence_cli.report_mislabels import mislabels_page
@@ -274,6 +282,16 @@ def _describe(session: Session, result: Mislabels, split: Split, classes: Sequen
         f"besides: {len(besides.duplicates):,} duplicates and {len(besides.alike):,} near-duplicates with different "
         f"labels, {len(besides.outliers):,} outliers, {len(besides.confused):,} pairs of classes confused both ways"
     )
+
+
+def _plot(session: Session, result: Mislabels, classes: Sequence[str], path: Path, signal: str) -> None:
+    """Draw the scores by label, and beside them what the ranking, the loss and random order find of the truth."""
+    from influence_cli.report.plot import plot_scores
+
+    found = session.run.get("recovery")
+    curves = {name: found[name] for name in dict.fromkeys(("checked", signal, "loss"))} if found else None
+    plot_scores(path, result.score, result.facts.labels, classes, result.flagged, signal, curves)
+    session.terminal.say(f"wrote {path}")
 
 
 def _score(session: Session, result: Mislabels, known: Truth) -> None:

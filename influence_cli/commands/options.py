@@ -38,6 +38,10 @@ Report = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE.html", help="Also write a page with the images, readable offline."),
 ]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE.png|svg", help="Also draw a plot (needs matplotlib: influence-cli[plot])."),
+]
 Top = Annotated[
     int, typer.Option("--top", min=1, metavar="K", help="Rows to show (for rank: an effect and test example).")
 ]
