@@ -58,7 +58,7 @@ def rank_page(
     values, labels = kept[:, read].astype(np.float64), facts.labels[read]
     sections = []
     for test, found, own in zip(tests, group.strongest, values, strict=False):
-        heading = f"Mean over {len(group.tests)} test examples" if test is None else _test_title(test, classes)
+        heading = f"Mean over {len(group.tests)} test examples" if test is None else test_title(test, classes)
         sections.append(
             Section(
                 heading=heading,
@@ -154,9 +154,16 @@ def _cards(
     return tuple(cards)
 
 
-def _test_title(test: TestFacts, classes: Sequence[str]) -> str:
+def test_title(test: TestFacts, classes: Sequence[str]) -> str:
     name = f"Test example {test.index}" if test.index is not None else str(near_path(Path(str(test.path))))
     return f"{name}: loss of {classes[test.target]}"
+
+
+def plot_title(group: Group, classes: Sequence[str], aggregate: bool) -> str:
+    """Say whose influence a plot of the first test example, or of the mean of all of them, shows."""
+    if aggregate:
+        return f"Mean over {len(group.tests)} test examples"
+    return test_title(group.tests[0], classes) + (" (the first test example)" if len(group.tests) > 1 else "")
 
 
 def _test_card(prepared: Prepared, test: TestFacts) -> Card:

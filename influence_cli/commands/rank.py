@@ -17,6 +17,7 @@ from influence_cli.commands.options import (
     Format,
     OnTheFly,
     Output,
+    Plot,
     Precision,
     Quiet,
     Report,
@@ -85,6 +86,7 @@ def command(
     format: Format = None,
     output: Output = None,
     report: Report = None,
+    plot: Plot = None,
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
@@ -109,15 +111,17 @@ def command(
       influence rank --train 4211
     """
     from influence_cli.commands.session import begin
+    from influence_cli.report.plot import check_plot
 
     if (train is None) == (not tests):
         raise InfluenceError(
             "rank needs TEST examples, or --train I, not both", "influence rank 17, or influence rank --train 4211"
         )
-    if train is not None and (aggregate or matrix or report or on_the_fly):
+    if train is not None and (aggregate or matrix or report or plot or on_the_fly):
         raise InfluenceError(
-            "--train does not go with --aggregate, --matrix, --on-the-fly or --report", "leave one of them out"
+            "--train does not go with --aggregate, --matrix, --on-the-fly, --plot or --report", "leave one of them out"
         )
+    check_plot(plot)
     session = begin(
         config,
         with_precision(set_, precision),
@@ -125,13 +129,13 @@ def command(
         verbose=verbose,
         format=format,
         output=output,
-        files=(matrix, report),
+        files=(matrix, report, plot),
     )
     count = None if all_ else top
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable)
     else:
-        options = _Options(target, aggregate, matrix, count, report, skip_unreadable, on_the_fly)
+        options = _Options(target, aggregate, matrix, count, report, plot, skip_unreadable, on_the_fly)
         _rank(session, tests or [], options)
 
 
@@ -142,6 +146,7 @@ class _Options:
     matrix: Path | None
     count: int | None
     report: Path | None
+    plot: Path | None
     skip: bool
     on_the_fly: bool
 
@@ -154,7 +159,8 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.precompute import prepare_all
     from influence_cli.rank import rank_training, training_facts
     from influence_cli.report.html import write_page
-    from influence_cli.report_pages import SHOWN, rank_page
+    from influence_cli.report.plot import plot_influence
+    from influence_cli.report_pages import SHOWN, plot_title, rank_page
     from influence_cli.selection import select
     from influence_cli.testset import check_target
 
@@ -166,8 +172,9 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     )
     facts = training_facts(stores)
     kept: list[Group] = []
-    shown = 1 if options.aggregate else min(len(selected), SHOWN)
-    held = KeptInfluence(shown, len(facts.indices)) if options.report is not None else None
+    drawn = options.report is not None or options.plot is not None
+    shown = 1 if options.aggregate or options.report is None else min(len(selected), SHOWN)
+    held = KeptInfluence(shown, len(facts.indices)) if drawn else None
 
     def rows() -> Iterator[dict[str, object]]:
         with matrix_file(options.matrix, facts.indices) as matrix:
@@ -185,7 +192,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
                 sinks=[sink for sink in (matrix, held) if sink is not None],
             )
             for group in groups:
-                if options.report is not None and not kept:
+                if drawn and not kept:
                     kept.append(group)
                 yield from rank_rows(stores[0], group, facts, options.aggregate)
 
@@ -194,6 +201,11 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         session.terminal.say("an image file without a label: the loss of the predicted class is explained")
     if options.matrix is not None:
         session.terminal.say(f"wrote {options.matrix}")
+    if options.plot is not None and held is not None:
+        classes, unit = tasks[0].classes, "nats" if stores[0].choice.method != "identity" else ""
+        title = plot_title(kept[0], classes, options.aggregate)
+        plot_influence(options.plot, held.values[0], facts.labels, classes, title, unit)
+        session.terminal.say(f"wrote {options.plot}")
     if options.report is not None and held is not None:
         page = rank_page(session, stores, kept[0], held.values, facts, selected, options.count or 10, options.aggregate)
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")

@@ -60,6 +60,7 @@ def begin(
     format: str | None = None,
     output: Path | None = None,
     files: Sequence[Path | None] = (),
+    dialects: Sequence[str] = (),
 ) -> Session:
     """Read the config, check where results are to go before any work, then load torch behind a line that says so.
 
@@ -71,12 +72,15 @@ def begin(
         format: ``--format``.
         output: ``-o``.
         files: other files that the command will write.
+        dialects: formats of other tools that its rows can be put into.
 
     Raises:
         InfluenceError: in the config, the format or a file that cannot be written.
     """
     loaded = load_config(config, overrides or ())
-    session = begin_without_config(quiet=quiet, verbose=verbose, format=format, output=output, files=files)
+    session = begin_without_config(
+        quiet=quiet, verbose=verbose, format=format, output=output, files=files, dialects=dialects
+    )
     with session.terminal.status("loading torch"):
         import torch  # noqa: F401
     return replace(session, loaded=loaded)
@@ -89,13 +93,14 @@ def begin_without_config(
     format: str | None = None,
     output: Path | None = None,
     files: Sequence[Path | None] = (),
+    dialects: Sequence[str] = (),
 ) -> Session:
     """Check where results are to go, for a command that works on files alone.
 
     Raises:
         InfluenceError: in the format or a file that cannot be written.
     """
-    chosen = choose_format(format, output, sys.stdout.isatty())
+    chosen = choose_format(format, output, sys.stdout.isatty(), dialects)
     for path in (output, *files):
         if path is not None:
             check_output(path)
