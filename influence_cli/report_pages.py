@@ -24,8 +24,8 @@ from influence_cli.task import Task
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
 
-# Test examples with a gallery of their own on one page.
-SHOWN = 20
+# Test examples with a gallery of their own on one page, and images in a row of it.
+SHOWN, IMAGES = 20, 50
 
 
 def rank_page(
@@ -47,10 +47,10 @@ def rank_page(
         kept: all influence [m, n] on the first `SHOWN` of them, NaN of what could not be read.
         facts: of the training examples.
         selected: all test examples that were asked for.
-        count: images a row.
+        count: rows of each effect in the result; as many images, up to `IMAGES`.
         aggregate: whether the mean of all test examples is explained.
     """
-    prepared, count = stores[0], min(count, 50)
+    prepared, shown = stores[0], min(count, IMAGES)
     classes = prepared.task.classes
     tests: list[TestFacts | None] = [None] if aggregate else list(group.tests[:SHOWN])
     kept = kept[: len(tests)]
@@ -67,12 +67,12 @@ def rank_page(
                     Row(
                         "Most helpful",
                         "removing one of these would raise the loss",
-                        _cards(prepared, facts, found.helpful[:count], found.helpful_values, "helpful"),
+                        _cards(prepared, facts, found.helpful[:shown], found.helpful_values, "helpful"),
                     ),
                     Row(
                         "Most harmful",
                         "removing one of these would lower the loss",
-                        _cards(prepared, facts, found.harmful[:count], found.harmful_values, "harmful"),
+                        _cards(prepared, facts, found.harmful[:shown], found.harmful_values, "harmful"),
                     ),
                 ),
                 bars=class_bars("Which labels it comes from", "sums over all training examples", own, labels, classes),
@@ -81,6 +81,8 @@ def rank_page(
     notes = []
     if not aggregate and len(selected) > len(sections):
         notes.append(f"{len(selected) - len(sections)} further test examples are in the rows, not on this page.")
+    if count > shown:
+        notes.append(f"Of each row the first {shown} images are shown; the rows of the result have all {count:,}.")
     meaning = [
         "Influence is the estimated rise of the test example's loss if one training example were removed and the "
         "model trained again"

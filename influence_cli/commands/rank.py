@@ -207,7 +207,16 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         plot_influence(options.plot, held.values[0], facts.labels, classes, title, unit)
         session.terminal.say(f"wrote {options.plot}")
     if options.report is not None and held is not None:
-        page = rank_page(session, stores, kept[0], held.values, facts, selected, options.count or 10, options.aggregate)
+        page = rank_page(
+            session,
+            stores,
+            kept[0],
+            held.values,
+            facts,
+            selected,
+            options.count or len(facts.indices),
+            options.aggregate,
+        )
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     else:
         session.terminal.say("next: --report why.html shows the images")
