@@ -114,7 +114,7 @@ def attribute(task: Task, image: Tensor, target: int, method: str) -> np.ndarray
             )
             # captum gives a pixel's value to each channel of the patch.
             found = found.mean(dim=1, keepdim=True)
-    return np.asarray(found.detach()[0].sum(dim=0).double().cpu().numpy())
+    return np.asarray(found.detach()[0].cpu().double().sum(dim=0).numpy())
 
 
 def scaled(values: np.ndarray) -> np.ndarray:
