@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
+from influence_cli.attribution import attribution_cards
 from influence_cli.data import Split, file_input, raw_image
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.facts import TestFacts, TrainingFacts
@@ -37,6 +38,7 @@ def rank_page(
     selected: Sequence[Selected],
     count: int,
     aggregate: bool,
+    attribution: str | None = None,
 ) -> Page:
     """Lay out a ranking: each test example above its most helpful and most harmful training images.
 
@@ -49,6 +51,7 @@ def rank_page(
         selected: all test examples that were asked for.
         count: rows of each effect in the result; as many images, up to `IMAGES`.
         aggregate: whether the mean of all test examples is explained.
+        attribution: the method that colours the pixels of each test image beside it; None for none.
     """
     prepared, shown = stores[0], min(count, IMAGES)
     classes = prepared.task.classes
@@ -56,13 +59,17 @@ def rank_page(
     kept = kept[: len(tests)]
     read = np.isfinite(kept).all(axis=0)
     values, labels = kept[:, read].astype(np.float64), facts.labels[read]
+    pixels: Sequence[Card | None] = [None] * len(tests)
+    if attribution is not None:
+        pixels = attribution_cards(prepared.task, group.tests[:SHOWN], attribution, len(stores), session.terminal)
     sections = []
-    for test, found, own in zip(tests, group.strongest, values, strict=False):
+    for test, found, own, beside in zip(tests, group.strongest, values, pixels, strict=False):
         heading = f"Mean over {len(group.tests)} test examples" if test is None else test_title(test, classes)
         sections.append(
             Section(
                 heading=heading,
                 lead=None if test is None else _test_card(prepared, test),
+                beside=beside,
                 rows=(
                     Row(
                         "Most helpful",

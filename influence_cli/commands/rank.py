@@ -87,6 +87,14 @@ def command(
     output: Output = None,
     report: Report = None,
     plot: Plot = None,
+    attribution: Annotated[
+        str | None,
+        typer.Option(
+            "--attribution",
+            metavar="NAME",
+            help="With --report: colour the pixels of the test images by integrated-gradients, grad-cam or occlusion.",
+        ),
+    ] = None,
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
@@ -121,6 +129,12 @@ def command(
         raise InfluenceError(
             "--train does not go with --aggregate, --matrix, --on-the-fly, --plot or --report", "leave one of them out"
         )
+    if attribution is not None and (report is None or aggregate):
+        raise InfluenceError(
+            "--attribution colours the pixels of each test image in the page of --report"
+            + (", and --aggregate has none" if aggregate else ""),
+            "influence rank 17 --attribution integrated-gradients --report why.html",
+        )
     check_plot(plot)
     session = begin(
         config,
@@ -135,7 +149,7 @@ def command(
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable)
     else:
-        options = _Options(target, aggregate, matrix, count, report, plot, skip_unreadable, on_the_fly)
+        options = _Options(target, aggregate, matrix, count, report, plot, attribution, skip_unreadable, on_the_fly)
         _rank(session, tests or [], options)
 
 
@@ -147,11 +161,13 @@ class _Options:
     count: int | None
     report: Path | None
     plot: Path | None
+    attribution: str | None
     skip: bool
     on_the_fly: bool
 
 
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
+    from influence_cli.attribution import check_attribution, check_model
     from influence_cli.commands.session import emit, load
     from influence_cli.facts import misclassified
     from influence_cli.kept_influence import KeptInfluence
@@ -164,8 +180,11 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.selection import select
     from influence_cli.testset import check_target
 
+    check_attribution(options.attribution)
     tasks = load(session)
     check_target(options.target, tasks[0].classes)
+    if options.attribution is not None:
+        check_model(tasks[0], options.attribution)
     selected = select(tests, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), sys.stdin)
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
@@ -207,15 +226,9 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         plot_influence(options.plot, held.values[0], facts.labels, classes, title, unit)
         session.terminal.say(f"wrote {options.plot}")
     if options.report is not None and held is not None:
+        count = options.count or len(facts.indices)
         page = rank_page(
-            session,
-            stores,
-            kept[0],
-            held.values,
-            facts,
-            selected,
-            options.count or len(facts.indices),
-            options.aggregate,
+            session, stores, kept[0], held.values, facts, selected, count, options.aggregate, options.attribution
         )
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     else:
