@@ -30,7 +30,7 @@ from influence_cli.curvature.damping import C
 from influence_cli.curvature.ekfac import SAMPLED_AT_LEAST, fit
 from influence_cli.data import Batch
 from influence_cli.gradients import make_network
-from influence_cli.metrics import average_precision
+from influence_cli.metrics import average_precision, bootstrap_lds, lds, spearman
 from influence_cli.network import track
 from influence_cli.spectrum import Spectrum, layered
 from influence_cli.store_rows import decode, encode
@@ -42,28 +42,9 @@ COUNTS = (4096, 512)
 SHOWN = 30  # test images whose scores are compared in full
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Rank along the last axis and standardise, so that a mean product is a Spearman correlation."""
-    order = values.argsort(axis=-1).argsort(axis=-1).astype(np.float64)
-    order -= order.mean(axis=-1, keepdims=True)
-    return np.asarray(order / np.sqrt(np.square(order).mean(axis=-1, keepdims=True)))
-
-
-def lds(predicted: np.ndarray, actual: np.ndarray) -> float:
-    """Average the Spearman correlation of [tests, subsets] over the tests."""
-    return float((ranks(predicted) * ranks(actual)).mean())
-
-
 def interval(predicted: np.ndarray, actual: np.ndarray, draws: int = 100) -> float:
     """Bootstrap over subsets and tests: 1.96 standard errors of the LDS."""
-    generator = np.random.default_rng(0)
-    tests, subsets = actual.shape
-    found = []
-    for _ in range(draws):
-        rows = generator.integers(0, tests, tests)[:, None]
-        columns = generator.integers(0, subsets, subsets)[None]
-        found.append(lds(predicted[rows, columns], actual[rows, columns]))
-    return 1.96 * float(np.std(found))
+    return 1.96 * float(bootstrap_lds([predicted], actual, draws).std())
 
 
 class Measured:
@@ -88,13 +69,13 @@ class Measured:
         """Give the LDS of weighted products, with its interval."""
         left = (self.test if test is None else test) * weights.astype(np.float32)
         predicted = (left @ (self.summed if summed is None else summed).T).astype(np.float64)
-        return f"{lds(predicted, self.actual):.3f} ± {interval(predicted, self.actual):.3f}"
+        return f"{lds(predicted, self.actual).mean():.3f} ± {interval(predicted, self.actual):.3f}"
 
     def likeness(self, weights: np.ndarray, chosen: np.ndarray) -> float:
         """Correlate (Spearman) the influence by the chosen coordinates with that by all, over training images."""
         left = self.test[:SHOWN] * weights.astype(np.float32)
         whole, part = left @ self.train.T, left[:, chosen] @ self.train[:, chosen].T
-        return float((ranks(whole) * ranks(part)).mean())
+        return float(lds(part, whole).mean())
 
     def precision(self, weights: np.ndarray) -> float:
         """Give the average precision of self-influence on the flipped labels."""
@@ -174,8 +155,8 @@ def sampled(found: Measured, truth: lds_retrain.GroundTruth) -> None:
     weights = 1 / (other.values + C * other.means[other.owner])
     again = (other.test[:SHOWN] * weights.astype(np.float32)) @ other.train.T
     own_again = np.concatenate([np.square(part) @ weights for part in np.array_split(other.train, 20)])
-    likeness = float((ranks(whole) * ranks(again)).mean())
-    own_likeness = float((ranks(own) * ranks(own_again)).mean())
+    likeness = float(lds(again, whole).mean())
+    own_likeness = spearman(own, own_again)
     print(f"| {SAMPLED_AT_LEAST:,} of them | {other.score(weights)} | {likeness:.4f} | {own_likeness:.4f} |")
 
 

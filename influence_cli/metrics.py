@@ -84,6 +84,53 @@ def slope(x: np.ndarray, y: np.ndarray) -> float:
     return float(a @ b) / float(a @ a) if float(a @ a) > 0 else float("nan")
 
 
+def intercept(x: np.ndarray, y: np.ndarray) -> float:
+    """Compute a of the least-squares line y = a + b x; NaN where x is constant."""
+    return float(np.mean(y) - slope(x, y) * np.mean(x))
+
+
+def lds(predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """Compute the linear datamodeling score of each test example: Spearman's correlation over the subsets.
+
+    (Park et al. 2023, "TRAK", section 2, equation 3.) The score of a method is the mean over the test examples.
+
+    Args:
+        predicted: [tests, subsets], the summed influence of what each subset leaves out.
+        actual: [tests, subsets], the loss after training on it.
+
+    Returns:
+        [tests], in [−1, 1]; 0 where either is constant: it says nothing there.
+    """
+    even = np.ones(np.shape(actual)[1], dtype=np.int64)
+    return _correlations(_Sorted(predicted).ranks(even), _Sorted(actual).ranks(even), even)
+
+
+def bootstrap_lds(predicted: Sequence[np.ndarray], actual: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Draw subsets and test examples anew, with replacement, and compute the mean score of each method.
+
+    The draws are the same for all methods: differences between columns are paired.
+
+    Args:
+        predicted: [tests, subsets] of each method.
+        actual: [tests, subsets].
+        draws: bootstrap samples.
+        seed: of the draws.
+
+    Returns:
+        [draws, methods].
+    """
+    methods, truth = [_Sorted(values) for values in predicted], _Sorted(actual)
+    tests, subsets = np.shape(actual)
+    generator, found = np.random.default_rng(seed), np.empty((draws, len(methods)))
+    for draw in range(draws):
+        # How often each is drawn stands for the sample: nothing is sorted again.
+        often = np.bincount(generator.integers(0, tests, tests), minlength=tests)
+        weights = np.bincount(generator.integers(0, subsets, subsets), minlength=subsets)
+        right = truth.ranks(weights)
+        found[draw] = [often @ _correlations(method.ranks(weights), right, weights) / tests for method in methods]
+    return found
+
+
 def percentile_rank(values: np.ndarray) -> np.ndarray:
     """Rank each value among the others: (number below + half of the other equal ones) / (n − 1), in [0, 1]."""
     values = np.asarray(values, dtype=np.float64)
@@ -116,6 +163,44 @@ def _midranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2)[inverse], dtype=np.float64)
+
+
+class _Sorted:
+    """Rows [tests, subsets], sorted once, whose ranks are wanted for many samples of the columns."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        values = np.asarray(values, dtype=np.float64)
+        if np.isnan(values).any():
+            raise InfluenceError("a prediction or a loss of the linear datamodeling score is NaN")
+        self._order = values.argsort(axis=1, kind="stable")
+        rising = np.take_along_axis(values, self._order, axis=1)
+        new = np.ones(values.shape, dtype=bool)
+        new[:, 1:] = rising[:, 1:] != rising[:, :-1]
+        last = np.ones(values.shape, dtype=bool)
+        last[:, :-1] = new[:, 1:]
+        tests, subsets = values.shape
+        at, place = np.arange(subsets), self._order.argsort(axis=1)
+        # Of each group of equal values the first place, and the one past its last, in a flat table of running sums.
+        first = np.maximum.accumulate(np.where(new, at, 0), axis=1)
+        end = np.minimum.accumulate(np.where(last, at + 1, subsets)[:, ::-1], axis=1)[:, ::-1]
+        rows = (subsets + 1) * np.arange(tests)[:, None]
+        self._first = rows + np.take_along_axis(first, place, axis=1)
+        self._end = rows + np.take_along_axis(end, place, axis=1)
+
+    def ranks(self, weights: np.ndarray) -> np.ndarray:
+        """Give the mean rank of each column (plus a constant) where column s is there ``weights[s]`` times."""
+        sums = np.zeros((len(self._order), len(weights) + 1))
+        np.cumsum(weights[self._order], axis=1, out=sums[:, 1:])
+        flat = sums.ravel()
+        return np.asarray((flat[self._first] + flat[self._end]) / 2)
+
+
+def _correlations(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Correlate rows of ranks [tests, subsets], a column counting as often as its weight; 0 where one is constant."""
+    # Ranks are multiples of a half: a constant row is exactly zero once its mean is taken away.
+    a, b = (ranks - (ranks @ weights / weights.sum())[:, None] for ranks in (a, b))
+    size = np.sqrt((np.square(a) @ weights) * (np.square(b) @ weights))
+    return np.asarray(np.divide((a * b) @ weights, size, out=np.zeros(len(a)), where=size > 0))
 
 
 def _centred(values: np.ndarray) -> np.ndarray:
