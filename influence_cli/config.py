@@ -99,6 +99,19 @@ class LossConfig(_Section):
     args: dict[str, Any] = {}
 
 
+class TrainingConfig(_Section):
+    """How the checkpoint was trained, for `influence verify`, which trains again.
+
+    ``factory`` names a function ``train(model, data, *, l2, seed, progress)`` that returns the trained model:
+    ``model`` a fresh one (or, to leave single examples out, the checkpoint) on its device; ``data`` a sequence of
+    (input, label), the input as the transform gives it; ``l2`` the λ₂ of λ₂/2·‖θ‖² in the mean objective; ``seed``
+    of all that is random in it; ``progress`` takes (done, all), as often as it likes. ``args`` are further keywords.
+    """
+
+    factory: str
+    args: dict[str, Any] = {}
+
+
 class DataConfig(_Section):
     """A data set, and what is changed about it."""
 
@@ -145,6 +158,7 @@ class Config(_Section):
     test: DataConfig | None = None
     gradients: GradientsConfig = GradientsConfig()
     curvature: CurvatureConfig = CurvatureConfig()
+    training: TrainingConfig | None = None
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
@@ -375,6 +389,7 @@ def _known(keys: Sequence[str | int]) -> list[str]:
         "test": DataConfig,
         "gradients": GradientsConfig,
         "curvature": CurvatureConfig,
+        "training": TrainingConfig,
     }
     if not keys:
         return [name for name in Config.model_fields if name != "path"]

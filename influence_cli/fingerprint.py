@@ -45,12 +45,9 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
         choice: curvature and tracked parameters.
         store_dtype: ``float32``, ``float16`` or ``int8``.
     """
-    split = task.train
-    parts = {
-        "weights": _weights(task.model),
-        "count": f"{len(split)} {xxhash.xxh3_64_hexdigest(split.indices.tobytes())}",
-        "labels": xxhash.xxh3_64_hexdigest(split.labels[split.indices].tobytes()),
-        "transform": split.transform_text,
+    return {
+        "weights": weights_hash(task.model),
+        **data_facts(task.train),
         "layers": f"{choice.network.size} {xxhash.xxh3_64_hexdigest(' '.join(choice.network.names).encode())}",
         "loss": task.loss_name,
         "basis": f"{choice.method} {choice.matrix}" if choice.has_basis else "raw gradients",
@@ -59,12 +56,17 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
         # Read from the installed package: its import takes two seconds, and only some projects need it.
         "versions": f"torch {torch.__version__} torchvision {version('torchvision')}",
     }
+
+
+def data_facts(split: Split) -> dict[str, str]:
+    """Describe the examples of a split: which, their labels, the transform, and the files or a sample of inputs."""
     files = file_facts(split)
-    if files is not None:
-        parts["files"] = files
-    else:
-        parts["examples"] = _sample(split)
-    return parts
+    return {
+        "count": f"{len(split)} {xxhash.xxh3_64_hexdigest(split.indices.tobytes())}",
+        "labels": xxhash.xxh3_64_hexdigest(split.labels[split.indices].tobytes()),
+        "transform": split.transform_text,
+        **({"examples": _sample(split)} if files is None else {"files": files}),
+    }
 
 
 def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> None:
@@ -88,7 +90,8 @@ def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> N
     )
 
 
-def _weights(model: nn.Module) -> str:
+def weights_hash(model: nn.Module) -> str:
+    """Hash all parameters and buffers, by name."""
     state = xxhash.xxh3_128()
     for name, value in model.state_dict().items():
         state.update(name.encode())

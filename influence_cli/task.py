@@ -84,7 +84,7 @@ def load_tasks(config: Config) -> list[Task]:
     loss_name = config.loss.factory + (f" {config.loss.args}" if config.loss.args else "")
     tasks = []
     for number, path in enumerate(config.model.checkpoint):
-        model = _build_model(config)
+        model = build_model(config)
         where = config.where("model", "checkpoint", number)
         load_weights(model, read_checkpoint(path, where), path, where)
         model.to(device).eval()
@@ -135,7 +135,9 @@ def logits_of(outputs: Any) -> Tensor:
     )
 
 
-def _build_model(config: Config) -> nn.Module:
+def build_model(config: Config) -> nn.Module:
+    """Call the model's factory; an error at the config's line where it is not what a config needs."""
+
     def where(*keys: str) -> str:
         return config.where("model", *(keys or ("factory",)))
 

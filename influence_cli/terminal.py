@@ -14,15 +14,17 @@ from rich.text import Text
 
 from influence_cli.errors import printable
 
-Advance = Callable[[int], None]
+Advance = Callable[[float], None]
 
 
 class _Rate(ProgressColumn):
-    """Examples a second."""
+    """Examples a second, or the time of one that takes longer."""
 
     def render(self, task: Task) -> Text:
         """Write the rate of a task."""
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "–/s", style="dim")
+        if not task.speed:
+            return Text("–/s", style="dim")
+        return Text(f"{task.speed:,.0f}/s" if task.speed >= 1 else f"{duration(1 / task.speed)} each", style="dim")
 
 
 class _Stderr(Console):

@@ -13,7 +13,7 @@ from influence_cli.config import Config, DataConfig, load_config
 
 # Every key that the design documents, by section; "" for the top.
 KEYS = {
-    "": {"model", "loss", "l2", "train", "test", "gradients", "curvature", "device", "precision", "seed"},
+    "": {"model", "loss", "l2", "train", "test", "gradients", "curvature", "training", "device", "precision", "seed"},
     "model": {"factory", "args", "checkpoint"},
     "train": {"dataset", "args", "labels", "exclude", "n", "transform"},
     "test": {"dataset", "args"},

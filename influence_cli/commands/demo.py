@@ -70,17 +70,13 @@ def _train(terminal: Any) -> None:
     import torch
 
     from influence_cli.config import load_config
-    from influence_cli.data import labelled_inputs
+    from influence_cli.retrain import fresh_model, load_training, train, training_pairs
     from influence_cli.task import choose_device, load_split
-    from influence_cli.user_code import import_object
 
     config = load_config(Path("influence.yaml"))
-    folder = config.folder
-    build = import_object(config.model.factory, folder, "model.py")
-    train = import_object("./model.py:train", folder, "model.py")
-    split = load_split(config, "train", config.train)
-    torch.manual_seed(config.seed)
-    model = build(**config.model.args).to(choose_device(config.device))
+    training = load_training(config)
+    pairs = training_pairs(load_split(config, "train", config.train))
+    model = fresh_model(config, config.seed, choose_device(config.device))
     with terminal.progress(1000, "training the model") as advance:
         done = 0.0
 
@@ -89,7 +85,9 @@ def _train(terminal: Any) -> None:
             advance(1000 * now / total - done)
             done = 1000 * now / total
 
-        model = train(model, list(labelled_inputs(split)), l2=config.l2, seed=config.seed, progress=trained)
+        model = train(
+            training, model, pairs, l2=config.l2, seed=config.seed, what="the images of the demo", progress=trained
+        )
     torch.save(model.cpu().state_dict(), config.model.checkpoint[0])
     terminal.say(f"trained the model of model.py on them and saved {config.model.checkpoint[0].name}")
 

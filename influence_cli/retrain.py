@@ -1,0 +1,353 @@
+"""Train again by the user's training function, which the config names: on half of the examples, or without one.
+
+What is random in a training comes from its seed alone, and the seed from the config's, the subset and the repeat: a
+retraining is the same whichever process makes it, and when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from influence_cli.config import Config
+from influence_cli.data import Batch, Split, labelled_inputs, raw_item, readable_batches, to_input
+from influence_cli.errors import InfluenceError
+from influence_cli.fingerprint import MEANING as STORED
+from influence_cli.fingerprint import data_facts
+from influence_cli.memory import available_bytes
+from influence_cli.retrain_files import Arrays, Job
+from influence_cli.task import Task, build_model, logits_of
+from influence_cli.user_code import bind, describe, import_object
+
+FORM = "train(model, data, *, l2, seed, progress)"
+# What verify gives; the rest of a training function's keywords are the config's.
+OURS = ("l2", "seed", "progress")
+# Of the free memory, what inputs may take that every retraining reads.
+HELD_SHARE = 0.5
+BATCH = 256
+
+# Claims of one repeat are numbered from here to the next.
+REPEAT = 2**32
+_DATA = ("count", "labels", "files", "examples", "transform")
+MEANING = {
+    **{f"train.{part}": STORED[part] for part in _DATA},
+    **{f"test.{part}": STORED[part].replace("training", "test").replace("train.", "test.") for part in _DATA},
+    "training": "the training function (its file or its arguments)",
+    "model": "the model (its factory's file or its arguments)",
+    "loss": "the loss",
+    "l2": "l2",
+    "seed": "the seed",
+    "weights": "the checkpoint's weights",
+}
+
+Progress = Callable[[int, int], None]
+Pairs = Sequence[tuple[Tensor, int]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The user's training function, its own arguments bound.
+
+    Attributes:
+        function: (model, data, *, l2, seed, progress) to the trained model.
+        name: as the config has it.
+        where: ``influence.yaml:12``.
+        folder: current while it runs, so that its relative paths work.
+        source: hash of the file that it is in, and its arguments.
+    """
+
+    function: Callable[..., Any]
+    name: str
+    where: str
+    folder: Path
+    source: str
+
+
+def load_training(config: Config) -> Training:
+    """Import the training function and check its signature, before anything is trained.
+
+    Raises:
+        InfluenceError: the config names none, it does not exist, or cannot be called as ``FORM``.
+    """
+    section = config.training
+    if section is None:
+        raise InfluenceError(
+            f"{config.path.name}: training again needs a training function, and the config names none",
+            f"add training: {{factory: ./model.py:train}}, a function {FORM} that returns the trained model",
+        )
+
+    def where(*keys: str) -> str:
+        return config.where("training", *(keys or ("factory",)))
+
+    found = import_object(section.factory, config.folder, where())
+    if not callable(found):
+        raise InfluenceError(f"{where()}: {section.factory} is a {type(found).__name__}, which cannot be called")
+    for key in section.args:
+        if key in (*OURS, "model", "data"):
+            raise InfluenceError(f"{where('args', key)}: {key} is not for the config to give", f"verify calls {FORM}")
+    function = bind(found, section.args, section.factory, where)
+    _check_signature(found, section.args, f"{where()}: {section.factory}")
+    return Training(function, section.factory, where(), config.folder, source_hash(found, section.args))
+
+
+def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # built in: it says so when it is called
+    try:
+        signature.bind(None, [], l2=0.0, seed=0, progress=None, **args)
+    except TypeError as error:
+        raise InfluenceError(
+            f"{name}{str(signature)[:120]} cannot be called as {FORM}: {error}",
+            "let it take these; what else it needs goes under training.args",
+        ) from error
+
+
+def source_hash(found: Any, args: Mapping[str, Any]) -> str:
+    """Hash the file that a factory or function is in, and its arguments: has it changed since?"""
+    state = xxhash.xxh3_128(f"{getattr(found, '__qualname__', found)!s} {sorted(args.items())!r}".encode())
+    with contextlib.suppress(TypeError, OSError):  # built in, or without a file
+        state.update(Path(inspect.getsourcefile(found) or "").read_bytes())
+    return state.hexdigest()
+
+
+def seed_of(*numbers: int) -> int:
+    """Mix numbers to a seed that every library takes: in [0, 2³²)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def half(seed: int, subset: int, n: int) -> np.ndarray:
+    """Draw a random half of n examples: ⌊n/2⌋ rows, rising; the same however many subsets there are."""
+    generator = np.random.default_rng([seed, subset])
+    return np.sort(generator.choice(n, n // 2, replace=False))
+
+
+def fresh_model(config: Config, seed: int, device: torch.device) -> nn.Module:
+    """Make an untrained model whose start depends on the seed alone."""
+    _seed_all(seed)
+    return build_model(config).to(device)
+
+
+def train(
+    training: Training,
+    model: nn.Module,
+    data: Pairs,
+    *,
+    l2: float,
+    seed: int,
+    what: str,
+    progress: Progress = lambda *_: None,
+) -> nn.Module:
+    """Call the training function, and check what it returns.
+
+    Args:
+        training: the function.
+        model: where it starts.
+        data: (input, label) pairs.
+        l2: λ₂ of the objective.
+        seed: of all that is random in it.
+        what: names this training in an error: ``subset 3 (seed 17)``.
+        progress: told (done, all).
+
+    Returns:
+        The trained model, in eval mode.
+
+    Raises:
+        InfluenceError: it raises, or returns something else than the model that it was given, trained.
+    """
+    at, shapes = f"{training.where}: {training.name}", _shapes(model)
+    device = next(model.parameters()).device
+    _seed_all(seed)
+    try:
+        # stdout is for data; what a training function prints is not.
+        with contextlib.chdir(training.folder), contextlib.redirect_stdout(sys.stderr), torch.enable_grad():
+            trained = training.function(model, data, l2=l2, seed=seed, progress=progress)
+    except InfluenceError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InfluenceError(
+            f"{at} failed on {what}: {describe(error)}", "INFLUENCE_DEBUG=1 shows where inside it"
+        ) from error
+    if not isinstance(trained, nn.Module):
+        raise InfluenceError(
+            f"{at} returned a {type(trained).__name__} for {what}, not the trained model", "end it with: return model"
+        )
+    found = _shapes(trained)
+    if found != shapes:
+        name = next(name for name in [*shapes, *found] if shapes.get(name) != found.get(name))
+        raise InfluenceError(
+            f"{at} returned another architecture for {what}: {name} is {_shape(found, name)}, in the model that it was "
+            f"given {_shape(shapes, name)}",
+            "train the model that is given and return it",
+        )
+    return trained.to(device).eval()
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "not there"
+
+
+def _seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def example_losses(task: Task, model: nn.Module, batches: Iterable[Batch], split: Split, what: str) -> np.ndarray:
+    """Compute the loss of every example of a split under a model: float64 [m].
+
+    Raises:
+        InfluenceError: one of them is NaN or infinite; it names the training and the example.
+    """
+    found = []
+    for batch in batches:
+        with torch.no_grad():
+            outputs = logits_of(model(batch.inputs.to(task.device)))
+            losses = task.loss(outputs, batch.targets.to(task.device)).double().cpu().numpy()
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            raise InfluenceError(
+                f"{what} gave a model whose loss on {split.title(int(batch.indices[bad[0]]))} is NaN or infinite",
+                "the training function diverges there: a smaller learning rate, or a look at what it does",
+            )
+        found.append(losses)
+    return np.concatenate(found)
+
+
+class _Reading(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """(input, label) pairs, read each time they are asked for: data that the memory does not hold."""
+
+    def __init__(self, split: Split) -> None:
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        index = int(self._split.indices[row])
+        image, _ = raw_item(self._split, index)
+        return to_input(self._split, image, self._split.title(index)), int(self._split.labels[index])
+
+
+class _Rows(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Some rows of a larger data set."""
+
+    def __init__(self, data: Any, rows: np.ndarray) -> None:
+        self._data, self._rows = data, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        found: tuple[Tensor, int] = self._data[int(self._rows[row])]
+        return found
+
+
+def training_pairs(split: Split) -> Pairs:
+    """Give the (input, label) pairs of all examples in use: a list where the memory holds it, else read as asked."""
+    return list(labelled_inputs(split)) if _fits(split) else _Reading(split)  # type: ignore[return-value]
+
+
+def take_pairs(data: Pairs, rows: np.ndarray) -> Pairs:
+    """Give some rows of the pairs."""
+    return [data[int(row)] for row in rows] if isinstance(data, list) else _Rows(data, rows)  # type: ignore[return-value]
+
+
+def held_batches(split: Split) -> Iterable[Batch]:
+    """Give the examples of a split in batches, for many passes: in memory where they fit, else read anew each time."""
+
+    class Again:
+        def __iter__(self) -> Any:
+            return iter(readable_batches(split, split.indices, BATCH, skip=False))
+
+    return list(Again()) if _fits(split) else Again()
+
+
+def _fits(split: Split) -> bool:
+    image, _ = raw_item(split, int(split.indices[0]))
+    one = to_input(split, image, split.title(int(split.indices[0])))
+    return one.numel() * one.element_size() * len(split) <= HELD_SHARE * available_bytes(torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Again:
+    """What every retraining reads: the training function, the training pairs, the test examples."""
+
+    task: Task
+    training: Training
+    pairs: Pairs
+    tests: Iterable[Batch]
+
+    def losses(
+        self,
+        model: nn.Module,
+        rows: np.ndarray,
+        l2: float,
+        seed: int,
+        what: str,
+        progress: Callable[[float], None],
+    ) -> Arrays:
+        """Train on some rows, and give the losses of all test examples [m] and the seconds."""
+        started = time.perf_counter()
+        trained = train(
+            self.training,
+            model,
+            take_pairs(self.pairs, rows),
+            l2=l2,
+            seed=seed,
+            what=what,
+            progress=lambda done, total: progress(done / max(total, 1)),
+        )
+        losses = example_losses(self.task, trained, self.tests, self.task.test_split(), what)
+        return {"losses": losses, "seconds": np.array(time.perf_counter() - started)}
+
+
+def make_again(config: Config, task: Task) -> Again:
+    """Import the training function, and read what every retraining reads."""
+    training = load_training(config)
+    return Again(task, training, training_pairs(task.train), held_batches(task.test_split()))
+
+
+def retrained_folder(config: Config) -> Path:
+    """Name the folder of the retrainings: beside the store, ``influence.retrained`` for ``influence.h5``."""
+    store = config.gradients.store
+    return store.with_name(f"{store.stem}.retrained")
+
+
+def made_of(config: Config, task: Task) -> dict[str, str]:
+    """Describe what retrainings depend on, part by part; a checkpoint is no part of a training from scratch."""
+    build = import_object(config.model.factory, config.folder, config.where("model", "factory"))
+    training = load_training(config)
+    return {
+        **{f"train.{part}": value for part, value in data_facts(task.train).items()},
+        **{f"test.{part}": value for part, value in data_facts(task.test_split()).items()},
+        "training": f"{training.name} {training.source}",
+        "model": f"{config.model.factory} {source_hash(build, config.model.args)}",
+        "loss": task.loss_name,
+        "l2": repr(task.l2),
+        "seed": str(config.seed),
+    }
+
+
+def job_of(name: str, repeat: int, number: int) -> Job:
+    """Name the file and number the claim of a retraining: ``number`` of this repeat."""
+    return Job(f"{name}_{repeat}", 1 + repeat * REPEAT + number)

@@ -1,0 +1,228 @@
+"""Retrainings on disk: a file each, and claims by which several processes share the work.
+
+A file is written under another name and renamed: it is whole or absent. A claim is a lock on one byte of the file
+``claims``, which the system gives back when its process ends, in whatever way: there are no stale ones.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from influence_cli.errors import InfluenceError, Stopped, near_path
+from influence_cli.terminal import Advance, Terminal, duration
+from influence_cli.user_code import describe
+
+FACTS, CLAIMS, TURNS = "made_of.json", "claims", "turns"
+# How often a process that has nothing left to claim looks whether the others are done, in seconds.
+LOOK = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One retraining.
+
+    Attributes:
+        name: of its file, without the suffix.
+        number: of its claim, ≥ 1; no other job of the folder has it.
+    """
+
+    name: str
+    number: int
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def open_folder(folder: Path, wanted: Mapping[str, str], meaning: Mapping[str, str]) -> None:
+    """Make the folder, or go on with one that was made of the same.
+
+    Args:
+        folder: for the files.
+        wanted: what the retrainings are made of, part by part.
+        meaning: what each part is called.
+
+    Raises:
+        InfluenceError: it was made of something else, naming what differs; or it cannot be written.
+    """
+    path, shown = folder / FACTS, near_path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _claims(folder) as claims:
+            # Of two processes that start together the first one writes, and the other waits for that.
+            fcntl.lockf(claims, fcntl.LOCK_EX, 1, 0)
+            if not path.exists():
+                part = folder / f"{FACTS}.part"
+                part.write_text(json.dumps(dict(wanted), indent=2) + "\n", encoding="utf-8")
+                part.replace(path)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InfluenceError(f"{shown} cannot be used: {describe(error)}", "move it away, or mend it") from error
+    different = [meaning[name] for name in meaning if found.get(name) != wanted.get(name)]
+    if different:
+        raise InfluenceError(
+            f"{shown} has {count_files(folder)} retrainings of another run; what differs: {'; '.join(different)}",
+            f"undo the change to go on with them, or move {shown} away to begin anew",
+        )
+
+
+def count_files(folder: Path) -> int:
+    """Count the finished retrainings."""
+    return sum(1 for _ in folder.glob("*.npz"))
+
+
+def read(folder: Path, job: Job) -> Arrays | None:
+    """Read a finished retraining; None where there is none, or what is there is no such file."""
+    try:
+        with np.load(folder / f"{job.name}.npz", allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def do_all(
+    folder: Path,
+    jobs: Sequence[Job],
+    run: Callable[[Job, Callable[[float], None]], Arrays],
+    terminal: Terminal,
+    what: str,
+) -> list[Arrays]:
+    """Have every job done once, by this process or by others that work on the folder, and give all results.
+
+    Args:
+        folder: from ``open_folder``.
+        jobs: in the order in which they are wanted.
+        run: does one; told a function that takes the share that is done, in [0, 1].
+        terminal: progress.
+        what: the bar's title.
+
+    Returns:
+        The arrays of each job, in order.
+
+    Raises:
+        InfluenceError: from ``run``, with what is kept; or a file cannot be written.
+    """
+    shown = near_path(folder)
+    left, timed, waiting = [job for job in jobs if read(folder, job) is None], False, False
+    if len(left) < len(jobs):
+        terminal.say(f"{len(jobs) - len(left):,} of {len(jobs):,} retrainings are in {shown} already")
+    try:
+        with _claims(folder) as claims, terminal.progress(len(jobs), what) as advance:
+            advance(len(jobs) - len(left))
+            while left:
+                before = len(left)
+                for job in list(left):
+                    if read(folder, job) is not None:  # another process has finished it
+                        advance(1)
+                    elif _claim(claims, job):
+                        started = time.perf_counter()
+                        try:
+                            _do(folder, job, run, advance)
+                        finally:
+                            _give_back(claims, job)
+                        if not timed and len(left) > 1:
+                            timed, rest = True, len(left) - 1
+                            spent = time.perf_counter() - started
+                            terminal.say(
+                                f"one retraining took {duration(spent)}: the {rest:,} left about "
+                                f"{duration(rest * spent)}, less with the same command in other shells beside this one"
+                            )
+                    else:
+                        continue
+                    left.remove(job)
+                if left and len(left) == before:
+                    if not waiting:
+                        terminal.say(f"the last {len(left):,} retrainings are other processes': waiting for them")
+                        waiting = True
+                    time.sleep(LOOK)
+    except InfluenceError as error:
+        kept = f"{count_files(folder):,} finished retrainings are kept in {shown}"
+        raise InfluenceError(error.message, f"{error.hint}; {kept}" if error.hint else kept) from error
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"{count_files(folder):,} finished retrainings are kept in {shown}; run the same command to go on"
+        ) from None
+    except OSError as error:
+        raise InfluenceError(f"{shown} cannot be written: {describe(error)}") from error
+    found = [read(folder, job) for job in jobs]
+    if any(arrays is None for arrays in found):
+        raise InfluenceError(f"a file of {shown} is gone while it was in use", "run the same command again")
+    return [arrays for arrays in found if arrays is not None]
+
+
+def _do(folder: Path, job: Job, run: Callable[[Job, Callable[[float], None]], Arrays], advance: Advance) -> None:
+    # Another process may have finished it between the look and the claim.
+    if read(folder, job) is not None:
+        advance(1)
+        return
+    shown = 0.0
+
+    def part(share: float) -> None:
+        nonlocal shown
+        share = min(1.0, max(shown, share))
+        advance(share - shown)
+        shown = share
+
+    arrays = run(job, part)
+    part(1.0)
+    _write(folder / f"{job.name}.npz", arrays)
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    # Whoever holds the claim is the only one that writes it.
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+@contextmanager
+def turn(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Be the only process that does what the block does, such as making stores.
+
+    Args:
+        folder: from ``open_folder``.
+        wait: for the process whose turn it is; otherwise go on without.
+
+    Yields:
+        Whether it is this process's turn.
+    """
+    with (folder / TURNS).open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except (BlockingIOError, PermissionError):
+            yield False
+            return
+        yield True
+
+
+@contextmanager
+def _claims(folder: Path) -> Iterator[BinaryIO]:
+    with (folder / CLAIMS).open("ab") as file:
+        yield file
+
+
+def _claim(claims: BinaryIO, job: Job) -> bool:
+    try:
+        fcntl.lockf(claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, job.number)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _give_back(claims: BinaryIO, job: Job) -> None:
+    fcntl.lockf(claims, fcntl.LOCK_UN, 1, job.number)
