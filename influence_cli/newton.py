@@ -1,0 +1,280 @@
+"""Retrain an output layer under a convex loss exactly: Newton steps in float64, what comes before the layer kept.
+
+The objective without example i is (1/n) Σ_{j≠i} ℓ(W aⱼ + fⱼ, yⱼ) + l2/2 ‖W‖² with the same n. Steps with the Hessian
+at the minimum of all examples serve every left-out example at once (one factor, a few steps: what changes is of the
+order of a leverage); where they do not settle, as under a loss with a sharp bend, an example has Newton steps of its
+own with a line search.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from influence_cli.data import Batch
+from influence_cli.errors import InfluenceError
+from influence_cli.network import Network, layer_inputs, output_curvature
+from influence_cli.task import Loss
+
+# A gradient norm is zero at this part of what leaving an example out adds, or of a single gradient where that is less.
+ACCURACY, ROUNDING = 1e-7, 1e-14
+# Problems solved at one time, steps of each kind, numbers in a piece of outputs.
+TOGETHER, SHARED_STEPS, OWN_STEPS, PIECE = 50, 20, 100, 2**22
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Examples as the tracked parameters see them: outputs = a Wᵀ + f.
+
+    Attributes:
+        a: float64 [n, d], the layer's inputs, with a column of ones for a tracked bias.
+        fixed: f, float64 [n, C], the part of the outputs that no tracked parameter changes.
+        targets: int64 [n].
+    """
+
+    a: Tensor
+    fixed: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """(1/n) Σ ℓ + l2/2 ‖W‖² over an output layer.
+
+    Attributes:
+        examples: the training examples.
+        loss: (outputs [b, C], targets [b]) to losses [b], of float64.
+        l2: λ₂.
+    """
+
+    examples: Outputs
+    loss: Loss
+    l2: float
+
+    @property
+    def n(self) -> int:
+        """Count the examples."""
+        return len(self.examples.targets)
+
+
+def make_problem(network: Network, layer: nn.Linear, batches: Iterable[Batch], l2: float) -> Problem:
+    """Run the training examples up to the output layer."""
+    loss = copy.deepcopy(network.loss).double() if isinstance(network.loss, nn.Module) else network.loss
+    return Problem(outputs_of(network, layer, batches), loss, l2)
+
+
+def outputs_of(network: Network, layer: nn.Linear, batches: Iterable[Batch]) -> Outputs:
+    """Run examples up to the output layer."""
+    # MPS has no float64.
+    device = torch.device("cpu") if network.device().type == "mps" else network.device()
+    weight, bias = _tracked(network)
+    inputs, fixed, targets = [], [], []
+    for batch in batches:
+        a = layer_inputs(network, layer, batch.inputs)[0].to(device).double()
+        x = a[:, : layer.in_features]
+        rest = x.new_zeros(len(x), layer.out_features)
+        if not weight:
+            rest += x @ layer.weight.detach().to(device).double().T
+        if not bias and layer.bias is not None:
+            rest += layer.bias.detach().to(device).double()
+        inputs.append(a if weight and bias else x if weight else a[:, layer.in_features :])
+        fixed.append(rest)
+        targets.append(batch.targets.to(device))
+    return Outputs(torch.cat(inputs), torch.cat(fixed), torch.cat(targets))
+
+
+def start_of(network: Network, layer: nn.Linear, like: Tensor) -> Tensor:
+    """Give the tracked parameters of the output layer as W [C, d], in float64."""
+    weight, bias = _tracked(network)
+    parts = [layer.weight] if weight else []
+    parts += [layer.bias[:, None]] if bias else []
+    return torch.cat([part.detach().to(like) for part in parts], dim=1)
+
+
+def _tracked(network: Network) -> tuple[bool, bool]:
+    names = {name.rpartition(".")[2] for name in network.names}
+    return "weight" in names, "bias" in names
+
+
+def minimise(problem: Problem, start: Tensor) -> tuple[Tensor, float, float]:
+    """Find the minimum with all examples.
+
+    Args:
+        problem: the objective.
+        start: W [C, d].
+
+    Returns:
+        W [C, d], and the gradient norm at the start and there.
+
+    Raises:
+        InfluenceError: there is no minimum to be found.
+    """
+    before = float(_gradients(problem, start[None])[0].norm())
+    w = _newton(problem, start, None, ROUNDING * _typical(problem, start))
+    return w, before, float(_gradients(problem, w[None])[0].norm())
+
+
+def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[int], None] = lambda _: None) -> Tensor:
+    """Retrain without each of some examples.
+
+    Args:
+        problem: the objective.
+        w: its minimum W [C, d].
+        rows: int64 [k].
+        advance: told how many are newly done.
+
+    Returns:
+        [k, C, d].
+
+    Raises:
+        InfluenceError: one of them reaches no minimum.
+    """
+    factor, floor = _factor(problem, w), ROUNDING * _typical(problem, w)
+    found = []
+    for part in torch.split(rows, TOGETHER):
+        ws = w.expand(len(part), *w.shape).clone()
+        slopes = _gradients(problem, ws, part)
+        norms = slopes.flatten(1).norm(dim=1)
+        wanted = (ACCURACY * norms).clamp_min(floor)
+        going = norms > wanted
+        for _ in range(SHARED_STEPS):
+            if not bool(going.any()):
+                break
+            tried = ws - going[:, None, None] * _solve(factor, slopes)
+            slopes = _gradients(problem, tried, part)
+            fresh = slopes.flatten(1).norm(dim=1)
+            falls = fresh < 0.5 * norms
+            ws = torch.where((going & falls)[:, None, None], tried, ws)
+            norms = torch.where(going & falls, fresh, norms)
+            going &= falls & (norms > wanted)
+        for j in torch.nonzero(norms > wanted).flatten().tolist():
+            ws[j] = _newton(problem, ws[j], int(part[j]), float(wanted[j]))
+        found.append(ws)
+        advance(len(part))
+    return torch.cat(found)
+
+
+def losses_under(problem: Problem, ws: Tensor, tests: Outputs) -> Tensor:
+    """Compute the loss of test examples under several weights [k, C, d]: float64 [k, m]."""
+    outputs = torch.einsum("md,kcd->kmc", tests.a, ws) + tests.fixed
+    with torch.no_grad():
+        losses = problem.loss(outputs.flatten(0, 1), tests.targets.repeat(len(ws)))
+    return losses.view(len(ws), -1)
+
+
+def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tensor:
+    """Take Newton steps with a line search until the gradient norm is at most ``wanted``, or rounding stops it."""
+    without = None if row is None else torch.tensor([row], device=w.device)
+    slope = _gradients(problem, w[None], without)[0]
+    value, norm = _value(problem, w, row), float(slope.norm())
+    for _ in range(OWN_STEPS):
+        if norm <= wanted:
+            return w
+        direction = _solve(_factor(problem, w), slope[None])[0]
+        gain, size, tried, now = float((slope * direction).sum()), 1.0, w, value
+        while size > 1e-6:
+            tried = w - size * direction
+            now = _value(problem, tried, row)
+            if now <= value - 1e-4 * size * gain + 1e-15 * abs(value):
+                break
+            size /= 2
+        slope = _gradients(problem, tried[None], without)[0]
+        # Near the minimum the value no longer tells, and the gradient does; where neither falls, that is rounding.
+        if now >= value and float(slope.norm()) >= norm:
+            break
+        w, value, norm = tried, now, float(slope.norm())
+    if norm > 1e-9 * _typical(problem, w):
+        raise InfluenceError(
+            f"Newton steps reach no minimum{'' if row is None else f' without training row {row}'}: the gradient norm "
+            f"stays at {norm:.3g}",
+            "with l2 = 0, or a loss without curvature, there may be none: name a training function (training:)",
+        )
+    return w
+
+
+def _pieces(problem: Problem, count: int, classes: int) -> Iterable[slice]:
+    step = max(1, PIECE // (count * classes))
+    return (slice(start, min(start + step, problem.n)) for start in range(0, problem.n, step))
+
+
+def _gradients(problem: Problem, ws: Tensor, without: Tensor | None = None) -> Tensor:
+    """Give the gradients [k, C, d] at weights [k, C, d], problem j without example ``without[j]``."""
+    count, classes, _ = ws.shape
+    total, examples = torch.zeros_like(ws), problem.examples
+    flat = ws.reshape(count * classes, -1)
+    for place in _pieces(problem, count, classes):
+        a, targets = examples.a[place], examples.targets[place]
+        outputs = (a @ flat.T).view(len(a), count, classes) + examples.fixed[place, None]
+        slopes = _slopes(problem.loss, outputs.flatten(0, 1), targets.repeat_interleave(count)).view_as(outputs)
+        if without is not None:
+            here = torch.nonzero((without >= place.start) & (without < place.stop)).flatten()
+            slopes[without[here] - place.start, here] = 0
+        total += (slopes.flatten(1).T @ a).view_as(ws)
+    return total / problem.n + problem.l2 * ws
+
+
+def _slopes(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    outputs = outputs.detach().requires_grad_(True)
+    with torch.enable_grad():
+        (slopes,) = torch.autograd.grad(loss(outputs, targets).sum(), outputs)
+    return slopes.detach()
+
+
+def _value(problem: Problem, w: Tensor, row: int | None) -> float:
+    examples = problem.examples
+    with torch.no_grad():
+        losses = problem.loss(examples.a @ w.T + examples.fixed, examples.targets)
+        if row is not None:
+            losses[row] = 0
+        return float(losses.sum() / problem.n + problem.l2 / 2 * w.square().sum())
+
+
+def _typical(problem: Problem, w: Tensor) -> float:
+    """Give the root mean square of ‖gᵢ‖: the scale that a gradient norm is small beside."""
+    examples, total = problem.examples, 0.0
+    for place in _pieces(problem, 1, w.shape[0]):
+        a = examples.a[place]
+        slopes = _slopes(problem.loss, a @ w.T + examples.fixed[place], examples.targets[place])
+        total += float((slopes.square().sum(dim=1) * a.square().sum(dim=1)).sum())
+    return math.sqrt(total / problem.n) + problem.l2 * float(w.norm())
+
+
+def _factor(problem: Problem, w: Tensor) -> Tensor:
+    """Give the Cholesky factor of (1/n) Σ Sᵢ ⊗ aᵢaᵢᵀ + l2 I: [C d, C d]."""
+    classes, width = w.shape
+    hessian = w.new_zeros(classes, width, classes, width)
+    examples = problem.examples
+    for place in _pieces(problem, width, 1):
+        outputs = examples.a[place] @ w.T + examples.fixed[place]
+        curvature = output_curvature(problem.loss, outputs, examples.targets[place])
+        sizes = curvature.abs().amax(dim=(1, 2))
+        # Under a hinge most examples have no curvature at all.
+        bent = sizes > 1e-12 * sizes.max()
+        a, curvature = examples.a[place][bent], curvature[bent]
+        for c in range(classes):
+            for e in range(c + 1):
+                hessian[c, :, e] += (a * curvature[:, c, e, None]).T @ a
+    for c in range(classes):
+        for e in range(c):
+            hessian[e, :, c] = hessian[c, :, e].T
+    flat = hessian.view(classes * width, classes * width) / problem.n
+    flat.diagonal().add_(problem.l2)
+    ridge = 0.0
+    while True:
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(flat)
+        if not int(failed):
+            return factor
+        # Directions that no example bends: a step there is as long as the ridge lets it be, its slope being zero.
+        ridge = max(10 * ridge, 1e-12 * float(flat.diagonal().mean()), 1e-300)
+        flat.diagonal().add_(ridge)
+
+
+def _solve(factor: Tensor, slopes: Tensor) -> Tensor:
+    solved: Tensor = torch.cholesky_solve(slopes.flatten(1).T, factor)
+    return solved.T.reshape(slopes.shape)
