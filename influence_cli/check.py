@@ -49,7 +49,17 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
+    """What a look at some examples of a split gives.
+
+    Attributes:
+        accuracy: in [0, 1].
+        loss: the mean, in the loss's units.
+        gradient_norm: ‖∇R + l2·θ̂‖ over the tracked parameters.
+        typical_norm: root mean square of ‖gᵢ‖.
+        count: examples.
+    """
+
     accuracy: float
     loss: float
     gradient_norm: float
@@ -108,7 +118,7 @@ def _task_findings(
         Finding("parameters left out", sum(_numel(task, name) for name in network.left_out)),
         Finding("example gradients", _ways(network)),
     ]
-    train = _measure(task, task.train, network, full, terminal, skip, gradients=True)
+    train = measure(task, task.train, network, full, terminal, skip, gradients=True)
     findings += [
         Finding("training accuracy", train.accuracy, f"over {train.count:,} examples"),
         Finding("mean training loss", train.loss, "nats" if task.loss_name == "cross_entropy" else task.loss_name),
@@ -121,7 +131,7 @@ def _task_findings(
     ):
         terminal.warn(text)
     if task.test is not None:
-        test = _measure(task, task.test, network, full, terminal, skip, gradients=False)
+        test = measure(task, task.test, network, full, terminal, skip, gradients=False)
         findings.append(Finding("test accuracy", test.accuracy, f"over {test.count:,} examples"))
         if near_chance(test.accuracy, len(task.classes)) and not near_chance(train.accuracy, len(task.classes)):
             terminal.warn(f"test accuracy {test.accuracy:.1%} is near chance: are the classes of both sets the same?")
@@ -205,9 +215,20 @@ def _numel(task: Task, name: str) -> int:
     return task.model.get_parameter(name).numel()
 
 
-def _measure(
+def measure(
     task: Task, split: Split, network: Network, full: bool, terminal: Terminal, skip: bool, *, gradients: bool
-) -> _Measured:
+) -> Measured:
+    """Measure a seeded sample of a split, or all of it.
+
+    Args:
+        task: model and data.
+        split: one of its splits.
+        network: the tracked parameters.
+        full: all examples instead of a sample of 512.
+        terminal: progress, skipped examples.
+        skip: go on without examples that cannot be read.
+        gradients: whether the norms are wanted.
+    """
     chosen = split.indices
     if not full and len(split) > SAMPLE:
         chosen = np.sort(np.random.default_rng(task.seed).choice(split.indices, SAMPLE, replace=False))
@@ -247,7 +268,7 @@ def _measure(
     for name, place in network.slots.items() if gradients else ():
         theta = network.model.get_parameter(name).detach().reshape(-1).cpu().double()
         norm += _square(total[place].double() / count + task.l2 * theta)
-    return _Measured(right / count, losses / count, math.sqrt(norm), float(np.sqrt(squares / max(1, normed))), count)
+    return Measured(right / count, losses / count, math.sqrt(norm), float(np.sqrt(squares / max(1, normed))), count)
 
 
 def _gradient_square(network: Network, batch: Batch, row: int) -> float:

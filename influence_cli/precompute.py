@@ -187,7 +187,7 @@ def prepare(
         with Store.open(path, write=True) as store:
             store.clear(bad)
             store.write_labels(task.train.labels[task.train.indices], task.train.indices)
-    basis, spectrum = _stored_basis(path, choice, task)
+    basis, spectrum = stored_basis(path, choice, task)
     todo = np.union1d(missing, bad)
     if len(todo):
         fill_blocks(task, choice.network, basis, path, todo, terminal, skip_unreadable)
@@ -202,13 +202,14 @@ def _has_rows(path: Path) -> bool:
         return bool(store.facts.get("rows", True))
 
 
-def _stored_basis(path: Path, choice: Choice, task: Task) -> tuple[Basis, Spectrum | None]:
+def stored_basis(path: Path, choice: Choice, task: Task, *, whole: bool = False) -> tuple[Basis, Spectrum | None]:
+    """Open the basis of a store's coordinates, or (``whole``) of all coordinates whose curvature it holds."""
     if not choice.has_basis:
         return None, None
     with Store.open(path) as store:
         names = [*store.names("factor."), *store.names("basis"), *store.names("spectrum")]
         arrays = {name: values for name in names if (values := store.array(name)) is not None}
-        chosen = store.array("kept")
+        chosen = None if whole else store.array("kept")
     return open_basis(Fitted(arrays, store.facts), choice, chosen, task.device)
 
 

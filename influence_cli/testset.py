@@ -35,7 +35,7 @@ def test_gradients(
     rows: list[list[Tensor]] = [[] for _ in stores]
     size = min(256, min(prepared.batch for prepared in stores))
     with terminal.progress(len(selected), "test gradients") as advance:
-        for batch, chosen in _batches(tasks[0], selected, size, terminal, skip):
+        for batch, chosen in selected_batches(tasks[0], selected, size, terminal, skip):
             soft = mean_probabilities(tasks, batch.inputs)
             predicted = soft.argmax(dim=1)
             targets = explained_classes(target, tasks[0].classes, chosen, predicted)
@@ -87,7 +87,7 @@ def mean_gradients(
     return seen, [part / len(seen) for part in sums]
 
 
-def _batches(
+def selected_batches(
     task: Task, selected: Sequence[Selected], size: int, terminal: Terminal, skip: bool
 ) -> Iterator[tuple[Batch, list[Selected]]]:
     """Read the selected test examples in order: runs of positions together, files one by one."""

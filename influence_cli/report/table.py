@@ -20,6 +20,8 @@ Row = dict[str, Scalar]
 # What describes one example: on a terminal it is said once above its rows, which then fit 80 columns.
 TEST_COLUMNS = ("test", "test_path", "test_label", "test_predicted")
 TRAINING_COLUMNS = ("index", "path", "label", "predicted", "loss")
+# Effects on a loss: their sign says which way.
+SIGNED = ("influence", "estimated", "actual", "difference", "difference_low", "difference_high")
 EFFECT_STYLE = {"helpful": "green", "harmful": "red"}
 NULL = "–"
 # Rows of a terminal table that are laid out at a time.
@@ -41,7 +43,7 @@ def _cell(value: Scalar, column: str) -> str:
     if isinstance(value, float):
         if value == 0:
             return "0"
-        return format(value, "+#.4g" if column == "influence" else "#.4g").rstrip(".")
+        return format(value, "+#.4g" if column in SIGNED else "#.4g").rstrip(".")
     if column.endswith("path"):
         return printable(str(near_path(Path(word(value)))))
     return printable(word(value))

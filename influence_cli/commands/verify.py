@@ -1,0 +1,345 @@
+"""influence verify."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from influence_cli.commands.options import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    Format,
+    OnTheFly,
+    Output,
+    Plot,
+    Quiet,
+    Set,
+    Verbose,
+)
+from influence_cli.errors import InfluenceError
+
+if TYPE_CHECKING:
+    from influence_cli.commands.session import Session
+    from influence_cli.config import Config
+    from influence_cli.facts import TrainingFacts
+    from influence_cli.precompute import Prepared
+    from influence_cli.selection import Selected
+    from influence_cli.task import Task
+    from influence_cli.verify import Datamodeling, LeftOut
+
+CHECK_COLUMNS = ("item", "value", "unit", "meaning")
+LOO_COLUMNS = (
+    "test",
+    "test_path",
+    "test_label",
+    "test_predicted",
+    "chosen",
+    "index",
+    "path",
+    "label",
+    "predicted",
+    "loss",
+    "estimated",
+    "actual",
+)
+LDS_COLUMNS = (
+    "method",
+    "lds",
+    "low",
+    "high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "subsets",
+    "repeats",
+    "tests",
+)
+# Correlations from which estimates count as right and as roughly so; how far a slope may be from 1.
+RIGHT, ROUGHLY, NEARLY_ONE = 0.99, 0.8, 0.05
+
+
+def command(
+    tests: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEST]...", help="As for rank; default: the first misclassified test example."),
+    ] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    set_: Set = None,
+    loo: Annotated[
+        int | None,
+        typer.Option("--loo", min=1, metavar="K", help="Train again without each of K training examples."),
+    ] = None,
+    lds: Annotated[
+        bool, typer.Option("--lds", help="Train on random halves: the linear datamodeling score, for any network.")
+    ] = False,
+    subsets: Annotated[int, typer.Option("--subsets", min=3, metavar="M", help="Random halves, for --lds.")] = 100,
+    repeats: Annotated[
+        int | None,
+        typer.Option("--repeats", min=1, metavar="R", help="Trainings of each (default: 2 for --lds, 1 for --loo)."),
+    ] = None,
+    number: Annotated[int, typer.Option("--tests", min=1, metavar="N", help="Test examples, for --lds.")] = 300,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods", metavar="A,B,…", help="Values of curvature.method that --lds compares, each with a store."
+        ),
+    ] = None,
+    plot: Plot = None,
+    on_the_fly: OnTheFly = False,
+    format: Format = None,
+    output: Output = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Verify influence by training again, or without: does it hold for this model and data?
+
+    Without --loo and --lds nothing is trained: is s_test solved, is the checkpoint a minimum, what does the store keep?
+    --loo compares estimated with actual changes of a loss. --lds is the test for deep networks; its trainings are kept
+    and shared by all processes that run the same command, and go on after a kill. Both train by the function that
+    training: names in the config, but --loo retrains an output layer under a convex loss by itself.
+
+    Examples:
+
+      influence verify
+
+      influence verify 17 --loo 40 --plot loo.svg
+
+      influence verify --lds --subsets 100 --repeats 2 --methods ekfac,identity
+    """
+    from influence_cli.commands.session import begin
+    from influence_cli.report.plot import check_plot
+
+    if loo is not None and lds:
+        raise InfluenceError("--loo and --lds are two commands", "run one after the other")
+    if lds and tests:
+        raise InfluenceError("--lds draws its test examples: it takes no TEST", "--tests N says how many")
+    if plot is not None and loo is None:
+        raise InfluenceError("--plot draws estimated against actual effects", "it goes with --loo K")
+    if methods is not None and not lds:
+        raise InfluenceError("--methods are compared by --lds", "influence verify --lds --methods ekfac,identity")
+    check_plot(plot)
+    session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output, files=(plot,))
+    if lds:
+        compared = _method_configs(session.config, config, set_, methods)
+        _lds(session, compared, subsets, 2 if repeats is None else repeats, number, on_the_fly)
+    elif loo is not None:
+        _loo(session, tests or [], loo, 1 if repeats is None else repeats, plot, on_the_fly)
+    else:
+        _self_check(session, tests or [], on_the_fly)
+
+
+def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
+    from influence_cli.commands.session import emit, load
+    from influence_cli.precompute import prepare_all
+    from influence_cli.self_check import check_estimates
+
+    tasks = load(session)
+    selected = _select(session, tasks, words)
+    stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
+    found = check_estimates(stores, selected, config=session.config, terminal=session.terminal)
+    emit(session, (vars(line) for line in found), CHECK_COLUMNS)
+    session.terminal.say("next: influence verify --loo 20 (a convex model), or influence verify --lds (any network)")
+
+
+def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
+    """Resolve TEST; by default the first misclassified test example, or the first where none is."""
+    from influence_cli.facts import misclassified
+    from influence_cli.selection import select
+
+    if not words:
+        wrong = misclassified(tasks, session.terminal)
+        first = int(wrong[0]) if len(wrong) else int(tasks[0].test_split().indices[0])
+        kind = "the first that is misclassified" if len(wrong) else "the first of all, as none is misclassified"
+        session.terminal.say(f"test example {first}: {kind}")
+        words = [str(first)]
+    return select(words, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), sys.stdin)
+
+
+def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, on_the_fly: bool) -> None:
+    from influence_cli.commands.session import emit, load
+    from influence_cli.precompute import prepare_all
+    from influence_cli.rank import training_facts
+    from influence_cli.report.plot import scatter
+    from influence_cli.verify import leave_one_out
+
+    tasks = load(session)
+    selected = _select(session, tasks, words)
+    stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
+    facts = training_facts(stores)
+    found = leave_one_out(
+        stores,
+        selected,
+        config=session.config,
+        count=count,
+        repeats=repeats,
+        facts=facts,
+        terminal=session.terminal,
+        run=session.run,
+    )
+    session.run["fits"] = [_describe(session, left_out, stores[0]) for left_out in found]
+    emit(session, loo_rows(stores[0], found, facts), LOO_COLUMNS)
+    if plot is not None:
+        r, slope, _ = found[0].fit()
+        scatter(plot, found[0].estimated, found[0].actual, r, slope)
+        more = " of the first test example" if len(found) > 1 else ""
+        session.terminal.say(f"wrote {plot}{more}")
+
+
+def _describe(session: Session, found: LeftOut, prepared: Prepared) -> dict[str, object]:
+    """Say how estimated and actual effects on one test example agree, and what that means."""
+    classes, say = prepared.task.classes, session.terminal.say
+    test, k = found.test, len(found.rows)
+    parts = {
+        "all": slice(None),
+        "most influential": slice(0, found.influential),
+        "random": slice(found.influential, None),
+    }
+    facts: dict[str, object] = {"test": test.index, "test_path": test.path}
+    name = f"test example {test.index}" if test.index is not None else str(test.path)
+    say(f"{name}, loss of {classes[test.target]}: estimated and actual effect of leaving out {k:,} training examples")
+    for title, part in parts.items():
+        size = len(found.rows[part])
+        r, b, a = found.fit(part)
+        if size > 2:
+            say(f"  {title} ({size:,}): r = {r:.6f}, actual = {a:+.2e} + {b:.4f} × estimated")
+        facts[title] = {"r": _finite(r), "slope": _finite(b), "intercept": _finite(a), "examples": size}
+    if k > 2:
+        say(f"  {_verdict(*found.fit()[:2], prepared)}")
+    return facts
+
+
+def _verdict(r: float, slope: float, prepared: Prepared) -> str:
+    from influence_cli.verify import is_convex
+
+    if r >= RIGHT and abs(slope - 1) <= NEARLY_ONE:
+        return "influence holds here, as a number"
+    if r >= RIGHT:
+        return (
+            f"influence holds here in proportion; what really happens is {slope:.2f} times as much: "
+            "of few examples each carries more than a first-order effect, and λ shrinks the estimate"
+        )
+    if r >= ROUGHLY:
+        return "influence holds here on the whole: its order, not each number"
+    if is_convex(prepared):
+        return "influence does not predict retraining here: influence verify says what it stands on"
+    return (
+        "influence does not predict single retrainings here; a deep network takes another path without one example, "
+        "so this alone says little: --lds is the test"
+    )
+
+
+def _finite(value: float) -> float | None:
+    import math
+
+    return value if math.isfinite(value) else None
+
+
+def loo_rows(prepared: Prepared, found: Sequence[LeftOut], facts: TrainingFacts) -> Iterator[dict[str, object]]:
+    """Give the rows of --loo: a left-out training example each."""
+    from influence_cli.commands.rank import training_columns
+
+    classes = prepared.task.classes
+    for left_out in found:
+        test = left_out.test
+        for number, (row, estimated, actual) in enumerate(
+            zip(left_out.rows, left_out.estimated, left_out.actual, strict=True)
+        ):
+            yield {
+                "test": test.index,
+                "test_path": test.path,
+                "test_label": classes[test.label] if test.label is not None else None,
+                "test_predicted": classes[test.predicted],
+                "chosen": "influential" if number < left_out.influential else "random",
+                **training_columns(prepared, facts, int(row)),
+                "estimated": float(estimated),
+                "actual": float(actual),
+            }
+
+
+def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods: str | None) -> dict[str, Config]:
+    """Give each method a config: the run's own where it is that one's, else with a store named after it."""
+    from influence_cli.config import load_config
+
+    own = loaded.curvature.method
+    if methods is None:
+        return {own: loaded}
+    configs = {}
+    for name in (part.strip() for part in methods.split(",")):
+        if name in configs:
+            raise InfluenceError(f"--methods {methods}: {name or 'an empty name'} is there twice")
+        try:
+            config = load_config(path, [*(set_ or []), f"curvature.method={name}"])
+        except InfluenceError as error:
+            raise InfluenceError(f"--methods {methods}: {error.message.partition(': ')[2]}", error.hint) from error
+        if name != own:
+            store = config.gradients.store
+            named = store.with_name(f"{store.stem}.{name}{store.suffix}")
+            config = config.model_copy(update={"gradients": config.gradients.model_copy(update={"store": named})})
+        configs[name] = config
+    return configs
+
+
+def _lds(
+    session: Session, methods: dict[str, Config], subsets: int, repeats: int, tests: int, on_the_fly: bool
+) -> None:
+    from influence_cli.commands.session import emit, load
+    from influence_cli.verify import datamodeling_score
+
+    found = datamodeling_score(
+        methods,
+        load(session),
+        config=session.config,
+        subsets=subsets,
+        repeats=repeats,
+        tests=tests,
+        on_the_fly=on_the_fly,
+        terminal=session.terminal,
+        run=session.run,
+    )
+    session.run["agreement_of_repeats"] = found.agreement()
+    _describe_lds(session, found)
+    emit(session, lds_rows(found), LDS_COLUMNS)
+
+
+def _describe_lds(session: Session, found: Datamodeling) -> None:
+    say = session.terminal.say
+    say(
+        f"linear datamodeling score: Spearman's correlation, over {found.actual.shape[2]:,} halves, of the summed "
+        f"influence of what is left out with the actual loss; mean over {len(found.tests):,} test examples, 95% "
+        "interval by bootstrap over both"
+    )
+    agreement = found.agreement()
+    if agreement is not None:
+        say(f"one half of the repeats scores {agreement:.3f} on the other: the losses' own noise bounds every method")
+    for number, name in enumerate(found.methods):
+        value, low, high = found.mean(number)
+        if low <= 0:
+            session.terminal.warn(
+                f"{name}: {value:.3f} ({low:.3f} to {high:.3f}) may be chance; more subsets narrow the interval"
+            )
+        if number:
+            value, low, high = found.difference(number)
+            verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+            say(f"{name} is {verdict} {found.methods[0]}: difference {value:+.3f} ({low:+.3f} to {high:+.3f})")
+
+
+def lds_rows(found: Datamodeling) -> Iterator[dict[str, object]]:
+    """Give the rows of --lds: a method each, the differences to the first."""
+    repeats, tests, subsets = found.actual.shape
+    for number, name in enumerate(found.methods):
+        value, low, high = found.mean(number)
+        difference = found.difference(number) if number else (None, None, None)
+        yield {
+            "method": name,
+            "lds": value,
+            "low": low,
+            "high": high,
+            **dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True)),
+            "subsets": subsets,
+            "repeats": repeats,
+            "tests": tests,
+        }

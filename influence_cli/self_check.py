@@ -1,0 +1,188 @@
+"""What can be verified without training again: is s_test solved, is the checkpoint a minimum, what does the store keep?
+
+The residual of s_test is ‖(H + (l2 + λ)I) s − v‖ / ‖v‖ with H itself as products over the training data, whatever stood
+in for it: the Hessian or the Gauss–Newton matrix, over all tracked parameters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.check import measure
+from influence_cli.config import Config
+from influence_cli.coordinates import Blocks, Joint
+from influence_cli.data import readable_batches
+from influence_cli.fill import workers
+from influence_cli.inverse import LONG, Inverse, make_inverse
+from influence_cli.precompute import Prepared, stored_basis
+from influence_cli.products import curvature_product
+from influence_cli.scores import preconditioned
+from influence_cli.selection import Selected
+from influence_cli.streams import parameter_vectors
+from influence_cli.terminal import Terminal
+from influence_cli.testset import test_gradients
+
+# Test examples that are looked at: each costs a product with the curvature.
+AT_MOST = 8
+# Relative residuals up to which s_test counts as solved, and as nearly so.
+SOLVED, NEARLY = 1e-3, 0.1
+# ‖∇R + l2·θ‖ beside a single gradient, up to which the checkpoint is a minimum, and near one.
+MINIMUM, NEAR = 1e-3, 0.1
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One line of the self-check.
+
+    Attributes:
+        item: what was measured.
+        value: a number, or None where there is none.
+        unit: of the number.
+        meaning: what it implies, in words.
+    """
+
+    item: str
+    value: float | None
+    unit: str
+    meaning: str
+
+
+def check_estimates(
+    stores: Sequence[Prepared], selected: Sequence[Selected], *, config: Config, terminal: Terminal
+) -> list[Checked]:
+    """Measure what influence stands on, without training again.
+
+    Args:
+        stores: what was prepared for each checkpoint.
+        selected: test examples; the first 8 are looked at.
+        config: of the run.
+        terminal: progress, λ.
+
+    Returns:
+        Lines in reading order, for one checkpoint after another.
+    """
+    if len(selected) > AT_MOST:
+        terminal.say(f"the first {AT_MOST} of {len(selected):,} test examples are looked at")
+    found: list[Checked] = []
+    for number, prepared in enumerate(stores):
+        if len(stores) > 1:
+            found.append(Checked("checkpoint", number, prepared.task.checkpoint.name, "what follows is about this one"))
+        found += _minimum(prepared, terminal)
+        inverse = make_inverse(prepared, config.curvature.damping, terminal)
+        if inverse.damping is None:
+            text = "gradient similarity solves nothing: no residual, no energy; its size has no unit"
+            found.append(Checked("residual of s_test", None, "", text))
+            continue
+        _, (rows,) = test_gradients([prepared], selected[:AT_MOST], "label", terminal, skip=False)
+        found.append(_residual(prepared, inverse, selected[:AT_MOST], rows, terminal))
+        found.append(_energy(prepared, inverse, selected[:AT_MOST], rows, terminal))
+    return found
+
+
+def _minimum(prepared: Prepared, terminal: Terminal) -> list[Checked]:
+    task = prepared.task
+    seen = measure(task, task.train, prepared.choice.network, True, terminal, False, gradients=True)
+    share = seen.gradient_norm / seen.typical_norm if seen.typical_norm > 0 else 0.0
+    if share <= MINIMUM:
+        text = "a minimum: leaving an example out is a small step from here"
+    elif share <= NEAR:
+        text = "near a minimum; training again also takes the rest of the way, which influence does not count"
+    else:
+        text = "no minimum: influence is of a step from here, training again goes further; trust --lds, not --loo"
+    return [
+        Checked("gradient norm at the checkpoint", seen.gradient_norm, "‖∇R + l2·θ‖", text),
+        Checked(
+            "the same beside one example's", share, f"of {seen.typical_norm:.3g}", f"0 at a minimum, {NEAR:g} near"
+        ),
+    ]
+
+
+def _residual(
+    prepared: Prepared, inverse: Inverse, selected: Sequence[Selected], rows: Tensor, terminal: Terminal
+) -> Checked:
+    """Multiply s_test by the curvature itself, over the data or as much of it as five minutes allow."""
+    network, task, choice = prepared.choice.network, prepared.task, prepared.choice
+    plain = replace(prepared, basis=None, spectrum=None)
+    _, (v,) = test_gradients([plain], selected, "label", terminal, skip=False)
+    s = parameter_vectors(network, prepared, inverse.apply(rows))
+    matrix = "hessian" if choice.matrix == "hessian" else "ggn"
+    total, count, started = torch.zeros(s.shape, dtype=torch.float64), 0, 0.0
+    generator = np.random.default_rng(task.seed)
+    order = generator.permutation(task.train.indices)
+    with terminal.progress(len(order), "products with the curvature") as advance:
+        for batch in readable_batches(task.train, order, prepared.batch, workers(task), skip=True):
+            total += curvature_product(network, batch.inputs, batch.targets, s, matrix).cpu().double()
+            # The first batch also warms up.
+            started, count = started or time.perf_counter(), count + len(batch)
+            advance(len(batch))
+            if time.perf_counter() - started > LONG:
+                break
+    s, v = s.cpu().double(), v.cpu().double()
+    left = total / count + _shift(prepared, inverse) * s - v
+    value = float((left.norm(dim=1) / v.norm(dim=1).clamp_min(1e-300)).max())
+    name = "the Hessian" if matrix == "hessian" else "the Gauss–Newton matrix"
+    if value <= SOLVED:
+        text = f"solved: s_test is (H + λI)⁻¹∇L with {name} of the data"
+    elif value <= NEARLY:
+        text = f"nearly solved with {name}; the largest influences hold, their last digits do not"
+    elif choice.is_layered:
+        text = f"{choice.method} stands in for {name}: 0 is exact, above 1 its errors exceed λ; --lds says what counts"
+    elif isinstance(prepared.basis, Joint) and prepared.width < network.size:
+        text = "the kept coordinates do not span the gradient: influence is restricted to them; see the share below"
+    else:
+        text = "not solved: a larger curvature.damping, or curvature.method: explicit on fewer layers"
+    unit = f"of ‖∇L‖, over {count:,} of {len(order):,} examples; the largest of {len(v)}"
+    return Checked("residual of s_test", value, unit, text)
+
+
+def _shift(prepared: Prepared, inverse: Inverse) -> Tensor:
+    """Give l2 + λ of each parameter: float64 [p], or [1] where it is one number."""
+    l2, damping = prepared.task.l2, inverse.damping
+    if damping is None or not isinstance(prepared.basis, Blocks):
+        return torch.tensor([l2 + (damping.values[0] if damping else 0.0)], dtype=torch.float64)
+    network = prepared.choice.network
+    shift = torch.full((network.size,), l2, dtype=torch.float64)
+    for kept, value in zip(prepared.basis.kept, damping.values, strict=True):
+        for name in kept.block.names:
+            shift[network.slots[name]] += value
+    return shift
+
+
+def _energy(
+    prepared: Prepared, inverse: Inverse, selected: Sequence[Selected], rows: Tensor, terminal: Terminal
+) -> Checked:
+    """Compare vᵀ(H + λI)⁻¹v over the kept coordinates with the same over all of them."""
+    item, network = "energy of the score kept", prepared.choice.network
+    if prepared.on_the_fly or prepared.spectrum is None or prepared.width == network.size:
+        return Checked(item, 1.0, "of ∇Lᵀ(H + λI)⁻¹∇L", "all of it: no coordinate is left out")
+    kept = (inverse.apply(rows) * rows).double().sum(dim=1).cpu()
+    if prepared.choice.is_layered and inverse.damping is not None:
+        basis, spectrum = stored_basis(prepared.path, prepared.choice, prepared.task, whole=True)
+        whole = replace(prepared, basis=basis, spectrum=spectrum)
+        _, (every,) = test_gradients([whole], selected, "label", terminal, skip=False)
+        if spectrum is None:
+            raise ValueError("a basis a layer has a spectrum")
+        shift = spectrum.shift(inverse.damping, prepared.task.l2)
+        solved = preconditioned(every.double(), spectrum.values.to(every.device), shift.to(every.device))
+        share, bound = float((kept / (solved * every).sum(dim=1).cpu().clamp_min(1e-300)).mean()), ""
+    else:
+        plain = replace(prepared, basis=None, spectrum=None)
+        _, (v,) = test_gradients([plain], selected, "label", terminal, skip=False)
+        outside = (v.double().square().sum(dim=1) - rows.double().square().sum(dim=1)).clamp_min(0).cpu()
+        shift = prepared.spectrum.shift(inverse.damping, prepared.task.l2)  # type: ignore[arg-type]
+        # What lies outside has no curvature above the least that is kept, and at least λ.
+        share, bound = float((kept / (kept + outside / float(shift.min())).clamp_min(1e-300)).mean()), ", at least"
+    share = min(1.0, share)
+    if share > 0.9:
+        text = "the store keeps nearly all of it"
+    elif share > 0.5:
+        text = "most of it; --on-the-fly and a larger gradients.budget keep more"
+    else:
+        text = "influence is restricted to a part: use --on-the-fly or a larger gradients.budget, or a larger λ"
+    return Checked(item, share, f"of ∇Lᵀ(H + λI)⁻¹∇L{bound}", text)
