@@ -185,7 +185,7 @@ def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tens
             size /= 2
         slope = _gradients(problem, tried[None], without)[0]
         # Near the minimum the value no longer tells, and the gradient does; where neither falls, that is rounding.
-        if now >= value and float(slope.norm()) >= norm:
+        if not (now < value or float(slope.norm()) < norm):
             break
         w, value, norm = tried, now, float(slope.norm())
     if norm > 1e-9 * _typical(problem, w):

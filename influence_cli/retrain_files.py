@@ -84,10 +84,9 @@ def count_files(folder: Path) -> int:
 def read(folder: Path, job: Job) -> Arrays | None:
     """Read a finished retraining; None where there is none, or what is there is no such file."""
     try:
-        with np.load(folder / f"{job.name}.npz", allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        return None
+        # Opened here: numpy leaves a file that it cannot read open.
+        with (folder / f"{job.name}.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
 

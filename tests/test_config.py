@@ -105,6 +105,7 @@ DEFAULTS = [
     ("curvature.method", "auto"),
     ("curvature.matrix", "ggn"),
     ("curvature.damping", "auto"),
+    ("training", None),
     ("device", "auto"),
     ("seed", 0),
 ]
@@ -669,3 +670,14 @@ def test_reading_a_config_leaves_torch_out(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["7", "False", "False"]
+
+
+def test_the_training_function_is_a_section_of_its_own(load: Load) -> None:
+    found = load(MINIMAL + "training: {factory: './model.py:train', args: {epochs: 3}}\n").training
+    assert found is not None
+    assert (found.factory, found.args) == ("./model.py:train", {"epochs": 3})
+    assert load(MINIMAL, "training.factory=a.b").training is not None
+    wrong = mistake(load, MINIMAL + "training:\n  factory: a.b\n  arg: {}\n")
+    assert "unknown key 'arg' in 'training'" in wrong.message
+    assert "did you mean 'args'" in wrong.hint
+    assert "training.factory is missing" in mistake(load, MINIMAL + "training: {args: {}}\n").message

@@ -12,7 +12,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from influence_cli.errors import InfluenceError
-from influence_cli.metrics import auroc, average_precision, pearson, percentile_rank, share_found, slope, spearman
+from influence_cli.metrics import (
+    auroc,
+    average_precision,
+    bootstrap_lds,
+    intercept,
+    lds,
+    pearson,
+    percentile_rank,
+    share_found,
+    slope,
+    spearman,
+)
 
 # Few distinct values make ties; any finite number may be among them.
 NUMBERS = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6))
@@ -187,3 +198,45 @@ def test_a_percentile_of_one_value_is_in_the_middle_and_of_nan_is_refused() -> N
     assert percentile_rank(np.array([3.0])).tolist() == [0.5]
     with pytest.raises(InfluenceError, match="NaN"):
         percentile_rank(np.array([3.0, np.nan]))
+
+
+def test_the_intercept_is_where_the_line_of_least_squares_meets_zero() -> None:
+    x, y = np.array([1.0, 2.0, 4.0, 7.0]), np.array([2.0, 1.0, 5.0, 4.0])
+    b, a = np.polyfit(x, y, 1)
+    assert np.allclose((intercept(x, y), slope(x, y)), (a, b))
+    assert isnan(intercept(np.ones(3), np.arange(3.0)))
+
+
+@pytest.fixture
+def predictions() -> tuple[np.ndarray, np.ndarray]:
+    """Make predictions and losses of 6 test examples over 11 subsets, with ties, one of them constant."""
+    generator = np.random.default_rng(3)
+    predicted = generator.integers(0, 6, (6, 11)).astype(float)
+    actual = predicted + generator.normal(size=(6, 11))
+    predicted[4] = 2.0
+    return predicted, actual
+
+
+def test_lds_is_spearman_a_test_example_and_zero_where_one_side_is_constant(
+    predictions: tuple[np.ndarray, np.ndarray],
+) -> None:
+    predicted, actual = predictions
+    expected = [spearman(p, a) for p, a in zip(predicted, actual, strict=True)]
+    assert isnan(expected[4])
+    expected[4] = 0.0
+    assert np.allclose(lds(predicted, actual), expected)
+    with pytest.raises(InfluenceError, match="NaN"):
+        lds(predicted, actual * np.nan)
+
+
+def test_the_bootstrap_of_lds_equals_a_plain_loop(predictions: tuple[np.ndarray, np.ndarray]) -> None:
+    """Rows and columns are drawn by index here, and ranked anew in each draw, the same for both methods."""
+    predicted, actual = predictions
+    other = np.random.default_rng(4).normal(size=actual.shape)
+    found = bootstrap_lds([predicted, other], actual, draws=40, seed=5)
+    generator = np.random.default_rng(5)
+    for draw in found:
+        rows, columns = generator.integers(0, 6, 6), generator.integers(0, 11, 11)
+        for value, method in zip(draw, (predicted, other), strict=True):
+            scores = [spearman(method[t, columns], actual[t, columns]) for t in rows]
+            assert value == pytest.approx(np.mean(np.nan_to_num(scores)), abs=1e-12)
