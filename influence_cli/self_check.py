@@ -30,6 +30,8 @@ from influence_cli.testset import test_gradients
 
 # Test examples that are looked at: each costs a product with the curvature.
 AT_MOST = 8
+# Training examples a product: its two backward passes hold more than the layer pass does.
+BATCH = 256
 # Relative residuals up to which s_test counts as solved, and as nearly so.
 SOLVED, NEARLY = 1e-3, 0.1
 # ‖∇R + l2·θ‖ beside a single gradient, up to which the checkpoint is a minimum, and near one.
@@ -87,7 +89,7 @@ def check_estimates(
 
 def _minimum(prepared: Prepared, terminal: Terminal) -> list[Checked]:
     task = prepared.task
-    seen = measure(task, task.train, prepared.choice.network, True, terminal, False, gradients=True)
+    seen = measure(task, task.train, prepared.choice.network, True, terminal, True, gradients=True)
     share = seen.gradient_norm / seen.typical_norm if seen.typical_norm > 0 else 0.0
     if share <= MINIMUM:
         text = "a minimum: leaving an example out is a small step from here"
@@ -116,7 +118,7 @@ def _residual(
     generator = np.random.default_rng(task.seed)
     order = generator.permutation(task.train.indices)
     with terminal.progress(len(order), "products with the curvature") as advance:
-        for batch in readable_batches(task.train, order, prepared.batch, workers(task), skip=True):
+        for batch in readable_batches(task.train, order, min(prepared.batch, BATCH), workers(task), skip=True):
             total += curvature_product(network, batch.inputs, batch.targets, s, matrix).cpu().double()
             # The first batch also warms up.
             started, count = started or time.perf_counter(), count + len(batch)

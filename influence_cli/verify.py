@@ -311,9 +311,10 @@ def datamodeling_score(
     folder = retrained_folder(config) / "halves"
     open_folder(folder, made_of(config, task), MEANING)
     # Of several processes one makes the stores, and the others begin to train.
+    stores: dict[str, list[Prepared]] = {}
     with turn(folder, wait=False) as mine:
         if mine:
-            _prepare(methods, tasks, on_the_fly, terminal)
+            stores = _prepare(methods, tasks, on_the_fly, terminal)
     halves = [half(seed_of(config.seed, HALVES), subset, n) for subset in range(subsets)]
     keys = [(repeat, subset) for repeat in range(repeats) for subset in range(subsets)]
     jobs = {job_of(f"half_{subset:05d}", repeat, subset): (repeat, subset) for repeat, subset in keys}
@@ -336,8 +337,9 @@ def datamodeling_score(
         removed[subset, rows] = 0
     positions = split.indices[chosen]
     selected = [Selected(int(index), None, int(split.labels[index])) for index in positions]
-    with turn(folder, wait=True):
-        stores = _prepare(methods, tasks, on_the_fly, terminal)
+    if not stores:
+        with turn(folder, wait=True):
+            stores = _prepare(methods, tasks, on_the_fly, terminal)
     predicted = np.array(
         [
             _predictions(own, stores[name], selected, removed, terminal, run.setdefault("methods", {}), name)
