@@ -111,17 +111,17 @@ class Section:
         heading: of the part.
         lead: the leading image.
         rows: below it.
-        beside: a second image beside the leading one, such as the pixels that matter in it.
         bars: where the influence on it comes from, beside it.
         columns: whether the rows stand side by side, as two results that are compared.
+        beside: a second image beside the leading one, such as the pixels that matter in it.
     """
 
     heading: str
     lead: Card | None
     rows: tuple[Row, ...]
-    beside: Card | None = None
     bars: ClassBars | None = None
     columns: bool = False
+    beside: Card | None = None
 
 
 @dataclass(frozen=True)
