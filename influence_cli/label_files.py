@@ -52,10 +52,7 @@ class Table:
 
     def indices(self, name: str, length: int) -> np.ndarray:
         """Read a column of positions in a data set."""
-        found = []
-        for row in range(len(self.lines)):
-            found.append(self.index(name, row, length))
-        return np.array(found, dtype=np.int64)
+        return np.array([self.index(name, row, length) for row in range(len(self.lines))], dtype=np.int64)
 
     def index(self, name: str, row: int, length: int) -> int:
         """Read one position in a data set."""
@@ -242,16 +239,15 @@ def _read(path: Path, where: str) -> np.ndarray | Table:
     return read_table(path, where)
 
 
-def read_table(path: Path, where: str = "", *, stray: bool = False) -> Table:
+def read_table(path: Path, where: str = "") -> Table:
     """Read a ``.csv`` with a header, its cells as they stand.
 
     Args:
         path: the file.
         where: start of any error; where empty, the file alone.
-        stray: take bytes that are not UTF-8 as they are: names of files may have them.
 
     Returns:
-        The table, blank lines left out.
+        The table, blank lines left out. Names of files and classes may have bytes that are not UTF-8.
 
     Raises:
         InfluenceError: unreadable, empty, or a line with another number of fields than the header.
@@ -262,8 +258,7 @@ def read_table(path: Path, where: str = "", *, stray: bool = False) -> Table:
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
-        errors = "surrogateescape" if stray else "strict"
-        with path.open(newline="", encoding="utf-8-sig", errors=errors) as file:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.reader(file)
             line = 1
             for row in reader:
@@ -271,7 +266,7 @@ def read_table(path: Path, where: str = "", *, stray: bool = False) -> Table:
                     rows.append(row)
                     lines.append(line)
                 line = reader.line_num + 1
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise InfluenceError(f"{before}{path} is not a readable .csv file: {describe(error)}") from error
     if not rows:
         raise InfluenceError(f"{before}{path} is empty", "the first line names the columns: index,label")
@@ -280,6 +275,9 @@ def read_table(path: Path, where: str = "", *, stray: bool = False) -> Table:
         if len(row) != len(header):
             raise InfluenceError(f"{before}{path}:{line}: {len(row)} fields, the header has {len(header)}")
     columns = {name: [row[position] for row in rows] for position, name in enumerate(header)}
+    for text in (*header, *(text for name in NUMBER_COLUMNS for text in columns.get(name, ()))):
+        if not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text):
+            raise InfluenceError(f"{before}{path} is not a readable .csv file: it is not UTF-8")
     return Table(header, columns, lines[1:], f"{before}{path}")
 
 

@@ -217,9 +217,7 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
         labels = read_labels(section.labels, labels, classes, where("labels"), split.paths)
     indices = split.indices
     if section.exclude is not None:
-        indices = np.setdiff1d(
-            indices, read_indices(section.exclude, len(source), where("exclude"), split.paths)
-        )
+        indices = np.setdiff1d(indices, read_indices(section.exclude, len(source), where("exclude"), split.paths))
         if not len(indices):
             raise InfluenceError(f"{where('exclude')}: {section.exclude} leaves no {name} example")
     return replace(split, labels=labels, indices=indices)
@@ -245,7 +243,7 @@ def _source_paths(source: Any, folder: Path) -> tuple[str, ...] | None:
 
 
 def source_labels(split: Split) -> np.ndarray:
-    """Find all labels of the data set itself, without decoding an image where the data set allows it; check them on three examples."""
+    """Find the data set's own labels, without decoding an image where it allows that; check them on three examples."""
     source = split.source
     found = next((getattr(source, a) for a in ("targets", "labels", "_labels") if hasattr(source, a)), None)
     if found is None and isinstance(source, torch.utils.data.TensorDataset) and len(source.tensors) > 1:
