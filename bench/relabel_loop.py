@@ -1,11 +1,11 @@
 """The loop on the demo project: find wrong labels, decide, relabel, train again. Is the model better for it?
 
-    .venv/bin/python bench/relabel_loop.py [--work FOLDER] [--seeds 3]     (make bench-loop; about ten minutes on a core)
+    .venv/bin/python bench/relabel_loop.py [--work FOLDER] [--seeds 3]     (make bench-loop; ten minutes)
 
 For each seed: the demo project with its own 10% of wrong labels, trained; the first 10% of `influence mislabels` are
-reviewed, by the truth: a wrong label is relabelled, a right one kept. `influence relabel` writes the label file, and the
-model is trained again from the same seed with it. Beside it, the same from as many images chosen at random, and from
-all of the wrong labels. Only training labels of the demo are changed; those of the 1,000 test images are Fashion-MNIST's.
+reviewed, by the truth: a wrong label is relabelled, a right one kept. `influence relabel` writes the label file, and
+the model is trained again from the same seed with it. Beside it, the same from as many images chosen at random, and
+from all images. Only training labels of the demo are changed; the 1,000 test images have those of Fashion-MNIST.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -50,9 +50,14 @@ class Table:
             f"it needs one of: {', '.join(allowed)}",
         )
 
-    def indices(self, name: str, length: int) -> np.ndarray:
-        """Read a column of positions in a data set."""
-        return np.array([self.index(name, row, length) for row in range(len(self.lines))], dtype=np.int64)
+    def indices(self, name: str, length: int, paths: Sequence[str] | None = None) -> np.ndarray:
+        """Read a column of positions in a data set; where its files are given, the column ``path`` has to agree."""
+        moved = _path_check(self, paths)
+        found = []
+        for row in range(len(self.lines)):
+            found.append(self.index(name, row, length))
+            moved(row, found[-1])
+        return np.array(found, dtype=np.int64)
 
     def index(self, name: str, row: int, length: int) -> int:
         """Read one position in a data set."""
@@ -96,9 +101,7 @@ def read_indices(path: Path, length: int, where: str, paths: Sequence[str] | Non
     """
     found = _read(path, where)
     if isinstance(found, Table):
-        indices = found.indices(found.column(NUMBER_COLUMNS), length)
-        _refuse_moved(found, indices, paths)
-        return np.unique(indices)
+        return np.unique(found.indices(found.column(NUMBER_COLUMNS), length, paths))
     if found.dtype == bool:
         return np.flatnonzero(_as_long_as(found, length, path, where))
     return np.unique(_within(_whole_numbers(found, path, where), length, path, where))
@@ -133,13 +136,14 @@ def read_labels(
         given = np.array([_label(text, classes, found.at(row)) for row, text in enumerate(texts)], dtype=np.int64)
         index_column = found.index_column()
         if index_column is not None:
-            indices = found.indices(index_column, len(labels))
+            indices = found.indices(index_column, len(labels), paths)
             _refuse_repeats(found, indices)
-            _refuse_moved(found, indices, paths)
             result[indices] = given
             return _known(result, classes, path, where)
         if len(given) == len(labels):
-            _refuse_moved(found, np.arange(len(labels)), paths)
+            moved = _path_check(found, paths)
+            for row in range(len(labels)):
+                moved(row, row)
     else:
         given = _whole_numbers(found, path, where)
     result[:] = _as_long_as(given, len(labels), path, where)
@@ -205,22 +209,25 @@ def _refuse_repeats(table: Table, indices: np.ndarray) -> None:
         seen.add(index)
 
 
-def _refuse_moved(table: Table, indices: np.ndarray, paths: Sequence[str] | None) -> None:
-    """Refuse a table whose positions are of other files than those there now.
+def _path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int], None]:
+    """Make the function that refuses a row and its position where another file is there now.
 
     Paths count from the folder that all files lie in, so that a project that is moved as a whole stays the same.
     """
     if paths is None or "path" not in table.columns:
-        return
+        return lambda _row, _index: None
     root = len(PurePath(os.path.commonpath([os.path.dirname(path) for path in paths])).parts)  # noqa: PTH120
-    for row, index in enumerate(indices.tolist()):
-        cell = table.columns["path"][row]
-        now = PurePath(paths[index]).parts[root:]
+    column = table.columns["path"]
+
+    def check(row: int, index: int) -> None:
+        cell, now = column[row], PurePath(paths[index]).parts[root:]
         if cell and not any(_same_end(PurePath(text).parts, now) for text in (cell, cell.strip(), unguarded(cell))):
             raise InfluenceError(
                 f"{table.at(row)}index {index} is {paths[index]}, and was {cell}",
                 "files were moved, added or removed since this was written: make it anew",
             )
+
+    return check
 
 
 def _same_end(given: tuple[str, ...], now: tuple[str, ...]) -> bool:

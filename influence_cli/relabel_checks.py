@@ -44,9 +44,9 @@ def refuse_outputs(
         if key and section is not None:
             used = getattr(section, key)
             if used is not None and used.resolve() == path.resolve():
-                hint += f"; what it holds is carried over, {config.where(on, key)} names it as {on}.{key}"
+                hint += f", and keeps what it holds: {config.where(on, key)} names it"
             else:
-                hint += f", what it holds is lost, no {on}.{key} names it; --{key} FILE writes another"
+                hint += f" and drops what it holds, since no {on}.{key} names it; --{key} FILE writes another"
         raise InfluenceError(f"{near_path(path)} exists already", hint)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from influence_cli.commands.session import Session
+    from influence_cli.move_log import Batch
     from influence_cli.moves import Plan
     from influence_cli.relabel import Relabelled
 
@@ -116,13 +117,14 @@ def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[P
     from influence_cli.commands.session import emit
     from influence_cli.moves import manifest, plan_moves
     from influence_cli.relabel import decision_rows, label_files
-    from influence_cli.relabel_checks import refuse_open_moves, refuse_outputs
+    from influence_cli.relabel_checks import last_moves, refuse_open_moves, refuse_outputs
     from influence_cli.together import write_together
 
     moves = outputs[0].with_name("moves.csv" if on == "train" else "test-moves.csv")
-    refuse_outputs(session.config, on, file, (*outputs, moves), session.output, force=force)
     refuse_open_moves(log, file)
-    result = _decide(session, file, on, log)
+    moved = last_moves(log, file)
+    refuse_outputs(session.config, on, file, (*outputs, moves), session.output, force=force)
+    result = _decide(session, file, on, moved)
     files = label_files(result, outputs[0], outputs[1])
     try:
         plan: Plan | None = plan_moves(result)
@@ -146,12 +148,11 @@ def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[P
     _say_next(session, result, on, outputs)
 
 
-def _decide(session: Session, file: Path, on: str, log: Path) -> Relabelled:
-    """Read the decisions; where files were moved since, an error says so."""
+def _decide(session: Session, file: Path, on: str, moved: Batch | None) -> Relabelled:
+    """Read the decisions and note them for the run file; where files were moved since, an error says so."""
+    from influence_cli.decisions import DECISIONS
     from influence_cli.relabel import apply_decisions
-    from influence_cli.relabel_checks import last_moves
 
-    moved = last_moves(log, file)
     try:
         with session.terminal.status("loading data"):
             result = apply_decisions(session.config, file, on)
@@ -159,23 +160,22 @@ def _decide(session: Session, file: Path, on: str, log: Path) -> Relabelled:
         if moved is None or "stale" not in error.message:
             raise
         raise InfluenceError(
-            error.message, f"{error.hint}; files were moved on {moved.time[:10]}, by {near_path(log)} (--undo)"
+            error.message, f"{error.hint}; files were moved on {moved.time[:10]}, by {LOG} (influence relabel --undo)"
         ) from error
     if moved is not None and not result.decisions.with_paths and result.split.paths is not None:
         session.terminal.warn(
-            f"{near_path(log)} moved files on {moved.time[:10]}, which changed positions, and {file} has no column "
+            f"{LOG} moved files on {moved.time[:10]}, which changed positions, and {file} has no column "
             "path: are its positions those of now?"
         )
+    session.run["decisions"] = {word: result.decisions.count(word) for word in DECISIONS}
+    session.run["relabelled"] = [{"label": old, "new_label": new, "count": count} for old, new, count in result.pairs()]
     return result
 
 
 def _describe(session: Session, result: Relabelled) -> None:
-    """Say what was decided, and note it for the run file."""
+    """Say what was decided."""
     say, decided = session.terminal.say, result.decisions
-    counts = {word: decided.count(word) for word in ("keep", "relabel", "drop", "unsure")}
-    pairs = result.pairs()
-    session.run["decisions"] = counts
-    session.run["relabelled"] = [{"label": old, "new_label": new, "count": count} for old, new, count in pairs]
+    counts, pairs = session.run["decisions"], result.pairs()
     say(
         f"{counted(len(decided.rows), 'decision')}: {counts['relabel']:,} relabelled, {counts['drop']:,} dropped, "
         f"{counts['keep']:,} kept, {counts['unsure']:,} unsure (left as they are)"
@@ -219,8 +219,8 @@ def _say_next(session: Session, result: Relabelled, on: str, outputs: Sequence[P
 def _move(session: Session, file: Path, on: str, log: Path) -> None:
     from influence_cli.commands.session import emit
     from influence_cli.moves import COLUMNS as MOVED
-    from influence_cli.moves import apply_plan, continue_moves, plan_moves
-    from influence_cli.relabel_checks import refuse_named_files, refuse_open_moves
+    from influence_cli.moves import DROPPED, apply_plan, continue_moves, plan_moves
+    from influence_cli.relabel_checks import last_moves, refuse_named_files, refuse_open_moves
 
     say = session.terminal.say
     batch = refuse_open_moves(log, file, resume=True)
@@ -230,7 +230,7 @@ def _move(session: Session, file: Path, on: str, log: Path) -> None:
             done = continue_moves(log, batch, advance)
     else:
         refuse_named_files(session.config, on)
-        result = _decide(session, file, on, log)
+        result = _decide(session, file, on, last_moves(log, file))
         plan = plan_moves(result)
         _describe(session, result)
         if not plan.moves:
@@ -241,7 +241,7 @@ def _move(session: Session, file: Path, on: str, log: Path) -> None:
             done = apply_plan(log, plan, file, advance)
         _say_renamed(session, plan)
         if plan.dropped and result.root is not None:
-            say(f"{counted(plan.dropped, 'dropped file')} now under {near_path(result.root.parent / 'dropped')}")
+            say(f"{counted(plan.dropped, 'file')} dropped, to {near_path(result.root.parent / DROPPED)}")
     emit(session, ({"from": move.source, "to": move.target} for move in done.moves), MOVED)
     say(
         f"moved {counted(len(done.moves), 'file')}; each is in {near_path(log)}, and influence relabel --undo takes "
