@@ -22,6 +22,8 @@ _HOMES = {
     "rank_tests": "rank",
     "find_mislabels": "mislabels",
     "apply_decisions": "relabel",
+    "read_result": "result_files",
+    "compare_results": "compare",
     "Store": "store",
     "Terminal": "terminal",
 }

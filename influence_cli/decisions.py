@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from influence_cli.errors import InfluenceError, did_you_mean, near_path
-from influence_cli.label_files import Table, class_number, read_table, unguarded
+from influence_cli.label_files import Table, class_number, read_table
+from influence_cli.report.cells import unguarded
 
 if TYPE_CHECKING:
     from influence_cli.data import Split

@@ -1,8 +1,9 @@
-"""The one exception that a user sees, and how messages name words, files and sizes."""
+"""The one exception that a user sees, and how messages name words, files, sizes and packages that are missing."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -56,6 +57,21 @@ def printable(text: str, keep: str = "") -> str:
         return letter.encode("unicode_escape", "surrogatepass").decode("ascii")
 
     return _UNSAFE.sub(spell, text)
+
+
+def require_extra(module: str, extra: str, what: str) -> None:
+    """Refuse what needs a package that is not installed; worth a call before long work.
+
+    Args:
+        module: the package, looked up but not imported.
+        extra: the extra of this package that names it.
+        what: what needs it, such as ``--plot``.
+
+    Raises:
+        InfluenceError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise InfluenceError(f"{what} needs {module}, which is not installed", f"pip install 'influence-cli[{extra}]'")
 
 
 def human_bytes(count: float) -> str:

@@ -29,6 +29,8 @@ class TestFacts:
         predicted: the model's class (several checkpoints: by mean probability).
         target: the class whose loss is explained.
         loss: that loss (several checkpoints: the mean).
+        confidence: the probability of the predicted class (several checkpoints: the mean).
+        probability: that of the class whose loss is explained.
     """
 
     index: int | None
@@ -37,6 +39,8 @@ class TestFacts:
     predicted: int
     target: int
     loss: float
+    confidence: float
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal) -> np.ndarray:
 
 
 def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
-    """Run every checkpoint forward and sum their probabilities: [b, C], on the CPU."""
+    """Run every checkpoint forward and average their probabilities: [b, C], on the CPU."""
     total: Tensor | None = None
     for task in tasks:
         with torch.no_grad():
@@ -120,4 +124,4 @@ def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
         total = soft if total is None else total + soft
     if total is None:
         raise ValueError("at least one task is needed")
-    return total
+    return total / len(tasks)

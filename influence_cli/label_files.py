@@ -14,13 +14,12 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.report.cells import unguarded
 from influence_cli.user_code import describe
 
 NUMBER_COLUMNS = ("index", "indices")
 LABEL_COLUMNS = ("true_label", "label", "new_label")
 LARGEST = 2**63 - 1
-# A spreadsheet takes a cell that begins so for a formula; our tables put an apostrophe in front.
-FORMULA = tuple("=+-@\t\r")
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,11 @@ class Table:
         return index
 
 
-def unguarded(text: str) -> str:
-    """Take off the apostrophe that keeps a spreadsheet from reading a cell as a formula; other text stays."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
-
-
 def class_number(name: str, classes: Sequence[str], where: str) -> int:
     """Find a class by its name, or by its number where no class has that name."""
     word = name.strip()
-    # As it stands first: a class may be called so, apostrophe, spaces and all.
-    for given in (name, word, unguarded(name), unguarded(word)):
+    # As we write it first (an apostrophe before what a spreadsheet would take for a formula), then as it stands.
+    for given in (unguarded(name), name, unguarded(word), word):
         if given in classes:
             return list(classes).index(given)
     if word.isascii() and word.isdigit() and int(word) < len(classes):

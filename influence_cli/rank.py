@@ -78,7 +78,7 @@ def rank_training(
     terminal: Terminal,
     skip_unreadable: bool = False,
     run: dict[str, Any] | None = None,
-    sink: Sink | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> Iterator[Group]:
     """Rank the training examples by their influence on the selected test examples.
 
@@ -93,7 +93,7 @@ def rank_training(
         terminal: progress, λ, residuals, warnings.
         skip_unreadable: go on without examples that cannot be read.
         run: takes the facts of the run (λ, effective dimension, residuals, correlation with ``identity``).
-        sink: takes every number as well.
+        sinks: take every number as well.
 
     Yields:
         Groups of test examples, in order; one group for an aggregate.
@@ -106,7 +106,7 @@ def rank_training(
     if aggregate:
         seen, means = mean_gradients(stores, groups, target, terminal, skip_unreadable)
         if seen:
-            rest = (facts, count, terminal, skip_unreadable, run, sink)
+            rest = (facts, count, terminal, skip_unreadable, run, sinks)
             yield Group(seen, _strongest(stores, inverses, means, [None], *rest))
     elif stores[0].on_the_fly and len(groups) > 1:
         terminal.say(f"on the fly in {len(groups)} groups of {size:,} test examples: a pass over the data each")
@@ -114,7 +114,7 @@ def rank_training(
         tests, gradients = test_gradients(stores, group, target, terminal, skip_unreadable)
         seen += tests
         if tests:
-            found = _strongest(stores, inverses, gradients, tests, facts, count, terminal, skip_unreadable, run, sink)
+            found = _strongest(stores, inverses, gradients, tests, facts, count, terminal, skip_unreadable, run, sinks)
             yield Group(tests, found)
     if not seen:
         raise InfluenceError("none of the selected test examples could be read")
@@ -210,7 +210,7 @@ def _strongest(
     terminal: Terminal,
     skip: bool,
     run: dict[str, Any],
-    sink: Sink | None,
+    sinks: Sequence[Sink],
 ) -> list[Strongest]:
     """Let all training examples stream by once, from every checkpoint, and keep the strongest effects."""
     m, n = len(gradients[0]), len(facts.indices)
@@ -219,7 +219,7 @@ def _strongest(
     plain = min(COMPARED, m) if compare else 0
     first = facts if not facts.read.any() else None
     running, similar = Running(m, count), np.zeros((2, plain, n if plain else 0), dtype=np.float32)
-    if sink is not None:
+    for sink in sinks:
         sink.begin(tests)
     with ExitStack() as stack:
         streams = []
@@ -234,7 +234,7 @@ def _strongest(
             running.add(np.arange(where.start, where.stop), scores)
             if plain:
                 similar[0, :, where], similar[1, :, where] = scores[:plain], others
-            if sink is not None:
+            for sink in sinks:
                 sink.add(where, scores)
     if plain:
         read = facts.read

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 
 from influence_cli.data import Split
 from influence_cli.mislabels import Mislabels
 from influence_cli.precompute import Prepared
-from influence_cli.report.html import Card, Chart, Page, Row, Section, Table
+from influence_cli.report.charts import Chart, histogram
+from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table
 from influence_cli.report_pages import command_line, config_text, example_thumbnail, path_fact, sentence
 from influence_cli.task import Task
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # Pairs, outliers and class pairs of each kind on one page.
 SHOWN = 20
+# Images beside each one that look like it.
+NEIGHBOURS = 5
 
 _SIGNAL_MEANING = {
     "combined": "how unlikely the label is to readout, neighbours and, unless it has memorised its labels, the model.",
@@ -63,18 +67,35 @@ def mislabels_page(
             f"About {result.noise.count:,} of {len(result.order):,} labels are wrong by the estimate "
             f"({result.noise.rate:.1%}); of as many first ones {expected:.0%} are expected to be.",
         )
+    meaning.append(
+        "Decide below, by mouse or keys; this browser keeps the decisions. Export writes decisions.csv, and "
+        "influence relabel decisions.csv makes new labels of it."
+    )
     sections = [Section("Most suspicious labels", None, (Row("", "", cards),)), *_besides(result, split, classes)]
     return Page(
         title="influence mislabels",
-        sentence=sentence(session, tasks, stores),
+        sentence=sentence(session, tasks, stores, f"{split.name} labels ranked by {signal}"),
         meaning=tuple(meaning),
-        tables=(*_truth_table(session), *_noise_table(session), _class_table(result, classes)),
+        classes=_class_table(result, classes),
         sections=tuple(sections),
+        histogram=histogram(
+            "Scores by label", f"score by {signal}", result.score, result.facts.labels, classes, (0.0, 1.0)
+        ),
+        charts=_recovery_chart(session, signal),
+        tables=(*_truth_table(session), *_noise_table(session)),
         notes=(f"The {len(cards)} most suspicious of {len(result.order):,} examples are shown.",),
         command=command_line(),
         config=config_text(session),
-        charts=_recovery_chart(session, signal),
+        desk=Desk(_desk_key(split, classes), split.name, tuple(classes)),
     )
+
+
+def _desk_key(split: Split, classes: Sequence[str]) -> str:
+    """Name a data set and its labels: decisions go on from page to page until a label changes."""
+    state = xxhash.xxh3_128("\0".join((split.name, *classes)).encode(errors="surrogatepass"))
+    state.update(split.labels.tobytes())
+    state.update("\0".join(split.paths or ()).encode(errors="surrogatepass"))
+    return state.hexdigest()
 
 
 def noise_facts(result: Mislabels, classes: Sequence[str]) -> dict[str, Any]:
@@ -138,6 +159,22 @@ def _card(
         ),
         tone="suspect" if differs else "plain",
         group=classes[label],
+        neighbours=tuple(_neighbour(result, split, classes, row, int(other)) for other in _nearest(result, row)),
+        review=Review(index, split.path(index), classes[label], classes[suggested]),
+    )
+
+
+def _nearest(result: Mislabels, row: int) -> np.ndarray:
+    return np.asarray(result.evidence.nearest[row, :NEIGHBOURS])
+
+
+def _neighbour(result: Mislabels, split: Split, classes: Sequence[str], row: int, other: int) -> Neighbour:
+    index, label = int(result.facts.indices[other]), int(result.facts.labels[other])
+    return Neighbour(
+        image=example_thumbnail(split, index, 48),
+        alt=f"{split.name} example {index}, labelled {classes[label]}",
+        label=classes[label],
+        agrees=label == int(result.facts.labels[row]),
     )
 
 

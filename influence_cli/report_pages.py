@@ -11,59 +11,85 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
+from influence_cli.attribution import attribution_cards
 from influence_cli.data import Split, file_input, raw_image
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.facts import TestFacts, TrainingFacts
 from influence_cli.precompute import Prepared
 from influence_cli.rank import Group
-from influence_cli.report.html import Card, Page, Row, Section, thumbnail
+from influence_cli.report.charts import class_bars, histogram
+from influence_cli.report.html import Card, Page, Row, Section, Table, thumbnail
 from influence_cli.selection import Selected
 from influence_cli.task import Task
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
 
-# Test examples with a gallery of their own on one page.
-SHOWN = 20
+# Test examples with a gallery of their own on one page, and images in a row of it.
+SHOWN, IMAGES = 20, 50
 
 
 def rank_page(
     session: Session,
     stores: Sequence[Prepared],
     group: Group,
+    kept: np.ndarray,
     facts: TrainingFacts,
     selected: Sequence[Selected],
     count: int,
     aggregate: bool,
+    attribution: str | None = None,
 ) -> Page:
-    """Lay out a ranking: each test example above its most helpful and most harmful training images."""
-    prepared, count = stores[0], min(count, 50)
-    task = prepared.task
-    sections = []
+    """Lay out a ranking: each test example above its most helpful and most harmful training images.
+
+    Args:
+        session: of the command.
+        stores: what was prepared for each checkpoint.
+        group: the first test examples and their strongest training examples.
+        kept: all influence [m, n] on the first `SHOWN` of them, NaN of what could not be read.
+        facts: of the training examples.
+        selected: all test examples that were asked for.
+        count: rows of each effect in the result; as many images, up to `IMAGES`.
+        aggregate: whether the mean of all test examples is explained.
+        attribution: the method that colours the pixels of each test image beside it; None for none.
+    """
+    prepared, shown = stores[0], min(count, IMAGES)
+    classes = prepared.task.classes
     tests: list[TestFacts | None] = [None] if aggregate else list(group.tests[:SHOWN])
-    for test, found in zip(tests, group.strongest, strict=False):
-        heading = f"Mean over {len(group.tests)} test examples" if test is None else _test_title(test, task.classes)
+    kept = kept[: len(tests)]
+    read = np.isfinite(kept).all(axis=0)
+    values, labels = kept[:, read].astype(np.float64), facts.labels[read]
+    pixels: Sequence[Card | None] = [None] * len(tests)
+    if attribution is not None:
+        pixels = attribution_cards(prepared.task, group.tests[:SHOWN], attribution, len(stores), session.terminal)
+    sections = []
+    for test, found, own, beside in zip(tests, group.strongest, values, pixels, strict=False):
+        heading = f"Mean over {len(group.tests)} test examples" if test is None else test_title(test, classes)
         sections.append(
             Section(
                 heading=heading,
                 lead=None if test is None else _test_card(prepared, test),
+                beside=beside,
                 rows=(
                     Row(
                         "Most helpful",
                         "removing one of these would raise the loss",
-                        _cards(prepared, facts, found.helpful[:count], found.helpful_values, "helpful"),
+                        _cards(prepared, facts, found.helpful[:shown], found.helpful_values, "helpful"),
                     ),
                     Row(
                         "Most harmful",
                         "removing one of these would lower the loss",
-                        _cards(prepared, facts, found.harmful[:count], found.harmful_values, "harmful"),
+                        _cards(prepared, facts, found.harmful[:shown], found.harmful_values, "harmful"),
                     ),
                 ),
+                bars=class_bars("Which labels it comes from", "sums over all training examples", own, labels, classes),
             )
         )
     notes = []
     if not aggregate and len(selected) > len(sections):
         notes.append(f"{len(selected) - len(sections)} further test examples are in the rows, not on this page.")
+    if count > shown:
+        notes.append(f"Of each row the first {shown} images are shown; the rows of the result have all {count:,}.")
     meaning = [
         "Influence is the estimated rise of the test example's loss if one training example were removed and the "
         "model trained again"
@@ -72,16 +98,43 @@ def rank_page(
         "Look at the harmful ones first: a wrong label, a duplicate with another label, or a case that the classes do "
         "not cover.",
     ]
+    most = float(np.abs(values).max(initial=0.0))
     return Page(
         title="influence rank",
         sentence=sentence(session, [prepared.task for prepared in stores], stores),
         meaning=tuple(meaning),
-        tables=(),
+        classes=_class_table(values, labels, classes),
         sections=tuple(sections),
+        histogram=histogram(
+            "Influence by label",
+            "influence on " + ("the mean" if aggregate else f"the {len(sections)} test examples above"),
+            values.ravel(),
+            np.tile(labels, len(values)),
+            classes,
+            (-most, most),
+            bins=41,
+        ),
+        charts=(),
+        tables=(),
         notes=tuple(notes),
         command=command_line(),
         config=config_text(session),
     )
+
+
+def _class_table(values: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Table:
+    """Sum the influence by label, mean of the test examples on the page."""
+    mean = values.mean(axis=0)
+    rows = []
+    for number, name in enumerate(classes):
+        own = labels == number
+        if own.any():
+            harmful, helpful = float(np.minimum(mean[own], 0).sum()), float(np.maximum(mean[own], 0).sum())
+            sums = tuple(f"{value:+.3g}" for value in (helpful, harmful, helpful + harmful))
+            rows.append((name, f"{int(own.sum()):,}", f"{int((mean[own] < 0).sum()):,}", *sums))
+    note = "" if len(values) == 1 else f"mean over the {len(values)} test examples on this page"
+    columns = ("label", "examples", "harmful ones", "helpful influence", "harmful influence", "sum")
+    return Table("Training examples by label", columns, tuple(rows), note)
 
 
 def _cards(
@@ -110,9 +163,16 @@ def _cards(
     return tuple(cards)
 
 
-def _test_title(test: TestFacts, classes: Sequence[str]) -> str:
+def test_title(test: TestFacts, classes: Sequence[str]) -> str:
     name = f"Test example {test.index}" if test.index is not None else str(near_path(Path(str(test.path))))
     return f"{name}: loss of {classes[test.target]}"
+
+
+def plot_title(group: Group, classes: Sequence[str], aggregate: bool) -> str:
+    """Say whose influence a plot of the first test example, or of the mean of all of them, shows."""
+    if aggregate:
+        return f"Mean over {len(group.tests)} test examples"
+    return test_title(group.tests[0], classes) + (" (the first test example)" if len(group.tests) > 1 else "")
 
 
 def _test_card(prepared: Prepared, test: TestFacts) -> Card:
@@ -122,22 +182,29 @@ def _test_card(prepared: Prepared, test: TestFacts) -> Card:
         image = example_thumbnail(split, test.index)
     else:
         image = thumbnail(file_input(split, Path(str(test.path)))[1])
-    label = task.classes[test.label] if test.label is not None else "unknown"
+    label, predicted = task.classes[test.label] if test.label is not None else "unknown", task.classes[test.predicted]
     return Card(
         image=image,
-        alt=f"test example, labelled {label}, predicted {task.classes[test.predicted]}",
-        title=f"{label}, predicted {task.classes[test.predicted]}",
-        facts=(("loss", f"{test.loss:.4g}"), *((("path", str(near_path(Path(test.path)))),) if test.path else ())),
+        alt=f"test example, labelled {label}, predicted {predicted}",
+        title="",
+        facts=(
+            ("label", label),
+            ("predicted", f"{predicted} ({test.confidence:.1%})"),
+            ("loss", f"{test.loss:.4g}"),
+            ("probability", f"{test.probability:.2%} of {task.classes[test.target]}"),
+            *((("path", str(near_path(Path(test.path)))),) if test.path else ()),
+        ),
         tone="plain",
     )
 
 
-def example_thumbnail(split: Split, index: int) -> str | None:
+def example_thumbnail(split: Split, index: int, size: int = 96) -> str | None:
+    """Give a small picture of an example; None where it cannot be read or is not like one."""
     try:
         image = raw_image(split, index)
     except InfluenceError:
         return None
-    return thumbnail(image) if image is not None else None
+    return thumbnail(image, size) if image is not None else None
 
 
 def path_fact(split: Split, index: int) -> tuple[tuple[str, str], ...]:
@@ -145,13 +212,14 @@ def path_fact(split: Split, index: int) -> tuple[tuple[str, str], ...]:
     return (("path", str(near_path(Path(path)))),) if path else ()
 
 
-def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]) -> str:
-    """Say what was run on what: model, data, curvature where there is any, seconds."""
+def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared], method: str = "") -> str:
+    """Say what was run on what: model, data, method, curvature where there is any, seconds."""
     task, config = tasks[0], session.config
     found = (
         f"{config.model.factory} from {task.checkpoint.name}"
         + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
         + f", {len(task.train):,} training examples of {len(task.classes)} classes"
+        + (f"; {method}" if method else "")
     )
     if stores:
         prepared, facts = stores[0], session.run.get("stores", [{}])[0]

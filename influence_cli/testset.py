@@ -36,7 +36,8 @@ def test_gradients(
     size = min(256, min(prepared.batch for prepared in stores))
     with terminal.progress(len(selected), "test gradients") as advance:
         for batch, chosen in _batches(tasks[0], selected, size, terminal, skip):
-            predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
+            soft = mean_probabilities(tasks, batch.inputs)
+            predicted = soft.argmax(dim=1)
             targets = explained_classes(target, tasks[0].classes, chosen, predicted)
             losses = torch.zeros(len(batch))
             for prepared, own in zip(stores, rows, strict=True):
@@ -48,7 +49,16 @@ def test_gradients(
             for j, item in enumerate(chosen):
                 path = str(item.file) if item.file is not None else split.path(item.index or 0) if split else None
                 facts.append(
-                    TestFacts(item.index, path, item.label, int(predicted[j]), int(targets[j]), float(losses[j]))
+                    TestFacts(
+                        item.index,
+                        path,
+                        item.label,
+                        int(predicted[j]),
+                        int(targets[j]),
+                        float(losses[j]),
+                        float(soft[j, predicted[j]]),
+                        float(soft[j, targets[j]]),
+                    )
                 )
             advance(len(batch))
     return facts, [torch.cat(own) if own else torch.empty(0) for own in rows]

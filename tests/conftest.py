@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,6 +18,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator
+    from playwright.sync_api import Page as Tab
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 CONFIG = """
@@ -222,3 +228,81 @@ def unpack(root: Path, source: Path, dataset: type) -> Path:
         folder.chmod(0o755)
     dataset(root, download=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        if os.environ.get("INFLUENCE_TEST_BROWSER") == "required":
+            pytest.fail("no Chromium here, and INFLUENCE_TEST_BROWSER requires it")
+        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@dataclass
+class Opened:
+    """A page in a tab, and what went wrong in it."""
+
+    tab: Tab
+    problems: list[str]
+
+    def card(self, index: int) -> Locator:
+        return self.tab.locator(f'li[data-index="{index}"]').first
+
+    def decided(self, index: int) -> str:
+        return self.card(index).locator(".decided").inner_text()
+
+    def status(self) -> str:
+        return self.tab.locator("#status").inner_text()
+
+    def progress(self) -> str:
+        return self.tab.locator("#decided").inner_text()
+
+    def focused(self) -> str | None:
+        found: str | None = self.tab.evaluate("document.activeElement.dataset.index ?? null")
+        return found
+
+    def export(self) -> str:
+        with self.tab.expect_download() as waiting:
+            self.tab.click("#export")
+        assert waiting.value.suggested_filename == "decisions.csv"
+        return Path(waiting.value.path()).read_bytes().decode("utf-8")
+
+    def load(self, text: str, tmp_path: Path) -> str:
+        path = tmp_path / "decisions.csv"
+        path.write_bytes(text.encode())
+        before = self.status()
+        self.tab.set_input_files("#file", path)
+        self.tab.wait_for_function("before => document.getElementById('status').innerText !== before", arg=before)
+        return self.status()
+
+
+Visit = Callable[[Path], Opened]
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """Open a file with the network off; at the end nothing may have gone wrong in it."""
+    context = browser.new_context(offline=True, viewport={"width": 1000, "height": 900})
+    problems: list[str] = []
+
+    def open_(path: Path) -> Opened:
+        tab = context.new_page()
+        tab.on("console", lambda message: problems.append(message.text))
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.on("dialog", lambda dialog: problems.append(dialog.message))
+        tab.on(
+            "request",
+            lambda request: None if request.url[:5] in ("file:", "data:", "blob:") else problems.append(request.url),
+        )
+        tab.goto(path.as_uri())
+        return Opened(tab, problems)
+
+    yield open_
+    context.close()
+    assert problems == []

@@ -131,7 +131,9 @@ def test_the_command_counts_the_wrong_lines_and_writes_nothing(folder: Path, inf
 def test_cells_guarded_against_formulas_are_read_either_way(tmp_path: Path) -> None:
     folder = make(tmp_path, ("+1", "'=x", "=x", "cat"), ("0.png",))
     text = "index,label,decision,new_label\n"
-    assert read(folder, text + "0,'=x,relabel,cat\n") == [(0, "relabel", 3)]
+    assert read(folder, text + "0,''=x,relabel,cat\n") == [(0, "relabel", 3)]
+    assert read(folder, text + "2,'=x,relabel,cat\n") == [(2, "relabel", 3)]
+    assert read(folder, text + "2,=x,relabel,'+1\n") == [(2, "relabel", 1)]
     assert read(folder, text + "1,'+1,relabel,=x\n") == [(1, "relabel", 2)]
     assert read(folder, text + "1,+1,drop,\n") == [(1, "drop", None)]
 

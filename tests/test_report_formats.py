@@ -24,6 +24,7 @@ from influence_cli.report.formats import FORMATS, check_output, choose_format, o
 
 NASTY = "a\tb\nc\rd\\e\x1b[2J,\"f\" 'g' ünï 漢字 \u202e"
 NOT_UTF8 = os.fsdecode(b"bad-\xff.png")
+FORMULA = set("=+-@\t\r")
 
 
 def written(rows, columns, format, stream=None) -> str:
@@ -46,6 +47,8 @@ def written(rows, columns, format, stream=None) -> str:
         (None, "a.CSV", True, "csv"),
         (None, "a.tsv", False, "tsv"),
         (None, "a.txt", False, "table"),
+        (None, "a.parquet", True, "parquet"),
+        ("parquet", None, False, "parquet"),
         ("json", "a.csv", True, "json"),
         ("tsv", "nosuffix", True, "tsv"),
     ],
@@ -61,12 +64,29 @@ def test_choose_format(format, output, terminal, expected) -> None:
         ("CSV", None, "known: csv"),
         (None, "a.cvs", "did you mean '.csv'"),
         (None, "a", "add one of"),
+        ("cleanlab", None, "known here: table"),
     ],
 )
 def test_choose_format_refuses(format, output, says) -> None:
     with pytest.raises(InfluenceError) as caught:
         choose_format(format, Path(output) if output else None, False)
     assert says in caught.value.hint
+
+
+def test_a_dialect_is_for_the_rows_that_fit_it() -> None:
+    assert choose_format("cleanlab", None, True, ("cleanlab",)) == "cleanlab"
+    with pytest.raises(InfluenceError) as caught:
+        choose_format("cleanlb", None, True, ("cleanlab",))
+    assert "did you mean 'cleanlab'" in caught.value.hint
+
+
+def test_parquet_needs_its_package_and_is_not_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InfluenceError, match="not text for a terminal"):
+        choose_format("parquet", None, True)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InfluenceError, match="parquet needs pyarrow") as caught:
+        choose_format(None, Path("a.parquet"), False)
+    assert caught.value.hint == "pip install 'influence-cli[parquet]'"
 
 
 # round trips
@@ -120,8 +140,20 @@ def test_floats_and_text_survive(number: float, text: str) -> None:
     assert json.loads(written([row], ("x", "s"), "jsonl")) == row
     assert json.loads(written([row], ("x", "s"), "json")) == [row]
     _, values = csv.reader(io.StringIO(written([row], ("x", "s"), "csv"), newline=""))
-    assert (float(values[0]), values[1]) == (number, text)
+    assert (float(values[0]), values[1].removeprefix("'") if text[:1] in FORMULA else values[1]) == (number, text)
     assert float(written([row], ("x", "s"), "tsv").split("\n")[1].split("\t")[0]) == number
+
+
+@pytest.mark.parametrize("format", ["csv", "fiftyone", "cleanlab"])
+@pytest.mark.parametrize("letter", sorted(FORMULA))
+def test_text_that_a_spreadsheet_would_run_is_quoted(format: str, letter: str) -> None:
+    """An apostrophe goes before text, never before a number; every other format is exact."""
+    row = {"label": f"{letter}cmd|' /C calc'!A0", "influence": -0.5, "rank": -3, "path": "a=b"}
+    _, cells = csv.reader(io.StringIO(written([row], tuple(row), format), newline=""))
+    assert cells == ["'" + row["label"], "-0.5", "-3", "a=b"]
+    assert json.loads(written([row], tuple(row), "jsonl")) == row
+    if letter not in "\t\r":
+        assert written([row], tuple(row), "tsv").split("\n")[1].split("\t")[0] == row["label"]
 
 
 @pytest.mark.parametrize(
@@ -149,10 +181,11 @@ def test_numpy_scalars_and_paths() -> None:
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")])
 def test_non_finite_is_refused(format: str, value: float) -> None:
-    stream = io.StringIO()
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, write_through=True)
     with pytest.raises(InfluenceError, match="row 1: loss"):
         write_rows([{"loss": value}], ("loss",), format, stream)
-    assert stream.getvalue() == ""
+    assert raw.getvalue() == b""
 
 
 def test_unknown_format_and_type() -> None:
@@ -182,10 +215,11 @@ def test_an_error_in_the_first_row_leaves_stdout_empty(format: str) -> None:
         raise InfluenceError("no")
         yield {}
 
-    stream = io.StringIO()
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, write_through=True)
     with pytest.raises(InfluenceError):
         write_rows(rows(), ("a",), format, stream)
-    assert stream.getvalue() == ""
+    assert raw.getvalue() == b""
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -194,7 +228,11 @@ def test_a_full_disk_is_an_error_of_ours_and_a_closed_pipe_is_not(format: str) -
         name = "out"
         error: OSError = OSError(errno.ENOSPC, "No space left on device")
 
-        def write(self, text: str) -> int:
+        @property
+        def buffer(self) -> Full:
+            return self
+
+        def write(self, text: str | bytes) -> int:
             raise self.error
 
     with pytest.raises(InfluenceError, match="out cannot be written: No space left"):

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,20 @@ from PIL import Image
 
 from influence_cli.errors import InfluenceError
 from influence_cli.report import html
-from influence_cli.report.html import Card, Chart, Page, Row, Section, Table, render_page, thumbnail, write_page
+from influence_cli.report.charts import Chart, ClassBars, Histogram
+from influence_cli.report.html import (
+    Card,
+    Desk,
+    Neighbour,
+    Page,
+    Review,
+    Row,
+    Section,
+    Table,
+    render_page,
+    thumbnail,
+    write_page,
+)
 
 EVIL = "<script>alert(1)</script>\"'&\x1b[2J\udcff\n"
 VOID = {"meta", "img", "link", "br", "wbr", "input", "hr"}
@@ -74,7 +88,7 @@ def page(**changes: object) -> Page:
         "title": "influence rank",
         "sentence": "SENTENCE",
         "meaning": ("MEANING",),
-        "tables": (Table("TABLE", ("class", "n"), (("ants", "1,234"), ("bees", "–")), "of these"),),
+        "classes": Table("CLASSES", ("class", "n"), (("ants", "1,234"), ("bees", "–")), "of these"),
         "sections": (
             Section(
                 "SECTION",
@@ -85,6 +99,9 @@ def page(**changes: object) -> Page:
                 ),
             ),
         ),
+        "histogram": Histogram("HISTOGRAM", "score", 0.0, 1.0, (("ants", (3, 0, 1), 0.1),)),
+        "charts": (Chart("CHART", "checked", "found", (("one", ((0.0, 0.0), (1.0, 1.0))),)),),
+        "tables": (Table("TABLE", ("signal", "AP"), (("loss", "0.5"),)),),
         "notes": ("NOTES",),
         "command": "COMMAND",
         "config": "CONFIG:\n  a: 1\n",
@@ -94,17 +111,21 @@ def page(**changes: object) -> Page:
 
 def test_reading_order_and_balance() -> None:
     parsed = Parsed(render_page(page()))
-    places = [
-        parsed.text.index(word) for word in ("SENTENCE", "MEANING", "SECTION", "TABLE", "NOTES", "COMMAND", "CONFIG")
-    ]
+    words = "SENTENCE MEANING CLASSES SECTION HISTOGRAM CHART TABLE NOTES COMMAND CONFIG"
+    places = [parsed.text.index(word) for word in words.split()]
     assert places == sorted(places)
     assert len(parsed.all("h1")) == 1
     assert "CONFIG:\n  a: 1\n" in parsed.text
 
 
-@pytest.mark.parametrize("empty", ["meaning", "tables", "sections", "notes"])
+@pytest.mark.parametrize("empty", ["meaning", "tables", "sections", "notes", "charts"])
 def test_parts_may_be_empty(empty: str) -> None:
     Parsed(render_page(page(**{empty: ()})))
+
+
+@pytest.mark.parametrize("missing", ["classes", "histogram", "desk"])
+def test_parts_may_be_missing(missing: str) -> None:
+    Parsed(render_page(page(**{missing: None})))
 
 
 def test_a_row_without_cards_says_so() -> None:
@@ -113,21 +134,28 @@ def test_a_row_without_cards_says_so() -> None:
 
 
 def test_data_is_escaped_everywhere() -> None:
-    evil = Card(None, EVIL, EVIL, ((EVIL, EVIL), ("path", EVIL)), "harmful", EVIL)
+    beside = (Neighbour(None, EVIL, EVIL, False),)
+    evil = Card(None, EVIL, EVIL, ((EVIL, EVIL), ("path", EVIL)), "harmful", EVIL, beside, Review(1, EVIL, EVIL, "x"))
+    table = Table(EVIL, (EVIL,), ((EVIL,),), EVIL)
     hostile = Page(
-        EVIL,
-        EVIL,
-        (EVIL,),
-        (Table(EVIL, (EVIL,), ((EVIL,),), EVIL),),
-        (Section(EVIL, evil, (Row(EVIL, EVIL, (evil, card())),)),) * 3,
-        (EVIL,),
-        EVIL,
-        EVIL,
+        title=EVIL,
+        sentence=EVIL,
+        meaning=(EVIL,),
+        classes=table,
+        sections=(Section(EVIL, evil, (Row(EVIL, EVIL, (evil, card())),), ClassBars(EVIL, EVIL, ((EVIL, -1, 1),))),)
+        * 3,
+        histogram=Histogram(EVIL, EVIL, 0.0, 1.0, ((EVIL, (1,), 0.5),)),
+        charts=(Chart(EVIL, EVIL, EVIL, ((EVIL, ((0.0, 0.0),)),)),),
+        tables=(table,),
+        notes=(EVIL,),
+        command=EVIL,
+        config=EVIL,
+        desk=Desk(EVIL, EVIL, (EVIL, "x")),
     )
     text = render_page(hostile)
     text.encode("utf-8")
     parsed = Parsed(text)
-    assert len(parsed.all("script")) == 1
+    assert [tag.get("type") for tag in parsed.all("script")] == ["application/json", None]
     assert "<script>alert" not in text
     assert "<script>alert(1)</script>" in parsed.text
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", text)
@@ -150,7 +178,7 @@ def test_readable_without_seeing() -> None:
     assert all(attributes.get("alt") for attributes in parsed.all("img"))
     assert [a["aria-label"] for a in parsed.all("span") if a.get("role") == "img"] == ["training example 4"]
     assert parsed.all("html")[0]["lang"] == "en"
-    assert len(parsed.all("caption")) == len(parsed.all("table")) == 1
+    assert len(parsed.all("caption")) == len(parsed.all("table")) == 2
     assert all(attributes["scope"] == "col" for attributes in parsed.all("th"))
     assert len(parsed.all("button")) == len(parsed.all("th"))
     ids = [str(attributes["id"]) for _, attributes in parsed.tags if "id" in attributes]
@@ -199,12 +227,12 @@ def test_photo_is_shrunk_and_keeps_its_shape() -> None:
     assert max(decoded(thumbnail(picture(400, 200), 160)).size) == 160
 
 
-def test_small_image_is_enlarged_by_whole_pixels() -> None:
+def test_small_image_stays_as_it_is() -> None:
     image = decoded(thumbnail(picture(28, 14)))
-    assert (image.format, image.size) == ("PNG", (112, 56))
-    assert np.array_equal(np.asarray(image)[::4, ::4], np.asarray(picture(28, 14)))
+    assert (image.format, image.size) == ("PNG", (28, 14))
+    assert np.array_equal(np.asarray(image), np.asarray(picture(28, 14)))
     assert decoded(thumbnail(picture(96, 96))).size == (96, 96)
-    assert decoded(thumbnail(picture(1, 1))).size == (96, 96)
+    assert decoded(thumbnail(picture(1, 1))).size == (1, 1)
 
 
 @pytest.mark.parametrize("size", [(20, 20), (200, 100)])
@@ -227,7 +255,7 @@ def test_deep_images_are_stretched(dtype: type) -> None:
     values = np.asarray(decoded(thumbnail(Image.fromarray(ramp))))
     assert (values.min(), values.max()) == (0, 255)
     flat = Image.fromarray(np.full((8, 8), 7, dtype=dtype))
-    assert decoded(thumbnail(flat)).size == (96, 96)
+    assert decoded(thumbnail(flat)).size == (8, 8)
 
 
 def test_values_that_are_not_finite() -> None:
@@ -263,6 +291,18 @@ def heavy(rows: int, cards: int, size: int) -> Page:
     return page(sections=(Section("S", card(99, "plain", image=image), (row,) * rows),))
 
 
+def test_images_beside_count_and_go_with_their_card(tmp_path: Path) -> None:
+    image = "data:image/png;base64," + "A" * 50_000
+    beside = (Neighbour(image, "training example 5", "bees", False),) * 3
+    cards = tuple(replace(card(number, image=image), neighbours=beside) for number in range(40))
+    path = tmp_path / "why.html"
+    assert write_page(page(sections=(Section("S", None, (Row("R", "", cards),)),)), path) <= 5_000_000
+    parsed = Parsed(path.read_text(encoding="utf-8"))
+    assert len(parsed.all("img")) % 4 == 0
+    assert 20 < len(parsed.all("img")) / 4 < 26
+    assert sum(a.get("aria-label") == "training example 5" for a in parsed.all("span")) % 3 == 0
+
+
 def test_write_page(tmp_path: Path) -> None:
     path = tmp_path / "why.html"
     assert write_page(page(), path) == path.stat().st_size
@@ -278,7 +318,7 @@ def test_page_stays_under_5_mb(tmp_path: Path) -> None:
     parsed = Parsed(text)
     shown = len(parsed.all("img"))
     assert size + 100_000 > 5_000_000
-    assert f"{81 - shown} images were left out to keep the page under 5 MB." in text
+    assert f"{81 - shown} examples are shown without images, to keep the page under 5 MB." in text
     # The last places go first, of both rows alike; the leading image stays.
     kept = [int(str(image["alt"]).rsplit(" ", 1)[1]) for image in parsed.all("img")]
     first = kept.count(0)
@@ -290,7 +330,7 @@ def test_page_stays_under_5_mb(tmp_path: Path) -> None:
 
 def test_one_image_is_one_image(tmp_path: Path) -> None:
     write_page(heavy(1, 50, 99_000), tmp_path / "why.html")
-    assert "1 image was left out" in (tmp_path / "why.html").read_text(encoding="utf-8")
+    assert "1 example is shown without images" in (tmp_path / "why.html").read_text(encoding="utf-8")
 
 
 def test_text_alone_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,7 +367,7 @@ def test_a_chart_has_its_curves_in_place_and_a_legend() -> None:
         "Recovery", "checked", "found", (("one <b>", ((0.0, 0.0), (0.2, 1.0))), ("two", ((0.0, 0.5), (0.4, 0.5))))
     )
     assert chart.path(chart.curves[0][1]) == "0.0,200.0 200.0,0.0"
-    parsed = Parsed(render_page(page(charts=(chart,))))
+    parsed = Parsed(render_page(page(charts=(chart,), histogram=None)))
     lines = {line["class"]: line["points"] for line in parsed.all("polyline") if line["points"] != "0,4 28,4"}
     assert lines == {"curve-0": "0.0,200.0 200.0,0.0", "curve-1": "0.0,100.0 400.0,100.0"}
     assert "one <b>" in parsed.text

@@ -685,6 +685,11 @@ with Store.open(Path(sys.argv[1])) as store:
     except KeyboardInterrupt:
         import threading
 
+        # A thread that has finished its work may still be on its way out.
+        for _ in range(100):
+            if threading.active_count() == 1:
+                break
+            time.sleep(0.1)
         print("stopped, threads:", threading.active_count(), flush=True)
 """
 

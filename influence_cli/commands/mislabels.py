@@ -15,6 +15,7 @@ from influence_cli.commands.options import (
     Format,
     OnTheFly,
     Output,
+    Plot,
     Precision,
     Quiet,
     Report,
@@ -24,6 +25,8 @@ from influence_cli.commands.options import (
     with_precision,
 )
 from influence_cli.errors import InfluenceError
+from influence_cli.report.dialects import COLUMNS as DIALECT_COLUMNS
+from influence_cli.report.dialects import DIALECTS, in_dialect
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -79,6 +82,7 @@ def command(
     format: Format = None,
     output: Output = None,
     report: Report = None,
+    plot: Plot = None,
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
@@ -107,10 +111,16 @@ def command(
       influence mislabels --fail-above 100 -q > /dev/null || echo "too many suspicious labels"
     """
     from influence_cli.commands.session import begin, emit, load
+    from influence_cli.report.plot import check_plot
 
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
     shown = _rows_to_show(top)
+    if explain is not None and format in DIALECTS:
+        raise InfluenceError(f"--explain does not go with --format {format}", "that takes a row a label")
+    if explain is not None and plot is not None:
+        raise InfluenceError("--explain does not go with --plot", "that draws all labels: leave one of them out")
+    check_plot(plot)
     session = begin(
         config,
         with_precision(set_, precision),
@@ -118,7 +128,8 @@ def command(
         verbose=verbose,
         format=format,
         output=output,
-        files=(report,),
+        files=(report, plot),
+        dialects=DIALECTS,
     )
     from influence_cli.explain import COLUMNS as EXPLAINED
     from influence_cli.explain import explain_rows, row_among
@@ -129,6 +140,11 @@ def command(
     tasks = load(session)
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     classes = tasks[0].classes
+    if session.format == "fiftyone" and split.paths is None:
+        raise InfluenceError(
+            f"--format fiftyone: the {on} examples are not files, and a sample of FiftyOne is one",
+            "--format cleanlab goes by position",
+        )
     if explain is not None:
         row_among(split.indices, explain, split)
     known = read_truth(truth, split.labels, classes) if truth is not None else None
@@ -158,17 +174,25 @@ def command(
     if explain is not None:
         emit(session, explain_rows(result, split, classes, explain), EXPLAINED)
         return
-    if result.noise is None and (shown is None or fail_above is not None):
+    counting = {"--top auto": shown is None, "--fail-above": fail_above is not None, "--format": format in DIALECTS}
+    if result.noise is None and any(counting.values()):
+        obstacle = result.evidence.obstacle
         raise InfluenceError(
-            f"{'--top auto' if shown is None else '--fail-above'}: how many labels are wrong cannot be told here: "
-            f"{result.evidence.obstacle.message if result.evidence.obstacle else 'there is no readout'}"
+            f"{next(option for option, given in counting.items() if given)}: how many labels are wrong cannot be told "
+            f"here: {obstacle.message if obstacle else 'there is no readout'}"
         )
     _describe(session, result, split, classes)
     if known is not None:
         _score(session, result, known)
     count = len(result.order) if all_ else len(result.flagged) if shown is None else shown
     extra = [signal_column(name) for name in result.signals] if signals else []
-    emit(session, mislabel_rows(result, split, classes, count), (*COLUMNS, *extra))
+    rows = mislabel_rows(result, split, classes, count)
+    if session.format in DIALECTS:
+        emit(session, in_dialect(rows, session.format), DIALECT_COLUMNS[session.format])
+    else:
+        emit(session, rows, (*COLUMNS, *extra))
+    if plot is not None:
+        _plot(session, result, classes, plot, signal)
     if report is not None:
         from influence_cli.report.html import write_page
         from influence_cli.report_mislabels import mislabels_page
@@ -184,8 +208,8 @@ def command(
 
 
 def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], count: int) -> Iterator[dict[str, object]]:
-    """Give the rows of the ranking, most suspicious first, every signal included."""
-    facts, own = result.facts, result.signals.get("self-influence")
+    """Give the rows of the ranking, most suspicious first, every signal included, and whether a label is flagged."""
+    facts, own, flagged = result.facts, result.signals.get("self-influence"), len(result.flagged)
     for number, row in enumerate(result.order[:count], start=1):
         index, suggested = int(facts.indices[row]), int(result.suggested[row])
         yield {
@@ -198,6 +222,7 @@ def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], cou
             "score": float(result.score[row]),
             "loss": float(facts.losses[row]),
             "self_influence": None if own is None else float(own[row]),
+            "flagged": number <= flagged,
             **{signal_column(name): float(values[row]) for name, values in result.signals.items()},
         }
 
@@ -257,6 +282,16 @@ def _describe(session: Session, result: Mislabels, split: Split, classes: Sequen
         f"besides: {len(besides.duplicates):,} duplicates and {len(besides.alike):,} near-duplicates with different "
         f"labels, {len(besides.outliers):,} outliers, {len(besides.confused):,} pairs of classes confused both ways"
     )
+
+
+def _plot(session: Session, result: Mislabels, classes: Sequence[str], path: Path, signal: str) -> None:
+    """Draw the scores by label, and beside them what the ranking, the loss and random order find of the truth."""
+    from influence_cli.report.plot import plot_scores
+
+    found = session.run.get("recovery")
+    curves = {name: found[name] for name in dict.fromkeys(("checked", signal, "loss"))} if found else None
+    plot_scores(path, result.score, result.facts.labels, classes, result.flagged, signal, curves)
+    session.terminal.say(f"wrote {path}")
 
 
 def _score(session: Session, result: Mislabels, known: Truth) -> None:

@@ -19,7 +19,10 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on stderr."
 Format = Annotated[
     str | None,
     typer.Option(
-        "--format", metavar="FORMAT", help="table, jsonl, json, csv or tsv. Default: table on a terminal, else jsonl."
+        "--format",
+        metavar="FORMAT",
+        help="table, jsonl, json, csv, tsv or parquet; for mislabels also fiftyone or cleanlab (CSV). "
+        "Default: table on a terminal, else jsonl.",
     ),
 ]
 Output = Annotated[
@@ -34,6 +37,10 @@ Output = Annotated[
 Report = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE.html", help="Also write a page with the images, readable offline."),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE.png|svg", help="Also draw a plot (needs matplotlib: influence-cli[plot])."),
 ]
 Top = Annotated[
     int, typer.Option("--top", min=1, metavar="K", help="Rows to show (for rank: an effect and test example).")

@@ -17,6 +17,7 @@ from influence_cli.commands.options import (
     Format,
     OnTheFly,
     Output,
+    Plot,
     Precision,
     Quiet,
     Report,
@@ -85,6 +86,15 @@ def command(
     format: Format = None,
     output: Output = None,
     report: Report = None,
+    plot: Plot = None,
+    attribution: Annotated[
+        str | None,
+        typer.Option(
+            "--attribution",
+            metavar="NAME",
+            help="With --report: colour the pixels of the test images by integrated-gradients, grad-cam or occlusion.",
+        ),
+    ] = None,
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
@@ -109,15 +119,23 @@ def command(
       influence rank --train 4211
     """
     from influence_cli.commands.session import begin
+    from influence_cli.report.plot import check_plot
 
     if (train is None) == (not tests):
         raise InfluenceError(
             "rank needs TEST examples, or --train I, not both", "influence rank 17, or influence rank --train 4211"
         )
-    if train is not None and (aggregate or matrix or report or on_the_fly):
+    if train is not None and (aggregate or matrix or report or plot or on_the_fly):
         raise InfluenceError(
-            "--train does not go with --aggregate, --matrix, --on-the-fly or --report", "leave one of them out"
+            "--train does not go with --aggregate, --matrix, --on-the-fly, --plot or --report", "leave one of them out"
         )
+    if attribution is not None and (report is None or aggregate):
+        raise InfluenceError(
+            "--attribution colours the pixels of each test image in the page of --report"
+            + (", and --aggregate has none" if aggregate else ""),
+            "influence rank 17 --attribution integrated-gradients --report why.html",
+        )
+    check_plot(plot)
     session = begin(
         config,
         with_precision(set_, precision),
@@ -125,13 +143,13 @@ def command(
         verbose=verbose,
         format=format,
         output=output,
-        files=(matrix, report),
+        files=(matrix, report, plot),
     )
     count = None if all_ else top
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable)
     else:
-        options = _Options(target, aggregate, matrix, count, report, skip_unreadable, on_the_fly)
+        options = _Options(target, aggregate, matrix, count, report, plot, attribution, skip_unreadable, on_the_fly)
         _rank(session, tests or [], options)
 
 
@@ -142,30 +160,43 @@ class _Options:
     matrix: Path | None
     count: int | None
     report: Path | None
+    plot: Path | None
+    attribution: str | None
     skip: bool
     on_the_fly: bool
 
 
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
+    from influence_cli.attribution import check_attribution, check_model
     from influence_cli.commands.session import emit, load
     from influence_cli.facts import misclassified
+    from influence_cli.kept_influence import KeptInfluence
     from influence_cli.matrix_file import matrix_file
     from influence_cli.precompute import prepare_all
     from influence_cli.rank import rank_training, training_facts
+    from influence_cli.report.html import write_page
+    from influence_cli.report.plot import plot_influence
+    from influence_cli.report_pages import SHOWN, plot_title, rank_page
     from influence_cli.selection import select
     from influence_cli.testset import check_target
 
+    check_attribution(options.attribution)
     tasks = load(session)
     check_target(options.target, tasks[0].classes)
+    if options.attribution is not None:
+        check_model(tasks[0], options.attribution)
     selected = select(tests, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), sys.stdin)
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
     facts = training_facts(stores)
     kept: list[Group] = []
+    drawn = options.report is not None or options.plot is not None
+    shown = 1 if options.aggregate or options.report is None else min(len(selected), SHOWN)
+    held = KeptInfluence(shown, len(facts.indices)) if drawn else None
 
     def rows() -> Iterator[dict[str, object]]:
-        with matrix_file(options.matrix, facts.indices) as sink:
+        with matrix_file(options.matrix, facts.indices) as matrix:
             groups = rank_training(
                 stores,
                 selected,
@@ -177,10 +208,10 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
                 terminal=session.terminal,
                 skip_unreadable=options.skip,
                 run=session.run,
-                sink=sink,
+                sinks=[sink for sink in (matrix, held) if sink is not None],
             )
             for group in groups:
-                if options.report is not None and not kept:
+                if drawn and not kept:
                     kept.append(group)
                 yield from rank_rows(stores[0], group, facts, options.aggregate)
 
@@ -189,11 +220,16 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         session.terminal.say("an image file without a label: the loss of the predicted class is explained")
     if options.matrix is not None:
         session.terminal.say(f"wrote {options.matrix}")
-    if options.report is not None:
-        from influence_cli.report.html import write_page
-        from influence_cli.report_pages import rank_page
-
-        page = rank_page(session, stores, kept[0], facts, selected, options.count or 10, options.aggregate)
+    if options.plot is not None and held is not None:
+        classes, unit = tasks[0].classes, "nats" if stores[0].choice.method != "identity" else ""
+        title = plot_title(kept[0], classes, options.aggregate)
+        plot_influence(options.plot, held.values[0], facts.labels, classes, title, unit)
+        session.terminal.say(f"wrote {options.plot}")
+    if options.report is not None and held is not None:
+        count = options.count or len(facts.indices)
+        page = rank_page(
+            session, stores, kept[0], held.values, facts, selected, count, options.aggregate, options.attribution
+        )
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     else:
         session.terminal.say("next: --report why.html shows the images")

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ class Session:
     """One run of a command.
 
     Attributes:
-        config: the resolved config.
+        loaded: the resolved config, or None for a command that needs none.
         terminal: stderr.
         format: how rows are written.
         output: the file of ``-o``, or None for stdout.
@@ -31,12 +31,19 @@ class Session:
         started: when it began.
     """
 
-    config: Config
+    loaded: Config | None
     terminal: Terminal
     format: str
     output: Path | None
     run: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def config(self) -> Config:
+        """Give the resolved config."""
+        if self.loaded is None:
+            raise ValueError("a command that reads no config")
+        return self.loaded
 
     @property
     def seconds(self) -> float:
@@ -53,6 +60,7 @@ def begin(
     format: str | None = None,
     output: Path | None = None,
     files: Sequence[Path | None] = (),
+    dialects: Sequence[str] = (),
 ) -> Session:
     """Read the config, check where results are to go before any work, then load torch behind a line that says so.
 
@@ -64,19 +72,39 @@ def begin(
         format: ``--format``.
         output: ``-o``.
         files: other files that the command will write.
+        dialects: formats of other tools that its rows can be put into.
 
     Raises:
         InfluenceError: in the config, the format or a file that cannot be written.
     """
-    terminal = Terminal(quiet=quiet, verbose=verbose)
     loaded = load_config(config, overrides or ())
-    chosen = choose_format(format, output, sys.stdout.isatty())
+    session = begin_without_config(
+        quiet=quiet, verbose=verbose, format=format, output=output, files=files, dialects=dialects
+    )
+    with session.terminal.status("loading torch"):
+        import torch  # noqa: F401
+    return replace(session, loaded=loaded)
+
+
+def begin_without_config(
+    *,
+    quiet: bool,
+    verbose: bool = False,
+    format: str | None = None,
+    output: Path | None = None,
+    files: Sequence[Path | None] = (),
+    dialects: Sequence[str] = (),
+) -> Session:
+    """Check where results are to go, for a command that works on files alone.
+
+    Raises:
+        InfluenceError: in the format or a file that cannot be written.
+    """
+    chosen = choose_format(format, output, sys.stdout.isatty(), dialects)
     for path in (output, *files):
         if path is not None:
             check_output(path)
-    with terminal.status("loading torch"):
-        import torch  # noqa: F401
-    return Session(loaded, terminal, chosen, output)
+    return Session(None, Terminal(quiet=quiet, verbose=verbose), chosen, output)
 
 
 def load(session: Session) -> list[Task]:
@@ -106,15 +134,16 @@ def run_facts(session: Session) -> dict[str, Any]:
     """Gather what belongs to the run: command, versions, config, seconds, warnings and what the command noted."""
     import platform
 
-    import torch
-
+    # A command that works on files alone has not loaded it.
+    loaded = sys.modules.get("torch")
+    torch = {} if loaded is None else {"torch": str(loaded.__version__)}
     from influence_cli import __version__
 
     return {
         "command": ["influence", *sys.argv[1:]],
-        "versions": {"influence": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"influence": __version__, "python": platform.python_version(), **torch},
         "seconds": round(session.seconds, 3),
         "warnings": session.terminal.warnings,
-        "config": session.config.resolved(),
+        **({"config": session.loaded.resolved()} if session.loaded is not None else {}),
         **session.run,
     }

@@ -1,7 +1,7 @@
-"""Rows to text, one writer for every command: a table for people; jsonl, json, csv and tsv for pipelines.
+"""Rows to files, one writer for every command: a table for people; jsonl, json, csv, tsv and parquet for programs.
 
-Each format is a generator of text from checked rows; `write_rows` is the only place that writes. All but the table
-stream: a row is on its way before the next one is computed.
+Each format is a generator of text (of bytes for parquet) from checked rows; `write_rows` is the only place that writes.
+All but the table stream: a row is on its way before the next one is computed (parquet: before the next but 16,383).
 """
 
 from __future__ import annotations
@@ -18,34 +18,59 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path, PurePath
 from types import SimpleNamespace
-from typing import TextIO
+from typing import IO, AnyStr, TextIO
 
-from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.errors import InfluenceError, did_you_mean, require_extra
+from influence_cli.report.cells import guarded
+from influence_cli.report.dialects import DIALECTS
+from influence_cli.report.parquet import parquet_bytes
 from influence_cli.report.table import Row, Scalar, plain_table, terminal_table, word
 
-FORMATS = ("table", "jsonl", "json", "csv", "tsv")
-SUFFIXES = {".txt": "table", ".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
+FORMATS = ("table", "jsonl", "json", "csv", "tsv", "parquet")
+SUFFIXES = {
+    ".txt": "table",
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
 
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
-def choose_format(format: str | None, output: Path | None, terminal: bool) -> str:
+def choose_format(format: str | None, output: Path | None, terminal: bool, dialects: Sequence[str] = ()) -> str:
     """Decide how rows are written.
 
     Args:
         format: what ``--format`` names; it wins over the suffix.
         output: the file of ``-o``, whose suffix decides next.
         terminal: whether stdout is a terminal, which decides last.
+        dialects: those of `DIALECTS` that the command's rows can be put into.
 
     Returns:
-        One of `FORMATS`.
+        One of `FORMATS` and ``dialects``.
 
     Raises:
-        InfluenceError: the format or the suffix is not known.
+        InfluenceError: the format or the suffix is not known or not for these rows, parquet is meant for a terminal,
+            or its package is not installed.
     """
+    chosen = _named_format(format, output, terminal, dialects)
+    if chosen == "parquet":
+        require_extra("pyarrow", "parquet", "parquet")
+        if output is None and terminal:
+            raise InfluenceError("parquet is not text for a terminal", "write it to a file or a pipe: -o rows.parquet")
+    return chosen
+
+
+def _named_format(format: str | None, output: Path | None, terminal: bool, dialects: Sequence[str]) -> str:
     if format is not None:
-        if format not in FORMATS:
-            raise InfluenceError(f"unknown format {format!r}", did_you_mean(format, FORMATS))
+        if format in DIALECTS and format not in dialects:
+            raise InfluenceError(
+                f"--format {format} is for mislabels: it takes a row a label", "known here: " + ", ".join(FORMATS)
+            )
+        if format not in (*FORMATS, *dialects):
+            raise InfluenceError(f"unknown format {format!r}", did_you_mean(format, (*FORMATS, *dialects)))
         return format
     if output is None:
         return "table" if terminal else "jsonl"
@@ -64,13 +89,13 @@ def choose_format(format: str | None, output: Path | None, terminal: bool) -> st
 
 
 def write_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], format: str, stream: TextIO) -> int:
-    """Write rows in one of the formats; all but ``table`` hold one row at a time.
+    """Write rows in one of the formats; all but ``table`` hold one row (parquet: one row group) at a time.
 
     Args:
         rows: mappings with at least the columns; values are strings, paths, numbers (Python or numpy), bools or None.
         columns: which keys are written, in this order.
-        format: one of `FORMATS`.
-        stream: where to; ``table`` looks at whether it is a terminal.
+        format: one of `FORMATS` and `DIALECTS`.
+        stream: where to; ``table`` looks at whether it is a terminal, ``parquet`` writes to its ``buffer``.
 
     Returns:
         The number of rows.
@@ -89,14 +114,21 @@ def write_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], for
     # The first row is made before anything is written: an error in it leaves no lone header on stdout.
     waiting = checked()
     scalars = chain(list(islice(waiting, 1)), waiting)
-    for text in _text(scalars, columns, format, stream):
+    if format == "parquet":
+        _write(parquet_bytes(scalars, columns), stream.buffer, stream)
+    else:
+        _write(_text(scalars, columns, format, stream), stream, stream)
+    return count
+
+
+def _write(pieces: Iterable[AnyStr], to: IO[AnyStr], stream: TextIO) -> None:
+    for piece in pieces:
         try:
-            stream.write(text)
+            to.write(piece)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise _unwritable(getattr(stream, "name", "the output"), error) from error
-    return count
 
 
 @contextmanager
@@ -110,7 +142,8 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
         output: the file, or None for stdout.
 
     Yields:
-        A UTF-8 text stream with ``\\n`` line ends; names that are not UTF-8 come out as their own bytes.
+        A UTF-8 text stream with ``\\n`` line ends; names that are not UTF-8 come out as their own bytes. Its ``buffer``
+        takes bytes instead.
 
     Raises:
         InfluenceError: it cannot be written.
@@ -213,7 +246,7 @@ def _text(rows: Iterable[Row], columns: Sequence[str], format: str, stream: Text
         return (_json(row) + "\n" for row in rows)
     if format == "json":
         return _json_array(rows)
-    if format == "csv":
+    if format == "csv" or format in DIALECTS:
         return _csv(rows, columns)
     if format == "tsv":
         return _tsv(rows, columns)
@@ -245,7 +278,8 @@ def _csv(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[str]:
     writer = csv.writer(SimpleNamespace(write=lambda line: line[:-2] + "\n"), lineterminator="\r\n")
     yield writer.writerow(columns)
     for row in rows:
-        yield writer.writerow([word(value) for value in row.values()])
+        # Numbers stay numbers, a negative one too.
+        yield writer.writerow([guarded(value) if isinstance(value, str) else word(value) for value in row.values()])
 
 
 def _tsv(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[str]:

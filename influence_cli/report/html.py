@@ -14,15 +14,50 @@ import numpy as np
 from PIL import Image
 
 from influence_cli.errors import InfluenceError, printable
+from influence_cli.report.charts import Chart, ClassBars, Histogram
 from influence_cli.report.formats import open_output
 
 MAX_BYTES = 5_000_000
 SUFFIXES = (".html", ".htm")
 
-Tone = Literal["helpful", "harmful", "suspect", "plain"]
+Tone = Literal["helpful", "harmful", "suspect", "entered", "left", "plain"]
 
 _NUMBER = re.compile(r"[+−-]?(\d[\d,]*)?\.?\d+(e[+-]?\d+)?\s?%?", re.IGNORECASE)
 _MISSING = ("", "–", "-")
+
+
+@dataclass(frozen=True)
+class Review:
+    """The example of a card whose label is up for a decision.
+
+    Attributes:
+        index: its position in the data set.
+        path: its file, or None.
+        label: as given.
+        suggested: by the evidence.
+    """
+
+    index: int
+    path: str | None
+    label: str
+    suggested: str
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An image that looks like that of a card, small beside it.
+
+    Attributes:
+        image: a data URI, or None.
+        alt: the image in words.
+        label: its label.
+        agrees: whether that is the card's label.
+    """
+
+    image: str | None
+    alt: str
+    label: str
+    agrees: bool
 
 
 @dataclass(frozen=True)
@@ -36,6 +71,8 @@ class Card:
         facts: (name, value) pairs.
         tone: what its colour, sign and word say.
         group: what the label filter goes by, such as the class; empty to stay out of it.
+        neighbours: images that look like it, nearest first.
+        review: what a decision would be about, on a page with a `Desk`.
     """
 
     image: str | None
@@ -44,6 +81,17 @@ class Card:
     facts: tuple[tuple[str, str], ...]
     tone: Tone
     group: str = ""
+    neighbours: tuple[Neighbour, ...] = ()
+    review: Review | None = None
+
+    @property
+    def weight(self) -> int:
+        """Count the bytes of its pictures."""
+        return len(self.image or "") + sum(len(other.image or "") for other in self.neighbours)
+
+    def without_pictures(self) -> Card:
+        """Leave out its image and those beside it."""
+        return replace(self, image=None, neighbours=tuple(replace(other, image=None) for other in self.neighbours))
 
 
 @dataclass(frozen=True)
@@ -57,11 +105,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the gallery: one leading image, such as a test example, above rows of others."""
+    """A part of the gallery: one leading image, such as a test example, above rows of others.
+
+    Attributes:
+        heading: of the part.
+        lead: the leading image.
+        rows: below it.
+        beside: a second image beside the leading one, such as the pixels that matter in it.
+        bars: where the influence on it comes from, beside it.
+        columns: whether the rows stand side by side, as two results that are compared.
+    """
 
     heading: str
     lead: Card | None
     rows: tuple[Row, ...]
+    beside: Card | None = None
+    bars: ClassBars | None = None
+    columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,29 +145,18 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """Curves over shares: what a ranking finds of something, by how much of it is looked at.
+class Desk:
+    """What turns the cards with a `Review` into a review desk: decisions by mouse or keys, kept in the browser.
 
     Attributes:
-        heading: of the chart.
-        x: what the axis to the right counts, from 0 to the largest x of all curves.
-        y: what the axis up counts, from 0 to 1.
-        curves: by name, (x, y) pairs with rising x; the first is drawn strongest, the fifth and later look like it.
+        key: names the data set and its labels: pages with the same key share their decisions.
+        split: ``train`` or ``test``.
+        classes: every class that a label can be.
     """
 
-    heading: str
-    x: str
-    y: str
-    curves: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
-
-    @property
-    def span(self) -> float:
-        """Give the largest x."""
-        return max((x for _, points in self.curves for x, _ in points), default=1.0) or 1.0
-
-    def path(self, points: tuple[tuple[float, float], ...]) -> str:
-        """Place a curve in a box 400 wide and 200 high, y upwards: the points of an SVG polyline."""
-        return " ".join(f"{400 * x / self.span:.1f},{200 * (1 - y):.1f}" for x, y in points)
+    key: str
+    split: str
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -118,28 +167,52 @@ class Page:
         title: the name of the page.
         sentence: what was run on what.
         meaning: what the numbers mean, a paragraph each.
-        tables: numbers beside the images.
-        charts: curves beside them.
+        classes: a table of the classes, above the images.
         sections: the gallery.
+        histogram: of the scores, below it.
+        charts: curves below that.
+        tables: the other numbers.
         notes: what was left out.
         command: what makes the page again.
         config: the resolved config.
+        desk: makes the gallery a review desk.
     """
 
     title: str
     sentence: str
     meaning: tuple[str, ...]
-    tables: tuple[Table, ...]
+    classes: Table | None
     sections: tuple[Section, ...]
+    histogram: Histogram | None
+    charts: tuple[Chart, ...]
+    tables: tuple[Table, ...]
     notes: tuple[str, ...]
     command: str
     config: str
-    charts: tuple[Chart, ...] = ()
+    desk: Desk | None = None
 
     @property
     def groups(self) -> list[str]:
         """List what the gallery can be filtered by."""
-        return sorted({card.group for section in self.sections for row in section.rows for card in row.cards} - {""})
+        return sorted({card.group for card in self.cards} - {""})
+
+    @property
+    def cards(self) -> list[Card]:
+        """List the cards of all rows."""
+        return [card for section in self.sections for row in section.rows for card in row.cards]
+
+    @property
+    def desk_data(self) -> dict[str, object]:
+        """Give what the script of the desk works on: names as they are, and as they can be shown."""
+        if self.desk is None:
+            raise ValueError("a page without a desk")
+        examples = {card.review.index: vars(card.review) for card in self.cards if card.review is not None}
+        return {
+            "key": self.desk.key,
+            "split": self.desk.split,
+            "classes": [[name, printable(name)] for name in self.desk.classes],
+            "examples": list(examples.values()),
+        }
 
 
 def thumbnail(image: Image.Image, size: int = 96) -> str:
@@ -147,7 +220,7 @@ def thumbnail(image: Image.Image, size: int = 96) -> str:
 
     Args:
         image: of any mode; 16-bit, integer and float images are stretched from their darkest to their lightest value.
-        size: of the longer side in pixels; a smaller image is enlarged by a whole factor to at least this.
+        size: of the longer side in pixels; a smaller image stays as it is, and the page enlarges it.
 
     Returns:
         A data URI: JPEG where the image was shrunk, else PNG.
@@ -155,15 +228,12 @@ def thumbnail(image: Image.Image, size: int = 96) -> str:
     picture = _eight_bit(image)
     # An ICC profile or a comment would travel into every thumbnail.
     picture.info.clear()
-    longest = max(picture.size)
     buffer = io.BytesIO()
-    if longest > size:
+    if max(picture.size) > size:
         picture.thumbnail((size, size), reducing_gap=3.0)
         picture.save(buffer, "JPEG", quality=85)
         kind = "jpeg"
     else:
-        factor = -(-size // longest)
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
         picture.save(buffer, "PNG", optimize=True)
         kind = "png"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
@@ -236,7 +306,7 @@ def _fitting(page: Page, path: Path) -> str:
         for number, section in enumerate(page.sections)
         for line, row in enumerate(section.rows)
         for place, card in enumerate(row.cards)
-        if card.image is not None
+        if card.weight
     )
     dropped: set[tuple[int, int, int]] = set()
     while (excess := len(text.encode()) - MAX_BYTES) > 0:
@@ -248,10 +318,10 @@ def _fitting(page: Page, path: Path) -> str:
             )
         while images and excess > 0:
             place, number, line = images.pop()
-            excess -= len(page.sections[number].rows[line].cards[place].image or "")
+            excess -= page.sections[number].rows[line].cards[place].weight
             dropped.add((place, number, line))
-        noun = "image was" if len(dropped) == 1 else "images were"
-        note = f"{len(dropped):,} {noun} left out to keep the page under 5 MB."
+        noun = "example is" if len(dropped) == 1 else "examples are"
+        note = f"{len(dropped):,} {noun} shown without images, to keep the page under 5 MB."
         text = render_page(replace(_without(page, dropped), notes=(*page.notes, note)))
     return text
 
@@ -262,7 +332,7 @@ def _without(page: Page, dropped: set[tuple[int, int, int]]) -> Page:
         rows = []
         for line, row in enumerate(section.rows):
             cards = tuple(
-                replace(card, image=None) if (place, number, line) in dropped else card
+                card.without_pictures() if (place, number, line) in dropped else card
                 for place, card in enumerate(row.cards)
             )
             rows.append(replace(row, cards=cards))

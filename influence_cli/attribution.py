@@ -1,0 +1,268 @@
+"""Which pixels of a test image its loss goes back to, beside which training images: captum, imported when asked for.
+
+What is explained is f(x) = −L(x, class), the same loss that `influence rank` explains: above zero a pixel lowers the
+loss and speaks for the class, below zero it speaks against it.
+
+- ``integrated-gradients``: (x − x₀) · ∫₀¹ ∇f(x₀ + α(x − x₀)) dα from an input x₀ of zeros (Sundararajan et al., ICML
+  2017); the pixels sum to f(x) − f(x₀). The finest.
+- ``grad-cam``: ReLU(Σ_k mean(∂f/∂A_k) A_k) over the channels A_k of the last convolution (Selvaraju et al., ICCV 2017):
+  where, coarsely, in one backward pass.
+- ``occlusion``: f(x) − f(x with a patch set to the mean of the image), mean over the patches that cover a pixel (Zeiler
+  & Fergus, ECCV 2014): needs no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from influence_cli.data import Split, file_input, raw_item, to_input
+from influence_cli.errors import InfluenceError, require_extra
+from influence_cli.facts import TestFacts
+from influence_cli.report.html import Card, thumbnail
+from influence_cli.task import Task, logits_of
+from influence_cli.terminal import Terminal
+
+METHODS = ("integrated-gradients", "grad-cam", "occlusion")
+# Points of the path integral: the sum over pixels then meets f(x) − f(x₀) to about 1% on a network with ReLU.
+STEPS = 64
+# Copies of the image that go through the model at one time, and the numbers that they may have in all.
+COPIES, NUMBERS = 64, 2**22
+
+# Red and blue are told apart with every kind of colour vision.
+_FOR, _AGAINST = (178, 24, 43), (33, 102, 172)
+
+
+def check_attribution(method: str | None) -> None:
+    """Refuse a method that there is not, before any work.
+
+    Args:
+        method: of ``--attribution``, or None for none.
+
+    Raises:
+        InfluenceError: it is not one of `METHODS`, or captum is not installed.
+    """
+    if method is None:
+        return
+    if method not in METHODS:
+        raise InfluenceError(f"--attribution {method}: there is no such method", f"known: {', '.join(METHODS)}")
+    require_extra("captum", "attribution", "--attribution")
+
+
+def check_model(task: Task, method: str) -> None:
+    """Refuse inputs that are no images, and for Grad-CAM a model without a convolution, before long work.
+
+    Args:
+        task: with at least one readable training example (`load_tasks` has run one).
+        method: one of `METHODS`.
+
+    Raises:
+        InfluenceError: it cannot be drawn for this model.
+    """
+    split = task.test or task.train
+    index = int(split.indices[0])
+    x = to_input(split, raw_item(split, index)[0], split.title(index))
+    _require_image(x)
+    if method == "grad-cam":
+        last_convolution(task.model, x.to(task.device))
+
+
+def attribute(task: Task, image: Tensor, target: int, method: str) -> np.ndarray:
+    """Explain the loss of a class by the pixels of one input.
+
+    Args:
+        task: model (in eval mode) and loss.
+        image: [C, H, W], as the model takes it.
+        target: the class whose loss is explained.
+        method: one of `METHODS`.
+
+    Returns:
+        float64 [H, W] in nats (for cross-entropy), not scaled: > 0 lowers the loss. Grad-CAM is ≥ 0, in a unit of its
+        own.
+
+    Raises:
+        InfluenceError: the input is no image, or the model has no convolution for Grad-CAM.
+    """
+    from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, Occlusion
+
+    _require_image(image)
+    x = image.to(task.device)[None].clone().requires_grad_()
+    copies = max(1, min(COPIES, NUMBERS // x.numel()))
+    f = _explained(task, target)
+    if method == "integrated-gradients":
+        found = IntegratedGradients(f).attribute(x, torch.zeros_like(x), n_steps=STEPS, internal_batch_size=copies)
+    elif method == "grad-cam":
+        layer = last_convolution(task.model, image.to(task.device))
+        coarse = LayerGradCam(f, layer).attribute(x, relu_attributions=True)
+        found = LayerAttribution.interpolate(coarse, tuple(x.shape[-2:]), interpolate_mode="bilinear")
+    else:
+        height, width = patch(image)
+        # Half a patch a step: every pixel but those at the rim is covered by four of them.
+        strides = (x.shape[1], max(1, height // 2), max(1, width // 2))
+        with torch.no_grad():
+            found = Occlusion(f).attribute(
+                x,
+                sliding_window_shapes=(x.shape[1], height, width),
+                strides=strides,
+                baselines=x.mean(dim=(2, 3), keepdim=True).expand_as(x),
+                perturbations_per_eval=copies,
+            )
+            # captum gives a pixel's value to each channel of the patch.
+            found = found.mean(dim=1, keepdim=True)
+    return np.asarray(found.detach()[0].cpu().double().sum(dim=0).numpy())
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    """Scale attributions [H, W] into [−1, 1] by the largest absolute one; zeros stay zeros."""
+    largest = float(np.abs(values).max(initial=0.0))
+    return values / largest if largest > 0 and np.isfinite(largest) else np.zeros_like(values)
+
+
+def overlay(picture: Image.Image, values: np.ndarray) -> Image.Image:
+    """Colour an image by attributions: red speaks for the class, blue against it, the image in grey underneath.
+
+    Args:
+        picture: of any size and mode; an attribution belongs to the same part of it.
+        values: [H, W] in [−1, 1].
+
+    Returns:
+        An RGB image of the size of ``picture``.
+    """
+    grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None]
+    # Light grey, so that the colours show on black images as well.
+    under = 150.0 + grey / 255.0 * 105.0
+    fitted = Image.fromarray(values.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
+    strength = np.clip(np.asarray(fitted, dtype=np.float64), -1.0, 1.0)[..., None]
+    colour = np.where(strength > 0, np.array(_FOR, dtype=np.float64), np.array(_AGAINST, dtype=np.float64))
+    # The power brings out what is weak: of 784 pixels a few are near 1.
+    share = 0.9 * np.abs(strength) ** 0.75
+    return Image.fromarray((share * colour + (1 - share) * under).round().astype(np.uint8))
+
+
+def attribution_cards(
+    task: Task, tests: Sequence[TestFacts], method: str, checkpoints: int, terminal: Terminal
+) -> list[Card]:
+    """Give pictures of what in each test image its loss goes back to, for the page.
+
+    Args:
+        task: of the first checkpoint, the one that is explained.
+        tests: test examples that could be read.
+        method: one of `METHODS`.
+        checkpoints: how many the ranking is the mean of.
+        terminal: progress.
+
+    Returns:
+        A card each, whose image is the model's own view of the example: cropped and resized by the transform as the
+        attributions are.
+    """
+    cards = []
+    with terminal.progress(len(tests), "attributing to pixels") as advance:
+        for test in tests:
+            cards.append(_card(task, test, method, checkpoints))
+            advance(1)
+    return cards
+
+
+def _card(task: Task, test: TestFacts, method: str, checkpoints: int) -> Card:
+    split = task.test or task.train
+    if test.index is not None:
+        x = to_input(split, raw_item(split, test.index)[0], split.title(test.index))
+    else:
+        x = file_input(split, Path(str(test.path)))[0]
+    values = scaled(attribute(task, x, test.target, method))
+    name = task.classes[test.target]
+    meaning = [("red", f"lowers the loss of {name}")]
+    if method != "grad-cam":
+        meaning.append(("blue", "raises it"))
+    if not values.any():
+        meaning = [("note", f"no pixel moves the loss of {name}")]
+    return Card(
+        image=thumbnail(overlay(_view(x), values), 160),
+        alt=f"the same image, coloured by which pixels lower and raise the loss of {name}",
+        title="",
+        facts=(
+            *_caption(task, split, x, method),
+            *meaning,
+            *((("of", f"{task.checkpoint.name}, the first of {checkpoints} checkpoints"),) if checkpoints > 1 else ()),
+        ),
+        tone="plain",
+    )
+
+
+def _caption(task: Task, split: Split, x: Tensor, method: str) -> tuple[tuple[str, str], ...]:
+    """Say how the pixels were found, and beside what."""
+    if method == "integrated-gradients":
+        zeros = "an input of zeros" + (" (Normalize's mean)" if "Normalize" in split.transform_text else "")
+        return ("pixels", "integrated gradients"), ("baseline", zeros)
+    if method == "grad-cam":
+        names: dict[nn.Module, str] = {module: name for name, module in task.model.named_modules()}
+        layer = names[last_convolution(task.model, x.to(task.device))]
+        return ("pixels", "Grad-CAM"), ("layer", f"{layer}, the last convolution")
+    return ("pixels", "occlusion"), ("patches", " × ".join(map(str, patch(x))) + ", set to the image's mean")
+
+
+def patch(image: Tensor) -> tuple[int, int]:
+    """Give height and width of the patch that `occlusion` moves: an eighth of either side."""
+    return max(1, round(image.shape[-2] / 8)), max(1, round(image.shape[-1] / 8))
+
+
+def last_convolution(model: nn.Module, image: Tensor) -> nn.Module:
+    """Find the convolution that runs last and gives a map: the order is that of a forward pass, not of the definition.
+
+    Args:
+        model: any classifier.
+        image: [C, H, W] on the model's device.
+
+    Raises:
+        InfluenceError: there is none.
+    """
+    ran: list[nn.Module] = []
+
+    def seen(module: nn.Module, _: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            ran.append(module)
+
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    hooks = [module.register_forward_hook(seen) for module in model.modules() if isinstance(module, kinds)]
+    try:
+        with torch.no_grad():
+            model(image[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not ran:
+        raise InfluenceError(
+            "--attribution grad-cam: the model runs no two-dimensional convolution",
+            "use --attribution integrated-gradients or occlusion",
+        )
+    return ran[-1]
+
+
+def _explained(task: Task, target: int) -> Callable[[Tensor], Tensor]:
+    """Give f(x) = −L(x, target) as a function of a batch."""
+
+    def f(inputs: Tensor) -> Tensor:
+        targets = torch.full((len(inputs),), target, device=inputs.device)
+        return -task.loss(logits_of(task.model(inputs)), targets)
+
+    return f
+
+
+def _require_image(image: Tensor) -> None:
+    if image.ndim != 3 or not image.is_floating_point():
+        raise InfluenceError(
+            f"--attribution: an input of the model is {image.dtype} of shape {list(image.shape)}",
+            "pixels are drawn for images [channels, height, width] of floats",
+        )
+
+
+def _view(image: Tensor) -> Image.Image:
+    """Show an input [C, H, W] in grey, from its darkest to its lightest value."""
+    values = image.detach().double().mean(dim=0).cpu().numpy()
+    low, high = float(values.min()), float(values.max())
+    return Image.fromarray(((values - low) / (high - low or 1.0) * 255).round().astype(np.uint8))

@@ -1,0 +1,105 @@
+"""influence compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, Output, Quiet, Report
+
+if TYPE_CHECKING:
+    from influence_cli.commands.session import Session
+    from influence_cli.compare import Comparison
+
+COLUMNS = (
+    "test",
+    "test_path",
+    "effect",
+    "change",
+    "index",
+    "path",
+    "label_a",
+    "label_b",
+    "rank_a",
+    "rank_b",
+    "value_a",
+    "value_b",
+)
+# Comparisons with a line of their own on stderr.
+SAID = 6
+
+
+def command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A result of rank or mislabels (-o FILE).")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same command.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+    top: Annotated[
+        int | None,
+        typer.Option("--top", min=1, metavar="K", help="Compare the first K; default: as many as the shorter one has."),
+    ] = None,
+    format: Format = None,
+    output: Output = None,
+    report: Report = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare two results: what stayed at the top, what entered, what left.
+
+    Two models, two checkpoints, before and after cleaning. value is the influence of rank, the score of mislabels.
+    Neither the model nor the data set is loaded; with --report the images are read from the files that the results
+    name, and from the config's data set where they name none.
+
+    Examples:
+
+      influence compare before.csv after.csv
+
+      influence compare before.csv after.csv --top 50 --report changes.html
+
+      influence compare a.jsonl b.jsonl --format csv | grep entered
+    """
+    from influence_cli.commands.session import begin_without_config, emit
+    from influence_cli.compare import compare_results, comparison_rows
+    from influence_cli.result_files import read_result
+
+    session = begin_without_config(quiet=quiet, format=format, output=output, files=(report,))
+    first, second = read_result(a), read_result(b)
+    comparisons, notes = compare_results(first, second, top)
+    for note in notes:
+        session.terminal.warn(note)
+    session.run["comparisons"] = [_facts(found) for found in comparisons]
+    _describe(session, comparisons)
+    page = None
+    if report is not None:
+        # Before the rows: an image that has moved is an error, and then nothing is written.
+        from influence_cli.report_compare import compare_page
+
+        page = compare_page(session, (first, second), comparisons, config)
+    emit(session, comparison_rows(comparisons, first.kind), COLUMNS)
+    if report is not None and page is not None:
+        from influence_cli.report.html import write_page
+
+        session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
+
+
+def _facts(found: Comparison) -> dict[str, object]:
+    from influence_cli.compare import CHANGES
+
+    facts = {key: value for key, value in vars(found).items() if key != "pairs"}
+    return facts | {change: found.count(change) for change in CHANGES}
+
+
+def _describe(session: Session, comparisons: list[Comparison]) -> None:
+    """Say on stderr how much of the lists is the same: each of a few, the mean of many."""
+    say = session.terminal.say
+    for found in comparisons[:SAID]:
+        name = "" if found.test is None and found.test_path is None else f"test {found.test or found.test_path}, "
+        correlation = "–" if found.correlation is None else f"{found.correlation:.3f}"
+        say(
+            f"{name}{found.effect + ', ' if found.effect else ''}first {found.top:,}: {found.overlap:.0%} in both, "
+            f"{found.count('entered'):,} entered, {found.count('left'):,} left; rank correlation of the "
+            f"{found.common:,} that both list: {correlation}"
+        )
+    if len(comparisons) > SAID:
+        mean = sum(found.overlap for found in comparisons) / len(comparisons)
+        say(f"… mean of all {len(comparisons):,} lists: {mean:.0%} in both")

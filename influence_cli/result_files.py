@@ -1,0 +1,147 @@
+"""Read back what `rank` and `mislabels` wrote with -o: rows as they were, whatever the format."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from influence_cli.errors import InfluenceError
+from influence_cli.report.cells import unguarded
+from influence_cli.report.table import Row, Scalar
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+# What a result of each kind has: the columns that a comparison needs.
+KINDS = {
+    "rank": ("test", "test_path", "effect", "rank", "index", "path", "label", "influence"),
+    "mislabels": ("rank", "index", "path", "label", "suggested", "score"),
+}
+WHOLE = ("test", "rank", "index")
+NUMBERS = ("influence", "score")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Rows of one result file.
+
+    Attributes:
+        path: the file.
+        kind: ``rank`` or ``mislabels``.
+        rows: with at least the columns of the kind; numbers are numbers, null is None.
+        places: of each row in the file, such as ``a.csv:7``, for messages.
+    """
+
+    path: Path
+    kind: str
+    rows: tuple[Row, ...]
+    places: tuple[str, ...]
+
+
+def read_result(path: Path) -> Result:
+    """Read a result file; its suffix tells the format.
+
+    Raises:
+        InfluenceError: no such file, another format, not a result of `rank` or `mislabels`, or a row that is none.
+    """
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+    reader = readers.get(path.suffix.lower())
+    if not path.is_file():
+        raise InfluenceError(f"{path}: there is no such file", "write one with influence rank or mislabels and -o FILE")
+    if reader is None:
+        raise InfluenceError(f"{path} is not a result that can be read", f"known: {', '.join(SUFFIXES)}")
+    try:
+        found = list(reader(path))
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise InfluenceError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not found:
+        raise InfluenceError(f"{path} has no rows", "there is nothing to compare")
+    columns = found[0][1].keys()
+    kind = next((kind for kind, needed in KINDS.items() if columns >= set(needed)), None)
+    if kind is None:
+        raise InfluenceError(
+            f"{path} is not a result of influence rank or mislabels: it has the columns {', '.join(columns)}",
+            "write one with influence rank or mislabels and -o FILE",
+        )
+    return Result(path, kind, tuple(_typed(row, kind, place) for place, row in found), tuple(at for at, _ in found))
+
+
+def _typed(row: dict[str, Scalar], kind: str, place: str) -> Row:
+    """Make numbers of a row's numbers."""
+    typed = dict(row)
+    for column in KINDS[kind]:
+        if column not in row:
+            raise InfluenceError(f"{place}: there is no {column}")
+        value = row[column]
+        if column not in (*WHOLE, *NUMBERS) or (value is None and column == "test"):
+            continue
+        try:
+            typed[column] = int(str(value)) if column in WHOLE else float(str(value))
+        except ValueError as error:
+            raise InfluenceError(f"{place}: {column} is {value!r}, not a number") from error
+    return typed
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}:{number}", _object(json.loads(line), f"{path}:{number}")
+
+
+def _json(path: Path) -> Iterator[tuple[str, Row]]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for number, row in enumerate(found if isinstance(found, list) else [found], start=1):
+        yield f"{path}: row {number}", _object(row, f"{path}: row {number}")
+
+
+def _object(row: object, place: str) -> Row:
+    if not isinstance(row, dict):
+        raise InfluenceError(f"{place} is a {type(row).__name__}, not an object with columns")
+    return row
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file)
+        yield from _fields(path, reader, lambda: reader.line_num, unguarded)
+
+
+def _tsv(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        lines = 0
+
+        def split() -> Iterator[list[str]]:
+            nonlocal lines
+            for line in file:
+                lines += 1
+                yield line.removesuffix("\n").split("\t")
+
+        yield from _fields(path, split(), lambda: lines, _unescaped)
+
+
+def _fields(
+    path: Path, rows: Iterator[list[str]], line: Callable[[], int], spell: Callable[[str], str]
+) -> Iterator[tuple[str, Row]]:
+    header = next(rows, [])
+    for fields in rows:
+        place = f"{path}:{line()}"
+        if len(fields) != len(header):
+            raise InfluenceError(f"{place}: {len(fields)} fields, the header has {len(header)}")
+        yield place, {name: spell(value) or None for name, value in zip(header, fields, strict=True)}
+
+
+def _unescaped(text: str) -> str:
+    r"""Undo the escapes of TSV: ``\t``, ``\n``, ``\r``, ``\\``."""
+    parts = text.split("\\\\")
+    return "\\".join(part.replace("\\t", "\t").replace("\\n", "\n").replace("\\r", "\r") for part in parts)
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InfluenceError(f"{path}: Parquet needs pyarrow", "pip install 'influence-cli[parquet]'") from error
+    for number, row in enumerate(parquet.read_table(path).to_pylist(), start=1):
+        yield f"{path}: row {number}", row

@@ -1,0 +1,310 @@
+"""Two results side by side: overlap and correlation against sets and scipy, and every file that is no result."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Command
+from scipy.stats import spearmanr
+
+from influence_cli.compare import compare_results, comparison_rows
+from influence_cli.errors import InfluenceError
+from influence_cli.report.formats import write_rows
+from influence_cli.report.table import Row
+from influence_cli.result_files import Result, read_result
+
+MISLABELS = ("rank", "index", "path", "label", "suggested", "score")
+RANK = ("test", "test_path", "effect", "rank", "index", "path", "label", "influence")
+
+
+def mislabels(indices: list[int], scores: list[float], labels: dict[int, str] | None = None) -> Result:
+    rows: list[Row] = [
+        {
+            "rank": place,
+            "index": index,
+            "path": f"/old/{index}.png",
+            "label": (labels or {}).get(index, "ant"),
+            "suggested": "bee",
+            "score": score,
+        }
+        for place, (index, score) in enumerate(zip(indices, scores, strict=True), start=1)
+    ]
+    return Result(Path("a.csv"), "mislabels", tuple(rows), tuple(f"a.csv:{n + 2}" for n in range(len(rows))))
+
+
+def ranking(tests: list[int | None], seed: int, path: str = "r.csv", test_path: str | None = None) -> Result:
+    random = np.random.default_rng(seed)
+    rows: list[Row] = []
+    for test in tests:
+        values = random.normal(size=12)
+        for effect, order in (("helpful", np.argsort(-values)), ("harmful", np.argsort(values))):
+            for place, index in enumerate(order[:5], start=1):
+                head: Row = {"test": test, "test_path": test_path, "effect": effect, "rank": place}
+                rows.append({**head, "index": int(index), "path": None, "label": "ant", "influence": values[index]})
+    return Result(Path(path), "rank", tuple(rows), tuple(f"{path}:{n + 2}" for n in range(len(rows))))
+
+
+def test_kept_entered_and_left_are_those_of_the_sets() -> None:
+    a, b = mislabels([5, 3, 9, 1], [0.9, 0.8, 0.7, 0.6]), mislabels([9, 5, 2, 4], [0.95, 0.9, 0.5, 0.4])
+    (found,), notes = compare_results(a, b)
+    assert notes == []
+    assert (found.top, found.overlap, found.common) == (4, 0.5, 2)
+    assert [(pair.change, pair.row["index"]) for pair in found.pairs] == [
+        ("kept", 9),
+        ("kept", 5),
+        ("entered", 2),
+        ("entered", 4),
+        ("left", 3),
+        ("left", 1),
+    ]
+    assert (found.correlation, found.count("entered")) == (None, 2)
+    rows = comparison_rows([found], "mislabels")
+    assert rows[0] == {
+        "test": None,
+        "test_path": None,
+        "effect": None,
+        "change": "kept",
+        "index": 9,
+        "path": "/old/9.png",
+        "label_a": "ant",
+        "label_b": "ant",
+        "rank_a": 3,
+        "rank_b": 1,
+        "value_a": 0.7,
+        "value_b": 0.95,
+    }
+    assert (rows[2]["rank_a"], rows[4]["rank_b"]) == (None, None)
+
+
+def test_top_cuts_both_and_what_lies_beyond_still_has_its_place() -> None:
+    a, b = mislabels([5, 3, 9, 1], [0.9, 0.8, 0.7, 0.6]), mislabels([9, 5, 2, 3], [0.95, 0.9, 0.5, 0.4])
+    (found,), _ = compare_results(a, b, 2)
+    rows = comparison_rows([found], "mislabels")
+    assert [(row["change"], row["index"], row["rank_a"], row["rank_b"]) for row in rows] == [
+        ("kept", 5, 1, 2),
+        ("entered", 9, 3, 1),
+        ("left", 3, 2, 4),
+    ]
+    assert found.overlap == 0.5
+
+
+def test_a_longer_list_is_cut_to_the_shorter() -> None:
+    (found,), _ = compare_results(mislabels([1, 2, 3], [0.9, 0.8, 0.7]), mislabels([2, 1], [0.9, 0.8]))
+    assert (found.top, found.overlap) == (2, 1.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_test_example_and_effect_is_compared_alone(seed: int) -> None:
+    a, b = ranking([3, 7, 8], seed), ranking([7, 3], seed + 100, "s.csv")
+    found, notes = compare_results(a, b)
+    assert notes == ["1 test examples of r.csv are not in s.csv"]
+    assert [(own.test, own.effect) for own in found] == [
+        (3, "helpful"),
+        (3, "harmful"),
+        (7, "helpful"),
+        (7, "harmful"),
+    ]
+    for own in found:
+        values = []
+        sets = []
+        for result in (a, b):
+            rows = [row for row in result.rows if row["test"] == own.test]
+            values.append({row["index"]: float(row["influence"] or 0) for row in rows})
+            sets.append({row["index"] for row in rows if row["effect"] == own.effect})
+        assert own.overlap == len(sets[0] & sets[1]) / 5
+        both = [index for index in values[0] if index in values[1]]
+        assert own.common == len(both)
+        if len(both) > 2:
+            expected = spearmanr([values[0][i] for i in both], [values[1][i] for i in both]).statistic
+            assert own.correlation == pytest.approx(expected)
+
+
+def test_the_same_result_is_the_same() -> None:
+    found, _ = compare_results(ranking([1, 2], 0), ranking([1, 2], 0))
+    assert all(own.overlap == 1 and own.correlation == pytest.approx(1) for own in found)
+    assert {pair.change for own in found for pair in own.pairs} == {"kept"}
+
+
+def test_files_and_aggregates_are_test_examples_too() -> None:
+    for path in ("x.png", None):
+        found, _ = compare_results(ranking([None], 0, test_path=path), ranking([None], 1, test_path=path))
+        assert [(own.test, own.test_path, own.effect) for own in found] == [
+            (None, path, "helpful"),
+            (None, path, "harmful"),
+        ]
+
+
+def test_the_other_way_round_compares_test_examples(stored: Path, influence: Command, tmp_path: Path) -> None:
+    for name, lam in (("a.csv", "0.01"), ("b.csv", "10")):
+        influence("rank", "--train", 5, "-s", f"curvature.damping={lam}", "-o", tmp_path / name, cwd=stored)
+    done = influence("compare", "a.csv", "b.csv", "--format", "csv", cwd=tmp_path)
+    rows = list(csv.DictReader(done.out.splitlines()))
+    assert {row["index"] for row in rows} == {"5"}
+    assert len({row["test"] for row in rows}) > 5
+    assert done.err.startswith("helpful, first 10: ")
+
+
+def test_labels_may_have_changed_between_the_two() -> None:
+    a, b = mislabels([1, 2], [0.9, 0.8], {1: "ant"}), mislabels([1, 2], [0.3, 0.2], {1: "bee"})
+    (found,), _ = compare_results(a, b)
+    assert [(row["label_a"], row["label_b"]) for row in comparison_rows([found], "mislabels")] == [
+        ("ant", "bee"),
+        ("ant", "ant"),
+    ]
+
+
+def test_a_data_set_may_move_as_a_whole_but_not_change_its_order() -> None:
+    a, b = mislabels([1, 2], [0.9, 0.8]), mislabels([1, 2], [0.9, 0.8])
+    moved = tuple({**row, "path": str(row["path"]).replace("/old/", "/new/here/")} for row in b.rows)
+    compare_results(a, Result(b.path, b.kind, moved, b.places))
+    other = ({**b.rows[0], "path": "/old/7.png"}, b.rows[1])
+    with pytest.raises(InfluenceError, match=r"a\.csv:2: example 1 is 7\.png, in a\.csv it is 1\.png"):
+        compare_results(a, Result(b.path, b.kind, other, b.places))
+
+
+def test_kinds_do_not_mix_and_nothing_in_common_is_refused() -> None:
+    with pytest.raises(InfluenceError, match=r"a result of influence mislabels, r\.csv of influence rank"):
+        compare_results(mislabels([1], [0.5]), ranking([1], 0))
+    with pytest.raises(InfluenceError, match="no test example in common"):
+        compare_results(ranking([1], 0), ranking([2], 0))
+
+
+# Files
+
+
+@pytest.mark.parametrize("format", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_every_format_reads_back_as_it_was(stored: Path, influence: Command, tmp_path: Path, format: str) -> None:
+    exact = tmp_path / "exact.json"
+    path = tmp_path / f"rows.{format}"
+    for output in (exact, path):
+        influence("rank", 3, "--top", 3, "-o", output, cwd=stored)
+    found = read_result(path)
+    assert found.kind == "rank"
+    assert [{column: row[column] for column in RANK} for row in found.rows] == [
+        {column: row[column] for column in RANK} for row in json.loads(exact.read_text())
+    ]
+
+
+def test_text_that_csv_and_tsv_have_to_escape_reads_back(tmp_path: Path) -> None:
+    texts = ["=1+1", "'=x", "a\tb\\n\nc\\", 'q"u,o', "عربי", "-", "+5"]
+    rows = [dict(zip(MISLABELS, (n + 1, n, text, text, text, 0.5), strict=True)) for n, text in enumerate(texts)]
+    for format in ("csv", "tsv"):
+        path = tmp_path / f"a.{format}"
+        with path.open("w", encoding="utf-8", newline="\n") as stream:
+            write_rows(rows, MISLABELS, format, stream)
+        assert [row["label"] for row in read_result(path).rows] == texts
+
+
+BAD = [
+    ("a.csv", "index,label\n1,ant\n", "not a result of influence rank or mislabels: it has the columns index, label"),
+    ("a.csv", ",".join(MISLABELS) + "\n", "has no rows"),
+    ("a.csv", "", "has no rows"),
+    ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee\n", "a.csv:2: 5 fields, the header has 6"),
+    ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee,high\n", "a.csv:2: score is 'high', not a number"),
+    ("a.csv", ",".join(MISLABELS) + "\n1,2.5,p,ant,bee,1\n", "a.csv:2: index is '2.5', not a number"),
+    ("a.csv", ",".join(MISLABELS) + "\n,2,p,ant,bee,1\n", "a.csv:2: rank is None, not a number"),
+    ("a.jsonl", '{"rank": 1}\n', "is not a result of influence rank or mislabels: it has the columns rank"),
+    ("a.jsonl", "[1]\n", "a.jsonl:1 is a list, not an object with columns"),
+    ("a.jsonl", "{oops\n", "a.jsonl cannot be read"),
+    ("a.json", "3", "a.json: row 1 is a int, not an object with columns"),
+    ("a.txt", "rank index\n", "a.txt is not a result that can be read"),
+    ("a.parquet", "no", "a.parquet cannot be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "message"), BAD)
+def test_what_is_no_result_is_refused_in_one_line(
+    tmp_path: Path, influence: Command, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    done = influence("compare", name, name, "-o", "out.csv", cwd=tmp_path, code=2)
+    assert done.err.startswith("error: ")
+    assert message in done.err
+    assert len(done.err.splitlines()) <= 2
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_row_without_a_column_is_named(tmp_path: Path, influence: Command) -> None:
+    row = dict(zip(MISLABELS, (1, 2, "p", "ant", "bee", 0.5), strict=True))
+    short = {column: row[column] for column in MISLABELS if column != "score"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(short) + "\n")
+    done = influence("compare", "a.jsonl", "a.jsonl", cwd=tmp_path, code=2)
+    assert done.err == "error: a.jsonl:2: there is no score\n"
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, influence: Command) -> None:
+    assert "no.csv: there is no such file" in influence("compare", "no.csv", "no.csv", cwd=tmp_path, code=2).err
+
+
+# The command
+
+
+@pytest.fixture
+def results(stored: Path, influence: Command, tmp_path: Path) -> Path:
+    influence("mislabels", "--top", 20, "-o", tmp_path / "a.csv", cwd=stored)
+    influence("mislabels", "--signal", "loss", "--top", 20, "-o", tmp_path / "b.csv", cwd=stored)
+    return tmp_path
+
+
+def test_rows_go_out_and_what_is_alike_is_said(results: Path, influence: Command) -> None:
+    done = influence("compare", "a.csv", "b.csv", "-o", "c.csv", "--report", "c.html", cwd=results)
+    rows = list(csv.DictReader((results / "c.csv").read_text().splitlines()))
+    sets = [
+        {row["index"] for row in csv.DictReader((results / name).read_text().splitlines())}
+        for name in ("a.csv", "b.csv")
+    ]
+    both = sets[0] & sets[1]
+    assert {row["index"] for row in rows if row["change"] == "kept"} == both
+    assert {row["index"] for row in rows if row["change"] == "entered"} == sets[1] - both
+    assert {row["index"] for row in rows if row["change"] == "left"} == sets[0] - both
+    assert done.err.startswith(f"first 20: {len(both) / 20:.0%} in both, {20 - len(both)} entered, ")
+    facts = json.loads((results / "c.csv.run.json").read_text())
+    assert facts["comparisons"][0]["kept"] == len(both)
+    page = (results / "c.html").read_text()
+    assert page.count("<img ") == 40
+    assert "A: a.csv" in page
+    assert "most suspicious labels" in page
+
+
+def test_images_that_have_moved_are_named_and_nothing_is_written(results: Path, influence: Command) -> None:
+    text = (results / "a.csv").read_text().splitlines()
+    text[3] = text[3].replace("/train/", "/elsewhere/")
+    (results / "a.csv").write_text("\n".join(text) + "\n")
+    done = influence("compare", "a.csv", "b.csv", "-o", "c.csv", "--report", "c.html", cwd=results, code=2)
+    assert done.err.splitlines()[-2].startswith("error: a.csv:4: there is no image ")
+    assert not (results / "c.csv").exists()
+    assert not (results / "c.html").exists()
+
+
+def test_without_files_the_images_come_from_the_configs_data_set(
+    results: Path, stored: Path, influence: Command
+) -> None:
+    for name in ("a.csv", "b.csv"):
+        rows = list(csv.DictReader((results / name).read_text().splitlines()))
+        with (results / name).open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({**row, "path": ""} for row in rows)
+    influence("compare", "a.csv", "b.csv", cwd=results)
+    done = influence("compare", "a.csv", "b.csv", "--report", "c.html", cwd=results, code=2)
+    assert "these results name no files, so --report needs the data set" in done.err
+    influence("compare", "a.csv", "b.csv", "--report", "c.html", "-c", stored / "influence.yaml", cwd=results)
+    assert (results / "c.html").read_text().count("<img ") == 40
+
+
+def test_comparing_leaves_torch_alone(results: Path) -> None:
+    code = "import sys; from influence_cli.cli import app; app(['compare', 'a.csv', 'b.csv'], standalone_mode=False); "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules)"],
+        cwd=results,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "False"
