@@ -214,8 +214,11 @@ def _path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int
     column = table.columns["path"]
 
     def check(row: int, index: int) -> None:
-        cell, now = column[row], PurePath(paths[index]).parts[root:]
-        if cell and not any(_same_end(PurePath(text).parts, now) for text in (cell, cell.strip(), unguarded(cell))):
+        cell = column[row]
+        if not cell or cell == paths[index]:  # nearly always, and quick
+            return
+        now = PurePath(paths[index]).parts[root:]
+        if not any(_same_end(PurePath(text).parts, now) for text in (cell, cell.strip(), unguarded(cell))):
             raise InfluenceError(
                 f"{table.at(row)}index {index} is {paths[index]}, and was {cell}",
                 "files were moved, added or removed since this was written: make it anew",
