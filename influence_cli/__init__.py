@@ -21,6 +21,7 @@ _HOMES = {
     "rank_training": "rank",
     "rank_tests": "rank",
     "find_mislabels": "mislabels",
+    "apply_decisions": "relabel",
     "read_result": "result_files",
     "compare_results": "compare",
     "Store": "store",
