@@ -7,6 +7,7 @@ was made about something else.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,7 @@ def _check_path(at: str, index: int, cell: str, split: Split, folder: Path) -> N
         raise InfluenceError(f"{at}names the file {cell}, but this data set has no files", "is it of another data set?")
     given = [text for text in dict.fromkeys((cell, unguarded(cell), cell.strip())) if text]
     tried = [os.path.normpath(base / text) for text in given for base in (folder, Path.cwd())]
-    if os.path.normpath(actual) not in tried:
+    if not {os.path.normpath(actual), _as_a_browser_writes(os.path.normpath(actual))} & set(tried):
         gone = not any(os.path.lexists(path) for path in tried)
         raise InfluenceError(
             f"{at}stale: index {index} is {near_path(Path(actual))} now, and was {near_path(Path(given[0]))} when "
@@ -177,6 +178,11 @@ def _check_path(at: str, index: int, cell: str, split: Split, folder: Path) -> N
         )
     if not os.path.lexists(actual):
         raise InfluenceError(f"{at}{near_path(Path(actual))} is gone", "the data set still lists it; take the line out")
+
+
+def _as_a_browser_writes(path: str) -> str:
+    """Spell a file name whose bytes are not UTF-8 as the page saves it: U+FFFD for each of them."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", path)
 
 
 def _refuse_conflict(at: str, decision: Decision, earlier: Decision, classes: Sequence[str]) -> None:
