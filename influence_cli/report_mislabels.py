@@ -19,6 +19,8 @@ from influence_cli.task import Task
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
 
+# Labels on one page: an afternoon's work, and most of its images fit 5 MB.
+PAGE = 500
 # Pairs, outliers and class pairs of each kind on one page.
 SHOWN = 20
 # Images beside each one that look like it.

@@ -195,9 +195,9 @@ def command(
         _plot(session, result, classes, plot, signal)
     if report is not None:
         from influence_cli.report.html import write_page
-        from influence_cli.report_mislabels import mislabels_page
+        from influence_cli.report_mislabels import PAGE, mislabels_page
 
-        page = mislabels_page(session, tasks, stores, result, split, min(count, 200), signal)
+        page = mislabels_page(session, tasks, stores, result, split, min(count, PAGE), signal)
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
     else:
         session.terminal.say("next: influence mislabels --top auto --report mislabels.html shows the images")
