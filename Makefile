@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test test-slow lint bench bench-lds bench-mislabels bench-loop clean
+.PHONY: demo test test-slow lint bench bench-lds bench-mislabels bench-loop bench-pages clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,6 +47,10 @@ bench-mislabels: $(VENV)/.installed
 # The loop from suspects to a better model: twelve trainings on one core, about ten minutes.
 bench-loop: $(VENV)/.installed
 	$(BIN)/python bench/relabel_loop.py
+
+# The pages in a browser: bytes, time to load, and the pictures of the README. Needs Chromium.
+bench-pages: $(VENV)/.installed
+	$(BIN)/python bench/report_page.py build/pages --pictures docs
 
 clean:
 	rm -rf $(VENV) build *.egg-info
