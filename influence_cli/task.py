@@ -72,6 +72,7 @@ def load_tasks(config: Config) -> list[Task]:
     """
     device = choose_device(config.device, config.where("device"))
     torch.manual_seed(config.seed)
+    set_precision("float32")
     # The fused attention path of eval mode has no derivative for torch.func.
     torch.backends.mha.set_fastpath_enabled(False)
     train, test = load_splits(config)
@@ -113,6 +114,11 @@ def choose_device(name: str, where: str = "device") -> torch.device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise InfluenceError(f"{where}: there is no mps device here", "use device: auto, or cpu")
     return torch.device(name)
+
+
+def set_precision(precision: str) -> None:
+    """Allow TF32 products on CUDA, or forbid them: torch's default allows them for convolutions alone."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
 
 
 def logits_of(outputs: Any) -> Tensor:
