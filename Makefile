@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test test-slow lint bench bench-lds bench-mislabels clean
+.PHONY: demo test test-slow lint bench bench-lds bench-mislabels bench-loop bench-pages clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,6 +43,14 @@ bench-mislabels: $(VENV)/.installed
 	$(BIN)/python bench/label_noise.py --work build/label-noise
 	$(BIN)/python bench/mislabels.py --work build/label-noise
 	$(BIN)/python bench/mislabels.py --work build/label-noise --time all
+
+# The loop from suspects to a better model: twelve trainings on one core, about ten minutes.
+bench-loop: $(VENV)/.installed
+	$(BIN)/python bench/relabel_loop.py
+
+# The pages in a browser: bytes, time to load, and the pictures of the README. Needs Chromium.
+bench-pages: $(VENV)/.installed
+	$(BIN)/python bench/report_page.py build/pages --pictures docs
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -87,13 +87,18 @@ def train(
     epochs: int,
     vary: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
 ) -> nn.Module:
-    """Minimise cross-entropy by Adam with a falling rate, seeded; ``vary`` changes the images of a batch."""
+    """Minimise cross-entropy by Adam with a falling rate, seeded; ``vary`` changes the images of a batch.
+
+    It runs where model, images and labels are.
+    """
     steps = epochs * -(-len(x) // 128)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, fused=x.is_cuda)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
+    if x.is_cuda:
+        model.to(memory_format=torch.channels_last)
     for _ in range(epochs):
-        for part in torch.randperm(len(x)).split(128):
+        for part in torch.randperm(len(x)).to(x.device).split(128):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(vary(x[part])), y[part]).backward()
             optimizer.step()

@@ -1,6 +1,7 @@
 """Cases of label noise: images with labels known to be wrong, a network trained on them, and five more by folds.
 
     python bench/label_noise.py --work FOLDER [CASE ...]     train what is missing (all cases: two hours on one core)
+    python bench/label_noise.py --work FOLDER cifar10n-aggregate-all cifar10n-worst-all      minutes on a GPU
 
 A folder per case and seed holds the images and the labels as given (data.npz), the true ones (true.npy), the checkpoint
 (model.pt), the seconds of its training (case.json), and the out-of-fold probabilities of five trainings where the case
@@ -25,7 +26,7 @@ sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE / "peers"))
 from common import read_fashion_mnist, read_mosaic  # noqa: E402
 from compare import SHARED, train  # noqa: E402
-from label_noise_project import cnn, normalised, resnet8  # noqa: E402
+from label_noise_project import build, normalised  # noqa: E402
 
 FOLDS = 5
 # Class-dependent noise on Fashion-MNIST: what each class is taken for.
@@ -41,7 +42,7 @@ class Case:
         count: training images, drawn by the seed.
         noise: ``uniform``, ``look-alike``, ``none``, or a column of CIFAR-10N.
         rate: share of labels changed by the first two.
-        net: ``cnn``, ``wide`` or ``resnet8``.
+        net: ``cnn``, ``wide``, ``resnet8``, ``resnet9`` or ``resnet9_wide``; the last two want a GPU.
         epochs: of training.
         seeds: how many.
         folds: whether five trainings on four fifths are made as well.
@@ -69,6 +70,10 @@ CASES = {
     "mnist-test": Case("mnist", 60_000, "none", 0.0, "cnn", 3, 5),
     "cifar10n-aggregate": Case("cifar10", 10_000, "aggre", 0.0, "resnet8", 20, 1, folds=True),
     "cifar10n-worst": Case("cifar10", 10_000, "worse", 0.0, "resnet8", 20, 1, folds=True),
+    "cifar10n-aggregate-all": Case("cifar10", 50_000, "aggre", 0.0, "resnet9", 20, 1, folds=True),
+    "cifar10n-worst-all": Case("cifar10", 50_000, "worse", 0.0, "resnet9", 20, 1, folds=True),
+    "cifar10": Case("cifar10", 50_000, "clean", 0.0, "resnet9", 10, 1),
+    "cifar10-wide": Case("cifar10", 50_000, "clean", 0.0, "resnet9_wide", 10, 1),
 }
 
 
@@ -80,19 +85,20 @@ def prepare(case: Case, seed: int, folder: Path) -> None:
         np.save(folder / "true.npy", true)
         np.savez(folder / "data.npz", x=x, y=given)
     with np.load(folder / "data.npz") as data:
-        x, y = normalised(data["x"]), torch.from_numpy(data["y"])
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        x, y = normalised(data["x"]).to(device), torch.from_numpy(data["y"]).to(device)
     if not (folder / "case.json").exists():
         torch.manual_seed(seed)
         started = time.perf_counter()
         model = fit(case, x, y)
         seconds = time.perf_counter() - started
-        torch.save(model.state_dict(), folder / "model.pt")
+        torch.save(model.cpu().state_dict(), folder / "model.pt")
         facts = {"train_seconds": seconds, "threads": torch.get_num_threads()}
         (folder / "case.json").write_text(json.dumps(facts) + "\n")
     if case.folds and not (folder / "folds.npy").exists():
         started = time.perf_counter()
-        probabilities = torch.zeros(len(y), 10)
-        part = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)) % FOLDS)
+        probabilities = torch.zeros(len(y), 10, device=y.device)
+        part = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)) % FOLDS).to(y.device)
         for fold in range(FOLDS):
             torch.manual_seed(100 + fold)
             model = fit(case, x[part != fold], y[part != fold])
@@ -100,7 +106,7 @@ def prepare(case: Case, seed: int, folder: Path) -> None:
                 probabilities[part == fold] = torch.cat([model(b) for b in x[part == fold].split(500)]).softmax(dim=1)
         facts = json.loads((folder / "case.json").read_text()) | {"fold_seconds": time.perf_counter() - started}
         (folder / "case.json").write_text(json.dumps(facts) + "\n")
-        np.save(folder / "folds.npy", probabilities.numpy())
+        np.save(folder / "folds.npy", probabilities.cpu().numpy())
 
 
 def noisy(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,15 +138,20 @@ def read(data: str, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 def fit(case: Case, x: Tensor, y: Tensor) -> nn.Module:
     """Minimise cross-entropy by Adam with a falling rate; CIFAR-10 with flips and shifts of up to four pixels."""
-    model: nn.Module = resnet8() if case.net == "resnet8" else cnn(512 if case.net == "wide" else 32)
+    model = build(case.net).to(x.device)
     return train(model, x, y, case.epochs, shifted if case.data == "cifar10" else lambda x: x)
 
 
 def shifted(x: Tensor) -> Tensor:
     """Flip half of the images, and move the batch by up to four pixels."""
     down, right = (int(step) for step in torch.randint(-4, 5, (2,)))
-    x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
+    x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
     return nn.functional.pad(x, (4, 4, 4, 4))[:, :, 4 + down : 36 + down, 4 + right : 36 + right]
+
+
+def usual() -> list[str]:
+    """Name the cases that every machine can train."""
+    return [name for name, case in CASES.items() if not case.net.startswith("resnet9")]
 
 
 def main() -> None:
@@ -148,7 +159,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where the cases go")
     parser.add_argument("cases", nargs="*", help="NAME or NAME:SEED")
     arguments = parser.parse_args()
-    for wanted in arguments.cases or CASES:
+    for wanted in arguments.cases or usual():
         name, _, seed = wanted.partition(":")
         for number in [int(seed)] if seed else range(CASES[name].seeds):
             prepare(CASES[name], number, arguments.work / f"{name}-{number}")

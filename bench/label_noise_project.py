@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_cli.demo.project_model import build
+from influence_cli.demo.project_model import build as demo
 
 
 class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -44,7 +44,7 @@ def normalised(images: np.ndarray) -> Tensor:
 
 def cnn(hidden: int = 32) -> nn.Module:
     """Make the demo's CNN; 512 hidden units are enough to memorise 6,000 wrong labels."""
-    model = build()
+    model = demo()
     if hidden != 32:
         model[7], model[9] = nn.Linear(32 * 7 * 7, hidden), nn.Linear(hidden, 10)
     return model
@@ -81,3 +81,70 @@ def resnet8() -> nn.Module:
         nn.Flatten(),
         nn.Linear(64, 10),
     )
+
+
+class Sum(nn.Module):
+    """A shortcut around some layers."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Fifth(nn.Module):
+    """A fifth of everything: logits that start small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.2 * x
+
+
+def convolved(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
+    """Make a convolution, its norm and ReLU."""
+    layers = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    return nn.Sequential(*layers)
+
+
+def resnet9() -> nn.Module:
+    """Make the ResNet-9 of TRAK's and kronfluence's CIFAR-10 examples, 2.3 million parameters."""
+    return nn.Sequential(
+        convolved(3, 64),
+        convolved(64, 128, 5, 2, 2),
+        Sum(convolved(128, 128), convolved(128, 128)),
+        convolved(128, 256),
+        nn.MaxPool2d(2),
+        Sum(convolved(256, 256), convolved(256, 256)),
+        convolved(256, 128, padding=0),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(128, 10, bias=False),
+        Fifth(),
+    )
+
+
+def resnet9_wide() -> nn.Module:
+    """Make the ResNet-9 of DAWNBench, 6.6 million parameters."""
+    return nn.Sequential(
+        convolved(3, 64),
+        convolved(64, 128),
+        nn.MaxPool2d(2),
+        Sum(convolved(128, 128), convolved(128, 128)),
+        convolved(128, 256),
+        nn.MaxPool2d(2),
+        convolved(256, 512),
+        nn.MaxPool2d(2),
+        Sum(convolved(512, 512), convolved(512, 512)),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(512, 10, bias=False),
+        Fifth(),
+    )
+
+
+def build(net: str) -> nn.Module:
+    """Make ``cnn``, ``wide`` (the same with 512 hidden units), ``resnet8``, ``resnet9`` or ``resnet9_wide``."""
+    if net in ("cnn", "wide"):
+        return cnn(512 if net == "wide" else 32)
+    return {"resnet8": resnet8, "resnet9": resnet9, "resnet9_wide": resnet9_wide}[net]()

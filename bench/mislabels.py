@@ -25,7 +25,7 @@ import yaml
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from label_noise import CASES, SHARED, read  # noqa: E402
+from label_noise import CASES, SHARED, read, usual  # noqa: E402
 
 SHOWN = (
     ("combined", "default"),
@@ -47,11 +47,10 @@ FORWARD = ("combined", "loss", "readout", "neighbours", "logistic", "margin")
 def write_project(folder: Path, data: str, net: str, test: bool) -> None:
     """Write the influence.yaml of a case."""
     project = f"{HERE.resolve()}/label_noise_project.py"
-    factory = {"resnet8": "resnet8"}.get(net, "cnn")
     config: dict[str, Any] = {
         "model": {
-            "factory": f"{project}:{factory}",
-            "args": {} if factory == "resnet8" else {"hidden": 512 if net == "wide" else 32},
+            "factory": f"{project}:build",
+            "args": {"net": net},
             "checkpoint": "model.pt",
         },
         "train": {"dataset": f"{project}:Images", "args": {"file": "data.npz"}},
@@ -297,7 +296,7 @@ def main() -> None:
         write_project(arguments.work / "fashion-60k-0", "fashion-mnist", "wide", test=True)
         steps(arguments.work / "fashion-60k-0", arguments.time == "all")
         return
-    names = arguments.cases or [*(name for name in CASES if name != "mnist-test"), "natural"]
+    names = arguments.cases or [*(name for name in usual() if name != "mnist-test"), "natural"]
     quality_table(arguments.work, [name for name in names if name in CASES], again=arguments.rescore)
     if "natural" in names:
         natural_errors(arguments.work)

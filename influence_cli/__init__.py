@@ -21,6 +21,7 @@ _HOMES = {
     "rank_training": "rank",
     "rank_tests": "rank",
     "find_mislabels": "mislabels",
+    "apply_decisions": "relabel",
     "check_estimates": "self_check",
     "leave_one_out": "verify",
     "datamodeling_score": "verify",

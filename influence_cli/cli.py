@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from influence_cli import __version__
-from influence_cli.commands import check, compare, demo, gradients, init, mislabels, rank, verify
+from influence_cli.commands import check, compare, demo, gradients, init, mislabels, rank, relabel, verify
 from influence_cli.errors import InfluenceError, Stopped, printable
 from influence_cli.terminal import Terminal
 
@@ -131,6 +131,7 @@ for _name, _module in (
     ("gradients", gradients),
     ("rank", rank),
     ("mislabels", mislabels),
+    ("relabel", relabel),
     ("compare", compare),
     ("verify", verify),
 ):

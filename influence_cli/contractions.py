@@ -22,7 +22,8 @@ from influence_cli.network import Layer, Network
 # Columns from which on it pays to look for those that are zero throughout.
 WIDE = 512
 # Numbers in the workspace of one contraction: 2²², 16 MB in float32. More leaves the caches, and the allocator's reach.
-WORKSPACE = 2**22
+# A GPU has neither limit and wants few large products: there 2²⁷, 512 MB.
+WORKSPACE, GPU_WORKSPACE = 2**22, 2**27
 
 
 def sides(layer: Layer, module: nn.Module, calls: Sequence[Call]) -> tuple[Tensor, Tensor]:
@@ -210,7 +211,7 @@ def rotated(network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor
         else:
             # Products with a wide basis want many rows at a time; the outer products want room for r × s each.
             left, right = _turn(d, q_out), _turn(a, q_in)
-            step = max(1, WORKSPACE // max(1, g * r * s))
+            step = max(1, _workspace(left) // max(1, g * r * s))
             for start in range(0, len(left), step):
                 yield _outer(left[start : start + step], right[start : start + step])
 
@@ -297,10 +298,14 @@ def _parts(calls: Sequence[Call], numbers: int) -> Iterator[tuple[int, list[Call
     """
     calls = [call for call in calls if call.delta is not None]
     count = len(calls[0].a) if calls else 0
-    step = max(1, WORKSPACE // max(1, numbers))
+    step = max(1, _workspace(calls[0].a) // max(1, numbers)) if calls else 1
     for start in range(0, count, step):
         part = slice(start, start + step)
         yield start, [replace(c, a=c.a[part], delta=c.delta[part]) for c in calls if c.delta is not None]
+
+
+def _workspace(like: Tensor) -> int:
+    return GPU_WORKSPACE if like.is_cuda else WORKSPACE
 
 
 def _outer(d: Tensor, a: Tensor) -> Tensor:

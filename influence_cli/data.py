@@ -172,38 +172,60 @@ def read_batches(split: Split, indices: np.ndarray, size: int, workers: int = 0)
         size: examples a batch.
         workers: loader processes; 0 reads in this one.
     """
-    loader: Iterator[list[tuple[Tensor | None, int, str]]] = iter(
+    loader: Iterator[_Read] = iter(
         torch.utils.data.DataLoader(
             _Reader(split, indices),
             batch_size=size,
             num_workers=workers if len(indices) > 2 * size else 0,
-            collate_fn=list,
+            collate_fn=_join,
             prefetch_factor=4 if workers and len(indices) > 2 * size else None,
         )
     )
     # Pinned pages go to the device while it computes; loader processes mean that there is one.
     pin = bool(workers) and torch.cuda.is_available()
-    for items in loader:
-        batch = _collate(split, items)
+    for read in loader:
+        batch = _collate(split, read)
         yield replace(batch, inputs=batch.inputs.pin_memory()) if pin and len(batch) else batch
 
 
-def _collate(split: Split, items: Sequence[tuple[Tensor | None, int, str]]) -> Batch:
+@dataclass(frozen=True)
+class _Read:
+    """What a loader process hands over: one tensor, for each is a file of its own on the way.
+
+    Attributes:
+        inputs: [b, …], those of the first one's shape.
+        indices: positions of all that could be read.
+        unreadable: position and reason of the others.
+        odd: position and shape of the first one of another shape.
+    """
+
+    inputs: Tensor
+    indices: list[int]
+    unreadable: tuple[tuple[int, str], ...]
+    odd: tuple[int, list[int]] | None
+
+
+def _join(items: Sequence[tuple[Tensor | None, int, str]]) -> _Read:
     unreadable = tuple((index, reason) for tensor, index, reason in items if tensor is None)
     good = [(tensor, index) for tensor, index, _ in items if tensor is not None]
-    indices = np.array([index for _, index in good], dtype=np.int64)
     if not good:
-        return Batch(torch.empty(0), torch.empty(0, dtype=torch.int64), indices, unreadable)
+        return _Read(torch.empty(0), [], unreadable, None)
     shape = good[0][0].shape
-    for tensor, index in good:
-        if tensor.shape != shape:
-            raise InfluenceError(
-                f"{split.where}: {split.title(index)} has the shape {list(tensor.shape)}, {split.title(good[0][1])} "
-                f"has {list(shape)}",
-                "one shape is needed: add {Resize: {size: [224, 224]}} to the transform",
-            )
-    inputs = torch.stack([tensor for tensor, _ in good])
-    return Batch(inputs, torch.from_numpy(split.labels[indices]), indices, unreadable)
+    odd = next(((index, list(tensor.shape)) for tensor, index in good if tensor.shape != shape), None)
+    inputs = torch.stack([tensor for tensor, _ in good if tensor.shape == shape])
+    return _Read(inputs, [index for _, index in good], unreadable, odd)
+
+
+def _collate(split: Split, read: _Read) -> Batch:
+    if read.odd is not None:
+        index, shape = read.odd
+        raise InfluenceError(
+            f"{split.where}: {split.title(index)} has the shape {shape}, {split.title(read.indices[0])} "
+            f"has {list(read.inputs.shape[1:])}",
+            "one shape is needed: add {Resize: {size: [224, 224]}} to the transform",
+        )
+    indices = np.array(read.indices, dtype=np.int64)
+    return Batch(read.inputs, torch.from_numpy(split.labels[indices]), indices, read.unreadable)
 
 
 def refuse_unreadable(batch: Batch) -> None:

@@ -83,6 +83,11 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def counted(count: int, word: str) -> str:
+    """Write a number of things: ``1 file``, ``1,200 files``."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def near_path(path: Path) -> Path:
     """Name a file as a person here would type it: from the current folder, where it lies below it."""
     here = Path.cwd()

@@ -40,7 +40,7 @@ from influence_cli.network import evaluate
 from influence_cli.probe import check_finite
 from influence_cli.spectrum import Spectrum, joint, layered
 from influence_cli.store import Store
-from influence_cli.task import Task
+from influence_cli.task import Task, set_precision
 from influence_cli.terminal import Advance, Terminal
 
 # Directions left out of an explicit basis carry less than this share of the summed self-influence.
@@ -326,8 +326,14 @@ def _fit_arnoldi(task: Task, choice: Choice, terminal: Terminal, own: dict[str, 
 
 def _compute_basis(task: Task, choice: Choice, terminal: Terminal, skip: bool) -> tuple[Tensor, Tensor]:
     what = f"{'GGN' if choice.matrix == 'ggn' else 'Hessian'} {choice.network.size:,} × {choice.network.size:,}"
-    with terminal.progress(len(task.train), what) as advance:
-        matrix = curvature_matrix(choice.network, training_batches(task, skip), choice.matrix, choice.output, advance)
+    # TF32 would round eigenvalues below zero: that precision is for gradients.
+    set_precision("float32")
+    try:
+        with terminal.progress(len(task.train), what) as advance:
+            batches = training_batches(task, skip)
+            matrix = curvature_matrix(choice.network, batches, choice.matrix, choice.output, advance)
+    finally:
+        set_precision(choice.network.precision)
     if not bool(matrix.isfinite().all()):
         _refuse_not_finite(task, choice, skip)
         raise InfluenceError("the curvature has entries that are not finite", "look for examples with extreme outputs")

@@ -92,7 +92,7 @@ def example_gradients(network: Network, inputs: Tensor, targets: Tensor) -> tupl
 def summed_gradient(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute Σᵢ gᵢ [p] of a batch by one plain backward pass, with the losses [b] and outputs [b, C]."""
     wanted = list(network.parameters().values())
-    with torch.enable_grad(), recurrent_backward():
+    with torch.enable_grad(), recurrent_backward(network.model):
         outputs = logits_of(network.model(inputs.to(network.device())))
         losses = network.loss(outputs, targets.to(network.device()))
         grads = torch.autograd.grad(losses.sum(), wanted, materialize_grads=True, allow_unused=True)
@@ -106,7 +106,7 @@ def jacobians(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor
         J = ∂f/∂θ [b, C, p], S = ∇²_f ℓ(f, y) [b, C, C], losses [b].
     """
     tape = forward(network, inputs)
-    outputs = tape.outputs.detach()
+    outputs = tape.outputs.detach().to(_dtype(tape.outputs))
     targets = targets.to(network.device())
     classes = outputs.shape[1]
     unit = torch.eye(classes, dtype=outputs.dtype, device=outputs.device)
@@ -186,7 +186,7 @@ def _looped_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor
     wanted = [network.model.get_parameter(name) for name in network.rest]
     sizes = [parameter.numel() for parameter in wanted]
     rows = torch.empty(len(inputs), sum(sizes), dtype=_dtype(wanted[0]), device=wanted[0].device)
-    with torch.enable_grad(), recurrent_backward():
+    with torch.enable_grad(), recurrent_backward(network.model):
         for row, x, u in zip(rows, inputs, slopes, strict=True):
             outputs = logits_of(network.model(x[None]))
             grads = torch.autograd.grad(outputs, wanted, u[None], materialize_grads=True, allow_unused=True)
@@ -204,7 +204,7 @@ def _truth(network: Network, inputs: Tensor, slopes: Tensor) -> tuple[Tensor, se
     rows = torch.zeros(len(slopes), network.size, dtype=_dtype(slopes), device=slopes.device)
     reached: set[str] = set()
     wanted = list(network.parameters().values())
-    with torch.enable_grad(), recurrent_backward():
+    with torch.enable_grad(), recurrent_backward(network.model):
         outputs = logits_of(network.model(inputs))
         for row, output, slope in zip(rows, outputs if outputs.requires_grad else (), slopes, strict=False):
             grads = torch.autograd.grad(output, wanted, slope, retain_graph=True, allow_unused=True)

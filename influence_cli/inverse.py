@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from influence_cli.curvature.damping import Damping, check_poles, choose_damping
-from influence_cli.curvature.fisher import stored_moment
+from influence_cli.curvature.fisher import Moment, stored_moment
 from influence_cli.curvature.operator import (
     Examples,
     batch_product,
@@ -50,6 +50,8 @@ class Inverse:
         effective_dimension: d_eff of the kept spectrum; None without one.
         kept: share of ΣΛ/(Λ + shift) that the store keeps, from above; 1 without a basis.
         solves: what a solver did, a call each.
+        at: the same inverse at another λ, from what is known already; it raises at a pole. None where another λ takes
+            a solve.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -60,6 +62,7 @@ class Inverse:
     effective_dimension: float | None = None
     kept: float = 1.0
     solves: list[SolveInfo] = field(default_factory=list)
+    at: Callable[[Damping], Inverse] | None = None
 
 
 def make_inverse(prepared: Prepared, given: float | str, terminal: Terminal) -> Inverse:
@@ -100,13 +103,10 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
         means=[group.mean for group in spectrum.groups],
         largest=float(spectrum.values.max()),
     )
-    shift = spectrum.shift(damping, l2)
-    # Rounding leaves the GGN's zero eigenvalues a hair on either side; only a real shift makes them invertible.
-    check_poles(min(spectrum.smallest, float(spectrum.values.min())), shift.numpy())
+    inverse = _divided(spectrum, damping, l2)
     _announce(damping, l2, terminal)
-    d_eff, whole = spectrum.dimension(damping, l2)
-    kept = d_eff / whole if whole > 0 else 1.0
-    size = prepared.choice.network.size
+    _, whole = spectrum.dimension(damping, l2)
+    kept, size = inverse.kept, prepared.choice.network.size
     terminal.say(
         f"effective dimension {whole:,.1f}; {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
     )
@@ -115,12 +115,30 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
             f"the store keeps {kept:.1%} of the effective dimension: influence is restricted to the span of the kept "
             "coordinates; raise gradients.budget or the damping, or use --on-the-fly, which keeps all"
         )
+    return inverse
+
+
+def _divided(spectrum: Spectrum, damping: Damping, l2: float) -> Inverse:
+    """Divide by Λ + l2 + λ, coordinate by coordinate."""
+    shift = spectrum.shift(damping, l2)
+    # Rounding leaves the GGN's zero eigenvalues a hair on either side; only a real shift makes them invertible.
+    check_poles(min(spectrum.smallest, float(spectrum.values.min())), shift.numpy())
+    d_eff, whole = spectrum.dimension(damping, l2)
     values, names = spectrum.values, tuple(group.name for group in spectrum.groups)
 
     def apply(coordinates: Tensor) -> Tensor:
         return preconditioned(coordinates, values.to(coordinates.device), shift.to(coordinates.device))
 
-    return Inverse(apply, lambda c: (apply(c) * c).sum(dim=1), shift, damping, names, d_eff, min(1.0, kept))
+    return Inverse(
+        apply,
+        lambda c: (apply(c) * c).sum(dim=1),
+        shift,
+        damping,
+        names,
+        d_eff,
+        min(1.0, d_eff / whole) if whole > 0 else 1.0,
+        at=lambda other: _divided(spectrum, other, l2),
+    )
 
 
 def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -> Inverse:
@@ -137,11 +155,16 @@ def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -
         means=[found.trace / network.size],
         largest=float(found.values[0]),
     )
-    shift = task.l2 + damping.values[0]
-    check_poles(0.0, shift)
+    inverse = _of_moment(found, damping, task.l2)
     _announce(damping, task.l2, terminal)
-    d_eff = effective_dimension(found.values, shift)
-    terminal.say(f"effective dimension {d_eff:,.1f} of at most {len(found.values):,}")
+    terminal.say(f"effective dimension {inverse.effective_dimension:,.1f} of at most {len(found.values):,}")
+    return inverse
+
+
+def _of_moment(found: Moment, damping: Damping, l2: float) -> Inverse:
+    """Divide along the eigenvectors of the stored gradients' second moment."""
+    shift = l2 + damping.values[0]
+    check_poles(0.0, shift)
     vectors, inverse = found.vectors, 1 / (found.values + shift)
 
     def apply(rows: Tensor) -> Tensor:
@@ -152,7 +175,14 @@ def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -
     def own(rows: Tensor) -> Tensor:
         return (rows @ vectors.to(rows)).square() @ inverse.to(rows)
 
-    return Inverse(apply, own, shift, damping, effective_dimension=d_eff)
+    return Inverse(
+        apply,
+        own,
+        shift,
+        damping,
+        effective_dimension=effective_dimension(found.values, shift),
+        at=lambda other: _of_moment(found, other, l2),
+    )
 
 
 def _iterative(prepared: Prepared, given: float | str, terminal: Terminal) -> Inverse:

@@ -6,13 +6,15 @@ All of them are ``.npy`` arrays or ``.csv`` tables with a header.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.report.cells import unguarded
 from influence_cli.user_code import describe
 
 NUMBER_COLUMNS = ("index", "indices")
@@ -21,9 +23,10 @@ LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A ``.csv``: its columns, the line of each row, and what an error in it begins with."""
+class Table:
+    """A ``.csv``: its header, its columns, the line of each row, and what an error in it begins with."""
 
+    header: tuple[str, ...]
     columns: dict[str, list[str]]
     lines: list[int]
     file: str
@@ -46,44 +49,65 @@ class _Table:
             f"it needs one of: {', '.join(allowed)}",
         )
 
-    def indices(self, name: str, length: int) -> np.ndarray:
-        """Read a column of positions in a data set."""
+    def indices(self, name: str, length: int, paths: Sequence[str] | None = None) -> np.ndarray:
+        """Read a column of positions in a data set; where its files are given, the column ``path`` has to agree."""
+        moved = _path_check(self, paths)
         found = []
-        for row, text in enumerate(self.columns[name]):
-            index = _whole_number(text, self.at(row))
-            if not 0 <= index < length:
-                raise InfluenceError(f"{self.at(row)}names the index {index}; the data set has 0 to {length - 1}")
-            found.append(index)
+        for row in range(len(self.lines)):
+            found.append(self.index(name, row, length))
+            moved(row, found[-1])
         return np.array(found, dtype=np.int64)
+
+    def index(self, name: str, row: int, length: int) -> int:
+        """Read one position in a data set."""
+        index = _whole_number(self.columns[name][row], self.at(row))
+        if not 0 <= index < length:
+            raise InfluenceError(f"{self.at(row)}names the index {index}; the data set has 0 to {length - 1}")
+        return index
 
 
 def class_number(name: str, classes: Sequence[str], where: str) -> int:
     """Find a class by its name, or by its number where no class has that name."""
-    if name in classes:
-        return list(classes).index(name)
-    if name.isascii() and name.isdigit() and int(name) < len(classes):
-        return int(name)
-    raise InfluenceError(f"{where}: there is no class {name!r}", did_you_mean(name, classes))
+    word = name.strip()
+    # As we write it first (an apostrophe before what a spreadsheet would take for a formula), then as it stands.
+    for given in (unguarded(name), name, unguarded(word), word):
+        if given in classes:
+            return list(classes).index(given)
+    if word.isascii() and word.isdigit() and int(word) < len(classes):
+        return int(word)
+    raise InfluenceError(f"{where}: there is no class {word!r}", did_you_mean(word, classes))
 
 
-def read_indices(path: Path, length: int, where: str) -> np.ndarray:
+def read_indices(path: Path, length: int, where: str, paths: Sequence[str] | None = None) -> np.ndarray:
     """Read positions of a data set: a ``.npy`` of integers or a mask, or the column ``index`` of a ``.csv``.
+
+    Args:
+        path: the file.
+        length: of the data set.
+        where: start of any error.
+        paths: the files of the data set; a column ``path`` is checked against them.
 
     Returns:
         int64 [k], sorted, without repeats.
 
     Raises:
-        InfluenceError: unreadable, not whole numbers, or outside the data set.
+        InfluenceError: unreadable, not whole numbers, outside the data set, or of files that have moved since.
     """
     found = _read(path, where)
-    if isinstance(found, _Table):
-        return np.unique(found.indices(found.column(NUMBER_COLUMNS), length))
+    if isinstance(found, Table):
+        return np.unique(found.indices(found.column(NUMBER_COLUMNS), length, paths))
     if found.dtype == bool:
         return np.flatnonzero(_as_long_as(found, length, path, where))
     return np.unique(_within(_whole_numbers(found, path, where), length, path, where))
 
 
-def read_labels(path: Path, labels: np.ndarray, classes: Sequence[str] | None, where: str) -> np.ndarray:
+def read_labels(
+    path: Path,
+    labels: np.ndarray,
+    classes: Sequence[str] | None,
+    where: str,
+    paths: Sequence[str] | None = None,
+) -> np.ndarray:
     """Read labels that replace a data set's own.
 
     A ``.npy`` holds one class number an example; a ``.csv`` has either a column ``label`` with a row an example, or
@@ -94,21 +118,26 @@ def read_labels(path: Path, labels: np.ndarray, classes: Sequence[str] | None, w
         labels: int64 [length], the data set's labels.
         classes: class names, or None where the data set has none.
         where: start of any error.
+        paths: the files of the data set; a column ``path`` is checked against them.
 
     Returns:
         int64 [length].
     """
     found = _read(path, where)
     result = labels.copy()
-    if isinstance(found, _Table):
+    if isinstance(found, Table):
         texts = found.columns[found.column(LABEL_COLUMNS)]
         given = np.array([_label(text, classes, found.at(row)) for row, text in enumerate(texts)], dtype=np.int64)
         index_column = found.index_column()
         if index_column is not None:
-            indices = found.indices(index_column, len(labels))
+            indices = found.indices(index_column, len(labels), paths)
             _refuse_repeats(found, indices)
             result[indices] = given
             return _known(result, classes, path, where)
+        if len(given) == len(labels):
+            moved = _path_check(found, paths)
+            for row in range(len(labels)):
+                moved(row, row)
     else:
         given = _whole_numbers(found, path, where)
     result[:] = _as_long_as(given, len(labels), path, where)
@@ -138,7 +167,7 @@ def read_truth(path: Path, labels: np.ndarray, classes: Sequence[str]) -> Truth:
     where = "--truth"
     found = _read(path, where)
     true: np.ndarray | None = None
-    if isinstance(found, _Table):
+    if isinstance(found, Table):
         if found.index_column() is None or "true_label" in found.columns:
             true = read_labels(path, labels, classes, where)
     elif found.dtype != bool and len(found) >= len(labels):
@@ -166,7 +195,7 @@ def _known(labels: np.ndarray, classes: Sequence[str] | None, path: Path, where:
     return labels
 
 
-def _refuse_repeats(table: _Table, indices: np.ndarray) -> None:
+def _refuse_repeats(table: Table, indices: np.ndarray) -> None:
     seen: set[int] = set()
     for row, index in enumerate(indices.tolist()):
         if index in seen:
@@ -174,40 +203,90 @@ def _refuse_repeats(table: _Table, indices: np.ndarray) -> None:
         seen.add(index)
 
 
-def _read(path: Path, where: str) -> np.ndarray | _Table:
-    if not path.is_file():
-        raise InfluenceError(f"{where}: there is no file {path}")
-    if path.suffix == ".npy":
+def _path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int], None]:
+    """Make the function that refuses a row and its position where another file is there now.
+
+    Paths count from the folder that all files lie in, so that a project that is moved as a whole stays the same.
+    """
+    if paths is None or "path" not in table.columns:
+        return lambda _row, _index: None
+    root = len(PurePath(os.path.commonpath([os.path.dirname(path) for path in paths])).parts)  # noqa: PTH120
+    column = table.columns["path"]
+
+    def check(row: int, index: int) -> None:
+        cell = column[row]
+        if not cell or cell == paths[index]:  # nearly always, and quick
+            return
+        now = PurePath(paths[index]).parts[root:]
+        if not any(_same_end(PurePath(text).parts, now) for text in (cell, cell.strip(), unguarded(cell))):
+            raise InfluenceError(
+                f"{table.at(row)}index {index} is {paths[index]}, and was {cell}",
+                "files were moved, added or removed since this was written: make it anew",
+            )
+
+    return check
+
+
+def _same_end(given: tuple[str, ...], now: tuple[str, ...]) -> bool:
+    length = min(len(given), len(now))
+    return length > 0 and given[-length:] == now[-length:]
+
+
+def _read(path: Path, where: str) -> np.ndarray | Table:
+    if path.suffix == ".npy" and path.is_file():
         try:
             return np.asarray(np.load(path, allow_pickle=False)).reshape(-1)
         except (OSError, ValueError, EOFError) as error:
             raise InfluenceError(f"{where}: {path} is not a readable .npy file: {describe(error)}") from error
-    if path.suffix != ".csv":
+    if path.suffix != ".csv" and path.is_file():
         raise InfluenceError(f"{where}: {path} is neither .npy nor .csv")
+    return read_table(path, where)
+
+
+def read_table(path: Path, where: str = "") -> Table:
+    """Read a ``.csv`` with a header, its cells as they stand.
+
+    Args:
+        path: the file.
+        where: start of any error; where empty, the file alone.
+
+    Returns:
+        The table, blank lines left out. Names of files and classes may have bytes that are not UTF-8.
+
+    Raises:
+        InfluenceError: unreadable, empty, or a line with another number of fields than the header.
+    """
+    before = f"{where}: " if where else ""
+    if not path.is_file():
+        raise InfluenceError(f"{before}there is no file {path}")
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.reader(file)
             line = 1
             for row in reader:
                 if row:
-                    rows.append([field.strip() for field in row])
+                    rows.append(row)
                     lines.append(line)
                 line = reader.line_num + 1
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InfluenceError(f"{where}: {path} is not a readable .csv file: {describe(error)}") from error
+    except (OSError, csv.Error) as error:
+        raise InfluenceError(f"{before}{path} is not a readable .csv file: {describe(error)}") from error
     if not rows:
-        raise InfluenceError(f"{where}: {path} is empty", "the first line names the columns: index,label")
-    header = rows.pop(0)
+        raise InfluenceError(f"{before}{path} is empty", "the first line names the columns: index,label")
+    header = tuple(name.strip() for name in rows.pop(0))
     for row, line in zip(rows, lines[1:], strict=True):
         if len(row) != len(header):
-            raise InfluenceError(f"{where}: {path}:{line}: {len(row)} fields, the header has {len(header)}")
+            raise InfluenceError(f"{before}{path}:{line}: {len(row)} fields, the header has {len(header)}")
     columns = {name: [row[position] for row in rows] for position, name in enumerate(header)}
-    return _Table(columns, lines[1:], f"{where}: {path}")
+    for text in (*header, *(text for name in NUMBER_COLUMNS for text in columns.get(name, ()))):
+        if not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text):
+            raise InfluenceError(f"{before}{path} is not a readable .csv file: it is not UTF-8")
+    return Table(header, columns, lines[1:], f"{before}{path}")
 
 
 def _whole_number(text: str, where: str) -> int:
+    text = text.strip()
     try:
         number = float(text)
     except ValueError as error:

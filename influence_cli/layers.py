@@ -70,10 +70,9 @@ class Tape:
             if call.a._version != call.version:
                 raise RuntimeError("a layer's input is changed in place after the layer has read it")
         if self.anchors and self.outputs.requires_grad:
-            with recurrent_backward():
-                torch.autograd.grad(
-                    self.outputs, self.anchors, slopes.to(self.outputs.dtype), retain_graph=again, allow_unused=True
-                )
+            torch.autograd.grad(
+                self.outputs, self.anchors, slopes.to(self.outputs.dtype), retain_graph=again, allow_unused=True
+            )
         count = 1 + max((call.layer for call in self.calls), default=-1)
         found: list[list[Call]] = [[] for _ in range(count)]
         for call in self.calls:
@@ -133,6 +132,7 @@ def forward(network: Network, inputs: Tensor) -> Tape:
         stack.enter_context(frozen(network.model))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(precise(network.precision, device))
+        stack.enter_context(recurrent_backward(network.model))
         for number, layer in enumerate(network.layers):
             stack.callback(modules[layer.name].register_forward_hook(watch(number)).remove)
         outputs = logits_of(network.model(inputs))
@@ -140,14 +140,8 @@ def forward(network: Network, inputs: Tensor) -> Tape:
 
 
 def precise(precision: str, device: torch.device) -> Any:
-    """Run what follows in bfloat16 where autocast allows it, for ``bf16``; tf32 is set once for the process."""
+    """Run what follows in bfloat16 where autocast allows it, for ``bf16``; tf32 is set for the process."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def set_precision(precision: str, device: torch.device) -> None:
-    """Allow TF32 products on CUDA, or forbid them: torch's default differs between matrices and convolutions."""
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
 
 
 def candidates(network: Network) -> list[Layer]:

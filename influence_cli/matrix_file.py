@@ -33,9 +33,13 @@ class MatrixFile:
         self._tests = file.create_dataset("test", (0,), "int64", maxshape=(None,))
         self._targets = file.create_dataset("target", (0,), "int64", maxshape=(None,))
         self._start = 0
+        # Columns that do not fill a chunk yet: a chunk is written once, however narrow the pieces are.
+        self._held: list[np.ndarray] = []
+        self._first = 0
 
     def begin(self, tests: Sequence[TestFacts | None]) -> None:
         """Add rows for the next test examples (None for an aggregate)."""
+        self._held, self._first = [], 0
         self._start = len(self._scores)
         for dataset in (self._scores, self._tests, self._targets):
             dataset.resize(self._start + len(tests), axis=0)
@@ -43,8 +47,14 @@ class MatrixFile:
         self._targets[self._start :] = [-1 if test is None else test.target for test in tests]
 
     def add(self, where: slice, values: np.ndarray) -> None:
-        """Fill in their influence on a range of training examples."""
-        self._scores[self._start :, where] = values
+        """Fill in their influence on a range of training examples, each range after the one before it."""
+        self._held.append(values)
+        full = where.stop if where.stop == self._scores.shape[1] else where.stop // CHUNK * CHUNK
+        if full > self._first:
+            joined = np.concatenate(self._held, axis=1)
+            self._scores[self._start :, self._first : full] = joined[:, : full - self._first]
+            self._held = [joined[:, full - self._first :]]
+            self._first = full
 
 
 @contextmanager

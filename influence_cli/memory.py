@@ -24,7 +24,9 @@ Result = TypeVar("Result")
 def available_bytes(device: torch.device) -> int:
     """Count the bytes that are free on a device; on the CPU within the machine's memory and the cgroup's limit."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch holds ready for its next tensors is free as well.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     free = _machine_bytes()
     for limit_file, used_file in CGROUPS:
         limit, used = _number(Path(limit_file)), _number(Path(used_file))
@@ -114,7 +116,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "out of memory", "not enough memory")
+        words in str(error) for words in ("can't allocate memory", "out of memory", "not enough memory", "ALLOC_FAILED")
     )
 
 

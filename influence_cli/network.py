@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -329,9 +329,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def recurrent_backward() -> Any:
-    """Let recurrent layers in eval mode have a backward: cuDNN's have none."""
-    return torch.backends.cudnn.flags(enabled=False) if torch.cuda.is_available() else nullcontext()
+@contextmanager
+def recurrent_backward(model: nn.Module) -> Iterator[None]:
+    """Let recurrent layers in eval mode have a backward: what cuDNN runs forward has none.
+
+    It is the forward pass that has to be in here. Other models keep cuDNN: their convolutions are slow without it.
+    """
+    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        yield
+        return
+    # Not cudnn.flags(), which allows TF32 as long as it lasts.
+    before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def differentiable_attention() -> Any:

@@ -25,14 +25,13 @@ from influence_cli.estimate import estimate
 from influence_cli.fill import fill_blocks
 from influence_cli.fingerprint import compare, fingerprint
 from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
-from influence_cli.layers import set_precision
 from influence_cli.memory import halving, plan_batch
 from influence_cli.network import flatten
 from influence_cli.probe import checkpoint_warnings, probe
 from influence_cli.spectrum import Spectrum
 from influence_cli.store import READ, SKIPPED, Store, block_sums
 from influence_cli.store_file import check_space, create
-from influence_cli.task import Task
+from influence_cli.task import Task, set_precision
 from influence_cli.terminal import Terminal, duration
 
 
@@ -101,9 +100,11 @@ def store_path(config: Config, number: int) -> Path:
 def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batch]:
     """Probe the task and choose the curvature; what is chosen or left out is named on stderr."""
     where = config.where("gradients", "layers")
+    # Whether gradients agree with autograd's is asked in float32: TF32's rounding is as large as what is allowed there.
+    set_precision("float32")
     network, batch = probe(task, config.gradients.layers, where)
     network = replace(network, precision=config.precision)
-    set_precision(config.precision, task.device)
+    set_precision(config.precision)
     choice = choose_curvature(
         config.curvature.method,
         config.curvature.matrix,

@@ -35,7 +35,7 @@ def curvature_product(network: Network, inputs: Tensor, targets: Tensor, vectors
         [m, p]: row j is the *sum* over the batch times row j of V; divide by the number of examples for the mean.
     """
     inputs, targets = inputs.to(network.device()), targets.to(network.device())
-    with torch.enable_grad(), differentiable_attention(), recurrent_backward():
+    with torch.enable_grad(), differentiable_attention(), recurrent_backward(network.model):
         if matrix == "hessian":
             return _hessian_product(network, inputs, targets, vectors)
         return _ggn_product(network, inputs, targets, vectors)

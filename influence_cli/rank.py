@@ -30,8 +30,8 @@ from influence_cli.terminal import Terminal
 from influence_cli.testset import mean_gradients, test_gradients
 
 # Numbers held at one time for a group of test examples: 2²⁷, 512 MB in float32; on the fly, where every group costs a
-# pass over the training set, up to this share of the free memory.
-GROUP_NUMBERS, FREE_SHARE = 2**27, 1 / 8
+# pass over the training set, up to this share of the free memory, of a GPU's (nobody else wants it) the second one.
+GROUP_NUMBERS, FREE_SHARE, GPU_SHARE = 2**27, 1 / 8, 1 / 3
 # Test examples whose correlation with plain gradient similarity is measured.
 COMPARED = 8
 
@@ -131,7 +131,9 @@ def group_size(stores: Sequence[Prepared], kept: int | None) -> int:
     numbers, width = GROUP_NUMBERS, max(prepared.width for prepared in stores)
     if stores[0].on_the_fly:
         width = max(prepared.choice.network.size for prepared in stores)
-        numbers = max(numbers, int(FREE_SHARE * available_bytes(stores[0].task.device)) // 4)
+        device = stores[0].task.device
+        share = GPU_SHARE if device.type == "cuda" else FREE_SHARE
+        numbers = max(numbers, int(share * available_bytes(device)) // 4)
     return max(1, numbers // (4 * width + 3 * (len(stores[0].task.train) if kept is None else kept)))
 
 

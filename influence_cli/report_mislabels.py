@@ -14,11 +14,14 @@ from influence_cli.precompute import Prepared
 from influence_cli.report.charts import Chart, histogram
 from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table
 from influence_cli.report_pages import command_line, config_text, example_thumbnail, path_fact, sentence
+from influence_cli.report_sweep import sweep_parts
 from influence_cli.task import Task
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
 
+# Labels on one page: an afternoon's work, and most of its images fit 5 MB.
+PAGE = 500
 # Pairs, outliers and class pairs of each kind on one page.
 SHOWN = 20
 # Images beside each one that look like it.
@@ -81,8 +84,8 @@ def mislabels_page(
         histogram=histogram(
             "Scores by label", f"score by {signal}", result.score, result.facts.labels, classes, (0.0, 1.0)
         ),
-        charts=_recovery_chart(session, signal),
-        tables=(*_truth_table(session), *_noise_table(session)),
+        charts=(*_recovery_chart(session, signal), *sweep_parts(session)[1]),
+        tables=(*_truth_table(session), *_noise_table(session), *sweep_parts(session)[0]),
         notes=(f"The {len(cards)} most suspicious of {len(result.order):,} examples are shown.",),
         command=command_line(),
         config=config_text(session),

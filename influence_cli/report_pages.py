@@ -19,6 +19,7 @@ from influence_cli.precompute import Prepared
 from influence_cli.rank import Group
 from influence_cli.report.charts import class_bars, histogram
 from influence_cli.report.html import Card, Page, Row, Section, Table, thumbnail
+from influence_cli.report_sweep import sweep_parts
 from influence_cli.selection import Selected
 from influence_cli.task import Task
 
@@ -114,8 +115,8 @@ def rank_page(
             (-most, most),
             bins=41,
         ),
-        charts=(),
-        tables=(),
+        charts=sweep_parts(session)[1],
+        tables=sweep_parts(session)[0],
         notes=tuple(notes),
         command=command_line(),
         config=config_text(session),

@@ -60,7 +60,7 @@ def stored_products(prepared: Prepared, left: Tensor, advance: Advance) -> Itera
     def work(where: slice, block: np.ndarray) -> Piece:
         return where, (left @ torch.from_numpy(block).to(left.device).T).cpu().numpy()
 
-    return _stored(prepared, work, advance)
+    return stored_pieces(prepared, work, advance)
 
 
 def stored_self_influence(prepared: Prepared, inverse: Inverse, terminal: Terminal) -> Iterator[Piece]:
@@ -73,10 +73,10 @@ def stored_self_influence(prepared: Prepared, inverse: Inverse, terminal: Termin
         return where, removal(solve(torch.from_numpy(block).to(task.device)), task.n)[None].cpu().numpy()
 
     with terminal.progress(len(task.train), f"scanning {prepared.path.name}") as advance:
-        yield from _stored(prepared, work, advance)
+        yield from stored_pieces(prepared, work, advance)
 
 
-def _stored(prepared: Prepared, work: Callable[[slice, np.ndarray], Piece], advance: Advance) -> Iterator[Piece]:
+def stored_pieces(prepared: Prepared, work: Callable[[slice, np.ndarray], Piece], advance: Advance) -> Iterator[Piece]:
     """Work on every block of a store, on the CPU in threads, in order."""
     with Store.open(prepared.path) as store:
         if prepared.task.device.type == "cpu":

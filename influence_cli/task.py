@@ -72,12 +72,10 @@ def load_tasks(config: Config) -> list[Task]:
     """
     device = choose_device(config.device, config.where("device"))
     torch.manual_seed(config.seed)
+    set_precision("float32")
     # The fused attention path of eval mode has no derivative for torch.func.
     torch.backends.mha.set_fastpath_enabled(False)
-    train = load_split(config, "train", config.train)
-    test = load_split(config, "test", config.test) if config.test is not None else None
-    if test is not None:
-        _check_mapping(train, test)
+    train, test = load_splits(config)
     loss, convex = _load_loss(config)
     if isinstance(loss, nn.Module):
         loss.to(device)
@@ -116,6 +114,11 @@ def choose_device(name: str, where: str = "device") -> torch.device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise InfluenceError(f"{where}: there is no mps device here", "use device: auto, or cpu")
     return torch.device(name)
+
+
+def set_precision(precision: str) -> None:
+    """Allow TF32 products on CUDA, or forbid them: torch's default allows them for convolutions alone."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -177,6 +180,15 @@ def _load_loss(config: Config) -> tuple[Loss, bool]:
     return bind(found, args, name, where), False
 
 
+def load_splits(config: Config) -> tuple[Split, Split | None]:
+    """Build the training and the test examples, which have to agree on the classes; no model is needed."""
+    train = load_split(config, "train", config.train)
+    test = load_split(config, "test", config.test) if config.test is not None else None
+    if test is not None:
+        _check_mapping(train, test)
+    return train, test
+
+
 def load_split(config: Config, name: str, section: DataConfig) -> Split:
     """Build the training or the test examples: data set, transform, labels, exclusions."""
 
@@ -208,12 +220,12 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
         transform_text="; ".join(f"{step.name} {step.args}" for step in section.transform or ()),
         folder=None if Path.cwd() == config.folder else config.folder,
     )
-    labels = _source_labels(split)
+    labels = source_labels(split)
     if section.labels is not None:
-        labels = read_labels(section.labels, labels, classes, where("labels"))
+        labels = read_labels(section.labels, labels, classes, where("labels"), split.paths)
     indices = split.indices
     if section.exclude is not None:
-        indices = np.setdiff1d(indices, read_indices(section.exclude, len(source), where("exclude")))
+        indices = np.setdiff1d(indices, read_indices(section.exclude, len(source), where("exclude"), split.paths))
         if not len(indices):
             raise InfluenceError(f"{where('exclude')}: {section.exclude} leaves no {name} example")
     return replace(split, labels=labels, indices=indices)
@@ -238,8 +250,8 @@ def _source_paths(source: Any, folder: Path) -> tuple[str, ...] | None:
     return None
 
 
-def _source_labels(split: Split) -> np.ndarray:
-    """Find all labels without decoding an image where the data set allows it; check them on three examples."""
+def source_labels(split: Split) -> np.ndarray:
+    """Find the data set's own labels, without decoding an image where it allows that; check them on three examples."""
     source = split.source
     found = next((getattr(source, a) for a in ("targets", "labels", "_labels") if hasattr(source, a)), None)
     if found is None and isinstance(source, torch.utils.data.TensorDataset) and len(source.tensors) > 1:

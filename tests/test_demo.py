@@ -37,10 +37,11 @@ def test_truth_names_the_moved_images_by_their_position(demo: Demo) -> None:
 def test_it_runs_the_commands_and_says_what_is_next(demo: Demo) -> None:
     shown = [line for line in demo.err.splitlines() if line.startswith("$ influence ")]
     assert [line.split()[2] for line in shown] == ["check", "gradients", "rank", "mislabels"]
-    *_, cd, first, second, third = demo.err.splitlines()
+    *_, cd, pipeline, relabel, aggregate, train = demo.err.splitlines()
     assert cd == "  cd project"
-    assert all(line.startswith("  influence ") for line in (first, second, third))
-    assert any(" | " in line for line in (first, second, third))
+    assert all(line.startswith("  influence ") for line in (pipeline, relabel, aggregate, train))
+    assert " | " in pipeline
+    assert "decisions.csv" in relabel
     assert (demo.folder / "rank.html").stat().st_size > 10_000
     assert "influence rank" in (demo.folder / "rank.html").read_text()
     assert "misclassified" not in demo.out

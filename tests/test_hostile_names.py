@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -35,14 +35,18 @@ def hostile(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             old.rename(folder / part / new)
             first = min((folder / part / new).iterdir())
             first.rename(first.with_name(f"{new}.png"))
+        # A name that is not UTF-8, among the files whose labels will be decided.
+        for number, path in enumerate(sorted((folder / part / NAMES[0]).iterdir())):
+            os.rename(path, os.fsencode(path.parent) + f"/{number:02d}".encode() + b"\xff.png")  # noqa: PTH104
     return folder
 
 
-def test_rows_of_every_format_keep_the_names(hostile: Path, influence: Command) -> None:
+def test_rows_of_every_format_keep_the_names(hostile: Path, influence: Command, tmp_path: Path) -> None:
     exact = [json.loads(line) for line in influence("mislabels", "--all", cwd=hostile).out.splitlines()]
     assert {row["label"] for row in exact} == set(NAMES)
-    written = influence("mislabels", "--all", "--format", "csv", cwd=hostile).out
-    rows = list(csv.DictReader(io.StringIO(written, newline="")))
+    influence("mislabels", "--all", "-o", tmp_path / "rows.csv", cwd=hostile)
+    with (tmp_path / "rows.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == len(exact)
     for row, own in zip(rows, exact, strict=True):
         assert row["path"] == own["path"]
@@ -66,7 +70,7 @@ def test_the_pages_show_the_names_as_text(
 ) -> None:
     for words in (("mislabels", "--top", 200), ("rank", "0:3")):
         report = tmp_path / "page.html"
-        influence(*words, "--report", report, "--format", "csv", cwd=hostile)
+        influence(*words, "--report", report, "-o", tmp_path / "rows.csv", cwd=hostile)
         opened = visit(report)
         assert opened.tab.title().startswith("influence ")
         assert opened.tab.locator("img[src='x']").count() == 0
@@ -87,6 +91,7 @@ def test_decisions_go_from_the_page_to_new_labels(
         row["index"]: row["suggested"] for row in json.loads(rows.read_text()) if row["suggested"] != row["label"]
     }
     assert len(changed) > 10
+    assert any("\udcff" in str(row["path"]) for row in json.loads(rows.read_text()) if row["index"] in changed)
     for index in changed:
         opened.card(index).locator('button[data-do="relabel"]').click()
     (tmp_path / "decisions.csv").write_text(opened.export(), encoding="utf-8", newline="")

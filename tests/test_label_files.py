@@ -364,3 +364,34 @@ def test_the_noise_of_real_label_files_is_the_published_one(noisy: str, percent:
     clean = read_labels(folder / "clean.npy", np.full(50_000, -1), classes, WHERE)
     wrong = read_truth(folder / f"{noisy}.npy", clean, classes).wrong
     assert round(100 * wrong.mean(), 2) == percent
+
+
+PATHS = tuple(f"/data/{name}/{number}.png" for name in CLASSES for number in range(2))
+
+
+@pytest.mark.parametrize(
+    ("path", "moved"),
+    [
+        ("/data/cat/0.png", False),
+        ("/elsewhere/data/cat/0.png", False),
+        ("cat/0.png", False),
+        ("0.png", False),
+        ("", False),
+        ("/data/cat/1.png", True),
+        ("/data/dog/0.png", True),
+        ("dog/0.png", True),
+    ],
+)
+def test_positions_of_other_files_are_refused(write: Write, path: str, moved: bool) -> None:
+    reads: list[tuple[Callable[[], Any], int]] = [
+        (lambda: read_indices(write(f"index,path\n5,\n0,{path}\n"), 6, WHERE, PATHS), 3),
+        (lambda: read_labels(write(f"path,index,label\n{path},0,owl\n"), LABELS, CLASSES, WHERE, PATHS), 2),
+        (lambda: read_labels(write(f"path,label\n{path},owl\n" + ",cat\n" * 5), LABELS, CLASSES, WHERE, PATHS), 2),
+    ]
+    for read, line in reads:
+        if not moved:
+            read()
+            continue
+        error = refused(read)
+        assert f"file.csv:{line}: index 0 is /data/cat/0.png, and was {path}" in error.message
+        assert "make it anew" in error.hint

@@ -24,7 +24,13 @@ LINES = [
 
 @pytest.fixture(scope="module")
 def project(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(demo.folder, tmp_path_factory.mktemp("readme") / "demo"))
+    folder = Path(shutil.copytree(demo.folder, tmp_path_factory.mktemp("readme") / "demo"))
+    # What a person would have saved from the page.
+    with (folder / "truth.csv").open() as truth, (folder / "decisions.csv").open("w") as decisions:
+        next(truth)
+        decisions.write("index,path,label,new_label,decision\n")
+        decisions.writelines(f"{line.rstrip()},relabel\n" for line in truth)
+    return folder
 
 
 def test_there_are_commands() -> None:
@@ -60,8 +66,8 @@ def test_it_runs_as_typed(line: str, project: Path) -> None:
 
         with h5py.File(project / "scores.h5") as file:
             assert any(data.shape == (1, 5000) for data in file.values())
-    if "exclude.csv" in line:
-        assert len((project / "exclude.csv").read_text().split()) > 400
+    if "suspects.csv" in line:
+        assert len((project / "suspects.csv").read_text().split()) > 400
 
 
 def test_the_python_example_prints_what_the_command_does(project: Path) -> None:

@@ -12,6 +12,7 @@ from influence_cli.commands.options import (
     DEFAULT_CONFIG,
     All,
     ConfigFile,
+    DampingSweep,
     Format,
     OnTheFly,
     Output,
@@ -83,6 +84,7 @@ def command(
     output: Output = None,
     report: Report = None,
     plot: Plot = None,
+    damping_sweep: DampingSweep = False,
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
@@ -120,6 +122,12 @@ def command(
         raise InfluenceError(f"--explain does not go with --format {format}", "that takes a row a label")
     if explain is not None and plot is not None:
         raise InfluenceError("--explain does not go with --plot", "that draws all labels: leave one of them out")
+    if damping_sweep and (on == "test" or on_the_fly or explain is not None):
+        raise InfluenceError(
+            "--damping-sweep is of the training labels, from a store: it goes with none of --on test, --on-the-fly and "
+            "--explain",
+            "leave one of them out",
+        )
     check_plot(plot)
     session = begin(
         config,
@@ -158,6 +166,8 @@ def command(
         solves=session.config.curvature.method in ("cg", "lissa"),
         probabilities=probabilities is not None,
     )
+    if damping_sweep:
+        wanted = tuple(dict.fromkeys((*wanted, "self-influence")))
     stores = _stores(session, tasks, wanted, skip=skip_unreadable, on_the_fly=on_the_fly)
     result = find_mislabels(
         tasks,
@@ -184,6 +194,8 @@ def command(
     _describe(session, result, split, classes)
     if known is not None:
         _score(session, result, known)
+    if damping_sweep:
+        _sweep(session, stores, shown or len(result.flagged) or 10)
     count = len(result.order) if all_ else len(result.flagged) if shown is None else shown
     extra = [signal_column(name) for name in result.signals] if signals else []
     rows = mislabel_rows(result, split, classes, count)
@@ -195,9 +207,9 @@ def command(
         _plot(session, result, classes, plot, signal)
     if report is not None:
         from influence_cli.report.html import write_page
-        from influence_cli.report_mislabels import mislabels_page
+        from influence_cli.report_mislabels import PAGE, mislabels_page
 
-        page = mislabels_page(session, tasks, stores, result, split, min(count, 200), signal)
+        page = mislabels_page(session, tasks, stores, result, split, min(count, PAGE), signal)
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
     else:
         session.terminal.say("next: influence mislabels --top auto --report mislabels.html shows the images")
@@ -282,6 +294,18 @@ def _describe(session: Session, result: Mislabels, split: Split, classes: Sequen
         f"besides: {len(besides.duplicates):,} duplicates and {len(besides.alike):,} near-duplicates with different "
         f"labels, {len(besides.outliers):,} outliers, {len(besides.confused):,} pairs of classes confused both ways"
     )
+
+
+def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
+    """Rank by self-influence at other λ; the signals without gradients have none."""
+    from influence_cli.rank import make_inverses, training_facts
+    from influence_cli.report_sweep import note_sweep
+    from influence_cli.sweep import sweep_self_influence
+    from influence_cli.terminal import Terminal
+
+    inverses = make_inverses(stores, session.config, Terminal(quiet=True))
+    rows = sweep_self_influence(stores, inverses, training_facts(stores).read, top, session.terminal)
+    note_sweep(session, rows, top, "self-influence")
 
 
 def _plot(session: Session, result: Mislabels, classes: Sequence[str], path: Path, signal: str) -> None:

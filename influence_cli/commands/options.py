@@ -52,6 +52,9 @@ OnTheFly = Annotated[
         "--on-the-fly", help="Store no gradients: score by a layer pass over the training data, on all coordinates."
     ),
 ]
+DampingSweep = Annotated[
+    bool, typer.Option("--damping-sweep", help="Also say how the ranking changes at λ × 0.01 to 100, from the store.")
+]
 Precision = Annotated[
     str | None,
     typer.Option("--precision", metavar="float32|tf32|bf16", help="Of the layer pass; the same as -s precision=…"),

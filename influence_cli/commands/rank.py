@@ -14,6 +14,7 @@ from influence_cli.commands.options import (
     DEFAULT_CONFIG,
     All,
     ConfigFile,
+    DampingSweep,
     Format,
     OnTheFly,
     Output,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from influence_cli.facts import TestFacts, TrainingFacts
     from influence_cli.precompute import Prepared
     from influence_cli.rank import Group
+    from influence_cli.selection import Selected
 
 COLUMNS = (
     "test",
@@ -95,6 +97,7 @@ def command(
             help="With --report: colour the pixels of the test images by integrated-gradients, grad-cam or occlusion.",
         ),
     ] = None,
+    damping_sweep: DampingSweep = False,
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
@@ -135,6 +138,8 @@ def command(
             + (", and --aggregate has none" if aggregate else ""),
             "influence rank 17 --attribution integrated-gradients --report why.html",
         )
+    if damping_sweep and (train is not None or on_the_fly):
+        raise InfluenceError("--damping-sweep goes with neither --train nor --on-the-fly", "leave one of them out")
     check_plot(plot)
     session = begin(
         config,
@@ -149,7 +154,9 @@ def command(
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable)
     else:
-        options = _Options(target, aggregate, matrix, count, report, plot, attribution, skip_unreadable, on_the_fly)
+        options = _Options(
+            target, aggregate, matrix, count, report, plot, attribution, damping_sweep, skip_unreadable, on_the_fly
+        )
         _rank(session, tests or [], options)
 
 
@@ -162,6 +169,7 @@ class _Options:
     report: Path | None
     plot: Path | None
     attribution: str | None
+    sweep: bool
     skip: bool
     on_the_fly: bool
 
@@ -215,6 +223,8 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
                     kept.append(group)
                 yield from rank_rows(stores[0], group, facts, options.aggregate)
 
+    if options.sweep:
+        _sweep(session, stores, selected, facts, options)
     emit(session, rows(), COLUMNS)
     if any(item.file is not None and item.label is None for item in selected) and options.target == "label":
         session.terminal.say("an image file without a label: the loss of the predicted class is explained")
@@ -233,6 +243,30 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     else:
         session.terminal.say("next: --report why.html shows the images")
+
+
+def _sweep(
+    session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], facts: TrainingFacts, options: _Options
+) -> None:
+    """Rank the same for the first few test examples (or the mean) at other λ."""
+    from influence_cli.rank import group_size, make_inverses
+    from influence_cli.report_sweep import note_sweep
+    from influence_cli.sweep import COMPARED, sweep_influence
+    from influence_cli.terminal import Terminal
+    from influence_cli.testset import mean_gradients, test_gradients
+
+    quiet, top = Terminal(quiet=True), options.count or 10
+    if options.aggregate:
+        size = group_size(stores, None)
+        groups = [selected[start : start + size] for start in range(0, len(selected), size)]
+        tests, gradients = mean_gradients(stores, groups, options.target, quiet, options.skip)
+        what = f"the mean of {len(tests):,} test examples"
+    else:
+        tests, gradients = test_gradients(stores, selected[:COMPARED], options.target, quiet, options.skip)
+        what = "the test example" if len(tests) == 1 else f"mean over the first {len(tests)} test examples"
+    inverses = make_inverses(stores, session.config, quiet)
+    rows = sweep_influence(stores, inverses, gradients, facts.read, top, session.terminal)
+    note_sweep(session, rows, top, f"influence on {what}" if options.aggregate else f"influence, {what}")
 
 
 def _rank_tests(session: Session, train: int, target: str, count: int | None, skip: bool) -> None:

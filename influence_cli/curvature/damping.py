@@ -33,6 +33,12 @@ class Damping:
         """Give λ where it is one number for all coordinates, else None."""
         return self.values[0] if len(set(self.values)) == 1 else None
 
+    def times(self, multiple: float, l2: float) -> Damping:
+        """Give multiple × λ; where λ is 0, multiple × l2 beside l2 itself."""
+        base = self.values if any(self.values) else (l2,) * len(self.values)
+        name = "λ" if any(self.values) else "l2"
+        return Damping(tuple(multiple * value for value in base), f"{multiple:g} × {name}")
+
     def text(self) -> str:
         """Write λ in absolute units: one number, or the range over layers."""
         if self.value is not None:

@@ -19,12 +19,14 @@ class Chart:
         x: what the axis to the right counts, from 0 to the largest x of all curves.
         y: what the axis up counts, from 0 to 1.
         curves: by name, (x, y) pairs with rising x; the first is drawn strongest, the fifth and later look like it.
+        ticks: what stands at the five marks of the axis to the right, where x is no share.
     """
 
     heading: str
     x: str
     y: str
     curves: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+    ticks: tuple[str, ...] = ()
 
     @property
     def span(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -84,14 +85,15 @@ class Card:
     neighbours: tuple[Neighbour, ...] = ()
     review: Review | None = None
 
-    @property
-    def weight(self) -> int:
-        """Count the bytes of its pictures."""
-        return len(self.image or "") + sum(len(other.image or "") for other in self.neighbours)
+    def weight(self, own: bool) -> int:
+        """Count the bytes of its own image, or of those beside it."""
+        return len(self.image or "") if own else sum(len(other.image or "") for other in self.neighbours)
 
-    def without_pictures(self) -> Card:
-        """Leave out its image and those beside it."""
-        return replace(self, image=None, neighbours=tuple(replace(other, image=None) for other in self.neighbours))
+    def without(self, own: bool) -> Card:
+        """Leave out its own image, or those beside it."""
+        if own:
+            return replace(self, image=None)
+        return replace(self, neighbours=tuple(replace(other, image=None) for other in self.neighbours))
 
 
 @dataclass(frozen=True)
@@ -111,17 +113,17 @@ class Section:
         heading: of the part.
         lead: the leading image.
         rows: below it.
-        beside: a second image beside the leading one, such as the pixels that matter in it.
         bars: where the influence on it comes from, beside it.
         columns: whether the rows stand side by side, as two results that are compared.
+        beside: a second image beside the leading one, such as the pixels that matter in it.
     """
 
     heading: str
     lead: Card | None
     rows: tuple[Row, ...]
-    beside: Card | None = None
     bars: ClassBars | None = None
     columns: bool = False
+    beside: Card | None = None
 
 
 @dataclass(frozen=True)
@@ -298,43 +300,58 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _fitting(page: Page, path: Path) -> str:
-    """Render the page without as many images as it takes, the lowest places of all rows first."""
-    text = render_page(page)
-    # (place in its row, section, row): the first of a row is the last to go.
-    images = sorted(
-        (place, number, line)
+    """Render the page without as many images as it takes, the lowest places of all rows first.
+
+    Those beside an image go before it: what is to be decided is seen to the last.
+    """
+    text, left = render_page(page), page
+    # (own image, place in its row, section, row): the last of the list go first.
+    pictures = sorted(
+        (own, -place, -number, -line)
         for number, section in enumerate(page.sections)
         for line, row in enumerate(section.rows)
         for place, card in enumerate(row.cards)
-        if card.weight
+        for own in (False, True)
+        if card.weight(own)
     )
-    dropped: set[tuple[int, int, int]] = set()
+    dropped: set[tuple[bool, int, int, int]] = set()
     while (excess := len(text.encode()) - MAX_BYTES) > 0:
-        if not images:
+        if len(dropped) == len(pictures):
             raise InfluenceError(
                 f"{path}: the page would have {MAX_BYTES + excess:,} bytes without the images of its rows, "
                 f"the limit is {MAX_BYTES:,}",
                 "show less of it: a smaller --top, or fewer test examples",
             )
-        while images and excess > 0:
-            place, number, line = images.pop()
-            excess -= page.sections[number].rows[line].cards[place].weight
-            dropped.add((place, number, line))
-        noun = "example is" if len(dropped) == 1 else "examples are"
-        note = f"{len(dropped):,} {noun} shown without images, to keep the page under 5 MB."
-        text = render_page(replace(_without(page, dropped), notes=(*page.notes, note)))
+        for own, place, number, line in pictures[len(dropped) :]:
+            dropped.add((own, place, number, line))
+            excess -= page.sections[-number].rows[-line].cards[-place].weight(own)
+            if excess <= 0:
+                break
+        left = _without(page, dropped)
+        text = render_page(replace(left, notes=(*page.notes, *_left_out(dropped))))
     return text
 
 
-def _without(page: Page, dropped: set[tuple[int, int, int]]) -> Page:
+def _left_out(dropped: set[tuple[bool, int, int, int]]) -> Iterator[str]:
+    for own, what in ((True, "images"), (False, "the images beside them")):
+        count = sum(entry[0] == own for entry in dropped)
+        if count:
+            noun = "example is" if count == 1 else "examples are"
+            yield f"{count:,} {noun} shown without {what}, to keep the page under 5 MB."
+
+
+def _without(page: Page, dropped: set[tuple[bool, int, int, int]]) -> Page:
+    def card_of(card: Card, place: int, number: int, line: int) -> Card:
+        for own in (False, True):
+            if (own, -place, -number, -line) in dropped:
+                card = card.without(own)
+        return card
+
     sections = []
     for number, section in enumerate(page.sections):
-        rows = []
-        for line, row in enumerate(section.rows):
-            cards = tuple(
-                card.without_pictures() if (place, number, line) in dropped else card
-                for place, card in enumerate(row.cards)
-            )
-            rows.append(replace(row, cards=cards))
+        rows = [
+            replace(row, cards=tuple(card_of(card, place, number, line) for place, card in enumerate(row.cards)))
+            for line, row in enumerate(section.rows)
+        ]
         sections.append(replace(section, rows=tuple(rows)))
     return replace(page, sections=tuple(sections))

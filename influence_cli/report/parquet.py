@@ -15,11 +15,14 @@ GROUP = 16_384
 
 # A column has the type of its first rows; where those are all null, the one of its name, and text where that is new.
 KINDS = {
-    "int64": ("test", "rank", "index"),
-    "double": ("confidence", "score", "loss", "self_influence", "influence", "value", "percentile"),
+    "int64": ("test", "rank", "index", "rank_a", "rank_b"),
+    "double": (
+        *("confidence", "score", "loss", "self_influence", "influence"),
+        *("value", "percentile", "value_a", "value_b"),
+    ),
     "string": (
         *("test_path", "test_label", "test_predicted", "path", "label", "predicted", "suggested"),
-        *("effect", "kind", "name"),
+        *("effect", "kind", "name", "change", "label_a", "label_b"),
     ),
 }
 _KIND_OF = {column: kind for kind, columns in KINDS.items() for column in columns}

@@ -1,0 +1,211 @@
+"""Read a file of decisions: what a person who looked at labels says of each, checked against the data set of now.
+
+A decision that no longer fits (another label, another file, an example that is left out) is refused by its line: it
+was made about something else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from influence_cli.errors import InfluenceError, did_you_mean, near_path
+from influence_cli.label_files import Table, class_number, read_table
+from influence_cli.report.cells import unguarded
+
+if TYPE_CHECKING:
+    from influence_cli.data import Split
+
+DECISIONS = ("keep", "relabel", "drop", "unsure")
+COLUMNS = ("index", "path", "label", "decision", "new_label")
+NEEDED = ("index", "label", "decision")
+# Of the wrong lines, how many are named.
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to happen to one example.
+
+    Attributes:
+        index: its position in the data set.
+        label: its class number when it was reviewed, which is that of now.
+        decision: one of `DECISIONS`.
+        new_label: the class number of a relabel, otherwise None.
+        line: where the file says so first.
+    """
+
+    index: int
+    label: int
+    decision: str
+    new_label: int | None
+    line: int
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """A file of decisions that fits the data set.
+
+    Attributes:
+        rows: one an example, in the order of the file.
+        with_paths: whether the file named the images as well as their positions.
+    """
+
+    rows: tuple[Decision, ...]
+    with_paths: bool
+
+    def count(self, decision: str) -> int:
+        """Count the examples decided so."""
+        return sum(row.decision == decision for row in self.rows)
+
+
+def read_decisions(
+    path: Path, split: Split, classes: Sequence[str], folder: Path, *, places: tuple[str, str] = ("", "")
+) -> Decisions:
+    """Read and check a file of decisions; nothing is taken from one that has a mistake anywhere.
+
+    The columns are ``index,path,label,decision,new_label``, in any order. ``path`` may be missing, and ``new_label``
+    where nothing is relabelled. The same line twice is no mistake.
+
+    Args:
+        path: the ``.csv``.
+        split: the examples, with their labels of now.
+        classes: class names by number.
+        folder: relative paths of images are taken from it, or else from the current one.
+        places: where the config names the labels and the exclusions, for messages.
+
+    Raises:
+        InfluenceError: at the first wrong line, its hint counting the others.
+    """
+    if path.suffix != ".csv":
+        raise InfluenceError(f"{path}: decisions are a .csv file", f"its first line is {','.join(COLUMNS)}")
+    table = read_table(path)
+    _check_header(table)
+    check = _checker(table, split, classes, folder, places)
+    found: dict[int, Decision] = {}
+    mistakes: list[tuple[int, InfluenceError]] = []
+    for row, line in enumerate(table.lines):
+        try:
+            decision = check(row)
+            _refuse_conflict(table.at(row), decision, found.setdefault(decision.index, decision), classes)
+        except InfluenceError as error:
+            mistakes.append((line, error))
+    if mistakes:
+        raise _all_of(mistakes)
+    return Decisions(tuple(found.values()), "path" in table.columns)
+
+
+def _check_header(table: Table) -> None:
+    where = f"{table.file}:1"
+    shape = f"the columns are {','.join(COLUMNS)}"
+    if len(table.header) == 1 and ";" in table.header[0]:
+        raise InfluenceError(f"{where}: the columns are separated by semicolons", f"save it with commas; {shape}")
+    for name in table.header:
+        if name not in COLUMNS:
+            raise InfluenceError(f"{where}: unknown column {name!r}", did_you_mean(name, COLUMNS))
+        if table.header.count(name) > 1:
+            raise InfluenceError(f"{where}: the column {name!r} is there twice", shape)
+    for name in NEEDED:
+        if name not in table.header:
+            raise InfluenceError(f"{where}: the column {name!r} is missing", shape)
+
+
+def _checker(
+    table: Table, split: Split, classes: Sequence[str], folder: Path, places: tuple[str, str]
+) -> Callable[[int], Decision]:
+    """Make the function that reads one row, each check before those that need it."""
+    used = np.zeros(len(split.labels), dtype=bool)
+    used[split.indices] = True
+    columns = table.columns
+    blank = [""] * len(table.lines)
+
+    def check(row: int) -> Decision:
+        at = table.at(row)
+        index = table.index("index", row, len(split.labels))
+        word = columns["decision"][row].strip()
+        if word not in DECISIONS:
+            raise InfluenceError(f"{at}unknown decision {word!r}", did_you_mean(word, DECISIONS))
+        label = class_number(columns["label"][row], classes, at.rstrip(": "))
+        if not used[index]:
+            raise InfluenceError(
+                f"{at}index {index} is left out already{_by(places[1])}", "take the line out; nothing is left to decide"
+            )
+        _check_path(at, index, columns.get("path", blank)[row], split, folder)
+        now = int(split.labels[index])
+        if label != now:
+            raise InfluenceError(
+                f"{at}stale: the label of index {index} is {classes[now]} now, and was {classes[label]} when reviewed",
+                f"review it again, or take the line out{_by(places[0], '; labels come from ')}",
+            )
+        new = columns.get("new_label", blank)[row]
+        if word != "relabel":
+            if new.strip():
+                raise InfluenceError(
+                    f"{at}new_label is {new.strip()!r}, but the decision is {word}", "only relabel has a new_label"
+                )
+            return Decision(index, label, word, None, table.lines[row])
+        if not new.strip():
+            raise InfluenceError(f"{at}relabel without a new_label", f"name a class: {did_you_mean('', classes)}")
+        number = class_number(new, classes, at.rstrip(": "))
+        if number == label:
+            raise InfluenceError(f"{at}relabels index {index} from {classes[label]} to itself", "write keep instead")
+        return Decision(index, label, word, number, table.lines[row])
+
+    return check
+
+
+def _check_path(at: str, index: int, cell: str, split: Split, folder: Path) -> None:
+    """Refuse a row about a file that is not, or no longer, the data set's at this position."""
+    actual = split.path(index)
+    if not cell.strip():
+        return
+    if actual is None:
+        raise InfluenceError(f"{at}names the file {cell}, but this data set has no files", "is it of another data set?")
+    given = [text for text in dict.fromkeys((cell, unguarded(cell), cell.strip())) if text]
+    tried = [os.path.normpath(base / text) for text in given for base in (folder, Path.cwd())]
+    if not {os.path.normpath(actual), _as_a_browser_writes(os.path.normpath(actual))} & set(tried):
+        gone = not any(os.path.lexists(path) for path in tried)
+        raise InfluenceError(
+            f"{at}stale: index {index} is {near_path(Path(actual))} now, and was {near_path(Path(given[0]))} when "
+            f"reviewed{', which is gone' if gone else ''}",
+            "images have been moved, added or removed since (or this is another data set): review them again",
+        )
+    if not os.path.lexists(actual):
+        raise InfluenceError(f"{at}{near_path(Path(actual))} is gone", "the data set still lists it; take the line out")
+
+
+def _as_a_browser_writes(path: str) -> str:
+    """Spell a file name whose bytes are not UTF-8 as the page saves it: U+FFFD for each of them."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", path)
+
+
+def _refuse_conflict(at: str, decision: Decision, earlier: Decision, classes: Sequence[str]) -> None:
+    if (decision.decision, decision.new_label) != (earlier.decision, earlier.new_label):
+        raise InfluenceError(
+            f"{at}{_told(decision, classes)} for index {decision.index}, but line {earlier.line} says "
+            f"{_told(earlier, classes)}",
+            "leave one of the two lines",
+        )
+
+
+def _told(decision: Decision, classes: Sequence[str]) -> str:
+    return decision.decision + (f" to {classes[decision.new_label]}" if decision.new_label is not None else "")
+
+
+def _by(place: str, before: str = " by ") -> str:
+    return f"{before}{place}" if place else ""
+
+
+def _all_of(mistakes: Sequence[tuple[int, InfluenceError]]) -> InfluenceError:
+    """Tell the first mistake, and how many other lines have one."""
+    first = mistakes[0][1]
+    if len(mistakes) == 1:
+        return first
+    lines = ", ".join(str(line) for line, _ in mistakes[:NAMED]) + (", …" if len(mistakes) > NAMED else "")
+    return InfluenceError(first.message, f"{first.hint}; {len(mistakes):,} lines are wrong: {lines}".removeprefix("; "))

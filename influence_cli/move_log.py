@@ -1,0 +1,217 @@
+"""The log of moved files: what is meant, before; what was done, after. From it a killed run goes on or is undone.
+
+A ``.csv`` that is only ever appended to, every row on the disk before the next step is taken. A batch is one run of
+--apply-moves: its moves (``plan``), ``go`` once all of them are down, ``folder``/``move``/``moved`` as they are made,
+``done``; and ``back``/``returned``, ``undone`` when they are taken back. A row ends with a checksum, so that one torn
+by a kill is known from one that was edited.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import xxhash
+
+from influence_cli.errors import InfluenceError
+
+COLUMNS = ("batch", "move", "event", "from", "to", "hash", "time", "check")
+STATES = {"done": "applied", "back": "undoing", "undone": "undone"}
+# No row is longer: two paths and what is around them.
+LONGEST = 100_000
+
+
+@dataclass(frozen=True)
+class Move:
+    """A file that changes its folder.
+
+    Attributes:
+        source: where it is, absolute.
+        target: where it goes, absolute.
+        hash: of its content, xxh3 of 128 bits; empty until it is planned in a log.
+    """
+
+    source: str
+    target: str
+    hash: str = ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One run of moves, as far as its log tells.
+
+    Attributes:
+        number: from 1.
+        decisions: the file that asked for it, and the hash of its content.
+        time: when it began.
+        moves: all of them, in order.
+        begun: which of them were begun, counted from 1.
+        returned: which of them were taken back.
+        folders: folders that it made, in order.
+        state: ``applying``, ``applied``, ``undoing`` or ``undone``.
+    """
+
+    number: int
+    decisions: tuple[str, str]
+    time: str
+    moves: tuple[Move, ...]
+    begun: frozenset[int] = frozenset()
+    returned: frozenset[int] = frozenset()
+    folders: tuple[str, ...] = ()
+    state: str = "applying"
+
+
+def read_log(path: Path) -> list[Batch]:
+    """Read the batches of a log whose plan is complete; none where there is no file.
+
+    Raises:
+        InfluenceError: not a log, or a row in its middle was changed.
+    """
+    return _batches(_rows(path)[0]) if path.exists() else []
+
+
+def last_open(batches: Sequence[Batch]) -> Batch | None:
+    """Give the last batch that is not undone."""
+    return next((batch for batch in reversed(batches) if batch.state != "undone"), None)
+
+
+class MoveLog:
+    """A log that is open for appending."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def add(self, batch: int, move: int, event: str, source: str = "", target: str = "", hash: str = "") -> None:
+        """Append a row and wait until it is on the disk."""
+        self.add_all([(batch, move, event, source, target, hash)])
+
+    def add_all(self, rows: Sequence[tuple[int, int, str, str, str, str]]) -> None:
+        """Append rows and wait once until they are on the disk."""
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write([[*map(str, row), time] for row in rows])
+
+    def _write(self, rows: Sequence[list[str]]) -> None:
+        text = io.StringIO(newline="")
+        # Quoted throughout: a bare \r in a name is kept by every reader.
+        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([*row, _check(row)] for row in rows)
+        data = text.getvalue().encode("utf-8", "surrogateescape")
+        while data:
+            data = data[os.write(self.descriptor, data) :]
+        os.fsync(self.descriptor)
+
+
+@contextmanager
+def open_log(path: Path) -> Iterator[MoveLog]:
+    """Open a log for appending, made where it is missing; a row that a kill has torn is cut off first.
+
+    Raises:
+        InfluenceError: not a log, or it cannot be written.
+    """
+    try:
+        length = _rows(path)[1] if path.exists() else 0
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise InfluenceError(f"{path} cannot be written: {error.strerror or error}") from error
+    try:
+        os.ftruncate(descriptor, length)
+        if not length:
+            os.write(descriptor, _HEADER.encode())
+            os.fsync(descriptor)
+        yield MoveLog(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_HEADER = ",".join(COLUMNS) + "\n"
+
+
+def _check(row: Sequence[str]) -> str:
+    return xxhash.xxh3_64_hexdigest("\0".join(row).encode("utf-8", "surrogateescape"))
+
+
+def _rows(path: Path) -> tuple[list[dict[str, str]], int]:
+    """Read the whole rows of a log, and how many bytes they take: what follows was torn by a kill."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InfluenceError(f"{path} cannot be read: {error.strerror or error}") from error
+    header = _HEADER.encode()
+    if header.startswith(data):
+        return [], len(data) if data == header else 0
+    if not data.startswith(header):
+        raise InfluenceError(f"{path} is not a log of moves", "influence relabel --apply-moves writes moves.log.csv")
+    rows, length, taken = [], len(header), len(header)
+
+    def lines() -> Iterator[str]:
+        nonlocal taken
+        for line in io.BytesIO(data[len(header) :]):  # at \n alone: a \r of a name is none of its ends
+            taken += len(line)
+            yield line.decode("utf-8", "surrogateescape")
+
+    try:
+        for fields in csv.reader(lines(), strict=True):
+            whole = len(fields) == len(COLUMNS) and fields[-1] == _check(fields[:-1])
+            if not whole or data[taken - 1 : taken] != b"\n":
+                break
+            rows.append(dict(zip(COLUMNS, fields, strict=True)))
+            length = taken
+    except csv.Error:
+        pass
+    if _whole_row_after(data[length:]):
+        line = data[:length].count(b"\n") + 1
+        raise InfluenceError(
+            f"{path}:{line}: this row was changed after it was written",
+            "restore the log; without it, move files back by hand",
+        )
+    return rows, length
+
+
+def _whole_row_after(tail: bytes) -> bool:
+    """Say whether a row that is whole follows one that is not: a kill tears only the last."""
+    start = tail.find(b"\n") + 1
+    while 0 < start < len(tail):
+        text = tail[start : start + LONGEST].decode("utf-8", "surrogateescape")
+        with suppress(csv.Error):
+            fields = next(csv.reader(io.StringIO(text, newline=""), strict=True), [])
+            if len(fields) == len(COLUMNS) and fields[-1] == _check(fields[:-1]):
+                return True
+        start = tail.find(b"\n", start) + 1
+    return False
+
+
+def _batches(rows: Sequence[dict[str, str]]) -> list[Batch]:
+    found: dict[int, Batch] = {}
+    planned: dict[int, list[Move]] = {}
+    steps: dict[tuple[int, str], set[int]] = {}
+    folders: dict[int, list[str]] = {}
+    for row in rows:
+        number, event = int(row["batch"]), row["event"]
+        if event == "plan":
+            # A plan without its go was cut off; the next one has the same number and starts again at move 1.
+            moves = planned.setdefault(number, [])
+            del moves[int(row["move"]) - 1 :]
+            moves.append(Move(row["from"], row["to"], row["hash"]))
+        elif event == "go":
+            moves = planned[number][: int(row["move"])]
+            found[number] = Batch(number, (row["from"], row["hash"]), row["time"], tuple(moves))
+        elif event == "folder":
+            folders.setdefault(number, []).append(row["to"])
+        elif event in ("move", "returned"):
+            steps.setdefault((number, event), set()).add(int(row["move"]))
+        elif event in STATES:
+            found[number] = replace(found[number], state=STATES[event])
+    return [
+        replace(
+            batch,
+            begun=frozenset(steps.get((number, "move"), ())),
+            returned=frozenset(steps.get((number, "returned"), ())),
+            folders=tuple(folders.get(number, ())),
+        )
+        for number, batch in found.items()
+    ]

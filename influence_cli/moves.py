@@ -1,0 +1,296 @@
+"""Moves of files between class folders: the plan, making it, and taking it back.
+
+An ImageFolder's labels are its folders. A relabelled image goes to the folder of its new class, a dropped one to
+``dropped/CLASS`` beside the root. No file is ever overwritten, and one that has changed is left where it is. Where a
+file lies is read from the disk, not from the log: a kill between the two leaves nothing in doubt.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import xxhash
+
+from influence_cli.errors import InfluenceError, Stopped, near_path
+from influence_cli.move_log import Batch, Move, MoveLog, last_open, open_log, read_log
+from influence_cli.relabel import Relabelled
+from influence_cli.report.formats import write_rows
+from influence_cli.together import NewFile
+from influence_cli.user_code import describe
+
+COLUMNS = ("from", "to")
+DROPPED = "dropped"
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the folders have to become for the labels to be theirs.
+
+    Attributes:
+        moves: in the order of the data set.
+        dropped: how many of them leave the data set.
+        renamed: how many get another name, theirs being taken in the new folder.
+        emptied: class folders that would hold no image any more.
+    """
+
+    moves: tuple[Move, ...]
+    dropped: int
+    renamed: int
+    emptied: tuple[str, ...]
+
+
+def plan_moves(result: Relabelled) -> Plan:
+    """Plan the moves after which the folders say what the labels and exclusions say.
+
+    Raises:
+        InfluenceError: the data set is not one of class folders.
+    """
+    split, root, folders = result.split, result.root, _class_folders(result)
+    if root is None or split.paths is None:
+        raise InfluenceError(f"{split.where}: the {split.name} data set is not an ImageFolder")
+    out = root.parent / DROPPED
+    taken: set[str] = set()
+    moves, renamed = [], 0
+    left = Counter(int(label) for label in result.own)
+    excluded = set(result.exclude.tolist())
+    for index in sorted(excluded | set(result.overrides.tolist())):
+        source = Path(split.paths[index])
+        inside = source.relative_to(root)
+        label = int(result.labels[index])
+        wanted = out / inside if index in excluded else root.joinpath(folders[label], *inside.parts[1:])
+        target = _free(wanted, taken)
+        renamed += target != wanted
+        taken.add(str(target))
+        moves.append(Move(str(source), str(target)))
+        left[int(result.own[index])] -= 1
+        if index not in excluded:
+            left[label] += 1
+    emptied = tuple(folders[label] for label, count in sorted(left.items()) if not count)
+    return Plan(tuple(moves), len(excluded), renamed, emptied)
+
+
+def manifest(path: Path, plan: Plan) -> NewFile:
+    """Say how the moves of a plan are written for people: a ``.csv`` of absolute paths, ``from,to``."""
+
+    def write(part: Path) -> None:
+        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+            write_rows(({"from": move.source, "to": move.target} for move in plan.moves), COLUMNS, "csv", stream)
+
+    return NewFile(path, write)
+
+
+def apply_plan(log: Path, plan: Plan, decisions: Path, advance: Advance = lambda _: None) -> Batch:
+    """Make the moves of a plan, every one logged before and after.
+
+    Args:
+        log: where to; earlier batches in it stay.
+        plan: the moves.
+        decisions: the file that asked for them.
+        advance: told of each move made.
+
+    Raises:
+        InfluenceError: before anything is moved, where a file or its place is not as it has to be; or where a move
+            fails: those before it are made, and logged.
+    """
+    if plan.emptied:
+        raise InfluenceError(
+            f"these moves would leave the class folder {plan.emptied[0]} empty, and ImageFolder refuses such a one",
+            "put an image into it first, or take the class folder away after other moves",
+        )
+    batches = read_log(log)
+    number = 1 + max((batch.number for batch in batches), default=0)
+    moves = tuple(replace(move, hash=file_hash(Path(move.source))) for move in plan.moves)
+    for move in moves:
+        _check_way(Path(move.source), Path(move.target))
+        if os.path.lexists(move.target):
+            raise InfluenceError(
+                f"{near_path(Path(move.target))} exists by now", "run it again: another name is chosen"
+            )
+    digest = file_hash(decisions)
+    with open_log(log) as open_:
+        rows = [(number, at, "plan", move.source, move.target, move.hash) for at, move in enumerate(moves, start=1)]
+        open_.add_all([*rows, (number, len(moves), "go", str(decisions), "", digest)])
+    return continue_moves(log, Batch(number, (str(decisions), digest), "", moves), advance)
+
+
+def continue_moves(log: Path, batch: Batch, advance: Advance = lambda _: None) -> Batch:
+    """Make what is left of a batch.
+
+    Raises:
+        InfluenceError: before anything is moved, where a file is not where the log says it is or has changed; or where
+            a move fails.
+    """
+    waiting = []
+    for number, move in enumerate(batch.moves, start=1):
+        if _lies(move, by=log) == "source":
+            _refuse_changed(move.source, move)
+            waiting.append((number, move))
+        elif number not in batch.begun:
+            raise InfluenceError(
+                f"{near_path(Path(move.source))} has been moved to {near_path(Path(move.target))}, and not by this run",
+                f"influence relabel --undo {near_path(log)} takes back what this run has moved",
+            )
+        else:
+            advance(1)
+    total, made = len(batch.moves), len(batch.moves) - len(waiting)
+    with open_log(log) as open_:
+        try:
+            for number, move in waiting:
+                _make_folders(open_, batch, Path(move.target).parent)
+                open_.add(batch.number, number, "move", move.source, move.target, move.hash)
+                _rename(move.source, move.target)
+                open_.add(batch.number, number, "moved", move.source, move.target, move.hash)
+                made += 1
+                advance(1)
+            open_.add(batch.number, total, "done")
+        except KeyboardInterrupt as error:
+            raise Stopped(
+                f"{made:,} of {total:,} files are moved; the same command goes on, --undo takes them back"
+            ) from error
+        except OSError as error:
+            raise InfluenceError(
+                f"{made:,} of {total:,} files are moved, then: {describe(error)}",
+                f"the same command goes on, influence relabel --undo {near_path(log)} takes them back",
+            ) from error
+    return replace(batch, state="applied")
+
+
+def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, list[Move]]:
+    """Take back the last batch of a log that is not undone, its last move first.
+
+    Returns:
+        The batch, and the moves that were taken back, as made: ``source`` is where a file is again.
+
+    Raises:
+        InfluenceError: before anything is moved, where a file has changed since, or its old place is taken; or where
+            a move fails.
+    """
+    if not log.is_file():
+        raise InfluenceError(f"there is no log {near_path(log)}", "influence relabel --undo LOG names another")
+    batch = last_open(read_log(log))
+    if batch is None:
+        raise InfluenceError(f"{near_path(log)}: nothing is left to take back")
+    waiting = []
+    for number, move in reversed(list(enumerate(batch.moves, start=1))):
+        if number in batch.begun - batch.returned and _lies(move, by=log) == "target":
+            _refuse_changed(move.target, move)
+            _check_way(Path(move.target), Path(move.source))
+            waiting.append((number, move))
+    done: list[Move] = []
+    with open_log(log) as open_:
+        try:
+            open_.add(batch.number, len(waiting), "back")
+            for number, move in waiting:
+                Path(move.source).parent.mkdir(parents=True, exist_ok=True)
+                _rename(move.target, move.source)
+                open_.add(batch.number, number, "returned", move.target, move.source, move.hash)
+                done.append(move)
+                advance(1)
+            for folder in reversed(batch.folders):
+                with suppress(OSError):  # not empty: something else has come to lie there
+                    Path(folder).rmdir()
+            open_.add(batch.number, len(batch.moves), "undone")
+        except KeyboardInterrupt as error:
+            raise Stopped(f"{len(done):,} of {len(waiting):,} files are back; the same command goes on") from error
+        except OSError as error:
+            raise InfluenceError(
+                f"{len(done):,} of {len(waiting):,} files are back, then: {describe(error)}", "the same command goes on"
+            ) from error
+    return batch, done
+
+
+def file_hash(path: Path) -> str:
+    """Hash the content of a file (xxh3, 128 bits)."""
+    try:
+        return xxhash.xxh3_128_hexdigest(path.read_bytes())
+    except OSError as error:
+        raise InfluenceError(f"{near_path(path)} cannot be read: {describe(error)}") from error
+
+
+def _class_folders(result: Relabelled) -> dict[int, str]:
+    """Give the folder of each class; an error where the folders do not say what the labels are."""
+    split, root = result.split, result.root
+    where = split.where
+    if root is None or split.paths is None or split.mapping is None:
+        raise InfluenceError(f"{where}: the {split.name} data set is not an ImageFolder")
+    for index, path in enumerate(split.paths):
+        inside = Path(path).relative_to(root).parts if Path(path).is_relative_to(root) else ()
+        if len(inside) < 2 or split.mapping.get(inside[0]) != result.own[index]:
+            raise InfluenceError(
+                f"{where}: {split.title(index)} does not lie in the folder of its class",
+                "its labels are no folders: use the label file",
+            )
+    folders = {number: name for name, number in split.mapping.items()}
+    for label in set(result.labels.tolist()):
+        if label not in folders:
+            raise InfluenceError(f"{where}: the class {result.classes[label]} has no folder")
+    return folders
+
+
+def _free(path: Path, taken: set[str]) -> Path:
+    """Give the path, or the first of ``name-2.png``, ``name-3.png``, … that is neither there nor promised."""
+    found, number = path, 1
+    while str(found) in taken or os.path.lexists(found):
+        number += 1
+        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return found
+
+
+def _lies(move: Move, by: Path) -> str:
+    """Find where the file of a move is: at its ``source`` or its ``target``."""
+    here, there = os.path.lexists(move.source), os.path.lexists(move.target)
+    if here and there:
+        raise InfluenceError(
+            f"{near_path(by)}: there is {near_path(Path(move.source))} and {near_path(Path(move.target))}",
+            "one of the two came since: take it away, then run this again",
+        )
+    if not here and not there:
+        raise InfluenceError(
+            f"{near_path(by)}: there is neither {near_path(Path(move.source))} nor {near_path(Path(move.target))}",
+            "put the file back to one of the two, then run this again",
+        )
+    return "source" if here else "target"
+
+
+def _refuse_changed(path: str, move: Move) -> None:
+    if file_hash(Path(path)) != move.hash:
+        raise InfluenceError(
+            f"{near_path(Path(path))} has changed since its move was logged", "restore it, or move it by hand"
+        )
+
+
+def _check_way(source: Path, target: Path) -> None:
+    """Refuse a move that a rename cannot make, or that would break a link."""
+    near = next(folder for folder in target.parents if folder.exists())
+    for folder in (source.parent, near):
+        if not os.access(folder, os.W_OK):
+            raise InfluenceError(f"{near_path(source)} cannot be moved: no permission to write {near_path(folder)}")
+    if source.parent.stat().st_dev != near.stat().st_dev:
+        raise InfluenceError(
+            f"{near_path(source)} and {near_path(near)} are on different file systems",
+            "a move there could be cut off half-way: use the label file instead, or move it by hand",
+        )
+    if source.is_symlink() and os.path.realpath(source) != os.path.realpath(target.parent / source.readlink()):
+        raise InfluenceError(
+            f"{near_path(source)} is a relative link, which {near_path(target.parent)} would break", "make it absolute"
+        )
+
+
+def _make_folders(log: MoveLog, batch: Batch, folder: Path) -> None:
+    """Make a folder and those above it, each logged, so that an undo takes away what was not there."""
+    for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        log.add(batch.number, 0, "folder", target=str(path))
+        path.mkdir(exist_ok=True)
+
+
+def _rename(source: str, target: str) -> None:
+    """Rename a file; never onto another one."""
+    if os.path.lexists(target):
+        raise FileExistsError(f"{target} is there by now")
+    os.rename(source, target)  # noqa: PTH104 (paths of the log, as they stand)

@@ -1,0 +1,186 @@
+"""From decisions to labels: new labels and exclusions of a data set, and the files that hold them.
+
+The data set itself is never touched. The files hold everything that differs from it, what ``train.labels`` and
+``train.exclude`` held before included, so that they take the place of those.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from influence_cli.config import Config, DataConfig
+from influence_cli.data import Split
+from influence_cli.decisions import Decisions, read_decisions
+from influence_cli.errors import InfluenceError, near_path
+from influence_cli.label_files import read_indices, read_labels
+from influence_cli.report.formats import write_rows
+from influence_cli.task import load_split, load_splits, source_labels
+from influence_cli.together import NewFile
+
+SUFFIXES = (".csv", ".npy")
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Labels and exclusions after decisions.
+
+    Attributes:
+        split: the examples as they were, with the labels and exclusions of before.
+        own: int64 [length], the labels of the data set itself.
+        labels: int64 [length], the new ones.
+        exclude: int64 [k], rising: the positions to leave out, those of before included.
+        classes: class names by number.
+        decisions: what was applied.
+        root: the data set's folder of class folders, where it is an ImageFolder.
+    """
+
+    split: Split
+    own: np.ndarray
+    labels: np.ndarray
+    exclude: np.ndarray
+    classes: tuple[str, ...]
+    decisions: Decisions
+    root: Path | None
+
+    @property
+    def overrides(self) -> np.ndarray:
+        """Give the positions whose label is not the data set's own, rising."""
+        return np.flatnonzero(self.labels != self.own)
+
+    def pairs(self) -> list[tuple[str, str, int]]:
+        """Count the relabels by (from, to), the most frequent first."""
+        counts = Counter((row.label, row.new_label) for row in self.decisions.rows if row.new_label is not None)
+        return [
+            (self.classes[old], self.classes[new], count)
+            for (old, new), count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        ]
+
+
+def apply_decisions(config: Config, path: Path, on: str = "train") -> Relabelled:
+    """Apply a file of decisions to the labels of a data set, in memory; neither model nor checkpoint is loaded.
+
+    Args:
+        config: names the data set, and the labels and exclusions of before.
+        path: the decisions.
+        on: ``train`` or ``test``.
+
+    Raises:
+        InfluenceError: in the data set, or at the first line that does not fit it.
+    """
+    section = data_section(config, on)
+    if on == "train":
+        split = load_split(config, "train", config.train)
+        names = split.classes
+    else:
+        # The names of classes are the training set's everywhere else too.
+        train, test = load_splits(config)
+        if test is None:  # data_section has refused that
+            raise InfluenceError("the config has no test data set")
+        split, names = test, train.classes
+    own = source_labels(split) if section.labels is not None else split.labels
+    if names is None:
+        names = tuple(str(number) for number in range(1 + int(max(own.max(), split.labels.max()))))
+    places = tuple(config.where(on, key) if getattr(section, key) is not None else "" for key in ("labels", "exclude"))
+    decisions = read_decisions(path, split, names, config.folder, places=(places[0], places[1]))
+    labels, exclude = new_labels(split, decisions)
+    if len(exclude) == len(labels):
+        raise InfluenceError(f"{near_path(path)} leaves no {on} example", "drop fewer")
+    root = getattr(split.source, "root", None)
+    folder = config.folder / root if isinstance(root, str | Path) and split.mapping is not None else None
+    return Relabelled(split, own, labels, exclude, names, decisions, folder)
+
+
+def data_section(config: Config, on: str) -> DataConfig:
+    """Give the section of the training or the test data set; an error where the config names none."""
+    section = config.train if on == "train" else config.test
+    if section is None:
+        raise InfluenceError("the config has no test data set", "add a section test: {dataset: …, args: {…}}")
+    return section
+
+
+def new_labels(split: Split, decisions: Decisions) -> tuple[np.ndarray, np.ndarray]:
+    """Apply decisions to a split.
+
+    Returns:
+        Labels int64 [length], and the positions to leave out, int64, rising.
+    """
+    labels, left = split.labels.copy(), np.ones(len(split.labels), dtype=bool)
+    left[split.indices] = False
+    for row in decisions.rows:
+        if row.new_label is not None:
+            labels[row.index] = row.new_label
+        left[row.index] |= row.decision == "drop"
+    return labels, np.flatnonzero(left)
+
+
+def decision_rows(result: Relabelled) -> Iterator[dict[str, object]]:
+    """Give the rows of what changes: the relabels and the drops."""
+    for row in result.decisions.rows:
+        if row.decision in ("relabel", "drop"):
+            yield {
+                "index": row.index,
+                "path": result.split.path(row.index),
+                "label": result.classes[row.label],
+                "decision": row.decision,
+                "new_label": None if row.new_label is None else result.classes[row.new_label],
+            }
+
+
+def label_files(result: Relabelled, labels: Path, exclude: Path) -> list[NewFile]:
+    """Say what is written for ``train.labels`` and ``train.exclude``, each verified by how a config reads it.
+
+    Args:
+        result: what decisions came to.
+        labels: a ``.csv`` with a row for every label that is not the data set's own, or a ``.npy`` of all labels.
+        exclude: a ``.csv`` or a ``.npy`` of positions.
+
+    Raises:
+        InfluenceError: another suffix.
+    """
+    for path in (labels, exclude):
+        if path.suffix not in SUFFIXES:
+            raise InfluenceError(f"{path}: labels and exclusions are .csv or .npy", "choose one of the two suffixes")
+    split = result.split
+
+    def write_labels(path: Path) -> None:
+        if path.suffix == ".npy":
+            np.save(path, result.labels)
+        else:
+            # Where the data set has no names of its own, labels are read as numbers.
+            names = split.classes or [str(number) for number in range(len(result.classes))]
+            _write_csv(path, result, result.overrides, {"label": [names[label] for label in result.labels]})
+
+    def verify_labels(path: Path) -> None:
+        found = read_labels(path, result.own, split.classes, str(labels), split.paths)
+        if not np.array_equal(found, result.labels):
+            raise InfluenceError(
+                f"{labels}: class names do not read back from a .csv (two are written alike)", "--labels labels.npy"
+            )
+
+    def write_exclude(path: Path) -> None:
+        if path.suffix == ".npy":
+            np.save(path, result.exclude)
+        else:
+            _write_csv(path, result, result.exclude, {})
+
+    def verify_exclude(path: Path) -> None:
+        found = read_indices(path, len(result.own), str(exclude), split.paths)
+        if not np.array_equal(found, result.exclude):
+            raise InfluenceError(f"{exclude}: positions do not read back")
+
+    return [NewFile(labels, write_labels, verify_labels), NewFile(exclude, write_exclude, verify_exclude)]
+
+
+def _write_csv(path: Path, result: Relabelled, indices: np.ndarray, columns: dict[str, list[str]]) -> None:
+    named = ["path"] if result.split.paths is not None else []
+    rows = (
+        {"index": index, "path": result.split.path(index), **{name: values[index] for name, values in columns.items()}}
+        for index in indices.tolist()
+    )
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+        write_rows(rows, ["index", *named, *columns], "csv", stream)

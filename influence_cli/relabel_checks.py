@@ -1,0 +1,94 @@
+"""What `influence relabel` refuses before any work: files in its way, and moves that were cut off or already made."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from influence_cli.config import Config
+from influence_cli.errors import InfluenceError, counted, near_path
+from influence_cli.move_log import Batch, last_open, read_log
+from influence_cli.moves import file_hash
+from influence_cli.report.formats import check_output
+
+
+def refuse_outputs(
+    config: Config, on: str, file: Path, outputs: Sequence[Path], rows: Path | None, *, force: bool
+) -> None:
+    """Refuse outputs that are each other, an input, or there already.
+
+    Args:
+        config: names the files that are in use.
+        on: ``train`` or ``test``.
+        file: the decisions.
+        outputs: labels, exclusions and moves.
+        rows: the file of ``-o``.
+        force: replace what is there.
+    """
+    seen = {os.path.realpath(path): word for path, word in ((file, "the decisions"), (config.path, "the config"))}
+    if rows is not None:
+        seen[os.path.realpath(rows)] = "the file of -o"
+    for path, word in zip(outputs, ("the labels", "the exclusions", "the moves"), strict=True):
+        check_output(path)
+        real = os.path.realpath(path)
+        if real in seen:
+            raise InfluenceError(f"{near_path(path)} would be both {seen[real]} and {word}", "give them other names")
+        seen[real] = word
+    section = config.train if on == "train" else config.test
+    for path, key in zip(outputs, ("labels", "exclude", ""), strict=True):
+        if force or not os.path.lexists(path):
+            continue
+        hint = "--force replaces it"
+        if key and section is not None:
+            used = getattr(section, key)
+            if used is not None and used.resolve() == path.resolve():
+                hint += f", and keeps what it holds: {config.where(on, key)} names it"
+            else:
+                hint += f" and drops what it holds, since no {on}.{key} names it; --{key} FILE writes another"
+        raise InfluenceError(f"{near_path(path)} exists already", hint)
+
+
+def refuse_named_files(config: Config, on: str) -> None:
+    """Refuse moves while the config would go on applying label files to positions that are no longer theirs."""
+    section = config.train if on == "train" else config.test
+    for key in ("labels", "exclude"):
+        path = getattr(section, key, None)
+        where = config.where(on, key)
+        # Given for this run alone it is applied with the moves, and named nowhere afterwards.
+        if path is not None and not where.startswith("--set"):
+            raise InfluenceError(
+                f"{where}: {on}.{key} and moves do not go together: after them its positions are other images",
+                f"take the line out, and have it moved too by giving it this once: -s {on}.{key}={near_path(path)}",
+            )
+
+
+def refuse_open_moves(log: Path, file: Path, *, resume: bool = False) -> Batch | None:
+    """Refuse to work between moves that were cut off; give them where the same decisions are to go on."""
+    batch = last_open(read_log(log))
+    if batch is None or batch.state == "applied":
+        return None
+    if batch.state == "undoing":
+        raise InfluenceError(f"{near_path(log)}: taking moves back was cut off", "first: influence relabel --undo")
+    if resume and file.is_file() and file_hash(file) == batch.decisions[1]:
+        return batch
+    raise InfluenceError(
+        f"{near_path(log)}: moves by {batch.decisions[0]} were cut off",
+        f"first go on: influence relabel {shlex.quote(batch.decisions[0])} --apply-moves; or influence relabel --undo",
+    )
+
+
+def last_moves(log: Path, file: Path) -> Batch | None:
+    """Give the last moves that are not taken back; decisions that made such moves are refused.
+
+    Their positions are those of before, which only their paths would tell.
+    """
+    made = [batch for batch in read_log(log) if batch.state != "undone"]
+    for batch in made if file.is_file() else ():
+        if file_hash(file) == batch.decisions[1]:
+            raise InfluenceError(
+                f"{file} was applied already: its {counted(len(batch.moves), 'file')} were moved on {batch.time[:10]}",
+                f"the folders are the labels now; influence relabel --undo takes the moves of {near_path(log)} back",
+            )
+    return made[-1] if made else None
