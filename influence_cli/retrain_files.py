@@ -71,7 +71,7 @@ def open_folder(folder: Path, wanted: Mapping[str, str], meaning: Mapping[str, s
     different = [meaning[name] for name in meaning if found.get(name) != wanted.get(name)]
     if different:
         raise InfluenceError(
-            f"{shown} has {count_files(folder)} retrainings of another run; what differs: {'; '.join(different)}",
+            f"{shown} holds retrainings of another run ({count_files(folder):,}); what differs: {'; '.join(different)}",
             f"undo the change to go on with them, or move {shown} away to begin anew",
         )
 
@@ -143,15 +143,15 @@ def do_all(
                     left.remove(job)
                 if left and len(left) == before:
                     if not waiting:
-                        terminal.say(f"the last {len(left):,} retrainings are other processes': waiting for them")
+                        terminal.say(f"waiting for what other processes are training ({len(left):,})")
                         waiting = True
                     time.sleep(LOOK)
     except InfluenceError as error:
-        kept = f"{count_files(folder):,} finished retrainings are kept in {shown}"
+        kept = f"finished retrainings are kept in {shown} ({count_files(folder):,})"
         raise InfluenceError(error.message, f"{error.hint}; {kept}" if error.hint else kept) from error
     except KeyboardInterrupt:
         raise Stopped(
-            f"{count_files(folder):,} finished retrainings are kept in {shown}; run the same command to go on"
+            f"finished retrainings are kept in {shown} ({count_files(folder):,}); run the same command to go on"
         ) from None
     except OSError as error:
         raise InfluenceError(f"{shown} cannot be written: {describe(error)}") from error

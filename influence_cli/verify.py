@@ -325,7 +325,7 @@ def datamodeling_score(
         what = f"subset {subset}, repeat {repeat} (seed {seed}, {n // 2:,} examples)"
         return again.losses(fresh_model(config, seed, task.device), halves[subset], task.l2, seed, what, progress)
 
-    terminal.say(f"{subsets:,} random halves of {n:,} training examples, {repeats} trainings each")
+    terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings on each: {repeats}")
     found = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")
     run["training_seconds"] = float(sum(arrays["seconds"] for arrays in found))
     generator = np.random.default_rng(seed_of(config.seed, CHOSEN))

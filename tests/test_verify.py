@@ -378,7 +378,7 @@ def test_more_subsets_use_what_is_there_and_another_seed_does_not(
     assert len(after) == 17
     assert before.items() <= after.items()
     other = influence(*LDS, "-s", "seed=1", cwd=folder, code=2)
-    assert "has 17 retrainings of another run; what differs: the seed" in other.err
+    assert "holds retrainings of another run (17); what differs: the seed" in other.err
     with (folder / "model.py").open("a") as file:
         file.write("# another\n")
     changed = influence(*LDS, *HARMLESS, cwd=folder, code=2)
@@ -474,7 +474,7 @@ def test_a_training_that_goes_wrong_is_named_and_what_was_finished_is_kept(
     done = influence("verify", "--lds", "--subsets", 4, "--repeats", 1, "--tests", 5, cwd=project, code=2)
     what = f"subset 2, repeat 0 (seed {seed_of(0, 2, 2, 0)}, 160 examples)"
     assert message.format(what=what) in done.err
-    assert "2 finished retrainings are kept in influence.retrained/halves" in done.err
+    assert "finished retrainings are kept in influence.retrained/halves (2)" in done.err
     assert sorted(losses_in(project)) == ["half_00000_0.npz", "half_00001_0.npz"]
 
 
