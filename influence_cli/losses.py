@@ -1,7 +1,7 @@
 """Losses by name, and the loss that a config names: (outputs [b, C], targets [b]) to losses [b].
 
 ``hinge`` has no curvature to explain an SVM with: its second derivative is 0 wherever it exists. ``smooth_hinge`` takes
-its place when a model trained with the hinge is explained (Koh & Liang, ICML 2017, section 4.2 and figure 3).
+its place when a model trained with the hinge is explained (Koh & Liang, ICML 2017, section 4.3 and figure 3).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
 def smooth_hinge(outputs: Tensor, targets: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Compute t·log(1 + Σ_{j≠y} exp((1 − f_y + f_j)/t)), the hinge with its kinks rounded off over a width of about t.
 
-    For two classes it is SmoothHinge(s, t) = t·log(1 + exp((1 − s)/t)) of Koh & Liang (ICML 2017, section 4.2), s the
+    For two classes it is SmoothHinge(s, t) = t·log(1 + exp((1 − s)/t)) of Koh & Liang (ICML 2017, section 4.3), s the
     difference of the outputs. For more it is smooth where two classes tie for the largest score, too. It is convex in
     f for any C, lies between the hinge and the hinge + t·log C, and is t times the cross-entropy of the outputs, one
     added to all but the label's, at temperature t. ∇²_f is large near the margin (1/(4t) in s) and 0 far from it,
