@@ -28,13 +28,14 @@ from influence_cli.curvature.ekfac import (
     sample_sizes,
 )
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
-from influence_cli.curvature.fisher_slopes import EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
+from influence_cli.curvature.fisher_slopes import CHECKED_ROOT, EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
 from influence_cli.curvature.operator import hold, mean_product
 from influence_cli.data import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.fill import training_batches, workers
 from influence_cli.fit_file import fit_path, load_progress, save_progress
 from influence_cli.layers import forward
+from influence_cli.losses import may_lack_curvature
 from influence_cli.memory import available_bytes
 from influence_cli.network import evaluate
 from influence_cli.probe import check_finite
@@ -74,7 +75,9 @@ class Fitted:
 
 def curvature_fingerprint(wanted: Mapping[str, str], choice: Choice) -> dict[str, str]:
     """Describe what a fitted curvature depends on: fewer things than the rows, so it survives a change of labels."""
-    labels = ("labels",) if choice.matrix != "ggn" or not choice.is_layered else ()
+    # Of the losses known here only the second derivative of cross-entropy is the same for every label.
+    free = choice.matrix == "ggn" and choice.is_layered and wanted.get("loss") == "cross_entropy"
+    labels = () if free else ("labels",)
     return {name: wanted[name] for name in (*DEPENDS, *labels) if name in wanted}
 
 
@@ -121,7 +124,9 @@ def fit_curvature(
     if choice.method == "arnoldi":
         return _fit_arnoldi(task, choice, terminal, own, batch, skip)
     basis, spectrum = _compute_basis(task, choice, terminal, skip)
-    k = _enough(spectrum, max(task.l2, 0.0))
+    # A hinge has slope where it has no curvature: there l2 + λ alone divides, and nothing can be left out.
+    lacking = may_lack_curvature(task.loss, task.loss_name)
+    k = len(spectrum) if lacking else _enough(spectrum, max(task.l2, 0.0))
     arrays = {"spectrum": spectrum[:k].cpu().numpy(), "basis": basis[:, :k].float().cpu().numpy()}
     return Fitted(
         arrays,
@@ -294,10 +299,12 @@ def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
     if task.loss_name == "cross_entropy":
         # Where the outputs are linear in the parameters all labels cost hardly more than one.
         return EXACT if choice.output is not None else SAMPLED
+    if task.convex_loss:
+        return ROOT
     batch = next(training_batches(task, skip=True, size=8))
     outputs = evaluate(choice.network, batch.inputs, batch.targets)[1]
     if is_convex(choice.network, outputs, batch.targets):
-        return ROOT
+        return CHECKED_ROOT
     terminal.warn(
         f"loss {task.loss_name} is not convex in the outputs: curvature {choice.method} uses the empirical Fisher "
         "(given labels), which is no approximation of the Hessian; use a convex loss for scores with a unit"

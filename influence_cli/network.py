@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.errors import InfluenceError, did_you_mean
-from influence_cli.task import Loss, logits_of
+from influence_cli.losses import Loss
+from influence_cli.task import logits_of
 
 # Example gradients that exist at one time: 2²⁷ numbers, 512 MB in float32.
 GRADIENT_NUMBERS = 2**27

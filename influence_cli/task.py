@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,11 @@ from influence_cli.config import Config, DataConfig
 from influence_cli.data import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.label_files import read_indices, read_labels
-from influence_cli.user_code import accepts, bind, call, describe, import_object
+from influence_cli.losses import Loss, load_loss
+from influence_cli.user_code import accepts, call, describe, import_object
 
 if TYPE_CHECKING:
     from torchvision.transforms import InterpolationMode
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def load_tasks(config: Config) -> list[Task]:
     # The fused attention path of eval mode has no derivative for torch.func.
     torch.backends.mha.set_fastpath_enabled(False)
     train, test = load_splits(config)
-    loss, convex = _load_loss(config)
+    loss, convex = load_loss(config)
     if isinstance(loss, nn.Module):
         loss.to(device)
     loss_name = config.loss.factory + (f" {config.loss.args}" if config.loss.args else "")
@@ -149,35 +147,6 @@ def build_model(config: Config) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InfluenceError(f"{where()}: {config.model.factory} returned a {type(model).__name__}, not a torch module")
     return model
-
-
-def _load_loss(config: Config) -> tuple[Loss, bool]:
-    """Resolve the loss: a name that is known, or a class to make, or a function with its arguments bound."""
-    name, args = config.loss.factory, config.loss.args
-
-    def where(*keys: str) -> str:
-        return config.where("loss", *(keys or ("factory",)))
-
-    if name == "cross_entropy":
-        if args:
-            raise InfluenceError(
-                f"{where('args')}: loss cross_entropy takes no args",
-                "for smoothing: {factory: torch.nn.CrossEntropyLoss, args: {label_smoothing: 0.1, reduction: none}}",
-            )
-        return partial(nn.functional.cross_entropy, reduction="none"), True
-    if "." not in name and ":" not in name:
-        raise InfluenceError(
-            f"{where()}: unknown loss {name!r}",
-            "write cross_entropy, a dotted name, or {factory: ./losses.py:mine}: (outputs, targets) to [batch]",
-        )
-    found = import_object(name, config.folder, where())
-    if isinstance(found, type):
-        made = call(found, args, config.folder, name, where)
-        # Softmax cross-entropy is convex in the logits, smoothed and weighted included.
-        return made, isinstance(made, nn.CrossEntropyLoss)
-    if not callable(found):
-        raise InfluenceError(f"{where()}: {name} is a {type(found).__name__}, not a function or a class")
-    return bind(found, args, name, where), False
 
 
 def load_splits(config: Config) -> tuple[Split, Split | None]:

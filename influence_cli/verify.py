@@ -179,8 +179,10 @@ def leave_one_out(
 
 def is_convex(prepared: Prepared) -> bool:
     """Say whether the tracked parameters are an output layer under a convex loss, small enough for Newton steps."""
-    choice = prepared.choice
-    return choice.output is not None and prepared.task.convex_loss and choice.network.size <= MAX_PARAMETERS
+    choice, task = prepared.choice, prepared.task
+    # The hinge is convex, but has no curvature for a Newton step.
+    smooth = task.convex_loss and task.loss_name != "hinge"
+    return choice.output is not None and smooth and choice.network.size <= MAX_PARAMETERS
 
 
 def _one_task(tasks: Sequence[Task]) -> Task:

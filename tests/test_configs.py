@@ -53,6 +53,9 @@ def lay_out(name: str, folder: Path, mnist: Path) -> list[str]:
     if name == "mnist_softmax.yaml":
         (folder / "data").symlink_to(mnist)
         untrained(folder, "./models.py:softmax_regression", ["mnist_softmax.pt"])
+    elif name == "mnist_svm.yaml":
+        (folder / "data").symlink_to(mnist)
+        untrained(folder, "./svm.py:linear_svm", ["mnist_svm.pt"])
     elif name == "ensemble.yaml":
         from torchvision.datasets import FashionMNIST
 

@@ -340,3 +340,17 @@ def test_two_hundred_images_stay_under_five_megabytes(
     gallery = opened.tab.locator("section.part").first
     assert gallery.locator("li[data-index]").count() == 200
     assert gallery.locator(".frame img").count() == 200
+
+
+def test_with_the_truth_the_recovery_stands_below_the_histogram(
+    stored: Path, influence: Command, visit: Visit, tmp_path: Path
+) -> None:
+    truth, report = tmp_path / "truth.csv", tmp_path / "labels.html"
+    truth.write_text("index\n" + "\n".join(map(str, range(0, 320, 16))) + "\n")
+    influence("mislabels", "--truth", truth, "--report", report, "-o", tmp_path / "rows.csv", cwd=stored)
+    charts = visit(report).tab.locator("section.chart")
+    assert charts.locator("h2").all_inner_texts() == ["Scores by label", "Recovery"]
+    legend = [name.strip() for name in charts.last.locator(".legend li").all_inner_texts()]
+    assert legend[:2] == ["combined", "loss"]
+    assert legend[-1] == "random"
+    assert charts.last.locator("polyline[points^='0.0,200.0']").count() == len(legend)

@@ -705,12 +705,16 @@ OUT, TARGETS = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, -1.0]]), torch.tensor([
 # By hand: the log of the sum of exponentials, less the logit of the target.
 ENTROPY = [math.log(3), math.log(math.e + 1 + 1 / math.e) - 1]
 SMOOTH = [math.log(3), 0.7 * ENTROPY[1] + 0.3 * (ENTROPY[1] + 1)]
+HINGE = [math.log(1 + 2 * math.e), math.log(2 + 1 / math.e)]
 GOOD_LOSSES = [
     ("", "cross_entropy", ENTROPY, True),
     ("loss: cross_entropy", "cross_entropy", ENTROPY, True),
     ("loss: {factory: torch.nn.CrossEntropyLoss, args: {reduction: none}}", "torch.nn.CrossEntropyLoss", ENTROPY, True),
     ("loss: {factory: torch.nn.CrossEntropyLoss, args: {reduction: none, label_smoothing: 0.3}}", "{", SMOOTH, True),
     ("loss: {factory: torch.nn.functional.cross_entropy, args: {reduction: none}}", "{", ENTROPY, None),
+    ("loss: hinge", "hinge", [1.0, 0.0], True),
+    ("loss: smooth_hinge", "smooth_hinge", [1 + 0.001 * math.log(2), 0.001 * math.log(2)], True),
+    ("loss: {factory: smooth_hinge, args: {temperature: 1}}", "{'temperature': 1}", HINGE, True),
     ("loss: ./losses.py:squares", "./losses.py:squares", [1.0, 1.0], False),
     ("loss: {factory: ./losses.py:squares, args: {alpha: 3}}", "./losses.py:squares {'alpha': 3}", [3.0, 3.0], False),
     ("loss: ./losses.py:Scaled", "./losses.py:Scaled", [1.0, 1.0], False),
@@ -734,6 +738,16 @@ def test_a_loss_by_name_by_class_or_from_a_file_gives_one_number_an_example(
 BAD_LOSSES = [
     ("loss: mse", "unknown loss 'mse'"),
     ("loss: {factory: cross_entropy, args: {label_smoothing: 0.1}}", "loss cross_entropy takes no args"),
+    ("loss: smooth_hing", "unknown loss 'smooth_hing'"),
+    ("loss: {factory: hinge, args: {temperature: 0.1}}", "loss hinge takes no args"),
+    ("loss: {factory: smooth_hinge, args: {temprature: 0.1}}", "loss smooth_hinge takes no argument 'temprature'"),
+    ("loss: {factory: smooth_hinge, args: {temperature: 0}}", "temperature is 0: expected a finite number ≥ 1e-06"),
+    ("loss: {factory: smooth_hinge, args: {temperature: -1.0}}", "temperature is -1: expected a finite number"),
+    ("loss: {factory: smooth_hinge, args: {temperature: 1e-9}}", "temperature is 1e-09: expected a finite number"),
+    ("loss: {factory: smooth_hinge, args: {temperature: .inf}}", ".inf is not a finite number"),
+    ("loss: {factory: smooth_hinge, args: {temperature: .nan}}", ".nan is not a finite number"),
+    ("loss: {factory: smooth_hinge, args: {temperature: cold}}", "temperature is 'cold': expected a number"),
+    ("loss: {factory: smooth_hinge, args: {temperature: true}}", "temperature is True: expected a number"),
     ("loss: torch.nn.CrosEntropyLoss", "torch.nn has no 'CrosEntropyLoss'"),
     ("loss: {factory: torch.nn.CrossEntropyLoss, args: {reducton: none}}", "takes no argument 'reducton'"),
     ("loss: ./losses.py:number", "./losses.py:number is a int, not a function or a class"),

@@ -1,0 +1,139 @@
+"""A linear SVM trained with the hinge: its exact minimum, and influence by the smooth hinge beside leaving out.
+
+bench/svm_loo.py does the same with all of MNIST's 1 and 7.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Command
+from torch import Tensor
+
+from influence_cli.metrics import pearson, slope
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# Of the demo's images: T-shirt and shirt, which look alike.
+PAIR = (0, 6)
+TRAIN, TEST = 300, 100
+DATA = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+
+def model():
+    return nn.Linear(196, 2, bias=False)
+
+
+def part(file):
+    saved = torch.load(file)
+    return TensorDataset(saved["x"], saved["y"])
+"""
+CONFIG = """
+model: {factory: ./data.py:model, checkpoint: model.pt}
+loss: {factory: smooth_hinge, args: {temperature: 0.001}}
+l2: 0.02
+train: {dataset: ./data.py:part, args: {file: train.pt}}
+test: {dataset: ./data.py:part, args: {file: test.pt}}
+"""
+
+
+@pytest.fixture
+def svm(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(CONFIGS))
+    monkeypatch.delitem(sys.modules, "svm", raising=False)
+    import svm
+
+    return svm
+
+
+def pairs() -> tuple[Tensor, Tensor]:
+    """Read 400 images of two classes, pooled to 14 × 14: float64 [400, 196], −1 or 1."""
+    from influence_cli.demo.project import read_images
+
+    images, labels = read_images()
+    chosen = np.flatnonzero(np.isin(labels, PAIR))[: TRAIN + TEST]
+    x = torch.nn.functional.avg_pool2d(torch.from_numpy(images[chosen] / 255.0)[:, None], 2).flatten(1)
+    return x, torch.from_numpy(2.0 * (labels[chosen] == PAIR[1]) - 1)
+
+
+def test_the_minimum_of_the_hinge_satisfies_its_conditions(svm: Any) -> None:
+    x, y = (values[:TRAIN] for values in pairs())
+    found = svm.minimise_hinge(x, y, 0.01)
+    assert 0 <= found.gap <= 1e-14
+    margin = y * (x @ found.w)
+    on = (found.alpha > 0) & (found.alpha < 1)
+    assert 5 < int(on.sum()) < TRAIN
+    assert float((margin[on] - 1).abs().max()) < 1e-12
+    assert float(margin[found.alpha == 1].max()) < 1 + 1e-12
+    assert float(margin[found.alpha == 0].min()) > 1 - 1e-12
+    # No step in any direction goes down.
+    generator = torch.Generator().manual_seed(0)
+
+    def objective(w: Tensor) -> float:
+        return float((1 - y * (x @ w)).clamp_min(0).mean() + 0.005 * w @ w)
+
+    least = objective(found.w)
+    for _ in range(50):
+        step = torch.randn(196, generator=generator, dtype=torch.float64)
+        assert objective(found.w + 1e-4 * step / step.norm()) > least
+
+
+def test_leaving_out_from_a_start_equals_training_without(svm: Any) -> None:
+    x, y = (values[:TRAIN] for values in pairs())
+    whole = svm.minimise_hinge(x, y, 0.01)
+    inside = int((whole.alpha == 1).nonzero()[0])
+    kept = torch.arange(TRAIN) != inside
+    warm = svm.minimise_hinge(x, y, 0.01, start=whole.alpha, without=inside)
+    # n stays: the same as fewer examples and a larger penalty.
+    cold = svm.minimise_hinge(x[kept], y[kept], 0.01 * TRAIN / (TRAIN - 1))
+    assert float((warm.w - cold.w).norm()) < 1e-9
+    assert float((warm.w - whole.w).norm()) > 1e-3
+
+
+def test_the_two_scores_of_the_model_differ_by_the_margin(svm: Any) -> None:
+    w = torch.linspace(-1, 1, 784)
+    x = torch.rand(3, 1, 28, 28)
+    outputs = svm.as_model(w)(x)
+    assert torch.allclose(outputs[:, 1] - outputs[:, 0], x.flatten(1) @ w, atol=1e-4)
+
+
+def test_the_smooth_hinge_predicts_leaving_out_and_the_hinge_does_not(
+    influence: Command, tmp_path: Path, svm: Any
+) -> None:
+    x, y = pairs()
+    whole = svm.minimise_hinge(x[:TRAIN], y[:TRAIN], 0.01)
+    (tmp_path / "data.py").write_text(DATA)
+    (tmp_path / "influence.yaml").write_text(CONFIG)
+    torch.save({"weight": torch.stack([-whole.w / 2, whole.w / 2]).float()}, tmp_path / "model.pt")
+    for name, rows in (("train", slice(TRAIN)), ("test", slice(TRAIN, None))):
+        torch.save({"x": x[rows].float(), "y": (y[rows] > 0).long()}, tmp_path / f"{name}.pt")
+    margins = y[TRAIN:] * (x[TRAIN:] @ whole.w)
+    test = int(margins.argmin())
+
+    found = {}
+    for t, loss in (("0.001", []), ("0", ["-s", "loss=hinge", "-s", "gradients.store=hinge.h5"])):
+        done = influence("rank", test, "--all", *loss, cwd=tmp_path)
+        found[t] = np.zeros(TRAIN)
+        for row in map(json.loads, done.out.splitlines()):
+            found[t][row["index"]] = row["influence"]
+
+    most = np.argsort(-np.abs(found["0.001"]))[:25]
+    others = np.random.default_rng(0).choice(np.setdiff1d(np.arange(TRAIN), most), 25, replace=False)
+    chosen = np.concatenate([most, others])
+    actual = []
+    for index in map(int, chosen):
+        w = svm.minimise_hinge(x[:TRAIN], y[:TRAIN], 0.01, start=whole.alpha, without=index).w
+        actual.append(max(0.0, 1 - float(y[TRAIN + test] * (x[TRAIN + test] @ w))) - (1 - float(margins[test])))
+    r = {t: pearson(values[chosen], np.array(actual)) for t, values in found.items()}
+    assert r["0.001"] >= 0.95
+    # The hinge's own derivatives know nothing of what the examples on the margin hold in place.
+    assert r["0"] < 0.6
+    assert 0.6 < slope(found["0.001"][chosen], np.array(actual)) < 1.1
