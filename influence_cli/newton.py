@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from influence_cli.data import Batch
 from influence_cli.errors import InfluenceError
+from influence_cli.losses import Loss
 from influence_cli.network import Network, layer_inputs, output_curvature
-from influence_cli.task import Loss
 
 # A gradient norm is zero at this part of what leaving an example out adds, or of a single gradient where that is less.
 ACCURACY, ROUNDING = 1e-7, 1e-14

@@ -487,3 +487,9 @@ def test_arguments_of_the_training_function_are_checked(influence: Command, proj
         done = influence(*LDS, "-s", f"training.args.{argument}", cwd=project, code=2)
         assert f"--set training.args.{argument}: " in done.err
         assert message in done.err
+
+
+def test_the_hinge_has_no_newton_step_and_needs_the_training_function(influence: Command, project: Path) -> None:
+    words = ("-s", "loss=hinge", "-s", "curvature.method=identity")
+    done = influence("verify", 3, "--loo", 4, *words, cwd=project, code=2)
+    assert "training again needs a training function" in done.err
