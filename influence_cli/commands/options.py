@@ -52,6 +52,9 @@ OnTheFly = Annotated[
         "--on-the-fly", help="Store no gradients: score by a layer pass over the training data, on all coordinates."
     ),
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit 2 without results if a solver (cg, lissa, …) does not converge.")
+]
 Precision = Annotated[
     str | None,
     typer.Option("--precision", metavar="float32|tf32|bf16", help="Of the layer pass; the same as -s precision=…"),
