@@ -214,7 +214,7 @@ def _solve(system: _System, vectors: Tensor, terminal: Terminal) -> tuple[Tensor
                 on_round=tell,
                 **stop,  # type: ignore[arg-type]
             )
-    return found[0], replace(found[1], preconditioner=named)
+    return found[0], replace(found[1], method=method, preconditioner=named)
 
 
 def _forecast(system: _System, vectors: Tensor, terminal: Terminal) -> None:

@@ -318,3 +318,10 @@ def test_its_spectrum_is_measured() -> None:
     assert ends.smallest == pytest.approx(float(values[0]), rel=0.1)
     assert ends.largest == pytest.approx(float(values[-1]), rel=1e-3)
     assert ends.mean == pytest.approx(float(values.mean()), rel=0.3)
+
+
+def test_a_floor_below_the_rounding_of_the_rows_is_raised() -> None:
+    rows = torch.randn(5, 40, generator=seeded(0)).repeat(3, 1)
+    for some in (rows, torch.cat([rows, rows, rows])):
+        r = torch.randn(2, 40, generator=seeded(1))
+        assert bool(row_preconditioner(some, 1e-30)(r).isfinite().all())

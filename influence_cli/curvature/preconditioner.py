@@ -70,13 +70,9 @@ def row_preconditioner(rows: Tensor, floor: float) -> Product:
         floor: the curvature of every other direction, > 0: at least l2 + λ.
     """
     if len(rows) >= rows.shape[1]:
-        whole = (rows.T @ rows).double().cpu()
-        whole.diagonal().add_(floor)
-        direct = torch.linalg.cholesky(whole)
+        direct, _ = _factor((rows.T @ rows).double().cpu(), floor)
         return lambda residuals: torch.cholesky_solve(residuals.T.double().cpu(), direct).T.to(residuals)
-    gram = (rows @ rows.T).double().cpu()
-    gram.diagonal().add_(floor)
-    factor = torch.linalg.cholesky(gram)
+    factor, floor = _factor((rows @ rows.T).double().cpu(), floor)
 
     def apply(residuals: Tensor) -> Tensor:
         inner = (residuals.to(rows.dtype) @ rows.T).T.double().cpu()
@@ -84,3 +80,15 @@ def row_preconditioner(rows: Tensor, floor: float) -> Product:
         return (residuals - weights @ rows) / floor
 
     return apply
+
+
+def _factor(square: Tensor, floor: float) -> tuple[Tensor, float]:
+    """Decompose a positive semi-definite matrix + floor·I by Cholesky, the floor raised above its rounding."""
+    for _ in range(60):
+        shifted = square.clone()
+        shifted.diagonal().add_(floor)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if not bool(failed):
+            break
+        floor *= 10
+    return factor, floor
