@@ -533,7 +533,7 @@ def iterations_of(solver: str, product: Callable[[Tensor], Tensor], size: int, c
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says how much memory is resident")
-@pytest.mark.parametrize(("solver", "matrix", "rounds"), [("cg", "ggn", 6), ("lissa", "hessian", 26)])
+@pytest.mark.parametrize(("solver", "matrix", "rounds"), [("cg", "ggn", 2), ("lissa", "hessian", 31)])
 def test_ten_thousand_iterations_leave_nothing_behind(
     solver: str, matrix: str, rounds: int, smallest: tuple[Network, Tensor, Tensor]
 ) -> None:
@@ -548,5 +548,5 @@ def test_ten_thousand_iterations_leave_nothing_behind(
 def test_the_measurement_sees_graphs_that_are_kept(smallest: tuple[Network, Tensor, Tensor]) -> None:
     network, inputs, targets = smallest
     product = Kept(network, inputs, targets)
-    slope = growth(lambda: iterations_of("cg", product, network.size, 100), batches=3, first=1) / 100
+    slope = growth(lambda: iterations_of("cg", product, network.size, 100), batches=1, first=1) / 100
     assert slope > 10 * SOLVER_SLOPE

@@ -108,8 +108,8 @@ def test_right_sides_that_depend_on_each_other_are_solved_together() -> None:
 
 
 def test_a_block_needs_fewer_iterations_than_its_right_sides_alone() -> None:
-    matrix, _, _ = problem(size=120, condition=1e4)
-    v = torch.randn(6, 120, generator=seeded(3))
+    matrix, _, _ = problem(size=80, condition=1e4)
+    v = torch.randn(4, 80, generator=seeded(3))
     together = conjugate_gradients(lambda u: u @ matrix, v, tolerance=1e-4)[1]
     alone = [conjugate_gradients(lambda u: u @ matrix, row[None], tolerance=1e-4)[1] for row in v]
     assert together.iterations < 0.5 * max(info.iterations for info in alone)
@@ -299,15 +299,15 @@ def test_all_rows_make_the_ggn(batch: int) -> None:
         assert distance(row_preconditioner(some, 0.01)(r), r.double() @ direct) < 1e-4
 
 
-@pytest.mark.parametrize("method", ["cg", "nystrom", "lissa", "neumann"])
+@pytest.mark.parametrize("method", SOLVERS)
 def test_a_hessian_with_too_small_a_shift_gives_no_numbers(method: str) -> None:
     network, inputs, targets = small_network(torch.float32)
-    values = torch.linalg.eigvalsh(whole(network, inputs, targets, "hessian"))
-    product = mean_product(network, Examples(inputs, targets, 24), "hessian", 0.5 * abs(float(values[0])))
+    exact = whole(network, inputs, targets, "hessian")
+    shift = 0.5 * abs(float(torch.linalg.eigvalsh(exact)[0]))
+    shifted = (exact + shift * torch.eye(len(exact))).float()
     v = example_gradients(network, inputs[:3], (targets[:3] + 1) % 3)[0].detach()
-    solve = SOLVERS[method] if method != "neumann" else partial(lissa, product, precondition=lambda r: r)
     with pytest.raises(InfluenceError, match="not positive definite"):
-        solve(product, v)
+        SOLVERS[method](lambda u: u @ shifted, v)
 
 
 def test_its_spectrum_is_measured() -> None:
