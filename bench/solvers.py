@@ -119,7 +119,10 @@ def main() -> None:
     whole = row_preconditioner(heaviest_rows(network, examples), shift)
     better = report(f"preconditioned by {ROWS:,} rows", by(whole), one)
     plain = report("plain", by(None), one)
-    print(f"\npreconditioned: {plain / better:.1f} times fewer products (asked: 5)\n")
+    # Where plain conjugate gradients stop at the limit, all ratios are lower bounds.
+    print(
+        f"\npreconditioned: {'at least ' if plain >= words.most else ''}{plain / better:.1f} times fewer (asked: 5)\n"
+    )
     fewer = row_preconditioner(heaviest_rows(network, examples, ROWS // 4), shift)
     report(f"preconditioned by {ROWS // 4:,} rows", by(fewer), one, plain)
     report(f"preconditioned by {ROWS:,} rows, one by one", by(whole), each)
