@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test test-slow lint bench bench-lds bench-mislabels bench-loop bench-pages clean
+.PHONY: demo test test-slow lint bench bench-lds bench-mislabels bench-solvers bench-loop bench-pages clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,6 +43,10 @@ bench-mislabels: $(VENV)/.installed
 	$(BIN)/python bench/label_noise.py --work build/label-noise
 	$(BIN)/python bench/mislabels.py --work build/label-noise
 	$(BIN)/python bench/mislabels.py --work build/label-noise --time all
+
+# Products with the curvature, counted: half an hour, 8 GB.
+bench-solvers: $(VENV)/.installed
+	$(BIN)/python bench/solvers.py --model build/cnn.pt
 
 # The loop from suspects to a better model: twelve trainings on one core, about ten minutes.
 bench-loop: $(VENV)/.installed

@@ -66,6 +66,10 @@ def _loss(value: Any) -> Any:
     return {"factory": value} if isinstance(value, str) else value
 
 
+# Methods that solve for each right side; all others divide by a spectrum.
+SOLVERS = ("cg", "nystrom", "lissa", "neumann")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
@@ -140,11 +144,25 @@ class GradientsConfig(_Section):
 
 
 class CurvatureConfig(_Section):
-    """Which curvature, and the damping λ."""
+    """Which curvature, the damping λ, and when a solver stops."""
 
-    method: Literal["auto", "explicit", "ekfac", "kfac", "arnoldi", "fisher", "identity", "cg", "lissa"] = "auto"
+    method: Literal[
+        "auto",
+        "explicit",
+        "ekfac",
+        "kfac",
+        "arnoldi",
+        "fisher",
+        "identity",
+        "cg",
+        "nystrom",
+        "lissa",
+        "neumann",
+    ] = "auto"
     matrix: Literal["ggn", "hessian", "empirical"] = "ggn"
-    damping: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    damping: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
+    tolerance: float | None = Field(default=None, gt=0, lt=1)
+    max_iterations: int | None = Field(default=None, ge=1)
 
 
 class Config(_Section):
@@ -320,17 +338,30 @@ def _first_mistake(error: ValidationError, values: Mapping[str, Any], places: Ma
         return InfluenceError(f"{where}: {dotted} is {found['input']!r}: expected auto or a number ≥ 0")
     given = found["input"]
     shown = "empty" if given is None else repr(given)[:80]
-    return InfluenceError(f"{where}: {dotted} is {shown}: {_expected(found)}")
+    return InfluenceError(f"{where}: {dotted} is {shown}: {_expected(found)}", _near(found))
+
+
+def _near(found: Any) -> str:
+    """Name the allowed word that a misspelt one is nearest to; nothing where none is near."""
+    if found["type"] != "literal_error" or not isinstance(found["input"], str):
+        return ""
+    hint = did_you_mean(found["input"], re.findall(r"'([^']*)'", found["ctx"]["expected"]))
+    return hint.partition("? ")[0] + "?" if "? known" in hint else ""
 
 
 def _expected(found: Any) -> str:
     kind, context = found["type"], found.get("ctx", {})
     if kind == "literal_error":
         return f"expected {context['expected']}"
-    if kind in ("greater_than_equal", "less_than_equal"):
-        return (
-            f"expected a number {'≥' if kind == 'greater_than_equal' else '≤'} {context.get('ge', context.get('le'))}"
-        )
+    bounds = {
+        "greater_than_equal": ("≥", "ge"),
+        "less_than_equal": ("≤", "le"),
+        "greater_than": ("above", "gt"),
+        "less_than": ("below", "lt"),
+    }
+    if kind in bounds:
+        word, key = bounds[kind]
+        return f"expected a number {word} {context[key]}"
     if kind == "value_error":
         return str(context["error"])
     if kind == "string_pattern_mismatch":

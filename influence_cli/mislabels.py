@@ -115,6 +115,7 @@ def find_mislabels(
     terminal: Terminal,
     skip_unreadable: bool = False,
     run: dict[str, Any] | None = None,
+    strict: bool = False,
 ) -> Mislabels:
     """Rank training (or test) examples by how suspicious their label is.
 
@@ -129,6 +130,7 @@ def find_mislabels(
         terminal: progress, the diagnosis, warnings.
         skip_unreadable: go on without examples that cannot be read.
         run: takes the facts of the run.
+        strict: a solver that does not converge is an error.
 
     Raises:
         InfluenceError: the signal cannot be had: no readout, an example of a store that could not be read.
@@ -149,7 +151,7 @@ def find_mislabels(
     signals["loss"] = facts.losses.astype(np.float64)
     signals["margin"] = _margin(facts)
     try:
-        signals |= _gradient_signals(stores, split, facts, wanted, config, terminal, skip_unreadable, run)
+        signals |= _gradient_signals(stores, split, facts, wanted, config, terminal, skip_unreadable, run, strict)
     except InfluenceError as error:
         if set(wanted) & set(GRADIENTS):
             raise
@@ -198,11 +200,12 @@ def _gradient_signals(
     terminal: Terminal,
     skip: bool,
     run: dict[str, Any],
+    strict: bool,
 ) -> dict[str, np.ndarray]:
     """Compute what the stores give: self-influence wherever there are any, the others where they are wanted."""
     if not stores:
         return {}
-    inverses = make_inverses(stores, config, terminal)
+    inverses = make_inverses(stores, config, terminal, strict)
     signals: dict[str, np.ndarray] = {}
     if all(inverse.own is not None for inverse in inverses):
         signals["self-influence"] = self_influences(stores, inverses, split, terminal, skip)

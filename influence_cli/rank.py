@@ -20,6 +20,7 @@ from influence_cli.data import Split, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts, TrainingFacts, empty_facts, stored_facts
 from influence_cli.inverse import Inverse, make_inverse
+from influence_cli.iterative import Limits
 from influence_cli.memory import available_bytes
 from influence_cli.metrics import pearson
 from influence_cli.precompute import Prepared
@@ -79,6 +80,7 @@ def rank_training(
     skip_unreadable: bool = False,
     run: dict[str, Any] | None = None,
     sinks: Sequence[Sink] = (),
+    strict: bool = False,
 ) -> Iterator[Group]:
     """Rank the training examples by their influence on the selected test examples.
 
@@ -94,12 +96,13 @@ def rank_training(
         skip_unreadable: go on without examples that cannot be read.
         run: takes the facts of the run (λ, effective dimension, residuals, correlation with ``identity``).
         sinks: take every number as well.
+        strict: a solver that does not converge is an error.
 
     Yields:
         Groups of test examples, in order; one group for an aggregate.
     """
     run = {} if run is None else run
-    inverses = make_inverses(stores, config, terminal)
+    inverses = make_inverses(stores, config, terminal, strict)
     size = group_size(stores, None if count is None else 2 * count)
     groups = [selected[start : start + size] for start in range(0, len(selected), size)]
     seen: list[TestFacts] = []
@@ -146,6 +149,7 @@ def rank_tests(
     terminal: Terminal,
     skip_unreadable: bool = False,
     run: dict[str, Any] | None = None,
+    strict: bool = False,
 ) -> tuple[list[TestFacts], np.ndarray]:
     """Turn the question round: which test examples does training example ``index`` help and hurt?
 
@@ -157,7 +161,7 @@ def rank_tests(
     run = {} if run is None else run
     split = stores[0].task.train
     row_of(split, index)
-    inverses = make_inverses(stores, config, terminal)
+    inverses = make_inverses(stores, config, terminal, strict)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)
     solved = [
@@ -197,9 +201,13 @@ def row_of(split: Split, index: int) -> int:
     return row
 
 
-def make_inverses(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[Inverse]:
-    """Choose λ and make the inverse curvature of every checkpoint."""
-    return [make_inverse(prepared, config.curvature.damping, terminal) for prepared in stores]
+def make_inverses(
+    stores: Sequence[Prepared], config: Config, terminal: Terminal, strict: bool = False
+) -> list[Inverse]:
+    """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver has to converge."""
+    given = config.curvature
+    limits = Limits(given.tolerance, given.max_iterations, strict)
+    return [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
 
 
 def _strongest(
@@ -267,6 +275,7 @@ def describe_run(
             "effective_dimension": inverse.effective_dimension,
             "kept_share": inverse.kept,
             "gradient_norm": prepared.gradient_norm,
+            "smallest_eigenvalue": inverse.smallest,
             "solves": [vars(info) for info in inverse.solves],
         }
         for prepared, inverse in zip(stores, inverses, strict=True)

@@ -19,7 +19,8 @@ from influence_cli.config import Config
 from influence_cli.coordinates import Blocks, Joint
 from influence_cli.data import readable_batches
 from influence_cli.fill import workers
-from influence_cli.inverse import LONG, Inverse, make_inverse
+from influence_cli.inverse import Inverse, make_inverse
+from influence_cli.iterative import LONG
 from influence_cli.precompute import Prepared, stored_basis
 from influence_cli.products import curvature_product
 from influence_cli.scores import preconditioned

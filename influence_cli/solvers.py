@@ -1,13 +1,13 @@
-"""Linear solvers for (H + λI) x = v: plain functions of a product with the matrix, each returning (x, info).
+"""Conjugate gradients for A x = v, A = H + (l2 + λ)I: a plain function of a product with A, returning (x, info).
 
-Conjugate gradients (Hestenes & Stiefel 1952) when a product over all data is affordable: exact, certified by its
-residual. LiSSA (Agarwal, Bullins & Hazan 2017; Koh & Liang 2017, section 3) when only mini-batches are. Both take
-several right sides at once; ``lanczos`` measures the ends of a spectrum and ``power_iteration`` its size.
+Right when a product over all data is affordable: exact, certified by its residual. All right sides are solved in one
+block, so that each profits from the directions of the others (O'Leary 1980), and any symmetric positive definite
+preconditioner may be given: it changes the number of products, not the answer. Series of mini-batches are in series.py,
+a preconditioner from random products in nystrom.py, the ends of a spectrum in lanczos.py.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,205 +18,201 @@ from influence_cli.errors import InfluenceError
 
 Product = Callable[[Tensor], Tensor]
 
+# A direction whose part beside the others is smaller than the root of this is left out of a block.
+DEPENDENT = 1e-12
+
 
 @dataclass(frozen=True)
 class SolveInfo:
     """What a solver did.
 
     Attributes:
-        method: ``cg`` or ``lissa``.
-        iterations: products with the whole matrix (cg), steps (lissa).
+        method: ``cg``, ``nystrom``, ``lissa`` or ``neumann``.
+        iterations: products of a block of vectors with the whole matrix (cg, nystrom), steps (lissa, neumann).
+        products: vectors multiplied with the matrix: the whole one (cg, nystrom) or that of a mini-batch.
         residual: the largest ‖v − A x‖ / ‖v‖ of all right sides, measured with the whole matrix.
         tolerance: what was asked.
         converged: residual ≤ tolerance.
-        scale: LiSSA's divisor of A; None for cg.
+        preconditioner: ``ggn-rows``, ``nystrom``, or empty for none.
+        scale: σ of a series; None for cg and nystrom.
+        damping: λ of A = H + (l2 + λ)I; None where a caller gave no more than a product.
     """
 
     method: str
     iterations: int
+    products: int
     residual: float
     tolerance: float
     converged: bool
+    preconditioner: str = ""
     scale: float | None = None
+    damping: float | None = None
 
 
 def conjugate_gradients(
     product: Product,
     v: Tensor,
     *,
+    precondition: Product | None = None,
     tolerance: float = 1e-5,
     max_iterations: int = 1000,
     on_iteration: Callable[[int, float], None] | None = None,
 ) -> tuple[Tensor, SolveInfo]:
-    """Solve A x = v for symmetric positive definite A; the right sides share each product.
+    """Solve A x = v for symmetric positive definite A by block conjugate gradients that cannot break down.
+
+    With R the residuals, Z = M⁻¹R and P an orthonormal basis of the directions (Ji & Li 2017, algorithm 2):
+    α = (PᵀAP)⁻¹PᵀR, X ← X + Pα, R ← R − APα, β = −(PᵀAP)⁻¹(AP)ᵀZ, P ← orth(Z + Pβ).
+    A right side that has converged, or whose direction depends on the others', gives no direction any more, and still
+    takes its share of theirs.
 
     Args:
         product: V [m, p] to V A [m, p].
         v: right sides [m, p].
+        precondition: R [m, p] to R M⁻¹, M symmetric positive definite and like A; None for M = I.
         tolerance: of the relative residual ‖v − A x‖ / ‖v‖.
-        max_iterations: products at most.
+        max_iterations: products of a block at most.
         on_iteration: called with (iterations, relative residual).
 
     Returns:
         x [m, p] in v's dtype, and what was done; the residual is measured anew at the end, not the recurrence's.
 
     Raises:
-        InfluenceError: a direction of negative curvature: A is not positive definite.
+        InfluenceError: a direction of negative curvature: A is not positive definite; a number that is not finite.
     """
+    check_limits(tolerance, max_iterations)
     # The recurrence runs in float64: in float32 the residuals lose conjugacy long before 1e-6.
-    b = v.double()
-    norms = b.norm(dim=1).clamp_min(1e-300)
+    b = v.to(_wide(v))
+    norms = b.norm(dim=1).clamp_min(torch.finfo(b.dtype).tiny)
+    block = _Block(
+        product, precondition or (lambda rows: rows), v.dtype, norms, tolerance, max_iterations, on_iteration
+    )
     x, r = torch.zeros_like(b), b.clone()
-    d, rr = r.clone(), (b * b).sum(dim=1)
-    iterations = 0
-    # With float32 products the true residual stays above the recurrence's: aim at a tenth of what is asked.
-    aim = 0.1 * tolerance * norms
-    while iterations < max_iterations and bool((rr.sqrt() > aim).any()):
-        active = rr.sqrt() > 0.1 * aim
-        image = product(d.to(v.dtype)).double()
-        iterations += 1
-        bend = (d * image).sum(dim=1)
-        if bool((bend[active] <= 0).any()):
-            worst = float((bend / (d * d).sum(dim=1))[active].min())
-            raise InfluenceError(
-                f"conjugate gradients met a direction of curvature {worst:.3g}: H + λI is not positive definite",
-                f"use curvature.matrix: ggn, or a damping above {-worst:.3g}",
-            )
-        step = torch.where(active, rr / bend, torch.zeros_like(rr))
-        x += step[:, None] * d
-        r -= step[:, None] * image
-        # float32 products drift from the recurrence: take the true residual now and then.
-        if iterations % 50 == 0:
-            r = b - product(x.to(v.dtype)).double()
-        fresh = (r * r).sum(dim=1)
-        d = r + torch.where(active, fresh / rr.clamp_min(1e-300), torch.zeros_like(rr))[:, None] * d
-        rr = fresh
-        if on_iteration is not None:
-            on_iteration(iterations, float((rr.sqrt() / norms).max()))
-    residual = float(((b - product(x.to(v.dtype)).double()).norm(dim=1) / norms).max())
-    solution = _finite(x.to(v.dtype), "conjugate gradients")
-    return solution, SolveInfo("cg", iterations, residual, tolerance, residual <= tolerance)
+    residual, last = _largest(r, norms), float("inf")
+    # float32 products drift from the recurrence: go on from the true residual for as long as that still helps.
+    while residual > tolerance and residual < 0.5 * last and block.iterations < max_iterations:
+        last = residual
+        x = x + block.run(r)
+        r = b - product(x.to(v.dtype)).to(b.dtype)
+        residual = _largest(r, norms)
+    info = SolveInfo("cg", block.iterations, block.products, residual, tolerance, residual <= tolerance)
+    return finite(x.to(v.dtype), "conjugate gradients"), info
 
 
-def lissa(
-    batch_product: Product,
-    product: Product,
-    v: Tensor,
-    *,
-    scale: float,
-    steps: int = 200,
-    tolerance: float = 1e-3,
-    max_rounds: int = 200,
-    on_round: Callable[[int, float], None] | None = None,
-) -> tuple[Tensor, SolveInfo]:
-    """Solve A x = v by the Neumann series x ← v + (I − A_B/σ) x on mini-batches B, divided by σ at the end.
+class _Block:
+    """The recurrence, and what it has taken so far."""
 
-    One run of the series from mini-batches never settles: its noise is that of A_B. So each round runs ``steps``
-    steps on what is left over, r = v − A x with the *whole* matrix, averages the second half of the iterates, and
-    adds the result to x (iterative refinement). The noise shrinks with r, and r is a certificate.
+    def __init__(
+        self,
+        product: Product,
+        precondition: Product,
+        dtype: torch.dtype,
+        norms: Tensor,
+        tolerance: float,
+        most: int,
+        tell: Callable[[int, float], None] | None,
+    ) -> None:
+        self._product, self._precondition, self._dtype = product, precondition, dtype
+        self._norms, self._tolerance, self._most, self._tell = norms, tolerance, most, tell
+        self.iterations = self.products = 0
 
-    Args:
-        batch_product: V [m, p] to V A_B [m, p] on the next mini-batch, unbiased: E[A_B] = A.
-        product: the same with the whole matrix.
-        v: right sides [m, p].
-        scale: σ, at least the largest eigenvalue of any A_B; doubled where the series grows.
-        steps: a round.
-        tolerance: of the relative residual.
-        max_rounds: rounds at most.
-        on_round: called with (round, relative residual).
+    def run(self, residuals: Tensor) -> Tensor:
+        """Solve for some residuals [m, p] until the recurrence says that all are within the tolerance."""
+        x, r, active = torch.zeros_like(residuals), residuals, self._active(residuals)
+        p = orthonormal(self._preconditioned(r[active]))
+        while self.iterations < self._most and len(p):
+            image = self._product(p.to(self._dtype)).to(p.dtype)
+            self.iterations += 1
+            self.products += len(p)
+            bend = finite(p @ image.T, "conjugate gradients")
+            bend = (bend + bend.T) / 2
+            require_positive(bend, "conjugate gradients met a direction")
+            step = torch.linalg.solve(bend, p @ r.T).T
+            x = x + step @ p
+            r = r - step @ image
+            if self._tell is not None:
+                self._tell(self.iterations, _largest(r, self._norms))
+            active = self._active(r)
+            if not bool(active.any()):
+                break
+            z = self._preconditioned(r[active])
+            p = orthonormal(z - torch.linalg.solve(bend, image @ z.T).T @ p)
+        return x
 
-    Returns:
-        x [m, p], and what was done.
+    def _active(self, r: Tensor) -> Tensor:
+        unsolved: Tensor = r.norm(dim=1) > self._tolerance * self._norms
+        return unsolved
+
+    def _preconditioned(self, r: Tensor) -> Tensor:
+        z: Tensor = self._precondition(r.to(self._dtype))
+        return z.to(r.dtype)
+
+
+def orthonormal(rows: Tensor) -> Tensor:
+    """Give an orthonormal basis of the span of rows [m, p]: [at most m, p]; what depends on the others is left out."""
+    sizes = rows.norm(dim=1, keepdim=True)
+    rows = (rows / sizes.clamp_min(torch.finfo(rows.dtype).tiny))[sizes[:, 0] > 0]
+    if not len(rows):
+        return rows
+    # Twice: the first time the smaller directions come out of a squared condition number.
+    for _ in range(2):
+        values, turn = torch.linalg.eigh(rows @ rows.T)
+        used = values > DEPENDENT * float(values[-1])
+        rows = (turn[:, used] / values[used].sqrt()).T @ rows
+    return rows
+
+
+def require_positive(bend: Tensor, where: str) -> None:
+    """Refuse a matrix A of which PᵀAP [d, d], P orthonormal, has an eigenvalue ≤ 0: then A has one as well.
 
     Raises:
-        InfluenceError: it grows at any scale: A is not positive definite.
+        InfluenceError: naming that eigenvalue, an upper bound of A's smallest.
     """
-    norms = v.norm(dim=1).clamp_min(1e-30)
-    x, r = torch.zeros_like(v), v
-    residual, taken, rounds, doublings = 1.0, 0, 0, 0
-    while residual > tolerance and rounds < max_rounds:
-        rounds += 1
-        y, mean = r, torch.zeros_like(r)
-        for step in range(steps):
-            y = r + y - batch_product(y) / scale
-            if step >= steps // 2:
-                mean += y / (steps - steps // 2)
-        taken += steps
-        candidate = x + mean / scale
-        left = v - product(candidate)
-        now = float((left.norm(dim=1) / norms).max())
-        if not math.isfinite(now) or now > 2 * residual:
-            doublings += 1
-            if doublings > 12:
-                raise InfluenceError(
-                    "LiSSA grows at any scale: H + λI is not positive definite",
-                    "use curvature.matrix: ggn, or a larger damping",
-                )
-            scale *= 2
-            continue
-        x, r, residual = candidate, left, now
-        if on_round is not None:
-            on_round(rounds, residual)
-    return _finite(x, "LiSSA"), SolveInfo("lissa", taken, residual, tolerance, residual <= tolerance, scale)
+    worst = float(torch.linalg.eigvalsh(bend)[0])
+    if worst <= 0:
+        refuse_indefinite(worst, where)
 
 
-def power_iteration(product: Product, size: int, *, like: Tensor, iterations: int = 30, seed: int = 0) -> float:
-    """Estimate the largest |eigenvalue| of a symmetric matrix, from below.
+def refuse_indefinite(worst: float, where: str) -> None:
+    """Say that A = H + (l2 + λ)I is not positive definite, and what to do.
 
-    Args:
-        product: V [1, p] to V A [1, p].
-        size: p.
-        like: a tensor of the dtype and device to work in.
-        iterations: products.
-        seed: of the start.
+    Raises:
+        InfluenceError: always.
     """
-    generator = torch.Generator().manual_seed(seed)
-    vector = torch.randn(1, size, generator=generator).to(like)
-    value = 0.0
-    for _ in range(iterations):
-        vector = vector / vector.norm().clamp_min(1e-30)
-        vector = product(vector)
-        value = float(vector.norm())
-    return value
+    raise InfluenceError(
+        f"{where} of curvature {worst:.3g}: H + λI is not positive definite",
+        f"use curvature.matrix: ggn, or raise curvature.damping by more than {max(-worst, 0.0):.3g}",
+    )
 
 
-def lanczos(
-    product: Product, size: int, *, like: Tensor, iterations: int = 30, seed: int = 0
-) -> tuple[float, float, float]:
-    """Measure the ends of a symmetric matrix's spectrum and its mean (Lanczos 1950; Hutchinson 1990).
+def check_limits(tolerance: float, max_iterations: int) -> None:
+    """Refuse limits under which nothing could be solved.
 
-    The start is a random vector of ±1, so the first Rayleigh quotient is an unbiased estimate of the mean eigenvalue.
-    Full reorthogonalisation in float64.
-
-    Returns:
-        (smallest, mean, largest) eigenvalue; the ends are estimates from inside the spectrum.
+    Raises:
+        InfluenceError: a tolerance outside (0, 1), or no iteration.
     """
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randint(0, 2, (size,), generator=generator).mul_(2).sub_(1).to(like.device, torch.float64)
-    basis = [start / start.norm()]
-    alphas: list[float] = []
-    betas: list[float] = []
-    for _ in range(min(iterations, size)):
-        image = product(basis[-1][None].to(like.dtype))[0].double()
-        alphas.append(float(basis[-1] @ image))
-        known = torch.stack(basis)
-        for _ in range(2):
-            image = image - known.T @ (known @ image)
-        beta = float(image.norm())
-        if beta <= 1e-10 * max(map(abs, alphas)):
-            break
-        betas.append(beta)
-        basis.append(image / beta)
-    tridiagonal = torch.diag(torch.tensor(alphas, dtype=torch.float64))
-    for i, beta in enumerate(betas[: len(alphas) - 1]):
-        tridiagonal[i, i + 1] = tridiagonal[i + 1, i] = beta
-    values = torch.linalg.eigvalsh(tridiagonal)
-    return float(values[0]), alphas[0], float(values[-1])
+    if not 0 < tolerance < 1:
+        raise InfluenceError(f"a tolerance of {tolerance:g}: expected a relative residual between 0 and 1")
+    if max_iterations < 1:
+        raise InfluenceError(f"a limit of {max_iterations} iterations solves nothing", "allow at least 1")
 
 
-def _finite(x: Tensor, name: str) -> Tensor:
+def finite(x: Tensor, name: str) -> Tensor:
+    """Pass on what is finite.
+
+    Raises:
+        InfluenceError: some number is not.
+    """
     if not bool(x.isfinite().all()):
         raise InfluenceError(
             f"{name} gave a number that is not finite", "use a larger damping, or curvature.method: explicit"
         )
     return x
+
+
+def _largest(r: Tensor, norms: Tensor) -> float:
+    return float((r.norm(dim=1) / norms).max()) if len(r) else 0.0
+
+
+def _wide(v: Tensor) -> torch.dtype:
+    # MPS has no float64.
+    return torch.float32 if v.device.type == "mps" else torch.float64

@@ -9,6 +9,8 @@ import pytest
 import torch
 from conftest import Command, edit
 
+from influence_cli.config import SOLVERS
+
 
 def error_of(influence: Command, cwd: Path, *words: object, stdin: str = "") -> tuple[str, str]:
     """Run a command that must fail, and give its error line and its hint."""
@@ -302,7 +304,7 @@ def test_labels_outside_the_outputs(influence: Command, project: Path) -> None:
 
 
 def test_mislabels_needs_a_method_with_a_spectrum(influence: Command, project: Path) -> None:
-    for method in ("cg", "lissa"):
+    for method in SOLVERS:
         words = ("--signal", "self-influence", "-s", f"curvature.method={method}")
         line, _ = error_of(influence, project, "mislabels", *words)
         assert "--signal self-influence: it would take a solve an example" in line

@@ -288,7 +288,7 @@ UNKNOWN = [
         "  dampng:",
         31,
         "'dampng' in 'curvature'",
-        "did you mean 'damping'? known: damping, matrix, method",
+        "did you mean 'damping'? known: damping, matrix, max_iterations, method, tolerance",
     ),
     ("  checkpoint:", "  chekpoint:", 4, "'chekpoint' in 'model'", "did you mean 'checkpoint'?"),
     ("  exclude:", "  exlude:", 11, "'exlude' in 'train'", "did you mean 'exclude'?"),

@@ -21,11 +21,15 @@ from influence_cli.blocks import keep
 from influence_cli.coordinates import Blocks, coordinates
 from influence_cli.curvature import ekfac
 from influence_cli.curvature.ekfac import fit
+from influence_cli.curvature.operator import Examples, mean_product
 from influence_cli.data import Batch
 from influence_cli.gradients import make_network
 from influence_cli.layers import Tape, forward
 from influence_cli.memory import available_bytes, example_bytes, halving, is_out_of_memory, plan_batch
 from influence_cli.network import Network, track
+from influence_cli.products import curvature_product
+from influence_cli.series import lissa
+from influence_cli.solvers import conjugate_gradients
 from influence_cli.store import Store
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
@@ -33,6 +37,8 @@ CPU = torch.device("cpu")
 MACHINE = 10**12
 # Bytes by which the process may grow with a batch. A tape of the test's model holds fifteen times as much.
 SLOPE = 2048
+# Bytes by which it may grow with a product of a solver, over 10,000 of them: 2 MB in all.
+SOLVER_SLOPE = 200
 
 
 def made(model: nn.Module, inputs: Tensor) -> Network:
@@ -481,3 +487,66 @@ def test_the_measurement_sees_tapes_that_are_kept(pass_of_a_basis: tuple[Network
         tapes.append(forward(network, inputs))
 
     assert growth(leak) > 4 * SLOPE
+
+
+# --- solvers
+
+
+class Kept:
+    """A product that keeps the graph of the last gradient alive, as several implementations do."""
+
+    def __init__(self, network: Network, inputs: Tensor, targets: Tensor) -> None:
+        self._network, self._inputs, self._targets = network, inputs, targets
+        self._slopes: list[Tensor] = []
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        wanted = list(self._network.parameters().values())
+        total = self._network.loss(self._network.model(self._inputs), self._targets).sum()
+        slopes = torch.autograd.grad(total, wanted, create_graph=True)
+        self._slopes += slopes
+        return curvature_product(self._network, self._inputs, self._targets, vectors, "ggn") + vectors
+
+
+@pytest.fixture
+def smallest() -> tuple[Network, Tensor, Tensor]:
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(4, 3), torch.randint(0, 2, (4,))
+    return made(nn.Linear(3, 2), inputs), inputs, targets
+
+
+def iterations_of(solver: str, product: Callable[[Tensor], Tensor], size: int, count: int) -> int:
+    """Run a solver for so many products with the curvature, and count them."""
+    taken = 0
+
+    def counted(vectors: Tensor) -> Tensor:
+        nonlocal taken
+        taken += 1
+        return product(vectors)
+
+    v = torch.randn(1, size, generator=torch.Generator().manual_seed(1))
+    while taken < count:
+        if solver == "cg":
+            conjugate_gradients(counted, v, tolerance=1e-4)
+        else:
+            lissa(counted, counted, v, scale=1e4, steps=count, max_iterations=count)
+    return taken
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says how much memory is resident")
+@pytest.mark.parametrize(("solver", "matrix", "rounds"), [("cg", "ggn", 2), ("lissa", "hessian", 31)])
+def test_ten_thousand_iterations_leave_nothing_behind(
+    solver: str, matrix: str, rounds: int, smallest: tuple[Network, Tensor, Tensor]
+) -> None:
+    network, inputs, targets = smallest
+    product = mean_product(network, Examples(inputs, targets, 4), matrix, 0.1)
+    slope = growth(lambda: iterations_of(solver, product, network.size, 100), batches=rounds, first=2) / 100
+    assert slope <= SOLVER_SLOPE
+    assert all(parameter.grad is None for parameter in network.model.parameters())
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says how much memory is resident")
+def test_the_measurement_sees_graphs_that_are_kept(smallest: tuple[Network, Tensor, Tensor]) -> None:
+    network, inputs, targets = smallest
+    product = Kept(network, inputs, targets)
+    slope = growth(lambda: iterations_of("cg", product, network.size, 100), batches=1, first=1) / 100
+    assert slope > 10 * SOLVER_SLOPE

@@ -20,6 +20,7 @@ from conftest import Command, edit
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from influence_cli.config import SOLVERS
 from influence_cli.store import Rows, Store
 from influence_cli.terminal import Terminal
 
@@ -148,7 +149,7 @@ def test_rows_are_the_gradients_in_the_eigenbasis_of_the_ggn(influence: Command,
     assert "next: influence rank" in done.err
 
 
-@pytest.mark.parametrize("method", ["identity", "cg", "lissa"])
+@pytest.mark.parametrize("method", ["identity", *SOLVERS])
 def test_methods_without_a_basis_keep_raw_gradients(influence: Command, project: Path, method: str) -> None:
     influence("gradients", "-s", f"curvature.method={method}", cwd=project)
     gradients, losses, _, _ = closed_form(project)

@@ -22,6 +22,7 @@ from influence_cli.commands.options import (
     Report,
     Set,
     SkipUnreadable,
+    Strict,
     Verbose,
     with_precision,
 )
@@ -88,6 +89,7 @@ def command(
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
+    strict: Strict = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -139,6 +141,7 @@ def command(
         files=(report, plot),
         dialects=DIALECTS,
     )
+    from influence_cli.config import SOLVERS
     from influence_cli.explain import COLUMNS as EXPLAINED
     from influence_cli.explain import explain_rows, row_among
     from influence_cli.label_files import read_truth
@@ -163,7 +166,7 @@ def command(
         on=on,
         checkpoints=len(tasks),
         tests=tasks[0].test is not None,
-        solves=session.config.curvature.method in ("cg", "lissa"),
+        solves=session.config.curvature.method in SOLVERS,
         probabilities=probabilities is not None,
     )
     if damping_sweep:
@@ -180,6 +183,7 @@ def command(
         terminal=session.terminal,
         skip_unreadable=skip_unreadable,
         run=session.run,
+        strict=strict,
     )
     if explain is not None:
         emit(session, explain_rows(result, split, classes, explain), EXPLAINED)

@@ -55,6 +55,9 @@ OnTheFly = Annotated[
 DampingSweep = Annotated[
     bool, typer.Option("--damping-sweep", help="Also say how the ranking changes at λ × 0.01 to 100, from the store.")
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Exit 2 without results if a solver (cg, lissa, …) does not converge.")
+]
 Precision = Annotated[
     str | None,
     typer.Option("--precision", metavar="float32|tf32|bf16", help="Of the layer pass; the same as -s precision=…"),

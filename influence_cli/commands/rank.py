@@ -24,6 +24,7 @@ from influence_cli.commands.options import (
     Report,
     Set,
     SkipUnreadable,
+    Strict,
     Top,
     Verbose,
     with_precision,
@@ -101,6 +102,7 @@ def command(
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
+    strict: Strict = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -152,10 +154,20 @@ def command(
     )
     count = None if all_ else top
     if train is not None:
-        _rank_tests(session, train, target, count, skip_unreadable)
+        _rank_tests(session, train, target, count, skip_unreadable, strict)
     else:
         options = _Options(
-            target, aggregate, matrix, count, report, plot, attribution, damping_sweep, skip_unreadable, on_the_fly
+            target,
+            aggregate,
+            matrix,
+            count,
+            report,
+            plot,
+            attribution,
+            damping_sweep,
+            skip_unreadable,
+            on_the_fly,
+            strict,
         )
         _rank(session, tests or [], options)
 
@@ -172,6 +184,7 @@ class _Options:
     sweep: bool
     skip: bool
     on_the_fly: bool
+    strict: bool
 
 
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
@@ -217,6 +230,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
                 skip_unreadable=options.skip,
                 run=session.run,
                 sinks=[sink for sink in (matrix, held) if sink is not None],
+                strict=options.strict,
             )
             for group in groups:
                 if drawn and not kept:
@@ -269,7 +283,7 @@ def _sweep(
     note_sweep(session, rows, top, f"influence on {what}" if options.aggregate else f"influence, {what}")
 
 
-def _rank_tests(session: Session, train: int, target: str, count: int | None, skip: bool) -> None:
+def _rank_tests(session: Session, train: int, target: str, count: int | None, skip: bool, strict: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.precompute import prepare_all
     from influence_cli.rank import rank_tests, row_of, training_facts
@@ -287,6 +301,7 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, sk
         terminal=session.terminal,
         skip_unreadable=skip,
         run=session.run,
+        strict=strict,
     )
     emit(session, test_rows(stores[0], tests, values, training_facts(stores), train, count), COLUMNS)
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from influence_cli.config import SOLVERS
 from influence_cli.curvature.explicit import MAX_PARAMETERS
 from influence_cli.errors import InfluenceError
 from influence_cli.network import Network, output_layer
 
 # About 5,000, with room for the 10-class head of a ResNet-18 (5,130).
 AUTO_PARAMETERS = 6_000
-JOINT, LAYERED, RAW = ("explicit", "arnoldi"), ("ekfac", "kfac"), ("identity", "fisher", "cg", "lissa")
+JOINT, LAYERED, RAW = ("explicit", "arnoldi"), ("ekfac", "kfac"), ("identity", "fisher", *SOLVERS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,12 @@ class Choice:
     @property
     def solves(self) -> bool:
         """Say whether each right side takes an iterative solver."""
-        return self.method in ("cg", "lissa")
+        return self.method in SOLVERS
+
+    @property
+    def is_preconditioned(self) -> bool:
+        """Say whether the solver takes a preconditioner that is made of gradients."""
+        return self.method in ("cg", "neumann")
 
 
 def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor, where: str) -> Choice:
@@ -84,7 +90,8 @@ def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor,
     if method in LAYERED and matrix == "hessian":
         raise InfluenceError(
             f"{where}: curvature {method} has no Hessian: it factors the GGN",
-            "use curvature.matrix: ggn; a Hessian goes with explicit (fewer layers), arnoldi, cg or lissa",
+            "use curvature.matrix: ggn; a Hessian goes with explicit (fewer layers), arnoldi, cg, nystrom, lissa or "
+            "neumann",
         )
     if method not in LAYERED and matrix == "empirical":
         raise InfluenceError(

@@ -69,8 +69,13 @@ def choose_damping(
         smallest: min Λ.
         means: mean of Λ of each group of coordinates.
         largest: max Λ.
+
+    Raises:
+        InfluenceError: λ is negative or not finite.
     """
     if not isinstance(given, str):
+        if not 0 <= given < np.inf:
+            raise InfluenceError(f"a damping of {given:g}: expected auto or a number ≥ 0", "λ = 0 is none at all")
         return Damping((float(given),) * len(means), "given")
     if convex and l2 > 0:
         return Damping((0.0,) * len(means), "auto: the objective is convex and l2 > 0")
@@ -99,5 +104,6 @@ def check_poles(smallest: float, shift: float | np.ndarray) -> None:
     if smallest + least <= 0:
         raise InfluenceError(
             f"the curvature is singular or indefinite: −min Λ = {-smallest:.3g}, l2 + λ = {least:.3g} is not above it",
-            f"set curvature.damping above {max(-smallest, 0.0):.3g}, or leave it at auto",
+            f"set curvature.damping above {max(-smallest, 0.0):.3g}, or leave it at auto"
+            + (", or use curvature.matrix: ggn" if smallest < 0 else ""),
         )

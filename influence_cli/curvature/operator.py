@@ -1,4 +1,4 @@
-"""H + (l2 + λ)I as a product over the whole training set, for cg and LiSSA: nothing of size p² is formed."""
+"""H + (l2 + λ)I as a product over the whole training set, for the solvers: nothing of size p² is formed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.data import Batch
+from influence_cli.lanczos import power_iteration
 from influence_cli.network import Network
 from influence_cli.products import curvature_product
 
@@ -82,10 +83,26 @@ def batch_product(
     return product
 
 
-def largest_batch_eigenvalue(network: Network, examples: Examples, matrix: str, seed: int, batches: int = 4) -> float:
-    """Estimate the largest eigenvalue of the curvature of a mini-batch, over a few of them, by power iteration."""
-    from influence_cli.solvers import power_iteration
+def largest_batch_eigenvalue(
+    network: Network,
+    examples: Examples,
+    matrix: str,
+    shift: float,
+    seed: int,
+    precondition: Callable[[Tensor], Tensor] | None = None,
+    batches: int = 4,
+) -> float:
+    """Estimate the largest eigenvalue of M⁻¹(H_B + shift·I) of a mini-batch B, over a few of them, by power iteration.
 
+    Args:
+        network: the model.
+        examples: the training examples.
+        matrix: ``ggn`` or ``hessian``.
+        shift: l2 + λ.
+        seed: of the mini-batches and the start.
+        precondition: R [m, p] to R M⁻¹; None for M = I.
+        batches: how many.
+    """
     source = _shuffled(len(examples), examples.batch, seed)
     largest = 0.0
     for _ in range(batches):
@@ -93,7 +110,8 @@ def largest_batch_eigenvalue(network: Network, examples: Examples, matrix: str, 
         x, y = examples.inputs[chosen], examples.targets[chosen]
 
         def product(vectors: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
-            return curvature_product(network, x, y, vectors, matrix) / len(y)
+            image = curvature_product(network, x, y, vectors, matrix) / len(y) + shift * vectors
+            return image if precondition is None else precondition(image)
 
         like = next(network.model.parameters())
         largest = max(largest, power_iteration(product, network.size, like=like, iterations=12, seed=seed))

@@ -1,0 +1,90 @@
+"""The size and the ends of a symmetric matrix's spectrum, from products with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor], Tensor]
+
+# Random vectors whose mean quotient beside the Krylov space is that of the rest.
+PROBES = 4
+
+
+class Ends(NamedTuple):
+    """Eigenvalues of a symmetric matrix; the ends are estimates from inside the spectrum."""
+
+    smallest: float
+    mean: float
+    largest: float
+
+
+def power_iteration(product: Product, size: int, *, like: Tensor, iterations: int = 30, seed: int = 0) -> float:
+    """Estimate the largest |eigenvalue| of a symmetric matrix, or of one preconditioned: M⁻¹A has real ones too.
+
+    Args:
+        product: V [1, p] to V A [1, p].
+        size: p.
+        like: a tensor of the dtype and device to work in.
+        iterations: products.
+        seed: of the start.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vector = torch.randn(1, size, generator=generator).to(like)
+    value = 0.0
+    for _ in range(iterations):
+        vector = vector / vector.norm().clamp_min(1e-30)
+        vector = product(vector)
+        value = float(vector.norm())
+    return value
+
+
+def lanczos(product: Product, size: int, *, like: Tensor, iterations: int = 30, seed: int = 0) -> Ends:
+    """Measure the ends of a symmetric matrix's spectrum (Lanczos 1950) and its mean (Meyer et al. 2021, "Hutch++").
+
+    Full reorthogonalisation in float64, on the CPU: not every device has that.
+
+    Args:
+        product: V [1, p] to V A [1, p].
+        size: p.
+        like: a tensor of the dtype and device of the products.
+        iterations: products, at most p; a few more are for the mean.
+        seed: of the start.
+
+    Returns:
+        (smallest, mean, largest) eigenvalue; the ends are estimates from inside the spectrum.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randint(0, 2, (size,), generator=generator).mul_(2).sub_(1).double()
+    basis = [start / start.norm()]
+
+    def image_of(vector: Tensor) -> Tensor:
+        return product(vector[None].to(like))[0].cpu().double()
+
+    alphas: list[float] = []
+    betas: list[float] = []
+    for _ in range(min(iterations, size)):
+        image = image_of(basis[-1])
+        alphas.append(float(basis[-1] @ image))
+        known = torch.stack(basis)
+        for _ in range(2):
+            image = image - known.T @ (known @ image)
+        beta = float(image.norm())
+        if beta <= 1e-10 * max(map(abs, alphas)):
+            break
+        betas.append(beta)
+        basis.append(image / beta)
+    tridiagonal = torch.diag(torch.tensor(alphas, dtype=torch.float64))
+    for i, beta in enumerate(betas[: len(alphas) - 1]):
+        tridiagonal[i, i + 1] = tridiagonal[i + 1, i] = beta
+    values = torch.linalg.eigvalsh(tridiagonal)
+    # In the Krylov space, where the largest eigenvalues lie, the trace is known; probes estimate what lies beside it.
+    known, trace = torch.stack(basis[: len(alphas)]), sum(alphas)
+    for _ in range(PROBES if len(alphas) < size else 0):
+        probe = torch.randint(0, 2, (size,), generator=generator).mul_(2).sub_(1).double()
+        probe -= known.T @ (known @ probe)
+        trace += float(probe @ image_of(probe)) / PROBES
+    return Ends(float(values[0]), trace / size, float(values[-1]))

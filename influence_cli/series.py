@@ -1,0 +1,126 @@
+"""LiSSA and the preconditioned Neumann iteration for A x = v, A = H + (l2 + λ)I, from products with mini-batches of A.
+
+Right when a product over all data at each step is too dear. LiSSA (Agarwal, Bullins & Hazan 2017; Koh & Liang 2017,
+section 3) needs steps in proportion to A's condition number, the preconditioned iteration (as in Wang et al. 2025,
+"ASTRA") to that of M⁻¹A. Both are certified by their residual with the whole matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from influence_cli.errors import InfluenceError
+from influence_cli.lanczos import lanczos, power_iteration
+from influence_cli.solvers import Product, SolveInfo, check_limits, finite, refuse_indefinite
+
+# σ beside the largest eigenvalue that power iteration finds from below.
+MARGIN = 1.2
+# Times that σ is doubled before a series that does not settle is given up.
+DOUBLINGS = 12
+# Steps between two looks at whether a series has left the range of its numbers.
+LOOK = 50
+
+
+def lissa(
+    batch_product: Product,
+    product: Product,
+    v: Tensor,
+    *,
+    precondition: Product | None = None,
+    scale: float | None = None,
+    steps: int = 200,
+    tolerance: float = 1e-3,
+    max_iterations: int = 40_000,
+    on_round: Callable[[int, float], None] | None = None,
+) -> tuple[Tensor, SolveInfo]:
+    """Solve A x = v by the series y ← M⁻¹r/σ + (I − M⁻¹A_B/σ) y on mini-batches B; M = I is LiSSA.
+
+    One run of the series from mini-batches never settles: its noise is that of A_B. So each round runs ``steps``
+    steps on what is left over, r = v − A x with the *whole* matrix, averages the second half of the iterates, and
+    adds the result to x (iterative refinement). The noise shrinks with r, and r is a certificate: along a direction
+    of negative curvature it grows.
+
+    Args:
+        batch_product: V [m, p] to V A_B [m, p] on the next mini-batch, unbiased: E[A_B] = A.
+        product: the same with the whole matrix.
+        v: right sides [m, p].
+        precondition: R [m, p] to R M⁻¹, M symmetric positive definite; None for M = I.
+        scale: σ, at least half the largest eigenvalue of any M⁻¹A_B; None for 1.2 × what power iteration on
+            mini-batches finds. Doubled where the series does not settle.
+        steps: a round; doubled with σ.
+        tolerance: of the relative residual.
+        max_iterations: steps at most.
+        on_round: called with (steps so far, relative residual).
+
+    Returns:
+        x [m, p], and what was done; x is the best of all rounds.
+
+    Raises:
+        InfluenceError: A is not positive definite; no σ makes the series settle; a number that is not finite.
+    """
+    check_limits(tolerance, max_iterations)
+    m_inverse = precondition or (lambda rows: rows)
+    name = "LiSSA" if precondition is None else "the Neumann iteration"
+    if scale is None:
+        scale = MARGIN * power_iteration(lambda u: m_inverse(batch_product(u)), v.shape[1], like=v)
+    finite(torch.tensor(scale), "power iteration")
+    norms = v.norm(dim=1).clamp_min(1e-30)
+    x, r = torch.zeros_like(v), v
+    residual = float((v.norm(dim=1) / norms).max())
+    taken = doublings = 0
+    positive = False
+    while residual > tolerance and taken < max_iterations:
+        count = min(steps, max_iterations - taken)
+        y = _round(batch_product, m_inverse, r, scale, count)
+        taken += count
+        candidate = x + y
+        left = v - product(candidate)
+        now = float((left.norm(dim=1) / norms).max())
+        if math.isfinite(now) and now < residual:
+            x, r, residual = candidate, left, now
+        else:
+            # Too small a σ, or noise that wants more steps at a larger one, or a direction in which nothing settles.
+            positive = positive or _require_definite(product, v, name)
+            doublings += 1
+            if doublings > DOUBLINGS:
+                raise InfluenceError(
+                    f"{name} settles at no scale up to {scale:.3g}: H + λI is singular to rounding, or not finite",
+                    "use a larger curvature.damping, or curvature.method: cg",
+                )
+            scale, steps = 2 * scale, 2 * steps
+        if on_round is not None:
+            on_round(taken, residual)
+    converged = residual <= tolerance
+    if not converged and not positive:
+        _require_definite(product, v, name)
+    method = "lissa" if precondition is None else "neumann"
+    return finite(x, name), SolveInfo(method, taken, taken * len(v), residual, tolerance, converged, scale=scale)
+
+
+def _round(batch_product: Product, m_inverse: Product, r: Tensor, scale: float, steps: int) -> Tensor:
+    """Run the series on r and average the second half of its iterates."""
+    first = m_inverse(r) / scale
+    y, mean = first, torch.zeros_like(r)
+    for step in range(steps):
+        y = first + y - m_inverse(batch_product(y)) / scale
+        if step >= steps // 2:
+            mean += y / (steps - steps // 2)
+        if step % LOOK == LOOK - 1 and not bool(y.isfinite().all()):
+            break
+    return mean
+
+
+def _require_definite(product: Product, v: Tensor, name: str) -> bool:
+    """Measure the smallest eigenvalue where a series does not settle: one ≤ 0 is why.
+
+    Raises:
+        InfluenceError: there is one.
+    """
+    smallest = lanczos(product, v.shape[1], like=v, iterations=60).smallest
+    if smallest <= 0 or not math.isfinite(smallest):
+        refuse_indefinite(smallest, f"{name} does not settle: there is a direction")
+    return True
