@@ -55,7 +55,8 @@ def lanczos(product: Product, size: int, *, like: Tensor, iterations: int = 30, 
         seed: of the start.
 
     Returns:
-        (smallest, mean, largest) eigenvalue; the ends are estimates from inside the spectrum.
+        (smallest, mean, largest) eigenvalue; the ends are estimates from inside the spectrum. Of a large eigenvalue
+        that is there several times one direction is known, and probes have to find the others.
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randint(0, 2, (size,), generator=generator).mul_(2).sub_(1).double()
