@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def mislabels_page(
     sections = [Section("Most suspicious labels", None, (Row("", "", cards),)), *_besides(result, split, classes)]
     return Page(
         title="influence mislabels",
-        sentence=sentence(session, tasks, stores, f"{split.name} labels ranked by {signal}"),
+        sentence=sentence(session, tasks, stores, f"{len(result.order):,} {split.name} labels ranked by {signal}"),
         meaning=tuple(meaning),
         classes=_class_table(result, classes),
         sections=tuple(sections),
@@ -89,7 +90,7 @@ def mislabels_page(
         notes=(f"The {len(cards)} most suspicious of {len(result.order):,} examples are shown.",),
         command=command_line(),
         config=config_text(session),
-        desk=Desk(_desk_key(split, classes), split.name, tuple(classes)),
+        desk=Desk(_desk_key(split, classes), split.name, len(split.labels), tuple(classes)),
     )
 
 
@@ -97,7 +98,9 @@ def _desk_key(split: Split, classes: Sequence[str]) -> str:
     """Name a data set and its labels: decisions go on from page to page until a label changes."""
     state = xxhash.xxh3_128("\0".join((split.name, *classes)).encode(errors="surrogatepass"))
     state.update(split.labels.tobytes())
-    state.update("\0".join(split.paths or ()).encode(errors="surrogatepass"))
+    # From the folder that all files lie in: a project that is moved as a whole stays the same.
+    root = os.path.commonpath([os.path.dirname(path) for path in split.paths]) if split.paths else ""  # noqa: PTH120
+    state.update("\0".join(path.removeprefix(root) for path in split.paths or ()).encode(errors="surrogatepass"))
     return state.hexdigest()
 
 

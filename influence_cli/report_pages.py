@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from influence_cli.attribution import attribution_cards
+from influence_cli.config import Config
 from influence_cli.data import Split, file_input, raw_image
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.facts import TestFacts, TrainingFacts
@@ -219,7 +220,7 @@ def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]
     found = (
         f"{config.model.factory} from {task.checkpoint.name}"
         + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
-        + f", {len(task.train):,} training examples of {len(task.classes)} classes"
+        + f", {_data_name(config)}: {len(task.train):,} training examples of {len(task.classes)} classes"
         + (f"; {method}" if method else "")
     )
     if stores:
@@ -228,6 +229,12 @@ def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]
         found += f"; curvature {method} over {prepared.choice.network.size:,} parameters"
         found += _damping_text(facts.get("damping")) + f", l2 = {task.l2:g}"
     return found + f"; {session.seconds:.1f} s."
+
+
+def _data_name(config: Config) -> str:
+    """Name the training data: the data set's class, and the folder that it is told."""
+    root = config.train.args.get("root")
+    return config.train.dataset.rpartition(".")[2] + (f" {root}" if isinstance(root, str) else "")
 
 
 def _damping_text(damping: float | dict[str, float] | None) -> str:

@@ -42,7 +42,7 @@ def desk_page(classes: tuple[str, ...] = ("ant", "bee", "cat"), key: str = "k", 
         cards.append(Card(image, f"example {index}", label, facts, "suspect", label, (), review))
     table = Table("Classes", ("label", "examples"), (("ant", "10"), ("bee", "9"), ("cat", "100")))
     sections = (Section("Labels", None, (Row("", "", tuple(cards)),)),)
-    desk = Desk(key, "train", classes)
+    desk = Desk(key, "train", 6000, classes)
     return Page("desk", "S", ("M",), table, sections, None, (), (), (), "influence mislabels", "{}", desk)
 
 
@@ -69,6 +69,11 @@ def test_buttons_decide_and_say_so(desk: Opened) -> None:
     desk.card(0).get_by_text("Drop").click()
     assert desk.decided(0) == "drop"
     assert desk.status() == "Example 0: drop."
+    drop = desk.card(0).locator('[data-do="drop"]')
+    # Once more takes it back.
+    drop.click()
+    assert (desk.decided(0), desk.status()) == ("", "Example 0: undecided.")
+    drop.click()
     assert desk.tab.locator("#progress").evaluate("bar => [bar.value, bar.max]") == [4, 8]
 
 
@@ -97,6 +102,28 @@ def test_arrows_move_along_and_across(desk: Opened) -> None:
         desk.tab.keyboard.press(key)
         visited.append(desk.focused())
     assert visited == ["0", "1", str(1 + columns), "1", "0", "0"]
+
+
+@pytest.mark.parametrize("size", [(1000, 500), (420, 800)])
+def test_the_card_in_focus_is_never_under_the_bar(desk: Opened, size: tuple[int, int]) -> None:
+    desk.tab.set_viewport_size({"width": size[0], "height": size[1]})
+    for key in ("ArrowRight", *["ArrowDown"] * 8, *["ArrowUp"] * 8):
+        desk.tab.keyboard.press(key)
+        top, bar = desk.tab.evaluate(
+            "(() => { const bar = document.querySelector('.bar'), fixed = getComputedStyle(bar).position === 'sticky';"
+            "const end = fixed ? bar.getBoundingClientRect().bottom : 0;"
+            "return [document.activeElement.getBoundingClientRect().top, end]; })()"
+        )
+        assert top >= bar - 1
+
+
+def test_tab_stops_at_one_card(desk: Opened) -> None:
+    stops = "[...document.querySelectorAll('li[data-index], li[data-index] *')].filter((one) => one.tabIndex === 0)"
+    assert desk.tab.evaluate(f"new Set({stops}.map((one) => one.closest('li').dataset.index)).size") == 1
+    desk.card(3).get_by_text("Keep").click()
+    assert desk.tab.evaluate(f"{stops}.every((one) => one.closest('li').dataset.index === '3')")
+    desk.tab.keyboard.press("Tab")
+    assert desk.tab.evaluate("document.activeElement.textContent") == "→ bee"
 
 
 def test_any_class_by_typing(desk: Opened) -> None:
@@ -184,6 +211,12 @@ def test_decisions_on_what_the_page_does_not_show_are_kept(desk: Opened, tmp_pat
     text = "index,path,label,decision,new_label\n0,/data/ant/0.png,ant,keep,\n5000,/data/cat/x.png,cat,relabel,bee\n"
     assert desk.load(text, tmp_path) == "2 decisions imported, 1 of them on this page."
     assert desk.export() == text
+    assert desk.status().startswith("2 decisions exported (1 of them on examples that this page does not show); next: ")
+
+
+def test_a_project_that_has_moved_is_the_same(desk: Opened, tmp_path: Path) -> None:
+    text = "index,path,label,decision,new_label\n0,/elsewhere/ant/0.png,ant,drop,\n1,,bee,keep,\n"
+    assert desk.load(text, tmp_path) == "2 decisions imported, 2 of them on this page."
 
 
 BAD = [
@@ -198,6 +231,9 @@ BAD = [
     ("HEAD\n0,,bee,keep,\n", 'line 2: example 0 is labelled "ant" here, "bee" in the file'),
     ("HEAD\n0,,ant,keep,\n0,,ant,drop,\n", "line 3: example 0 is decided twice"),
     ("HEAD\n0,,ant,keep\n", "line 2: 4 fields, not 5"),
+    ("HEAD\n0,/data/ant/7.png,ant,keep,\n", "line 2: example 0 is ant/0.png here, ant/7.png in the file"),
+    ("HEAD\n6000,,ant,keep,\n", "line 2: there is no example 6000; the data set has 6000"),
+    ("HEAD\n5000,,dog,keep,\n", 'line 2: there is no class "dog"'),
     ('HEAD\n0,"a\nb",ant,keep,\n1,"open,bee,keep,\n', "line 4: a quotation mark is open at the end of the file"),
 ]  # fmt: skip
 
@@ -269,6 +305,9 @@ def test_without_storage_it_works_and_says_so(browser: Browser, tmp_path: Path) 
     opened.card(0).get_by_text("Keep").click()
     assert opened.decided(0) == "keep"
     assert "0,/data/ant/0.png,ant,keep," in opened.export()
+    warning = tab.locator("#unkept")
+    assert warning.is_visible()
+    assert warning.inner_text() == "This browser keeps nothing for the page: export before you close it."
     context.close()
 
 

@@ -150,7 +150,7 @@ def test_data_is_escaped_everywhere() -> None:
         notes=(EVIL,),
         command=EVIL,
         config=EVIL,
-        desk=Desk(EVIL, EVIL, (EVIL, "x")),
+        desk=Desk(EVIL, EVIL, 2, (EVIL, "x")),
     )
     text = render_page(hostile)
     text.encode("utf-8")

@@ -115,6 +115,7 @@ def command(
       influence mislabels --fail-above 100 -q > /dev/null || echo "too many suspicious labels"
     """
     from influence_cli.commands.session import begin, emit, load
+    from influence_cli.report.html import check_page
     from influence_cli.report.plot import check_plot
 
     if on not in ("train", "test"):
@@ -130,7 +131,10 @@ def command(
             "--explain",
             "leave one of them out",
         )
+    if explain is not None and report is not None:
+        raise InfluenceError("--explain does not go with --report", "that shows all labels: leave one of them out")
     check_plot(plot)
+    check_page(report)
     session = begin(
         config,
         with_precision(set_, precision),

@@ -124,6 +124,7 @@ def command(
       influence rank --train 4211
     """
     from influence_cli.commands.session import begin
+    from influence_cli.report.html import check_page
     from influence_cli.report.plot import check_plot
 
     if (train is None) == (not tests):
@@ -143,6 +144,7 @@ def command(
     if damping_sweep and (train is not None or on_the_fly):
         raise InfluenceError("--damping-sweep goes with neither --train nor --on-the-fly", "leave one of them out")
     check_plot(plot)
+    check_page(report)
     session = begin(
         config,
         with_precision(set_, precision),

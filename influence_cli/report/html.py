@@ -153,11 +153,13 @@ class Desk:
     Attributes:
         key: names the data set and its labels: pages with the same key share their decisions.
         split: ``train`` or ``test``.
+        count: examples of the data set, those not shown included.
         classes: every class that a label can be.
     """
 
     key: str
     split: str
+    count: int
     classes: tuple[str, ...]
 
 
@@ -212,6 +214,7 @@ class Page:
         return {
             "key": self.desk.key,
             "split": self.desk.split,
+            "count": self.desk.count,
             "classes": [[name, printable(name)] for name in self.desk.classes],
             "examples": list(examples.values()),
         }
@@ -262,6 +265,16 @@ def render_page(page: Page) -> str:
     return environment.get_template("report.html.j2").render(page=page)
 
 
+def check_page(path: Path | None) -> None:
+    """Refuse a name that is no page's, before any work.
+
+    Args:
+        path: of ``--report``, or None for none.
+    """
+    if path is not None and path.suffix.lower() not in SUFFIXES:
+        raise InfluenceError(f"{path}: a page is HTML", f"name it {path.with_suffix('.html').name}")
+
+
 def write_page(page: Page, path: Path) -> int:
     """Write a page of at most 5 MB: where it is larger, the last images of the rows are left out, and it says so.
 
@@ -275,8 +288,7 @@ def write_page(page: Page, path: Path) -> int:
     Raises:
         InfluenceError: the file cannot be written, or its text alone is larger than 5 MB.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InfluenceError(f"{path}: a page is HTML", f"name it {path.with_suffix('.html').name}")
+    check_page(path)
     text = _fitting(page, path)
     with open_output(path) as stream:
         stream.write(text)

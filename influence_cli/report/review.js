@@ -10,23 +10,32 @@
   const typed = new Map([...desk.classes.map(([name, spelt]) => [spelt, name]), ...desk.classes.map(([name]) => [name, name])]);
   const cards = [...document.querySelectorAll("li[data-index]")];
   const status = document.getElementById("status"), progress = document.getElementById("progress");
+  const bar = document.querySelector(".bar");
   const undoButton = document.getElementById("undo");
   const indexOf = (card) => Number(card.dataset.index);
   let decisions = new Map();  // index → a row of COLUMNS
   const past = [];  // what was there before each step: lists of [index, row or undefined]
-  let current = null, keeps = true;
+  let current = null, reachable = null, keeps = true;
+  const tail = (path) => path.split(/[/\\]/).slice(-2).join("/");
 
   const say = (text) => { status.textContent = text; };
 
   // Why a row cannot be taken, or null.
   const fault = (row) => {
-    const [index, , label, decision, newLabel] = row;
+    const [index, path, label, decision, newLabel] = row;
     if (!Number.isSafeInteger(index) || index < 0) return `${row[0]} is not an index`;
+    if (index >= desk.count) return `there is no example ${index}; the data set has ${desk.count}`;
     if (!DECISIONS.includes(decision)) return `there is no decision "${decision}"; known: ${DECISIONS.join(", ")}`;
+    if (!shown.has(label)) return `there is no class "${label}"`;
     if (decision === "relabel" && !shown.has(newLabel)) return `there is no class "${newLabel}"`;
     if (decision !== "relabel" && newLabel !== "") return `${decision} takes no new label, "${newLabel}" is given`;
     const example = examples.get(index);
     if (example && example.label !== label) return `example ${index} is labelled "${shown.get(example.label)}" here, "${label}" in the file`;
+    // As saved, a byte that is not UTF-8 is U+FFFD; a project may have moved as a whole.
+    const own = example?.path?.replace(/[\uD800-\uDFFF]/g, "\uFFFD");
+    if (own && path !== "" && tail(own) !== tail(path.replace(/[\uD800-\uDFFF]/g, "\uFFFD"))) {
+      return `example ${index} is ${tail(own)} here, ${tail(path)} in the file`;
+    }
     return null;
   };
 
@@ -42,8 +51,8 @@
     try {
       localStorage.setItem(KEY, JSON.stringify([...decisions.values()]));
     } catch (error) {
-      if (keeps) say("This browser keeps nothing for the page: export before you close it.");
       keeps = false;
+      document.getElementById("unkept").hidden = false;
     }
   };
   addEventListener("beforeunload", (event) => { if (!keeps && past.length) event.preventDefault(); });
@@ -79,10 +88,12 @@
     save();
     paint();
   };
+  // The same decision once more takes it back.
   const decide = (card, decision, newLabel = "") => {
-    const index = indexOf(card), { path, label } = examples.get(index);
-    change([[index, [index, path ?? "", label, decision, newLabel]]]);
-    say(`Example ${index}: ${words(decisions.get(index))}.`);
+    const index = indexOf(card), { path, label } = examples.get(index), before = decisions.get(index);
+    const same = before && before[3] === decision && before[4] === newLabel;
+    change([[index, same ? undefined : [index, path ?? "", label, decision, newLabel]]]);
+    say(`Example ${index}: ${same ? "undecided" : words(decisions.get(index))}.`);
   };
   const undo = () => {
     const step = past.pop();
@@ -98,11 +109,20 @@
   };
 
   const visible = () => cards.filter((card) => !card.hidden);
+  // One card at a time, and its buttons, are what Tab stops at.
+  const stops = (card, index) => {
+    card.tabIndex = index;
+    for (const control of card.querySelectorAll("button, input")) control.tabIndex = index;
+  };
+  const take = (card) => {
+    if (reachable && reachable !== card) stops(reachable, -1);
+    stops(card, 0);
+    current = reachable = card;
+  };
   const select = (card) => {
     if (!card) return;
-    for (const other of cards) other.tabIndex = other === card ? 0 : -1;
-    current = card;
-    card.focus();
+    take(card);
+    card.focus({ preventScroll: true });
     card.scrollIntoView({ block: "nearest" });
   };
   const beside = (card, by) => {
@@ -131,17 +151,15 @@
   };
 
   for (const card of cards) {
-    card.addEventListener("focusin", () => {
-      for (const other of cards) other.tabIndex = other === card ? 0 : -1;
-      current = card;
-    });
+    card.addEventListener("focusin", () => take(card));
+    stops(card, -1);
     for (const button of card.querySelectorAll("button[data-do]")) {
       button.addEventListener("click", () => {
         if (button.dataset.do === "relabel") relabel(card); else decide(card, button.dataset.do);
       });
     }
     const input = card.querySelector("input");
-    const take = () => {
+    const relabelAs = () => {
       const text = input.value.trim();
       if (text === "") return;
       const name = typed.get(text) ?? [...typed].find(([spelt]) => spelt.toLowerCase() === text.toLowerCase())?.[1];
@@ -154,7 +172,7 @@
         input.value = "";
       }
     };
-    input.addEventListener("change", take);
+    input.addEventListener("change", relabelAs);
     input.addEventListener("keydown", (event) => {
       if (event.key === "Escape") input.value = "";
       if (event.key === "Escape" || event.key === "Enter") {
@@ -219,7 +237,9 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
     const on = desk.split === "train" ? "" : ` --on ${desk.split}`;
-    say(`${rows.length} decisions exported; next: influence relabel decisions.csv${on}`);
+    const others = rows.filter(([index]) => !examples.has(index)).length;
+    const beside = others ? ` (${others} of them on examples that this page does not show)` : "";
+    say(`${rows.length} decisions exported${beside}; next: influence relabel decisions.csv${on}`);
   });
 
   // Rows of fields with the line that each begins on.
@@ -272,7 +292,7 @@
     if (!given) return;
     try {
       const found = read(await given.text());
-      change([...found]);
+      if (found.size) change([...found]);
       const here = [...found.keys()].filter((index) => examples.has(index)).length;
       say(`${found.size} decisions imported, ${here} of them on this page.`);
     } catch (error) {
@@ -281,8 +301,17 @@
   });
   undoButton.addEventListener("click", undo);
 
+  // What is scrolled to stays clear of the bar, which is as high as its words are many.
+  new ResizeObserver(() => {
+    const covers = getComputedStyle(bar).position === "sticky" ? bar.offsetHeight : 0;
+    document.documentElement.style.setProperty("--bar", `${covers}px`);
+  }).observe(bar);
   progress.max = examples.size;
-  if (cards.length) cards[0].tabIndex = 0;
+  if (cards.length) {
+    reachable = cards[0];
+    stops(reachable, 0);
+  }
   load();
+  save();  // says at once where nothing is kept
   paint();
 }
