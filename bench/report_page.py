@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, sync_playwright
 OPENED = 7
 # By name: the words of the command, and what is scrolled to before the picture is taken.
 PAGES = {
-    "rank": (("rank", "24", "--top", "6"), ".bar"),
+    "rank": (("rank", "24", "--top", "5"), ".bar"),
     "mislabels": (("mislabels", "--top", "12"), ".bar"),
     "mislabels of 200": (("mislabels", "--top", "200"), ""),
 }
