@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, counted
 from influence_cli.metrics import spearman
 from influence_cli.report.table import Row, Scalar
 from influence_cli.result_files import Result
@@ -46,16 +46,20 @@ class Comparison:
 
     Attributes:
         test: position of the test example, its file, and the effect; all None for `mislabels`.
+        train: position of the training example whose test examples are compared (`rank --train`), else None.
+        listed: how many the first result has in this list, and the second.
         top: how many of each list are compared.
         overlap: the share of these that are in both.
-        correlation: Spearman's, of the values of what both results list; None below three.
+        correlation: Spearman's, of the values of what both list; None below three.
         common: how many those are.
         pairs: kept ones first, then entered, then left, each in the order of their list.
     """
 
     test: int | None
     test_path: str | None
+    train: int | None
     effect: str | None
+    listed: tuple[int, int]
     top: int
     overlap: float
     correlation: float | None
@@ -73,20 +77,24 @@ def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[
     Args:
         a: the first.
         b: the second, of the same kind.
-        top: how many of each list; None for as many as the shorter one has.
+        top: how many of each list at most; never more than the shorter one has.
 
     Returns:
         A comparison for every list that both have, and a line for what only one of them has.
 
     Raises:
-        InfluenceError: results of different kinds or data sets, or nothing in common.
+        InfluenceError: results of different kinds or data sets, a row that stands there twice, or nothing in common.
     """
     if a.kind != b.kind:
         raise InfluenceError(
             f"{a.path} is a result of influence {a.kind}, {b.path} of influence {b.kind}",
             "compare two results of the same command",
         )
-    _refuse_other_data(a, b)
+    for result in (a, b):
+        _refuse_repeated(result)
+    _refuse_other_sets(a, b)
+    for index, path in (("index", "path"), ("test", "test_path")):
+        _refuse_other_files(a, b, index, path)
     reverse = a.kind == "rank" and _of_one_training_example(a) and _of_one_training_example(b)
     about, item = (_index, _test) if reverse else (_test, _index)
     groups = [_grouped(result.rows, about) for result in (a, b)]
@@ -96,16 +104,38 @@ def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[
             f"{a.path} and {b.path} have no {'training' if reverse else 'test'} example in common",
             "rank the same TEST examples with both",
         )
-    notes = [
-        f"{len(own.keys() - other.keys()):,} test examples of {result.path} are not in {than.path}"
-        for result, than, own, other in ((a, b, groups[0], groups[1]), (b, a, groups[1], groups[0]))
-        if own.keys() - other.keys()
-    ]
-    return [
+    comparisons = [
         found
         for key in shared
         for found in _compare(groups[0][key], groups[1][key], item, VALUES[a.kind], top, reverse)
-    ], notes
+    ]
+    if not comparisons:
+        raise InfluenceError(
+            f"{a.path} and {b.path} have no list in common: what one has is helpful, what the other has harmful",
+            "compare results that list the same effects",
+        )
+    lists = [{(about(row), _effect(row)) for row in result.rows if about(row) in shared} for result in (a, b)]
+    notes = []
+    for side, (result, than) in enumerate(((a, b), (b, a))):
+        examples = len(groups[side].keys() - groups[1 - side].keys())
+        if examples:
+            what = "training example" if reverse else "test example"
+            notes.append(f"{than.path} lacks {counted(examples, what)} of {result.path}")
+        if lists[side] - lists[1 - side]:
+            number = counted(len(lists[side] - lists[1 - side]), "list")
+            notes.append(f"{than.path} lacks {number} of {result.path}: the helpful or the harmful ones")
+        if top is not None:
+            notes += _shorter(comparisons, side, result, top)
+    return comparisons, notes
+
+
+def _shorter(comparisons: Sequence[Comparison], side: int, result: Result, top: int) -> Iterator[str]:
+    """Say that a result has fewer than were asked for: then no more than it has are compared."""
+    listed = [found.listed[side] for found in comparisons if found.listed[side] < top]
+    if listed:
+        where = "" if len(comparisons) == 1 else f" in {len(listed):,} of {counted(len(comparisons), 'list')}"
+        fewest = f"{min(listed):,}" if len(set(listed)) == 1 else f"{min(listed):,} to {max(listed):,}"
+        yield f"{result.path} has {fewest} of the {top:,} of --top{where}: as many as the shorter has are compared"
 
 
 def comparison_rows(comparisons: Sequence[Comparison], kind: str) -> list[Row]:
@@ -139,29 +169,43 @@ def _compare(
 ) -> Iterator[Comparison]:
     """Compare what two results say of one thing, effect by effect."""
     own_a, own_b = {item(row): row for row in a}, {item(row): row for row in b}
-    both = [key for key in own_a if key in own_b]
-    x, y = (np.array([own[key][value] for key in both], dtype=np.float64) for own in (own_a, own_b))
-    correlation = spearman(x, y) if len(both) > 2 else float("nan")
     lists = [_grouped(sorted(rows, key=lambda row: int(row["rank"] or 0)), _effect) for rows in (a, b)]
     for effect in dict.fromkeys([*lists[0], *lists[1]]):
         one, two = lists[0].get(effect, []), lists[1].get(effect, [])
-        count = min(len(one), len(two)) if top is None else min(top, max(len(one), len(two)))
+        count = min(len(one), len(two)) if top is None else min(top, len(one), len(two))
+        if not count:
+            continue
+        correlation, common = _correlation(one, two, item, value)
         first, second = ({item(row): row for row in rows[:count]} for rows in (one, two))
         pairs = [Pair("kept", first[key], row) for key, row in second.items() if key in first]
         kept = len(pairs)
         pairs += [Pair("entered", own_a.get(key), row) for key, row in second.items() if key not in first]
         pairs += [Pair("left", row, own_b.get(key)) for key, row in first.items() if key not in second]
-        if pairs:
-            yield Comparison(
-                test=None if reverse else _whole(a[0].get("test")),
-                test_path=None if reverse else _text(a[0].get("test_path")),
-                effect=_text(effect),
-                top=count,
-                overlap=kept / count,
-                correlation=float(correlation) if np.isfinite(correlation) else None,
-                common=len(both),
-                pairs=tuple(pairs),
-            )
+        yield Comparison(
+            test=None if reverse else _whole(a[0].get("test")),
+            test_path=None if reverse else _text(a[0].get("test_path")),
+            train=_whole(a[0]["index"]) if reverse else None,
+            effect=_text(effect),
+            listed=(len(one), len(two)),
+            top=count,
+            overlap=kept / count,
+            correlation=correlation,
+            common=common,
+            pairs=tuple(pairs),
+        )
+
+
+def _correlation(one: list[Row], two: list[Row], item: Callable[[Row], Scalar], value: str) -> tuple[float | None, int]:
+    """Correlate the values of what two lists of the same effect both have, and count it.
+
+    Over both effects at once, that helpful is above harmful in either result would count as agreement.
+    """
+    x, y = ({item(row): row[value] for row in rows} for rows in (one, two))
+    both = [key for key in x if key in y]
+    if len(both) < 3:
+        return None, len(both)
+    found = spearman(*(np.array([own[key] for key in both], dtype=np.float64) for own in (x, y)))
+    return (float(found) if np.isfinite(found) else None), len(both)
 
 
 def _grouped(rows: Iterable[Row], by: Callable[[Row], Scalar]) -> dict[Scalar, list[Row]]:
@@ -190,17 +234,49 @@ def _of_one_training_example(result: Result) -> bool:
     return len({row["index"] for row in result.rows}) == 1 and len(tests) > 1
 
 
-def _refuse_other_data(a: Result, b: Result) -> None:
-    """Refuse results whose positions mean other files; a data set may have moved as a whole."""
-    names = {row["index"]: row["path"] for row in a.rows if row["path"] is not None}
-    for row, place in zip(b.rows, b.places, strict=True):
-        other, own = names.get(row["index"]), row["path"]
-        if other is not None and own is not None and PurePath(str(other)).name != PurePath(str(own)).name:
+def _refuse_repeated(result: Result) -> None:
+    """Refuse a result that lists the same twice: the second row would silently take the place of the first."""
+    seen: dict[tuple[Scalar, ...], str] = {}
+    for row, place in zip(result.rows, result.places, strict=True):
+        first = seen.setdefault((_test(row), _effect(row), _index(row)), place)
+        if first is not place:
             raise InfluenceError(
-                f"{place}: example {row['index']} is {PurePath(str(own)).name}, in {a.path} it is "
-                f"{PurePath(str(other)).name}",
-                "files were added or removed between the two; compare results on the same data set",
+                f"{place}: example {row['index']} is in the same list as at {first} already",
+                "a list has an example once: take one of the two rows out",
             )
+
+
+def _refuse_other_sets(a: Result, b: Result) -> None:
+    """Refuse labels of the training set beside labels of the test set, where the run files tell."""
+    if a.kind == "mislabels" and a.on is not None and b.on is not None and a.on != b.on:
+        raise InfluenceError(
+            f"{a.path} is of the {a.on} labels, {b.path} of the {b.on} labels, by their run files",
+            "compare results of the same set (--on)",
+        )
+
+
+def _refuse_other_files(a: Result, b: Result, index: str, path: str) -> None:
+    """Refuse results whose positions mean other files; a data set may have moved as a whole."""
+    names, others = ({row.get(index): _name(row[path]) for row in own.rows if row.get(path)} for own in (a, b))
+    for row, place in zip(b.rows, b.places, strict=True):
+        position = row.get(index)
+        if position is None or position not in names or names[position] == others.get(position, names[position]):
+            continue
+        what = f"{'test ' if index == 'test' else ''}example {position}"
+        hint = "files were added or removed between the two; compare results on the same data set"
+        # This file is listed in A and stands at another position there, or the one of A does here.
+        if others[position] in names.values() or names[position] in others.values():
+            same = set(names.values()) == set(others.values())
+            hint = (
+                "positions have changed (relabel --apply-moves, "
+                f"{'or a renamed class folder' if same else 'a renamed class folder, or files added or removed'}); "
+                "compare results made with train.labels and train.exclude instead of moves"
+            )
+        raise InfluenceError(f"{place}: {what} is {others[position]}, in {a.path} it is {names[position]}", hint)
+
+
+def _name(path: Scalar) -> str:
+    return PurePath(str(path)).name
 
 
 def _whole(value: Scalar) -> int | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, counted
 from influence_cli.report.cells import unguarded
 from influence_cli.report.table import Row, Scalar
 
@@ -31,19 +33,22 @@ class Result:
         kind: ``rank`` or ``mislabels``.
         rows: with at least the columns of the kind; numbers are numbers, null is None.
         places: of each row in the file, such as ``a.csv:7``, for messages.
+        on: whose labels `mislabels` looked at, ``train`` or ``test``, by the run file; None where there is none.
     """
 
     path: Path
     kind: str
     rows: tuple[Row, ...]
     places: tuple[str, ...]
+    on: str | None = None
 
 
 def read_result(path: Path) -> Result:
     """Read a result file; its suffix tells the format.
 
     Raises:
-        InfluenceError: no such file, another format, not a result of `rank` or `mislabels`, or a row that is none.
+        InfluenceError: no such file, another format, not a result of `rank` or `mislabels`, a row that is none, or a
+            file that was cut off.
     """
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
@@ -64,12 +69,62 @@ def read_result(path: Path) -> Result:
             f"{path} is not a result of influence rank or mislabels: it has the columns {', '.join(columns)}",
             "write one with influence rank or mislabels and -o FILE",
         )
-    return Result(path, kind, tuple(_typed(row, kind, place) for place, row in found), tuple(at for at, _ in found))
+    rows = tuple(_typed(row, kind, place) for place, row in found)
+    run = _run_of(path)
+    _refuse_cut_off(path, len(rows), run.get("rows"))
+    return Result(path, kind, rows, tuple(at for at, _ in found), _set_of(run.get("command")))
+
+
+def run_file(path: Path) -> Path:
+    """Name the file with the facts of the run that wrote a result."""
+    return path.with_name(path.name + ".run.json")
+
+
+def _run_of(path: Path) -> dict[str, Any]:
+    """Read the facts of the run; none where there is no such file, or it is no longer one: the rows do without."""
+    try:
+        found = json.loads(run_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _set_of(command: object) -> str | None:
+    """Tell from the command of a run whose labels it looked at; None where that is not known."""
+    if not isinstance(command, list):
+        return None
+    chosen = "train"
+    for word, after in zip(command, [*command[1:], None], strict=True):
+        if word == "--on" and isinstance(after, str):
+            chosen = after
+        elif isinstance(word, str) and word.startswith("--on="):
+            chosen = word.removeprefix("--on=")
+    return chosen
+
+
+def _refuse_cut_off(path: Path, count: int, written: object) -> None:
+    """Refuse a text file that ends within a line and has fewer rows than were written.
+
+    Either alone is nothing wrong: editors leave the last line without an end, and people cut lists with head.
+    """
+    if not isinstance(written, int) or written <= count or path.suffix.lower() not in (".jsonl", ".csv", ".tsv"):
+        return
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        if file.read(1) == b"\n":
+            return
+    raise InfluenceError(
+        f"{path} has {counted(count, 'row')} of the {written:,} that its run file names: it was cut off",
+        "copy it again, or write it again with influence rank or mislabels and -o FILE",
+    )
 
 
 def _typed(row: dict[str, Scalar], kind: str, place: str) -> Row:
     """Make numbers of a row's numbers."""
     typed = dict(row)
+    for column, value in row.items():
+        if isinstance(value, float):
+            _refuse_not_finite(value, column, place)
     for column in KINDS[kind]:
         if column not in row:
             raise InfluenceError(f"{place}: there is no {column}")
@@ -80,14 +135,29 @@ def _typed(row: dict[str, Scalar], kind: str, place: str) -> Row:
             typed[column] = int(str(value)) if column in WHOLE else float(str(value))
         except ValueError as error:
             raise InfluenceError(f"{place}: {column} is {value!r}, not a number") from error
+        _refuse_not_finite(typed[column], column, place)
     return typed
+
+
+def _refuse_not_finite(value: Scalar, column: str, place: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InfluenceError(
+            f"{place}: {column} is {value}, a number that is not finite", "influence never writes one: write it again"
+        )
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield f"{path}:{number}", _object(json.loads(line), f"{path}:{number}")
+                place = f"{path}:{number}"
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    # Its own place counts lines from this one.
+                    message = f"{place} cannot be read: {error.msg} at column {error.colno}"
+                    raise InfluenceError(message, "was the file cut off, or edited by hand?") from error
+                yield place, _object(row, place)
 
 
 def _json(path: Path) -> Iterator[tuple[str, Row]]:

@@ -11,13 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Command
+from PIL import Image
 from scipy.stats import spearmanr
 
+from influence_cli.commands import compare as compare_command
+from influence_cli.commands import mislabels as mislabels_command
+from influence_cli.commands import rank
 from influence_cli.compare import compare_results, comparison_rows
 from influence_cli.errors import InfluenceError
+from influence_cli.report import parquet
 from influence_cli.report.formats import write_rows
 from influence_cli.report.table import Row
-from influence_cli.result_files import Result, read_result
+from influence_cli.result_files import KINDS, NUMBERS, WHOLE, Result, read_result
 
 MISLABELS = ("rank", "index", "path", "label", "suggested", "score")
 RANK = ("test", "test_path", "effect", "rank", "index", "path", "label", "influence")
@@ -103,7 +108,7 @@ def test_a_longer_list_is_cut_to_the_shorter() -> None:
 def test_every_test_example_and_effect_is_compared_alone(seed: int) -> None:
     a, b = ranking([3, 7, 8], seed), ranking([7, 3], seed + 100, "s.csv")
     found, notes = compare_results(a, b)
-    assert notes == ["1 test examples of r.csv are not in s.csv"]
+    assert notes == ["s.csv lacks 1 test example of r.csv"]
     assert [(own.test, own.effect) for own in found] == [
         (3, "helpful"),
         (3, "harmful"),
@@ -115,7 +120,7 @@ def test_every_test_example_and_effect_is_compared_alone(seed: int) -> None:
         sets = []
         for result in (a, b):
             rows = [row for row in result.rows if row["test"] == own.test]
-            values.append({row["index"]: float(row["influence"] or 0) for row in rows})
+            values.append({row["index"]: float(row["influence"] or 0) for row in rows if row["effect"] == own.effect})
             sets.append({row["index"] for row in rows if row["effect"] == own.effect})
         assert own.overlap == len(sets[0] & sets[1]) / 5
         both = [index for index in values[0] if index in values[1]]
@@ -175,7 +180,135 @@ def test_kinds_do_not_mix_and_nothing_in_common_is_refused() -> None:
         compare_results(ranking([1], 0), ranking([2], 0))
 
 
+def test_top_beyond_the_shorter_list_compares_what_both_have_and_says_so() -> None:
+    a, b = mislabels([1, 2, 3, 4], [0.9, 0.8, 0.7, 0.6]), mislabels([2, 1], [0.9, 0.8])
+    (found,), notes = compare_results(a, b, 3)
+    assert (found.top, found.overlap, found.listed, len(found.pairs)) == (2, 1.0, (4, 2), 2)
+    assert notes == ["a.csv has 2 of the 3 of --top: as many as the shorter has are compared"]
+
+
+def only(result: Result, effect: str, tests: tuple[int, ...] = (1, 2)) -> Result:
+    kept = [n for n, row in enumerate(result.rows) if row["effect"] == effect or row["test"] not in tests]
+    return Result(
+        result.path, "rank", tuple(result.rows[n] for n in kept), tuple(result.places[n] for n in kept), result.on
+    )
+
+
+def test_correlation_is_within_an_effect() -> None:
+    # Either effect is in reverse order in the other result; over both effects the two would seem to agree.
+    def result(sign: int) -> Result:
+        rows: list[Row] = [
+            {
+                "test": 1,
+                "test_path": None,
+                "effect": effect,
+                "rank": place,
+                "index": index,
+                "path": None,
+                "label": "ant",
+                "influence": way * (10 - place),
+            }
+            for way, effect, items in ((1, "helpful", (1, 2, 3)), (-1, "harmful", (4, 5, 6)))
+            for place, index in enumerate(items[::sign], start=1)
+        ]
+        return Result(Path("r.csv"), "rank", tuple(rows), tuple(f"r.csv:{n + 2}" for n in range(6)))
+
+    found, _ = compare_results(result(1), result(-1))
+    assert [(own.effect, own.common) for own in found] == [("helpful", 3), ("harmful", 3)]
+    assert [own.correlation for own in found] == pytest.approx([-1, -1])
+
+
+def test_lists_that_only_one_has_are_said_and_an_empty_comparison_is_refused() -> None:
+    a, b = ranking([1, 2], 0), ranking([1, 2], 1, "s.csv")
+    found, notes = compare_results(a, only(b, "helpful", (2,)))
+    assert len(found) == 3
+    assert notes == ["s.csv lacks 1 list of r.csv: the helpful or the harmful ones"]
+    with pytest.raises(InfluenceError, match=r"r\.csv and s\.csv have no list in common"):
+        compare_results(only(a, "helpful"), only(b, "harmful"))
+
+
+def test_an_example_that_is_in_a_list_twice_is_named() -> None:
+    a = mislabels([1, 2, 1], [0.9, 0.8, 0.7])
+    with pytest.raises(InfluenceError, match=r"a\.csv:4: example 1 is in the same list as at a\.csv:2 already"):
+        compare_results(a, a)
+
+
+def test_positions_that_have_changed_are_told_from_other_files() -> None:
+    a, b = mislabels([1, 2], [0.9, 0.8]), mislabels([1, 2], [0.9, 0.8])
+    swapped = tuple({**row, "path": f"/old/{3 - int(row['index'] or 0)}.png"} for row in b.rows)
+    with pytest.raises(InfluenceError) as raised:
+        compare_results(a, Result(b.path, b.kind, swapped, b.places))
+    assert raised.value.hint.startswith("positions have changed (relabel --apply-moves, or a renamed class folder); ")
+    other = ({**b.rows[0], "path": "/old/7.png"}, b.rows[1])
+    with pytest.raises(InfluenceError) as raised:
+        compare_results(a, Result(b.path, b.kind, other, b.places))
+    assert raised.value.hint.startswith("files were added or removed")
+
+
+def test_test_examples_of_other_files_are_refused() -> None:
+    a, b = ranking([1], 0, test_path="x.png"), ranking([1], 1, "s.csv", test_path="y.png")
+    with pytest.raises(InfluenceError, match=r"s\.csv:2: test example 1 is y\.png, in r\.csv it is x\.png"):
+        compare_results(a, b)
+
+
 # Files
+
+
+def written(path: Path, rows: tuple[Row, ...], /, **run: object) -> Path:
+    """Write rows of mislabels as CSV, and a run file where there are facts for one."""
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        write_rows(rows, MISLABELS, path.suffix[1:], stream)
+    if run:
+        path.with_name(path.name + ".run.json").write_text(json.dumps(run))
+    return path
+
+
+def test_train_and_test_labels_are_told_apart_by_the_run_files(tmp_path: Path) -> None:
+    rows = mislabels([1, 2], [0.9, 0.8]).rows
+    a = read_result(written(tmp_path / "a.csv", rows, command=["influence", "mislabels"]))
+    for number, words in enumerate((["--on", "test"], ["--on=test"])):
+        b = read_result(written(tmp_path / f"b{number}.csv", rows, command=["influence", "mislabels", *words]))
+        assert (a.on, b.on) == ("train", "test")
+        with pytest.raises(InfluenceError, match="is of the train labels"):
+            compare_results(a, b)
+        compare_results(b, b)
+    compare_results(a, read_result(written(tmp_path / "c.csv", rows)))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_a_file_that_was_cut_off_is_told_by_its_run_file(tmp_path: Path, suffix: str) -> None:
+    path = written(tmp_path / f"a.{suffix}", mislabels([1, 2], [0.9, 0.8]).rows, rows=5)
+    assert len(read_result(path).rows) == 2  # cut with head: the last line has its end
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InfluenceError, match="has 2 rows of the 5 that its run file names"):
+        read_result(path)
+    path.with_name(path.name + ".run.json").write_text('{"rows": 2}')
+    assert len(read_result(path).rows) == 2
+
+
+def test_a_line_of_json_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", mislabels([1, 2], [0.9, 0.8]).rows)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InfluenceError, match=r"a\.jsonl:2 cannot be read: "):
+        read_result(path)
+
+
+def test_every_number_of_a_result_is_finite(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    row = dict(zip(MISLABELS, (1, 2, "p", "ant", "bee", 0.5), strict=True))
+    path.write_text(json.dumps(row | {"loss": float("inf")}) + "\n")
+    with pytest.raises(InfluenceError, match=r"a\.jsonl:1: loss is inf, a number that is not finite"):
+        read_result(path)
+
+
+def test_the_columns_agree_wherever_they_are_listed() -> None:
+    columns = {"rank": set(rank.COLUMNS), "mislabels": set(mislabels_command.COLUMNS)}
+    assert columns.keys() == KINDS.keys()
+    assert all(set(KINDS[kind]) <= columns[kind] for kind in KINDS)
+    typed = {column for names in parquet.KINDS.values() for column in names}
+    assert columns["rank"] | columns["mislabels"] | set(compare_command.COLUMNS) <= typed
+    assert set(WHOLE) <= set(parquet.KINDS["int64"])
+    assert set(NUMBERS) <= set(parquet.KINDS["double"])
 
 
 @pytest.mark.parametrize("format", ["jsonl", "json", "csv", "tsv", "parquet"])
@@ -211,7 +344,10 @@ BAD = [
     ("a.csv", ",".join(MISLABELS) + "\n,2,p,ant,bee,1\n", "a.csv:2: rank is None, not a number"),
     ("a.jsonl", '{"rank": 1}\n', "is not a result of influence rank or mislabels: it has the columns rank"),
     ("a.jsonl", "[1]\n", "a.jsonl:1 is a list, not an object with columns"),
-    ("a.jsonl", "{oops\n", "a.jsonl cannot be read"),
+    ("a.jsonl", "{oops\n", "a.jsonl:1 cannot be read: "),
+    ("a.jsonl", '{"rank": NaN}\n', "is not a result of influence rank or mislabels"),
+    ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee,nan\n", "a.csv:2: score is nan, a number that is not finite"),
+    ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee,1e999\n", "a.csv:2: score is inf, a number that is not finite"),
     ("a.json", "3", "a.json: row 1 is a int, not an object with columns"),
     ("a.txt", "rank index\n", "a.txt is not a result that can be read"),
     ("a.parquet", "no", "a.parquet cannot be read"),
@@ -245,6 +381,35 @@ def test_a_file_that_is_not_there(tmp_path: Path, influence: Command) -> None:
 # The command
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("-o", "a.csv", "a.csv would be both an input and the file of -o"),
+        ("-o", "./b.csv", "b.csv would be both an input and the file of -o"),
+        ("-o", "link.csv", "link.csv would be both an input and the file of -o"),
+        ("-o", "b.csv.run.json", "would be both the run file of an input and the file of -o"),
+        ("--report", "a.csv", "a.csv would be both an input and the page of --report"),
+        ("--report", "a.csv.run.json", "would be both the run file of an input and the page of --report"),
+    ],
+)
+def test_an_input_is_never_written(tmp_path: Path, influence: Command, option: str, name: str, message: str) -> None:
+    for own in ("a.csv", "b.csv"):
+        written(tmp_path / own, mislabels([1, 2], [0.9, 0.8]).rows, rows=2)
+    (tmp_path / "link.csv").symlink_to("a.csv")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = influence("compare", "a.csv", "b.csv", option, name, cwd=tmp_path, code=2)
+    assert message in done.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_test_example_0_has_its_number(tmp_path: Path, influence: Command) -> None:
+    with (tmp_path / "r.csv").open("w", encoding="utf-8", newline="\n") as stream:
+        write_rows(ranking([0], 0, test_path="x.png").rows, RANK, "csv", stream)
+    done = influence("compare", "r.csv", "r.csv", "--top", 7, cwd=tmp_path)
+    assert "test 0, helpful, first 5: 100% in both" in done.err
+    assert "warning: r.csv has 5 of the 7 of --top" in done.err
+
+
 @pytest.fixture
 def results(stored: Path, influence: Command, tmp_path: Path) -> Path:
     influence("mislabels", "--top", 20, "-o", tmp_path / "a.csv", cwd=stored)
@@ -268,7 +433,8 @@ def test_rows_go_out_and_what_is_alike_is_said(results: Path, influence: Command
     assert facts["comparisons"][0]["kept"] == len(both)
     page = (results / "c.html").read_text()
     assert page.count("<img ") == 40
-    assert "A: a.csv" in page
+    headings = [page.index(text) for text in ("Left: only in A", "Entered: only in B", "Kept: in A", "Kept: in B")]
+    assert headings == sorted(headings)
     assert "most suspicious labels" in page
 
 
@@ -286,16 +452,69 @@ def test_without_files_the_images_come_from_the_configs_data_set(
     results: Path, stored: Path, influence: Command
 ) -> None:
     for name in ("a.csv", "b.csv"):
-        rows = list(csv.DictReader((results / name).read_text().splitlines()))
-        with (results / name).open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows({**row, "path": ""} for row in rows)
+        without(results / name, "path")
     influence("compare", "a.csv", "b.csv", cwd=results)
     done = influence("compare", "a.csv", "b.csv", "--report", "c.html", cwd=results, code=2)
     assert "these results name no files, so --report needs the data set" in done.err
     influence("compare", "a.csv", "b.csv", "--report", "c.html", "-c", stored / "influence.yaml", cwd=results)
     assert (results / "c.html").read_text().count("<img ") == 40
+
+
+def test_what_changed_far_down_a_long_list_is_on_the_page(
+    tmp_path: Path, influence: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("influence_cli.report_compare.PLACES", 3)
+    for index in range(12):
+        Image.new("L", (8, 8)).save(tmp_path / f"{index}.png")
+    for name, indices in (("a.csv", range(11)), ("b.csv", [*range(10), 11])):
+        rows = mislabels(list(indices), [1 - place / 20 for place in range(11)]).rows
+        written(tmp_path / name, tuple({**row, "path": str(tmp_path / f"{row['index']}.png")} for row in rows))
+    influence("compare", "a.csv", "b.csv", "--report", "c.html", cwd=tmp_path)
+    page = (tmp_path / "c.html").read_text()
+    assert page.count("<img ") == 2 + 3 + 3
+    assert page.index('alt="example 10, ') < page.index('alt="example 11, ') < page.index('alt="example 0, ')
+    assert "Of each list the first 3 that were kept are shown" in page
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_the_page_of_rank_train_shows_the_test_examples(
+    stored: Path, influence: Command, tmp_path: Path, files: bool
+) -> None:
+    for name, lam in (("a.csv", "0.01"), ("b.csv", "10")):
+        influence("rank", "--train", 5, "-s", f"curvature.damping={lam}", "-o", tmp_path / name, cwd=stored)
+        if not files:
+            without(tmp_path / name, "path", "test_path")
+    config = stored / "influence.yaml"
+    influence("compare", "a.csv", "b.csv", "-o", "c.csv", "--report", "c.html", "-c", config, cwd=tmp_path)
+    page = (tmp_path / "c.html").read_text()
+    rows = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
+    for row in rows:
+        assert f'alt="test example {row["test"]}, labelled ' in page
+    assert "no image" not in page.partition("<main>")[2]
+    assert "Training example 5: test examples for which it is most helpful" in page
+
+
+def test_images_by_position_are_of_the_data_set_of_the_results(results: Path, stored: Path, influence: Command) -> None:
+    for name in ("a.csv", "b.csv"):
+        without(results / name, "path")
+    text = (results / "b.csv").read_text().splitlines()
+    fields = text[2].split(",")
+    fields[3] = "else"
+    (results / "b.csv").write_text("\n".join([*text[:2], ",".join(fields), *text[3:]]) + "\n")
+    config = stored / "influence.yaml"
+    done = influence("compare", "a.csv", "b.csv", "--report", "c.html", "-c", config, cwd=results, code=2)
+    assert f"error: b.csv:3: example {fields[1]} is labelled else, in the train data set of " in done.err
+    assert "these results are of another data set (or of --on test)" in done.err
+    assert not (results / "c.html").exists()
+
+
+def without(path: Path, *columns: str) -> None:
+    """Empty columns of a result."""
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, **dict.fromkeys(columns, "")} for row in rows)
 
 
 def test_comparing_leaves_torch_alone(results: Path) -> None:

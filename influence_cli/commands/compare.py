@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, Output, Quiet, Report
+from influence_cli.errors import InfluenceError, near_path
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
@@ -37,7 +39,12 @@ def command(
     config: ConfigFile = DEFAULT_CONFIG,
     top: Annotated[
         int | None,
-        typer.Option("--top", min=1, metavar="K", help="Compare the first K; default: as many as the shorter one has."),
+        typer.Option(
+            "--top",
+            min=1,
+            metavar="K",
+            help="Compare the first K, at most as many as the shorter list has; that is the default.",
+        ),
     ] = None,
     format: Format = None,
     output: Output = None,
@@ -62,6 +69,7 @@ def command(
     from influence_cli.compare import compare_results, comparison_rows
     from influence_cli.result_files import read_result
 
+    _refuse_inputs((a, b), output, report)
     session = begin_without_config(quiet=quiet, format=format, output=output, files=(report,))
     first, second = read_result(a), read_result(b)
     comparisons, notes = compare_results(first, second, top)
@@ -82,6 +90,21 @@ def command(
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
 
 
+def _refuse_inputs(inputs: tuple[Path, Path], output: Path | None, report: Path | None) -> None:
+    """Refuse outputs that are an input, or each other: they would replace it."""
+    from influence_cli.result_files import run_file
+
+    seen: dict[str, str] = {}
+    for path in inputs:
+        seen |= {os.path.realpath(path): "an input", os.path.realpath(run_file(path)): "the run file of an input"}
+    outputs = [] if output is None else [(output, "the file of -o"), (run_file(output), "the run file of -o")]
+    for path, what in (*outputs, *([] if report is None else [(report, "the page of --report")])):
+        real = os.path.realpath(path)
+        if real in seen:
+            raise InfluenceError(f"{near_path(path)} would be both {seen[real]} and {what}", "give it another name")
+        seen[real] = what
+
+
 def _facts(found: Comparison) -> dict[str, object]:
     from influence_cli.compare import CHANGES
 
@@ -93,7 +116,8 @@ def _describe(session: Session, comparisons: list[Comparison]) -> None:
     """Say on stderr how much of the lists is the same: each of a few, the mean of many."""
     say = session.terminal.say
     for found in comparisons[:SAID]:
-        name = "" if found.test is None and found.test_path is None else f"test {found.test or found.test_path}, "
+        test = found.test_path if found.test is None else found.test
+        name = "" if test is None else f"test {test}, "
         correlation = "–" if found.correlation is None else f"{found.correlation:.3f}"
         say(
             f"{name}{found.effect + ', ' if found.effect else ''}first {found.top:,}: {found.overlap:.0%} in both, "
