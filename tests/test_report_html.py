@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Command
 from PIL import Image
 
 from influence_cli.errors import InfluenceError
@@ -377,3 +378,12 @@ def test_a_chart_has_its_curves_in_place_and_a_legend() -> None:
     assert "40%" in parsed.text
     images = [tag for tag in parsed.all("svg") if tag.get("role") == "img"]
     assert [tag["aria-label"] for tag in images] == ["found by checked; the table has the numbers"]
+
+
+def test_a_page_of_another_name_is_refused_before_any_work(stored: Path, influence: Command, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    for words in (("rank", 3), ("mislabels",), ("compare", "a.csv", "b.csv")):
+        done = influence(*words, "--report", tmp_path / "page.pdf", "-o", rows, cwd=stored, code=2)
+        assert "page.pdf: a page is HTML" in done.err
+        assert len(done.err.splitlines()) == 2
+        assert not rows.exists()

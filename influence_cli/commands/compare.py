@@ -70,6 +70,10 @@ def command(
     from influence_cli.result_files import read_result
 
     _refuse_inputs((a, b), output, report)
+    if report is not None:
+        from influence_cli.report.html import check_page
+
+        check_page(report)
     session = begin_without_config(quiet=quiet, format=format, output=output, files=(report,))
     first, second = read_result(a), read_result(b)
     comparisons, notes = compare_results(first, second, top)
