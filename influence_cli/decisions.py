@@ -10,13 +10,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from influence_cli.errors import InfluenceError, did_you_mean, near_path
-from influence_cli.label_files import Table, class_number, read_table
+from influence_cli.label_files import Table, class_number, parts_above, read_table, same_end
 from influence_cli.report.cells import unguarded
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Decisions:
 
     Attributes:
         rows: one an example, in the order of the file.
-        with_paths: whether the file named the images as well as their positions.
+        with_paths: whether every line named its image as well as its position.
     """
 
     rows: tuple[Decision, ...]
@@ -98,7 +98,8 @@ def read_decisions(
             mistakes.append((line, error))
     if mistakes:
         raise _all_of(mistakes)
-    return Decisions(tuple(found.values()), "path" in table.columns)
+    paths = table.columns.get("path", [""] * len(table.lines))
+    return Decisions(tuple(found.values()), all(cell.strip() for cell in paths))
 
 
 def _check_header(table: Table) -> None:
@@ -124,10 +125,12 @@ def _checker(
     used[split.indices] = True
     columns = table.columns
     blank = [""] * len(table.lines)
+    root = parts_above(split.paths) if split.paths else 0
+    other = "training set? then without --on test" if split.name == "test" else "test set? then --on test"
 
     def check(row: int) -> Decision:
         at = table.at(row)
-        index = table.index("index", row, len(split.labels))
+        index = table.index("index", row, len(split.labels), f"are these decisions about the {other}")
         word = columns["decision"][row].strip()
         if word not in DECISIONS:
             raise InfluenceError(f"{at}unknown decision {word!r}", did_you_mean(word, DECISIONS))
@@ -136,7 +139,7 @@ def _checker(
             raise InfluenceError(
                 f"{at}index {index} is left out already{_by(places[1])}", "take the line out; nothing is left to decide"
             )
-        _check_path(at, index, columns.get("path", blank)[row], split, folder)
+        _check_path(at, index, columns.get("path", blank)[row], split, folder, root)
         now = int(split.labels[index])
         if label != now:
             raise InfluenceError(
@@ -160,8 +163,11 @@ def _checker(
     return check
 
 
-def _check_path(at: str, index: int, cell: str, split: Split, folder: Path) -> None:
-    """Refuse a row about a file that is not, or no longer, the data set's at this position."""
+def _check_path(at: str, index: int, cell: str, split: Split, folder: Path, root: int) -> None:
+    """Refuse a row about a file that is not, or no longer, the data set's at this position.
+
+    As in label files, a project that was moved as a whole stays the same.
+    """
     actual = split.path(index)
     if not cell.strip():
         return
@@ -169,7 +175,8 @@ def _check_path(at: str, index: int, cell: str, split: Split, folder: Path) -> N
         raise InfluenceError(f"{at}names the file {cell}, but this data set has no files", "is it of another data set?")
     given = [text for text in dict.fromkeys((cell, unguarded(cell), cell.strip())) if text]
     tried = [os.path.normpath(base / text) for text in given for base in (folder, Path.cwd())]
-    if not {os.path.normpath(actual), _as_a_browser_writes(os.path.normpath(actual))} & set(tried):
+    same = {os.path.normpath(actual), _as_a_browser_writes(os.path.normpath(actual))}
+    if not same & set(tried) and not any(_moved_along(text, actual, folder, root) for text in given):
         gone = not any(os.path.lexists(path) for path in tried)
         raise InfluenceError(
             f"{at}stale: index {index} is {near_path(Path(actual))} now, and was {near_path(Path(given[0]))} when "
@@ -178,6 +185,27 @@ def _check_path(at: str, index: int, cell: str, split: Split, folder: Path) -> N
         )
     if not os.path.lexists(actual):
         raise InfluenceError(f"{at}{near_path(Path(actual))} is gone", "the data set still lists it; take the line out")
+
+
+def _moved_along(given: str, actual: str, folder: Path, root: int) -> bool:
+    """Say whether a path is that of a file before its project came to lie elsewhere.
+
+    The name of the set's own folder counts as well: training and test files often have the same names below it. Where
+    an end of the path, from the project's folder, or the path itself is a file now, that file decides.
+    """
+    parts, top = PurePath(os.path.normpath(given)).parts, max(root - 1, 0)
+    ends = (PurePath(os.path.normpath(text)).parts[top:] for text in (actual, _as_a_browser_writes(actual)))
+    if not any(len(parts) >= len(end) and same_end(parts, end) for end in ends):
+        return False
+    places = [folder.joinpath(*parts[start:]) for start in range(1, len(parts))]
+    there = next((place for place in (*places, folder / given) if os.path.lexists(place)), None)
+    return there is None or _is_file(there, actual)
+
+
+def _is_file(path: Path, actual: str) -> bool:
+    return os.path.normpath(path) == os.path.normpath(actual) or (
+        path.exists() and os.path.exists(actual) and os.path.samefile(path, actual)  # noqa: PTH110, PTH121
+    )
 
 
 def _as_a_browser_writes(path: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -92,6 +94,11 @@ def near_path(path: Path) -> Path:
     """Name a file as a person here would type it: from the current folder, where it lies below it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def typed_path(path: Path) -> str:
+    """Spell a file for a command that is to be typed here: from the current folder, quoted."""
+    return shlex.quote(os.path.relpath(path))
 
 
 def did_you_mean(given: str, known: Iterable[str], *, listed: int = 12) -> str:

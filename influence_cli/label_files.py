@@ -58,11 +58,11 @@ class Table:
             moved(row, found[-1])
         return np.array(found, dtype=np.int64)
 
-    def index(self, name: str, row: int, length: int) -> int:
-        """Read one position in a data set."""
+    def index(self, name: str, row: int, length: int, hint: str = "") -> int:
+        """Read one position in a data set; ``hint`` is for one that it does not have."""
         index = _whole_number(self.columns[name][row], self.at(row))
         if not 0 <= index < length:
-            raise InfluenceError(f"{self.at(row)}names the index {index}; the data set has 0 to {length - 1}")
+            raise InfluenceError(f"{self.at(row)}names the index {index}; the data set has 0 to {length - 1}", hint)
         return index
 
 
@@ -210,7 +210,7 @@ def _path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int
     """
     if paths is None or "path" not in table.columns:
         return lambda _row, _index: None
-    root = len(PurePath(os.path.commonpath([os.path.dirname(path) for path in paths])).parts)  # noqa: PTH120
+    root = parts_above(paths)
     column = table.columns["path"]
 
     def check(row: int, index: int) -> None:
@@ -218,7 +218,7 @@ def _path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int
         if not cell or cell == paths[index]:  # nearly always, and quick
             return
         now = PurePath(paths[index]).parts[root:]
-        if not any(_same_end(PurePath(text).parts, now) for text in (cell, cell.strip(), unguarded(cell))):
+        if not any(same_end(PurePath(text).parts, now) for text in (cell, cell.strip(), unguarded(cell))):
             raise InfluenceError(
                 f"{table.at(row)}index {index} is {paths[index]}, and was {cell}",
                 "files were moved, added or removed since this was written: make it anew",
@@ -227,7 +227,13 @@ def _path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int
     return check
 
 
-def _same_end(given: tuple[str, ...], now: tuple[str, ...]) -> bool:
+def parts_above(paths: Sequence[str]) -> int:
+    """Count the parts of the folder that all files lie in."""
+    return len(PurePath(os.path.commonpath([os.path.dirname(path) for path in paths])).parts)  # noqa: PTH120
+
+
+def same_end(given: tuple[str, ...], now: tuple[str, ...]) -> bool:
+    """Say whether the shorter of two paths is the end of the other."""
     length = min(len(given), len(now))
     return length > 0 and given[-length:] == now[-length:]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,7 +20,10 @@ from pathlib import Path
 
 import xxhash
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, near_path
+
+if sys.platform != "win32":
+    import fcntl
 
 COLUMNS = ("batch", "move", "event", "from", "to", "hash", "time", "check")
 STATES = {"done": "applied", "back": "undoing", "undone": "undone"}
@@ -82,9 +86,10 @@ def last_open(batches: Sequence[Batch]) -> Batch | None:
 
 
 class MoveLog:
-    """A log that is open for appending."""
+    """A log that is open for appending, and held: no other run reads or writes moves meanwhile."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
         self.descriptor = descriptor
 
     def add(self, batch: int, move: int, event: str, source: str = "", target: str = "", hash: str = "") -> None:
@@ -100,6 +105,9 @@ class MoveLog:
         text = io.StringIO(newline="")
         # Quoted throughout: a bare \r in a name is kept by every reader.
         csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([*row, _check(row)] for row in rows)
+        if not os.fstat(self.descriptor).st_size:
+            os.write(self.descriptor, _HEADER.encode())
+            os.fsync(self.descriptor)
         data = text.getvalue().encode("utf-8", "surrogateescape")
         while data:
             data = data[os.write(self.descriptor, data) :]
@@ -108,24 +116,57 @@ class MoveLog:
 
 @contextmanager
 def open_log(path: Path) -> Iterator[MoveLog]:
-    """Open a log for appending, made where it is missing; a row that a kill has torn is cut off first.
+    """Open a log for appending and hold it, made where it is missing; a row that a kill has torn is cut off first.
+
+    What is read of it before it is held may be old by then. One that was made here and got no row is taken away.
 
     Raises:
-        InfluenceError: not a log, or it cannot be written.
+        InfluenceError: not a log, it cannot be written, or another run holds it.
     """
+    made = not path.exists()
     try:
-        length = _rows(path)[1] if path.exists() else 0
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError as error:
         raise InfluenceError(f"{path} cannot be written: {error.strerror or error}") from error
     try:
-        os.ftruncate(descriptor, length)
-        if not length:
-            os.write(descriptor, _HEADER.encode())
-            os.fsync(descriptor)
-        yield MoveLog(descriptor)
+        _hold(path, descriptor)
+        os.ftruncate(descriptor, _rows(path)[1])
+        try:
+            yield MoveLog(path, descriptor)
+        finally:
+            if made and not os.fstat(descriptor).st_size:
+                path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def refuse_held(path: Path) -> None:
+    """Refuse to go on while another run holds the log.
+
+    Raises:
+        InfluenceError: it does.
+    """
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            _hold(path, descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _hold(path: Path, descriptor: int) -> None:
+    """Lock an open log until it is closed, which a kill does too."""
+    in_use = InfluenceError(f"{near_path(path)} is in use by another run", "wait until it is done, then run this again")
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise in_use from error
+        except OSError:  # a file system without locks: as good as it gets there
+            return
+    # The other run may have taken an empty log away between our opening it and locking it.
+    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor)):
+        raise in_use
 
 
 _HEADER = ",".join(COLUMNS) + "\n"

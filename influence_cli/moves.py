@@ -7,6 +7,7 @@ file lies is read from the disk, not from the log: a kill between the two leaves
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import xxhash
 
-from influence_cli.errors import InfluenceError, Stopped, near_path
+from influence_cli.errors import InfluenceError, Stopped, near_path, typed_path
 from influence_cli.move_log import Batch, Move, MoveLog, last_open, open_log, read_log
 from influence_cli.relabel import Relabelled
 from influence_cli.report.formats import write_rows
@@ -26,6 +27,8 @@ from influence_cli.user_code import describe
 COLUMNS = ("from", "to")
 DROPPED = "dropped"
 Advance = Callable[[int], None]
+# What a file system says that has no hard links, or a kernel that protects those of others' files.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,11 @@ def manifest(path: Path, plan: Plan) -> NewFile:
     return NewFile(path, write)
 
 
-def apply_plan(log: Path, plan: Plan, decisions: Path, advance: Advance = lambda _: None) -> Batch:
+def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lambda _: None) -> Batch:
     """Make the moves of a plan, every one logged before and after.
 
     Args:
-        log: where to; earlier batches in it stay.
+        log: where to, held since before the plan was made; earlier batches in it stay.
         plan: the moves.
         decisions: the file that asked for them.
         advance: told of each move made.
@@ -103,7 +106,7 @@ def apply_plan(log: Path, plan: Plan, decisions: Path, advance: Advance = lambda
             f"these moves would leave the class folder {plan.emptied[0]} empty, and ImageFolder refuses such a one",
             "put an image into it first, or take the class folder away after other moves",
         )
-    batches = read_log(log)
+    batches = read_log(log.path)
     number = 1 + max((batch.number for batch in batches), default=0)
     moves = tuple(replace(move, hash=file_hash(Path(move.source))) for move in plan.moves)
     for move in moves:
@@ -113,56 +116,61 @@ def apply_plan(log: Path, plan: Plan, decisions: Path, advance: Advance = lambda
                 f"{near_path(Path(move.target))} exists by now", "run it again: another name is chosen"
             )
     digest = file_hash(decisions)
-    with open_log(log) as open_:
-        rows = [(number, at, "plan", move.source, move.target, move.hash) for at, move in enumerate(moves, start=1)]
-        open_.add_all([*rows, (number, len(moves), "go", str(decisions), "", digest)])
-    return continue_moves(log, Batch(number, (str(decisions), digest), "", moves), advance)
+    # Absolute, so that a hint can name the file from any folder.
+    source = str(decisions.absolute())
+    rows = [(number, at, "plan", move.source, move.target, move.hash) for at, move in enumerate(moves, start=1)]
+    log.add_all([*rows, (number, len(moves), "go", source, "", digest)])
+    return continue_moves(log, Batch(number, (source, digest), "", moves), advance)
 
 
-def continue_moves(log: Path, batch: Batch, advance: Advance = lambda _: None) -> Batch:
-    """Make what is left of a batch.
+def continue_moves(log: MoveLog, batch: Batch, advance: Advance = lambda _: None) -> Batch:
+    """Make what is left of a batch of a log that has been held since it was read.
 
     Raises:
         InfluenceError: before anything is moved, where a file is not where the log says it is or has changed; or where
             a move fails.
     """
     waiting = []
+    undo = f"influence relabel --undo {typed_path(log.path)}"
     for number, move in enumerate(batch.moves, start=1):
-        if _lies(move, by=log) == "source":
+        if _lies(move, log.path, "source" if number in batch.begun else "") == "source":
             _refuse_changed(move.source, move)
             waiting.append((number, move))
         elif number not in batch.begun:
             raise InfluenceError(
                 f"{near_path(Path(move.source))} has been moved to {near_path(Path(move.target))}, and not by this run",
-                f"influence relabel --undo {near_path(log)} takes back what this run has moved",
+                f"{undo} takes back what this run has moved",
             )
         else:
             advance(1)
     total, made = len(batch.moves), len(batch.moves) - len(waiting)
-    with open_log(log) as open_:
-        try:
-            for number, move in waiting:
-                _make_folders(open_, batch, Path(move.target).parent)
-                open_.add(batch.number, number, "move", move.source, move.target, move.hash)
-                _rename(move.source, move.target)
-                open_.add(batch.number, number, "moved", move.source, move.target, move.hash)
-                made += 1
-                advance(1)
-            open_.add(batch.number, total, "done")
-        except KeyboardInterrupt as error:
-            raise Stopped(
-                f"{made:,} of {total:,} files are moved; the same command goes on, --undo takes them back"
-            ) from error
-        except OSError as error:
-            raise InfluenceError(
-                f"{made:,} of {total:,} files are moved, then: {describe(error)}",
-                f"the same command goes on, influence relabel --undo {near_path(log)} takes them back",
-            ) from error
+    try:
+        for number, move in waiting:
+            _make_folders(log, batch, Path(move.target).parent)
+            log.add(batch.number, number, "move", move.source, move.target, move.hash)
+            _rename(move.source, move.target)
+            log.add(batch.number, number, "moved", move.source, move.target, move.hash)
+            made += 1
+            advance(1)
+        log.add(batch.number, total, "done")
+    except KeyboardInterrupt as error:
+        raise Stopped(
+            f"{made:,} of {total:,} files are moved; the same command goes on, {undo} takes them back"
+        ) from error
+    except OSError as error:
+        raise InfluenceError(
+            f"{made:,} of {total:,} files are moved, then: {describe(error)}",
+            f"the same command goes on, {undo} takes them back",
+        ) from error
     return replace(batch, state="applied")
 
 
 def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, list[Move]]:
     """Take back the last batch of a log that is not undone, its last move first.
+
+    Args:
+        log: it is held meanwhile.
+        advance: told of each move of the batch that is back.
 
     Returns:
         The batch, and the moves that were taken back, as made: ``source`` is where a file is again.
@@ -173,17 +181,19 @@ def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, lis
     """
     if not log.is_file():
         raise InfluenceError(f"there is no log {near_path(log)}", "influence relabel --undo LOG names another")
-    batch = last_open(read_log(log))
-    if batch is None:
-        raise InfluenceError(f"{near_path(log)}: nothing is left to take back")
-    waiting = []
-    for number, move in reversed(list(enumerate(batch.moves, start=1))):
-        if number in batch.begun - batch.returned and _lies(move, by=log) == "target":
-            _refuse_changed(move.target, move)
-            _check_way(Path(move.target), Path(move.source))
-            waiting.append((number, move))
-    done: list[Move] = []
     with open_log(log) as open_:
+        batch = last_open(read_log(log))
+        if batch is None:
+            raise InfluenceError(f"{near_path(log)}: nothing is left to take back")
+        waiting = []
+        for number, move in reversed(list(enumerate(batch.moves, start=1))):
+            if number in batch.begun - batch.returned and _lies(move, log, "target") == "target":
+                _refuse_changed(move.target, move)
+                _check_way(Path(move.target), Path(move.source))
+                waiting.append((number, move))
+            else:
+                advance(1)
+        done: list[Move] = []
         try:
             open_.add(batch.number, len(waiting), "back")
             for number, move in waiting:
@@ -242,9 +252,11 @@ def _free(path: Path, taken: set[str]) -> Path:
     return found
 
 
-def _lies(move: Move, by: Path) -> str:
-    """Find where the file of a move is: at its ``source`` or its ``target``."""
+def _lies(move: Move, by: Path, half: str) -> str:
+    """Find where the file of a move is: at its ``source`` or its ``target``, or ``half`` where a kill left it both."""
     here, there = os.path.lexists(move.source), os.path.lexists(move.target)
+    if half and here and there and _is_one(move.source, move.target):
+        return half
     if here and there:
         raise InfluenceError(
             f"{near_path(by)}: there is {near_path(Path(move.source))} and {near_path(Path(move.target))}",
@@ -290,7 +302,25 @@ def _make_folders(log: MoveLog, batch: Batch, folder: Path) -> None:
 
 
 def _rename(source: str, target: str) -> None:
-    """Rename a file; never onto another one."""
-    if os.path.lexists(target):
-        raise FileExistsError(f"{target} is there by now")
-    os.rename(source, target)  # noqa: PTH104 (paths of the log, as they stand)
+    """Rename a file; never onto another one, not even one that comes at the same moment, as ``os.rename`` would.
+
+    A kill between the two steps leaves one file with both names: then the first step fails, and the second is left.
+    """
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError as error:
+        if not _is_one(source, target):
+            raise FileExistsError(f"{target} is there by now") from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(f"{target} is there by now") from error
+        os.rename(source, target)  # noqa: PTH104 (paths of the log, as they stand)
+        return
+    os.unlink(source)  # noqa: PTH108
+
+
+def _is_one(first: str, second: str) -> bool:
+    """Say whether two names, links not followed, are of one file."""
+    return os.path.samestat(os.lstat(first), os.lstat(second))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from influence_cli.config import Config
-from influence_cli.errors import InfluenceError, counted, near_path
-from influence_cli.move_log import Batch, last_open, read_log
+from influence_cli.errors import InfluenceError, counted, near_path, typed_path
+from influence_cli.move_log import Batch, last_open, read_log, refuse_held
 from influence_cli.moves import file_hash
 from influence_cli.report.formats import check_output
 
 
 def refuse_outputs(
-    config: Config, on: str, file: Path, outputs: Sequence[Path], rows: Path | None, *, force: bool
+    config: Config, on: str, file: Path, log: Path, outputs: Sequence[Path], rows: Path | None, *, force: bool
 ) -> None:
     """Refuse outputs that are each other, an input, or there already.
 
@@ -23,31 +22,49 @@ def refuse_outputs(
         config: names the files that are in use.
         on: ``train`` or ``test``.
         file: the decisions.
+        log: of moves.
         outputs: labels, exclusions and moves.
         rows: the file of ``-o``.
         force: replace what is there.
     """
-    seen = {os.path.realpath(path): word for path, word in ((file, "the decisions"), (config.path, "the config"))}
-    if rows is not None:
-        seen[os.path.realpath(rows)] = "the file of -o"
-    for path, word in zip(outputs, ("the labels", "the exclusions", "the moves"), strict=True):
+    words = ("the labels", "the exclusions", "the moves")
+    for path in outputs:
         check_output(path)
-        real = os.path.realpath(path)
-        if real in seen:
-            raise InfluenceError(f"{near_path(path)} would be both {seen[real]} and {word}", "give them other names")
-        seen[real] = word
+    used = ((file, "the decisions"), (config.path, "the config"), (log, "the log of moves"))
+    refuse_clashes(used, rows, tuple(zip(outputs, words, strict=True)))
     section = config.train if on == "train" else config.test
     for path, key in zip(outputs, ("labels", "exclude", ""), strict=True):
         if force or not os.path.lexists(path):
             continue
         hint = "--force replaces it"
         if key and section is not None:
-            used = getattr(section, key)
-            if used is not None and used.resolve() == path.resolve():
+            named = getattr(section, key)
+            if named is not None and named.resolve() == path.resolve():
                 hint += f", and keeps what it holds: {config.where(on, key)} names it"
             else:
                 hint += f" and drops what it holds, since no {on}.{key} names it; --{key} FILE writes another"
         raise InfluenceError(f"{near_path(path)} exists already", hint)
+
+
+def refuse_clashes(
+    used: Sequence[tuple[Path, str]], rows: Path | None, written: Sequence[tuple[Path, str]] = ()
+) -> None:
+    """Refuse to write a file that is in use, or two files of one name; no ``--force`` helps there.
+
+    Args:
+        used: files that stay as they are, each with what it is called.
+        rows: the file of ``-o``; its ``.run.json`` is written too.
+        written: the other files, likewise.
+    """
+    seen = {os.path.realpath(path): word for path, word in used}
+    if rows is not None:
+        run = rows.with_name(rows.name + ".run.json")
+        written = ((rows, "the file of -o"), (run, "the run file of -o"), *written)
+    for path, word in written:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise InfluenceError(f"{near_path(path)} would be both {seen[real]} and {word}", "give them other names")
+        seen[real] = word
 
 
 def refuse_named_files(config: Config, on: str) -> None:
@@ -64,18 +81,30 @@ def refuse_named_files(config: Config, on: str) -> None:
             )
 
 
-def refuse_open_moves(log: Path, file: Path, *, resume: bool = False) -> Batch | None:
-    """Refuse to work between moves that were cut off; give them where the same decisions are to go on."""
+def refuse_open_moves(config: Config, log: Path, file: Path, *, resume: bool = False) -> Batch | None:
+    """Refuse to work between moves that were cut off; give them where the same decisions are to go on.
+
+    Args:
+        config: for the command that goes on.
+        log: held by the caller where ``resume``.
+        file: the decisions.
+        resume: whether it is moves that are asked for.
+    """
     batch = last_open(read_log(log))
     if batch is None or batch.state == "applied":
         return None
+    if not resume:
+        refuse_held(log)
+    undo = f"influence relabel --undo {typed_path(log)}"
     if batch.state == "undoing":
-        raise InfluenceError(f"{near_path(log)}: taking moves back was cut off", "first: influence relabel --undo")
+        raise InfluenceError(f"{near_path(log)}: taking moves back was cut off", f"first: {undo}")
     if resume and file.is_file() and file_hash(file) == batch.decisions[1]:
         return batch
+    named = "" if config.path.absolute() == Path("influence.yaml").absolute() else f"-c {typed_path(config.path)} "
+    decisions = Path(batch.decisions[0])
     raise InfluenceError(
-        f"{near_path(log)}: moves by {batch.decisions[0]} were cut off",
-        f"first go on: influence relabel {shlex.quote(batch.decisions[0])} --apply-moves; or influence relabel --undo",
+        f"{near_path(log)}: moves by {near_path(decisions)} were cut off",
+        f"first go on: influence relabel {named}{typed_path(decisions)} --apply-moves; or {undo}",
     )
 
 
@@ -89,6 +118,6 @@ def last_moves(log: Path, file: Path) -> Batch | None:
         if file_hash(file) == batch.decisions[1]:
             raise InfluenceError(
                 f"{file} was applied already: its {counted(len(batch.moves), 'file')} were moved on {batch.time[:10]}",
-                f"the folders are the labels now; influence relabel --undo takes the moves of {near_path(log)} back",
+                f"the folders are the labels now; influence relabel --undo {typed_path(log)} takes the moves back",
             )
     return made[-1] if made else None

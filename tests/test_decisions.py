@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,31 @@ def test_a_guarded_path_is_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(folder / "data" / "train")
     for path in ("'=x/0.png", "=x/0.png"):
         assert read(folder, HEAD + f"0,{path},=x,drop,\n") == [(0, "drop", None)]
+
+
+def test_a_project_that_was_moved_as_a_whole_stays_the_same(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for old in ("/mnt/old/project", "../elsewhere"):
+        assert read(folder, HEAD + f"2,{old}/data/train/dog/0.png,dog,drop,\n") == [(2, "drop", None)]
+        for other in ("data/train/dog/1.png", "data/train/cat/0.png", "data/test/dog/0.png", "dog/0.png", "0.png"):
+            with pytest.raises(InfluenceError, match="stale: index 2 is "):
+                read(folder, HEAD + f"2,{old}/{other},dog,drop,\n")
+    # The old place may still be there, as where the project was copied.
+    copy = make(tmp_path_factory.mktemp("copy"), CLASSES, NAMES)
+    text = HEAD + f"2,{copy}/data/train/dog/0.png,dog,drop,\n"
+    assert read(folder, text) == [(2, "drop", None)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are not bytes there")
+def test_a_name_that_is_not_utf8_moves_along_too(tmp_path: Path) -> None:
+    folder = make(tmp_path, ("cat", "dog"), ("a\udcfe.png",))
+    assert read(folder, HEAD + "0,/mnt/old/data/train/cat/a\ufffd.png,cat,drop,\n") == [(0, "drop", None)]
+    with pytest.raises(InfluenceError, match="stale: index 1 is "):
+        read(folder, HEAD + "1,/mnt/old/data/train/cat/a\ufffd.png,dog,drop,\n")
+
+
+def test_an_index_of_the_other_set_asks_for_on(folder: Path) -> None:
+    with pytest.raises(InfluenceError) as caught:
+        read(folder, HEAD + "6,,cat,keep,\n")
+    assert "--on test" in caught.value.hint

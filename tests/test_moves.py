@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from relabel_project import decide, listing, make, tree
 
 from influence_cli import move_log
 from influence_cli.config import load_config
-from influence_cli.move_log import Batch, last_open, read_log
+from influence_cli.move_log import Batch, last_open, open_log, read_log
 from influence_cli.moves import apply_plan, continue_moves, plan_moves, undo_moves
 from influence_cli.relabel import apply_decisions
 
@@ -38,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, *, torn: bool = False) -> Callable[[], None]:
-    """Let the process die before its given step: every row of the log, folder made and rename is one.
+    """Let the process die before its given step: every row of the log, folder made, link and unlink is one.
 
     Returns:
         A function that lets everything live again.
@@ -53,15 +54,19 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, *, torn: bool = False) -
                 torn_write()
             raise Killed
 
-    rename, write, mkdir, rmdir = os.rename, os.write, Path.mkdir, Path.rmdir
+    link, unlink, write, mkdir, rmdir = os.link, os.unlink, os.write, Path.mkdir, Path.rmdir
 
     def dying_write(descriptor: int, data: bytes) -> int:
         die(lambda: write(descriptor, data[: len(data) // 2]))
         return write(descriptor, data)
 
-    def dying_rename(source: str, target: str) -> None:
+    def dying_link(source: str, target: str, *, follow_symlinks: bool) -> None:
         die()
-        rename(source, target)
+        link(source, target, follow_symlinks=follow_symlinks)
+
+    def dying_unlink(path: str) -> None:
+        die()
+        unlink(path)
 
     def dying_mkdir(self: Path, *words: object, **more: object) -> None:
         die()
@@ -72,7 +77,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, *, torn: bool = False) -
         rmdir(self)
 
     for holder, name, function in (
-        (os, "rename", dying_rename),
+        (os, "link", dying_link),
+        (os, "unlink", dying_unlink),
         (os, "write", dying_write),
         (Path, "mkdir", dying_mkdir),
         (Path, "rmdir", dying_rmdir),
@@ -81,7 +87,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, *, torn: bool = False) -
 
     def live() -> None:
         for holder, name, function in (
-            (os, "rename", rename),
+            (os, "link", link),
+            (os, "unlink", unlink),
             (os, "write", write),
             (Path, "mkdir", mkdir),
             (Path, "rmdir", rmdir),
@@ -121,7 +128,7 @@ def test_files_move_to_their_classes_and_back(folder: Path, influence: Command) 
     moves = [json.loads(line) for line in done.out.splitlines()]
     assert len(moves) == 6
     assert all(move["from"] in labels and Path(move["to"]).is_file() for move in moves)
-    assert "moved 6 files; each is in moves.log.csv, and influence relabel --undo takes them back" in done.err
+    assert "moved 6 files; each is in moves.log.csv, and influence relabel --undo moves.log.csv takes" in done.err
     assert "4 names taken in the new folder, so with a number behind: =1+1-2.png" in done.err
     assert "2 files dropped, to data/dropped" in done.err
     assert "positions have changed" in done.err
@@ -147,8 +154,9 @@ def planned(folder: Path) -> Callable[[], Batch]:
     plan = plan_moves(apply_decisions(load_config(folder / "influence.yaml"), decisions))
 
     def run() -> Batch:
-        batch = last_open(read_log(log))
-        return apply_plan(log, plan, decisions) if batch is None else continue_moves(log, batch)
+        with open_log(log) as held:
+            batch = last_open(read_log(log))
+            return apply_plan(held, plan, decisions) if batch is None else continue_moves(held, batch)
 
     return run
 
@@ -175,8 +183,8 @@ def test_a_kill_at_any_step_can_be_continued_or_undone(
         undo_moves(log)
         assert tree(folder) == before, step
         log.unlink()
-    # Header, plan, three folders with a row each, six moves with two rows each, the end.
-    assert died == 2 + 2 * 3 + 3 * 6 + 1
+    # Header, plan, three folders with a row each, six moves of two steps with two rows each, the end.
+    assert died == 2 + 2 * 3 + 4 * 6 + 1
     assert tree(folder) == expected_tree(before)
 
 
@@ -197,8 +205,8 @@ def test_an_undo_that_is_killed_at_any_step_goes_on(folder: Path, monkeypatch: p
         undo_moves(log)
         assert tree(folder) == before, step
         log.unlink()
-    # The row that begins it, six moves with a folder looked at and a row each, three folders, the end.
-    assert died == 1 + 3 * 6 + 3 + 1
+    # The row that begins it, six moves of two steps with a folder looked at and a row each, three folders, the end.
+    assert died == 1 + 4 * 6 + 3 + 1
     assert tree(folder) == before
 
 
@@ -221,15 +229,15 @@ def test_between_an_undo_that_was_cut_off_nothing_is_applied(
 def test_a_failure_half_way_says_how_to_go_on(
     folder: Path, influence: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, rename = tree(folder), os.rename
+    before, link = tree(folder), os.link
     decide(folder, *DECIDED)
 
-    def full(source: str, target: str) -> None:
+    def full(source: str, target: str, **more: bool) -> None:
         if "dropped" in target:
             raise OSError(28, "No space left on device")
-        rename(source, target)
+        link(source, target, **more)
 
-    monkeypatch.setattr(os, "rename", full)
+    monkeypatch.setattr(os, "link", full)
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder, code=2)
     assert "3 of 6 files are moved, then: OSError: [Errno 28] No space left on device" in done.err
     assert "influence relabel --undo moves.log.csv takes them back" in done.err
@@ -239,26 +247,29 @@ def test_a_failure_half_way_says_how_to_go_on(
     (folder / "other.csv").write_text("index,label,decision\n")
     done = influence("relabel", "other.csv", "--apply-moves", cwd=folder, code=2)
     assert "first go on: influence relabel decisions.csv --apply-moves" in done.err
-    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "link", link)
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder)
     assert "going on with them" in done.err
     assert tree(folder) == expected_tree(before)
 
 
 def test_ctrl_c_says_how_many_are_moved(folder: Path, influence: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename, count = os.rename, 0
+    link, count = os.link, 0
     decide(folder, *DECIDED)
 
-    def stop(source: str, target: str) -> None:
+    def stop(source: str, target: str, **more: bool) -> None:
         nonlocal count
         count += 1
         if count == 3:
             raise KeyboardInterrupt
-        rename(source, target)
+        link(source, target, **more)
 
-    monkeypatch.setattr(os, "rename", stop)
+    monkeypatch.setattr(os, "link", stop)
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder, code=130)
-    assert "interrupted: 2 of 6 files are moved; the same command goes on, --undo takes them back" in done.err
+    assert (
+        "interrupted: 2 of 6 files are moved; the same command goes on, influence relabel --undo moves.log.csv"
+        in done.err
+    )
 
 
 def test_decisions_from_before_the_moves_are_refused(folder: Path, influence: Command) -> None:
@@ -272,16 +283,18 @@ def test_decisions_from_before_the_moves_are_refused(folder: Path, influence: Co
     done = influence("relabel", "others.csv", "--force", cwd=folder, code=2)
     assert "others.csv:2: stale: index 3 is " in done.err
     assert "files were moved on 20" in done.err
-    assert "by moves.log.csv (influence relabel --undo)" in done.err
+    assert "by moves.log.csv (influence relabel --undo moves.log.csv)" in done.err
     # So are the label files from before.
     words = ["-s", "train.labels=labels.csv", "-s", "train.exclude=exclude.csv"]
     decide(folder, (0, "keep"), name="now.csv")
     done = influence("relabel", "now.csv", "--force", *words, cwd=folder, code=2)
     assert "exclude.csv:2: index 3 is " in done.err
-    # Without paths nothing can be known: it is asked.
-    (folder / "bare.csv").write_text("index,label,decision\n0,-minus,keep\n")
-    done = influence("relabel", "bare.csv", "--force", cwd=folder)
-    assert "warning: moves.log.csv moved files on" in done.err
+    # Without paths nothing can be known.
+    for text in ("index,label,decision\n0,-minus,keep\n", "index,path,label,decision\n0,,-minus,keep\n"):
+        (folder / "bare.csv").write_text(text)
+        done = influence("relabel", "bare.csv", "--force", cwd=folder, code=2)
+        assert "error: moves.log.csv moved files on" in done.err
+        assert "add the column path, or influence relabel --undo moves.log.csv first" in done.err
 
 
 def test_label_files_of_the_config_do_not_go_with_moves(folder: Path, influence: Command) -> None:
@@ -429,3 +442,97 @@ def test_a_log_that_was_edited_is_refused(folder: Path, influence: Command) -> N
     for length in range(0, len(whole), 7):
         log.write_bytes(whole[:length])
         assert len(read_log(log)) <= 1
+
+
+def test_two_runs_at_once_are_refused(folder: Path, influence: Command) -> None:
+    before, log = tree(folder), folder / "moves.log.csv"
+    decide(folder, *DECIDED)
+    with open_log(log):
+        done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder, code=2)
+        assert "error: moves.log.csv is in use by another run" in done.err
+    # Nothing was logged, so nothing is left.
+    assert not log.exists()
+    influence("relabel", "decisions.csv", "--apply-moves", cwd=folder)
+    with open_log(log):
+        done = influence("relabel", "--undo", cwd=folder, code=2)
+        assert "error: moves.log.csv is in use by another run" in done.err
+    influence("relabel", "--undo", cwd=folder)
+    assert tree(folder) == before
+
+
+def test_where_there_are_no_hard_links_files_are_renamed(
+    folder: Path, influence: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: str, target: str, **more: bool) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    before = tree(folder)
+    decide(folder, *DECIDED)
+    influence("relabel", "decisions.csv", "--apply-moves", cwd=folder)
+    assert tree(folder) == expected_tree(before)
+    influence("relabel", "--undo", cwd=folder)
+    assert tree(folder) == before
+
+
+def test_hints_can_be_typed_from_the_current_folder(
+    folder: Path, influence: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, link = tree(folder), os.link
+    (folder / "influence.yaml").rename(folder / "i.yaml")
+    decide(folder, *DECIDED)
+    words, here = ["-c", f"{folder.name}/i.yaml", "--apply-moves"], folder.parent
+
+    def full(source: str, target: str, **more: bool) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    influence("relabel", f"{folder.name}/decisions.csv", *words, cwd=here, code=2)
+    monkeypatch.setattr(os, "link", link)
+    (folder / "other.csv").write_text("index,label,decision\n")
+    (folder / "below").mkdir()
+    done = influence("relabel", "../other.csv", "-c", "../i.yaml", cwd=folder / "below", code=2)
+    assert "influence relabel -c ../i.yaml ../decisions.csv --apply-moves; or influence relabel --undo ../m" in done.err
+    done = influence("relabel", f"{folder.name}/decisions.csv", *words, cwd=here)
+    assert f"influence relabel --undo {folder.name}/moves.log.csv takes them back" in done.err
+    # No config is needed for it.
+    influence("relabel", "--undo", f"{folder.name}/moves.log.csv", cwd=here)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["decisions.csv", "--apply-moves", "-o", "moves.log.csv"],
+        ["decisions.csv", "--apply-moves", "-o", "decisions.csv"],
+        ["decisions.csv", "--labels", "moves.log.csv", "--force"],
+        ["decisions.csv", "--exclude", "moves.log.csv", "--force"],
+        ["decisions.csv", "--force", "-o", "decisions.csv"],
+        ["decisions.csv", "--force", "-o", "moves.log.csv"],
+        ["--undo", "-o", "moves.log.csv"],
+        ["--undo", "moves.log.csv", "-o", "./moves.log.csv"],
+        ["--undo", "-o", "first.csv"],
+    ],
+)
+def test_neither_log_nor_decisions_are_ever_replaced(folder: Path, influence: Command, words: list[str]) -> None:
+    decide(folder, (0, "relabel", "plain"), name="first.csv")
+    influence("relabel", "first.csv", "--apply-moves", cwd=folder)
+    decide(folder, (3, "drop"))
+    before = tree(folder), {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    done = influence("relabel", *words, cwd=folder, code=2)
+    assert " would be both the " in done.err
+    assert (tree(folder), {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}) == before
+
+
+def test_the_run_file_replaces_no_decisions_either(folder: Path, influence: Command) -> None:
+    decided = decide(folder, (0, "relabel", "plain"))
+    (folder / "rows.csv.run.json").symlink_to(decided.name)
+    done = influence("relabel", "decisions.csv", "-o", "rows.csv", cwd=folder, code=2)
+    assert "rows.csv.run.json would be both the decisions and the run file of -o" in done.err
+
+
+def test_an_undo_tells_of_each_move(folder: Path) -> None:
+    planned(folder)()
+    told: list[int] = []
+    undo_moves(folder / "moves.log.csv", told.append)
+    assert sum(told) == 6

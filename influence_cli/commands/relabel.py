@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, Output, Quiet, Set, Verbose
-from influence_cli.errors import InfluenceError, counted, near_path
+from influence_cli.errors import InfluenceError, counted, near_path, typed_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +77,7 @@ def command(
 
       influence relabel --undo
     """
-    from influence_cli.commands.session import begin
+    from influence_cli.commands.session import begin, begin_without_config
 
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
@@ -92,10 +92,14 @@ def command(
             "relabel needs a file of decisions",
             "influence mislabels --report labels.html: its page saves decisions.csv",
         )
+    if undo and file is not None:  # a log says all that there is to know: no config is needed
+        without = begin_without_config(quiet=quiet, verbose=verbose, format=format, output=output)
+        _undo(without, file, config)
+        return
     session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output)
     log = session.config.folder / LOG
-    if file is None or undo:
-        _undo(session, log if file is None else file)
+    if file is None:
+        _undo(session, log, config)
     elif apply_moves:
         _move(session, file, on, log)
     else:
@@ -121,10 +125,10 @@ def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[P
     from influence_cli.together import write_together
 
     moves = outputs[0].with_name("moves.csv" if on == "train" else "test-moves.csv")
-    refuse_open_moves(log, file)
+    refuse_open_moves(session.config, log, file)
     moved = last_moves(log, file)
-    refuse_outputs(session.config, on, file, (*outputs, moves), session.output, force=force)
-    result = _decide(session, file, on, moved)
+    refuse_outputs(session.config, on, file, log, (*outputs, moves), session.output, force=force)
+    result = _decide(session, file, on, log, moved)
     files = label_files(result, outputs[0], outputs[1])
     try:
         plan: Plan | None = plan_moves(result)
@@ -148,11 +152,12 @@ def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[P
     _say_next(session, result, on, outputs)
 
 
-def _decide(session: Session, file: Path, on: str, moved: Batch | None) -> Relabelled:
+def _decide(session: Session, file: Path, on: str, log: Path, moved: Batch | None) -> Relabelled:
     """Read the decisions and note them for the run file; where files were moved since, an error says so."""
     from influence_cli.decisions import DECISIONS
     from influence_cli.relabel import apply_decisions
 
+    undo = f"influence relabel --undo {typed_path(log)}"
     try:
         with session.terminal.status("loading data"):
             result = apply_decisions(session.config, file, on)
@@ -160,12 +165,12 @@ def _decide(session: Session, file: Path, on: str, moved: Batch | None) -> Relab
         if moved is None or "stale" not in error.message:
             raise
         raise InfluenceError(
-            error.message, f"{error.hint}; files were moved on {moved.time[:10]}, by {LOG} (influence relabel --undo)"
+            error.message, f"{error.hint}; files were moved on {moved.time[:10]}, by {LOG} ({undo})"
         ) from error
     if moved is not None and not result.decisions.with_paths and result.split.paths is not None:
-        session.terminal.warn(
-            f"{LOG} moved files on {moved.time[:10]}, which changed positions, and {file} has no column "
-            "path: are its positions those of now?"
+        raise InfluenceError(
+            f"{LOG} moved files on {moved.time[:10]}, which changed positions, and {file} does not name its files",
+            f"add the column path, or {undo} first",
         )
     session.run["decisions"] = {word: result.decisions.count(word) for word in DECISIONS}
     session.run["relabelled"] = [{"label": old, "new_label": new, "count": count} for old, new, count in result.pairs()]
@@ -218,34 +223,37 @@ def _say_next(session: Session, result: Relabelled, on: str, outputs: Sequence[P
 
 def _move(session: Session, file: Path, on: str, log: Path) -> None:
     from influence_cli.commands.session import emit
+    from influence_cli.move_log import open_log
     from influence_cli.moves import COLUMNS as MOVED
     from influence_cli.moves import DROPPED, apply_plan, continue_moves, plan_moves
-    from influence_cli.relabel_checks import last_moves, refuse_named_files, refuse_open_moves
+    from influence_cli.relabel_checks import last_moves, refuse_clashes, refuse_named_files, refuse_open_moves
 
-    say = session.terminal.say
-    batch = refuse_open_moves(log, file, resume=True)
-    if batch is not None:
-        say(f"{near_path(log)} has moves that were cut off: going on with them")
-        with session.terminal.progress(len(batch.moves), "moving files") as advance:
-            done = continue_moves(log, batch, advance)
-    else:
-        refuse_named_files(session.config, on)
-        result = _decide(session, file, on, last_moves(log, file))
-        plan = plan_moves(result)
-        _describe(session, result)
-        if not plan.moves:
-            emit(session, (), MOVED)
-            say("nothing is to be moved")
-            return
-        with session.terminal.progress(len(plan.moves), "moving files") as advance:
-            done = apply_plan(log, plan, file, advance)
-        _say_renamed(session, plan)
-        if plan.dropped and result.root is not None:
-            say(f"{counted(plan.dropped, 'file')} dropped, to {near_path(result.root.parent / DROPPED)}")
+    say, config = session.terminal.say, session.config
+    refuse_clashes(((file, "the decisions"), (config.path, "the config"), (log, "the log of moves")), session.output)
+    with open_log(log) as held:
+        batch = refuse_open_moves(config, log, file, resume=True)
+        if batch is not None:
+            say(f"{near_path(log)} has moves that were cut off: going on with them")
+            with session.terminal.progress(len(batch.moves), "moving files") as advance:
+                done = continue_moves(held, batch, advance)
+        else:
+            refuse_named_files(config, on)
+            result = _decide(session, file, on, log, last_moves(log, file))
+            plan = plan_moves(result)
+            _describe(session, result)
+            if not plan.moves:
+                emit(session, (), MOVED)
+                say("nothing is to be moved")
+                return
+            with session.terminal.progress(len(plan.moves), "moving files") as advance:
+                done = apply_plan(held, plan, file, advance)
+            _say_renamed(session, plan)
+            if plan.dropped and result.root is not None:
+                say(f"{counted(plan.dropped, 'file')} dropped, to {near_path(result.root.parent / DROPPED)}")
     emit(session, ({"from": move.source, "to": move.target} for move in done.moves), MOVED)
     say(
-        f"moved {counted(len(done.moves), 'file')}; each is in {near_path(log)}, and influence relabel --undo takes "
-        "them back"
+        f"moved {counted(len(done.moves), 'file')}; each is in {near_path(log)}, and influence relabel --undo "
+        f"{typed_path(log)} takes them back"
     )
     say(
         "positions have changed with the folders: label files, exclude files and decisions from before are stale, and "
@@ -255,17 +263,26 @@ def _move(session: Session, file: Path, on: str, log: Path) -> None:
         say("next: train the model again")
 
 
-def _undo(session: Session, log: Path) -> None:
+def _undo(session: Session, log: Path, config: Path) -> None:
     from influence_cli.commands.session import emit
     from influence_cli.move_log import last_open, read_log
     from influence_cli.moves import COLUMNS as MOVED
     from influence_cli.moves import undo_moves
+    from influence_cli.relabel_checks import refuse_clashes
 
-    with session.terminal.status("moving files back"):
-        batch, back = undo_moves(log)
+    used = [(log, "the log of moves"), (config.parent / LOG, "the log of moves"), (config, "the config")]
+    batches = read_log(log)
+    used += [(log.parent / batch.decisions[0], "the decisions") for batch in batches]
+    refuse_clashes(used, session.output)
+    last = last_open(batches)
+    with session.terminal.progress(len(last.moves) if last else 0, "moving files back") as advance:
+        batch, back = undo_moves(log, advance)
     emit(session, ({"from": move.target, "to": move.source} for move in back), MOVED)
     say = session.terminal.say
-    say(f"took back {counted(len(back), 'move')} of {near_path(log)} (run {batch.number}, by {batch.decisions[0]})")
+    say(
+        f"took back {counted(len(back), 'move')} of {near_path(log)} "
+        f"(run {batch.number}, by {near_path(Path(batch.decisions[0]))})"
+    )
     if earlier := last_open(read_log(log)):
         say(f"--undo again takes back run {earlier.number}: {counted(len(earlier.moves), 'move')}")
 
