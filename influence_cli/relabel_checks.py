@@ -10,7 +10,7 @@ from influence_cli.config import Config
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
 from influence_cli.move_log import Batch, last_open, read_log, refuse_held
 from influence_cli.moves import file_hash
-from influence_cli.report.formats import check_output
+from influence_cli.report.formats import check_output, refuse_clashes
 
 
 def refuse_outputs(
@@ -44,27 +44,6 @@ def refuse_outputs(
             else:
                 hint += f" and drops what it holds, since no {on}.{key} names it; --{key} FILE writes another"
         raise InfluenceError(f"{near_path(path)} exists already", hint)
-
-
-def refuse_clashes(
-    used: Sequence[tuple[Path, str]], rows: Path | None, written: Sequence[tuple[Path, str]] = ()
-) -> None:
-    """Refuse to write a file that is in use, or two files of one name; no ``--force`` helps there.
-
-    Args:
-        used: files that stay as they are, each with what it is called.
-        rows: the file of ``-o``; its ``.run.json`` is written too.
-        written: the other files, likewise.
-    """
-    seen = {os.path.realpath(path): word for path, word in used}
-    if rows is not None:
-        run = rows.with_name(rows.name + ".run.json")
-        written = ((rows, "the file of -o"), (run, "the run file of -o"), *written)
-    for path, word in written:
-        real = os.path.realpath(path)
-        if real in seen:
-            raise InfluenceError(f"{near_path(path)} would be both {seen[real]} and {word}", "give them other names")
-        seen[real] = word
 
 
 def refuse_named_files(config: Config, on: str) -> None:

@@ -76,6 +76,7 @@ def mislabels_page(
         "influence relabel decisions.csv makes new labels of it."
     )
     sections = [Section("Most suspicious labels", None, (Row("", "", cards),)), *_besides(result, split, classes)]
+    tables, charts = sweep_parts(session)
     return Page(
         title="influence mislabels",
         sentence=sentence(session, tasks, stores, f"{len(result.order):,} {split.name} labels ranked by {signal}"),
@@ -85,8 +86,8 @@ def mislabels_page(
         histogram=histogram(
             "Scores by label", f"score by {signal}", result.score, result.facts.labels, classes, (0.0, 1.0)
         ),
-        charts=(*_recovery_chart(session, signal), *sweep_parts(session)[1]),
-        tables=(*_truth_table(session), *_noise_table(session), *sweep_parts(session)[0]),
+        charts=(*_recovery_chart(session, signal), *charts),
+        tables=(*_truth_table(session), *_noise_table(session), *tables),
         notes=(f"The {len(cards)} most suspicious of {len(result.order):,} examples are shown.",),
         command=command_line(),
         config=config_text(session),
@@ -165,13 +166,11 @@ def _card(
         ),
         tone="suspect" if differs else "plain",
         group=classes[label],
-        neighbours=tuple(_neighbour(result, split, classes, row, int(other)) for other in _nearest(result, row)),
+        neighbours=tuple(
+            _neighbour(result, split, classes, row, int(other)) for other in result.evidence.nearest[row, :NEIGHBOURS]
+        ),
         review=Review(index, split.path(index), classes[label], classes[suggested]),
     )
-
-
-def _nearest(result: Mislabels, row: int) -> np.ndarray:
-    return np.asarray(result.evidence.nearest[row, :NEIGHBOURS])
 
 
 def _neighbour(result: Mislabels, split: Split, classes: Sequence[str], row: int, other: int) -> Neighbour:

@@ -101,6 +101,7 @@ def rank_page(
         "not cover.",
     ]
     most = float(np.abs(values).max(initial=0.0))
+    tables, charts = sweep_parts(session)
     return Page(
         title="influence rank",
         sentence=sentence(session, [prepared.task for prepared in stores], stores),
@@ -116,8 +117,8 @@ def rank_page(
             (-most, most),
             bins=41,
         ),
-        charts=sweep_parts(session)[1],
-        tables=sweep_parts(session)[0],
+        charts=charts,
+        tables=tables,
         notes=tuple(notes),
         command=command_line(),
         config=config_text(session),

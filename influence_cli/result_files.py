@@ -12,6 +12,7 @@ from typing import Any
 
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.report.cells import unguarded
+from influence_cli.report.formats import run_file
 from influence_cli.report.table import Row, Scalar
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -73,11 +74,6 @@ def read_result(path: Path) -> Result:
     run = _run_of(path)
     _refuse_cut_off(path, len(rows), run.get("rows"))
     return Result(path, kind, rows, tuple(at for at, _ in found), _set_of(run.get("command")))
-
-
-def run_file(path: Path) -> Path:
-    """Name the file with the facts of the run that wrote a result."""
-    return path.with_name(path.name + ".run.json")
 
 
 def _run_of(path: Path) -> dict[str, Any]:

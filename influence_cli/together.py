@@ -9,8 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from influence_cli.errors import InfluenceError
-from influence_cli.report.formats import check_output
+from influence_cli.report.formats import check_output, unwritable
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def write_together(files: Sequence[NewFile]) -> None:
                     kept[target] = _beside(target, "old")
                     shutil.copy2(target, kept[target])
             except OSError as error:
-                raise _unwritable(file.path, error) from error
+                raise unwritable(file.path, error) from error
             file.verify(part)
         _rename(files, targets, parts, kept)
     finally:
@@ -76,13 +75,9 @@ def _rename(
                 else:
                     changed.unlink()
             if isinstance(error, OSError):
-                raise _unwritable(file.path, error) from error
+                raise unwritable(file.path, error) from error
             raise
 
 
 def _beside(target: Path, word: str) -> Path:
     return target.with_name(f".{target.stem}.influence-{word}{target.suffix}")
-
-
-def _unwritable(path: Path, error: OSError) -> InfluenceError:
-    return InfluenceError(f"{path} cannot be written: {error.strerror or error}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, Output, Quiet, Report
-from influence_cli.errors import InfluenceError, near_path
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
@@ -67,9 +65,15 @@ def command(
     """
     from influence_cli.commands.session import begin_without_config, emit
     from influence_cli.compare import compare_results, comparison_rows
+    from influence_cli.report.formats import refuse_clashes, run_file
     from influence_cli.result_files import read_result
 
-    _refuse_inputs((a, b), output, report)
+    used = [
+        (named, word)
+        for path in (a, b)
+        for named, word in ((path, "an input"), (run_file(path), "the run file of an input"))
+    ]
+    refuse_clashes(used, output, [] if report is None else [(report, "the page of --report")])
     if report is not None:
         from influence_cli.report.html import check_page
 
@@ -92,21 +96,6 @@ def command(
         from influence_cli.report.html import write_page
 
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
-
-
-def _refuse_inputs(inputs: tuple[Path, Path], output: Path | None, report: Path | None) -> None:
-    """Refuse outputs that are an input, or each other: they would replace it."""
-    from influence_cli.result_files import run_file
-
-    seen: dict[str, str] = {}
-    for path in inputs:
-        seen |= {os.path.realpath(path): "an input", os.path.realpath(run_file(path)): "the run file of an input"}
-    outputs = [] if output is None else [(output, "the file of -o"), (run_file(output), "the run file of -o")]
-    for path, what in (*outputs, *([] if report is None else [(report, "the page of --report")])):
-        real = os.path.realpath(path)
-        if real in seen:
-            raise InfluenceError(f"{near_path(path)} would be both {seen[real]} and {what}", "give it another name")
-        seen[real] = what
 
 
 def _facts(found: Comparison) -> dict[str, object]:

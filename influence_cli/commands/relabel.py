@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from influence_cli.moves import Plan
     from influence_cli.relabel import Relabelled
 
-COLUMNS = ("index", "path", "label", "decision", "new_label")
 LOG = "moves.log.csv"
 # Pairs of classes that are named.
 PAIRS = 5
@@ -119,6 +118,7 @@ def command(
 
 def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[Path], force: bool) -> None:
     from influence_cli.commands.session import emit
+    from influence_cli.decisions import COLUMNS
     from influence_cli.moves import manifest, plan_moves
     from influence_cli.relabel import decision_rows, label_files
     from influence_cli.relabel_checks import last_moves, refuse_open_moves, refuse_outputs
@@ -226,7 +226,8 @@ def _move(session: Session, file: Path, on: str, log: Path) -> None:
     from influence_cli.move_log import open_log
     from influence_cli.moves import COLUMNS as MOVED
     from influence_cli.moves import DROPPED, apply_plan, continue_moves, plan_moves
-    from influence_cli.relabel_checks import last_moves, refuse_clashes, refuse_named_files, refuse_open_moves
+    from influence_cli.relabel_checks import last_moves, refuse_named_files, refuse_open_moves
+    from influence_cli.report.formats import refuse_clashes
 
     say, config = session.terminal.say, session.config
     refuse_clashes(((file, "the decisions"), (config.path, "the config"), (log, "the log of moves")), session.output)
@@ -268,7 +269,7 @@ def _undo(session: Session, log: Path, config: Path) -> None:
     from influence_cli.move_log import last_open, read_log
     from influence_cli.moves import COLUMNS as MOVED
     from influence_cli.moves import undo_moves
-    from influence_cli.relabel_checks import refuse_clashes
+    from influence_cli.report.formats import refuse_clashes
 
     used = [(log, "the log of moves"), (config.parent / LOG, "the log of moves"), (config, "the config")]
     batches = read_log(log)

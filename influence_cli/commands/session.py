@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.config import Config, load_config
-from influence_cli.report.formats import check_output, choose_format, open_output, write_rows
+from influence_cli.report.formats import check_output, choose_format, open_output, run_file, write_rows
 from influence_cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequen
     session.terminal.detail(f"done in {session.seconds:.1f} s")
     if output is not None:
         facts = run_facts(session) | {"rows": count}
-        path = output.with_name(output.name + ".run.json")
+        path = run_file(output)
         with open_output(path) as stream:
             json.dump(facts, stream, indent=2, ensure_ascii=False, default=str, allow_nan=False)
             stream.write("\n")

@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import IO, AnyStr, TextIO
 
-from influence_cli.errors import InfluenceError, did_you_mean, require_extra
+from influence_cli.errors import InfluenceError, did_you_mean, near_path, require_extra
 from influence_cli.report.cells import guarded
 from influence_cli.report.dialects import DIALECTS
 from influence_cli.report.parquet import parquet_bytes
@@ -128,7 +128,7 @@ def _write(pieces: Iterable[AnyStr], to: IO[AnyStr], stream: TextIO) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise _unwritable(getattr(stream, "name", "the output"), error) from error
+            raise unwritable(getattr(stream, "name", "the output"), error) from error
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise _unwritable("stdout", error) from error
+            raise unwritable("stdout", error) from error
         return
     check_output(output)
     in_place = output.exists() and not output.is_file()
@@ -164,7 +164,7 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
     try:
         stream = part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
     except OSError as error:
-        raise _unwritable(output, error) from error
+        raise unwritable(output, error) from error
     try:
         yield stream
         try:
@@ -174,7 +174,7 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise _unwritable(output, error) from error
+            raise unwritable(output, error) from error
     except BaseException:
         with suppress(OSError):
             stream.close()
@@ -208,7 +208,32 @@ def check_output(output: Path) -> None:
             if path.exists() and not os.access(path, os.W_OK):
                 raise InfluenceError(f"{output} cannot be written: no permission to write {path}")
     except OSError as error:
-        raise _unwritable(output, error) from error
+        raise unwritable(output, error) from error
+
+
+def run_file(path: Path) -> Path:
+    """Name the file beside a result with the facts of the run that wrote it."""
+    return path.with_name(path.name + ".run.json")
+
+
+def refuse_clashes(
+    used: Sequence[tuple[Path, str]], rows: Path | None, written: Sequence[tuple[Path, str]] = ()
+) -> None:
+    """Refuse to write a file that is in use, or two files of one name; no ``--force`` helps there.
+
+    Args:
+        used: files that stay as they are, each with what it is called.
+        rows: the file of ``-o``; its ``.run.json`` is written too.
+        written: the other files, likewise.
+    """
+    seen = {os.path.realpath(path): what for path, what in used}
+    if rows is not None:
+        written = ((rows, "the file of -o"), (run_file(rows), "the run file of -o"), *written)
+    for path, what in written:
+        real = os.path.realpath(path)
+        if real in seen:
+            raise InfluenceError(f"{near_path(path)} would be both {seen[real]} and {what}", "give them other names")
+        seen[real] = what
 
 
 def _stdout() -> TextIO:
@@ -221,7 +246,8 @@ def _stdout() -> TextIO:
     return sys.stdout
 
 
-def _unwritable(output: object, error: OSError) -> InfluenceError:
+def unwritable(output: object, error: OSError) -> InfluenceError:
+    """Tell that an output cannot be written, and why."""
     return InfluenceError(f"{output} cannot be written: {error.strerror or error}")
 
 
