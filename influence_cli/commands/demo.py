@@ -61,7 +61,7 @@ def command(
     terminal.say(f"The project is in {folder}; open rank.html and mislabels.html there in a browser. Try next:")
     terminal.say(f"  cd {shlex.quote(str(folder))}")
     terminal.say("  influence mislabels --format jsonl --top 50 | jq -r .path")
-    terminal.say("  influence relabel decisions.csv        (decided and exported on the page of mislabels.html)")
+    terminal.say("  influence relabel decisions.csv        # decided and exported on the page of mislabels.html")
     terminal.say("  influence rank misclassified --aggregate --report errors.html")
     terminal.say("  influence rank --train $(sed -n 2p truth.csv | cut -d, -f1)")
 
