@@ -162,13 +162,12 @@ def announce(damping: Damping, l2: float, terminal: Terminal) -> None:
         terminal.warn(damping.advice)
 
 
-def expected_products(method: str, scale: float, shift: float) -> int:
+def expected_products(method: str, scale: float, shift: float, tolerance: float) -> int:
     """Bound the products that a solver needs without a preconditioner, by the slowest direction that there can be.
 
     Conjugate gradients: ½ √(σ/(l2 + λ)) ln(2/ε); the Neumann series of LiSSA: σ/(l2 + λ) ln(1/ε).
     """
     condition = max(1.0, scale / shift) if shift > 0 else math.inf
-    tolerance = TOLERANCES[method]
     if method in ("cg", "nystrom"):
         return round(min(1e9, 0.5 * math.sqrt(condition) * math.log(2 / tolerance))) + 1
     return round(min(1e9, condition * math.log(1 / tolerance))) + 1
@@ -226,7 +225,7 @@ def _forecast(system: _System, vectors: Tensor, terminal: Terminal) -> None:
     spent = time.perf_counter() - started
     count = system.max_iterations
     if method != "neumann":
-        count = min(count, expected_products(method, system.scale, system.shift))
+        count = min(count, expected_products(method, system.scale, system.shift, system.tolerance))
     seconds = count * spent * (1.0 if system.is_series else len(examples) / examples.batch)
     terminal.say(
         f"{method} for {len(vectors)} right sides: at most about {count:,} products with the curvature "

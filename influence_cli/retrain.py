@@ -7,6 +7,7 @@ retraining is the same whichever process makes it, and when.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import random
 import sys
@@ -46,7 +47,8 @@ MEANING = {
     **{f"test.{part}": STORED[part].replace("training", "test").replace("train.", "test.") for part in _DATA},
     "training": "the training function (its file or its arguments)",
     "model": "the model (its factory's file or its arguments)",
-    "loss": "the loss",
+    "loss": "the loss (its file or its arguments)",
+    "torch": "the version of torch",
     "l2": "l2",
     "seed": "the seed",
     "weights": "the checkpoint's weights",
@@ -117,10 +119,13 @@ def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name
 
 
 def source_hash(found: Any, args: Mapping[str, Any]) -> str:
-    """Hash the file that a factory or function is in, and its arguments: has it changed since?"""
-    state = xxhash.xxh3_128(f"{getattr(found, '__qualname__', found)!s} {sorted(args.items())!r}".encode())
+    """Hash the file that a factory, a function or an object's class is in, and its arguments: has it changed since?"""
+    while isinstance(found, functools.partial):
+        found = found.func
+    source = found if inspect.isroutine(found) or inspect.isclass(found) else type(found)
+    state = xxhash.xxh3_128(f"{source.__qualname__} {sorted(args.items())!r}".encode())
     with contextlib.suppress(TypeError, OSError):  # built in, or without a file
-        state.update(Path(inspect.getsourcefile(found) or "").read_bytes())
+        state.update(Path(inspect.getsourcefile(source) or "").read_bytes())
     return state.hexdigest()
 
 
@@ -342,7 +347,8 @@ def made_of(config: Config, task: Task) -> dict[str, str]:
         **{f"test.{part}": value for part, value in data_facts(task.test_split()).items()},
         "training": f"{training.name} {training.source}",
         "model": f"{config.model.factory} {source_hash(build, config.model.args)}",
-        "loss": task.loss_name,
+        "loss": f"{task.loss_name} {source_hash(task.loss, config.loss.args)}",
+        "torch": torch.__version__,
         "l2": repr(task.l2),
         "seed": str(config.seed),
     }

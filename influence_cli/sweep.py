@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from influence_cli.config import SOLVERS
 from influence_cli.errors import InfluenceError
 from influence_cli.inverse import Inverse
 from influence_cli.metrics import pearson, spearman
@@ -52,6 +53,20 @@ class AtDamping:
     identity: float | None = None
 
 
+def check_method(method: str) -> None:
+    """Refuse a method without a spectrum, before any work.
+
+    Raises:
+        InfluenceError: at another λ ``method`` would take another solve, or it has no λ.
+    """
+    if method in (*SOLVERS, "identity"):
+        what = "has no λ" if method == "identity" else "has no spectrum: every λ takes another solve"
+        raise InfluenceError(
+            f"--damping-sweep: {method} {what}",
+            "-s curvature.method=auto (or explicit, ekfac, kfac, arnoldi, fisher)",
+        )
+
+
 def sweep_influence(
     stores: Sequence[Prepared],
     inverses: Sequence[Inverse],
@@ -69,9 +84,6 @@ def sweep_influence(
         read: bool [n], which training examples could be read when the stores were made.
         top: how many of each effect are compared.
         terminal: progress.
-
-    Raises:
-        InfluenceError: another λ would take a solve.
     """
     columns = [_columns(inverse, prepared.task.l2) for prepared, inverse in zip(stores, inverses, strict=True)]
     usable = [n for n in range(len(MULTIPLES)) if all(own[n] is not None for own, _ in columns)]
@@ -98,9 +110,6 @@ def sweep_self_influence(
         read: bool [n], which training examples could be read when the stores were made.
         top: how many are compared.
         terminal: progress.
-
-    Raises:
-        InfluenceError: another λ would take a solve.
     """
     columns = [_columns(inverse, prepared.task.l2) for prepared, inverse in zip(stores, inverses, strict=True)]
     usable = [n for n in range(len(MULTIPLES)) if all(own[n] is not None for own, _ in columns)]
@@ -138,10 +147,7 @@ def verdict(rows: Sequence[AtDamping], top: int) -> str:
 def _columns(inverse: Inverse, l2: float) -> tuple[list[Inverse | None], list[tuple[str, str | None]]]:
     """Make the inverse at every λ, None at or below a pole; and its λ and the obstacle, as text."""
     if inverse.at is None or inverse.damping is None:
-        raise InfluenceError(
-            "--damping-sweep: this method has no spectrum, another λ would take another solve (identity has no λ)",
-            "use curvature.method: auto, explicit, ekfac, kfac, arnoldi or fisher",
-        )
+        raise ValueError("a method without a spectrum: see check_method")
     found: list[Inverse | None] = []
     told: list[tuple[str, str | None]] = []
     for multiple in MULTIPLES:

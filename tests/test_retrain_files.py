@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from influence_cli.errors import InfluenceError, Stopped
+from influence_cli.retrain import source_hash
 from influence_cli.retrain_files import Arrays, Job, count_files, do_all, open_folder, read, turn
 from influence_cli.terminal import Terminal
 
@@ -168,3 +171,29 @@ def test_a_turn_is_one_process_at_a_time(tmp_path: Path) -> None:
         assert mine
         assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "False\n"
     assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_a_hash_of_code_follows_its_file_and_its_arguments_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.py"
+
+    def made(text: str, rate: float) -> list[str]:
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location("mine", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "mine", module)
+        spec.loader.exec_module(module)
+        # As losses are: a function, one with its arguments bound, an object of a class.
+        return [
+            source_hash(found, {"rate": rate})
+            for found in (module.one, functools.partial(module.one, rate=rate), module.Loss())
+        ]
+
+    text = "def one(x, rate=1): return x\n\nclass Loss:\n    def __call__(self, x): return x\n"
+    first = made(text, 0.1)
+    assert made(text, 0.1) == first
+    assert first[0] == first[1] != first[2]
+    assert all(a != b for a, b in zip(made(text, 0.2), first, strict=True))
+    assert all(a != b for a, b in zip(made(text + "# edited\n", 0.1), first, strict=True))

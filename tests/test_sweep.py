@@ -133,9 +133,9 @@ def test_the_page_has_the_table_and_the_chart(stored: Path, influence: Command, 
     [
         (
             ("rank", 3, "--damping-sweep", "-s", "curvature.method=identity", "-s", "gradients.store=i.h5"),
-            "no spectrum",
+            "identity has no λ",
         ),
-        (("rank", 3, "--damping-sweep", "-s", "curvature.method=cg", "-s", "gradients.store=c.h5"), "no spectrum"),
+        (("mislabels", "--damping-sweep", "-s", "curvature.method=cg", "-s", "gradients.store=c.h5"), "no spectrum"),
         (("rank", 3, "--damping-sweep", "--on-the-fly"), "--damping-sweep goes with neither"),
         (("rank", "--train", 3, "--damping-sweep"), "--damping-sweep goes with neither"),
         (("mislabels", "--damping-sweep", "--on", "test"), "goes with none of --on test"),
@@ -144,7 +144,9 @@ def test_the_page_has_the_table_and_the_chart(stored: Path, influence: Command, 
 def test_where_it_cannot_be_had_it_is_refused(
     project: Path, influence: Command, words: tuple[object, ...], message: str
 ) -> None:
+    before = sorted(project.iterdir())
     assert message in influence(*words, cwd=project, code=2).err
+    assert sorted(project.iterdir()) == before  # no store has been made for it
 
 
 def test_the_sentence_says_stable_or_fragile() -> None:

@@ -145,6 +145,10 @@ def command(
         files=(report, plot),
         dialects=DIALECTS,
     )
+    if damping_sweep:
+        from influence_cli.sweep import check_method
+
+        check_method(session.config.curvature.method)
     from influence_cli.config import SOLVERS
     from influence_cli.explain import COLUMNS as EXPLAINED
     from influence_cli.explain import explain_rows, row_among

@@ -154,6 +154,10 @@ def command(
         output=output,
         files=(matrix, report, plot),
     )
+    if damping_sweep:
+        from influence_cli.sweep import check_method
+
+        check_method(session.config.curvature.method)
     count = None if all_ else top
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable, strict)
