@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
+from influence_cli.config_mistakes import first_mistake, place_of
 from influence_cli.errors import InfluenceError, did_you_mean, near_path
 from influence_cli.user_code import describe
 from influence_cli.yaml_lines import Keys, read_yaml, scalar
@@ -184,7 +185,7 @@ class Config(_Section):
 
     def where(self, *keys: str | int) -> str:
         """Say where a key was set: ``influence.yaml:12``; the nearest section that was, otherwise."""
-        return _place(keys, {(): self.path.name, **self._places})
+        return place_of(keys, {(): self.path.name, **self._places})
 
     @property
     def folder(self) -> Path:
@@ -223,7 +224,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(values | {"path": path.absolute()})
     except ValidationError as error:
-        raise _first_mistake(error, values, places) from error
+        raise first_mistake(error, values, places, _known) from error
     if config.test is not None and config.test.n is not None:
         raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs to train")
     if config.test is not None and config.test.transform is None:
@@ -311,105 +312,6 @@ def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> Non
     for known in [place for place in places if place[: len(path)] == tuple(path)]:
         del places[known]
     places[tuple(path)] = where
-
-
-def _first_mistake(error: ValidationError, values: Mapping[str, Any], places: Mapping[Keys, str]) -> InfluenceError:
-    """Turn pydantic's findings into the first one by line, in plain words."""
-
-    def line(found: Any) -> int:
-        at = _place(_keys(found["loc"], values), places)
-        return int(at.rpartition(":")[2]) if at.rpartition(":")[2].isdigit() else 0
-
-    # A misspelt key is also a missing one: the misspelling is the cause.
-    found = min(error.errors(), key=lambda found: (found["type"] != "extra_forbidden", line(found)))
-    keys = _keys(found["loc"], values)
-    where = _place(keys, places)
-    dotted = ".".join(map(str, keys))
-    kind = found["type"]
-    if kind == "extra_forbidden":
-        parent = ".".join(map(str, keys[:-1]))
-        inside = f" in {parent!r}" if parent else ""
-        return InfluenceError(
-            f"{where}: unknown key {str(keys[-1])!r}{inside}", did_you_mean(str(keys[-1]), _known(keys[:-1]))
-        )
-    if kind == "missing":
-        return InfluenceError(f"{where}: {dotted} is missing", "influence init shows a whole config")
-    if dotted == "curvature.damping":
-        return InfluenceError(f"{where}: {dotted} is {found['input']!r}: expected auto or a number ≥ 0")
-    given = found["input"]
-    shown = "empty" if given is None else repr(given)[:80]
-    return InfluenceError(f"{where}: {dotted} is {shown}: {_expected(found)}", _near(found))
-
-
-def _near(found: Any) -> str:
-    """Name the allowed word that a misspelt one is nearest to; nothing where none is near."""
-    if found["type"] != "literal_error" or not isinstance(found["input"], str):
-        return ""
-    hint = did_you_mean(found["input"], re.findall(r"'([^']*)'", found["ctx"]["expected"]))
-    return hint.partition("? ")[0] + "?" if "? known" in hint else ""
-
-
-def _expected(found: Any) -> str:
-    kind, context = found["type"], found.get("ctx", {})
-    if kind == "literal_error":
-        return f"expected {context['expected']}"
-    bounds = {
-        "greater_than_equal": ("≥", "ge"),
-        "less_than_equal": ("≤", "le"),
-        "greater_than": ("above", "gt"),
-        "less_than": ("below", "lt"),
-    }
-    if kind in bounds:
-        word, key = bounds[kind]
-        return f"expected a number {word} {context[key]}"
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "string_pattern_mismatch":
-        return "expected auto, cpu, cuda, cuda:N or mps"
-    plain = {
-        "float_type": "expected a number",
-        "int_type": "expected a whole number",
-        "string_type": "expected a word",
-        "bool_type": "expected true or false",
-        "dict_type": "expected keys with values",
-        "tuple_type": "expected a list",
-        "too_short": "expected at least one",
-        "is_instance_of": "expected a path",
-        "path_type": "expected a path",
-    }
-    if kind in plain:
-        return plain[kind]
-    if kind in ("model_type", "model_attributes_type"):
-        return "expected a section with keys"
-    return str(found["msg"])
-
-
-def _keys(location: Sequence[str | int], values: Any) -> Keys:
-    """Keep the part of pydantic's location that is in the YAML: branches of a union are not."""
-    keys: list[str | int] = []
-    holder = values
-    for position, part in enumerate(location):
-        last = position == len(location) - 1
-        if (
-            isinstance(holder, dict)
-            and (part in holder or last or part in ("model", "train"))
-            and isinstance(part, str)
-        ):
-            if part not in holder and part not in _known(keys):
-                continue
-            keys.append(part)
-            holder = holder.get(part)
-        elif isinstance(holder, list) and isinstance(part, int) and part < len(holder):
-            keys.append(part)
-            holder = holder[part]
-    return tuple(keys)
-
-
-def _place(keys: Keys, places: Mapping[Keys, str]) -> str:
-    for length in range(len(keys), 0, -1):
-        if keys[:length] in places:
-            return places[keys[:length]]
-    return places[()]
 
 
 def _known(keys: Sequence[str | int]) -> list[str]:

@@ -48,7 +48,7 @@ def curvature_product(network: Network, inputs: Tensor, targets: Tensor, vectors
             return _hessian_product(network, inputs, targets, vectors)
         step = _layer_pass_examples(network, inputs, len(vectors))
         if step:
-            parts = zip(inputs.split(step), targets.split(step), strict=True)
+            parts = zip(torch.split(inputs, step), torch.split(targets, step), strict=True)
             return sum((_layer_pass_product(network, x, y, vectors) for x, y in parts), torch.zeros_like(vectors))
         return _ggn_product(network, inputs, targets, vectors)
 
@@ -146,7 +146,7 @@ def _jacobian(network: Network, tape: Tape) -> list[_Part]:
                 dtype = torch.promote_types(tape.outputs.dtype, torch.float32)
                 rows = torch.zeros(classes, batch, sum(widths), dtype=dtype, device=tape.outputs.device)
                 found[number] = _Part(layer, None, rows)
-            views = found[number].rows[c].split(widths, dim=1)
+            views = torch.split(found[number].rows[c], widths, dim=1)
             flat_gradient(network, layer, own, dict(zip(layer.names, views, strict=True)))
     return list(found.values())
 

@@ -181,7 +181,8 @@ def test_a_hash_of_code_follows_its_file_and_its_arguments_alone(
     def made(text: str, rate: float) -> list[str]:
         path.write_text(text)
         spec = importlib.util.spec_from_file_location("mine", path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, "mine", module)
         spec.loader.exec_module(module)
