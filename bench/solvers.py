@@ -3,9 +3,10 @@
     python bench/solvers.py --model build/cnn.pt --images 4000   (half an hour, 8 GB; the model is trained if missing)
 
 The demo's CNN (55,338 parameters) trained on 10,000 Fashion-MNIST images, the GGN over some of them, λ = auto (0.1 ×
-the mean eigenvalue); right sides are gradients of test images, to a relative residual of 1e-3. All products come from
-the rows of the GGN in memory, the same matrix as the one that `influence` multiplies with by two backward passes: both
-are compared first. One thread.
+the mean eigenvalue); right sides are gradients of test images, to a relative residual of 1e-3. Products come from the
+rows of the GGN in memory, the same matrix as the one that `influence` multiplies with by two backward passes: both are
+compared first. Of more than 4,000 images the rows are too large; products are then by backward passes, and only one
+right side is solved for, without and with the preconditioner (--most 250: half an hour). One thread.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 import lds_retrain
 
+from influence_cli import products
 from influence_cli.blocks import joined, keep
 from influence_cli.coordinates import Blocks, full_vectors, vector_coordinates
 from influence_cli.curvature.damping import C
@@ -31,12 +33,13 @@ from influence_cli.curvature.ekfac import fit
 from influence_cli.curvature.operator import Examples, mean_product
 from influence_cli.curvature.preconditioner import ROWS, heaviest_rows, row_preconditioner
 from influence_cli.data import Batch
-from influence_cli.gradients import example_gradients, make_network
+from influence_cli.gradients import example_gradients, jacobians, make_network
 from influence_cli.network import Network, track
 from influence_cli.nystrom import nystrom
 from influence_cli.solvers import Product, SolveInfo, conjugate_gradients
 
 TRAINED, TOLERANCE, TOGETHER, BATCH = 10_000, 1e-3, 8, 256
+MOST_IN_ROWS = 4_000
 Solve = Callable[[Tensor], SolveInfo]
 
 
@@ -51,6 +54,16 @@ def load_network(path: Path, data: Path) -> Network:
     model.load_state_dict(torch.load(path, weights_only=True))
     loss = partial(nn.functional.cross_entropy, reduction="none")
     return make_network(track(model, loss, ("*",), "layers"), lds_retrain.read_inputs(data, "train", slice(0, 8)))
+
+
+def mean_eigenvalue(network: Network, examples: Examples) -> float:
+    """Compute the GGN's trace / p: the mean over examples of tr(S J Jᵀ) / p."""
+    total = 0.0
+    for at in range(0, len(examples), 50):
+        part = slice(at, at + 50)
+        j, s, _ = jacobians(network, examples.inputs[part], examples.targets[part])
+        total += float(torch.einsum("bcp,bcd,bdp->", j, s, j))
+    return total / len(examples) / network.size
 
 
 def ekfac_preconditioner(network: Network, examples: Examples, shift: float) -> Product:
@@ -68,15 +81,30 @@ def report(name: str, solve: Solve, sides: Sequence[Tensor], plain: int | None =
     """Solve for each block of right sides and print a row of the table; give the products."""
     started = time.perf_counter()
     found = [solve(block) for block in sides]
-    products, most = sum(info.products for info in found), max(info.iterations for info in found)
+    count, most = sum(info.products for info in found), max(info.iterations for info in found)
     worst = max(info.residual for info in found)
-    count = f"{products:,}" if worst <= TOLERANCE else f"> {products:,}"
-    ratio = "" if plain is None else f"{plain / products:.1f}"
+    shown = f"{count:,}" if worst <= TOLERANCE else f"> {count:,}"
+    ratio = "" if plain is None else f"{plain / count:.1f}"
     spent = time.perf_counter() - started
     print(
-        f"| {name} | {sum(map(len, sides))} | {most:,} | {count} | {worst:.1e} | {ratio} | {spent:.0f} s |", flush=True
+        f"| {name} | {sum(map(len, sides))} | {most:,} | {shown} | {worst:.1e} | {ratio} | {spent:.0f} s |", flush=True
     )
-    return products
+    return count
+
+
+def time_products(network: Network, x: Tensor, y: Tensor, count: int = 300) -> None:
+    """Print what a product with many vectors takes by the layer pass and by reverse mode twice."""
+    vectors = torch.randn(count, network.size, generator=torch.Generator().manual_seed(0))
+    seconds = []
+    for way in (products.curvature_product, products.reverse_product):
+        way(network, x[:8], y[:8], vectors[:2], "ggn")
+        started = time.process_time()
+        way(network, x, y, vectors, "ggn")
+        seconds.append(time.process_time() - started)
+    print(
+        f"one product with {count} vectors, {len(y)} images: layer pass {seconds[0]:.2f} s, reverse mode twice "
+        f"{seconds[1]:.2f} s of one core: {seconds[1] / seconds[0]:.1f} times"
+    )
 
 
 def main() -> None:
@@ -96,18 +124,19 @@ def main() -> None:
     test_y = torch.tensor(lds_retrain.read(words.data, "t10k", "labels")[:TOGETHER]).long()
     v = example_gradients(network, test_x, test_y)[0]
 
-    rows = heaviest_rows(network, examples, 10 * len(y))
-    mean = sum(float(part.square().sum(dtype=torch.float64)) for part in rows.split(1000)) / network.size
-    shift = C * mean
-    print(
-        f"{len(y):,} images, {network.size:,} parameters, {len(rows):,} rows; λ = {C:g} × mean eigenvalue = {shift:.3g}"
-    )
+    time_products(network, x[:BATCH], y[:BATCH])
+    shift = C * mean_eigenvalue(network, examples)
+    print(f"{len(y):,} images, {network.size:,} parameters; λ = {C:g} × mean eigenvalue = {shift:.3g}", flush=True)
+    product = mean_product(network, examples, "ggn", shift)
+    large = len(y) > MOST_IN_ROWS
+    if not large:
+        rows, backward = heaviest_rows(network, examples, 10 * len(y)), product(v[:1])
 
-    def product(u: Tensor) -> Tensor:
-        return (u @ rows.T) @ rows + shift * u
+        def product(u: Tensor) -> Tensor:
+            return (u @ rows.T) @ rows + shift * u
 
-    backward = mean_product(network, examples, "ggn", shift)(v[:1])
-    print(f"products differ by {float((product(v[:1]) - backward).norm() / backward.norm()):.1e}\n")
+        difference = float((product(v[:1]) - backward).norm() / backward.norm())
+        print(f"{len(rows):,} rows; products differ by {difference:.1e}\n")
     print("| conjugate gradients | right sides | iterations | products | residual | fewer by | time |")
     print("|---|---|---|---|---|---|---|", flush=True)
 
@@ -123,6 +152,8 @@ def main() -> None:
     print(
         f"\npreconditioned: {'at least ' if plain >= words.most else ''}{plain / better:.1f} times fewer (asked: 5)\n"
     )
+    if large:
+        return
     fewer = row_preconditioner(heaviest_rows(network, examples, ROWS // 4), shift)
     report(f"preconditioned by {ROWS // 4:,} rows", by(fewer), one, plain)
     report(f"preconditioned by {ROWS:,} rows, one by one", by(whole), each)

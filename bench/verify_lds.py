@@ -85,8 +85,9 @@ def scores(work: Path, config: str, methods: dict[str, str], multiple: float = 1
     """Score methods by the retrainings that are there, λ of ``auto`` times ``multiple``."""
     terminal = Terminal()
     configs: dict[str, Config] = {}
+    prefix = "influence" if config == "one.yaml" else "five"  # the command's own stores serve again
     for name, method in methods.items():
-        values = [f"curvature.method={method}", f"gradients.store={method}-{config.removesuffix('.yaml')}.h5"]
+        values = [f"curvature.method={method}", f"gradients.store={work}/{prefix}.{method}.h5"]
         if method == "cg":
             values.append(f"curvature.tolerance={TOLERANCE}")
         configs[name] = load_config(work / config, values)
@@ -171,8 +172,7 @@ def main() -> None:
     one = add(scores(words.work, "one.yaml", {"EK-FAC": "ekfac", "identity": "identity"}))
     for multiple in MULTIPLES:
         add(scores(words.work, "one.yaml", {f"EK-FAC, λ × {multiple:g}": "ekfac"}, multiple))
-    many = {f"EK-FAC, {MODELS} models": "ekfac", f"identity, {MODELS} models": "identity"}
-    add(scores(words.work, "five.yaml", many))
+    add(scores(words.work, "five.yaml", {f"EK-FAC, {MODELS} models": "ekfac"}))
     if words.peers is not None:
         seed = load_config(words.work / "one.yaml", []).seed
         out = removed(seed, len(project.Images("train")))

@@ -43,14 +43,18 @@ def curvature_product(network: Network, inputs: Tensor, targets: Tensor, vectors
         [m, p]: row j is the *sum* over the batch times row j of V; divide by the number of examples for the mean.
     """
     inputs, targets = inputs.to(network.device()), targets.to(network.device())
+    step = _layer_pass_examples(network, inputs, len(vectors)) if matrix == "ggn" else 0
+    if not step:
+        return reverse_product(network, inputs, targets, vectors, matrix)
+    parts = zip(torch.split(inputs, step), torch.split(targets, step), strict=True)
+    return sum((_layer_pass_product(network, x, y, vectors) for x, y in parts), torch.zeros_like(vectors))
+
+
+def reverse_product(network: Network, inputs: Tensor, targets: Tensor, vectors: Tensor, matrix: str) -> Tensor:
+    """Do the same by reverse mode twice, a vector after the other."""
     with torch.enable_grad(), differentiable_attention(), recurrent_backward(network.model):
-        if matrix == "hessian":
-            return _hessian_product(network, inputs, targets, vectors)
-        step = _layer_pass_examples(network, inputs, len(vectors))
-        if step:
-            parts = zip(torch.split(inputs, step), torch.split(targets, step), strict=True)
-            return sum((_layer_pass_product(network, x, y, vectors) for x, y in parts), torch.zeros_like(vectors))
-        return _ggn_product(network, inputs, targets, vectors)
+        product = _hessian_product if matrix == "hessian" else _ggn_product
+        return product(network, inputs, targets, vectors)
 
 
 def _hessian_product(network: Network, inputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
