@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test test-slow lint bench bench-lds bench-mislabels bench-solvers bench-loop bench-pages clean
+.PHONY: demo test test-slow lint bench bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ bench-lds: $(VENV)/.installed
 		$(BIN)/python bench/lds.py build/lds/$$net || exit 1; \
 	done
 
+# Estimates beside retraining on random halves: an hour of training on two cores, made once; 8 GB of disk.
+bench-verify: $(VENV)/.installed
+	$(BIN)/python bench/verify_lds.py --work build/verify-lds --peers build/peers
+
 # Known label noise: two to three hours of training on two cores, made once, then half an hour.
 bench-mislabels: $(VENV)/.installed
 	$(BIN)/python bench/label_noise.py --work build/label-noise
@@ -47,6 +51,7 @@ bench-mislabels: $(VENV)/.installed
 # Products with the curvature, counted: half an hour, 8 GB.
 bench-solvers: $(VENV)/.installed
 	$(BIN)/python bench/solvers.py --model build/cnn.pt
+	$(BIN)/python bench/solvers.py --model build/cnn.pt --images 10000 --most 250
 
 # The loop from suspects to a better model: twelve trainings on one core, about ten minutes.
 bench-loop: $(VENV)/.installed

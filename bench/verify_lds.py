@@ -27,11 +27,11 @@ import verify_lds_project as project
 
 from influence_cli.config import Config, load_config
 from influence_cli.curvature import damping
+from influence_cli.datamodeling import Datamodeling, datamodeling_score
 from influence_cli.metrics import bootstrap_lds, lds
-from influence_cli.retrain import half, seed_of
+from influence_cli.retrain import HALVES, half, seed_of
 from influence_cli.task import load_tasks
 from influence_cli.terminal import Terminal
-from influence_cli.verify import HALVES, Datamodeling, datamodeling_score
 
 MODELS, SUBSETS, REPEATS, TESTS = 5, 100, 2, 300
 # Conjugate gradients stop at a residual that a rank correlation does not see.

@@ -35,6 +35,8 @@ from influence_cli.user_code import bind, describe, import_object
 FORM = "train(model, data, *, l2, seed, progress)"
 # What verify gives; the rest of a training function's keywords are the config's.
 OURS = ("l2", "seed", "progress")
+# What the seeds are for, so that no two kinds of them are alike.
+HALVES, ON_HALVES, WITHOUT, CHOSEN = 1, 2, 3, 4
 # Of the free memory, what inputs may take that every retraining reads.
 HELD_SHARE = 0.5
 BATCH = 256
@@ -352,6 +354,15 @@ def made_of(config: Config, task: Task) -> dict[str, str]:
         "l2": repr(task.l2),
         "seed": str(config.seed),
     }
+
+
+def check_whole(task: Task) -> None:
+    """Refuse a list that is not all of the training set: training again needs all."""
+    if task.n != len(task.train):
+        raise InfluenceError(
+            f"train.n is {task.n:,}, but {len(task.train):,} training examples are listed: training again needs all",
+            "list all that the checkpoint was trained on, and leave out train.n",
+        )
 
 
 def job_of(name: str, repeat: int, number: int) -> Job:

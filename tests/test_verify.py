@@ -20,9 +20,9 @@ import torch
 from conftest import Command, Ended, edit, save_minimum
 from torch import nn
 
+from influence_cli.datamodeling import Datamodeling
 from influence_cli.metrics import bootstrap_lds, pearson, slope, spearman
-from influence_cli.retrain import half, seed_of
-from influence_cli.verify import HALVES, Datamodeling
+from influence_cli.retrain import HALVES, half, seed_of
 
 # Softmax regression by LBFGS from a random start: close to its minimum, not at it, so that the seed shows.
 TRAIN = """

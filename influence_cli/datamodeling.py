@@ -1,0 +1,213 @@
+"""`influence verify --lds`: train from scratch on random halves, and rank their losses by influence.
+
+The linear datamodeling score (Park et al. 2023, "TRAK"): what a half leaves out is many examples, whose effect stands
+out from what is random in a training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from influence_cli.config import Config
+from influence_cli.facts import TestFacts
+from influence_cli.metrics import bootstrap_lds, lds
+from influence_cli.precompute import Prepared, decide, prepare_all
+from influence_cli.rank import rank_training, training_facts
+from influence_cli.retrain import (
+    CHOSEN,
+    HALVES,
+    MEANING,
+    ON_HALVES,
+    check_whole,
+    fresh_model,
+    half,
+    job_of,
+    made_of,
+    make_again,
+    retrained_folder,
+    seed_of,
+)
+from influence_cli.retrain_files import Arrays, Job, do_all, open_folder, turn
+from influence_cli.selection import Selected
+from influence_cli.task import Task
+from influence_cli.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Datamodeling:
+    """Linear datamodeling scores of several methods.
+
+    Attributes:
+        methods: their names.
+        tests: int64 [m], positions of the test examples.
+        predicted: [methods, m, subsets], the summed influence of what each subset leaves out.
+        actual: [repeats, m, subsets], the loss after training on each.
+        scores: [methods, m], Spearman's correlation over the subsets, of the loss averaged over repeats.
+        draws: [1,000, methods], mean scores of bootstrap samples of subsets and tests.
+    """
+
+    methods: tuple[str, ...]
+    tests: np.ndarray
+    predicted: np.ndarray
+    actual: np.ndarray
+    scores: np.ndarray
+    draws: np.ndarray
+
+    def mean(self, method: int) -> tuple[float, float, float]:
+        """Give a method's score and its 95% interval."""
+        return _interval(float(self.scores[method].mean()), self.draws[:, method])
+
+    def difference(self, method: int) -> tuple[float, float, float]:
+        """Give a method's score less the first method's, and the 95% interval of that, from the same draws."""
+        own = float((self.scores[method] - self.scores[0]).mean())
+        return _interval(own, self.draws[:, method] - self.draws[:, 0])
+
+    def agreement(self) -> float | None:
+        """Give the score that one half of the repeats has on the other: how repeatable the losses are themselves."""
+        if len(self.actual) < 2:
+            return None
+        return float(lds(self.actual[::2].mean(axis=0), self.actual[1::2].mean(axis=0)).mean())
+
+
+def _interval(value: float, draws: np.ndarray) -> tuple[float, float, float]:
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return value, float(low), float(high)
+
+
+def datamodeling_score(
+    methods: Mapping[str, Config],
+    tasks: Sequence[Task],
+    *,
+    config: Config,
+    subsets: int = 100,
+    repeats: int = 2,
+    tests: int = 300,
+    on_the_fly: bool = False,
+    terminal: Terminal,
+    run: dict[str, Any] | None = None,
+) -> Datamodeling:
+    """Score methods by how well they rank what training on random halves gives.
+
+    Park et al. 2023, section 2: for test example t, Spearman's correlation over subsets S between Σ_{i∉S}
+    influence[t, i] and the mean loss of t over trainings on S. The score of a method is the mean over test examples.
+
+    Args:
+        methods: a config each, by name; they differ in what estimates influence, not in model or data.
+        tasks: the checkpoints.
+        config: of the run: its training function, its seed, and the retrainings beside its store.
+        subsets: M, random halves of the training examples.
+        repeats: R, trainings on each, from scratch.
+        tests: N, test examples, drawn once.
+        on_the_fly: store no gradients.
+        terminal: progress.
+        run: takes the facts of the run, a method each.
+
+    Raises:
+        InfluenceError: no training function, one that fails, a store that cannot be made, too few examples.
+    """
+    run = {} if run is None else run
+    task = tasks[0]
+    check_whole(task)
+    split, n = task.test_split(), len(task.train)
+    if tests > len(split):
+        terminal.say(f"all {len(split):,} test examples are taken: there are no {tests:,}")
+    again = make_again(config, task)
+    for own in methods.values():  # what cannot be estimated is told before anything is trained
+        decide(own, task, Terminal(quiet=True))
+    folder = retrained_folder(config) / "halves"
+    open_folder(folder, made_of(config, task), MEANING)
+    # Of several processes one makes the stores, and the others begin to train.
+    stores: dict[str, list[Prepared]] = {}
+    with turn(folder, wait=False) as mine:
+        if mine:
+            stores = _prepare(methods, tasks, on_the_fly, terminal)
+    halves = [half(seed_of(config.seed, HALVES), subset, n) for subset in range(subsets)]
+    keys = [(repeat, subset) for repeat in range(repeats) for subset in range(subsets)]
+    jobs = {job_of(f"half_{subset:05d}", repeat, subset): (repeat, subset) for repeat, subset in keys}
+
+    def run_one(job: Job, progress: Callable[[float], None]) -> Arrays:
+        repeat, subset = jobs[job]
+        seed = seed_of(config.seed, ON_HALVES, subset, repeat)
+        what = f"subset {subset}, repeat {repeat} (seed {seed}, {n // 2:,} examples)"
+        return again.losses(fresh_model(config, seed, task.device), halves[subset], task.l2, seed, what, progress)
+
+    terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings on each: {repeats}")
+    found = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")
+    run["training_seconds"] = float(sum(arrays["seconds"] for arrays in found))
+    generator = np.random.default_rng(seed_of(config.seed, CHOSEN))
+    chosen = np.sort(generator.choice(len(split), min(tests, len(split)), replace=False))
+    actual = np.array([arrays["losses"][chosen] for arrays in found])
+    actual = actual.reshape(repeats, subsets, len(chosen)).swapaxes(1, 2)
+    removed = np.ones((subsets, n))
+    for subset, rows in enumerate(halves):
+        removed[subset, rows] = 0
+    positions = split.indices[chosen]
+    selected = [Selected(int(index), None, int(split.labels[index])) for index in positions]
+    if not stores:
+        with turn(folder, wait=True):
+            stores = _prepare(methods, tasks, on_the_fly, terminal)
+    predicted = np.array(
+        [
+            _predictions(own, stores[name], selected, removed, terminal, run.setdefault("methods", {}), name)
+            for name, own in methods.items()
+        ]
+    )
+    mean = actual.mean(axis=0)
+    return Datamodeling(
+        tuple(methods),
+        positions,
+        predicted,
+        actual,
+        np.array([lds(values, mean) for values in predicted]),
+        bootstrap_lds(list(predicted), mean),
+    )
+
+
+def _prepare(
+    methods: Mapping[str, Config], tasks: Sequence[Task], on_the_fly: bool, terminal: Terminal
+) -> dict[str, list[Prepared]]:
+    return {name: prepare_all(own, tasks, terminal, on_the_fly=on_the_fly) for name, own in methods.items()}
+
+
+def _predictions(
+    config: Config,
+    stores: Sequence[Prepared],
+    selected: Sequence[Selected],
+    removed: np.ndarray,
+    terminal: Terminal,
+    run: dict[str, Any],
+    name: str,
+) -> np.ndarray:
+    """Sum each method's influence over what each subset leaves out, as it streams by: [tests, subsets]."""
+    terminal.say(f"{name}: influence on {len(selected):,} test examples")
+    sums, facts = _Removed(removed), training_facts(stores)
+    own: dict[str, Any] = run.setdefault(name, {})
+    for _ in rank_training(
+        stores, selected, config=config, facts=facts, count=1, terminal=terminal, run=own, sinks=[sums]
+    ):
+        pass
+    return np.concatenate(sums.parts)
+
+
+class _Removed:
+    """Takes the numbers of ``rank_training`` and keeps their sums over what each subset leaves out.
+
+    Attributes:
+        parts: [tests, subsets] of each group of test examples.
+    """
+
+    def __init__(self, removed: np.ndarray) -> None:
+        self._removed = removed
+        self.parts: list[np.ndarray] = []
+
+    def begin(self, tests: Sequence[TestFacts | None]) -> None:
+        """Take the next test examples."""
+        self.parts.append(np.zeros((len(tests), len(self._removed))))
+
+    def add(self, where: slice, values: np.ndarray) -> None:
+        """Take their influence [m, b] on a range of training examples."""
+        self.parts[-1] += values @ self._removed[:, where].T
