@@ -2,13 +2,25 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+TOOLS := build/tools
 DEMO ?= demo
+# What make lock may change: make lock UPGRADE=--upgrade, or UPGRADE='--upgrade-package rich'.
+UPGRADE ?=
 
-.PHONY: demo test test-slow lint bench bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
+.PHONY: demo test test-slow lint lock sbom audit
+.PHONY: bench bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# Every file that is installed has the hash of the lock. Dependencies first: the lock has none of this package itself.
+$(VENV)/.installed: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Apart from $(VENV), so that the bill of materials does not list what only writes it.
+$(TOOLS)/.installed: requirements-tools.lock
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet --require-hashes --requirement $<
 	touch $@
 
 demo: $(VENV)/.installed
@@ -25,6 +37,25 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check influence_cli tests bench
 	$(BIN)/ruff check influence_cli tests bench
 	$(BIN)/mypy
+
+# Versions stay as they are unless pyproject.toml or UPGRADE asks for others; for every platform at once.
+lock: export UV_CUSTOM_COMPILE_COMMAND = make lock
+lock: $(TOOLS)/.installed
+	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --generate-hashes $(UPGRADE) \
+		--extra dev pyproject.toml --output-file requirements.lock
+	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --generate-hashes $(UPGRADE) \
+		--group tools --output-file requirements-tools.lock
+
+# CycloneDX JSON of what is installed in $(VENV), the packages for tests and linters included.
+sbom: $(VENV)/.installed $(TOOLS)/.installed
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file build/sbom.json $(BIN)/python
+	@echo wrote build/sbom.json
+
+# Strict: a package that the service of known vulnerabilities says nothing about fails it, as no answer at all does.
+audit: $(TOOLS)/.installed
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+		--requirement requirements.lock --requirement requirements-tools.lock || \
+		{ echo 'make audit: not passed, see above: a known vulnerability, or no answer about a package' >&2; exit 1; }
 
 # Beside the peers, each in an environment of its own (28 GB, made once): about two hours on two cores.
 bench: $(VENV)/.installed

@@ -1,6 +1,17 @@
-"""python -m influence_cli."""
+"""The command `influence`, and python -m influence_cli."""
 
-from influence_cli.cli import main
+import sys
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it alike while its modules are still being loaded."""
+    try:
+        from influence_cli.cli import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted before it began\n")
+        raise SystemExit(130) from None
+    run()
+
 
 if __name__ == "__main__":
     main()

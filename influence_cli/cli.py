@@ -11,11 +11,12 @@ import traceback
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from influence_cli import __version__
 from influence_cli.commands import check, compare, demo, gradients, init, mislabels, rank, relabel, verify
 from influence_cli.errors import InfluenceError, Stopped, printable
+from influence_cli.standard_streams import discard_stdout, open_missing, settle_stdout
 from influence_cli.terminal import Terminal
 
 # The base of what typer raises for a wrong option or argument; it has no public name there.
@@ -30,8 +31,14 @@ class _Group(TyperGroup):
         try:
             return super().make_context(*args, **words)
         except BrokenPipeError:
-            _discard_stdout()
+            discard_stdout()
             raise SystemExit(0) from None
+        except OSError as error:
+            _refuse_stdout(error)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            Terminal().say("interrupted before it began")
+            raise SystemExit(130) from None
         except Exception as error:
             _refuse_usage(error)
             raise
@@ -40,7 +47,13 @@ class _Group(TyperGroup):
         """Run the command; an error becomes one line on stderr and an exit code."""
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                _refuse_stdout(error)
+                raise typer.Exit(2) from None
             return result
         except InfluenceError as error:
             _print_error(error.message, error.hint)
@@ -50,7 +63,7 @@ class _Group(TyperGroup):
             Terminal().say(f"interrupted: {kept}")
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            _discard_stdout()
+            discard_stdout()
             raise typer.Exit(0) from None
         except MemoryError:
             _print_error("memory ran out", "track fewer layers (gradients.layers), or use a smaller gradients.block")
@@ -68,6 +81,18 @@ class _Group(TyperGroup):
             raise typer.Exit(2) from None
 
 
+class _Command(TyperCommand):
+    def make_context(self, *args: Any, **words: Any) -> Any:
+        """Read the options; --help prints here."""
+        try:
+            return super().make_context(*args, **words)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _refuse_stdout(error)
+            raise typer.Exit(2) from None
+
+
 def _refuse_usage(error: Exception) -> None:
     """Tell a mistake on the command line as any other: typer has three lines of its own for it."""
     if not isinstance(error, _ClickException) or type(error).__name__ == "NoArgsIsHelpError":
@@ -80,9 +105,8 @@ def _refuse_usage(error: Exception) -> None:
     raise SystemExit(2) from None
 
 
-def _discard_stdout() -> None:
-    """Let the rest go nowhere: the reader has what it wanted (| head), and Python would complain on closing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _refuse_stdout(error: OSError) -> None:
+    _print_error(f"stdout cannot be written: {error.strerror or error}", "send it to a pipe, or to a file with room")
 
 
 def _print_error(message: str, hint: str) -> None:
@@ -135,9 +159,13 @@ for _name, _module in (
     ("compare", compare),
     ("verify", verify),
 ):
-    app.command(_name)(_module.command)
+    app.command(_name, cls=_Command)(_module.command)
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    open_missing()
+    try:
+        app()
+    finally:
+        settle_stdout()

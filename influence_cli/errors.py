@@ -61,6 +61,17 @@ def printable(text: str, keep: str = "") -> str:
     return _UNSAFE.sub(spell, text)
 
 
+def quoted(text: str, longest: int = 120) -> str:
+    """Quote what was given, printable and not longer than a line should be.
+
+    Args:
+        text: any string, such as a line of a file that is not text at all.
+        longest: how many of its characters are shown.
+    """
+    shown = f"'{printable(text[:longest])}'"
+    return shown if len(text) <= longest else f"{shown}… ({len(text):,} characters)"
+
+
 def require_extra(module: str, extra: str, what: str) -> None:
     """Refuse what needs a package that is not installed; worth a call before long work.
 

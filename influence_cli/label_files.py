@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.errors import InfluenceError, did_you_mean, quoted
 from influence_cli.report.cells import unguarded
 from influence_cli.user_code import describe
 
@@ -75,7 +75,7 @@ def class_number(name: str, classes: Sequence[str], where: str) -> int:
             return list(classes).index(given)
     if word.isascii() and word.isdigit() and int(word) < len(classes):
         return int(word)
-    raise InfluenceError(f"{where}: there is no class {word!r}", did_you_mean(word, classes))
+    raise InfluenceError(f"{where}: there is no class {quoted(word)}", did_you_mean(word, classes))
 
 
 def read_indices(path: Path, length: int, where: str, paths: Sequence[str] | None = None) -> np.ndarray:

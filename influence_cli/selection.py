@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from influence_cli.data import Split
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, quoted
 from influence_cli.label_files import class_number
 
 FORMS = "TEST is an index, a slice a:b, an image file, misclassified, or - for a list on stdin"
@@ -94,7 +94,7 @@ def _one(
         is_file = is_folder = False
     if not is_file:
         problem = "is a folder" if is_folder else "is neither a file nor a position"
-        raise InfluenceError(f"{where}{word!r} {problem}", FORMS)
+        raise InfluenceError(f"{where}{quoted(word)} {problem}", FORMS)
     return [Selected(None, path, label)]
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,6 +29,13 @@ class _Rate(ProgressColumn):
 
 
 class _Stderr(Console):
+    def print(self, *objects: Any, **words: Any) -> None:
+        """Go on likewise where stderr cannot be written, such as a log on a full disk: the work matters more."""
+        try:
+            super().print(*objects, **words)
+        except OSError:
+            self.on_broken_pipe()
+
     def on_broken_pipe(self) -> None:
         """Go on without stderr where nobody reads it any more; the default ends the program."""
         self.quiet = True

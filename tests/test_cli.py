@@ -22,7 +22,8 @@ import typer
 from conftest import Command, edit, run_influence
 
 import influence_cli
-from influence_cli.cli import app, main
+from influence_cli.__main__ import main
+from influence_cli.cli import app
 
 INFLUENCE = [sys.executable, "-m", "influence_cli"]
 COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]

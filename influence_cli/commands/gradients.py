@@ -44,7 +44,7 @@ def command(
     """
     from influence_cli.commands.session import begin, load
 
-    session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose)
+    session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, rows=False)
     from influence_cli.errors import human_bytes
     from influence_cli.precompute import prepare_all
 

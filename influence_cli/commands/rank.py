@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from influence_cli.commands.options import (
     with_precision,
 )
 from influence_cli.errors import InfluenceError
+from influence_cli.standard_streams import stdin_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,7 +212,9 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     check_target(options.target, tasks[0].classes)
     if options.attribution is not None:
         check_model(tasks[0], options.attribution)
-    selected = select(tests, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), sys.stdin)
+    selected = select(
+        tests, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), stdin_lines()
+    )
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_cli.config import Config, load_config
+from influence_cli.errors import InfluenceError
 from influence_cli.report.formats import check_output, choose_format, open_output, run_file, write_rows
 from influence_cli.terminal import Terminal
 
@@ -61,6 +62,7 @@ def begin(
     output: Path | None = None,
     files: Sequence[Path | None] = (),
     dialects: Sequence[str] = (),
+    rows: bool = True,
 ) -> Session:
     """Read the config, check where results are to go before any work, then load torch behind a line that says so.
 
@@ -73,13 +75,14 @@ def begin(
         output: ``-o``.
         files: other files that the command will write.
         dialects: formats of other tools that its rows can be put into.
+        rows: whether it has rows to write at all.
 
     Raises:
-        InfluenceError: in the config, the format or a file that cannot be written.
+        InfluenceError: in the config, the format, or a file or stdout that cannot be written.
     """
     loaded = load_config(config, overrides or ())
     session = begin_without_config(
-        quiet=quiet, verbose=verbose, format=format, output=output, files=files, dialects=dialects
+        quiet=quiet, verbose=verbose, format=format, output=output, files=files, dialects=dialects, rows=rows
     )
     with session.terminal.status("loading torch"):
         import torch  # noqa: F401
@@ -94,13 +97,16 @@ def begin_without_config(
     output: Path | None = None,
     files: Sequence[Path | None] = (),
     dialects: Sequence[str] = (),
+    rows: bool = True,
 ) -> Session:
     """Check where results are to go, for a command that works on files alone.
 
     Raises:
-        InfluenceError: in the format or a file that cannot be written.
+        InfluenceError: in the format, or a file or stdout that cannot be written.
     """
     chosen = choose_format(format, output, sys.stdout.isatty(), dialects)
+    if rows and output is None and not sys.stdout.writable():
+        raise InfluenceError("stdout is closed, and the rows would go there", "name a file for them: -o rows.csv")
     for path in (output, *files):
         if path is not None:
             check_output(path)

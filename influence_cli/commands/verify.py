@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +20,7 @@ from influence_cli.commands.options import (
     Verbose,
 )
 from influence_cli.errors import InfluenceError
+from influence_cli.standard_streams import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
@@ -157,7 +157,7 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
         kind = "the first that is misclassified" if len(wrong) else "the first of all, as none is misclassified"
         session.terminal.say(f"test example {first}: {kind}")
         words = [str(first)]
-    return select(words, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), sys.stdin)
+    return select(words, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), stdin_lines())
 
 
 def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, on_the_fly: bool) -> None:

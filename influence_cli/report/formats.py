@@ -128,7 +128,7 @@ def _write(pieces: Iterable[AnyStr], to: IO[AnyStr], stream: TextIO) -> None:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise unwritable(getattr(stream, "name", "the output"), error) from error
+            raise unwritable(str(getattr(stream, "name", "the output")).strip("<>"), error) from error
 
 
 @contextmanager
