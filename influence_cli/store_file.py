@@ -37,6 +37,8 @@ VERSION = 1
 SEAL_BYTES, LARGEST_SEAL = 4096, 2**24
 # Coordinates of many bytes begin at a page of 2 MB, for them to be mapped in such pages.
 MANY_BYTES, HUGE_PAGE = 32 * 2**20, 2 * 2**20
+# What HDF5 itself takes of a store, and for each side array, at most: names, places, the space up to the next one.
+FIRST_BYTES, OWN_BYTES = 2**15, 1024
 ANEW = "influence gradients --overwrite makes it anew"
 # What a store has beside the columns of its rows.
 FIXED = ("header", "flags", "checksums", "inputs", "summary", "summary_xxh3")
@@ -129,7 +131,7 @@ def create(
     taken = [name for name in arrays if name.split("/")[0] in own]
     if taken:
         raise ValueError(f"side arrays cannot be called {', '.join(taken)}")
-    need = layout.bytes() + sum(values.nbytes for values in arrays.values())
+    need = layout.bytes() + sum(values.nbytes + OWN_BYTES for values in arrays.values()) + FIRST_BYTES
     disk.check_space(path, need)
     part = path.with_name(path.name + ".part")
     try:
