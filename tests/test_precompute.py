@@ -55,75 +55,6 @@ def make(part):
     with np.load(f"{part}.npz") as data:
         return torch.utils.data.TensorDataset(torch.tensor(data["x"]), torch.tensor(data["y"]))
 """
-# Torch is imported once: what is killed is a fork. The last runs are two processes at one time.
-FORKS = """
-import os, random, signal, sys, time, traceback
-from pathlib import Path
-
-import h5py
-import torch
-
-from influence_cli import precompute
-from influence_cli.cli import app
-
-torch.set_num_threads(1)
-kills, blocks = map(int, sys.argv[1:])
-killed, generator = Path("killed.h5"), random.Random(2)
-
-
-def begin(store):
-    child = os.fork()
-    if child == 0:
-        code = 9
-        try:
-            app(["gradients", "-q", "-s", f"gradients.store={store}"])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        os._exit(code)
-    return child
-
-
-def end(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def finished():
-    try:
-        with h5py.File(killed, locking=False) as file:
-            return int(file["flags"][()].sum())
-    except OSError:
-        return 0
-
-
-started = time.perf_counter()
-assert end(begin("whole.h5")) == 0
-took, whole = time.perf_counter() - started, Path("whole.h5").read_bytes()
-count, before, stages = 0, 0, set()
-while count < kills:
-    child = begin(killed)
-    time.sleep(generator.uniform(0, 1.1 * took))
-    os.kill(child, signal.SIGKILL)
-    code = end(child)
-    if code == 0:
-        assert killed.read_bytes() == whole
-        killed.unlink()
-        before = 0
-        continue
-    assert code == -signal.SIGKILL, code
-    count += 1
-    assert before <= finished() <= blocks
-    before = finished()
-    stages.add(before)
-assert len(stages) > 2, stages
-assert end(begin(killed)) == 0
-assert killed.read_bytes() == whole
-codes = sorted(map(end, [begin("both.h5"), begin("both.h5")]))
-assert codes in ([0, 0], [0, 2]), codes
-assert Path("both.h5").read_bytes() == whole
-print(f"{count} kills")
-"""
 BLOCKS = 40
 FOLDER = "torchvision.datasets.ImageFolder\n  args: "
 
@@ -350,19 +281,15 @@ def test_overwrite_makes_the_store_anew(influence: Command, filled: Path) -> Non
 
 def start(project: Path, *words: str) -> subprocess.Popen[str]:
     """Begin ``influence gradients`` in a process of its own, in one thread, so that two passes give the same bytes."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
     return subprocess.Popen(
         [sys.executable, "-m", "influence_cli", "gradients", *words],
         cwd=project,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=clean_environment(),
+        env=environment | {"OMP_NUM_THREADS": "1"},
     )
-
-
-def clean_environment() -> dict[str, str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    return environment | {"OMP_NUM_THREADS": "1"}
 
 
 def finished(path: Path) -> int:
@@ -384,25 +311,6 @@ def slow(project: Path) -> None:
     (project / "slow.py").write_text(SLOW)
     edit(project, f"{FOLDER}{{root: train}}", "./slow.py:Slow\n  args: {root: train}")
     edit(project, "{block: 64}", f"{{block: {320 // BLOCKS}}}")
-
-
-KILLS, MANY_KILLS = 20, 200
-
-
-@pytest.mark.parametrize("kills", [KILLS, pytest.param(MANY_KILLS, marks=pytest.mark.slow)])
-def test_a_store_killed_at_any_moment_ends_as_one_pass_leaves_it(project: Path, kills: int) -> None:
-    slow(project)
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS, str(kills), str(BLOCKS)],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        env=clean_environment(),
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == f"{kills} kills"
-    assert sorted(path.name for path in project.glob("*.h5*")) == ["both.h5", "killed.h5", "whole.h5"]
 
 
 def test_ctrl_c_ends_with_130_and_says_what_is_kept(influence: Command, project: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
 
-from influence_cli import disk, fill, fitted, precompute
+from influence_cli import disk, fill, fingerprint, fitted, precompute
 from influence_cli.curvature import ekfac
 from influence_cli.errors import InfluenceError
 from influence_cli.locks import claim
@@ -51,6 +52,100 @@ from torch import nn
 def build():
     return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
 """
+MEMORY = """
+import torch
+
+
+def make():
+    return torch.utils.data.TensorDataset(torch.load("images.pt"), torch.arange(24) % 3)
+"""
+# What is killed is a fork, so that torch is loaded once. The last two runs are processes at one time.
+FORKS = """
+import contextlib, os, random, signal, sys, time, traceback
+from pathlib import Path
+
+import torch
+
+from influence_cli.cli import app
+from influence_cli.store import Store
+
+torch.set_num_threads(1)
+kills, blocks = int(sys.argv[1]), 24
+killed, generator = Path("killed.h5"), random.Random(2)
+
+
+def run(store):
+    try:
+        app(["gradients", "-q", "-s", "gradients.block=1", "-s", f"gradients.store={store}"])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    return 9
+
+
+def begin(store):
+    child = os.fork()
+    if child == 0:
+        os._exit(run(store))
+    return child
+
+
+def end(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def wait(path, seconds):
+    until = time.perf_counter() + seconds
+    while not path.exists() and time.perf_counter() < until:
+        time.sleep(0.001)
+
+
+def finished():
+    if not killed.exists():
+        return 0
+    with Store.open(killed) as store:
+        assert not len(store.damaged())
+        return int(store.done().sum())
+
+
+assert run("warm.h5") == 0
+started, child = time.perf_counter(), begin("whole.h5")
+wait(Path("whole.h5"), 60)
+made = time.perf_counter()
+assert end(child) == 0
+ended, whole = time.perf_counter(), Path("whole.h5").read_bytes()
+assert whole == Path("warm.h5").read_bytes()
+count, before, stages = 0, 0, set()
+while count < kills:
+    child = begin(killed)
+    if count % 2:  # while the curvature is fitted, or at any other moment; then while blocks are written
+        time.sleep(generator.uniform(0, ended - started))
+    else:
+        wait(killed, ended - started)
+        time.sleep(generator.uniform(0, ended - made))
+    os.kill(child, signal.SIGKILL)
+    code = end(child)
+    if code == 0:
+        assert killed.read_bytes() == whole
+    else:
+        assert code == -signal.SIGKILL, code
+        count += 1
+        assert before <= finished() <= blocks
+        before = finished()
+        stages.add(before)
+    if code == 0 or before == blocks:
+        killed.unlink()
+        before = 0
+assert stages - {0, blocks}, stages
+assert end(begin(killed)) == 0
+assert killed.read_bytes() == whole
+codes = sorted(map(end, [begin("both.h5"), begin("both.h5")]))
+assert codes in ([0, 0], [0, 2]), codes
+assert Path("both.h5").read_bytes() == whole
+print(f"{count} kills")
+"""
+KILLS, MANY_KILLS = 20, 200
 EKFAC = ("-s", "curvature.method=ekfac")
 
 
@@ -282,6 +377,25 @@ def test_a_kill_at_every_write_of_a_fit_loses_one_batch_at_most(
         influence("gradients", "-q", *EKFAC, cwd=empty)
         assert files(empty) == whole
         assert before + len(batches) <= total + 1
+
+
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(MANY_KILLS, marks=pytest.mark.slow)])
+def test_a_store_killed_at_any_moment_ends_as_one_pass_leaves_it(empty: Path, kills: int) -> None:
+    """By SIGKILL at moments that nobody chose, in 24 blocks; and two processes at one time leave what one leaves."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, str(kills)],
+        cwd=empty,
+        capture_output=True,
+        text=True,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == f"{kills} kills"
+    assert sorted(path.name for path in empty.glob("*.h5*")) == [
+        f"{name}.h5" for name in ("both", "killed", "warm", "whole")
+    ]
 
 
 def test_no_flag_reaches_the_disk_before_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -830,6 +944,33 @@ def test_an_edit_that_keeps_size_and_time_is_found_by_fsck_alone(
     assert mended(influence, filled, advised(done.err), computed) == [position // BLOCK * BLOCK]
     influence("gradients", "--fsck", cwd=filled)
     assert files(filled) != files(small)
+
+
+def test_an_edit_in_memory_outside_the_sample_is_found_by_fsck_alone(
+    influence: Command, empty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "SAMPLED", 4)
+    (empty / "memory.py").write_text(MEMORY)
+    images = torch.rand(N, 1, 8, 8)
+    torch.save(images, empty / "images.pt")
+    edit(empty, "torchvision.datasets.ImageFolder\n  args: {root: train}", "./memory.py:make")
+    text = (empty / "influence.yaml").read_text()
+    (empty / "influence.yaml").write_text(re.sub(r"  transform: .*\n", "", text, count=1))
+    edit(
+        empty,
+        "{root: test}",
+        "{root: test}\n  transform: [Grayscale, ToImage, {ToDtype: {dtype: float32, scale: true}}]",
+    )
+    influence("gradients", cwd=empty)
+    sampled = np.random.default_rng(0).choice(np.arange(N), 4, replace=False)
+    edited = next(number for number in range(BLOCK, 2 * BLOCK) if number not in sampled)
+    images[edited] = 0
+    torch.save(images, empty / "images.pt")
+    influence("gradients", cwd=empty)
+    assert "1 damaged blocks: 1\n" in influence("gradients", "--fsck", cwd=empty, code=2).err
+    images[int(sampled[0])] = 0
+    torch.save(images, empty / "images.pt")
+    assert "what differs: the training examples themselves\n" in influence("gradients", cwd=empty, code=2).err
 
 
 # --- two processes
