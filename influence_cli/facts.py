@@ -73,6 +73,7 @@ def stored_facts(stores: Sequence[Prepared]) -> TrainingFacts:
     losses: np.ndarray | None = None
     for prepared in stores:
         with Store.open(prepared.path) as store:
+            store.require_complete()  # another process may have made it anew since
             outputs, own = store.column("outputs"), store.column("losses")
             indices, labels, read = store.column("indices"), store.column("labels"), store.column("state") == READ
         soft = softmax(outputs)

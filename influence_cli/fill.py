@@ -1,14 +1,14 @@
-"""Compute the missing blocks of a store, in order; each is complete on disk before the one after it is written.
+"""Compute the missing blocks of a store, in order; each is complete on disk before the one after it is computed.
 
-One thread writes while this one computes, so disk and device work at the same time; a block is written rows first, its
-flag last.
+One thread writes while this one reads the next examples and computes all but their last batch, so disk and device work
+at the same time. A block is written rows first, its flag last: a kill loses one block that was computed, no more.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,6 +53,15 @@ def fill_blocks(
         skipped: list[tuple[int, str]] = []
         pending: Future[None] | None = None
         finished, block, started = 0, todo[0], time.perf_counter()
+
+        def written() -> None:
+            nonlocal pending, finished
+            if pending is not None:
+                pending.result()
+                pending = None
+                finished += 1
+
+        store.write_labels(task.train.labels[indices], indices)
         try:
             with terminal.progress(len(order), f"gradients of {path.name}") as advance:
                 for block, batch in zip(
@@ -61,13 +70,13 @@ def fill_blocks(
                     if not skip:
                         refuse_unreadable(batch)
                     skipped += batch.unreadable
-                    rows = block_rows(task, network, basis, batch, size, indices[layout.rows(int(block))], advance)
-                    if pending is not None:
-                        pending.result()
-                        finished += 1
+                    own = indices[layout.rows(int(block))]
+                    rows = block_rows(task, network, basis, batch, size, own, advance, written)
+                    written()
                     pending = writer.submit(store.write, int(block), rows)
                     if total is not None:
                         total += block_sums(rows.coordinates)
+            written()
         except KeyboardInterrupt:
             _settle(pending)
             kept = int(store.done().sum())
@@ -83,14 +92,12 @@ def fill_blocks(
                 "what is done is kept: make room, or lower gradients.block, which bounds a batch "
                 "(influence gradients --overwrite -s gradients.block=N)",
             ) from error
-        if pending is not None:
-            pending.result()
-            finished += 1
         if total is not None:
             store.write_summary(total / max(1, store.readable()))
+        size_text = human_bytes(store.size())
     for _, reason in skipped:
         terminal.warn(f"skipped: {reason}")
-    size_text, spent = human_bytes(path.stat().st_size), duration(time.perf_counter() - started)
+    spent = duration(time.perf_counter() - started)
     terminal.say(f"wrote {finished} of {layout.blocks} blocks of {path} ({size_text}) in {spent}")
 
 
@@ -101,7 +108,14 @@ def _settle(pending: Future[None] | None) -> None:
 
 
 def block_rows(
-    task: Task, network: Network, basis: Basis, batch: Batch, size: int, indices: np.ndarray, advance: Advance
+    task: Task,
+    network: Network,
+    basis: Basis,
+    batch: Batch,
+    size: int,
+    indices: np.ndarray,
+    advance: Advance,
+    before_last: Callable[[], None],
 ) -> Rows:
     """Compute the rows of one block.
 
@@ -113,10 +127,13 @@ def block_rows(
         size: examples at one time; always the same for a store, so that the same block gives the same bytes.
         indices: all positions of the block, unreadable ones included (their rows are zero).
         advance: told of finished examples.
+        before_last: called before the last examples are computed.
     """
     pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(batch), size):
         part = slice(start, start + size)
+        if part.stop >= len(batch):
+            before_last()
         own, losses, outputs = coordinates(network, basis, batch.inputs[part], batch.targets[part])
         piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
         check_finite(task.train, piece, losses, own)

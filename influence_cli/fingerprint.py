@@ -31,6 +31,7 @@ MEANING = {
     "layers": "the tracked layers",
     "loss": "the loss",
     "basis": "the curvature",
+    "seed": "the seed of the curvature's draws",
     "precision": "the precision of the layer pass",
     "store_dtype": "gradients.store_dtype",
     "versions": "the versions of torch or torchvision",
@@ -51,6 +52,8 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
         "layers": f"{choice.network.size} {xxhash.xxh3_64_hexdigest(' '.join(choice.network.names).encode())}",
         "loss": task.loss_name,
         "basis": f"{choice.method} {choice.matrix}" if choice.has_basis else "raw gradients",
+        # Which examples choose a basis a layer, and which labels are drawn for them.
+        **({"seed": str(task.seed)} if choice.is_layered else {}),
         "precision": choice.network.precision,
         "store_dtype": store_dtype,
         # Read from the installed package: its import takes two seconds, and only some projects need it.
@@ -80,7 +83,7 @@ def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> N
         return
     said = []
     for name in different:
-        readable = name in ("basis", "precision", "store_dtype", "versions", "loss")
+        readable = name in ("basis", "seed", "precision", "store_dtype", "versions", "loss")
         said.append(
             f"{MEANING[name]} ({found.get(name)} in the store, {wanted.get(name)} now)" if readable else MEANING[name]
         )

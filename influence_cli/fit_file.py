@@ -6,7 +6,6 @@ A kill loses what was done since the last save; a file that is cut short or chan
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from influence_cli import disk
 from influence_cli.curvature.ekfac import Progress
+from influence_cli.errors import InfluenceError
 
 
 def fit_path(store: Path) -> Path:
@@ -24,7 +25,11 @@ def fit_path(store: Path) -> Path:
 
 
 def save_progress(path: Path, progress: Progress, fingerprint: Mapping[str, str]) -> None:
-    """Write a fit's progress and what it belongs to, replacing what was there."""
+    """Write a fit's progress and what it belongs to, replacing what was there.
+
+    Raises:
+        InfluenceError: the disk is full or gone; what was there stays.
+    """
     part = path.with_name(path.name + ".part")
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in progress.arrays.items()}
     facts = {
@@ -38,10 +43,18 @@ def save_progress(path: Path, progress: Progress, fingerprint: Mapping[str, str]
     try:
         save_file(arrays, part, metadata={"progress": text, "xxh3": xxhash.xxh3_64_hexdigest(text.encode())})
         with part.open("r+b") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+            disk.flush(file)
+        disk.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        disk.remove(part)
+        need = sum(tensor.nbytes for tensor in arrays.values()) + len(text)
+        raise InfluenceError(
+            f"{path} cannot be written: {disk.failure(error, part, need)}",
+            "a kill loses what is fitted since it was last written; make room",
+        ) from error
+    except BaseException:
+        disk.remove(part)
+        raise
 
 
 def load_progress(path: Path, fingerprint: Mapping[str, str]) -> Progress | None:

@@ -49,7 +49,7 @@ DROPPED_SHARE = 1e-7
 # Seconds between two saves of an unfinished fit.
 SAVE_EVERY = 30.0
 # Parts of a store's fingerprint that a fitted curvature depends on; the given labels count where they were used.
-DEPENDS = ("weights", "count", "files", "examples", "transform", "layers", "loss", "basis", "versions")
+DEPENDS = ("weights", "count", "files", "examples", "transform", "layers", "loss", "basis", "seed", "versions")
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def fit_curvature(
     task: Task, choice: Choice, path: Path, wanted: Mapping[str, str], terminal: Terminal, batch: int, skip: bool
 ) -> Fitted:
     """Fit the curvature of a method that has a basis.
+
+    The file of an unfinished fit stays: it is the caller's to remove, once the store holds the curvature.
 
     Args:
         task: model and data.
@@ -203,7 +205,11 @@ def _fit_layers(
         progress = state
         state.arrays["batch"] = torch.tensor(batch)
         if time.monotonic() - saved > SAVE_EVERY:
-            save_progress(file, state, own)
+            try:
+                save_progress(file, state, own)
+            except InfluenceError as error:
+                # No reason to lose the fit as well: the store may lie where there is room for it.
+                terminal.warn(f"{error.message}; {error.hint}")
             saved = time.monotonic()
 
     def batches(stage: str, start: int) -> Iterator[Batch]:
@@ -229,9 +235,11 @@ def _fit_layers(
     except KeyboardInterrupt:
         if progress is None:
             raise
-        save_progress(file, progress, own)
+        try:
+            save_progress(file, progress, own)
+        except InfluenceError as error:
+            raise Stopped(f"{error.message}; what was fitted since it was last written is lost") from None
         raise Stopped(f"{file}: what is fitted so far is kept; run the same command to go on") from None
-    file.unlink(missing_ok=True)
     return blocks
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from influence_cli import disk
 from influence_cli.audit import changed_blocks, check_code
 from influence_cli.budget import check_budget, choose_coordinates, row_bytes, store_layout
 from influence_cli.config import Config
@@ -24,13 +26,15 @@ from influence_cli.errors import InfluenceError, human_bytes, near_path
 from influence_cli.estimate import estimate
 from influence_cli.fill import fill_blocks
 from influence_cli.fingerprint import compare, fingerprint
+from influence_cli.fit_file import fit_path
 from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
+from influence_cli.locks import claim
 from influence_cli.memory import halving, plan_batch
 from influence_cli.network import flatten
 from influence_cli.probe import checkpoint_warnings, probe
 from influence_cli.spectrum import Spectrum
 from influence_cli.store import READ, SKIPPED, Store, block_sums
-from influence_cli.store_file import check_space, create
+from influence_cli.store_file import create
 from influence_cli.task import Task, set_precision
 from influence_cli.terminal import Terminal, duration
 
@@ -79,14 +83,7 @@ def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal, **how
 
 def all_complete(config: Config, tasks: Sequence[Task]) -> bool:
     """Say whether the store of every checkpoint is there with all its rows; whether it fits is for prepare to say."""
-    for number in range(len(tasks)):
-        path = store_path(config, number)
-        if not _has_rows(path):
-            return False
-        with Store.open(path) as store:
-            if not store.done().all():
-                return False
-    return True
+    return all(_is_complete(store_path(config, number)) for number in range(len(tasks)))
 
 
 def store_path(config: Config, number: int) -> Path:
@@ -166,8 +163,23 @@ def prepare(
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
     if on_the_fly:
         return _without_rows(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
-    if overwrite or not _has_rows(path):
-        _make(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
+    # Whoever writes is alone from here on, so that two that begin together do not both fit the curvature.
+    with claim(path) if overwrite or repair or not _is_complete(path) else nullcontext():
+        if overwrite or not _has_rows(path):
+            _make(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
+        todo = _todo(task, choice, path, wanted, terminal, fsck, repair)
+        basis, spectrum = stored_basis(path, choice, task)
+        if len(todo):
+            disk.remove(fit_path(path))  # a kill can leave it beside the store that has the whole curvature
+            fill_blocks(task, choice.network, basis, path, todo, terminal, skip_unreadable)
+    prepared = _prepared(task, choice, path, basis, spectrum, started)
+    return _remark(prepared, terminal)
+
+
+def _todo(
+    task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, fsck: bool, repair: bool
+) -> np.ndarray:
+    """Compare a store with model and data, and list the blocks to compute: missing ones, and damaged ones to repair."""
     with Store.open(path) as store:
         compare(store.fingerprint, wanted, str(path))
         done = np.flatnonzero(store.done())
@@ -187,13 +199,14 @@ def prepare(
         terminal.say(f"computing {len(bad)} damaged blocks of {path} again: {', '.join(map(str, bad[:8]))}")
         with Store.open(path, write=True) as store:
             store.clear(bad)
-            store.write_labels(task.train.labels[task.train.indices], task.train.indices)
-    basis, spectrum = stored_basis(path, choice, task)
-    todo = np.union1d(missing, bad)
-    if len(todo):
-        fill_blocks(task, choice.network, basis, path, todo, terminal, skip_unreadable)
-    prepared = _prepared(task, choice, path, basis, spectrum, started)
-    return _remark(prepared, terminal)
+    return np.union1d(missing, bad)
+
+
+def _is_complete(path: Path) -> bool:
+    if not _has_rows(path):
+        return False
+    with Store.open(path) as store:
+        return bool(store.done().all())
 
 
 def _has_rows(path: Path) -> bool:
@@ -240,13 +253,19 @@ def _without_rows(
     """Fit the curvature and keep it in the store's file, without rows."""
     started = time.perf_counter()
     size = plan_batch(choice.network, batch.inputs, 0, config.gradients.block)
-    fitted, size = halving(
-        lambda count: _curvature(task, choice, path, wanted, terminal, count, skip), size, terminal.warn
-    )
-    if fitted.arrays and not path.exists():
-        check_space(path, fitted.bytes())
-        _create(config, task, path, wanted, fitted, None, 0, size, rows=False)
-        terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), no rows")
+    known = stored_curvature(path, wanted, choice) if choice.has_basis else Fitted()
+    if known is not None:
+        fitted = known
+    else:
+        with claim(path):
+            fitted, size = halving(
+                lambda count: _curvature(task, choice, path, wanted, terminal, count, skip), size, terminal.warn
+            )
+            if not path.exists():
+                disk.check_space(path, fitted.bytes())
+                _create(config, task, path, wanted, fitted, None, 0, size, rows=False)
+                terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), no rows")
+            disk.remove(fit_path(path))
     basis, spectrum = open_basis(fitted, choice, None, task.device) if choice.has_basis else (None, None)
     return Prepared(task, choice, path, basis, spectrum, True, size, None, time.perf_counter() - started)
 
@@ -288,7 +307,7 @@ def _make(
     size, budget = choice.network.size, config.gradients.budget
     most = min(row_bytes(config, task, choice), budget)
     check_budget(config, task, choice)
-    check_space(path, most)
+    disk.check_space(path, most)
     examples = plan_batch(choice.network, batch.inputs, 0, config.gradients.block)
     plan = estimate(task, choice, batch, examples)
     terminal.say(
@@ -307,6 +326,7 @@ def _make(
     # A whole batch is tried before the file exists: a batch that does not fit the memory never enters a store.
     _, examples = halving(lambda count: _trial(choice, basis, batch, count), examples, terminal.warn)
     _create(config, task, path, wanted, fitted, chosen, k, examples, rows=True)
+    disk.remove(fit_path(path))
     terminal.detail(
         f"{path}: {human_bytes(path.stat().st_size)} reserved, {k:,} numbers a row, batches of {examples:,}"
     )

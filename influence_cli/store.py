@@ -7,7 +7,9 @@ the block in hand.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
@@ -19,8 +21,10 @@ import numpy as np
 import torch
 import xxhash
 
+from influence_cli import disk
 from influence_cli.errors import InfluenceError
-from influence_cli.store_file import Layout, open_file, row_columns, side_arrays, unlock
+from influence_cli.locks import unlock
+from influence_cli.store_file import Layout, open_file, row_columns, side_arrays
 from influence_cli.store_rows import checksum, encode, room_for
 from influence_cli.store_scan import Reader, in_order, mapped, place_of
 
@@ -113,31 +117,32 @@ class Store:
         return np.asarray(self._file["inputs"][()])
 
     def write(self, block: int, rows: Rows) -> None:
-        """Write a block: rows first, flushed, its flag after.
+        """Write a block: its rows, flushed, then its flag, flushed.
 
         Raises:
             InfluenceError: the disk is full or gone; what is done so far stays.
         """
         where = slice(block * self.layout.block, (block + 1) * self.layout.block)
         columns = self._encode(rows)
-        fixed = {name: np.asarray(self._file[name][where]) for name in ("labels", "indices")}
-        total = checksum(block, columns | fixed, rows.digest)
-        try:
+        with self._writing(f"block {block}"):
+            fixed = {name: np.asarray(self._file[name][where]) for name in ("labels", "indices")}
+            total = checksum(block, columns | fixed, rows.digest)
             for name, values in columns.items():
                 self._put(name, where.start, values)
             self._put("inputs", block, np.uint64(rows.digest))
             self._put("checksums", block, np.uint64(total))
+            disk.flush(self._raw)
             self._put("flags", block, np.uint8(1))
-        except OSError as error:
-            raise InfluenceError(
-                f"writing block {block} of {self.path} failed: {error}",
-                "the blocks before it are kept; make room and run the same command again",
-            ) from error
+            disk.flush(self._raw)
 
     def summary(self) -> np.ndarray | None:
         """Read what ``write_summary`` kept: float64 [k + 1]; None where that has not happened since the last write."""
         values = np.asarray(self._file["summary"][()])
         return values if int(self._file["summary_xxh3"][0]) == xxhash.xxh3_64_intdigest(values.data) else None
+
+    def size(self) -> int:
+        """Count the bytes of the file."""
+        return os.fstat(self._raw.fileno()).st_size
 
     def readable(self) -> int:
         """Count the examples that could be read."""
@@ -146,19 +151,27 @@ class Store:
     def write_summary(self, values: np.ndarray) -> None:
         """Keep k + 1 numbers about all rows beside them."""
         values = np.ascontiguousarray(values, dtype=np.float64)
-        self._put("summary", 0, values)
-        self._put("summary_xxh3", 0, np.uint64(xxhash.xxh3_64_intdigest(values.data)))
+        with self._writing("the summary"):
+            self._put("summary", 0, values)
+            self._put("summary_xxh3", 0, np.uint64(xxhash.xxh3_64_intdigest(values.data)))
+            disk.flush(self._raw)
 
     def write_labels(self, labels: np.ndarray, indices: np.ndarray) -> None:
-        """Write labels and positions of all examples again, as they were when the store was made."""
-        self._put("labels", 0, labels)
-        self._put("indices", 0, indices)
+        """Write labels and positions of all examples again, as they were when the store was made.
+
+        A block's checksum is made of what the file holds of them: damage must not get under a new one.
+        """
+        with self._writing("the labels"):
+            self._put("labels", 0, labels)
+            self._put("indices", 0, indices)
 
     def clear(self, blocks: np.ndarray) -> None:
         """Mark blocks as not done, so that a fill computes them again."""
-        self._put("summary_xxh3", 0, np.uint64(0))
-        for block in blocks:
-            self._put("flags", int(block), np.uint8(0))
+        with self._writing("the flags"):
+            self._put("summary_xxh3", 0, np.uint64(0))
+            for block in blocks:
+                self._put("flags", int(block), np.uint8(0))
+            disk.flush(self._raw)
 
     def damaged(self, blocks: np.ndarray | None = None) -> np.ndarray:
         """Read some finished blocks (default: all) and list those whose checksum does not fit."""
@@ -183,7 +196,7 @@ class Store:
         Raises:
             InfluenceError: a block is missing or damaged.
         """
-        self._require_complete()
+        self.require_complete()
         reader, own = self._reader(), local()
         threads = threads or torch.get_num_threads()
 
@@ -208,12 +221,17 @@ class Store:
         Raises:
             InfluenceError: a block is missing or damaged.
         """
-        self._require_complete()
+        self.require_complete()
         reader = self._reader()
         for piece in reader.pieces():
             yield from reader.parts(piece, lambda count: room_for(count, self.layout.k), whole=True)
 
-    def _require_complete(self) -> None:
+    def require_complete(self) -> None:
+        """Refuse to give numbers of a store that has not all its blocks.
+
+        Raises:
+            InfluenceError: a block is missing.
+        """
         if not self.done().all():
             raise InfluenceError(f"{self.path} is not complete", "influence gradients finishes it")
 
@@ -221,13 +239,28 @@ class Store:
         checksums = np.asarray(self._file["checksums"][()])
         return Reader(self.path, self._raw, self.layout, self._places, self.digests(), checksums)
 
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Turn what a disk says into a message, and write only while the file is where others will look for it."""
+        try:
+            if not os.path.samestat(self.path.stat(), os.fstat(self._raw.fileno())):
+                raise FileNotFoundError
+            yield
+        except FileNotFoundError as error:
+            raise InfluenceError(
+                f"{self.path} has gone while {what} was to be written: moved, removed, or its disk was unmounted",
+                "the finished blocks are in it, wherever it is: put it back and run the same command again",
+            ) from error
+        except OSError as error:
+            raise InfluenceError(
+                f"writing {what} of {self.path} failed: {disk.failure(error, self.path, self.size())}",
+                "the finished blocks are kept; make room and run the same command again",
+            ) from error
+
     def _put(self, name: str, row: int, values: np.ndarray | np.generic) -> None:
         """Write values at their place in the file, past HDF5: it loses the error of a write that it has put off."""
         place = place_of(self._file[name])
-        self._raw.seek(place.start + row * place.row_bytes)
-        view = memoryview(np.ascontiguousarray(values, dtype=place.dtype).reshape(-1).view(np.uint8).data)
-        while len(view):  # a single call moves at most 2 GB
-            view = view[self._raw.write(view) :]
+        disk.write_at(self._raw, place.start + row * place.row_bytes, np.asarray(values, dtype=place.dtype))
 
     def _encode(self, rows: Rows) -> dict[str, np.ndarray]:
         padding = self.layout.block - len(rows.coordinates)

@@ -17,12 +17,7 @@ would otherwise give other numbers, or a crash.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +27,9 @@ import h5py
 import numpy as np
 import xxhash
 
-from influence_cli.errors import InfluenceError, human_bytes
+from influence_cli import disk
+from influence_cli.errors import InfluenceError
+from influence_cli.locks import lock
 
 FORMAT = "influence-store"
 VERSION = 1
@@ -40,6 +37,8 @@ VERSION = 1
 SEAL_BYTES, LARGEST_SEAL = 4096, 2**24
 # Coordinates of many bytes begin at a page of 2 MB, for them to be mapped in such pages.
 MANY_BYTES, HUGE_PAGE = 32 * 2**20, 2 * 2**20
+# What HDF5 itself takes of a store, and for each side array, at most: names, places, the space up to the next one.
+FIRST_BYTES, OWN_BYTES = 2**15, 1024
 ANEW = "influence gradients --overwrite makes it anew"
 # What a store has beside the columns of its rows.
 FIXED = ("header", "flags", "checksums", "inputs", "summary", "summary_xxh3")
@@ -132,33 +131,46 @@ def create(
     taken = [name for name in arrays if name.split("/")[0] in own]
     if taken:
         raise ValueError(f"side arrays cannot be called {', '.join(taken)}")
-    need = layout.bytes() + sum(values.nbytes for values in arrays.values())
-    check_space(path, need)
+    need = layout.bytes() + sum(values.nbytes + OWN_BYTES for values in arrays.values()) + FIRST_BYTES
+    disk.check_space(path, need)
     part = path.with_name(path.name + ".part")
     try:
         with part.open("a+b") as raw:
-            _lock(raw, path, alone=True)
+            lock(raw, path, alone=True)
             header = json.dumps(
                 {"layout": asdict(layout), "fingerprint": dict(fingerprint), "facts": dict(facts)}, sort_keys=True
             )
+            # HDF5 prints a traceback for every write that fails on a full disk: it begins where there is room.
+            disk.reserve(raw, need)
             _lay_out(part, layout, header.encode(), labels, indices, arrays)
-            with part.open("r+b") as whole:
-                # Reserve the blocks on disk now: a full disk is found here, not after an hour.
-                with contextlib.suppress(AttributeError):
-                    os.posix_fallocate(whole.fileno(), 0, os.fstat(whole.fileno()).st_size)
+            with part.open("r+b", buffering=0) as whole:
+                disk.reserve(whole, part.stat().st_size)
                 _seal(whole, part)
-                os.fsync(whole.fileno())
-            part.replace(path)
+                disk.flush(whole)
+            _replace(part, path)
     except InfluenceError:
         raise
     except OSError as error:
-        part.unlink(missing_ok=True)
+        disk.remove(part)
         raise InfluenceError(
-            f"{path} cannot be made: {error}", f"it needs {human_bytes(need)}; set gradients.store to another place"
+            f"{path} cannot be made: {disk.failure(error, part, need)}",
+            "make room, or set gradients.store to another place; what is fitted is kept",
         ) from error
     except BaseException:
-        part.unlink(missing_ok=True)
+        disk.remove(part)
         raise
+
+
+def _replace(part: Path, path: Path) -> None:
+    """Put a whole file in the place of a store, unless another process has that open."""
+    if path.exists():
+        with path.open("rb") as old:
+            try:
+                lock(old, path, alone=True)
+            except InfluenceError:
+                disk.remove(part)
+                raise
+    disk.replace(part, path)
 
 
 def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, dict[str, Any]]:
@@ -177,11 +189,15 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
     except FileNotFoundError as error:
         raise InfluenceError(f"there is no store {path}", "influence gradients makes it") from error
     except PermissionError as error:
-        raise InfluenceError(f"{path}: permission denied", "whose file is it?") from error
+        hint = "copy it to a place where you may write, and set gradients.store" if write else "whose file is it?"
+        raise InfluenceError(f"{path}: permission denied{' to write' if write else ''}", hint) from error
     except OSError as error:
-        raise InfluenceError(f"{path} cannot be opened: {error.strerror}") from error
+        raise InfluenceError(
+            f"{path} cannot be opened{' for writing' if write else ''}: {error.strerror}",
+            "is its disk there, and may it be written to? gradients.store names another place",
+        ) from error
     try:
-        _lock(raw, path, alone=write)
+        lock(raw, path, alone=write)
         _check_seal(_read_seal(raw), path)
         # HDF5's own shared lock goes with ours, but not beside the exclusive one.
         file = h5py.File(path, "r", locking=False) if write else h5py.File(path, "r")
@@ -192,46 +208,6 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
     except BaseException:
         raw.close()
         raise
-
-
-def _lock(raw: BinaryIO, path: Path, *, alone: bool) -> None:
-    """Take the lock that HDF5 itself takes: shared for reading, alone for writing; it ends with the process."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(raw, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InfluenceError(f"{path} is in use by another process", "wait until that command has finished") from error
-    except OSError as error:
-        # Some network file systems have no locks; HDF5 goes on without as well.
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
-
-
-def unlock(raw: BinaryIO) -> None:
-    """Give up the lock now: what is still mapped of the file would keep it."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    with contextlib.suppress(OSError):
-        fcntl.flock(raw, fcntl.LOCK_UN)
-
-
-def check_space(path: Path, need: int) -> None:
-    """Refuse a store that the disk cannot hold, before anything is written."""
-    if not path.parent.is_dir():
-        raise InfluenceError(f"{path}: there is no folder {path.parent}", "make it, or set gradients.store")
-    free = shutil.disk_usage(path.parent).free
-    if path.exists():
-        free += path.stat().st_size
-    if need > free:
-        raise InfluenceError(
-            f"{path} needs {human_bytes(need)}, the disk has {human_bytes(free)} free",
-            "track fewer layers (gradients.layers), use store_dtype: float16 or int8, or set gradients.store elsewhere",
-        )
 
 
 def _lay_out(
@@ -256,7 +232,7 @@ def _lay_out(
         _reserve(file, "inputs", (layout.blocks,), "uint64", zero=True)
         _reserve(file, "summary", (layout.k + 1,), "float64", zero=True)
         _reserve(file, "summary_xxh3", (1,), "uint64", zero=True)
-        for name, values in arrays.items():
+        for name, values in sorted(arrays.items()):  # the same file, wherever they come from
             _add(file, name, np.asarray(values, order="C"))
         for name, (shape, dtype) in columns.items():
             if name != "coordinates":
@@ -319,8 +295,7 @@ def _seal(raw: BinaryIO, path: Path) -> None:
     text = f"{FORMAT} {VERSION}\n{body}\n{xxhash.xxh3_64_hexdigest(body.encode())}\n".encode()
     if len(text) > room:
         raise ValueError(f"the seal has {len(text)} bytes, its room {room}")
-    raw.seek(0)
-    raw.write(text.ljust(room, b"\0"))
+    disk.write_at(raw, 0, np.frombuffer(text.ljust(room, b"\0"), dtype=np.uint8))
 
 
 def _read_seal(raw: BinaryIO) -> bytes:
@@ -347,6 +322,9 @@ def _check_seal(seal: bytes, path: Path) -> None:
     kind, _, rest = seal.partition(b"\n")
     name, _, version = kind.partition(b" ")
     if name != FORMAT.encode():
+        body, _, digest = rest.partition(b"\n")
+        if digest[:16] == xxhash.xxh3_64_hexdigest(body).encode():
+            raise InfluenceError(f"{path} is damaged: its first bytes have changed", ANEW)
         if h5py.is_hdf5(path):
             raise InfluenceError(
                 f"{path} is an HDF5 file, but no influence store", "set gradients.store to another name"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from influence_cli import fit_file
+from influence_cli import disk, fit_file
 from influence_cli.curvature.ekfac import Progress
+from influence_cli.errors import InfluenceError
 from influence_cli.fit_file import fit_path, load_progress, save_progress
 
 FINGERPRINT = {"weights": "abc", "basis": "ekfac ggn"}
@@ -125,22 +128,26 @@ def test_another_file_is_not_used(saved: Path, text: bytes) -> None:
     assert load_progress(saved, FINGERPRINT) is None
 
 
-@pytest.mark.parametrize("stopped_at", ["save_file", "os.fsync"])
+@pytest.mark.parametrize("stopped_at", ["save_file", "flush"])
 def test_an_error_leaves_what_was_there(saved: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: str) -> None:
     def fail(*_: object, **__: object) -> None:
         if stopped_at == "save_file":
             saved.with_name(saved.name + ".part").write_bytes(b"half of it")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(fit_file.os if stopped_at == "os.fsync" else fit_file, stopped_at.rpartition(".")[2], fail)
+    monkeypatch.setattr(disk if stopped_at == "flush" else fit_file, stopped_at, fail)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 0))
     later = progress()
     later.done = 5
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        InfluenceError, match=r"fit cannot be written: No space left on device, [\d.]+ k?B more"
+    ) as caught:
         save_progress(saved, later, FINGERPRINT)
+    assert "make room" in caught.value.hint
     assert same(load_progress(saved, FINGERPRINT))
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="No such file"):
+    with pytest.raises(InfluenceError, match=r"cannot be written: .*No such file"):
         save_progress(tmp_path / "gone" / "influence.h5.fit", progress(), FINGERPRINT)

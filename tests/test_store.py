@@ -23,9 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from influence_cli import store_scan
+from influence_cli.disk import check_space
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.store import READ, SKIPPED, Rows, Store
-from influence_cli.store_file import Layout, check_space, create
+from influence_cli.store_file import Layout, create
 from influence_cli.store_rows import decode, encode, room_for
 from influence_cli.store_scan import in_order
 
@@ -875,23 +876,28 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(InfluenceError, match=r"s\.h5 needs \d+ B, the disk has 100 B free") as caught:
+    with pytest.raises(InfluenceError, match=r"s\.h5 needs [\d.]+ kB, the disk has 100 B free: [\d.]+ kB more") as caught:
         make(tmp_path / "s.h5")
     for way_out in ("gradients.layers", "float16", "gradients.store"):
         assert way_out in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_replaced_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_replaced_counts_until_the_new_store_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make(tmp_path / "s.h5")
     size = path.stat().st_size
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
-    check_space(path, size)
-    with pytest.raises(InfluenceError):
-        check_space(path, size + 1)
-    with pytest.raises(InfluenceError):
-        check_space(tmp_path / "other.h5", 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    check_space(path, 100)
+    with pytest.raises(InfluenceError, match=r"the disk has 100 B free: 1 B more are needed") as caught:
+        check_space(path, 101)
+    assert f"remove {path} first" in caught.value.hint
+    with pytest.raises(InfluenceError) as caught:
+        check_space(path, size + 101)
+    assert "remove" not in caught.value.hint
+    with pytest.raises(InfluenceError) as caught:
+        check_space(tmp_path / "other.h5", 101)
+    assert "remove" not in caught.value.hint
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:

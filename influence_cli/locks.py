@@ -1,0 +1,103 @@
+"""Who may write: the lock that HDF5 itself takes on a store, and one for whoever is making or filling it.
+
+Both end with the process. Where a file system has no locks, all goes on without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from influence_cli.errors import InfluenceError
+
+
+def lock(raw: BinaryIO, path: Path, *, alone: bool, who: str = "another process") -> None:
+    """Take the lock of an open file: shared for reading, alone for writing.
+
+    Args:
+        raw: the file.
+        path: the store that a message names.
+        alone: for writing.
+        who: holds it, if it is taken.
+
+    Raises:
+        InfluenceError: it is taken.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(raw, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InfluenceError(f"{path} is in use by {who}", "wait until that command has finished") from error
+    except OSError as error:
+        # Some network file systems have no locks; HDF5 goes on without as well.
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def unlock(raw: BinaryIO) -> None:
+    """Give up the lock now: what is still mapped of the file would keep it."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.flock(raw, fcntl.LOCK_UN)
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Be the only process that makes, fills or repairs a store, from before its curvature is fitted.
+
+    Its own lock says no more than that it is open now; of two that begin together, both would fit the curvature.
+
+    Raises:
+        InfluenceError: another process is at it, or the folder cannot be written to.
+    """
+    file = path.with_name(path.name + ".lock")
+    raw = _claimed(file, path)
+    try:
+        with contextlib.suppress(OSError):  # on a full disk a store with all its bytes reserved can still be filled
+            raw.truncate(0)
+            raw.write(f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
+        raw.close()
+
+
+def _claimed(file: Path, path: Path) -> BinaryIO:
+    while True:
+        try:
+            raw = file.open("a+b", buffering=0)
+        except FileNotFoundError as error:
+            raise InfluenceError(
+                f"{path}: there is no folder {path.parent}", "make it, or set gradients.store"
+            ) from error
+        except OSError as error:
+            raise InfluenceError(
+                f"{path} cannot be made or finished, its folder cannot be written to: {error.strerror}",
+                "make the folder writable, or set gradients.store to another place",
+            ) from error
+        try:
+            raw.seek(0)
+            number = raw.read(20).decode("ascii", "replace").strip()
+            lock(raw, path, alone=True, who=f"process {number}" if number.isdigit() else "another process")
+            # Whoever had it before may have removed the file after it was opened here: the lock is on nothing then.
+            if os.path.samestat(os.fstat(raw.fileno()), file.stat()):
+                return raw
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            raw.close()
+            raise
+        raw.close()
