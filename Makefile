@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test test-slow lint bench bench-lds bench-mislabels bench-solvers bench-loop bench-pages clean
+.PHONY: demo test test-slow lint bench bench-lds bench-loo bench-mislabels bench-solvers bench-loop bench-pages clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +37,11 @@ bench-lds: $(VENV)/.installed
 		$(BIN)/python bench/lds_retrain.py --net $$net --out build/lds/$$net && \
 		$(BIN)/python bench/lds.py build/lds/$$net || exit 1; \
 	done
+
+# Without single images of MNIST (MNIST=ROOT, as torchvision unpacks it): about an hour on one core.
+MNIST ?= build/data
+bench-loo: $(VENV)/.installed
+	$(BIN)/python bench/verify_loo.py --mnist $(MNIST) --work build/loo
 
 # Known label noise: two to three hours of training on two cores, made once, then half an hour.
 bench-mislabels: $(VENV)/.installed
