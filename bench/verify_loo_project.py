@@ -19,7 +19,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 # 10% of the 55,000 images that Koh & Liang train on.
 IMAGES = 5_500
 EPOCHS, BATCH, RATE = 80, 100, 0.01
-# Whole steps diverge: in a direction or two the Hessian is three times the Gauss–Newton matrix.
+# Whole steps diverge here.
 STEPS, SIZE = 15, 0.5
 # Added to the Gauss–Newton matrix of the steps: where there is hardly any curvature they would be too long.
 TRUST = 0.1

@@ -306,6 +306,14 @@ def test_a_small_cnn_at_its_minimum_is_left_out_as_its_hessian_says(influence: C
     assert pearson(column(rows[6:], "estimated"), column(rows[6:], "actual")) > 0.99
 
 
+@pytest.mark.parametrize(("slope_", "reason"), [(1.3, "λ shrinks the estimate"), (0.86, "ends before its minimum")])
+def test_the_verdict_gives_a_reason_that_fits_the_slope(
+    influence: Command, project: Path, slope_: float, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("influence_cli.verify.LeftOut.fit", lambda *_: (0.995, slope_, 0.0))
+    assert reason in influence("verify", 3, "--loo", 4, cwd=project).err
+
+
 # The linear datamodeling score
 
 
