@@ -8,7 +8,7 @@ DEMO ?= demo
 UPGRADE ?=
 
 .PHONY: demo test test-slow lint lock sbom audit
-.PHONY: bench bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
+.PHONY: bench bench-lds bench-loo bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
 
 # Every file that is installed has the hash of the lock. Dependencies first: the lock has none of this package itself.
 $(VENV)/.installed: pyproject.toml requirements.lock

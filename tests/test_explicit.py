@@ -53,6 +53,26 @@ def test_hessian_equals_torch_func(small: tuple[Network, list[Batch]]) -> None:
     assert float((got - expected).norm() / expected.norm()) < 1e-5
 
 
+def test_hessian_does_not_depend_on_the_order_of_layers() -> None:
+    """Each row is computed from its own parameter on; here the last layer is listed first, and one is not used."""
+
+    class Reversed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.unused, self.first = nn.Linear(4, 3), nn.Linear(2, 2), nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = self.last(self.first(x).tanh())
+            return outputs
+
+    torch.manual_seed(0)
+    network = track(Reversed().eval(), loss, ("*",), "w")
+    batches = [Batch(torch.randn(20, 6), torch.randint(0, 3, (20,)), np.arange(20))]
+    expected = reference_hessian(network, batches)
+    got = curvature_matrix(network, batches, "hessian")
+    assert float((got - expected).norm() / expected.norm()) < 1e-5
+
+
 def test_ggn_equals_a_dense_reference(small: tuple[Network, list[Batch]]) -> None:
     """JᵀSJ built row by row with autograd.grad, S written down for softmax."""
     network, batches = small

@@ -876,7 +876,9 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(InfluenceError, match=r"s\.h5 needs [\d.]+ kB, the disk has 100 B free: [\d.]+ kB more") as caught:
+    with pytest.raises(
+        InfluenceError, match=r"s\.h5 needs [\d.]+ kB, the disk has 100 B free: [\d.]+ kB more"
+    ) as caught:
         make(tmp_path / "s.h5")
     for way_out in ("gradients.layers", "float16", "gradients.store"):
         assert way_out in caught.value.hint

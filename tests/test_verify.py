@@ -252,6 +252,68 @@ def test_a_network_is_retrained_by_its_training_function(influence: Command, pro
     assert "an image file as TEST" in refused.err
 
 
+# It computes in the type of its weights: what is trained in float64 is compared in float64.
+CNN = """
+import torch
+from torch import nn
+
+
+class Network(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.to(self[1].weight.dtype))
+
+
+def build():
+    return Network(nn.AvgPool2d(7), nn.Conv2d(1, 3, 3, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(12, 10))
+
+
+def train(model, data, *, l2, seed, progress=None):
+    model = model.double()
+    x, y = torch.stack([x for x, _ in data]), torch.tensor([y for _, y in data])
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=1000, history_size=30, tolerance_grad=1e-8, tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y) + l2 / 2 * sum(p.square().sum() for p in model.parameters())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return model
+"""
+
+
+def test_a_small_cnn_at_its_minimum_is_left_out_as_its_hessian_says(influence: Command, project: Path) -> None:
+    """Koh & Liang 2017, figure 2 (right), in small: what is not convex has a minimum too, and training follows it."""
+    (project / "model.py").write_text(CNN)
+    with_training(project, source="", section="training: {factory: ./model.py:train}")
+    from influence_cli import load_config
+    from influence_cli.data import labelled_inputs
+    from influence_cli.retrain import fresh_model, load_training, train
+    from influence_cli.task import load_split
+
+    config = load_config(project / "influence.yaml")
+    pairs = list(labelled_inputs(load_split(config, "train", config.train)))
+    model = train(load_training(config), fresh_model(config, 0, torch.device("cpu")), pairs, l2=0.05, seed=0, what="it")
+    torch.save(model.float().state_dict(), project / "model.pt")
+    exact = ("-s", "curvature.method=explicit", "-s", "curvature.matrix=hessian", "-s", "curvature.damping=0.0")
+    rows = rows_of(influence("verify", "--loo", 12, *exact, "-s", "l2=0.05", cwd=project))
+    assert pearson(column(rows, "estimated"), column(rows, "actual")) > 0.99
+    # What does not matter is told from what does: the training adds no noise of its own.
+    assert pearson(column(rows[6:], "estimated"), column(rows[6:], "actual")) > 0.99
+
+
+@pytest.mark.parametrize(("slope_", "reason"), [(1.3, "λ shrinks the estimate"), (0.86, "ends before its minimum")])
+def test_the_verdict_gives_a_reason_that_fits_the_slope(
+    influence: Command, project: Path, slope_: float, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("influence_cli.verify.LeftOut.fit", lambda *_: (0.995, slope_, 0.0))
+    assert reason in influence("verify", 3, "--loo", 4, cwd=project).err
+
+
 # The linear datamodeling score
 
 

@@ -219,10 +219,12 @@ def _verdict(r: float, slope: float, prepared: Prepared) -> str:
     if r >= RIGHT and abs(slope - 1) <= NEARLY_ONE:
         return "influence holds here, as a number"
     if r >= RIGHT:
-        return (
-            f"influence holds here in proportion; what really happens is {slope:.2f} times as much: "
+        reason = (
             "of few examples each carries more than a first-order effect, and λ shrinks the estimate"
+            if slope > 1
+            else "a training that ends before its minimum follows only part of the way"
         )
+        return f"influence holds here in proportion; what really happens is {slope:.2f} times as much: {reason}"
     if r >= ROUGHLY:
         return "influence holds here on the whole: its order, not each number"
     if is_convex(prepared):

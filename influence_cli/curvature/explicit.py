@@ -14,8 +14,17 @@ from torch import Tensor, nn
 from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.data import Batch
 from influence_cli.gradients import jacobians
-from influence_cli.network import Network, evaluate, layer_inputs, micro_batch, output_curvature
-from influence_cli.products import curvature_product
+from influence_cli.network import (
+    Network,
+    differentiable_attention,
+    evaluate,
+    flatten,
+    layer_inputs,
+    micro_batch,
+    output_curvature,
+    recurrent_backward,
+)
+from influence_cli.task import logits_of
 
 # Past this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) leave the range of a workstation.
 MAX_PARAMETERS = 10_500
@@ -80,11 +89,35 @@ def _add_batch_ggn(total: Tensor, network: Network, batch: Batch) -> None:
 
 
 def _batch_hessian(network: Network, batch: Batch) -> Tensor:
-    identity = torch.eye(network.size, device=network.device(), dtype=next(network.model.parameters()).dtype)
-    # 64 columns at a time share the graph of one forward and backward.
-    return torch.cat(
-        [curvature_product(network, batch.inputs, batch.targets, rows, "hessian") for rows in identity.split(64)]
-    )
+    """Sum the Hessian over a batch, a row a backward pass, each row from its own parameter on: the rest is symmetric.
+
+    In the model's order a row then stops at its own layer, and most rows belong to late ones, which are small to pass.
+    """
+    inputs, targets = batch.inputs.to(network.device()), batch.targets.to(network.device())
+    wanted = list(network.parameters().values())
+    total = torch.zeros(network.size, network.size, dtype=wanted[0].dtype, device=network.device())
+    with torch.enable_grad(), differentiable_attention(), recurrent_backward(network.model):
+        loss = network.loss(logits_of(network.model(inputs)), targets).sum()
+        slopes = torch.autograd.grad(loss, wanted, create_graph=True, materialize_grads=True, allow_unused=True)
+        start = 0
+        for number, slope in enumerate(slopes):
+            end = start + slope.numel()
+            if not slope.requires_grad:  # the loss is linear in it, or does not depend on it
+                start = end
+                continue
+            for place, direction in enumerate(torch.eye(slope.numel(), dtype=slope.dtype, device=slope.device)):
+                row = torch.autograd.grad(
+                    slope,
+                    wanted[number:],
+                    direction.view_as(slope),
+                    retain_graph=True,
+                    materialize_grads=True,
+                    allow_unused=True,
+                )
+                total[start + place, start:] = flatten(row)
+            total[end:, start:end] = total[start:end, end:].T
+            start = end
+    return total
 
 
 def _add_output_layer(
