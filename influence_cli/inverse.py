@@ -96,6 +96,7 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
         smallest=spectrum.smallest,
         means=[group.mean for group in spectrum.groups],
         largest=float(spectrum.values.max()),
+        layered=prepared.choice.is_layered,
     )
     inverse = _divided(spectrum, damping, l2)
     announce(damping, l2, terminal)

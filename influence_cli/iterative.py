@@ -128,7 +128,14 @@ def make_iterative(
     if indefinite:
         terminal.say(f"the Hessian's smallest eigenvalue is about {smallest:.3g}, its largest {largest:.3g}")
     damping = choose_damping(
-        given, convex=convex, l2=task.l2, matrix=matrix, smallest=smallest, means=[mean], largest=largest
+        given,
+        convex=convex,
+        l2=task.l2,
+        matrix=matrix,
+        smallest=smallest,
+        means=[mean],
+        largest=largest,
+        layered=False,
     )
     shift = task.l2 + damping.values[0]
     check_poles(smallest if indefinite else 0.0, shift)

@@ -26,6 +26,14 @@ def test_rule(given: float | str, changes: dict[str, object], value: float) -> N
     assert choose_damping(given, **(FACTS | changes)).value == pytest.approx(value)  # type: ignore[arg-type]
 
 
+def test_an_exact_matrix_of_a_whole_network_takes_more() -> None:
+    facts = FACTS | {"means": [0.02], "convex": False}
+    assert choose_damping("auto", **(facts | {"layered": False})).values == pytest.approx((0.2,))  # type: ignore[arg-type]
+    assert choose_damping("auto", **facts).values == pytest.approx((0.002,))  # type: ignore[arg-type]
+    convex = facts | {"convex": True, "l2": 0.0, "layered": False}
+    assert choose_damping("auto", **convex).values == pytest.approx((0.002,))  # type: ignore[arg-type]
+
+
 def test_a_negative_eigenvalue_comes_with_advice() -> None:
     damping = choose_damping("auto", **(FACTS | {"matrix": "hessian", "smallest": -0.3}))  # type: ignore[arg-type]
     assert "ggn" in damping.advice
