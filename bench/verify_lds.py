@@ -37,6 +37,8 @@ MODELS, SUBSETS, REPEATS, TESTS = 5, 100, 2, 300
 # Conjugate gradients stop at a residual that a rank correlation does not see.
 TOLERANCE = 1e-3
 MULTIPLES = (0.01, 0.1, 10.0, 100.0)
+# λ of the exact matrix, in multiples of its ``auto``, to see what that is worth.
+EXACT = (0.01, 0.1)
 PEERS = ("kronfluence", "traker")
 CONFIG = """
 model: {{factory: {file}:build, checkpoint: [{checkpoints}]}}
@@ -91,15 +93,15 @@ def scores(work: Path, config: str, methods: dict[str, str], multiple: float = 1
         if method == "cg":
             values.append(f"curvature.tolerance={TOLERANCE}")
         configs[name] = load_config(work / config, values)
-    own = damping.C
-    damping.C = own * multiple
+    own = damping.C, damping.C_EXACT
+    damping.C, damping.C_EXACT = (multiple * value for value in own)
     try:
         base = load_config(work / config, [])
         return datamodeling_score(
             configs, load_tasks(base), config=base, subsets=SUBSETS, repeats=REPEATS, tests=TESTS, terminal=terminal
         )
     finally:
-        damping.C = own
+        damping.C, damping.C_EXACT = own
 
 
 def peers(work: Path, envs: Path, tests: np.ndarray) -> dict[str, np.ndarray]:
@@ -143,7 +145,8 @@ def report(predicted: dict[str, np.ndarray], actual: np.ndarray) -> None:
     best = [max((name for name in names if name.startswith("kronfluence") and ("models" in name) == many),
                 key=own.__getitem__, default=None) for many in (False, True)]  # fmt: skip
     pairs = [("EK-FAC", best[0]), (f"EK-FAC, {MODELS} models", best[1]), (f"EK-FAC, {MODELS} models", "EK-FAC")]
-    pairs += [("CG on the GGN", "EK-FAC"), ("EK-FAC", "identity"), ("EK-FAC", "TRAK")]
+    pairs += [(f"CG on the GGN{more}", "EK-FAC") for more in ("", *(f", λ × {multiple:g}" for multiple in EXACT))]
+    pairs += [("EK-FAC", "identity"), ("EK-FAC", "TRAK")]
     pairs += [(f"EK-FAC, {MODELS} models", f"TRAK, {MODELS} models")]
     pairs += [(f"EK-FAC, λ × {multiple:g}", "EK-FAC") for multiple in MULTIPLES]
     for left, right in pairs:
@@ -179,6 +182,8 @@ def main() -> None:
         predicted |= {name: scored @ out.T for name, scored in peers(words.work, words.peers, one.tests).items()}
     started = time.perf_counter()
     add(scores(words.work, "one.yaml", {"CG on the GGN": "cg"}))
+    for multiple in EXACT:
+        add(scores(words.work, "one.yaml", {f"CG on the GGN, λ × {multiple:g}": "cg"}, multiple))
     print(f"conjugate gradients and their scores took {time.perf_counter() - started:.0f} s", file=sys.stderr)
     np.savez(words.work / "lds.npz", actual=one.actual, tests=one.tests, **predicted)
     report(predicted, one.actual)
