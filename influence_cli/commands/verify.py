@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from influence_cli.config import Config
     from influence_cli.datamodeling import Datamodeling
     from influence_cli.facts import TrainingFacts
-    from influence_cli.leave_one_out import LeftOut
+    from influence_cli.loo import LeftOut
     from influence_cli.precompute import Prepared
     from influence_cli.selection import Selected
     from influence_cli.task import Task
@@ -162,7 +162,7 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
 
 def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
-    from influence_cli.leave_one_out import leave_one_out
+    from influence_cli.loo import leave_one_out
     from influence_cli.precompute import prepare_all
     from influence_cli.rank import training_facts
     from influence_cli.report.plot import scatter
@@ -214,7 +214,7 @@ def _describe(session: Session, found: LeftOut, prepared: Prepared) -> dict[str,
 
 
 def _verdict(r: float, slope: float, prepared: Prepared) -> str:
-    from influence_cli.leave_one_out import is_convex
+    from influence_cli.loo import is_convex
 
     if r >= RIGHT and abs(slope - 1) <= NEARLY_ONE:
         return "influence holds here, as a number"
