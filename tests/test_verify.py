@@ -310,7 +310,7 @@ def test_a_small_cnn_at_its_minimum_is_left_out_as_its_hessian_says(influence: C
 def test_the_verdict_gives_a_reason_that_fits_the_slope(
     influence: Command, project: Path, slope_: float, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("influence_cli.verify.LeftOut.fit", lambda *_: (0.995, slope_, 0.0))
+    monkeypatch.setattr("influence_cli.loo.LeftOut.fit", lambda *_: (0.995, slope_, 0.0))
     assert reason in influence("verify", 3, "--loo", 4, cwd=project).err
 
 
