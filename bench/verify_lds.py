@@ -27,7 +27,7 @@ import verify_lds_project as project
 
 from influence_cli.config import Config, load_config
 from influence_cli.curvature import damping
-from influence_cli.datamodeling import Datamodeling, datamodeling_score
+from influence_cli.datamodeling import Datamodeling, datamodeling_score, left_out
 from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.retrain import HALVES, half, seed_of
 from influence_cli.task import load_tasks
@@ -121,14 +121,6 @@ def peers(work: Path, envs: Path, tests: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def removed(seed: int, n: int) -> np.ndarray:
-    """Say what each half leaves out: [subsets, n], 1 or 0."""
-    out = np.ones((SUBSETS, n))
-    for subset in range(SUBSETS):
-        out[subset, half(seed_of(seed, HALVES), subset, n)] = 0
-    return out
-
-
 def report(predicted: dict[str, np.ndarray], actual: np.ndarray) -> None:
     """Print the tables: the scores, and the differences that are asked about."""
     names, mean = list(predicted), actual.mean(axis=0)
@@ -177,8 +169,8 @@ def main() -> None:
         add(scores(words.work, "one.yaml", {f"EK-FAC, λ × {multiple:g}": "ekfac"}, multiple))
     add(scores(words.work, "five.yaml", {f"EK-FAC, {MODELS} models": "ekfac"}))
     if words.peers is not None:
-        seed = load_config(words.work / "one.yaml", []).seed
-        out = removed(seed, len(project.Images("train")))
+        seed, n = load_config(words.work / "one.yaml", []).seed, len(project.Images("train"))
+        out = left_out([half(seed_of(seed, HALVES), subset, n) for subset in range(SUBSETS)], n)
         predicted |= {name: scored @ out.T for name, scored in peers(words.work, words.peers, one.tests).items()}
     started = time.perf_counter()
     add(scores(words.work, "one.yaml", {"CG on the GGN": "cg"}))

@@ -142,9 +142,7 @@ def datamodeling_score(
     chosen = np.sort(generator.choice(len(split), min(tests, len(split)), replace=False))
     actual = np.array([arrays["losses"][chosen] for arrays in found])
     actual = actual.reshape(repeats, subsets, len(chosen)).swapaxes(1, 2)
-    removed = np.ones((subsets, n))
-    for subset, rows in enumerate(halves):
-        removed[subset, rows] = 0
+    removed = left_out(halves, n)
     positions = split.indices[chosen]
     selected = [Selected(int(index), None, int(split.labels[index])) for index in positions]
     if not stores:
@@ -165,6 +163,14 @@ def datamodeling_score(
         np.array([lds(values, mean) for values in predicted]),
         bootstrap_lds(list(predicted), mean),
     )
+
+
+def left_out(halves: Sequence[np.ndarray], n: int) -> np.ndarray:
+    """Say which of n training examples each half leaves out: [subsets, n], 1 or 0."""
+    removed = np.ones((len(halves), n))
+    for subset, rows in enumerate(halves):
+        removed[subset, rows] = 0
+    return removed
 
 
 def _prepare(

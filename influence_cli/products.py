@@ -8,14 +8,14 @@ each vector then takes products with what stands there: a and δ of a linear lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from influence_cli.contractions import flat_gradient, positions, sides
-from influence_cli.layers import Call, Tape, forward
+from influence_cli.layers import Tape, forward
 from influence_cli.network import (
     GRADIENT_NUMBERS,
     Layer,
@@ -99,20 +99,27 @@ def _layer_pass_examples(network: Network, inputs: Tensor, count: int) -> int:
     tape = forward(network, inputs[:1])
     calls = tape.backward(torch.zeros_like(tape.outputs))
     classes, one_pass, multiplied, held = tape.outputs.shape[1], 0, 0, 0
-    for layer, own in zip(network.layers, calls, strict=False):
-        size = sum(network.slots[name].stop - network.slots[name].start for name in layer.names)
+    alone = _factored(network, tape)
+    for number, (layer, own) in enumerate(zip(network.layers, calls, strict=False)):
+        size = sum(_widths(network, layer))
         if layer.is_matrix:
             one_pass += positions(layer, own) * layer.groups * layer.outputs * layer.inputs
-        factored = _is_factored(layer, own)
-        multiplied += size if factored else classes * size
-        held += count * layer.outputs if factored else classes * size
+        multiplied += size if number in alone else classes * size
+        held += count * layer.outputs if number in alone else classes * size
     if 2 * classes * one_pass + 2 * count * multiplied >= 4 * count * one_pass:
         return 0
     return max(1, min(len(inputs), GRADIENT_NUMBERS // held))
 
 
-def _is_factored(layer: Layer, calls: Sequence[Call]) -> bool:
-    return layer.kind == "linear" and len(calls) == 1 and positions(layer, calls) == 1
+def _factored(network: Network, tape: Tape) -> set[int]:
+    """Number the layers whose J is δ aᵀ: linear ones that are called once, on one position."""
+    calls = [call for call in tape.calls if network.layers[call.layer].kind == "linear"]
+    often = Counter(call.layer for call in calls)
+    return {call.layer for call in calls if often[call.layer] == 1 and call.a.ndim == 2}
+
+
+def _widths(network: Network, layer: Layer) -> list[int]:
+    return [network.slots[name].stop - network.slots[name].start for name in layer.names]
 
 
 @dataclass(frozen=True)
@@ -134,18 +141,18 @@ def _jacobian(network: Network, tape: Tape) -> list[_Part]:
     """Pull every output back to every layer."""
     batch, classes = tape.outputs.shape
     unit = torch.eye(classes, dtype=tape.outputs.dtype, device=tape.outputs.device)
-    found: dict[int, _Part] = {}
+    alone, found = _factored(network, tape), dict[int, _Part]()
     for c in range(classes):
         calls = tape.backward(unit[c].expand(batch, -1), again=c + 1 < classes)
         for number, (layer, own) in enumerate(zip(network.layers, calls, strict=False)):
             if not own:
                 continue
-            if _is_factored(layer, own):
+            if number in alone:
                 a, d = (side[:, 0, 0] for side in sides(layer, network.model.get_submodule(layer.name), own))
-                part = found.setdefault(number, _Part(layer, a, d.new_empty(classes, *d.shape)))
+                part = found.setdefault(number, _Part(layer, a, d.new_zeros(classes, *d.shape)))
                 part.rows[c] = d
                 continue
-            widths = [network.slots[name].stop - network.slots[name].start for name in layer.names]
+            widths = _widths(network, layer)
             if number not in found:
                 dtype = torch.promote_types(tape.outputs.dtype, torch.float32)
                 rows = torch.zeros(classes, batch, sum(widths), dtype=dtype, device=tape.outputs.device)
@@ -186,10 +193,8 @@ def _add_pulled(network: Network, part: _Part, weighted: Tensor, total: Tensor) 
     layer, slots = part.layer, network.slots
     if part.a is None:
         product = weighted.flatten(0, 1).T @ part.rows.flatten(0, 1)
-        for name in layer.names:
-            width = slots[name].stop - slots[name].start
-            total[:, slots[name]] += product[:, :width]
-            product = product[:, width:]
+        for name, part_of in zip(layer.names, torch.split(product, _widths(network, layer), dim=1), strict=True):
+            total[:, slots[name]] += part_of
         return
     slopes = torch.einsum("cbm,cbo->bmo", weighted, part.rows)
     if layer.weight:

@@ -32,6 +32,20 @@ class Shared(nn.Module):
         return self.head(self.twice(self.twice(x).tanh()).tanh())
 
 
+class Branched(nn.Module):
+    """Outputs that do not all depend on every layer, one of which they reach by one call or by two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.first, self.rest = nn.Linear(100, 6), nn.Linear(6, 1), nn.Linear(6, 2)
+        self.twice = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x.flatten(1)).tanh()
+        once = self.twice(x).tanh()
+        return torch.cat([self.first(once), self.rest(self.twice(once).tanh())], dim=1)
+
+
 def perceptron() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(100, 8), nn.Tanh(), nn.Linear(8, CLASSES, bias=False))
 
@@ -63,6 +77,7 @@ def dense(network: Network, x: Tensor, y: Tensor) -> Tensor:
 
 CASES = [
     (Shared, ()),
+    (Branched, ()),
     (perceptron, ()),
     (convolutional, ()),
     (convolutional, ("0.bias", "3.bias")),
