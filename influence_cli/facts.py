@@ -42,6 +42,12 @@ class TestFacts:
     confidence: float
     probability: float
 
+    def title(self) -> str:
+        """Name it in a message: ``test example 17 (data/test/cat/3.png)``, or its file alone."""
+        if self.index is None:
+            return str(self.path)
+        return f"test example {self.index}" + (f" ({self.path})" if self.path else "")
+
 
 @dataclass(frozen=True)
 class TrainingFacts:

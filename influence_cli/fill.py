@@ -20,7 +20,7 @@ from influence_cli.data import Batch, read_batches, readable_batches, refuse_unr
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.memory import is_out_of_memory
 from influence_cli.network import Network
-from influence_cli.probe import check_finite
+from influence_cli.probe import check_gradients
 from influence_cli.store import READ, SKIPPED, Rows, Store, block_sums
 from influence_cli.task import Task
 from influence_cli.terminal import Advance, Terminal, duration
@@ -136,7 +136,7 @@ def block_rows(
             before_last()
         own, losses, outputs = coordinates(network, basis, batch.inputs[part], batch.targets[part])
         piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
-        check_finite(task.train, piece, losses, own)
+        check_gradients(task.train, piece, losses, own)
         pieces.append((_host(own), _host(losses), _host(outputs)))
         advance(len(piece))
     width = network.size if basis is None else basis.width

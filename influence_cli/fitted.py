@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from influence_cli.blocks import Block, describe, from_arrays, keep, to_arrays
 from influence_cli.coordinates import Basis, Blocks, Joint
+from influence_cli.culprit import refuse_culprit, refuse_product
 from influence_cli.curvature.arnoldi import top_eigenvectors
 from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.ekfac import (
@@ -38,7 +40,6 @@ from influence_cli.layers import forward
 from influence_cli.losses import may_lack_curvature
 from influence_cli.memory import available_bytes
 from influence_cli.network import evaluate
-from influence_cli.probe import check_finite
 from influence_cli.spectrum import Spectrum, joint, layered
 from influence_cli.store import Store
 from influence_cli.task import Task, set_precision
@@ -198,7 +199,7 @@ def _fit_layers(
     bars = _Bars(
         terminal, choice.method, {"covariances": len(sample), "eigenvectors": layers}, len(task.train), progress
     )
-    saved = time.monotonic()
+    saved, last = time.monotonic(), None
 
     def save(state: Progress) -> None:
         nonlocal saved, progress
@@ -213,25 +214,28 @@ def _fit_layers(
             saved = time.monotonic()
 
     def batches(stage: str, start: int) -> Iterator[Batch]:
+        nonlocal last
         indices = sample if stage == "covariances" else task.train.indices
         for part in read_batches(task.train, indices[start * batch :], batch, workers(task)):
             if not skip:
                 refuse_unreadable(part)
+            last = part
             yield part
+
+    fit_batches = partial(fit, network, how=how, seed=task.seed, corrected=choice.method == "ekfac")
+
+    def is_finite(part: Batch) -> bool:
+        try:
+            fit_batches(lambda _stage, start: [part][start:])
+        except FloatingPointError:
+            return False
+        return True
 
     try:
         with bars:
-            blocks = fit(
-                network,
-                batches,
-                how=how,
-                seed=task.seed,
-                corrected=choice.method == "ekfac",
-                every=every,
-                progress=progress,
-                save=save,
-                report=bars.report,
-            )
+            blocks = fit_batches(batches, every=every, progress=progress, save=save, report=bars.report)
+    except FloatingPointError:
+        refuse_culprit(task.train, network, [] if last is None else [last], is_finite, "curvature")
     except KeyboardInterrupt:
         if progress is None:
             raise
@@ -325,10 +329,12 @@ def _fit_arnoldi(task: Task, choice: Choice, terminal: Terminal, own: dict[str, 
     examples = hold(training_batches(task, skip), task.device, batch)
     like = next(network.model.parameters()).detach()
     product = mean_product(network, examples, choice.matrix, 0.0)
+    free = available_bytes(task.device)
     with terminal.progress(0, "Arnoldi: products with the curvature") as advance:
-        found = top_eigenvectors(
-            product, network.size, like=like, seed=task.seed, free=available_bytes(task.device), on_product=advance
-        )
+        try:
+            found = top_eigenvectors(product, network.size, like=like, seed=task.seed, free=free, on_product=advance)
+        except FloatingPointError:
+            refuse_product(task.train, network, training_batches(task, skip), choice.matrix)
     terminal.say(
         f"arnoldi: {len(found.values)} eigenpairs from {found.products} products, relative residual at most "
         f"{found.residual:.1e}"
@@ -350,16 +356,9 @@ def _compute_basis(task: Task, choice: Choice, terminal: Terminal, skip: bool) -
     finally:
         set_precision(choice.network.precision)
     if not bool(matrix.isfinite().all()):
-        _refuse_not_finite(task, choice, skip)
-        raise InfluenceError("the curvature has entries that are not finite", "look for examples with extreme outputs")
+        refuse_product(task.train, choice.network, training_batches(task, skip), choice.matrix)
     with terminal.status(f"eigenvectors of the {what} matrix"):
         return eigenbasis(matrix)
-
-
-def _refuse_not_finite(task: Task, choice: Choice, skip: bool) -> None:
-    """Name the first training example whose loss is not finite, once a curvature has shown that there is one."""
-    for batch in training_batches(task, skip):
-        check_finite(task.train, batch, evaluate(choice.network, batch.inputs, batch.targets)[0])
 
 
 def _enough(spectrum: Tensor, shift: float) -> int:

@@ -19,7 +19,7 @@ from influence_cli.facts import empty_facts
 from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
 from influence_cli.precompute import Prepared
-from influence_cli.probe import check_finite
+from influence_cli.probe import check_finite, check_gradients
 from influence_cli.scores import removal, require_finite
 from influence_cli.selection import Selected
 from influence_cli.store import READ, Store
@@ -52,7 +52,7 @@ def self_influences(
             for prepared, inverse in zip(stores, inverses, strict=True)
         ]
         own = _gathered(stores, streams)
-    require_finite(own[~np.isnan(own)], "self-influence")
+    _require_finite(own, "self-influence", split)
     return own
 
 
@@ -75,8 +75,14 @@ def harm_to_tests(
             for prepared, inverse, mean in zip(stores, inverses, means, strict=True)
         ]
         influence = _gathered(stores, streams)
-    require_finite(influence[~np.isnan(influence)], "influence")
+    _require_finite(influence, "mean influence on the test examples", stores[0].task.train)
     return -influence
+
+
+def _require_finite(values: np.ndarray, what: str, split: Split) -> None:
+    """Refuse a score that is not finite; NaN marks an example that was not read."""
+    read = np.flatnonzero(~np.isnan(values))
+    require_finite(values[read], what, lambda row: split.title(int(split.indices[read[row]])))
 
 
 def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal, skip: bool) -> list[np.ndarray]:
@@ -121,7 +127,7 @@ def _streamed_self_influences(
             own[at] = 0
             for prepared, inverse in zip(stores, inverses, strict=True):
                 rows, losses, _ = prepared.coordinates(batch.inputs, batch.targets)
-                check_finite(split, batch, losses, rows)
+                check_gradients(split, batch, losses, rows)
                 if inverse.own is None:
                     raise InfluenceError("self-influence would take a solve an example")
                 own[at] += removal(inverse.own(rows), prepared.task.n).cpu().numpy() / len(stores)

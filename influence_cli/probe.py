@@ -130,13 +130,19 @@ def _check_loss(task: Task, outputs: Tensor, batch: Batch) -> None:
     check_finite(task.train, batch, losses)
 
 
+def check_gradients(split: Split, batch: Batch, losses: Tensor, grads: Tensor) -> None:
+    """Stop at the first example whose loss, gradient [b, p] or squared gradient norm is not finite, by name."""
+    norms = torch.linalg.vector_norm(grads, dim=1)
+    check_finite(split, batch, losses, (norms * norms)[:, None])
+
+
 def check_finite(split: Split, batch: Batch, losses: Tensor, grads: Tensor | None = None) -> None:
     """Stop at the first example whose loss or gradient is not finite, by name."""
     good = losses.isfinite()
     what = "loss"
     if bool(good.all()) and grads is not None:
         # A sum over the row is finite exactly where all of it is, short of an overflow that is an error as well.
-        good, what = grads.sum(dim=1).isfinite(), "gradient"
+        good, what = grads.sum(dim=1).isfinite(), "gradient, or its square,"
     refuse_not_finite(split, batch.indices, good, what)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -183,7 +184,7 @@ def rank_tests(
         values.append((sum(columns[1:], columns[0]) / len(stores)).cpu().numpy())
     describe_run(stores, inverses, run, terminal)
     result = np.concatenate(values)
-    require_finite(result, "influence")
+    require_finite(result, "influence", lambda row: f"{split.title(index)} on {tests[row].title()}")
     return tests, result
 
 
@@ -239,7 +240,7 @@ def _strongest(
         for where, values in averaged(streams):
             scores, others = values[:m], values[m:]
             if not stores[0].on_the_fly:  # on the fly each batch is checked, and NaN marks what was skipped
-                require_finite(scores, "influence")
+                require_finite(scores, "influence", partial(_pair, stores[0].task.train, tests, where))
                 scores = np.where(facts.read[where], scores, np.nan)
             running.add(np.arange(where.start, where.stop), scores)
             if plain:
@@ -252,6 +253,13 @@ def _strongest(
             np.nanmean([pearson(a, b) for a, b in zip(similar[0][:, read], similar[1][:, read], strict=True)])
         )
     return running.results()
+
+
+def _pair(split: Split, tests: Sequence[TestFacts | None], where: slice, test: int, row: int) -> str:
+    """Name a training and a test example in a message."""
+    explained = tests[test]
+    on = "the mean of the test examples" if explained is None else explained.title()
+    return f"{split.title(int(split.indices[where.start + row]))} on {on}"
 
 
 def describe_run(

@@ -9,6 +9,7 @@ In a basis with spectrum Λ the same is (1/n) Σⱼ c_tj c_ij / (Λⱼ + l2 + λ
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -159,15 +160,24 @@ def effective_dimension(spectrum: Tensor, shift: float | Tensor) -> float:
     return float((positive / (positive + shift)).nan_to_num(0.0).sum())
 
 
-def require_finite(values: Tensor | np.ndarray, what: str) -> None:
+def require_finite(values: Tensor | np.ndarray, what: str, title: Callable[..., str]) -> None:
     """Refuse to pass on a number that is not finite.
+
+    Args:
+        values: scores.
+        what: they are, such as ``influence``.
+        title: names the example that a score is of, by the score's place in ``values``.
 
     Raises:
         InfluenceError: some number is NaN or infinite.
     """
-    tensor = torch.as_tensor(values)
-    if not bool(tensor.isfinite().all()):
-        raise InfluenceError(f"{what} has numbers that are not finite", "use a larger curvature.damping")
+    finite = torch.as_tensor(values).isfinite()
+    if not bool(finite.all()):
+        place = torch.nonzero(~finite)[0].tolist()
+        raise InfluenceError(
+            f"the {what} of {title(*place)} is NaN or infinite",
+            "use a larger curvature.damping, or look at that image; list it under exclude to go on without it",
+        )
 
 
 def _falling(positions: np.ndarray, values: np.ndarray) -> np.ndarray:

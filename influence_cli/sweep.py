@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.config import SOLVERS
+from influence_cli.data import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.inverse import Inverse
 from influence_cli.metrics import pearson, spearman
@@ -94,7 +95,7 @@ def sweep_influence(
             swept = [found for n in usable if (found := at[n]) is not None]
             left = torch.cat([*(removal(each.apply(own), prepared.task.n) for each in (inverse, *swept)), own])
             streams.append(training_products(prepared, left, None, len(stores), terminal, False, stack))
-        values = _gathered(streams, (2 + len(usable)) * m, read)
+        values = _gathered(streams, (2 + len(usable)) * m, read, stores[0].task.train)
     chosen, *others, plain = values.reshape(2 + len(usable), m, -1)
     return _described(usable, columns, chosen, others, plain, top, both=True)
 
@@ -129,7 +130,7 @@ def sweep_self_influence(
     streams = [
         stream(prepared, inverse, at) for prepared, inverse, (at, _) in zip(stores, inverses, columns, strict=True)
     ]
-    values = _gathered(streams, 2 + len(usable), read)
+    values = _gathered(streams, 2 + len(usable), read, stores[0].task.train)
     chosen, *others, plain = values[:, None]
     return _described(usable, columns, chosen, others, plain, top, both=False)
 
@@ -161,12 +162,13 @@ def _columns(inverse: Inverse, l2: float) -> tuple[list[Inverse | None], list[tu
     return found, told
 
 
-def _gathered(streams: Sequence[Iterator[Piece]], rows: int, read: np.ndarray) -> np.ndarray:
+def _gathered(streams: Sequence[Iterator[Piece]], rows: int, read: np.ndarray, split: Split) -> np.ndarray:
     """Average streams over the checkpoints into [rows, those that could be read]."""
     values = np.zeros((rows, len(read)), dtype=np.float32)
     for where, piece in averaged(streams):
         values[:, where] = piece
-    require_finite(values[:, read], "influence at another λ")
+    indices = split.indices[read]
+    require_finite(values[:, read], "influence at another λ", lambda _, row: split.title(int(indices[row])))
     return values[:, read]
 
 

@@ -14,7 +14,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts, mean_probabilities
 from influence_cli.label_files import class_number
 from influence_cli.precompute import Prepared
-from influence_cli.probe import check_finite
+from influence_cli.probe import check_gradients
 from influence_cli.selection import Selected
 from influence_cli.task import Task
 from influence_cli.terminal import Terminal
@@ -42,7 +42,7 @@ def test_gradients(
             losses = torch.zeros(len(batch))
             for prepared, own in zip(stores, rows, strict=True):
                 gradients, part, _ = prepared.coordinates(batch.inputs, targets)
-                check_finite(tasks[0].test or tasks[0].train, batch, part, gradients)
+                check_gradients(tasks[0].test or tasks[0].train, batch, part, gradients)
                 own.append(gradients)
                 losses += part.float().cpu() / len(stores)
             split = tasks[0].test

@@ -7,6 +7,7 @@ it is not known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -68,6 +69,7 @@ def top_eigenvectors(
 
     Raises:
         InfluenceError: two dozen vectors do not fit the memory, or H is zero.
+        FloatingPointError: a product is NaN or infinite.
     """
     if free is not None:
         fits = int(0.5 * free) // (like.element_size() * size)
@@ -90,6 +92,8 @@ def top_eigenvectors(
         image = product(vector[None])[0]
         on_product(1)
         alphas.append(float(vector.double() @ image.double()))
+        if not math.isfinite(alphas[-1]):
+            raise FloatingPointError("a product with the curvature")
         image = _beside(basis[: step + 1], image)
         beta, zero = float(image.norm()), 1e-6 * max(map(abs, alphas))
         betas.append(beta if beta > zero else 0.0)

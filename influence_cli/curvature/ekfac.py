@@ -25,7 +25,6 @@ from influence_cli.coordinates import loose_gradients
 from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.curvature.fisher_slopes import EXACT, batch_seed, draws
 from influence_cli.data import Batch
-from influence_cli.errors import InfluenceError
 from influence_cli.layers import Call, forward
 from influence_cli.network import Network, owner_of
 
@@ -33,6 +32,8 @@ from influence_cli.network import Network, owner_of
 WIDEST, TOP, OVERSAMPLED = 8_192, 1_024, 128
 # Norms and loose parameters up to here have an exact block.
 EXACT_BLOCK = 4_096
+# What is summed over examples, by the start of its name: covariances, sketches, loose parameters, Λ, its trace.
+SUMS = ("a", "d", "m", "v", "s")
 # Examples whose covariances choose the basis, at least.
 SAMPLED_AT_LEAST = 2_048
 STAGES = ("covariances", "eigenvectors", "eigenvalues", "done")
@@ -171,6 +172,9 @@ def fit(
 
     Returns:
         A block a layer, then the loose ones, on the CPU.
+
+    Raises:
+        FloatingPointError: with the last of the batches there was NaN or infinity in the outputs or in a sum.
     """
     progress = progress or Progress(arrays={"seed": torch.tensor(seed)})
     plan = make_plan(network)
@@ -198,6 +202,7 @@ def fit(
 
 
 def _finished(progress: Progress, batch: Batch, save: Callable[[Progress], None], report: Report) -> None:
+    _refuse_not_finite(progress)
     progress.done += 1
     progress.examples += len(batch)
     progress.arrays[f"{progress.stage}.n"] = torch.tensor(progress.examples)
@@ -205,18 +210,24 @@ def _finished(progress: Progress, batch: Batch, save: Callable[[Progress], None]
     save(progress)
 
 
+def _refuse_not_finite(progress: Progress) -> None:
+    """Look at what was summed, of a square at its diagonal: no entry of a covariance is larger than those are."""
+    sums = []
+    for name, values in progress.arrays.items():
+        if name.partition(".")[0] in SUMS:
+            square = values.ndim > 1 and values.shape[-1] == values.shape[-2] and name[0] in "adm"
+            sums.append((values.diagonal(dim1=-2, dim2=-1) if square else values).sum())
+    if sums and not bool(torch.stack(sums).isfinite().all()):
+        raise FloatingPointError(progress.stage)
+
+
 def _passes(
     network: Network, batch: Batch, how: str, seed: int, number: int
 ) -> Iterator[tuple[int, list[list[Call]], Tensor]]:
     """Yield (draw, the calls of each layer, slopes) for every draw of a batch; the same ones in every stage."""
     tape = forward(network, batch.inputs)
-    finite = tape.outputs.isfinite().all(dim=1)
-    if not bool(finite.all()):
-        index = int(batch.indices[int(torch.nonzero(~finite.cpu())[0])])
-        raise InfluenceError(
-            f"the model's outputs for training example {index} are NaN or infinite",
-            "look at that image; list it under exclude to go on without it",
-        )
+    if not bool(tape.outputs.isfinite().all()):
+        raise FloatingPointError("outputs")
     for draw, slopes in enumerate(draws(network, tape.outputs, batch.targets, how, batch_seed(seed, number))):
         yield draw, tape.backward(slopes, again=how == EXACT), slopes
 

@@ -1,0 +1,78 @@
+"""Name the training example that made a sum over many NaN or infinite, once the sum has shown that there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+import torch
+
+from influence_cli.data import Batch, Split
+from influence_cli.errors import InfluenceError
+from influence_cli.network import Network, evaluate
+from influence_cli.probe import check_finite
+from influence_cli.products import curvature_product
+
+EXCLUDE = "look at that image and its label; list it under exclude to go on without it"
+
+
+def refuse_culprit(
+    split: Split, network: Network, batches: Iterable[Batch], is_finite: Callable[[Batch], bool], what: str
+) -> NoReturn:
+    """Stop with the name of the first example whose loss is not finite, or whose part of a sum is not.
+
+    Args:
+        split: the examples' data set.
+        network: the model.
+        batches: all that was summed.
+        is_finite: says whether a sum over some examples is finite.
+        what: was summed, such as ``curvature``.
+
+    Raises:
+        InfluenceError: always.
+    """
+    for batch in batches:
+        check_finite(split, batch, evaluate(network, batch.inputs, batch.targets)[0])
+        if not is_finite(batch):
+            while len(batch) > 1:  # halves, for a part of every example would take a long time
+                half = len(batch) // 2
+                parts = [_part(batch, slice(half)), _part(batch, slice(half, None))]
+                bad = [part for part in parts if not is_finite(part)]
+                if not bad:
+                    break
+                batch = bad[0]
+            title = split.title(int(batch.indices[0]))
+            if len(batch) == 1:
+                raise InfluenceError(f"the {what} of {title} is NaN or infinite", EXCLUDE)
+            raise InfluenceError(
+                f"the {what} of {len(batch)} examples together, from {title} on, is too large for float32",
+                "look at those images for extreme pixels",
+            )
+    raise InfluenceError(
+        f"the {what} of all training examples together is too large for float32", "look for extreme pixels or weights"
+    )
+
+
+def refuse_product(split: Split, network: Network, batches: Iterable[Batch], matrix: str) -> NoReturn:
+    """Stop with the name of the example whose product with some vector, by its own curvature, is not finite.
+
+    Args:
+        split: the examples' data set.
+        network: the model.
+        batches: all of them.
+        matrix: ``ggn`` or ``hessian``.
+
+    Raises:
+        InfluenceError: always.
+    """
+    vector = torch.ones(1, network.size, device=network.device())
+
+    def is_finite(batch: Batch) -> bool:
+        inputs, targets = batch.inputs.to(vector.device), batch.targets.to(vector.device)
+        return bool(curvature_product(network, inputs, targets, vector, matrix).isfinite().all())
+
+    refuse_culprit(split, network, batches, is_finite, "curvature")
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    return Batch(batch.inputs[rows], batch.targets[rows], batch.indices[rows])
