@@ -7,6 +7,7 @@ through the same transform.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
@@ -171,6 +172,9 @@ def read_batches(split: Split, indices: np.ndarray, size: int, workers: int = 0)
         indices: positions in the data set.
         size: examples a batch.
         workers: loader processes; 0 reads in this one.
+
+    Raises:
+        InfluenceError: two shapes, or a loader process has died.
     """
     loader: Iterator[_Read] = iter(
         torch.utils.data.DataLoader(
@@ -183,9 +187,32 @@ def read_batches(split: Split, indices: np.ndarray, size: int, workers: int = 0)
     )
     # Pinned pages go to the device while it computes; loader processes mean that there is one.
     pin = bool(workers) and torch.cuda.is_available()
-    for read in loader:
+    for read in _watched(split, indices, size, loader):
         batch = _collate(split, read)
         yield replace(batch, inputs=batch.inputs.pin_memory()) if pin and len(batch) else batch
+
+
+def _watched(split: Split, indices: np.ndarray, size: int, loader: Iterator[_Read]) -> Iterator[_Read]:
+    """Name a loader process that has died (out of memory, a crash in a decoder), and what it may have been reading."""
+    at = 0
+    while True:
+        try:
+            read = next(loader)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            # The cause knows the signal, where torch was told of one.
+            text = f"{error.__cause__ or ''}. {error}"
+            died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)([^.]*)", text)
+            if died is None:
+                raise
+            raise InfluenceError(
+                f"{split.where}: the loader process {died[1]}{died[2]}, in or after the {size} examples from "
+                f"{split.title(int(indices[at]))} on",
+                "was the memory full, or does one of those images crash its reader? what is done is kept",
+            ) from error
+        yield read
+        at = min(at + size, len(indices) - 1)
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def _fit_layers(
     how = _how(task, choice, terminal)
     own = dict(fingerprint) | {"seed": str(task.seed), "method": choice.method}
     progress = load_progress(file, own)
-    # What is done is counted in batches, and they seed the draws: go on with the same ones, or anew if they do not fit.
+    # What is done is counted in batches: go on with ones of the same size, or anew if those do not fit the memory.
     if progress is not None and int(progress.arrays["batch"]) > batch:
         progress = None
     if progress is not None:

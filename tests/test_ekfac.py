@@ -17,7 +17,7 @@ from influence_cli.coordinates import Blocks, coordinates, full_vectors, product
 from influence_cli.curvature import ekfac
 from influence_cli.curvature.ekfac import Progress, fit, make_plan
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
-from influence_cli.curvature.fisher_slopes import batch_seed, draws
+from influence_cli.curvature.fisher_slopes import draws
 from influence_cli.data import Batch
 from influence_cli.gradients import example_gradients, example_products, make_network
 from influence_cli.metrics import pearson, slope
@@ -61,9 +61,9 @@ def case() -> tuple[Network, list[Batch]]:
 def reference(network: Network, batches: list[Batch], how: str = "sampled", seed: int = 3) -> dict[str, tuple]:
     """Give each layer's dense basis and spectrum: covariances by a loop, torch.kron, the Fisher's diagonal in it."""
     rows, slopes = [], []
-    for number, batch in enumerate(batches):
+    for batch in batches:
         outputs = network.model(batch.inputs)
-        for u in draws(network, outputs, batch.targets, how, batch_seed(seed, number)):
+        for u in draws(network, outputs, batch.targets, how, seed, batch.indices):
             plain = replace(network, layers=(), rest=network.names, vectorised=False)
             rows.append(example_products(plain, batch.inputs, u).double())
             slopes.append((batch, u))
@@ -188,11 +188,7 @@ def test_it_is_the_exact_curvature_where_the_fisher_factorises(damping: float) -
 def test_kfac_is_the_product_of_the_factors(case: tuple[Network, list[Batch]]) -> None:
     network, batches = case
     head = next(block for block in fitted(network, batches, corrected=False) if block.name == "head")
-    slopes = [
-        u
-        for number, b in enumerate(batches)
-        for u in draws(network, network.model(b.inputs), b.targets, "sampled", batch_seed(3, number))
-    ]
+    slopes = [u for b in batches for u in draws(network, network.model(b.inputs), b.targets, "sampled", 3, b.indices)]
     g = torch.cat(slopes).detach().double()
     seen: list[Tensor] = []
     handle = network.model.head.register_forward_hook(lambda _m, i, _o: seen.append(i[0]))

@@ -111,7 +111,7 @@ def test_nothing_overflows_in_float32(classes: int, temperature: float, scale: f
     assert bool(losses.isfinite().all() and slopes.isfinite().all() and curvature.isfinite().all())
     exact = hinge(outputs.double(), targets)
     assert float((losses - exact).abs().max()) <= temperature * np.log(classes) + 1e-6 * float(exact.max())
-    for draw in draws(network, outputs, targets, ROOT, seed=0):
+    for draw in draws(network, outputs, targets, ROOT, 0, np.arange(len(outputs))):
         assert bool(draw.isfinite().all())
 
 
@@ -152,7 +152,7 @@ def test_the_curvature_equals_a_dense_hessian_by_autograd(classes: int, matrix: 
 def test_a_draw_of_two_classes_is_the_root_itself() -> None:
     outputs, targets = near_the_margin(2, width=0.003)
     loss = partial(smooth_hinge, temperature=0.001)
-    (u,) = draws(a_network(loss, 2), outputs, targets, ROOT, seed=4)
+    (u,) = draws(a_network(loss, 2), outputs, targets, ROOT, 4, np.arange(len(outputs)))
     exact = output_curvature(loss, outputs.float(), targets)
     assert float(exact.max()) > 200
     torch.testing.assert_close(u[:, :, None] * u[:, None, :], exact, rtol=1e-5, atol=1e-3)
@@ -164,7 +164,7 @@ def test_draws_of_more_classes_have_the_curvature_as_their_mean() -> None:
     exact = output_curvature(loss, outputs.float(), targets)
     total = torch.zeros_like(exact)
     for seed in range(200):
-        for u in draws(a_network(loss, 4), outputs, targets, ROOT, seed):
+        for u in draws(a_network(loss, 4), outputs, targets, ROOT, seed, np.arange(len(outputs))):
             total += u[:, :, None] * u[:, None, :]
     assert float((total / 200 - exact).norm() / exact.norm()) < 0.1
 
@@ -174,7 +174,9 @@ def test_a_batch_far_from_the_margin_is_drawn_without_an_error(classes: int) -> 
     outputs = torch.zeros(6, classes)
     outputs[:, 2:] = -0.02
     outputs[:, 0] = torch.tensor([0.0, 2.5, 3.0, -3.0, 5.0, -8.0])
-    (u,) = draws(a_network(smooth_hinge, classes), outputs, torch.zeros(6, dtype=torch.int64), ROOT, seed=0)
+    (u,) = draws(
+        a_network(smooth_hinge, classes), outputs, torch.zeros(6, dtype=torch.int64), ROOT, 0, np.arange(len(outputs))
+    )
     assert float(u.abs().max()) < 1e-2
 
 

@@ -90,5 +90,5 @@ def test_effective_dimension() -> None:
 
 
 def test_a_number_that_is_not_finite_goes_no_further() -> None:
-    with pytest.raises(InfluenceError, match="not finite"):
-        require_finite(torch.tensor([1.0, float("nan")]), "influence")
+    with pytest.raises(InfluenceError, match="the influence of example 1 on test 0 is NaN or infinite"):
+        require_finite(torch.tensor([[1.0, float("nan")]]), "influence", lambda t, i: f"example {i} on test {t}")

@@ -23,7 +23,7 @@ from influence_cli.blocks import Block
 from influence_cli.contractions import covariances, gradient_squares, positions, rotated, sketched, turned_sides
 from influence_cli.coordinates import loose_gradients
 from influence_cli.curvature.eigen import eigenpairs
-from influence_cli.curvature.fisher_slopes import EXACT, batch_seed, draws
+from influence_cli.curvature.fisher_slopes import EXACT, draws, part_seed
 from influence_cli.data import Batch
 from influence_cli.layers import Call, forward
 from influence_cli.network import Network, owner_of
@@ -221,14 +221,12 @@ def _refuse_not_finite(progress: Progress) -> None:
         raise FloatingPointError(progress.stage)
 
 
-def _passes(
-    network: Network, batch: Batch, how: str, seed: int, number: int
-) -> Iterator[tuple[int, list[list[Call]], Tensor]]:
+def _passes(network: Network, batch: Batch, how: str, seed: int) -> Iterator[tuple[int, list[list[Call]], Tensor]]:
     """Yield (draw, the calls of each layer, slopes) for every draw of a batch; the same ones in every stage."""
     tape = forward(network, batch.inputs)
     if not bool(tape.outputs.isfinite().all()):
         raise FloatingPointError("outputs")
-    for draw, slopes in enumerate(draws(network, tape.outputs, batch.targets, how, batch_seed(seed, number))):
+    for draw, slopes in enumerate(draws(network, tape.outputs, batch.targets, how, seed, batch.indices)):
         yield draw, tape.backward(slopes, again=how == EXACT), slopes
 
 
@@ -242,10 +240,11 @@ def _add_covariances(
     every: Mapping[int, int],
     loose: bool = False,
 ) -> None:
-    for draw, calls, slopes in _passes(network, batch, how, seed, progress.done):
+    for draw, calls, slopes in _passes(network, batch, how, seed):
         for number in plan.layers:
-            own = _thinned(calls[number] if number < len(calls) else [], every.get(number, 1))
-            if not own:
+            step = every.get(number, 1)
+            own = _thinned(calls[number] if number < len(calls) else [], -progress.examples % step, step)
+            if not own or not len(own[0].a):
                 continue
             layer = network.layers[number]
             into, out, positions = covariances(network, layer, own, WIDEST)
@@ -260,11 +259,10 @@ def _add_covariances(
             _add_loose(network, plan, batch, calls, slopes, progress)
 
 
-def _thinned(calls: Sequence[Call], every: int) -> list[Call]:
-    """Keep each ``every``-th example of a batch: spread over a data set that is ordered by class."""
-    return [
-        replace(call, a=call.a[::every], delta=None if call.delta is None else call.delta[::every]) for call in calls
-    ]
+def _thinned(calls: Sequence[Call], first: int, every: int) -> list[Call]:
+    """Keep each ``every``-th example: spread over a data set that is ordered by class."""
+    kept = slice(first, None, every)
+    return [replace(call, a=call.a[kept], delta=None if call.delta is None else call.delta[kept]) for call in calls]
 
 
 def _add_loose(
@@ -280,7 +278,7 @@ def _add_loose(
 
 
 def _sketch(width: int, seed: int, number: int) -> Tensor:
-    generator = torch.Generator().manual_seed(batch_seed(seed, number))
+    generator = torch.Generator().manual_seed(part_seed(seed, number))
     return torch.randn(width, TOP + OVERSAMPLED, generator=generator)
 
 
@@ -326,7 +324,7 @@ def nystrom(image: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add_eigenvalues(network: Network, plan: Plan, batch: Batch, progress: Progress, how: str, seed: int) -> None:
-    for _draw, calls, slopes in _passes(network, batch, how, seed, progress.done):
+    for _draw, calls, slopes in _passes(network, batch, how, seed):
         _add_loose(network, plan, batch, calls, slopes, progress)
         for number in plan.layers:
             own = calls[number] if number < len(calls) else []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,13 @@ from influence_cli.network import Network, loss_slopes, output_curvature
 SAMPLED, EXACT, ROOT, CHECKED_ROOT, EMPIRICAL = "sampled", "exact", "root", "checked root", "empirical"
 
 
-def draws(network: Network, outputs: Tensor, targets: Tensor, how: str, seed: int) -> Iterator[Tensor]:
+# Examples that share a generator: making one a draw would take longer than the layer pass.
+TOGETHER = 64
+
+
+def draws(
+    network: Network, outputs: Tensor, targets: Tensor, how: str, seed: int, indices: np.ndarray
+) -> Iterator[Tensor]:
     """Yield slopes u [b, C]; the expectation of Σ u uᵀ over what is yielded is S (for ``empirical`` the given label's).
 
     Args:
@@ -26,18 +33,19 @@ def draws(network: Network, outputs: Tensor, targets: Tensor, how: str, seed: in
         how: ``sampled``, one label drawn from the softmax; ``exact``, every label weighted by its probability;
             ``root``, S^{1/2}ε with random signs ε, for a loss known to be convex in f; ``checked root``, the same for
             one of which nothing is known; ``empirical``, the given labels.
-        seed: of this batch.
+        seed: of all draws.
+        indices: int64 [b], the examples' positions: each gets the same draw in whatever batch and stage it comes.
 
     Raises:
         ValueError: S has a negative eigenvalue under ``checked root``.
     """
     f = outputs.detach().float()
-    generator = torch.Generator().manual_seed(seed)
     if how == EMPIRICAL:
         yield loss_slopes(network, outputs, targets.to(f.device))[1]
     elif how == SAMPLED:
         soft = f.softmax(dim=1)
-        labels = torch.multinomial(soft.cpu(), 1, generator=generator).to(f.device)
+        below = soft.double().cpu().cumsum(dim=1) <= uniforms(seed, indices, 1)
+        labels = below.sum(dim=1, keepdim=True).clamp_max(f.shape[1] - 1).to(f.device)
         yield soft.scatter_add(1, labels, torch.full_like(soft[:, :1], -1).expand_as(labels))
     elif how == EXACT:
         soft = f.softmax(dim=1)
@@ -51,13 +59,25 @@ def draws(network: Network, outputs: Tensor, targets: Tensor, how: str, seed: in
         # No scale tells rounding from a negative eigenvalue where all of a batch lies in the flat of a convex loss.
         if how == CHECKED_ROOT and float(values.min()) < -1e-6 * float(values.abs().max()):
             raise ValueError("the loss is not convex in the outputs")
-        signs = torch.randint(0, 2, f.shape, generator=generator).mul(2).sub(1).to(f.device, torch.float64)
+        signs = (uniforms(seed, indices, f.shape[1]) < 0.5).to(f.device, torch.float64).mul(2).sub(1)
         scaled = vectors * values.clamp_min(0).sqrt()[:, None, :]
         yield torch.einsum("bcd,bd->bc", scaled, signs).to(f.dtype)
 
 
-def batch_seed(seed: int, number: int) -> int:
-    """Give the seed of a batch's draws: the same in every stage of a fit, and after a restart."""
+def uniforms(seed: int, indices: np.ndarray, width: int) -> Tensor:
+    """Draw numbers in [0, 1), float64 [b, width], by the examples' positions alone."""
+    found = torch.empty(len(indices), width, dtype=torch.float64)
+    groups = indices // TOGETHER
+    for group in np.unique(groups).tolist():
+        generator = torch.Generator().manual_seed(part_seed(seed, group))
+        rows = torch.rand(TOGETHER, width, dtype=torch.float64, generator=generator)
+        own = np.flatnonzero(groups == group)
+        found[own] = rows[indices[own] % TOGETHER]
+    return found
+
+
+def part_seed(seed: int, number: int) -> int:
+    """Give the seed of a part of something random."""
     return (seed * 1_000_003 + number) % 2**63
 
 
