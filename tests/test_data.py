@@ -551,26 +551,25 @@ def test_examples_that_are_no_files_have_no_facts() -> None:
 class Deadly:
     """A reader that takes its process with it."""
 
-    def __init__(self, at: int, signal: int) -> None:
-        self.at, self.signal, self.reader = at, signal, os.getpid()
+    def __init__(self, at: int) -> None:
+        self.at, self.reader = at, os.getpid()
 
     def __len__(self) -> int:
         return 40
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if index == self.at and os.getpid() != self.reader:
-            os.kill(os.getpid(), self.signal)
+            os.kill(os.getpid(), signal.SIGKILL)
         return torch.zeros(1), 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize(("number", "said"), [(signal.SIGKILL, "Killed"), (signal.SIGSEGV, "Segmentation fault")])
-def test_a_loader_process_that_dies_is_named_and_not_waited_for(number: int, said: str) -> None:
-    split = split_of(Deadly(17, number))
+def test_a_loader_process_that_dies_is_named_and_not_waited_for() -> None:
+    split = split_of(Deadly(17))
     found = []
     with pytest.raises(InfluenceError) as raised:
         found += list(read_batches(split, np.arange(40), 4, workers=2))
     message = raised.value.message
-    assert re.search(rf": the loader process \d+ (is killed by signal: {said}|exited unexpectedly)", message), message
+    assert re.search(r": the loader process \d+ (is killed by signal: Killed|exited unexpectedly)", message), message
     assert "the 4 examples from training example" in message
     assert "what is done is kept" in raised.value.hint
