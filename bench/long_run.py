@@ -3,10 +3,10 @@
     python bench/long_run.py --work build/long-run          (200,000 images; half an hour on two cores, 2 GB of disk)
     python bench/long_run.py --work build/long-run --images 20000,200000
 
-For every command: seconds; the memory of its own that the process holds (resident and not a mapped file) when a quarter,
-half, three quarters and all of the time has passed, and the peak; and the longest time in which the terminal did not
-change. The images are made when they are read, and two in a hundred labels are wrong: the share found says that the
-numbers are no nonsense.
+For every command: seconds; the memory of its own that the process holds (resident and not a mapped file) when a
+quarter, half, three quarters and all of the time has passed, and the peak; and the longest time in which the terminal
+did not change. The images are made when they are read, and two in a hundred labels are wrong: the share found says that
+the numbers are no nonsense.
 """
 
 from __future__ import annotations

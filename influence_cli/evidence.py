@@ -103,8 +103,7 @@ def gather_evidence(
         soft.append(found.outputs.softmax(dim=1))
         obstacle = _obstacle(found, task.classes)
         if obstacle is None:
-            with terminal.status(f"leave-one-out readout of {found.hidden.shape[1]:,} activations"):
-                readouts.append(_readouts(found, task, summary, len(tasks), terminal, logistic))
+            readouts.append(_readouts(found, task, summary, len(tasks), terminal, logistic))
     model = torch.stack(models).mean(dim=0).log_softmax(dim=1)
     facts = TrainingFacts(
         found.indices,
@@ -203,7 +202,8 @@ def _readouts(
 ) -> _Readouts:
     classes, device = len(task.classes), task.device
     targets = torch.from_numpy(found.targets).to(device)
-    readout = leave_one_out(found.hidden.to(device), targets, classes)
+    with terminal.status(f"leave-one-out readout of {found.hidden.shape[1]:,} activations"):
+        readout = leave_one_out(found.hidden.to(device), targets, classes)
     if readout.floored:
         terminal.warn(
             f"{readout.floored:,} examples have leverage above {1 - FLOOR}: the readout fits them whatever their "
@@ -216,10 +216,12 @@ def _readouts(
         ("activations", float(found.hidden.shape[1])),
     ):
         summary[name] = summary.get(name, 0.0) + value / share
-    rows, similarity = nearest(readout.components)
+    with terminal.progress(len(targets), "nearest neighbours") as advance:
+        rows, similarity = nearest(readout.components, on_examples=advance)
     opinions = {"readout": readout.log_probabilities, "neighbours": vote(rows, similarity, targets, classes)}
     if logistic:
-        opinions["logistic"] = leave_one_out_logistic(readout.components, targets, classes)
+        with terminal.status("leave-one-out logistic regression"):
+            opinions["logistic"] = leave_one_out_logistic(readout.components, targets, classes)
     far = distance(readout.components, rows)
     return _Readouts({name: own.cpu() for name, own in opinions.items()}, rows.cpu(), similarity.cpu(), far.cpu())
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Mislabels:
     noise: Noise | None
     besides: Findings
 
-    @property
+    @cached_property
     def suggested(self) -> np.ndarray:
         """Give the suggested label of each example: the class of largest probability."""
         return np.asarray(self.opinion.argmax(axis=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,15 @@ PART = 32
 HELD = 2**24
 
 
-def nearest(features: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
+def nearest(
+    features: Tensor, count: int = NEIGHBOURS, on_examples: Callable[[int], None] = lambda _: None
+) -> tuple[Tensor, Tensor]:
     """Find the nearest other examples by cosine similarity, exactly.
 
     Args:
         features: float32 [n, w].
         count: neighbours of each, fewer where there are not so many others.
+        on_examples: told how many examples more have theirs.
 
     Returns:
         Rows int64 [n, k], nearest first, and similarities [n, k].
@@ -41,6 +46,7 @@ def nearest(features: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
         inside = cut.gather(1, best[:, :, None].expand(-1, -1, PART)).flatten(1).topk(k, dim=1)
         found.append((best[:, :, None] * PART + places).flatten(1).gather(1, inside.indices))
         near.append(inside.values)
+        on_examples(len(part))
     return torch.cat(found), torch.cat(near)
 
 
