@@ -10,6 +10,7 @@ Exact with respect to the readout. The network itself has seen the label: that i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -138,15 +139,23 @@ def _regression(features: Tensor, targets: Tensor, classes: int) -> tuple[Tensor
     varies = spread > 1e-6 * spread.max().clamp_min(1e-30)
     if not bool(varies.any()):
         raise InfluenceError("the activations of all examples are the same", "is the checkpoint the right one?")
-    phi = (features[:, varies] - centre[varies]) / spread[varies]
+
+    def standardised() -> Iterator[Tensor]:
+        """Yield Φ in parts: of many examples a copy of it would be most of the memory that is used."""
+        for part in torch.split(features, CHUNK):
+            yield (part[:, varies] - centre[varies]) / spread[varies]
+
     wide = torch.float32 if features.device.type == "mps" else torch.float64
-    moment = torch.zeros(phi.shape[1], phi.shape[1], dtype=wide, device=features.device)
-    for part in torch.split(phi, CHUNK):
+    width = int(varies.sum())
+    moment = torch.zeros(width, width, dtype=wide, device=features.device)
+    for part in standardised():
         moment += part.T @ part
     values, vectors = (part[0] for part in eigenpairs((moment / n)[None]))
     used = values > 1e-9 * values[0]
-    values, vectors = values[used], vectors[:, used].to(phi)
+    values, vectors = values[used], vectors[:, used].to(features)
     onehot = functional.one_hot(targets, classes).to(features)
     mean = onehot.mean(dim=0)
-    turned = torch.cat([part @ vectors for part in torch.split(phi, CHUNK)])
+    turned = torch.empty(n, len(values), dtype=features.dtype, device=features.device)
+    for part, rows in zip(standardised(), torch.split(turned, CHUNK), strict=True):
+        torch.mm(part, vectors, out=rows)
     return turned, values, turned.T @ (onehot - mean) / n, mean

@@ -203,7 +203,7 @@ def bare() -> dict[str, str]:
     return kept | ascii_only | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("words", COMMANDS[1:], ids=" ".join)
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_it_needs_no_home_no_locale_no_terminal_and_no_stdin(stored: Path, words: tuple[str, ...]) -> None:
     done = shell(f"setsid -w INFLUENCE {' '.join(words)} <&-", stored, bare())
     assert done.code == 0, done.err
@@ -215,11 +215,18 @@ def test_it_needs_no_home_no_locale_no_terminal_and_no_stdin(stored: Path, words
 # --- a narrow terminal
 
 
-def test_twenty_columns_of_ascii_without_colour_lose_no_row(stored: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "counts"),
+    [(COMMANDS[0], {"helpful": 2, "harmful": 2}), (COMMANDS[1], {".png": 2})],
+    ids=["rank", "mislabels"],
+)
+def test_twenty_columns_of_ascii_without_colour_lose_no_row(
+    stored: Path, words: tuple[str, ...], counts: dict[str, int]
+) -> None:
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
     process = subprocess.Popen(
-        [*INFLUENCE, *COMMANDS[0]], cwd=stored, stdin=there, stdout=there, stderr=there,
+        [*INFLUENCE, *words], cwd=stored, stdin=there, stdout=there, stderr=there,
         env=bare() | {"NO_COLOR": "1", "TERM": "xterm-256color"},
     )  # fmt: skip
     os.close(there)
@@ -234,7 +241,7 @@ def test_twenty_columns_of_ascii_without_colour_lose_no_row(stored: Path) -> Non
     text = shown.decode()
     assert "Traceback" not in text
     assert not re.search(r"\x1b\[(?:\d+;)*(?:3|4|9|10)[0-7]m", text)
-    assert [text.count(word) for word in ("helpful", "harmful")] == [2, 2]
+    assert {word: text.count(word) for word in counts} == counts
 
 
 # --- Ctrl-C
