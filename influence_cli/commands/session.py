@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,8 @@ def load(session: Session) -> list[Task]:
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
     """Write rows to stdout or to a file, and the run's facts beside the file."""
     output = session.output
-    with open_output(output) as stream:
+    # Rows on stdout are to be seen themselves.
+    with open_output(output) as stream, nullcontext() if output is None else session.terminal.status("writing rows"):
         count = write_rows(rows, columns, session.format, stream)
     session.terminal.detail(f"done in {session.seconds:.1f} s")
     if output is not None:
