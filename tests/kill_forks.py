@@ -173,6 +173,17 @@ def count_work(holder: object, *names: str) -> None:
         wrap(name)
 
 
+def seen() -> list[int]:
+    """Say when names in the folder, or the log of moves, have changed."""
+    return [path.stat().st_mtime_ns for path in (Path(), Path("moves.log.csv")) if path.exists()]
+
+
+def wait_for_change(before: list[int], seconds: float) -> None:
+    until = time.perf_counter() + seconds
+    while seen() == before and time.perf_counter() < until:
+        time.sleep(0.0005)
+
+
 def kill(name: str, kills: int) -> None:
     """Kill a command so often, run it to its end again and again, and check each time what it leaves."""
     victim, generator = VICTIMS[name], random.Random(SEED)
@@ -186,25 +197,30 @@ def kill(name: str, kills: int) -> None:
     def left() -> State:
         return {name: content for name, content in moments.read().items() if name not in victim.ignored}
 
-    def one_pass() -> State:
-        reset()
-        assert end(begin(victim.words)) == 0
-        return left()
-
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
         assert run(victim.words) == 0  # here, so that every fork has loaded all that it needs
     gc.freeze()
-    started = time.perf_counter()
-    whole, total = one_pass(), WORK.stat().st_size
+    reset()
+    unchanged, started = seen(), time.perf_counter()
+    child = begin(victim.words)
+    wait_for_change(unchanged, 60)
+    first = time.perf_counter() - started
+    assert end(child) == 0
     spent = time.perf_counter() - started
+    whole, total = left(), WORK.stat().st_size
     reset()
     count = passes = in_pass = most = 0
     stages: Counter[str] = Counter()
     while count < kills or in_pass:
+        unchanged, started = seen(), time.perf_counter()
         child = begin(victim.words)
-        pause = generator.uniform(0, spent)
         if count < kills:
-            time.sleep(pause)
+            if count % 4:  # once something is written; of every four one at any moment at all
+                wait_for_change(unchanged, spent)
+                time.sleep(generator.uniform(0, spent - min(first, spent / 2)))
+            else:
+                time.sleep(generator.uniform(0, spent))
+            pause = time.perf_counter() - started
             os.kill(child, signal.SIGKILL)
         code = end(child)
         if code == -signal.SIGKILL:
@@ -214,7 +230,7 @@ def kill(name: str, kills: int) -> None:
                 continue  # what goes on is killed as well
             code = end(begin(victim.words))
         elif count < kills and not in_pass:
-            spent = (spent + pause) / 2  # over by then: most kills are to find it at work
+            spent = (spent + min(spent, pause)) / 2  # over by then: most kills are to find it at work
         assert code == 0 or (code == 2 and victim.once and in_pass), code
         assert left() == whole, sorted(name for name in {*left(), *whole} if left().get(name) != whole.get(name))
         # A kill costs one piece of work at most: one that was done and not yet on the disk.
