@@ -226,7 +226,7 @@ def kill(name: str, kills: int) -> None:
         if code == -signal.SIGKILL:
             count, in_pass = count + 1, in_pass + 1
             stages[victim.stage(moments.read(), whole)] += 1
-            if generator.random() < 0.6:
+            if generator.random() < 0.75:
                 continue  # what goes on is killed as well
             code = end(begin(victim.words))
         elif count < kills and not in_pass:
