@@ -26,7 +26,7 @@ import torch
 from crash_points import STORE, Moments, State
 from safetensors import safe_open
 
-from influence_cli import datamodeling, disk, fill, fitted, retrain
+from influence_cli import datamodeling, disk, fill, fit_file, retrain
 from influence_cli.cli import app
 from influence_cli.curvature import ekfac
 from influence_cli.metrics import bootstrap_lds
@@ -251,7 +251,7 @@ def kill(name: str, kills: int) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    fitted.SAVE_EVERY = -1.0
+    fit_file.SAVE_EVERY = -1.0
     retrain.time = SimpleNamespace(perf_counter=lambda: 0.0)  # a file of a retraining has its seconds
     datamodeling.bootstrap_lds = partial(bootstrap_lds, draws=10)
     count_work(fill, "block_rows")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import signal
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import partial
@@ -17,13 +18,15 @@ from types import SimpleNamespace
 
 import pytest
 import relabel_project
+import torch
 from conftest import Command, edit
 from crash_points import STORE, State, watch
 from relabel_project import decide
 from small_project import BLOCKS, EKFAC, flip, make, place_of, with_training
 
-from influence_cli import datamodeling, disk, fill, fitted, move_log, retrain
-from influence_cli.curvature import ekfac
+from influence_cli import datamodeling, disk, fill, fit_file, fitted, move_log, retrain
+from influence_cli.curvature import ekfac, explicit
+from influence_cli.curvature.progress import Progress
 from influence_cli.errors import InfluenceError
 from influence_cli.metrics import bootstrap_lds
 from influence_cli.move_log import read_log
@@ -143,16 +146,32 @@ def test_a_repair_lets_no_damage_get_under_a_checksum(
             assert moments.read() == {"influence.h5": whole}
 
 
-def test_a_fit_loses_one_batch_at_most(influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FITS = {
+    "ekfac": (("_add_covariances", "_add_eigenvalues", "_decompose_layer"), 2 * BLOCKS + 1),
+    "explicit": (("_add_batch_ggn",), BLOCKS),
+    "explicit, of an output layer": (("output_curvature",), BLOCKS),
+}
+
+
+@pytest.mark.parametrize("kind", FITS)
+def test_a_fit_loses_one_batch_at_most(
+    influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """Where its progress is saved after every batch: otherwise it is the batches of half a minute."""
-    monkeypatch.setattr(fitted, "SAVE_EVERY", -1.0)
-    batches = counted(monkeypatch, ekfac, "_add_covariances", "_add_eigenvalues", "_decompose_layer")
+    steps, total = FITS[kind]
+    words = ("-s", f"curvature.method={kind.partition(',')[0]}")
+    if kind == "explicit":
+        with_training(project, deep=True)
+    monkeypatch.setattr(fit_file, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(fitted, "BATCH", 8)
+    monkeypatch.setattr(explicit, "ROWS", 8)
+    batches = counted(monkeypatch, ekfac if kind == "ekfac" else explicit, *steps)
     with monkeypatch.context() as patch:
         moments = watch(patch, project, lambda: len(batches))
-        influence("gradients", "-q", *EKFAC, cwd=project)
-    whole, total = moments.read(), len(batches)
+        influence("gradients", "-q", *words, cwd=project)
+    whole = moments.read()
     assert list(whole) == ["influence.h5"]
-    assert total == 2 * BLOCKS + 1
+    assert len(batches) == total
     begun = [moment for moment in moments.found.items() if "influence.h5" not in dict(moment[0])]
     # A moment at which the fit is over and no store is there yet: nothing of the fit is lost then either.
     assert max(before for _, before in begun) == total
@@ -161,9 +180,34 @@ def test_a_fit_loses_one_batch_at_most(influence: Command, project: Path, monkey
     for content, before in begun + left:
         moments.put(content)
         batches.clear()
-        influence("gradients", "-q", *EKFAC, cwd=project)
+        influence("gradients", "-q", *words, cwd=project)
         assert moments.read() == whole
         assert before + len(batches) <= total + 1
+
+
+@pytest.mark.parametrize("call", [2, 3, 8, 12])
+def test_ctrl_c_in_the_midst_of_a_batch_counts_no_half_of_it_twice(
+    influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """What is saved is whole batches, although the accumulators are added to one after the other."""
+    influence("gradients", "-q", *EKFAC, cwd=project)
+    whole = (project / "influence.h5").read_bytes()
+    (project / "influence.h5").unlink()
+    add, calls = Progress.add, []
+
+    def interrupted(self: Progress, name: str, value: torch.Tensor) -> None:
+        add(self, name, value)
+        calls.append(name)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "add", interrupted)
+        done = influence("gradients", *EKFAC, cwd=project, code=130)
+    assert "influence.h5.fit: what is fitted so far is kept" in done.err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert "going on with the factors of influence.h5.fit" in influence("gradients", *EKFAC, cwd=project).err
+    assert (project / "influence.h5").read_bytes() == whole
 
 
 # --- verify
