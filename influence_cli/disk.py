@@ -1,7 +1,7 @@
-"""Every change that is made to a store or to an unfinished fit on disk, and what a disk that is full lacks.
+"""Every change that a command makes on disk, and what a disk that is full lacks.
 
-Only the HDF5 library and safetensors write besides, both to a file of another name, which ``replace`` then puts in
-place. A kill falls between two of these calls or into one of them: the tests stop the world at each.
+Besides, only libraries and the writers of results write: to a file of another name, which ``flush`` and ``replace``
+then put in place. A kill falls between two of these calls or into one of them: the tests stop the world at each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -23,14 +23,38 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def write_at(raw: BinaryIO, place: int, values: np.ndarray) -> None:
     """Write an array at a byte of an open, unbuffered file."""
     raw.seek(place)
-    view = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    _write(raw, memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data))
+
+
+def append(raw: BinaryIO, data: bytes) -> None:
+    """Write bytes at the end of an unbuffered file that is open for appending."""
+    _write(raw, memoryview(data))
+
+
+def _write(raw: BinaryIO, view: memoryview) -> None:
     while len(view):  # a single call moves at most 2 GB
         view = view[raw.write(view) :]
 
 
-def flush(raw: BinaryIO) -> None:
+def cut(raw: BinaryIO, size: int) -> None:
+    """Take away what an open file has past so many bytes."""
+    raw.truncate(size)
+
+
+def flush(file: IO[Any]) -> None:
     """Wait until the disk holds what was written: what is written after it is never there without it."""
-    getattr(os, "fdatasync", os.fsync)(raw.fileno())
+    file.flush()
+    getattr(os, "fdatasync", os.fsync)(file.fileno())
+
+
+def flush_names(folder: Path) -> None:
+    """Wait until the disk holds which names there are in a folder: a file can be on it and have none."""
+    with contextlib.suppress(OSError):  # not every system opens folders
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def reserve(raw: BinaryIO, size: int) -> None:
@@ -42,18 +66,69 @@ def reserve(raw: BinaryIO, size: int) -> None:
 def replace(part: Path, path: Path) -> None:
     """Give a file that is complete and flushed its name, for good."""
     part.replace(path)
-    with contextlib.suppress(OSError):  # not every system opens folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    flush_names(path.parent)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is there complete or not at all, in the place of what was there."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb", buffering=0) as raw:
+            append(raw, data)
+            flush(raw)
+        replace(part, path)
+    except BaseException:
+        remove(part)
+        raise
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, times included, and flush the copy."""
+    shutil.copy2(source, target)
+    with target.open("rb") as file:
+        flush(file)
+
+
+def link(source: str, target: str) -> None:
+    """Give a file a second name, for good; never one that is taken."""
+    os.link(source, target, follow_symlinks=False)
+    flush_names(Path(target).parent)
+
+
+def rename(source: str, target: str) -> None:
+    """Give a file another name, for good."""
+    os.rename(source, target)  # noqa: PTH104 (paths of a log, as they stand)
+    flush_names(Path(target).parent)
+    flush_names(Path(source).parent)
+
+
+def unlink(path: str | Path) -> None:
+    """Take a name away, for good."""
+    os.unlink(path)  # noqa: PTH108
+    flush_names(Path(path).parent)
 
 
 def remove(path: Path) -> None:
     """Remove a file that is of no more use; where that is not allowed, it does no harm."""
     with contextlib.suppress(OSError):
         path.unlink()
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """List a folder and those above it that are not there, the uppermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()][::-1]
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing, for good."""
+    for folder in missing_folders(path):
+        folder.mkdir(exist_ok=True)  # another process may make it too
+        flush_names(folder.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that is empty."""
+    path.rmdir()
 
 
 def check_space(path: Path, need: int) -> None:

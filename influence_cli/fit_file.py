@@ -1,13 +1,19 @@
-"""Where a fit of factors has come to, on disk: one safetensors file beside the store, replaced whole.
+"""Where a fit of a curvature has come to, on disk: one safetensors file beside the store, replaced whole.
 
-A kill loses what was done since the last save; a file that is cut short or changed is not used.
+A kill loses what was done since the last save, Ctrl-C the batch in hand; a file that is cut short or changed is not
+used.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import xxhash
 from safetensors import SafetensorError, safe_open
@@ -15,8 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from influence_cli import disk
-from influence_cli.curvature.ekfac import Progress
-from influence_cli.errors import InfluenceError
+from influence_cli.curvature.progress import Progress
+from influence_cli.errors import InfluenceError, Stopped
+from influence_cli.terminal import Terminal
+
+# Seconds between two saves of an unfinished fit.
+SAVE_EVERY = 30.0
 
 
 def fit_path(store: Path) -> Path:
@@ -77,6 +87,69 @@ def load_progress(path: Path, fingerprint: Mapping[str, str]) -> Progress | None
     if any(_digest(tensor) != facts["checksums"][name] for name, tensor in arrays.items()):
         return None
     return Progress(facts["stage"], facts["done"], facts["examples"], arrays)
+
+
+@contextmanager
+def saving(path: Path, fingerprint: Mapping[str, str], terminal: Terminal) -> Iterator[Callable[[Progress], None]]:
+    """Give what a fit calls after every batch: it saves every SAVE_EVERY seconds, and on Ctrl-C.
+
+    Args:
+        path: of the file.
+        fingerprint: what the fit belongs to.
+        terminal: warned where it cannot be written: no reason to lose the fit as well.
+
+    Raises:
+        Stopped: Ctrl-C; finished batches are kept.
+    """
+    saved = time.monotonic()
+    with _waiting() as asked:
+
+        def save(state: Progress) -> None:
+            nonlocal saved
+            stop = asked()
+            if not stop and time.monotonic() - saved <= SAVE_EVERY:
+                return
+            try:
+                save_progress(path, state, fingerprint)
+            except InfluenceError as error:
+                if stop:
+                    raise Stopped(f"{error.message}; what was fitted since it was last written is lost") from None
+                terminal.warn(f"{error.message}; {error.hint}")
+            saved = time.monotonic()
+            if stop:
+                raise Stopped(f"{path}: what is fitted so far is kept; run the same command to go on")
+
+        yield save
+        if asked():  # after the last batch
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _waiting() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C wait until a batch is whole: half of one would be saved, and added once more by the next run.
+
+    The second one does not wait, and nothing is saved then.
+
+    Yields:
+        What says whether it came.
+    """
+    came = False
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, before)
+
+    # Elsewhere, and where somebody else says what Ctrl-C does, it stops at once: without a save.
+    ours = threading.current_thread() is threading.main_thread() and before is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: came
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _digest(tensor: Tensor) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from influence_cli import disk
 from influence_cli.blocks import Block, describe, from_arrays, keep, to_arrays
 from influence_cli.coordinates import Basis, Blocks, Joint
 from influence_cli.culprit import refuse_culprit, refuse_product
@@ -22,7 +22,6 @@ from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.ekfac import (
     SAMPLED_AT_LEAST,
     STAGES,
-    Progress,
     factor_bytes,
     fit,
     make_plan,
@@ -32,10 +31,11 @@ from influence_cli.curvature.ekfac import (
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.fisher_slopes import CHECKED_ROOT, EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
 from influence_cli.curvature.operator import hold, mean_product
+from influence_cli.curvature.progress import Progress
 from influence_cli.data import Batch, read_batches, refuse_unreadable
-from influence_cli.errors import InfluenceError, Stopped, human_bytes
+from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.fill import training_batches, workers
-from influence_cli.fit_file import fit_path, load_progress, save_progress
+from influence_cli.fit_file import fit_path, load_progress, saving
 from influence_cli.layers import forward
 from influence_cli.losses import may_lack_curvature
 from influence_cli.memory import available_bytes
@@ -47,8 +47,8 @@ from influence_cli.terminal import Advance, Terminal
 
 # Directions left out of an explicit basis carry less than this share of the summed self-influence.
 DROPPED_SHARE = 1e-7
-# Seconds between two saves of an unfinished fit.
-SAVE_EVERY = 30.0
+# Examples that an exact matrix takes at one time.
+BATCH = 256
 # Parts of a store's fingerprint that a fitted curvature depends on; the given labels count where they were used.
 DEPENDS = ("weights", "count", "files", "examples", "transform", "layers", "loss", "basis", "seed", "versions")
 
@@ -126,7 +126,7 @@ def fit_curvature(
         return Fitted(to_arrays(blocks), own | {"blocks": describe(blocks), "smallest": 0.0})
     if choice.method == "arnoldi":
         return _fit_arnoldi(task, choice, terminal, own, batch, skip)
-    basis, spectrum = _compute_basis(task, choice, terminal, skip)
+    basis, spectrum = _compute_basis(task, choice, path, fingerprint, terminal, skip)
     # A hinge has slope where it has no curvature: there l2 + λ alone divides, and nothing can be left out.
     lacking = may_lack_curvature(task.loss, task.loss_name)
     k = len(spectrum) if lacking else _enough(spectrum, max(task.l2, 0.0))
@@ -194,32 +194,17 @@ def _fit_layers(
     if progress is not None:
         batch = int(progress.arrays["batch"])
         terminal.say(f"going on with the factors of {file}: {progress.stage}, {progress.examples:,} examples done")
+    begun = progress or Progress(STAGES[0], arrays={"seed": torch.tensor(task.seed), "batch": torch.tensor(batch)})
     layers = len(make_plan(network).layers)
     sample, every = _sample(task, choice)
     bars = _Bars(
         terminal, choice.method, {"covariances": len(sample), "eigenvectors": layers}, len(task.train), progress
     )
-    saved, last = time.monotonic(), None
-
-    def save(state: Progress) -> None:
-        nonlocal saved, progress
-        progress = state
-        state.arrays["batch"] = torch.tensor(batch)
-        if time.monotonic() - saved > SAVE_EVERY:
-            try:
-                save_progress(file, state, own)
-            except InfluenceError as error:
-                # No reason to lose the fit as well: the store may lie where there is room for it.
-                terminal.warn(f"{error.message}; {error.hint}")
-            saved = time.monotonic()
+    last: list[Batch] = []
 
     def batches(stage: str, start: int) -> Iterator[Batch]:
-        nonlocal last
-        indices = sample if stage == "covariances" else task.train.indices
-        for part in read_batches(task.train, indices[start * batch :], batch, workers(task)):
-            if not skip:
-                refuse_unreadable(part)
-            last = part
+        for part in _batches(task, sample if stage == "covariances" else task.train.indices, start, batch, skip):
+            last[:] = [part]
             yield part
 
     fit_batches = partial(fit, network, how=how, seed=task.seed, corrected=choice.method == "ekfac")
@@ -232,19 +217,18 @@ def _fit_layers(
         return True
 
     try:
-        with bars:
-            blocks = fit_batches(batches, every=every, progress=progress, save=save, report=bars.report)
+        with saving(file, own, terminal) as save, bars:
+            return fit_batches(batches, every=every, progress=begun, save=save, report=bars.report)
     except FloatingPointError:
-        refuse_culprit(task.train, network, [] if last is None else [last], is_finite, "curvature")
-    except KeyboardInterrupt:
-        if progress is None:
-            raise
-        try:
-            save_progress(file, progress, own)
-        except InfluenceError as error:
-            raise Stopped(f"{error.message}; what was fitted since it was last written is lost") from None
-        raise Stopped(f"{file}: what is fitted so far is kept; run the same command to go on") from None
-    return blocks
+        refuse_culprit(task.train, network, last, is_finite, "curvature")
+
+
+def _batches(task: Task, indices: np.ndarray, start: int, size: int, skip: bool) -> Iterator[Batch]:
+    """Read training examples from a batch on; a batch without a readable one counts too."""
+    for part in read_batches(task.train, indices[start * size :], size, workers(task)):
+        if not skip:
+            refuse_unreadable(part)
+        yield part
 
 
 class _Bars:
@@ -345,17 +329,27 @@ def _fit_arnoldi(task: Task, choice: Choice, terminal: Terminal, own: dict[str, 
     )
 
 
-def _compute_basis(task: Task, choice: Choice, terminal: Terminal, skip: bool) -> tuple[Tensor, Tensor]:
+def _compute_basis(
+    task: Task, choice: Choice, path: Path, fingerprint: Mapping[str, str], terminal: Terminal, skip: bool
+) -> tuple[Tensor, Tensor]:
     what = f"{'GGN' if choice.matrix == 'ggn' else 'Hessian'} {choice.network.size:,} × {choice.network.size:,}"
+    file, own = fit_path(path), dict(fingerprint) | {"method": choice.method}
+    progress = load_progress(file, own) or Progress("matrix")
+    if progress.done:
+        terminal.say(f"going on with the matrix of {file}: {progress.examples:,} examples done")
     # TF32 would round eigenvalues below zero: that precision is for gradients.
     set_precision("float32")
     try:
-        with terminal.progress(len(task.train), what) as advance:
-            batches = training_batches(task, skip)
-            matrix = curvature_matrix(choice.network, batches, choice.matrix, choice.output, advance)
+        with saving(file, own, terminal) as save, terminal.progress(len(task.train), what) as advance:
+            advance(progress.examples)
+            batches = _batches(task, task.train.indices, progress.done, BATCH, skip)
+            matrix = curvature_matrix(
+                choice.network, batches, choice.matrix, choice.output, advance, progress=progress, save=save
+            )
     finally:
         set_precision(choice.network.precision)
     if not bool(matrix.isfinite().all()):
+        disk.remove(file)  # nothing to go on with
         refuse_product(task.train, choice.network, training_batches(task, skip), choice.matrix)
     with terminal.status(f"eigenvectors of the {what} matrix"):
         return eigenbasis(matrix)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from influence_cli import disk
 from influence_cli.errors import InfluenceError
 
 
@@ -66,12 +67,11 @@ def claim(path: Path) -> Iterator[None]:
     raw = _claimed(file, path)
     try:
         with contextlib.suppress(OSError):  # on a full disk a store with all its bytes reserved can still be filled
-            raw.truncate(0)
-            raw.write(f"{os.getpid()}\n".encode())
+            disk.cut(raw, 0)
+            disk.append(raw, f"{os.getpid()}\n".encode())
         yield
     finally:
-        with contextlib.suppress(OSError):
-            file.unlink()
+        disk.remove(file)
         raw.close()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from influence_cli import disk
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts
 from influence_cli.user_code import describe
@@ -72,8 +73,10 @@ def matrix_file(path: Path | None, indices: np.ndarray) -> Iterator[MatrixFile |
     try:
         with h5py.File(part, "w") as file:
             yield MatrixFile(file, indices)
-        part.replace(path)
+        with part.open("r+b") as raw:
+            disk.flush(raw)
+        disk.replace(part, path)
     except OSError as error:
         raise InfluenceError(f"--matrix {path} cannot be written: {describe(error)}") from error
     finally:
-        part.unlink(missing_ok=True)
+        disk.remove(part)

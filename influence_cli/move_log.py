@@ -17,9 +17,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import xxhash
 
+from influence_cli import disk
 from influence_cli.errors import InfluenceError, near_path
 
 if sys.platform != "win32":
@@ -88,9 +90,9 @@ def last_open(batches: Sequence[Batch]) -> Batch | None:
 class MoveLog:
     """A log that is open for appending, and held: no other run reads or writes moves meanwhile."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, raw: BinaryIO) -> None:
         self.path = path
-        self.descriptor = descriptor
+        self._raw = raw
 
     def add(self, batch: int, move: int, event: str, source: str = "", target: str = "", hash: str = "") -> None:
         """Append a row and wait until it is on the disk."""
@@ -105,13 +107,12 @@ class MoveLog:
         text = io.StringIO(newline="")
         # Quoted throughout: a bare \r in a name is kept by every reader.
         csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([*row, _check(row)] for row in rows)
-        if not os.fstat(self.descriptor).st_size:
-            os.write(self.descriptor, _HEADER.encode())
-            os.fsync(self.descriptor)
-        data = text.getvalue().encode("utf-8", "surrogateescape")
-        while data:
-            data = data[os.write(self.descriptor, data) :]
-        os.fsync(self.descriptor)
+        if not os.fstat(self._raw.fileno()).st_size:
+            disk.append(self._raw, _HEADER.encode())
+            disk.flush(self._raw)
+            disk.flush_names(self.path.parent)
+        disk.append(self._raw, text.getvalue().encode("utf-8", "surrogateescape"))
+        disk.flush(self._raw)
 
 
 @contextmanager
@@ -125,19 +126,19 @@ def open_log(path: Path) -> Iterator[MoveLog]:
     """
     made = not path.exists()
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        raw = path.open("a+b", buffering=0)
     except OSError as error:
         raise InfluenceError(f"{path} cannot be written: {error.strerror or error}") from error
-    try:
-        _hold(path, descriptor)
-        os.ftruncate(descriptor, _rows(path)[1])
+    with raw:
+        _hold(path, raw)
+        whole = _rows(path)[1]
+        if os.fstat(raw.fileno()).st_size > whole:
+            disk.cut(raw, whole)
         try:
-            yield MoveLog(path, descriptor)
+            yield MoveLog(path, raw)
         finally:
-            if made and not os.fstat(descriptor).st_size:
-                path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
+            if made and not os.fstat(raw.fileno()).st_size:
+                disk.remove(path)
 
 
 def refuse_held(path: Path) -> None:
@@ -146,26 +147,22 @@ def refuse_held(path: Path) -> None:
     Raises:
         InfluenceError: it does.
     """
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            _hold(path, descriptor)
-        finally:
-            os.close(descriptor)
+    with suppress(OSError), path.open("r+b", buffering=0) as raw:
+        _hold(path, raw)
 
 
-def _hold(path: Path, descriptor: int) -> None:
+def _hold(path: Path, raw: BinaryIO) -> None:
     """Lock an open log until it is closed, which a kill does too."""
     in_use = InfluenceError(f"{near_path(path)} is in use by another run", "wait until it is done, then run this again")
     if sys.platform != "win32":
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise in_use from error
         except OSError:  # a file system without locks: as good as it gets there
             return
     # The other run may have taken an empty log away between our opening it and locking it.
-    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(descriptor)):
+    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(raw.fileno())):
         raise in_use
 
 

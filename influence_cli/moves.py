@@ -17,6 +17,7 @@ from pathlib import Path
 
 import xxhash
 
+from influence_cli import disk
 from influence_cli.errors import InfluenceError, Stopped, near_path, typed_path
 from influence_cli.move_log import Batch, Move, MoveLog, last_open, open_log, read_log
 from influence_cli.relabel import Relabelled
@@ -197,14 +198,14 @@ def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, lis
         try:
             open_.add(batch.number, len(waiting), "back")
             for number, move in waiting:
-                Path(move.source).parent.mkdir(parents=True, exist_ok=True)
+                disk.make_folder(Path(move.source).parent)
                 _rename(move.target, move.source)
                 open_.add(batch.number, number, "returned", move.target, move.source, move.hash)
                 done.append(move)
                 advance(1)
             for folder in reversed(batch.folders):
                 with suppress(OSError):  # not empty: something else has come to lie there
-                    Path(folder).rmdir()
+                    disk.remove_folder(Path(folder))
             open_.add(batch.number, len(batch.moves), "undone")
         except KeyboardInterrupt as error:
             raise Stopped(f"{len(done):,} of {len(waiting):,} files are back; the same command goes on") from error
@@ -296,29 +297,31 @@ def _check_way(source: Path, target: Path) -> None:
 
 def _make_folders(log: MoveLog, batch: Batch, folder: Path) -> None:
     """Make a folder and those above it, each logged, so that an undo takes away what was not there."""
-    for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+    for path in disk.missing_folders(folder):
         log.add(batch.number, 0, "folder", target=str(path))
-        path.mkdir(exist_ok=True)
+        disk.make_folder(path)
 
 
 def _rename(source: str, target: str) -> None:
     """Rename a file; never onto another one, not even one that comes at the same moment, as ``os.rename`` would.
 
     A kill between the two steps leaves one file with both names: then the first step fails, and the second is left.
+    Each is on the disk before the next: after a power cut the file has one of its names, or both.
     """
     try:
-        os.link(source, target, follow_symlinks=False)
+        disk.link(source, target)
     except FileExistsError as error:
         if not _is_one(source, target):
             raise FileExistsError(f"{target} is there by now") from error
+        disk.flush_names(Path(target).parent)  # the step may not have come to that
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LINKS:
             raise
         if os.path.lexists(target):
             raise FileExistsError(f"{target} is there by now") from error
-        os.rename(source, target)  # noqa: PTH104 (paths of the log, as they stand)
+        disk.rename(source, target)
         return
-    os.unlink(source)  # noqa: PTH108
+    disk.unlink(source)
 
 
 def _is_one(first: str, second: str) -> bool:

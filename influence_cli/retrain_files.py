@@ -1,14 +1,14 @@
 """Retrainings on disk: a file each, and claims by which several processes share the work.
 
-A file is written under another name and renamed: it is whole or absent. A claim is a lock on one byte of the file
-``claims``, which the system gives back when its process ends, in whatever way: there are no stale ones.
+A file is written under another name, flushed and renamed: it is whole or absent. A claim is a lock on one byte of the
+file ``claims``, which the system gives back when its process ends, in whatever way: there are no stale ones.
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
-import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from influence_cli import disk
 from influence_cli.errors import InfluenceError, Stopped, near_path
 from influence_cli.terminal import Advance, Terminal, duration
 from influence_cli.user_code import describe
@@ -57,14 +58,12 @@ def open_folder(folder: Path, wanted: Mapping[str, str], meaning: Mapping[str, s
     """
     path, shown = folder / FACTS, near_path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(folder)
         with _claims(folder) as claims:
             # Of two processes that start together the first one writes, and the other waits for that.
             fcntl.lockf(claims, fcntl.LOCK_EX, 1, 0)
             if not path.exists():
-                part = folder / f"{FACTS}.part"
-                part.write_text(json.dumps(dict(wanted), indent=2) + "\n", encoding="utf-8")
-                part.replace(path)
+                disk.write_whole(path, (json.dumps(dict(wanted), indent=2) + "\n").encode())
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InfluenceError(f"{shown} cannot be used: {describe(error)}", "move it away, or mend it") from error
@@ -181,12 +180,9 @@ def _do(folder: Path, job: Job, run: Callable[[Job, Callable[[float], None]], Ar
 
 def _write(path: Path, arrays: Arrays) -> None:
     # Whoever holds the claim is the only one that writes it.
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    data = io.BytesIO()
+    np.savez(data, **arrays)  # type: ignore[arg-type]
+    disk.write_whole(path, data.getvalue())
 
 
 @contextmanager

@@ -1,14 +1,20 @@
-"""Several files that appear together or not at all: each is complete beside its place before the first takes it."""
+"""Several files that appear together or not at all: each is complete beside its place before the first takes it.
+
+What is to change is written down before the first change, and struck out after the last: where a kill comes between the
+two, the next run finds it and takes the changes back.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
+from influence_cli import disk
 from influence_cli.report.formats import check_output, unwritable
 
 
@@ -28,7 +34,7 @@ class NewFile:
 
 
 def write_together(files: Sequence[NewFile]) -> None:
-    """Write files so that a failure leaves every one of them as it was.
+    """Write files so that a failure, or a kill and ``take_back``, leaves every one of them as it was.
 
     All are written and verified beside their places first, under hidden names, and only then renamed; if a rename
     fails, those before it are taken back. A link is kept: what it points to is replaced.
@@ -38,45 +44,96 @@ def write_together(files: Sequence[NewFile]) -> None:
     """
     for file in files:
         check_output(file.path)
-    targets = [Path(os.path.realpath(file.path)) for file in files]
-    parts = [_beside(target, "part") for target in targets]
-    kept: dict[Path, Path] = {}
+    targets = [_target(file.path) for file in files]
     try:
-        for file, target, part in zip(files, targets, parts, strict=True):
+        for file, target in zip(files, targets, strict=True):
+            part = _beside(target, "part")
             try:
                 file.write(part)
                 with part.open("rb") as stream:
-                    os.fsync(stream.fileno())
+                    disk.flush(stream)
                 if target.exists():
-                    kept[target] = _beside(target, "old")
-                    shutil.copy2(target, kept[target])
+                    disk.copy(target, _beside(target, "old"))
             except OSError as error:
                 raise unwritable(file.path, error) from error
             file.verify(part)
-        _rename(files, targets, parts, kept)
+        _rename(files, targets)
     finally:
-        for path in (*parts, *kept.values()):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+        _clear(targets)
 
 
-def _rename(
-    files: Sequence[NewFile], targets: Sequence[Path], parts: Sequence[Path], kept: Mapping[Path, Path]
-) -> None:
-    done: list[Path] = []
-    for file, target, part in zip(files, targets, parts, strict=True):
-        try:
-            part.replace(target)
-            done.append(target)
-        except BaseException as error:
-            for changed in reversed(done):
-                if changed in kept:
-                    os.replace(kept[changed], changed)  # noqa: PTH105 (another function than the one that has just failed)
-                else:
-                    changed.unlink()
-            if isinstance(error, OSError):
-                raise unwritable(file.path, error) from error
-            raise
+def take_back(paths: Sequence[Path]) -> bool:
+    """Take back what a kill has left half changed of files that are written together, and remove what it left beside.
+
+    Args:
+        paths: of the files, in the order in which they are written.
+
+    Returns:
+        Whether anything was changed.
+    """
+    targets = [_target(path) for path in paths]
+    changed = _undo(targets[0])
+    _clear(targets)
+    return changed
+
+
+def _rename(files: Sequence[NewFile], targets: Sequence[Path]) -> None:
+    # By its content a file is known for one of ours later: what somebody else has put there since is left alone.
+    changes = [
+        {"file": str(target), "new": _hash(_beside(target, "part")), "was": target.exists()} for target in targets
+    ]
+    done = 0
+    try:
+        disk.write_whole(_note(targets[0]), json.dumps(changes).encode())
+        for target in targets:
+            disk.replace(_beside(target, "part"), target)
+            done += 1
+    except BaseException as error:
+        _undo(targets[0])
+        if isinstance(error, OSError):
+            raise unwritable(files[done].path, error) from error
+        raise
+    disk.unlink(_note(targets[0]))
+
+
+def _undo(first: Path) -> bool:
+    """Take back the changes that are written down beside the first of the files, and strike them out."""
+    note, changed = _note(first), False
+    if not note.exists():
+        return False
+    for change in json.loads(note.read_text()):
+        target = Path(change["file"])
+        old = _beside(target, "old")
+        if not target.exists() or _hash(target) != change["new"]:
+            continue
+        if not change["was"]:
+            disk.unlink(target)
+        elif old.exists():
+            disk.replace(old, target)
+        changed = True
+    disk.unlink(note)
+    return changed
+
+
+def _clear(targets: Sequence[Path]) -> None:
+    if _note(targets[0]).exists():
+        return  # what is beside them is still needed
+    for target in targets:
+        for word in ("part", "old"):
+            if (path := _beside(target, word)).exists():
+                disk.remove(path)
+
+
+def _hash(path: Path) -> str:
+    return xxhash.xxh3_128_hexdigest(path.read_bytes())
+
+
+def _target(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _note(first: Path) -> Path:
+    return first.with_name(f".{first.stem}.influence-changes.json")
 
 
 def _beside(target: Path, word: str) -> Path:

@@ -218,11 +218,10 @@ def test_a_fit_that_is_killed_goes_on_and_ends_the_same(project: Path, tmp_path:
 
     whole = Path(shutil.copytree(project, tmp_path / "whole"))
     script = (
-        "import influence_cli.fitted as f, torch, sys, time\n"
+        "import influence_cli.fit_file as f, torch, sys, time\n"
         "torch.set_num_threads(1)\n"
         "f.SAVE_EVERY = 0\n"
-        "from influence_cli import fit_file\n"
-        "save = fit_file.save_progress\n"
+        "save = f.save_progress\n"
         "def slow(*a):\n"
         "    save(*a); print('saved', flush=True); time.sleep(0.05)\n"
         "f.save_progress = slow\n"

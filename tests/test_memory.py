@@ -353,7 +353,7 @@ def test_an_interrupted_fit_may_go_on_with_less_or_more_memory(
 ) -> None:
     words = ("gradients", "-s", "curvature.method=ekfac", "-s")
     influence(*words, "gradients.store=whole.h5", cwd=project)
-    monkeypatch.setattr("influence_cli.fitted.SAVE_EVERY", 0)
+    monkeypatch.setattr("influence_cli.fit_file.SAVE_EVERY", 0)
     calls = 0
 
     def stopping(network: Network, inputs: Tensor) -> Tape:

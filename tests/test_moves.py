@@ -7,12 +7,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Command, edit
 from relabel_project import decide, listing, make, tree
 
-from influence_cli import move_log
+from influence_cli import disk, move_log
 from influence_cli.config import load_config
 from influence_cli.move_log import Batch, last_open, open_log, read_log
 from influence_cli.moves import apply_plan, continue_moves, plan_moves, undo_moves
@@ -54,48 +55,22 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int, *, torn: bool = False) -
                 torn_write()
             raise Killed
 
-    link, unlink, write, mkdir, rmdir = os.link, os.unlink, os.write, Path.mkdir, Path.rmdir
+    own = {name: getattr(disk, name) for name in ("append", "link", "unlink", "make_folder", "remove_folder")}
 
-    def dying_write(descriptor: int, data: bytes) -> int:
-        die(lambda: write(descriptor, data[: len(data) // 2]))
-        return write(descriptor, data)
+    def dying(name: str) -> Callable[..., None]:
+        def do(*args: Any) -> None:
+            torn_write = None if name != "append" else lambda: own[name](args[0], args[1][: len(args[1]) // 2])
+            die(torn_write)
+            own[name](*args)
 
-    def dying_link(source: str, target: str, *, follow_symlinks: bool) -> None:
-        die()
-        link(source, target, follow_symlinks=follow_symlinks)
+        return do
 
-    def dying_unlink(path: str) -> None:
-        die()
-        unlink(path)
+    def set_all(functions: dict[str, Callable[..., None]]) -> None:
+        for name, function in functions.items():
+            monkeypatch.setattr(disk, name, function)
 
-    def dying_mkdir(self: Path, *words: object, **more: object) -> None:
-        die()
-        mkdir(self, *words, **more)  # type: ignore[arg-type]
-
-    def dying_rmdir(self: Path) -> None:
-        die()
-        rmdir(self)
-
-    for holder, name, function in (
-        (os, "link", dying_link),
-        (os, "unlink", dying_unlink),
-        (os, "write", dying_write),
-        (Path, "mkdir", dying_mkdir),
-        (Path, "rmdir", dying_rmdir),
-    ):
-        monkeypatch.setattr(holder, name, function)
-
-    def live() -> None:
-        for holder, name, function in (
-            (os, "link", link),
-            (os, "unlink", unlink),
-            (os, "write", write),
-            (Path, "mkdir", mkdir),
-            (Path, "rmdir", rmdir),
-        ):
-            monkeypatch.setattr(holder, name, function)
-
-    return live
+    set_all({name: dying(name) for name in own})
+    return lambda: set_all(own)
 
 
 def expected_tree(before: dict[str, bytes | None]) -> dict[str, bytes | None]:

@@ -8,10 +8,8 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,37 +19,14 @@ import pytest
 import torch
 from conftest import Command, edit
 from PIL import Image
-from torch import nn
-from torchvision.datasets import ImageFolder
+from small_project import BLOCK, BLOCKS, EKFAC, MODEL, N, flip, make
 
-from influence_cli import disk, fill, fingerprint, fitted, precompute
-from influence_cli.curvature import ekfac
+from influence_cli import disk, fill, fingerprint, fit_file, precompute
 from influence_cli.errors import InfluenceError
 from influence_cli.locks import claim
 from influence_cli.store import READ, Rows, Store
 from influence_cli.store_file import Layout, create
 
-# 24 images of 8 × 8 in three classes, 51 parameters, three blocks.
-N, BLOCK, BLOCKS = 24, 8, 3
-CONFIG = f"""
-model: {{factory: ./model.py:build, checkpoint: model.pt}}
-l2: 0.01
-train:
-  dataset: torchvision.datasets.ImageFolder
-  args: {{root: train}}
-  transform: [{{Grayscale: {{num_output_channels: 1}}}}, ToImage, {{ToDtype: {{dtype: float32, scale: true}}}}]
-test:
-  dataset: torchvision.datasets.ImageFolder
-  args: {{root: test}}
-gradients: {{block: {BLOCK}}}
-"""
-MODEL = """
-from torch import nn
-
-
-def build():
-    return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
-"""
 MEMORY = """
 import torch
 
@@ -59,135 +34,18 @@ import torch
 def make():
     return torch.utils.data.TensorDataset(torch.load("images.pt"), torch.arange(24) % 3)
 """
-# What is killed is a fork, so that torch is loaded once. The last two runs are processes at one time.
-FORKS = """
-import contextlib, os, random, signal, sys, time, traceback
-from pathlib import Path
-
-import torch
-
-from influence_cli.cli import app
-from influence_cli.store import Store
-
-torch.set_num_threads(1)
-kills, blocks = int(sys.argv[1]), 24
-killed, generator = Path("killed.h5"), random.Random(2)
-
-
-def run(store):
-    try:
-        app(["gradients", "-q", "-s", "gradients.block=1", "-s", f"gradients.store={store}"])
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    return 9
-
-
-def begin(store):
-    child = os.fork()
-    if child == 0:
-        os._exit(run(store))
-    return child
-
-
-def end(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def wait(path, seconds):
-    until = time.perf_counter() + seconds
-    while not path.exists() and time.perf_counter() < until:
-        time.sleep(0.001)
-
-
-def finished():
-    if not killed.exists():
-        return 0
-    with Store.open(killed) as store:
-        assert not len(store.damaged())
-        return int(store.done().sum())
-
-
-assert run("warm.h5") == 0
-started, child = time.perf_counter(), begin("whole.h5")
-wait(Path("whole.h5"), 60)
-made = time.perf_counter()
-assert end(child) == 0
-ended, whole = time.perf_counter(), Path("whole.h5").read_bytes()
-assert whole == Path("warm.h5").read_bytes()
-count, before, stages = 0, 0, set()
-while count < kills:
-    child = begin(killed)
-    if count % 2:  # while the curvature is fitted, or at any other moment; then while blocks are written
-        time.sleep(generator.uniform(0, ended - started))
-    else:
-        wait(killed, ended - started)
-        time.sleep(generator.uniform(0, ended - made))
-    os.kill(child, signal.SIGKILL)
-    code = end(child)
-    if code == 0:
-        assert killed.read_bytes() == whole
-    else:
-        assert code == -signal.SIGKILL, code
-        count += 1
-        assert before <= finished() <= blocks
-        before = finished()
-        stages.add(before)
-    if code == 0 or before == blocks:
-        killed.unlink()
-        before = 0
-assert stages - {0, blocks}, stages
-assert end(begin(killed)) == 0
-assert killed.read_bytes() == whole
-codes = sorted(map(end, [begin("both.h5"), begin("both.h5")]))
-assert codes in ([0, 0], [0, 2]), codes
-assert Path("both.h5").read_bytes() == whole
-print(f"{count} kills")
-"""
-KILLS, MANY_KILLS = 20, 200
-EKFAC = ("-s", "curvature.method=ekfac")
 
 
 @pytest.fixture(scope="module")
 def small(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small project with a complete store; do not change it."""
-    folder = tmp_path_factory.mktemp("small") / "project"
-    generator = np.random.default_rng(0)
-    for part, count in (("train", N), ("test", 6)):
-        for number in range(count):
-            path = folder / part / "abc"[number % 3] / f"{number:03d}.bmp"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = generator.integers(0, 120, (8, 8)) + 60 * (number % 3)
-            Image.fromarray(pixels.astype(np.uint8)).save(path)
-    (folder / "influence.yaml").write_text(CONFIG)
-    (folder / "model.py").write_text(MODEL)
-    train(folder)
+    folder = make(tmp_path_factory.mktemp("small") / "project")
     from influence_cli.cli import app
 
     with contextlib.chdir(folder), pytest.raises(SystemExit) as ended:
         app(["gradients", "-q"])
     assert not ended.value.code
     return folder
-
-
-def train(folder: Path) -> None:
-    """Train the model of the project to its minimum, so that no command has anything to warn of."""
-    data = ImageFolder(folder / "train")
-    images = torch.stack([torch.tensor(np.asarray(image.convert("L"))).float()[None] / 255 for image, _ in data])
-    torch.manual_seed(0)
-    model, labels = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)), torch.tensor(data.targets)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        penalty = sum((parameter.square().sum() for parameter in model.parameters()), torch.zeros(()))
-        loss = nn.functional.cross_entropy(model(images), labels) + 0.005 * penalty
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    torch.save(model.state_dict(), folder / "model.pt")
 
 
 @pytest.fixture
@@ -222,13 +80,6 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("influence.h5*") if path.suffix != ".lock"}
 
 
-def put(folder: Path, wanted: dict[str, bytes]) -> None:
-    for path in folder.glob("influence.h5*"):
-        path.unlink()
-    for name, content in wanted.items():
-        (folder / name).write_bytes(content)
-
-
 def advised(err: str) -> list[str]:
     """Take the command out of an error's hint."""
     found = re.search(r"^  .*?influence (gradients(?: --[a-z]+)+)", err, re.MULTILINE)
@@ -236,166 +87,7 @@ def advised(err: str) -> list[str]:
     return found[1].split()
 
 
-# --- a kill at every moment
-
-
-@dataclass
-class Moments:
-    """What lay in a folder at every moment that a kill can come.
-
-    Attributes:
-        folder: that is watched.
-        done: counts the work that is finished.
-        found: the files, and the work that was finished then; the latest of equal ones.
-    """
-
-    folder: Path
-    done: Callable[[], int]
-    found: dict[tuple[tuple[str, bytes], ...], int] = field(default_factory=dict)
-
-    def look(self) -> None:
-        now = files(self.folder)
-        self.found[tuple(sorted(now.items()))] = self.done()
-        # The libraries that write these files do so in any order.
-        for name in now:
-            if name.endswith(".part"):
-                half = now | {name: now[name][: len(now[name]) // 2]}
-                self.found[tuple(sorted(half.items()))] = self.done()
-
-
-def watch(monkeypatch: pytest.MonkeyPatch, folder: Path, done: Callable[[], int]) -> Moments:
-    """Put a layer between the program and the disk that looks before, in the midst of and after every change."""
-    moments, write_at = Moments(folder, done), disk.write_at
-
-    def write(raw: BinaryIO, place: int, values: np.ndarray) -> None:
-        view = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        half = len(view) // 2
-        moments.look()
-        write_at(raw, place, view[:half])
-        moments.look()
-        write_at(raw, place + half, view[half:])
-        moments.look()
-
-    def around(name: str) -> Callable[..., None]:
-        change = getattr(disk, name)
-
-        def do(*args: object) -> None:
-            moments.look()
-            change(*args)
-            moments.look()
-
-        return do
-
-    monkeypatch.setattr(disk, "write_at", write)
-    for name in ("flush", "reserve", "replace", "remove"):
-        monkeypatch.setattr(disk, name, around(name))
-    return moments
-
-
-def test_a_kill_at_every_write_of_gradients_loses_one_block_at_most(
-    influence: Command, empty: Path, small: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = (small / "influence.h5").read_bytes()
-    with monkeypatch.context() as patch:
-        moments = watch(patch, empty, lambda: len(computed))
-        influence("gradients", "-q", cwd=empty)
-    assert files(empty) == {"influence.h5": whole}
-    assert len(moments.found) > 10 * BLOCKS
-    flags = set()
-    for content, before in moments.found.items():
-        put(empty, dict(content))
-        kept = 0
-        if "influence.h5" in dict(content):
-            with Store.open(empty / "influence.h5") as store:
-                # What a reader would find where a file system has no locks: whole blocks, or none.
-                kept = int(store.done().sum())
-                assert store.damaged().tolist() == []
-                flags.add(kept)
-                if kept < BLOCKS:
-                    with pytest.raises(InfluenceError, match="is not complete"):
-                        list(store.scan())
-        computed.clear()
-        influence("gradients", "-q", cwd=empty)
-        assert files(empty) == {"influence.h5": whole}
-        assert len(computed) == BLOCKS - kept
-        assert before + len(computed) <= BLOCKS + 1
-    assert flags == set(range(BLOCKS + 1))
-
-
-def test_a_kill_at_every_write_of_a_repair_lets_no_damage_get_under_a_checksum(
-    influence: Command, filled: Path, small: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = (small / "influence.h5").read_bytes()
-    for name, row in (("labels", 9), ("coordinates", 10)):
-        flip(filled / "influence.h5", place_of(filled, name, row))
-    with monkeypatch.context() as patch:
-        moments = watch(patch, filled, lambda: len(computed))
-        influence("gradients", "--repair", "-q", cwd=filled)
-    assert files(filled) == {"influence.h5": whole}
-    for content in moments.found:
-        put(filled, dict(content))
-        influence("gradients", "--repair", "-q", cwd=filled)
-        assert files(filled) == {"influence.h5": whole}
-        # Without the option a run tells of the damage, or has mended it.
-        put(filled, dict(content))
-        with Store.open(filled / "influence.h5") as store:
-            damaged = bool(len(store.damaged()))
-        done = influence("rank", 0, "-q", cwd=filled, code=2 if damaged else 0)
-        assert (done.out == "") == damaged
-        if not damaged:
-            assert files(filled) == {"influence.h5": whole}
-
-
-def test_a_kill_at_every_write_of_a_fit_loses_one_batch_at_most(
-    influence: Command, empty: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where its progress is saved after every batch: otherwise it is the batches of half a minute."""
-    monkeypatch.setattr(fitted, "SAVE_EVERY", -1.0)
-    batches: list[str] = []
-    for name in ("_add_covariances", "_add_eigenvalues", "_decompose_layer"):
-        own = getattr(ekfac, name)
-
-        def count(*args: object, own: Callable[..., None] = own, name: str = name, **how: object) -> None:
-            own(*args, **how)
-            batches.append(name)
-
-        monkeypatch.setattr(ekfac, name, count)
-    with monkeypatch.context() as patch:
-        moments = watch(patch, empty, lambda: len(batches))
-        influence("gradients", "-q", *EKFAC, cwd=empty)
-    whole, total = files(empty), len(batches)
-    assert list(whole) == ["influence.h5"]
-    assert total == 2 * BLOCKS + 1
-    begun = [moment for moment in moments.found.items() if "influence.h5" not in dict(moment[0])]
-    # A moment at which the fit is over and no store is there yet: nothing of the fit is lost then either.
-    assert max(before for _, before in begun) == total
-    left = [moment for moment in moments.found.items() if len(dict(moment[0])) == 2 and moment not in begun]
-    assert left
-    for content, before in begun + left:
-        put(empty, dict(content))
-        batches.clear()
-        influence("gradients", "-q", *EKFAC, cwd=empty)
-        assert files(empty) == whole
-        assert before + len(batches) <= total + 1
-
-
-@pytest.mark.parametrize("kills", [KILLS, pytest.param(MANY_KILLS, marks=pytest.mark.slow)])
-def test_a_store_killed_at_any_moment_ends_as_one_pass_leaves_it(empty: Path, kills: int) -> None:
-    """By SIGKILL at moments that nobody chose, in 24 blocks; and two processes at one time leave what one leaves."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS, str(kills)],
-        cwd=empty,
-        capture_output=True,
-        text=True,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == f"{kills} kills"
-    assert sorted(path.name for path in empty.glob("*.h5*")) == [
-        f"{name}.h5" for name in ("both", "killed", "warm", "whole")
-    ]
+# --- the order of writes
 
 
 def test_no_flag_reaches_the_disk_before_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,18 +132,6 @@ def test_no_flag_reaches_the_disk_before_its_rows(tmp_path: Path, monkeypatch: p
 
 
 # --- corruption
-
-
-def place_of(project: Path, name: str, row: int) -> int:
-    with h5py.File(project / "influence.h5") as file:
-        data = file[name]
-        return int(data.id.get_offset() + row * (data.nbytes // len(data)))
-
-
-def flip(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 0x10
-    path.write_bytes(content)
 
 
 def regions(path: Path) -> dict[str, tuple[int, int]]:
@@ -684,7 +364,7 @@ def test_a_full_disk_during_the_fit_costs_no_more_than_its_progress(
     influence("gradients", "-q", *EKFAC, cwd=empty)
     whole = files(empty)
     (empty / "influence.h5").unlink()
-    monkeypatch.setattr(fitted, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(fit_file, "SAVE_EVERY", -1.0)
     limits, create_ = contextlib.ExitStack(), precompute.create
 
     def make_room(*args: object, **how: object) -> None:

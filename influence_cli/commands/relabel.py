@@ -122,9 +122,11 @@ def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[P
     from influence_cli.moves import manifest, plan_moves
     from influence_cli.relabel import decision_rows, label_files
     from influence_cli.relabel_checks import last_moves, refuse_open_moves, refuse_outputs
-    from influence_cli.together import write_together
+    from influence_cli.together import take_back, write_together
 
     moves = outputs[0].with_name("moves.csv" if on == "train" else "test-moves.csv")
+    if take_back((*outputs, moves)):
+        session.terminal.say("took back what a run that was cut off had begun to write")
     refuse_open_moves(session.config, log, file)
     moved = last_moves(log, file)
     refuse_outputs(session.config, on, file, log, (*outputs, moves), session.output, force=force)

@@ -14,7 +14,7 @@ network past `explicit`. Each stage can be interrupted: `Progress` holds everyth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from influence_cli.contractions import covariances, gradient_squares, positions,
 from influence_cli.coordinates import loose_gradients
 from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.curvature.fisher_slopes import EXACT, draws, part_seed
+from influence_cli.curvature.progress import Progress
 from influence_cli.data import Batch
 from influence_cli.layers import Call, forward
 from influence_cli.network import Network, owner_of
@@ -37,36 +38,6 @@ SUMS = ("a", "d", "m", "v", "s")
 # Examples whose covariances choose the basis, at least.
 SAMPLED_AT_LEAST = 2_048
 STAGES = ("covariances", "eigenvectors", "eigenvalues", "done")
-
-
-@dataclass
-class Progress:
-    """How far a fit has come: plain tensors by name, and where to go on.
-
-    Attributes:
-        stage: one of ``STAGES``.
-        done: batches (or layers) of the stage that are finished.
-        examples: training examples of the stage that went in.
-        arrays: accumulators and results.
-    """
-
-    stage: str = STAGES[0]
-    done: int = 0
-    examples: int = 0
-    arrays: dict[str, Tensor] = field(default_factory=dict)
-
-    def advance(self, stage: str) -> None:
-        """Go to the next stage."""
-        self.stage, self.done, self.examples = stage, 0, 0
-
-    def add(self, name: str, value: Tensor) -> None:
-        """Add to an accumulator, in float64 (float32 on devices without)."""
-        total = self.arrays.get(name)
-        if total is None:
-            dtype = torch.float32 if value.device.type == "mps" else torch.float64
-            self.arrays[name] = value.to(dtype)
-        else:
-            total.add_(value.to(total.device))
 
 
 @dataclass(frozen=True)
@@ -176,7 +147,7 @@ def fit(
     Raises:
         FloatingPointError: with the last of the batches there was NaN or infinity in the outputs or in a sum.
     """
-    progress = progress or Progress(arrays={"seed": torch.tensor(seed)})
+    progress = progress or Progress(STAGES[0], arrays={"seed": torch.tensor(seed)})
     plan = make_plan(network)
     if progress.stage == "covariances":
         for batch in batches("covariances", progress.done):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.curvature.eigen import eigenpairs
+from influence_cli.curvature.progress import Progress
 from influence_cli.data import Batch
 from influence_cli.gradients import jacobians
 from influence_cli.network import (
@@ -28,6 +29,8 @@ from influence_cli.task import logits_of
 
 # Past this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) leave the range of a workstation.
 MAX_PARAMETERS = 10_500
+# Examples of an output layer that go into one product.
+ROWS = 4096
 
 
 def curvature_matrix(
@@ -36,6 +39,9 @@ def curvature_matrix(
     matrix: str,
     output: nn.Linear | None = None,
     on_examples: Callable[[int], None] = lambda _: None,
+    *,
+    progress: Progress | None = None,
+    save: Callable[[Progress], None] = lambda _: None,
 ) -> Tensor:
     """Average the curvature over the training examples.
 
@@ -43,28 +49,43 @@ def curvature_matrix(
 
     Args:
         network: the model and its tracked parameters.
-        batches: the training examples.
+        batches: the training examples, from batch ``progress.done`` on.
         matrix: ``ggn`` or ``hessian``.
         output: the output layer, where it holds all tracked parameters: then both matrices are the same and cheap.
         on_examples: told how many examples each step has finished.
+        progress: where an earlier call stopped.
+        save: told after every batch (of an output layer: every few); it decides when to write.
 
     Returns:
         H [p, p], float64, symmetric, on the model's device (the CPU for MPS, which has no float64).
     """
     device = _float64_device(network.device())
-    total = torch.zeros(network.size, network.size, dtype=torch.float64, device=device)
-    examples = 0
+    progress = progress or Progress("matrix")
+
+    def finished(count: int, examples: int) -> None:
+        progress.done, progress.examples = progress.done + count, progress.examples + examples
+        save(progress)
+
     if output is not None:
-        examples = _add_output_layer(total, network, output, batches, on_examples)
+        total = _output_layer(network, output, batches, on_examples, progress, finished, device)
     else:
+        total = _sum_so_far(progress, (network.size, network.size), device)
         for batch in batches:
-            if matrix == "hessian":
+            if len(batch) and matrix == "hessian":
                 total += _batch_hessian(network, batch).to(device)
-            else:
+            elif len(batch):
                 _add_batch_ggn(total, network, batch)
-            examples += len(batch)
             on_examples(len(batch))
-    return (total + total.T) / (2 * max(examples, 1))
+            finished(1, len(batch))
+    return (total + total.T) / (2 * max(progress.examples, 1))
+
+
+def _sum_so_far(progress: Progress, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Give what an earlier call has added up, or zeros; what is added to it is in the progress."""
+    known = progress.arrays.get("sum")
+    total = torch.zeros(shape, dtype=torch.float64, device=device) if known is None else known.to(device)
+    progress.arrays["sum"] = total
+    return total
 
 
 def eigenbasis(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,23 +141,29 @@ def _batch_hessian(network: Network, batch: Batch) -> Tensor:
     return total
 
 
-def _add_output_layer(
-    total: Tensor, network: Network, layer: nn.Linear, batches: Iterable[Batch], on_examples: Callable[[int], None]
-) -> int:
-    """Add Σᵢ Sᵢ ⊗ aᵢaᵢᵀ: for the output layer ∂f_c/∂W_c = a, so one [d, d] product a pair of classes suffices."""
+def _output_layer(
+    network: Network,
+    layer: nn.Linear,
+    batches: Iterable[Batch],
+    on_examples: Callable[[int], None],
+    progress: Progress,
+    finished: Callable[[int, int], None],
+    device: torch.device,
+) -> Tensor:
+    """Sum Sᵢ ⊗ aᵢaᵢᵀ: for the output layer ∂f_c/∂W_c = a, so one [d, d] product a pair of classes suffices."""
     classes, width = layer.out_features, layer.in_features + (layer.bias is not None)
-    blocks = torch.zeros(classes, classes, width, width, dtype=torch.float64, device=total.device)
-    examples = 0
-    for a, curvature in _features(network, layer, batches, on_examples):
+    lower = _sum_so_far(progress, (classes, classes, width, width), device)
+    for a, curvature, count in _features(network, layer, batches, on_examples):
         for c in range(classes):
             for d in range(c + 1):
-                blocks[c, d] += ((a * curvature[:, c, d, None]).T @ a).to(blocks)
-        examples += len(a)
+                lower[c, d] += ((a * curvature[:, c, d, None]).T @ a).to(lower)
+        finished(count, len(a))
+    blocks = lower.clone()
     for c in range(classes):
         for d in range(c):
             blocks[d, c] = blocks[c, d].T
     # From [class, input (bias last)] to the order of the flattened parameters.
-    grid = torch.arange(classes * width, device=total.device).view(classes, width)
+    grid = torch.arange(classes * width, device=device).view(classes, width)
     own = dict(layer.named_parameters())
     order = []
     for name in network.names:
@@ -145,8 +172,7 @@ def _add_output_layer(
         if part not in own:
             raise ValueError(f"{name} is not a parameter of the output layer")
     index = torch.cat(order)
-    total += blocks.permute(0, 2, 1, 3).reshape(classes * width, classes * width)[index][:, index]
-    return examples
+    return blocks.permute(0, 2, 1, 3).reshape(classes * width, classes * width)[index][:, index]
 
 
 def _features(
@@ -154,21 +180,23 @@ def _features(
     layer: nn.Linear,
     batches: Iterable[Batch],
     on_examples: Callable[[int], None],
-    rows: int = 4096,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (a [b, d], S [b, C, C]) with b near ``rows``: large products are worth it, accumulation is not free."""
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yield (a [b, d], S [b, C, C], how many batches) with b near ROWS: accumulation is not free."""
     inputs: list[Tensor] = []
     curvatures: list[Tensor] = []
+    count = 0
     for batch in batches:
-        a, outputs = layer_inputs(network, layer, batch.inputs)
-        inputs.append(a)
-        curvatures.append(output_curvature(network.loss, outputs, batch.targets.to(outputs.device)))
+        count += 1
+        if len(batch):
+            a, outputs = layer_inputs(network, layer, batch.inputs)
+            inputs.append(a)
+            curvatures.append(output_curvature(network.loss, outputs, batch.targets.to(outputs.device)))
         on_examples(len(batch))
-        if sum(map(len, inputs)) >= rows:
-            yield torch.cat(inputs), torch.cat(curvatures)
-            inputs, curvatures = [], []
+        if sum(map(len, inputs)) >= ROWS:
+            yield torch.cat(inputs), torch.cat(curvatures), count
+            inputs, curvatures, count = [], [], 0
     if inputs:
-        yield torch.cat(inputs), torch.cat(curvatures)
+        yield torch.cat(inputs), torch.cat(curvatures), count
 
 
 def _float64_device(device: torch.device) -> torch.device:

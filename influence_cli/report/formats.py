@@ -20,6 +20,7 @@ from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import IO, AnyStr, TextIO
 
+from influence_cli import disk
 from influence_cli.errors import InfluenceError, did_you_mean, near_path, require_extra
 from influence_cli.report.cells import guarded
 from influence_cli.report.dialects import DIALECTS
@@ -135,8 +136,8 @@ def _write(pieces: Iterable[AnyStr], to: IO[AnyStr], stream: TextIO) -> None:
 def open_output(output: Path | None) -> Iterator[TextIO]:
     """Open stdout, or a file that appears under its name only when it is complete.
 
-    The file is written as ``FILE.part`` beside it, renamed at the end, and removed if the block fails. Devices and
-    named pipes are written in place. A link is kept: what it points to is replaced.
+    The file is written as ``FILE.part`` beside it, flushed and renamed at the end, and removed if the block fails.
+    Devices and named pipes are written in place. A link is kept: what it points to is replaced.
 
     Args:
         output: the file, or None for stdout.
@@ -168,9 +169,11 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
     try:
         yield stream
         try:
+            if not in_place:
+                disk.flush(stream)
             stream.close()
             if not in_place:
-                part.replace(target)
+                disk.replace(part, target)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -179,7 +182,7 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
         with suppress(OSError):
             stream.close()
         if not in_place:
-            part.unlink(missing_ok=True)
+            disk.remove(part)
         raise
 
 
