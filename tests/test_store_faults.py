@@ -21,8 +21,7 @@ import pytest
 import torch
 from conftest import Command, edit
 from PIL import Image
-from torch import nn
-from torchvision.datasets import ImageFolder
+from small_project import BLOCK, BLOCKS, MODEL, N, make_small
 
 from influence_cli import disk, fill, fingerprint, fitted, precompute
 from influence_cli.curvature import ekfac
@@ -31,27 +30,6 @@ from influence_cli.locks import claim
 from influence_cli.store import READ, Rows, Store
 from influence_cli.store_file import Layout, create
 
-# 24 images of 8 × 8 in three classes, 51 parameters, three blocks.
-N, BLOCK, BLOCKS = 24, 8, 3
-CONFIG = f"""
-model: {{factory: ./model.py:build, checkpoint: model.pt}}
-l2: 0.01
-train:
-  dataset: torchvision.datasets.ImageFolder
-  args: {{root: train}}
-  transform: [{{Grayscale: {{num_output_channels: 1}}}}, ToImage, {{ToDtype: {{dtype: float32, scale: true}}}}]
-test:
-  dataset: torchvision.datasets.ImageFolder
-  args: {{root: test}}
-gradients: {{block: {BLOCK}}}
-"""
-MODEL = """
-from torch import nn
-
-
-def build():
-    return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
-"""
 MEMORY = """
 import torch
 
@@ -152,42 +130,13 @@ EKFAC = ("-s", "curvature.method=ekfac")
 @pytest.fixture(scope="module")
 def small(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small project with a complete store; do not change it."""
-    folder = tmp_path_factory.mktemp("small") / "project"
-    generator = np.random.default_rng(0)
-    for part, count in (("train", N), ("test", 6)):
-        for number in range(count):
-            path = folder / part / "abc"[number % 3] / f"{number:03d}.bmp"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = generator.integers(0, 120, (8, 8)) + 60 * (number % 3)
-            Image.fromarray(pixels.astype(np.uint8)).save(path)
-    (folder / "influence.yaml").write_text(CONFIG)
-    (folder / "model.py").write_text(MODEL)
-    train(folder)
+    folder = make_small(tmp_path_factory.mktemp("small") / "project")
     from influence_cli.cli import app
 
     with contextlib.chdir(folder), pytest.raises(SystemExit) as ended:
         app(["gradients", "-q"])
     assert not ended.value.code
     return folder
-
-
-def train(folder: Path) -> None:
-    """Train the model of the project to its minimum, so that no command has anything to warn of."""
-    data = ImageFolder(folder / "train")
-    images = torch.stack([torch.tensor(np.asarray(image.convert("L"))).float()[None] / 255 for image, _ in data])
-    torch.manual_seed(0)
-    model, labels = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)), torch.tensor(data.targets)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        penalty = sum((parameter.square().sum() for parameter in model.parameters()), torch.zeros(()))
-        loss = nn.functional.cross_entropy(model(images), labels) + 0.005 * penalty
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    torch.save(model.state_dict(), folder / "model.pt")
 
 
 @pytest.fixture

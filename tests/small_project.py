@@ -1,0 +1,67 @@
+"""A project so small that a command on it takes a second: 24 images of 8 × 8 in three classes, 51 parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.datasets import ImageFolder
+
+# Three blocks.
+N, BLOCK, BLOCKS = 24, 8, 3
+CONFIG = f"""
+model: {{factory: ./model.py:build, checkpoint: model.pt}}
+l2: 0.01
+train:
+  dataset: torchvision.datasets.ImageFolder
+  args: {{root: train}}
+  transform: [{{Grayscale: {{num_output_channels: 1}}}}, ToImage, {{ToDtype: {{dtype: float32, scale: true}}}}]
+test:
+  dataset: torchvision.datasets.ImageFolder
+  args: {{root: test}}
+gradients: {{block: {BLOCK}}}
+"""
+MODEL = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+"""
+
+
+def make_small(folder: Path) -> Path:
+    """Write the project, its model trained to its minimum; there is no store yet."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", N), ("test", 6)):
+        for number in range(count):
+            path = folder / part / "abc"[number % 3] / f"{number:03d}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 120, (8, 8)) + 60 * (number % 3)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    (folder / "influence.yaml").write_text(CONFIG)
+    (folder / "model.py").write_text(MODEL)
+    train(folder)
+    return folder
+
+
+def train(folder: Path) -> None:
+    """Train the model of the project to its minimum, so that no command has anything to warn of."""
+    data = ImageFolder(folder / "train")
+    images = torch.stack([torch.tensor(np.asarray(image.convert("L"))).float()[None] / 255 for image, _ in data])
+    torch.manual_seed(0)
+    model, labels = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)), torch.tensor(data.targets)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        penalty = sum((parameter.square().sum() for parameter in model.parameters()), torch.zeros(()))
+        loss = nn.functional.cross_entropy(model(images), labels) + 0.005 * penalty
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    torch.save(model.state_dict(), folder / "model.pt")
