@@ -63,6 +63,7 @@ def activations(
     device: torch.device,
     on_examples: Callable[[int], None] = lambda _: None,
     most: int = ALL,
+    title: Callable[[int], str] = "example {}".format,
 ) -> Activations:
     """Run a model forward over some examples and keep what its layers read.
 
@@ -72,6 +73,7 @@ def activations(
         device: the model's.
         on_examples: told how many examples are done.
         most: numbers of an example, beside its outputs.
+        title: names the example at a position, for messages.
 
     Raises:
         InfluenceError: an output that is not finite, no example.
@@ -81,7 +83,7 @@ def activations(
     bounds: dict[str, int] = {}
     for batch in batches:
         read, outputs = _run(model, batch.inputs.to(device))
-        _refuse_not_finite(outputs, batch)
+        _refuse_not_finite(outputs, batch, title)
         if not parts:
             parts = {name: [] for name in (*_distinct(read), OUTPUTS)}
             bounds = _bounds(model, {name: read[name][:1] for name in list(parts)[:-1]}, most)
@@ -168,11 +170,11 @@ def _bounds(model: nn.Module, one: dict[str, Tensor], most: int) -> dict[str, in
         bound //= 2
 
 
-def _refuse_not_finite(outputs: Tensor, batch: Batch) -> None:
+def _refuse_not_finite(outputs: Tensor, batch: Batch, title: Callable[[int], str]) -> None:
     finite = outputs.isfinite().all(dim=1).cpu()
     if not bool(finite.all()):
         index = int(batch.indices[int(torch.nonzero(~finite)[0])])
         raise InfluenceError(
-            f"the model's outputs for example {index} are NaN or infinite",
+            f"the model's outputs for {title(index)} are NaN or infinite",
             "look at that image; list it under exclude to go on without it",
         )

@@ -187,7 +187,7 @@ def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first:
         batches = readable_batches(
             split, split.indices, 256, workers(task), skip=skip, tell=terminal.warn if first else lambda _: None
         )
-        return activations(task.model, batches, task.device, advance, most)
+        return activations(task.model, batches, task.device, advance, most, split.title)
 
 
 def _losses(task: Task, split: Split, found: Activations, targets: Tensor) -> Tensor:

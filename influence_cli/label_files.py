@@ -172,7 +172,7 @@ def read_truth(path: Path, labels: np.ndarray, classes: Sequence[str]) -> Truth:
         if found.index_column() is None or "true_label" in found.columns:
             true = read_labels(path, labels, classes, where)
     elif found.dtype != bool and len(found) >= len(labels):
-        true = _as_long_as(_whole_numbers(found, path, where), len(labels), path, where)
+        true = _known(_as_long_as(_whole_numbers(found, path, where), len(labels), path, where), classes, path, where)
     if true is not None:
         return Truth(np.asarray(true != labels), true)
     wrong = np.zeros(len(labels), dtype=bool)
