@@ -43,6 +43,12 @@ def _bytes(value: Any) -> Any:
     return value
 
 
+def _path(value: Any) -> Any:
+    if value == "":
+        raise ValueError("expected a path")  # else it would be the current folder
+    return Path(value) if isinstance(value, str) else value
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -77,7 +83,7 @@ class _Section(BaseModel):
 
 
 # Strict mode takes no string for a Path; YAML has nothing else.
-_Path = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
+_Path = Annotated[Path, BeforeValidator(_path)]
 
 
 class TransformStep(_Section):

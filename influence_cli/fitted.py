@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -324,7 +324,14 @@ def _fit_arnoldi(task: Task, choice: Choice, terminal: Terminal, own: dict[str, 
     network = choice.network
     examples = hold(training_batches(task, skip), task.device, batch)
     like = next(network.model.parameters()).detach()
-    product = mean_product(network, examples, choice.matrix, 0.0)
+    products = mean_product(network, examples, choice.matrix, 0.0)
+
+    def product(vectors: Tensor) -> Tensor:
+        images = products(vectors)
+        if not bool(images.isfinite().all()):  # before it is in every direction, and any example could be blamed
+            _refuse_not_finite(task, choice, skip)
+        return images
+
     with terminal.progress(0, "Arnoldi: products with the curvature") as advance:
         found = top_eigenvectors(
             product, network.size, like=like, seed=task.seed, free=available_bytes(task.device), on_product=advance
@@ -351,15 +358,15 @@ def _compute_basis(task: Task, choice: Choice, terminal: Terminal, skip: bool) -
         set_precision(choice.network.precision)
     if not bool(matrix.isfinite().all()):
         _refuse_not_finite(task, choice, skip)
-        raise InfluenceError("the curvature has entries that are not finite", "look for examples with extreme outputs")
     with terminal.status(f"eigenvectors of the {what} matrix"):
         return eigenbasis(matrix)
 
 
-def _refuse_not_finite(task: Task, choice: Choice, skip: bool) -> None:
+def _refuse_not_finite(task: Task, choice: Choice, skip: bool) -> NoReturn:
     """Name the first training example whose loss is not finite, once a curvature has shown that there is one."""
     for batch in training_batches(task, skip):
         check_finite(task.train, batch, evaluate(choice.network, batch.inputs, batch.targets)[0])
+    raise InfluenceError("the curvature has entries that are not finite", "look for examples with extreme outputs")
 
 
 def _enough(spectrum: Tensor, shift: float) -> int:

@@ -131,7 +131,7 @@ def _construct(node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise InfluenceError(f"{name}:{_line(key_node)}: a key must be a word")
-            key = str(key_node.value)
+            key = _text(key_node, name)
             if key in result:
                 first = lines[(*keys, key)]
                 raise InfluenceError(
@@ -145,10 +145,20 @@ def _construct(node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -
     return _scalar(node, name)
 
 
-def _scalar(node: yaml.Node, name: str) -> Any:
-    text, kind = str(node.value), node.tag.rpartition(":")[2]
-    if "\0" in text:  # as "\0" writes it: no name, and no path, has one
+def _text(node: yaml.Node, name: str) -> str:
+    """Give a scalar as text that can be written into results: escapes can spell what no text has."""
+    text = str(node.value)
+    if "\0" in text:  # no name, and no path, has one
         raise InfluenceError(f"{name}:{_line(node)}: a zero byte in {quoted(text)}", "take it out")
+    try:
+        # JSON spells a letter beyond the first 65,536 as two halves, which belong together.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError as error:
+        raise InfluenceError(f"{name}:{_line(node)}: half a letter in {quoted(text)}", "write the letter") from error
+
+
+def _scalar(node: yaml.Node, name: str) -> Any:
+    text, kind = _text(node, name), node.tag.rpartition(":")[2]
     if kind == "null":
         return None
     if kind == "bool":
