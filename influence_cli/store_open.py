@@ -42,9 +42,9 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
     Raises:
         InfluenceError: no such file, not a store, damaged, newer, not permitted, or in use by another process.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would wait for a writer
-        raise InfluenceError(f"{path} is no file", "set gradients.store to another place")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would wait for a writer
+            raise InfluenceError(f"{path} is no file", "set gradients.store to another place")
         raw = path.open("r+b" if write else "rb", buffering=0)
     except FileNotFoundError as error:
         raise InfluenceError(f"there is no store {path}", "influence gradients makes it") from error
