@@ -3,11 +3,14 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := build/tools
+FUZZER := build/fuzz/packages
+# Of each target.
+FUZZ_SECONDS ?= 60
 DEMO ?= demo
 # What make lock may change: make lock UPGRADE=--upgrade, or UPGRADE='--upgrade-package rich'.
 UPGRADE ?=
 
-.PHONY: demo test test-slow lint lock sbom audit
+.PHONY: demo test test-slow fuzz lint lock sbom audit
 .PHONY: bench bench-lds bench-loo bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
 
 # Every file that is installed has the hash of the lock. Dependencies first: the lock has none of this package itself.
@@ -33,9 +36,19 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
+# Beside $(VENV), whose packages the targets run with, and not in it: the bill of materials does not list the fuzzer.
+$(FUZZER)/.installed: requirements-fuzz.lock $(VENV)/.installed
+	rm -rf $(FUZZER)
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement $< --target $(FUZZER)
+	touch $@
+
+# By coverage, each target in a process of its own with limits on memory and time. Linux, Python 3.11 to 3.13.
+fuzz: $(FUZZER)/.installed
+	PYTHONPATH=$(FUZZER) OMP_NUM_THREADS=1 $(BIN)/python fuzz/run.py --seconds $(FUZZ_SECONDS)
+
 lint: $(VENV)/.installed
-	$(BIN)/ruff format --check influence_cli tests bench
-	$(BIN)/ruff check influence_cli tests bench
+	$(BIN)/ruff format --check influence_cli tests bench fuzz
+	$(BIN)/ruff check influence_cli tests bench fuzz
 	$(BIN)/mypy
 
 # Versions stay as they are unless pyproject.toml or UPGRADE asks for others; for every platform at once.
@@ -45,6 +58,8 @@ lock: $(TOOLS)/.installed
 		--extra dev pyproject.toml --output-file requirements.lock
 	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --generate-hashes $(UPGRADE) \
 		--group tools --output-file requirements-tools.lock
+	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --generate-hashes $(UPGRADE) \
+		--group fuzz --output-file requirements-fuzz.lock
 
 # CycloneDX JSON of what is installed in $(VENV), the packages for tests and linters included.
 sbom: $(VENV)/.installed $(TOOLS)/.installed
@@ -54,7 +69,7 @@ sbom: $(VENV)/.installed $(TOOLS)/.installed
 # Strict: a package that the service of known vulnerabilities says nothing about fails it, as no answer at all does.
 audit: $(TOOLS)/.installed
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
-		--requirement requirements.lock --requirement requirements-tools.lock || \
+		--requirement requirements.lock --requirement requirements-tools.lock --requirement requirements-fuzz.lock || \
 		{ echo 'make audit: not passed, see above: a known vulnerability, or no answer about a package' >&2; exit 1; }
 
 # Beside the peers, each in an environment of its own (28 GB, made once): about two hours on two cores.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.user_code import describe
 
 NESTS = ("state_dict", "model_state_dict", "model", "net", "module", "ema", "weights")
@@ -40,6 +41,7 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Tensor]:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise InfluenceError(f"{where}: {path} cannot be read: {describe(error)}") from error
+    _refuse_packed(path, where)
     try:
         with warnings.catch_warnings():
             # Whether the pickle's protocol suits the restricted reader shows in whether it can be read.
@@ -53,6 +55,21 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Tensor]:
             "save one with torch.save(model.state_dict(), FILE)",
         ) from error
     return _find_state_dict(content, path, where)
+
+
+def _refuse_packed(path: Path, where: str) -> None:
+    """Refuse an archive whose parts are larger than it is: torch packs nothing, but unpacks what others have packed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = sum(part.file_size for part in archive.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return  # another format, or torch tells what is wrong
+    size = path.stat().st_size
+    if whole > size:
+        raise InfluenceError(
+            f"{where}: {path} is packed, {human_bytes(whole)} in a file of {human_bytes(size)}; none of it was read",
+            "save one with torch.save(model.state_dict(), FILE)",
+        )
 
 
 def _refused(path: Path, where: str, error: Exception) -> InfluenceError:

@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from influence_cli import __version__
 from influence_cli.commands import check, compare, demo, gradients, init, mislabels, rank, relabel, verify
-from influence_cli.errors import InfluenceError, Stopped, printable
+from influence_cli.errors import InfluenceError, Stopped, one_line
 from influence_cli.standard_streams import discard_stdout, open_missing, settle_stdout
 from influence_cli.terminal import Terminal
 
@@ -115,9 +115,9 @@ def _print_error(message: str, hint: str) -> None:
     if os.environ.get("INFLUENCE_DEBUG"):
         traceback.print_exc()
     console = Terminal().console
-    console.print(Text.assemble(("error: ", "bold red"), printable(message)))
+    console.print(Text.assemble(("error: ", "bold red"), one_line(message)))
     if hint:
-        console.print(Text(f"  {printable(hint)}"))
+        console.print(Text(f"  {one_line(hint)}"))
 
 
 app = typer.Typer(

@@ -15,7 +15,8 @@ from influence_cli.errors import InfluenceError, did_you_mean, near_path
 from influence_cli.user_code import describe
 from influence_cli.yaml_lines import Keys, read_yaml, scalar
 
-MAX_BYTES = 1_000_000
+# Of a file: a hundred times what a config needs, and read in seconds whatever is in it.
+MAX_BYTES = 100_000
 # Arguments of these names are paths, taken relative to the YAML file.
 PATH_NAME = re.compile(r"(^|_)(root|path|dir|directory|folder|file|filename)s?$", re.IGNORECASE)
 OWN_PATHS = {
@@ -40,6 +41,12 @@ def _bytes(value: Any) -> Any:
             raise ValueError("expected a size such as 8GB, 500MB or 2GiB")
         return int(float(match[1]) * UNITS[match[2].upper()])
     return value
+
+
+def _path(value: Any) -> Any:
+    if value == "":
+        raise ValueError("expected a path")  # else it would be the current folder
+    return Path(value) if isinstance(value, str) else value
 
 
 def _listed(value: Any) -> Any:
@@ -76,7 +83,7 @@ class _Section(BaseModel):
 
 
 # Strict mode takes no string for a Path; YAML has nothing else.
-_Path = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
+_Path = Annotated[Path, BeforeValidator(_path)]
 
 
 class TransformStep(_Section):
@@ -237,11 +244,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def _read(path: Path, name: str) -> str:
     try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise InfluenceError(
-                f"{name}: {path.stat().st_size:,} bytes; a config is a few kB", "is this the right file?"
-            )
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            # A pipe or a device has no size, and may have no end.
+            size = max(path.stat().st_size, len(content))
+            raise InfluenceError(f"{name}: {size:,} bytes or more; a config is a few kB", "is this the right file?")
+        return content.decode("utf-8")
     except FileNotFoundError as error:
         raise InfluenceError(
             f"there is no config {name}",

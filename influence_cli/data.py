@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError
+from influence_cli.image_files import cut_off, lost_depth, open_image
 from influence_cli.user_code import describe
 
 
@@ -116,6 +117,9 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
             f"{split.where}: {split.title(index)} is a {type(item).__name__}, not (image, label)",
             "let the data set yield (image, label), or a dict with 'image' and 'label'",
         )
+    lost = lost_depth(path, image) if isinstance(image, Image.Image) and (path := split.path(index)) else ""
+    if lost:
+        raise InfluenceError(f"{split.title(index)} cannot be read: {lost}")
     return image, label
 
 
@@ -328,24 +332,6 @@ def as_picture(image: Any) -> Image.Image | None:
     return Image.fromarray(array)
 
 
-def open_image(path: Path) -> Image.Image:
-    """Decode an image file fully, so that a truncated one is found here.
-
-    Raises:
-        InfluenceError: no such file, or not an image that can be decoded.
-    """
-    if not path.is_file():
-        raise InfluenceError(
-            f"{path}: there is no such file", "TEST is an index, a slice a:b, an image file, misclassified or -"
-        )
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InfluenceError(f"{path} cannot be decoded as an image: {describe(error)}") from error
-
-
 def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
     """Read an image file as the split's own images are read: same mode, same transform.
 
@@ -361,6 +347,8 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
                 f"give {split.name}.transform in the YAML file",
             )
     elif image.mode != example.mode:
+        if (lost := cut_off(image)) and not example.mode.startswith(("I", "F")):
+            raise InfluenceError(f"{path} cannot be read: {lost}")
         try:
             image = image.convert(example.mode)
         except ValueError as error:
@@ -391,7 +379,8 @@ def file_facts(split: Split) -> str | None:
     for index in split.indices:
         path = Path(split.paths[int(index)])
         try:
-            status = path.stat()
+            # A link that leads nowhere is there; whoever reads it will name it, or go on without it.
+            status = path.stat() if path.exists() else path.lstat()
         except OSError as error:
             raise InfluenceError(f"{split.title(int(index))} cannot be read: {describe(error)}") from error
         fact = f"{os.path.relpath(path, root)}\0{status.st_size}\0{status.st_mtime_ns}\n"

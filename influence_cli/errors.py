@@ -61,6 +61,15 @@ def printable(text: str, keep: str = "") -> str:
     return _UNSAFE.sub(spell, text)
 
 
+def one_line(text: str, longest: int = 1000) -> str:
+    """Make a line for a terminal of any text: printable, and of one that is longer its beginning and its end."""
+    shown = printable(text)
+    if len(shown) <= longest:
+        return shown
+    half = (longest - 3) // 2
+    return f"{shown[:half]} … {shown[-half:]}"
+
+
 def quoted(text: str, longest: int = 120) -> str:
     """Quote what was given, printable and not longer than a line should be.
 

@@ -238,8 +238,10 @@ def _obstacle(found: Activations, classes: Sequence[str]) -> InfluenceError | No
     """Find why there can be no readout."""
     counts = np.bincount(found.targets, minlength=len(classes))
     if (counts > 0).sum() < 2:
+        count = len(found.targets)
+        which = "the only label is" if count == 1 else f"all {count:,} labels are"
         return InfluenceError(
-            f"all {len(found.targets):,} labels are {classes[int(counts.argmax())]}: no label can be suspected",
+            f"{which} {classes[int(counts.argmax())]}: no label can be suspected",
             "name a data set with two classes or more",
         )
     if not found.hidden.shape[1]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.data import read_batches
+from influence_cli.data import readable_batches
 from influence_cli.fill import workers
 from influence_cli.precompute import Prepared
 from influence_cli.store import READ, Store
@@ -107,15 +107,19 @@ def softmax(outputs: np.ndarray) -> np.ndarray:
     return torch.from_numpy(outputs).softmax(dim=1).numpy()
 
 
-def misclassified(tasks: Sequence[Task], terminal: Terminal) -> np.ndarray:
-    """Find the test examples that the model (the mean of several) gets wrong: positions, rising."""
+def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False) -> np.ndarray:
+    """Find the test examples that the model (the mean of several) gets wrong: positions, rising.
+
+    Raises:
+        InfluenceError: one of them cannot be read, unless ``skip`` goes on without it.
+    """
     split = tasks[0].test_split()
     wrong: list[np.ndarray] = []
     with terminal.progress(len(split), "predicting the test set") as advance:
-        for batch in read_batches(split, split.indices, 256, workers(tasks[0])):
-            if len(batch):
-                predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
-                wrong.append(batch.indices[(predicted != batch.targets).numpy()])
+        batches = readable_batches(split, split.indices, 256, workers(tasks[0]), skip=skip, tell=terminal.warn)
+        for batch in batches:
+            predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
+            wrong.append(batch.indices[(predicted != batch.targets).numpy()])
             advance(len(batch))
     found = np.concatenate(wrong) if wrong else np.empty(0, dtype=np.int64)
     terminal.say(f"{len(found):,} of {len(split):,} test examples are misclassified")

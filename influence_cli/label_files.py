@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -73,7 +74,7 @@ def class_number(name: str, classes: Sequence[str], where: str) -> int:
     for given in (unguarded(name), name, unguarded(word), word):
         if given in classes:
             return list(classes).index(given)
-    if word.isascii() and word.isdigit() and int(word) < len(classes):
+    if re.fullmatch(r"\d{1,18}", word, re.ASCII) and int(word) < len(classes):
         return int(word)
     raise InfluenceError(f"{where}: there is no class {quoted(word)}", did_you_mean(word, classes))
 
@@ -171,7 +172,7 @@ def read_truth(path: Path, labels: np.ndarray, classes: Sequence[str]) -> Truth:
         if found.index_column() is None or "true_label" in found.columns:
             true = read_labels(path, labels, classes, where)
     elif found.dtype != bool and len(found) >= len(labels):
-        true = _as_long_as(_whole_numbers(found, path, where), len(labels), path, where)
+        true = _known(_as_long_as(_whole_numbers(found, path, where), len(labels), path, where), classes, path, where)
     if true is not None:
         return Truth(np.asarray(true != labels), true)
     wrong = np.zeros(len(labels), dtype=bool)
@@ -240,13 +241,25 @@ def same_end(given: tuple[str, ...], now: tuple[str, ...]) -> bool:
 
 def _read(path: Path, where: str) -> np.ndarray | Table:
     if path.suffix == ".npy" and path.is_file():
-        try:
-            return np.asarray(np.load(path, allow_pickle=False)).reshape(-1)
-        except (OSError, ValueError, EOFError) as error:
-            raise InfluenceError(f"{where}: {path} is not a readable .npy file: {describe(error)}") from error
+        return load_npy(path, f"{where}: {path}").reshape(-1)
     if path.suffix != ".csv" and path.is_file():
         raise InfluenceError(f"{where}: {path} is neither .npy nor .csv")
     return read_table(path, where)
+
+
+def load_npy(path: Path, what: str) -> np.ndarray:
+    """Read a ``.npy`` of numbers that the file really has: its header may say any shape.
+
+    Raises:
+        InfluenceError: starting with ``what``; not an array, of Python objects, cut short.
+    """
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(values, np.ndarray):  # an archive of several
+            raise ValueError("it holds several arrays")
+        return np.array(values)
+    except Exception as error:  # NumPy lets Python's parser read the header, which may fail in any way
+        raise InfluenceError(f"{what} is not a readable .npy file: {describe(error)}") from error
 
 
 def read_table(path: Path, where: str = "") -> Table:

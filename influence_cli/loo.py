@@ -17,7 +17,7 @@ import torch
 from influence_cli.config import Config
 from influence_cli.curvature.explicit import MAX_PARAMETERS
 from influence_cli.data import readable_batches
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, counted
 from influence_cli.facts import TestFacts, TrainingFacts
 from influence_cli.fingerprint import weights_hash
 from influence_cli.kept_influence import KeptInfluence
@@ -105,7 +105,8 @@ def leave_one_out(
     task = _one_task([prepared.task for prepared in stores])
     prepared, n = stores[0], len(task.train)
     if not 1 <= count < n:
-        raise InfluenceError(f"--loo {count}: there are {n:,} training examples", f"give a number from 1 to {n - 1}")
+        hint = f"give a number from 1 to {n - 1}" if n > 1 else "two are needed, to train without one of them"
+        raise InfluenceError(f"--loo {count}: there {'is' if n == 1 else 'are'} {counted(n, 'training example')}", hint)
     convex = is_convex(prepared)
     if not convex:
         load_training(config)  # a mistake in it is told before any work

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from influence_cli.errors import InfluenceError
+from influence_cli.label_files import load_npy
 from influence_cli.user_code import describe
 
 # Sums may miss 1 by this much: probabilities are often written with few digits.
@@ -55,10 +56,7 @@ def read_probabilities(path: Path, length: int, classes: Sequence[str]) -> np.nd
 
 
 def _read_npy(path: Path, where: str) -> np.ndarray:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InfluenceError(f"{where} is not a readable .npy file: {describe(error)}") from error
+    values = load_npy(path, where)
     if values.dtype.kind not in "fiu":
         raise InfluenceError(f"{where} holds {values.dtype}, which is not a number")
     return np.asarray(values, dtype=np.float64)

@@ -249,9 +249,9 @@ def _strongest(
                 sink.add(where, scores)
     if plain:
         read = facts.read
-        run["identity_correlation"] = float(
-            np.nanmean([pearson(a, b) for a, b in zip(similar[0][:, read], similar[1][:, read], strict=True)])
-        )
+        found = [pearson(a, b) for a, b in zip(similar[0][:, read], similar[1][:, read], strict=True)]
+        found = [value for value in found if np.isfinite(value)]  # of a single training example there is none
+        run["identity_correlation"] = float(np.mean(found)) if found else None
     return running.results()
 
 

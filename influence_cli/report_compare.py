@@ -267,7 +267,7 @@ def _placed(results: tuple[Result, Result]) -> Iterator[tuple[Row, str]]:
 
 
 def _of_file(path: Path) -> str | None:
-    from influence_cli.data import open_image
+    from influence_cli.image_files import open_image
 
     try:
         return thumbnail(open_image(path))

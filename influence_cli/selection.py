@@ -74,9 +74,9 @@ def _one(
     if word == "misclassified":
         found = misclassified()
         return [_position(_needed(split, word, where), int(index), label, where) for index in found]
-    if re.fullmatch(r"\d+", word, re.ASCII):
+    if re.fullmatch(r"\d{1,4000}", word, re.ASCII):
         return [_position(_needed(split, word, where), int(word), label, where)]
-    match = re.fullmatch(r"(\d*):(\d*)", word, re.ASCII)
+    match = re.fullmatch(r"(\d{0,4000}):(\d{0,4000})", word, re.ASCII)
     if match:
         split = _needed(split, word, where)
         length = len(split.source)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import TextIO
+
+from influence_cli.errors import InfluenceError
+
+# Of a list on stdin; a path has at most 4,096.
+LONGEST_LINE = 20_000
 
 
 def open_missing() -> None:
@@ -39,8 +44,17 @@ def settle_stdout() -> None:
             discard_stdout()
 
 
-def stdin_lines() -> TextIO:
-    """Give stdin as UTF-8, whatever the locale; bytes that are not come out as file names have them."""
+def stdin_lines() -> Iterator[str]:
+    """Give the lines of stdin as UTF-8, whatever the locale; bytes that are not come out as file names have them.
+
+    Raises:
+        InfluenceError: a line that no list of files has, such as all of a device or of a file that is not text.
+    """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-    return sys.stdin
+    number = 0
+    while line := sys.stdin.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise InfluenceError(f"stdin:{number}: a line of more than {LONGEST_LINE:,} characters", "is this a list?")
+        yield line

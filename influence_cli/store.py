@@ -24,7 +24,8 @@ import xxhash
 from influence_cli import disk
 from influence_cli.errors import InfluenceError
 from influence_cli.locks import unlock
-from influence_cli.store_file import Layout, open_file, row_columns, side_arrays
+from influence_cli.store_file import Layout, row_columns, side_arrays
+from influence_cli.store_open import open_file
 from influence_cli.store_rows import checksum, encode, room_for
 from influence_cli.store_scan import Reader, in_order, mapped, place_of
 

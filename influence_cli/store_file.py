@@ -1,4 +1,4 @@
-"""What a store is on disk: its data sets, how the file is made, and what is checked before it is opened.
+"""What a store is on disk: its data sets, and how the file is made.
 
 An HDF5 file that any HDF5 tool can read, made whole under another name and renamed when complete:
 
@@ -18,7 +18,7 @@ would otherwise give other numbers, or a crash.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,7 +41,8 @@ MANY_BYTES, HUGE_PAGE = 32 * 2**20, 2 * 2**20
 FIRST_BYTES, OWN_BYTES = 2**15, 1024
 ANEW = "influence gradients --overwrite makes it anew"
 # What a store has beside the columns of its rows.
-FIXED = ("header", "flags", "checksums", "inputs", "summary", "summary_xxh3")
+PER_BLOCK = {"flags": "uint8", "checksums": "uint64", "inputs": "uint64"}
+FIXED = ("header", *PER_BLOCK, "summary", "summary_xxh3")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def row_columns(layout: Layout) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def side_arrays(file: h5py.File) -> list[str]:
     """List the side arrays by name."""
-    return sorted(name for name, data in _data_sets(file) if "xxh3" in data.attrs and name != "header")
+    return sorted(name for name, data in data_sets(file) if "xxh3" in data.attrs and name != "header")
 
 
 def create(
@@ -173,43 +174,6 @@ def _replace(part: Path, path: Path) -> None:
     disk.replace(part, path)
 
 
-def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, dict[str, Any]]:
-    """Lock a store's file, check that it is one, undamaged but for its rows, and open it.
-
-    HDF5 opens it for reading only: nothing that it keeps about the data sets is ever written again.
-
-    Returns:
-        The raw file, which holds the lock, the HDF5 file, and the header.
-
-    Raises:
-        InfluenceError: no such file, not a store, damaged, newer, not permitted, or in use by another process.
-    """
-    try:
-        raw = path.open("r+b" if write else "rb", buffering=0)
-    except FileNotFoundError as error:
-        raise InfluenceError(f"there is no store {path}", "influence gradients makes it") from error
-    except PermissionError as error:
-        hint = "copy it to a place where you may write, and set gradients.store" if write else "whose file is it?"
-        raise InfluenceError(f"{path}: permission denied{' to write' if write else ''}", hint) from error
-    except OSError as error:
-        raise InfluenceError(
-            f"{path} cannot be opened{' for writing' if write else ''}: {error.strerror}",
-            "is its disk there, and may it be written to? gradients.store names another place",
-        ) from error
-    try:
-        lock(raw, path, alone=write)
-        _check_seal(_read_seal(raw), path)
-        # HDF5's own shared lock goes with ours, but not beside the exclusive one.
-        file = h5py.File(path, "r", locking=False) if write else h5py.File(path, "r")
-        return raw, file, _read_header(file, path)
-    except OSError as error:
-        raw.close()
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW) from error
-    except BaseException:
-        raw.close()
-        raise
-
-
 def _lay_out(
     path: Path,
     layout: Layout,
@@ -246,7 +210,7 @@ def _lay_out(
             _reserve(file, "coordinates", (layout.padded, layout.k), layout.dtype)
 
 
-def _data_sets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
+def data_sets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
     """List the data sets of all groups."""
     found: list[tuple[str, h5py.Dataset]] = []
 
@@ -284,71 +248,25 @@ def _seal(raw: BinaryIO, path: Path) -> None:
     """Write the checksum of everything that is neither rows nor side arrays in front of the HDF5 file."""
     with h5py.File(path, "r", locking=False) as file:
         room = at = file.userblock_size
-        data = [data.id for _, data in _data_sets(file)]
+        data = [data.id for _, data in data_sets(file)]
         extents = sorted((own.get_offset(), own.get_storage_size()) for own in data if own.get_storage_size())
     ranges = []
     for start, size in [*extents, (path.stat().st_size, 0)]:
         if start > at:
             ranges.append((at, start))
         at = start + size
-    body = json.dumps({"bytes": path.stat().st_size, "metadata": ranges, "xxh3": _digest(path, ranges)})
+    body = json.dumps({"bytes": path.stat().st_size, "metadata": ranges, "xxh3": digest(path, ranges)})
     text = f"{FORMAT} {VERSION}\n{body}\n{xxhash.xxh3_64_hexdigest(body.encode())}\n".encode()
     if len(text) > room:
         raise ValueError(f"the seal has {len(text)} bytes, its room {room}")
     disk.write_at(raw, 0, np.frombuffer(text.ljust(room, b"\0"), dtype=np.uint8))
 
 
-def _read_seal(raw: BinaryIO) -> bytes:
-    """Read the seal, three lines, padded to its room; no more than the first bytes of a file without one."""
-    seal = raw.read(SEAL_BYTES)
-    while seal.startswith(FORMAT.encode()) and seal.count(b"\n") < 3 and len(seal) < LARGEST_SEAL:
-        more = raw.read(len(seal))
-        if not more:
-            break
-        seal += more
-    return seal
-
-
-def _digest(path: Path, ranges: list[tuple[int, int]]) -> str:
+def digest(path: Path, ranges: Sequence[Sequence[int]]) -> str:
+    """Hash some parts of a file (xxh3)."""
     state = xxhash.xxh3_64()
     with path.open("rb") as raw:
         for start, stop in ranges:
             raw.seek(start)
             state.update(raw.read(stop - start))
     return state.hexdigest()
-
-
-def _check_seal(seal: bytes, path: Path) -> None:
-    kind, _, rest = seal.partition(b"\n")
-    name, _, version = kind.partition(b" ")
-    if name != FORMAT.encode():
-        body, _, digest = rest.partition(b"\n")
-        if digest[:16] == xxhash.xxh3_64_hexdigest(body).encode():
-            raise InfluenceError(f"{path} is damaged: its first bytes have changed", ANEW)
-        if h5py.is_hdf5(path):
-            raise InfluenceError(
-                f"{path} is an HDF5 file, but no influence store", "set gradients.store to another name"
-            )
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
-    if version.isdigit() and int(version) > VERSION:
-        raise InfluenceError(
-            f"{path} is a store of version {int(version)}, this influence reads up to {VERSION}", "update influence"
-        )
-    if len(seal) < SEAL_BYTES:
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
-    body, _, rest = rest.partition(b"\n")
-    if version != str(VERSION).encode() or rest.rstrip(b"\0") != xxhash.xxh3_64_hexdigest(body).encode() + b"\n":
-        raise InfluenceError(f"{path} is damaged: its first {len(seal)} bytes have changed", ANEW)
-    facts = json.loads(body)
-    if path.stat().st_size < facts["bytes"]:
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
-    if _digest(path, facts["metadata"]) != facts["xxh3"]:
-        raise InfluenceError(f"{path} is damaged: what HDF5 keeps about its data sets has changed", ANEW)
-
-
-def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
-    text = file["header"][()].tobytes()
-    if xxhash.xxh3_64_intdigest(text) != int(file["header"].attrs["xxh3"]):
-        raise InfluenceError(f"{path} is damaged: the checksum of its header does not fit", ANEW)
-    header: dict[str, Any] = json.loads(text)
-    return header

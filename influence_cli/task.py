@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from influence_cli.checkpoint import load_weights, read_checkpoint
 from influence_cli.config import Config, DataConfig
 from influence_cli.data import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.image_files import refuse_folder_loops
 from influence_cli.label_files import read_indices, read_labels
 from influence_cli.losses import Loss, load_loss
 from influence_cli.user_code import accepts, call, describe, import_object
@@ -164,7 +166,9 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
     def where(*keys: str) -> str:
         return config.where(name, *(keys or ("dataset",)))
 
-    factory = import_object(section.dataset, config.folder, where())
+    factory, root = import_object(section.dataset, config.folder, where()), section.args.get("root")
+    if _is_folder_of_classes(factory) and isinstance(root, str):
+        refuse_folder_loops(config.folder / root, where())
     source = call(factory, section.args, config.folder, section.dataset, where)
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
         raise InfluenceError(
@@ -198,6 +202,12 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
         if not len(indices):
             raise InfluenceError(f"{where('exclude')}: {section.exclude} leaves no {name} example")
     return replace(split, labels=labels, indices=indices)
+
+
+def _is_folder_of_classes(factory: Any) -> bool:
+    """Say whether this is torchvision's ImageFolder or like it, without importing that for other data sets."""
+    base = getattr(sys.modules.get("torchvision.datasets"), "DatasetFolder", None)
+    return base is not None and isinstance(factory, type) and issubclass(factory, base)
 
 
 def _source_classes(source: Any) -> tuple[str, ...] | None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, quoted
 
 Keys = tuple[str | int, ...]
 MAX_DEPTH = 50
+MAX_DIGITS = 1000
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,25 @@ class Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2's core schema."""
+    """SafeLoader with the scalars of YAML 1.2's core schema, without anchors, tags and deep nesting."""
+
+    name = ""
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse what no config needs before anything is made of it."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        where = f"{self.name}:{event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            raise InfluenceError(f"{where}: anchors and aliases are not supported", "write the values out")
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise InfluenceError(f"{where}: the tag {event.tag} is not supported", "write a plain value")
+        if self.depth > MAX_DEPTH:
+            raise InfluenceError(f"{where}: nested too deeply")
+        self.depth += 1
+        found = super().compose_node(parent, index)
+        self.depth -= 1
+        return found
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (as PyYAML declares it)
 
@@ -79,7 +98,7 @@ def compose(text: str, name: str) -> yaml.Node | None:
     loader: Any = None
     try:
         loader = _Loader(text)
-        _refuse_anchors(text, name)
+        loader.name = name
         found: yaml.Node | None = loader.get_single_node()
         return found
     except yaml.MarkedYAMLError as error:
@@ -101,20 +120,6 @@ def scalar(text: str, name: str) -> Any:
     return None if node is None else _construct(node, (), {}, name)
 
 
-def _refuse_anchors(text: str, name: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        where = f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise InfluenceError(f"{where}: anchors and aliases are not supported", "write the values out")
-        tag = getattr(event, "tag", None)
-        if tag not in (None, "!"):
-            raise InfluenceError(f"{where}: the tag {tag} is not supported", "write a plain value")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise InfluenceError(f"{where}: nested too deeply")
-
-
 def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
@@ -126,7 +131,7 @@ def _construct(node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise InfluenceError(f"{name}:{_line(key_node)}: a key must be a word")
-            key = str(key_node.value)
+            key = _text(key_node, name)
             if key in result:
                 first = lines[(*keys, key)]
                 raise InfluenceError(
@@ -140,14 +145,28 @@ def _construct(node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -
     return _scalar(node, name)
 
 
+def _text(node: yaml.Node, name: str) -> str:
+    """Give a scalar as text that can be written into results: escapes can spell what no text has."""
+    text = str(node.value)
+    if "\0" in text:  # no name, and no path, has one
+        raise InfluenceError(f"{name}:{_line(node)}: a zero byte in {quoted(text)}", "take it out")
+    try:
+        # JSON spells a letter beyond the first 65,536 as two halves, which belong together.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError as error:
+        raise InfluenceError(f"{name}:{_line(node)}: half a letter in {quoted(text)}", "write the letter") from error
+
+
 def _scalar(node: yaml.Node, name: str) -> Any:
-    text, kind = str(node.value), node.tag.rpartition(":")[2]
+    text, kind = _text(node, name), node.tag.rpartition(":")[2]
     if kind == "null":
         return None
     if kind == "bool":
         return text.lower() == "true"
     try:
         if kind == "int":
+            if len(text) > MAX_DIGITS:  # Python itself limits decimal ones, but not those it could not print
+                raise ValueError("too many digits")
             return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
         if kind == "float":
             number = float(

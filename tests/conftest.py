@@ -143,6 +143,20 @@ def project(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "project"))
 
 
+@pytest.fixture(scope="session")
+def small_made(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project of small_project.py, without a store; do not change it."""
+    from small_project import make
+
+    return make(tmp_path_factory.mktemp("small") / "project")
+
+
+@pytest.fixture
+def tiny(small_made: Path, tmp_path: Path) -> Path:
+    """A copy of the project of small_project.py that a test may change."""
+    return Path(shutil.copytree(small_made, tmp_path / "project"))
+
+
 def edit(project: Path, old: str, new: str) -> None:
     """Change a line of a project's config."""
     path = project / "influence.yaml"

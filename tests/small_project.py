@@ -1,17 +1,44 @@
-"""24 images in three classes, and a model whose every command takes a fraction of a second."""
+"""A project so small that a command on it takes a second: 24 images of 8 × 8 in three classes, 51 parameters."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
+from conftest import Command
 from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
 
-# 24 images of 8 × 8 in three classes, 51 parameters, three blocks.
+# Commands in one process, after one that takes the memory which any of them does; then by how many MB its peak grew.
+GROWTH = """
+import json, resource, sys
+from influence_cli.cli import app
+
+
+def run(words):
+    try:
+        app(words)
+    except SystemExit as ended:
+        return ended.code or 0
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+first, *others = json.loads(sys.argv[1])
+assert run(first) == 0
+before = peak()
+codes = [run(words) for words in others]
+print(json.dumps([codes, peak() - before]))
+"""
+# Three blocks.
 N, BLOCK, BLOCKS = 24, 8, 3
 CONFIG = f"""
 model: {{factory: ./model.py:build, checkpoint: model.pt}}
@@ -112,3 +139,25 @@ def flip(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 0x10
     path.write_bytes(content)
+
+
+def refusal(influence: Command, project: Path, *words: object, stdin: str = "") -> str:
+    """Run a command that has to fail, and give its only error line and the hint below it."""
+    done = influence(*words, cwd=project, code=2, stdin=stdin)
+    assert done.out == ""
+    assert "nobody foresaw" not in done.err
+    lines = done.err.splitlines()
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    assert len(lines) <= at + 2, done.err
+    return "\n".join(lines[at:])
+
+
+def growth(project: Path, *commands: list[str]) -> tuple[list[int], int]:
+    """Run commands in a process of their own; give the exit codes of all but the first, and the growth in MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, json.dumps(commands)], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    codes, grown = json.loads(done.stdout.splitlines()[-1])
+    return codes, grown

@@ -24,7 +24,6 @@ from influence_cli.data import (
     file_facts,
     file_input,
     labelled_inputs,
-    open_image,
     raw_image,
     raw_item,
     read_batches,
@@ -33,6 +32,7 @@ from influence_cli.data import (
     to_input,
 )
 from influence_cli.errors import InfluenceError
+from influence_cli.image_files import open_image
 
 WHERE = "influence.yaml:3"
 

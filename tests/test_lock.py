@@ -18,7 +18,7 @@ OWN = PROJECT["project"]["name"]
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 ASKED = {
     "requirements.lock": [*PROJECT["project"]["dependencies"], *(line for extra in EXTRAS.values() for line in extra)],
-    "requirements-tools.lock": PROJECT["dependency-groups"]["tools"],
+    **{f"requirements-{group}.lock": lines for group, lines in PROJECT["dependency-groups"].items()},
 }
 PINNED = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)(?: ; [^\\]+)? \\")
 

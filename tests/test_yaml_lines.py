@@ -58,6 +58,7 @@ SCALARS: list[tuple[str, object]] = [
     ("[]", []),
     ("{}", {}),
     ('{"a":1}', {"a": 1}),
+    ('"\\ud83d\\ude00"', "\U0001f600"),
 ]  # fmt: skip
 
 
@@ -185,6 +186,11 @@ REFUSED = [
     ("a: .NaN\n", 1, ".NaN is not a finite number"),
     ("a: 1e999\n", 1, "1e999 is not a finite number"),
     (f"a: 1\nb: {'9' * 5000}\n", 2, "is not a number that can be used"),
+    (f"a: 1\nb: 0x{'f' * 5000}\n", 2, "is not a number that can be used"),
+    ('a: 1\nb: "x\\0y"\n', 2, "a zero byte in 'x\\x00y'"),
+    ('a: 1\n"b\\0": 2\n', 2, "a zero byte in"),
+    ('a: 1\nb: "\\ud83d"\n', 2, "half a letter in '\\ud83d'"),
+    ('a: 1\n"\\ude00": 2\n', 2, "half a letter in"),
     ("\n- a\n- b\n", 2, "a mapping of keys is expected at the top"),
     ("# c\nhello\n", 2, "a mapping of keys is expected at the top"),
     ("a: 1\nb: " + "[" * 60 + "]" * 60, 2, "nested too deeply"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -212,9 +213,8 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     check_target(options.target, tasks[0].classes)
     if options.attribution is not None:
         check_model(tasks[0], options.attribution)
-    selected = select(
-        tests, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), stdin_lines()
-    )
+    wrong = partial(misclassified, tasks, session.terminal, options.skip)
+    selected = select(tests, tasks[0].test, tasks[0].classes, wrong, stdin_lines())
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )

@@ -1,0 +1,182 @@
+"""What is checked before a store is opened: that it is one, undamaged but for its rows, and has what it says.
+
+The seal comes first, and with it the checksum of all that HDF5 keeps about its data sets. Then the header has to fit
+them, in place and size: a checksum is no signature, and what does not lie in the file is not to be read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+import xxhash
+
+from influence_cli.errors import InfluenceError
+from influence_cli.locks import lock
+from influence_cli.store_file import (
+    ANEW,
+    FORMAT,
+    LARGEST_SEAL,
+    PER_BLOCK,
+    SEAL_BYTES,
+    VERSION,
+    Layout,
+    data_sets,
+    digest,
+    row_columns,
+    side_arrays,
+)
+
+
+def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, dict[str, Any]]:
+    """Lock a store's file, check that it is one, undamaged but for its rows, and open it.
+
+    HDF5 opens it for reading only: nothing that it keeps about the data sets is ever written again.
+
+    Returns:
+        The raw file, which holds the lock, the HDF5 file, and the header.
+
+    Raises:
+        InfluenceError: no such file, not a store, damaged, newer, not permitted, or in use by another process.
+    """
+    try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would wait for a writer
+            raise InfluenceError(f"{path} is no file", "set gradients.store to another place")
+        raw = path.open("r+b" if write else "rb", buffering=0)
+    except FileNotFoundError as error:
+        raise InfluenceError(f"there is no store {path}", "influence gradients makes it") from error
+    except PermissionError as error:
+        hint = "copy it to a place where you may write, and set gradients.store" if write else "whose file is it?"
+        raise InfluenceError(f"{path}: permission denied{' to write' if write else ''}", hint) from error
+    except OSError as error:
+        raise InfluenceError(
+            f"{path} cannot be opened{' for writing' if write else ''}: {error.strerror}",
+            "is its disk there, and may it be written to? gradients.store names another place",
+        ) from error
+    try:
+        lock(raw, path, alone=write)
+        _check_seal(_read_seal(raw), path)
+        # HDF5's own shared lock goes with ours, but not beside the exclusive one.
+        file = h5py.File(path, "r", locking=False) if write else h5py.File(path, "r")
+        return raw, file, _read_header(file, path)
+    except OSError as error:
+        raw.close()
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW) from error
+    except BaseException:
+        raw.close()
+        raise
+
+
+def _read_seal(raw: BinaryIO) -> bytes:
+    """Read the seal, three lines, padded to its room; no more than the first bytes of a file without one."""
+    seal = raw.read(SEAL_BYTES)
+    while seal.startswith(FORMAT.encode()) and seal.count(b"\n") < 3 and len(seal) < LARGEST_SEAL:
+        more = raw.read(len(seal))
+        if not more:
+            break
+        seal += more
+    return seal
+
+
+def _check_seal(seal: bytes, path: Path) -> None:
+    kind, _, rest = seal.partition(b"\n")
+    name, _, version = kind.partition(b" ")
+    if name != FORMAT.encode():
+        body, _, found = rest.partition(b"\n")
+        if found[:16] == xxhash.xxh3_64_hexdigest(body).encode():
+            raise InfluenceError(f"{path} is damaged: its first bytes have changed", ANEW)
+        if h5py.is_hdf5(path):
+            raise InfluenceError(
+                f"{path} is an HDF5 file, but no influence store", "set gradients.store to another name"
+            )
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+    if version.isdigit() and int(version) > VERSION:
+        raise InfluenceError(
+            f"{path} is a store of version {int(version)}, this influence reads up to {VERSION}", "update influence"
+        )
+    if len(seal) < SEAL_BYTES:
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+    body, _, rest = rest.partition(b"\n")
+    if version != str(VERSION).encode() or rest.rstrip(b"\0") != xxhash.xxh3_64_hexdigest(body).encode() + b"\n":
+        raise InfluenceError(f"{path} is damaged: its first {len(seal)} bytes have changed", ANEW)
+    facts, size = _object(body), path.stat().st_size
+    ranges = facts.get("metadata")
+    if not isinstance(facts.get("bytes"), int) or not isinstance(ranges, list) or not _rise(ranges, facts["bytes"]):
+        raise InfluenceError(f"{path} is damaged: its seal says nothing that fits", ANEW)
+    if size < facts["bytes"]:
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+    if digest(path, ranges) != facts.get("xxh3"):
+        raise InfluenceError(f"{path} is damaged: what HDF5 keeps about its data sets has changed", ANEW)
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """Read a JSON object; an empty one of anything else: a checksum is easily made to fit."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _rise(ranges: list[Any], size: int) -> bool:
+    """Say whether these are parts of a file of this size, one after another: they are read into memory."""
+    at = 0
+    for part in ranges:
+        if not (isinstance(part, list) and len(part) == 2 and all(type(place) is int for place in part)):
+            return False
+        start, stop = part
+        if not at <= start <= stop <= size:
+            return False
+        at = stop
+    return True
+
+
+def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
+    """Read the header, and check that the file has what it says: nobody is stopped from writing checksums that fit."""
+    wrong = InfluenceError(f"{path} is damaged: its header and its data sets do not fit", ANEW)
+    try:
+        data = dict(data_sets(file))
+        if not _inside(data["header"], path) or data["header"].dtype != np.uint8:
+            raise wrong
+        text = data["header"][()].tobytes()
+        if xxhash.xxh3_64_intdigest(text) != int(data["header"].attrs["xxh3"]):
+            raise InfluenceError(f"{path} is damaged: the checksum of its header does not fit", ANEW)
+        header = _object(text)
+        layout = Layout(**header["layout"])
+        if not (isinstance(header["fingerprint"], dict) and isinstance(header["facts"], dict) and _possible(layout)):
+            raise wrong
+        expected = row_columns(layout)
+        for name, dtype, shape in (
+            *((name, dtype, (layout.padded, *shape)) for name, (shape, dtype) in expected.items()),
+            *((name, dtype, (layout.blocks,)) for name, dtype in PER_BLOCK.items()),
+            ("summary", "float64", (layout.k + 1,)),
+            ("summary_xxh3", "uint64", (1,)),
+        ):
+            if data[name].shape != shape or data[name].dtype != dtype or not _inside(data[name], path):
+                raise wrong
+        for name in side_arrays(file):
+            if data[name].dtype.kind not in "biuf" or not _inside(data[name], path):
+                raise wrong
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+        raise wrong from error
+    return header
+
+
+def _possible(layout: Layout) -> bool:
+    counts = (layout.n, layout.k, layout.classes, layout.block)
+    return (
+        all(type(count) is int and 0 <= count < 2**48 for count in counts)
+        and min(layout.n, layout.block) > 0
+        and layout.dtype in ("float32", "float16", "int8")
+    )
+
+
+def _inside(data: h5py.Dataset, path: Path) -> bool:
+    """Say whether a data set lies in the file in one piece, as it is mapped and read: none grows as it is read."""
+    size = data.id.get_storage_size()
+    if data.chunks is not None or data.external or data.is_virtual or size != data.nbytes:
+        return False
+    return not size or (data.id.get_offset() or path.stat().st_size) + size <= path.stat().st_size
