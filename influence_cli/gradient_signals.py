@@ -15,7 +15,7 @@ import numpy as np
 from influence_cli.coordinates import squared_norms
 from influence_cli.data import Split, readable_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import empty_facts
+from influence_cli.facts import TrainingFacts, empty_facts
 from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
 from influence_cli.precompute import Prepared
@@ -57,9 +57,16 @@ def self_influences(
 
 
 def harm_to_tests(
-    stores: Sequence[Prepared], inverses: Sequence[Inverse], terminal: Terminal, skip: bool
+    stores: Sequence[Prepared],
+    inverses: Sequence[Inverse],
+    terminal: Terminal,
+    skip: bool,
+    facts: TrainingFacts | None = None,
 ) -> np.ndarray:
-    """Compute −mean influence on the test set of every training example, float64 [n]: above zero it is harmful."""
+    """Compute −mean influence on the test set of every training example, float64 [n]: above zero it is harmful.
+
+    ``facts`` are filled in on the way where nothing is stored.
+    """
     test = stores[0].task.test_split()
     chosen = [Selected(int(index), None, int(test.labels[index])) for index in test.indices]
     size = 8 * min(256, min(prepared.batch for prepared in stores))
@@ -70,7 +77,7 @@ def harm_to_tests(
     with ExitStack() as stack:
         streams = [
             training_products(
-                prepared, removal(inverse.apply(mean), prepared.task.n), None, len(stores), terminal, skip, stack
+                prepared, removal(inverse.apply(mean), prepared.task.n), facts, len(stores), terminal, skip, stack
             )
             for prepared, inverse, mean in zip(stores, inverses, means, strict=True)
         ]

@@ -153,7 +153,7 @@ def label_files(result: Relabelled, labels: Path, exclude: Path) -> list[NewFile
         else:
             # Where the data set has no names of its own, labels are read as numbers.
             names = split.classes or [str(number) for number in range(len(result.classes))]
-            _write_csv(path, result, result.overrides, {"label": [names[label] for label in result.labels]})
+            _write_csv(path, split, result.overrides, {"label": [names[label] for label in result.labels]})
 
     def verify_labels(path: Path) -> None:
         found = read_labels(path, result.own, split.classes, str(labels), split.paths)
@@ -162,24 +162,35 @@ def label_files(result: Relabelled, labels: Path, exclude: Path) -> list[NewFile
                 f"{labels}: class names do not read back from a .csv (two are written alike)", "--labels labels.npy"
             )
 
-    def write_exclude(path: Path) -> None:
+    return [NewFile(labels, write_labels, verify_labels), exclusion_file(exclude, split, result.exclude)]
+
+
+def exclusion_file(file: Path, split: Split, indices: np.ndarray) -> NewFile:
+    """Say what is written for ``train.exclude``, verified by how a config reads it.
+
+    Args:
+        file: a ``.csv`` or a ``.npy`` of positions.
+        split: whose examples they are.
+        indices: int64 [k], rising, positions to leave out.
+    """
+
+    def write(path: Path) -> None:
         if path.suffix == ".npy":
-            np.save(path, result.exclude)
+            np.save(path, indices)
         else:
-            _write_csv(path, result, result.exclude, {})
+            _write_csv(path, split, indices, {})
 
-    def verify_exclude(path: Path) -> None:
-        found = read_indices(path, len(result.own), str(exclude), split.paths)
-        if not np.array_equal(found, result.exclude):
-            raise InfluenceError(f"{exclude}: positions do not read back")
+    def verify(path: Path) -> None:
+        if not np.array_equal(read_indices(path, len(split.labels), str(file), split.paths), indices):
+            raise InfluenceError(f"{file}: positions do not read back")
 
-    return [NewFile(labels, write_labels, verify_labels), NewFile(exclude, write_exclude, verify_exclude)]
+    return NewFile(file, write, verify)
 
 
-def _write_csv(path: Path, result: Relabelled, indices: np.ndarray, columns: dict[str, list[str]]) -> None:
-    named = ["path"] if result.split.paths is not None else []
+def _write_csv(path: Path, split: Split, indices: np.ndarray, columns: dict[str, list[str]]) -> None:
+    named = ["path"] if split.paths is not None else []
     rows = (
-        {"index": index, "path": result.split.path(index), **{name: values[index] for name, values in columns.items()}}
+        {"index": index, "path": split.path(index), **{name: values[index] for name, values in columns.items()}}
         for index in indices.tolist()
     )
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:

@@ -36,7 +36,7 @@ FORM = "train(model, data, *, l2, seed, progress)"
 # What verify gives; the rest of a training function's keywords are the config's.
 OURS = ("l2", "seed", "progress")
 # What the seeds are for, so that no two kinds of them are alike.
-HALVES, ON_HALVES, WITHOUT, CHOSEN = 1, 2, 3, 4
+HALVES, ON_HALVES, WITHOUT, CHOSEN, KEPT = 1, 2, 3, 4, 5
 # Of the free memory, what inputs may take that every retraining reads.
 HELD_SHARE = 0.5
 BATCH = 256

@@ -1,0 +1,176 @@
+"""`influence select`: which training images the test set can do without, and what training without them comes to.
+
+The usefulness of a training example is its mean influence on the test examples: what their mean loss rises by if it is
+removed. The least useful go first; below zero, removing helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import xxhash
+
+from influence_cli.config import Config
+from influence_cli.data import take
+from influence_cli.errors import InfluenceError
+from influence_cli.retrain import (
+    CHOSEN,
+    KEPT,
+    MEANING,
+    check_whole,
+    example_losses,
+    fresh_model,
+    made_of,
+    make_again,
+    retrained_folder,
+    seed_of,
+    take_pairs,
+    train,
+)
+from influence_cli.retrain_files import Arrays, Job, do_all, open_folder
+from influence_cli.task import Task, logits_of
+from influence_cli.terminal import Terminal
+
+# What the examples to leave out are chosen by; nothing is left out under ``all``.
+BY = ("influence", "loss", "random")
+EVERYTHING = "all"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Test accuracy after training on what one way to choose keeps.
+
+    Attributes:
+        by: the way.
+        examples: how many are kept.
+        accuracies: float64 [repeats], a training each; the same seeds for every way.
+        losses: float64 [repeats], the mean loss of the test examples, in its units.
+    """
+
+    by: str
+    examples: int
+    accuracies: np.ndarray
+    losses: np.ndarray
+
+
+def kept_rows(least_useful_first: np.ndarray, keep: float) -> np.ndarray:
+    """Leave out the first 1 − keep of an order of all n rows.
+
+    Returns:
+        The other rows, rising; their number is keep · n, rounded to the nearest.
+
+    Raises:
+        InfluenceError: none would be kept, or none left out.
+    """
+    n = len(least_useful_first)
+    count = round(keep * n)
+    if not 0 < count < n:
+        raise InfluenceError(
+            f"--keep {keep:g} of {n:,} training examples keeps {'none' if count == 0 else 'all'}",
+            "a share that leaves some in and some out, such as --keep 0.8",
+        )
+    return np.sort(least_useful_first[n - count :])
+
+
+def order_by(by: str, usefulness: np.ndarray, losses: np.ndarray, seed: int) -> np.ndarray:
+    """Order the training examples, what is left out first; ties by position.
+
+    Args:
+        by: ``influence``: the least useful; ``loss``: the largest loss; ``random``.
+        usefulness: mean influence on the test examples [n].
+        losses: of the training examples [n].
+        seed: of ``random``.
+    """
+    if by == "random":
+        return np.random.default_rng(seed).permutation(len(losses))
+    return np.argsort(usefulness if by == "influence" else -losses, kind="stable")
+
+
+def split_tests(task: Task, seed: int) -> tuple[Task, Task]:
+    """Divide the test set at random into halves: one to choose by, one to measure on.
+
+    Accuracy on the examples that the choice was made by would flatter it.
+
+    Raises:
+        InfluenceError: fewer than two test examples.
+    """
+    test = task.test_split()
+    if len(test) < 2:
+        raise InfluenceError("--retrain needs at least two test examples: one to choose by, one to measure on")
+    order = np.random.default_rng(seed_of(seed, CHOSEN)).permutation(len(test))
+    halves = [np.sort(test.indices[part]) for part in np.array_split(order, 2)]
+    first, second = (replace(task, test=take(test, part)) for part in halves)
+    return first, second
+
+
+def retrain_kept(
+    config: Config, task: Task, orders: Callable[[str, int], np.ndarray], keep: float, repeats: int, terminal: Terminal
+) -> list[Kept]:
+    """Train from scratch on all examples and on what each way to choose keeps, and measure the test accuracy.
+
+    Args:
+        config: names the training function.
+        task: its test examples are those to measure on.
+        orders: the order of the training rows, by way and repeat.
+        keep: share to keep.
+        repeats: trainings of each, with seeds of their own.
+        terminal: progress.
+
+    Raises:
+        InfluenceError: no training function, one that fails, or a training set of which only a part is listed.
+    """
+    check_whole(task)
+    again = make_again(config, task)
+    kept = {
+        (by, repeat): np.arange(len(task.train)) if by == EVERYTHING else kept_rows(orders(by, repeat), keep)
+        for by in (EVERYTHING, *BY)
+        for repeat in range(repeats)
+    }
+    digest = xxhash.xxh3_64_hexdigest(np.concatenate(list(kept.values())).tobytes())
+    folder = retrained_folder(config) / f"kept-{digest[:8]}"
+    open_folder(folder, made_of(config, task), MEANING)
+    jobs = {Job(f"{by}_{repeat}", number): (by, repeat) for number, (by, repeat) in enumerate(kept, start=1)}
+
+    def run_one(job: Job, progress: Callable[[float], None]) -> Arrays:
+        by, repeat = jobs[job]
+        seed, rows = seed_of(config.seed, KEPT, repeat), kept[by, repeat]
+        trained = train(
+            again.training,
+            fresh_model(config, seed, task.device),
+            take_pairs(again.pairs, rows),
+            l2=task.l2,
+            seed=seed,
+            what=f"what {by} keeps, repeat {repeat} (seed {seed}, {len(rows):,} examples)",
+            progress=lambda done, total: progress(done / max(total, 1)),
+        )
+        right = []
+        for batch in again.tests:
+            with torch.no_grad():
+                outputs = logits_of(trained(batch.inputs.to(task.device))).cpu()
+            right.append((outputs.argmax(dim=1) == batch.targets).numpy())
+        losses = example_losses(task, trained, again.tests, task.test_split(), f"what {by} keeps, repeat {repeat}")
+        return {"right": np.concatenate(right), "losses": losses}
+
+    found = dict(zip(kept, do_all(folder, list(jobs), run_one, terminal, "retraining on what is kept"), strict=True))
+    return [
+        Kept(
+            by,
+            len(kept[by, 0]),
+            np.array([found[by, repeat]["right"].mean() for repeat in range(repeats)]),
+            np.array([found[by, repeat]["losses"].mean() for repeat in range(repeats)]),
+        )
+        for by in (EVERYTHING, *BY)
+    ]
+
+
+def compare_kept(found: Sequence[Kept]) -> str:
+    """Say in one sentence what leaving out by influence comes to, beside the other ways."""
+    means = {own.by: 100 * float(own.accuracies.mean()) for own in found}
+    losses = {own.by: float(own.losses.mean()) for own in found}
+    best = max(BY, key=lambda by: means[by])
+    rest = ", ".join(f"{by} {means[by]:.1f}% (loss {losses[by]:.3f})" for by in (EVERYTHING, *BY))
+    lead = "influence chooses best here" if best == "influence" else f"{best} chooses better than influence here"
+    return f"{lead}: test accuracy {rest}"
