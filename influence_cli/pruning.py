@@ -75,18 +75,26 @@ def kept_rows(least_useful_first: np.ndarray, keep: float) -> np.ndarray:
     return np.sort(least_useful_first[n - count :])
 
 
-def order_by(by: str, usefulness: np.ndarray, losses: np.ndarray, seed: int) -> np.ndarray:
-    """Order the training examples, what is left out first; ties by position.
+def order_by(by: str, usefulness: np.ndarray, losses: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Order the training examples, what is left out first, so that every class loses the same share; ties by position.
+
+    Without that one class would lose most: the mean test gradient leans on classes, and the effects of many removals
+    from one class do not add up as those of single ones.
 
     Args:
         by: ``influence``: the least useful; ``loss``: the largest loss; ``random``.
         usefulness: mean influence on the test examples [n].
         losses: of the training examples [n].
+        labels: int64 [n].
         seed: of ``random``.
     """
-    if by == "random":
-        return np.random.default_rng(seed).permutation(len(losses))
-    return np.argsort(usefulness if by == "influence" else -losses, kind="stable")
+    draws = np.random.default_rng(seed).random(len(losses))
+    value = {"influence": usefulness, "loss": -losses, "random": draws}[by]
+    share = np.empty(len(labels))
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        share[own[np.argsort(value[own], kind="stable")]] = (np.arange(len(own)) + 0.5) / len(own)
+    return np.lexsort((value, share))
 
 
 def split_tests(task: Task, seed: int) -> tuple[Task, Task]:

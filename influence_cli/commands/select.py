@@ -66,8 +66,9 @@ def command(
 ) -> None:
     """Leave out the training images that are least useful to the test set: an exclusion file for the config.
 
-    Useful is what the test examples' mean loss would rise by without it: the mean influence on them. The rows are what
-    is left out, the least useful first; below zero, removing helps. What train.exclude names already stays out.
+    Useful is what the test examples' mean loss would rise by without it: the mean influence on them; below zero,
+    removing helps. Every class loses the same share, and the rows are what is left out, the least useful of their class
+    first. What train.exclude names already stays out.
 
     --retrain trains from scratch on all, and on what influence, loss and chance keep, by the function that training:
     names. One half of the test set, drawn at random, is what influence is measured on there, the other what accuracy
@@ -114,7 +115,7 @@ def _write(
 
     split, say = tasks[0].train, session.terminal.say
     usefulness, losses = _usefulness(session, tasks, on_the_fly=on_the_fly, skip=skip)
-    order = order_by(by, usefulness, losses, session.config.seed)
+    order = order_by(by, usefulness, losses, split.labels[split.indices], session.config.seed)
     kept = split.indices[kept_rows(order, keep)]
     left_out = np.setdiff1d(np.arange(len(split.labels)), kept)
     write_together([exclusion_file(path, split, left_out)])
@@ -177,10 +178,11 @@ def _retrain(session: Session, tasks: list[Task], keep: float, repeats: int, *, 
         f"chosen by {len(chosen):,} test examples, accuracy measured on the {len(measured.test_split()):,} others"
     )
     usefulness, losses = _usefulness(session, [first for first, _ in halves], on_the_fly=on_the_fly, skip=skip)
+    labels = tasks[0].train.labels[tasks[0].train.indices]
     found = retrain_kept(
         session.config,
         measured,
-        lambda by, repeat: order_by(by, usefulness, losses, seed + repeat),
+        lambda by, repeat: order_by(by, usefulness, losses, labels, seed + repeat),
         keep,
         repeats,
         session.terminal,
