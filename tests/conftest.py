@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -221,10 +222,18 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """The whole demo, run once as a user would; do not change it."""
-    folder = tmp_path_factory.mktemp("demo")
-    done = run_influence("demo", "project", cwd=folder)
-    return Demo(folder / "project", done.stdout, done.stderr)
+    """The whole demo, run once as a user would, by one of the processes that test at a time; do not change it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "demo"
+    folder.mkdir(exist_ok=True)
+    out, err = folder / "out", folder / "err"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not err.exists():
+            done = run_influence("demo", "project", cwd=folder)
+            out.write_text(done.stdout)
+            err.write_text(done.stderr)
+    return Demo(folder / "project", out.read_text(), err.read_text())
 
 
 @pytest.fixture(scope="session")

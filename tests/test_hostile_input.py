@@ -295,7 +295,7 @@ def test_a_class_with_one_image_is_ranked_and_named_where_that_is_too_few(influe
 @pytest.mark.parametrize("method", METHODS)
 def test_one_training_image_gives_numbers(influence: Command, tiny: Path, method: str) -> None:
     keep(tiny, "b/001")
-    words = ("-s", f"curvature.method={method}")
+    words = ("-s", f"curvature.method={method}", "-s", "curvature.max_iterations=2000")
     influence("check", *words, cwd=tiny)
     influence("gradients", *words, cwd=tiny)
     assert len(rows_of(influence("rank", 0, 1, *words, "-o", "r.json", cwd=tiny))) == 0
