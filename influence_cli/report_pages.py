@@ -76,12 +76,12 @@ def rank_page(
                     Row(
                         "Most helpful",
                         "removing one of these would raise the loss",
-                        _cards(prepared, facts, found.helpful[:shown], found.helpful_values, "helpful"),
+                        training_cards(prepared, facts, found.helpful[:shown], found.helpful_values, "helpful"),
                     ),
                     Row(
                         "Most harmful",
                         "removing one of these would lower the loss",
-                        _cards(prepared, facts, found.harmful[:shown], found.harmful_values, "harmful"),
+                        training_cards(prepared, facts, found.harmful[:shown], found.harmful_values, "harmful"),
                     ),
                 ),
                 bars=class_bars("Which labels it comes from", "sums over all training examples", own, labels, classes),
@@ -140,9 +140,10 @@ def _class_table(values: np.ndarray, labels: np.ndarray, classes: Sequence[str])
     return Table("Training examples by label", columns, tuple(rows), note)
 
 
-def _cards(
+def training_cards(
     prepared: Prepared, facts: TrainingFacts, order: np.ndarray, values: np.ndarray, tone: str
 ) -> tuple[Card, ...]:
+    """Give the cards of training images with their influence."""
     split, classes = prepared.task.train, prepared.task.classes
     cards = []
     for row, value in zip(order, values, strict=False):

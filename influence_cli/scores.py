@@ -78,6 +78,16 @@ def effect(value: float) -> str:
     return "helpful" if value > 0 else "harmful" if value < 0 else "neither"
 
 
+def harmful_part(values: np.ndarray) -> np.ndarray:
+    """Give what of influence is harmful: the values below zero, 0 for the others (and for NaN, which takes no part)."""
+    return np.where(values < 0, values, 0)
+
+
+def most_harmful_first(values: np.ndarray) -> np.ndarray:
+    """Order by influence, the most harmful first, ties by position; NaN comes last."""
+    return np.argsort(values, kind="stable")
+
+
 @dataclass(frozen=True)
 class Strongest:
     """The training examples of strongest effect on one test example, strongest first.
