@@ -52,12 +52,12 @@ def groups_page(
         Row(
             f"Most harmful of {what}",
             "removing one of these would lower the loss",
-            training_cards(stores[0], facts, own.harmful, own.harmful_values, "harmful"),
+            training_cards(stores[0], facts, own, "harmful", images),
         ),
         Row(
             f"Most helpful of {what}",
             "removing one of these would raise the loss",
-            training_cards(stores[0], facts, own.helpful, own.helpful_values, "helpful"),
+            training_cards(stores[0], facts, own, "helpful", images),
         ),
     )
     bars = class_bars("Which groups it comes from", "sums over all training examples", values, members, names)

@@ -35,6 +35,7 @@ def training_products(
     terminal: Terminal,
     skip: bool,
     stack: ExitStack,
+    norms: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Piece]:
     """Multiply vectors of coordinates [m, k] with all training gradients, from the store or on the fly: pieces [m, b].
 
@@ -46,19 +47,31 @@ def training_products(
         terminal: progress, skipped examples.
         skip: go on without examples that cannot be read.
         stack: keeps the progress of a scan on show until it is left.
+        norms: rows [b, k] to norms [b], which come as the last row of a piece [m + 1, b]; from a store only.
     """
     task = prepared.task
     if prepared.on_the_fly:
+        if norms is not None:
+            raise ValueError("norms are those of stored rows")
         return direct_products(prepared, left, facts or empty_facts(task), share, terminal, skip)
     advance = stack.enter_context(terminal.progress(len(task.train), f"scanning {prepared.path.name}"))
-    return stored_products(prepared, left, advance)
+    return stored_products(prepared, left, advance, norms)
 
 
-def stored_products(prepared: Prepared, left: Tensor, advance: Advance) -> Iterator[Piece]:
-    """Multiply vectors of coordinates [m, k] with all rows of a store: pieces [m, b], the checksums verified."""
+def stored_products(
+    prepared: Prepared, left: Tensor, advance: Advance, norms: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[Piece]:
+    """Multiply vectors of coordinates [m, k] with all rows of a store: pieces [m, b], the checksums verified.
+
+    With ``norms`` their norms [b] are the last row of each piece.
+    """
 
     def work(where: slice, block: np.ndarray) -> Piece:
-        return where, (left @ torch.from_numpy(block).to(left.device).T).cpu().numpy()
+        rows = torch.from_numpy(block).to(left.device)
+        values = left @ rows.T
+        if norms is not None:
+            values = torch.cat([values, norms(rows)[None]])
+        return where, values.cpu().numpy()
 
     return stored_pieces(prepared, work, advance)
 

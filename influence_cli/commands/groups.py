@@ -262,19 +262,16 @@ def group_rows(
     actual: dict[int, np.ndarray],
 ) -> Iterator[dict[str, object]]:
     """Give the rows: a group each, the most harmful first; of every test example, or of their mean."""
+    from influence_cli.commands.rank import test_columns
     from influence_cli.scores import effect
 
-    classes = prepared.task.classes
     for number in range(len(found.tests)) if each else (None,):
         test = None if number is None else found.tests[number]
         sums = found.total() if number is None else found.on(number)
         for rank, group in enumerate(sums.order[:count].tolist(), start=1):
             changes = actual.get(group)
             yield {
-                "test": test.index if test else None,
-                "test_path": test.path if test else None,
-                "test_label": classes[test.label] if test and test.label is not None else None,
-                "test_predicted": classes[test.predicted] if test else None,
+                **test_columns(prepared.task.classes, test),
                 "effect": effect(sums.influence[group]),
                 "rank": rank,
                 "group": found.grouping.names[group],
