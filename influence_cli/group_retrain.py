@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from torch import Tensor
 
 from influence_cli.config import Config
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts
 from influence_cli.group_files import Grouping
-from influence_cli.loo import AtMinimum, Omission, at_minimum, check_trainable, is_convex, one_task, trained_changes
-from influence_cli.newton import Outputs, Problem, losses_under, minimise
+from influence_cli.loo import Omission, at_minimum, check_trainable, is_convex, one_task, trained_changes
+from influence_cli.newton import losses_under, without_groups
 from influence_cli.precompute import Prepared
 from influence_cli.selection import Selected
 from influence_cli.terminal import Terminal
@@ -67,12 +66,13 @@ def leave_groups_out(
     rows = [np.flatnonzero(grouping.members == group) for group in groups]
     names = [grouping.names[group] for group in groups]
     if is_convex(prepared):
-        found, changes = at_minimum(prepared, selected, tests, terminal, run), []
+        found = at_minimum(prepared, selected, tests, terminal, run)
+        device = found.w.device
         with terminal.progress(len(rows), WHAT) as advance:
-            for name, own in zip(names, rows, strict=True):
-                changes.append(newton_change(found, own, name).cpu().numpy())
-                advance(1)
-        return np.array(changes)
+            left_out = [torch.from_numpy(own).to(device) for own in rows]
+            ws = without_groups(found.problem, found.w, left_out, names, advance)
+        both = [losses_under(found.problem, w, found.tests) for w in (ws, found.w[None])]
+        return (both[0] - both[1]).cpu().numpy()
     # Named by who is left out: another column with the same members goes by the same training.
     hashes = [xxhash.xxh3_64_intdigest(own.astype(np.int64).tobytes()) for own in rows]
     omissions = [
@@ -80,23 +80,3 @@ def leave_groups_out(
         for name, own, digest in zip(names, rows, hashes, strict=True)
     ]
     return trained_changes(config, prepared.task, tests, omissions, repeats, terminal, WHAT)
-
-
-def newton_change(found: AtMinimum, rows: np.ndarray, name: str) -> Tensor:
-    """Minimise (1/n) Σ_{j not in the group} ℓ + l2/2 ‖W‖² with the same n, and give the rise of each test loss [m].
-
-    Raises:
-        InfluenceError: without the group there is no minimum.
-    """
-    problem = found.problem
-    kept = torch.ones(problem.n, dtype=torch.bool)
-    kept[torch.from_numpy(rows)] = False
-    own = Outputs(*(part[kept.to(part.device)] for part in vars(problem.examples).values()))
-    # The objective of those that are left, over their number, has the same minimum with l2·n/(their number).
-    part = Problem(own, problem.loss, problem.l2 * problem.n / own.targets.shape[0])
-    try:
-        w, _, _ = minimise(part, found.w)
-    except InfluenceError as error:
-        raise InfluenceError(f"--retrain without the group {name}: {error.message}", error.hint) from error
-    change = losses_under(problem, torch.stack([w, found.w]), found.tests)
-    return change[0] - change[1]

@@ -7,7 +7,8 @@ which example explains this prediction *for what it changes elsewhere* (Barshan,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,16 +43,31 @@ def check_normalise(kind: str, method: str) -> None:
         )
 
 
-def norms(kind: str, inverse: Inverse) -> Callable[[Tensor], Tensor]:
-    """Give the function from coordinates of gradients [b, k] to the norms [b] that the scores are divided by."""
-    if kind == "relatif":
-        return lambda rows: change_in_parameters(inverse.apply(rows))
-    return lambda rows: change_in_loss(inverse.apply(rows), rows)
+@dataclass(frozen=True)
+class Norms:
+    """What the influence of a training example is divided by, under one checkpoint.
+
+    Attributes:
+        kind: of ``--normalise``.
+        inverse: of the checkpoint's curvature.
+    """
+
+    kind: str
+    inverse: Inverse
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """Compute the norms [b] from coordinates of gradients [b, k]."""
+        solved = self.inverse.apply(rows)
+        return change_in_parameters(solved) if self.kind == "relatif" else change_in_loss(solved, rows)
+
+    def weights(self, inverses: Sequence[Tensor]) -> list[Tensor]:
+        """Give the weights w of which a norm is √(Σⱼ wⱼ c_ij²), from 1/(Λ + l2 + λ)."""
+        return [own.square() if self.kind == "relatif" else own for own in inverses]
 
 
 def test_norms(kind: str, inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> Tensor | None:
     """Give √(g_testᵀ(H + λI)⁻¹g_test) [m] for ``cosine``, mean of the checkpoints; None for the others."""
     if kind != "cosine":
         return None
-    own = [norms(kind, inverse)(rows) for inverse, rows in zip(inverses, gradients, strict=True)]
+    own = [Norms(kind, inverse).of_rows(rows) for inverse, rows in zip(inverses, gradients, strict=True)]
     return torch.stack([each.cpu() for each in own]).mean(dim=0)

@@ -24,7 +24,7 @@ from influence_cli.inverse import Inverse, make_inverse
 from influence_cli.iterative import Limits
 from influence_cli.memory import available_bytes
 from influence_cli.metrics import pearson
-from influence_cli.normalise import NONE, norms, test_norms
+from influence_cli.normalise import NONE, Norms, test_norms
 from influence_cli.precompute import Prepared
 from influence_cli.scores import Running, Strongest, influence, relative, removal, require_finite
 from influence_cli.selection import Selected
@@ -243,7 +243,7 @@ def _strongest(
         streams = []
         for prepared, inverse, own in zip(stores, inverses, gradients, strict=True):
             left = torch.cat([removal(inverse.apply(own), prepared.task.n), own[:plain]])
-            own_norms = None if normalise == NONE else norms(normalise, inverse)
+            own_norms = None if normalise == NONE else Norms(normalise, inverse)
             streams.append(training_products(prepared, left, first, len(stores), terminal, skip, stack, own_norms))
         for where, values in averaged(streams):
             scores, others = values[:m], values[m : m + plain]

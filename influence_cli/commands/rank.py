@@ -154,10 +154,10 @@ def command(
         )
     if damping_sweep and (train is not None or on_the_fly):
         raise InfluenceError("--damping-sweep goes with neither --train nor --on-the-fly", "leave one of them out")
-    if normalise != "none" and (train is not None or on_the_fly or damping_sweep):
+    if normalise != "none" and (train is not None or damping_sweep):
         raise InfluenceError(
-            "--normalise goes with none of --train (of one training example, whose norm is always the same), "
-            "--on-the-fly (the norms are those of stored rows) and --damping-sweep",
+            "--normalise goes neither with --train (of one training example, whose norm is always the same) nor with "
+            "--damping-sweep",
             "leave one of them out",
         )
     check_plot(plot)
