@@ -8,7 +8,7 @@ are the sums, a number a test example and group, and the mean over the test exam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -237,9 +237,16 @@ def verdict(found: GroupInfluence, doubt: Doubt, unit: str) -> str:
             f"influence {total.share[most]:.0%} comes from {names[most]}"
         )
     loss = "its loss" if count == 1 else "their mean loss"
+    now, less = float(np.mean([test.loss for test in found.tests])), -float(total.influence[worst])
+    # A loss falls to zero at most: removing so many examples is no small step.
+    beyond = (
+        f" (it is {now:.3g} now: so large a group is beyond first order, the order tells)"
+        if unit and less > now
+        else ""
+    )
     facts = (
-        f"without its {total.examples[worst]:,} examples {loss} would be about {-total.influence[worst]:.3g}{unit} "
-        f"lower, and {total.share[worst]:.0%} of all harmful influence is theirs"
+        f"without its {total.examples[worst]:,} examples {loss} would be about {less:.3g}{unit} lower{beyond}, and "
+        f"{total.share[worst]:.0%} of all harmful influence is theirs"
     )
     reasons = _reasons(doubt, worst, names)
     if reasons:
@@ -249,6 +256,25 @@ def verdict(found: GroupInfluence, doubt: Doubt, unit: str) -> str:
     return (
         f"{names[worst]} drives {what}: {facts}; it comes first in {doubt.first[worst]:.0%} of 1,000 bootstrap samples "
         "of the test examples"
+    )
+
+
+def retrained(found: GroupInfluence, actual: Mapping[int, np.ndarray]) -> str:
+    """Say which group retraining finds the most harmful, and whether that is the one of the estimate.
+
+    Args:
+        found: the sums.
+        actual: the rise of each test loss without a group, by group.
+    """
+    names, worst = found.grouping.names, int(found.total().order[0])
+    mean = {group: float(changes.mean()) for group, changes in actual.items()}
+    really = min(mean, key=lambda group: mean[group])
+    if really == worst:
+        return f"retraining agrees: without {names[worst]} the mean loss changes by {mean[worst]:+.3g}"
+    rest = f", without {names[worst]} by {mean[worst]:+.3g}" if worst in mean else ""
+    return (
+        f"retraining disagrees: without {names[really]} the mean loss changes by {mean[really]:+.3g}{rest}; removing a "
+        "group that is large, or of examples like no others, is more than a first-order step: go by the column actual"
     )
 
 

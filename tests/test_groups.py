@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 
 from influence_cli import facts
 from influence_cli.group_files import Grouping
-from influence_cli.groups import GroupSink
+from influence_cli.groups import Doubt, GroupInfluence, GroupSink, retrained, verdict
 from influence_cli.metrics import bootstrap_means, least_by_chance, pearson, slope
 
 COLUMNS = [
@@ -372,6 +372,8 @@ def test_the_group_that_drives_the_errors_is_named(influence: Command, project: 
     assert run["verdict"] == sentence
     assert run["groups"] == {"by": "site", "groups": 5, "test_examples": 80, "worst_by_chance": 0.0}
     assert run["retrain"]["r"] > 0.9
+    assert run["retrain"]["verdict"] in done.err
+    assert "retraining agrees: without bad the mean loss changes by -" in done.err
     page = (project / "g.html").read_text()
     assert "Most harmful of site: bad" in page
     assert "good 3" in page
@@ -392,6 +394,17 @@ def test_what_is_not_clear_is_said(influence: Command, project: Path) -> None:
     assert "of random groups of these sizes the worst is as harmful in" in alone
     assert "drives" not in alone
     assert "no group as a whole is harmful to" in influence("groups", 6, *words, cwd=project).err
+
+
+def test_where_retraining_finds_another_group_that_is_said() -> None:
+    test = facts.TestFacts(0, None, 0, 0, 0, 1.0, 1.0, 1.0)
+    sums = np.array([[-2.0, -0.5, 1.0]])
+    found = GroupInfluence(Grouping("site", ("a", "b", "c"), np.arange(3)), [test], sums, sums, sums[0])
+    assert retrained(found, {0: np.array([-0.3]), 1: np.array([-0.1])}).startswith("retraining agrees: without a ")
+    said = retrained(found, {0: np.array([0.1]), 1: np.array([-0.2])})
+    assert said.startswith("retraining disagrees: without b the mean loss changes by -0.2, without a by +0.1; ")
+    beyond = verdict(found, Doubt(None, None, 0.0), " nats")
+    assert "2 nats lower (it is 1 now: so large a group is beyond first order" in beyond
 
 
 def test_bootstrap_draws_rows_and_chance_deals_values() -> None:

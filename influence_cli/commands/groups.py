@@ -166,7 +166,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.facts import misclassified
     from influence_cli.group_files import group_by_class, read_groups
     from influence_cli.group_retrain import check_retrain
-    from influence_cli.groups import group_influence, labelled, verdict
+    from influence_cli.groups import group_influence, labelled, retrained, verdict
     from influence_cli.label_files import class_number
     from influence_cli.precompute import prepare_all
     from influence_cli.rank import training_facts
@@ -212,9 +212,14 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     }
     sentence = verdict(found, doubt, "" if stores[0].choice.method == "identity" else " nats")
     session.run["verdict"] = sentence
+    truth = retrained(found, actual) if actual else ""
+    if truth:
+        session.run["retrain"] |= {"verdict": truth}
     columns = (*COLUMNS, "actual") if options.retrain else COLUMNS
     emit(session, group_rows(stores[0], found, doubt.first, options.each, options.count, actual), columns)
     session.terminal.say(sentence)
+    if truth:
+        session.terminal.say(truth)
     if options.report is not None:
         from influence_cli.report.html import write_page
         from influence_cli.report_groups import groups_page
@@ -245,12 +250,19 @@ def _retrain(
         terminal=session.terminal,
         run=session.run,
     )
+    session.run["retrain"] = {"groups": len(shown)}
     if len(shown) > 2:
         estimated, actual = found.sums[:, shown].mean(axis=0), changes.mean(axis=1)
         r, b = pearson(estimated, actual), slope(estimated, actual)
-        session.run["retrain"] = {"groups": len(shown), "r": r, "slope": b}
+        session.run["retrain"] |= {"r": _finite(r), "slope": _finite(b)}
         session.terminal.say(f"estimated and actual effect of {len(shown):,} groups: r = {r:.3f}, slope {b:.2f}")
     return dict(zip(shown, changes, strict=True))
+
+
+def _finite(value: float) -> float | None:
+    import math
+
+    return value if math.isfinite(value) else None
 
 
 def group_rows(
