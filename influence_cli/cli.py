@@ -14,7 +14,19 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from influence_cli import __version__
-from influence_cli.commands import check, compare, demo, gradients, init, mislabels, rank, relabel, select, verify
+from influence_cli.commands import (
+    check,
+    compare,
+    demo,
+    gradients,
+    groups,
+    init,
+    mislabels,
+    rank,
+    relabel,
+    select,
+    verify,
+)
 from influence_cli.errors import InfluenceError, Stopped, one_line
 from influence_cli.standard_streams import discard_stdout, open_missing, settle_stdout
 from influence_cli.terminal import Terminal
@@ -154,6 +166,7 @@ for _name, _module in (
     ("check", check),
     ("gradients", gradients),
     ("rank", rank),
+    ("groups", groups),
     ("mislabels", mislabels),
     ("relabel", relabel),
     ("compare", compare),

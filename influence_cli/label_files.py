@@ -52,16 +52,20 @@ class Table:
 
     def indices(self, name: str, length: int, paths: Sequence[str] | None = None) -> np.ndarray:
         """Read a column of positions in a data set; where its files are given, the column ``path`` has to agree."""
-        moved = _path_check(self, paths)
+        moved = path_check(self, paths)
         found = []
         for row in range(len(self.lines)):
             found.append(self.index(name, row, length))
             moved(row, found[-1])
         return np.array(found, dtype=np.int64)
 
+    def whole_number(self, name: str, row: int) -> int:
+        """Read one cell that has to be a whole number."""
+        return _whole_number(self.columns[name][row], self.at(row))
+
     def index(self, name: str, row: int, length: int, hint: str = "") -> int:
         """Read one position in a data set; ``hint`` is for one that it does not have."""
-        index = _whole_number(self.columns[name][row], self.at(row))
+        index = self.whole_number(name, row)
         if not 0 <= index < length:
             raise InfluenceError(f"{self.at(row)}names the index {index}; the data set has 0 to {length - 1}", hint)
         return index
@@ -136,7 +140,7 @@ def read_labels(
             result[indices] = given
             return _known(result, classes, path, where)
         if len(given) == len(labels):
-            moved = _path_check(found, paths)
+            moved = path_check(found, paths)
             for row in range(len(labels)):
                 moved(row, row)
     else:
@@ -204,7 +208,7 @@ def _refuse_repeats(table: Table, indices: np.ndarray) -> None:
         seen.add(index)
 
 
-def _path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int], None]:
+def path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int], None]:
     """Make the function that refuses a row and its position where another file is there now.
 
     Paths count from the folder that all files lie in, so that a project that is moved as a whole stays the same.

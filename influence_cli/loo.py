@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from influence_cli.config import Config
 from influence_cli.curvature.explicit import MAX_PARAMETERS
@@ -22,7 +23,16 @@ from influence_cli.facts import TestFacts, TrainingFacts
 from influence_cli.fingerprint import weights_hash
 from influence_cli.kept_influence import KeptInfluence
 from influence_cli.metrics import intercept, pearson, slope
-from influence_cli.newton import losses_under, make_problem, minimise, outputs_of, start_of, without_each
+from influence_cli.newton import (
+    Outputs,
+    Problem,
+    losses_under,
+    make_problem,
+    minimise,
+    outputs_of,
+    start_of,
+    without_each,
+)
 from influence_cli.precompute import Prepared
 from influence_cli.rank import rank_training, training_facts
 from influence_cli.retrain import (
@@ -102,19 +112,14 @@ def leave_one_out(
         InfluenceError: K is larger than the training set, several checkpoints, or a training that fails.
     """
     run = {} if run is None else run
-    task = _one_task([prepared.task for prepared in stores])
+    task = one_task([prepared.task for prepared in stores], "--loo")
     prepared, n = stores[0], len(task.train)
     if not 1 <= count < n:
         hint = f"give a number from 1 to {n - 1}" if n > 1 else "two are needed, to train without one of them"
         raise InfluenceError(f"--loo {count}: there {'is' if n == 1 else 'are'} {counted(n, 'training example')}", hint)
     convex = is_convex(prepared)
     if not convex:
-        load_training(config)  # a mistake in it is told before any work
-        if any(item.file is not None for item in selected):
-            raise InfluenceError(
-                "an image file as TEST goes only with an output layer under a convex loss",
-                "give positions of the test set",
-            )
+        check_trainable(config, selected)
     facts = training_facts(stores) if facts is None else facts
     held, tests = KeptInfluence(len(selected), n), []
     for group in rank_training(
@@ -124,9 +129,14 @@ def leave_one_out(
     choices = [_choose(values, count, seed_of(config.seed, CHOSEN, t)) for t, values in enumerate(held.values)]
     rows = np.unique(np.concatenate(choices))
     if convex:
-        changes = _newton_changes(prepared, selected, tests, rows, terminal, run)
+        changes = _newton_changes(at_minimum(prepared, selected, tests, terminal, run), rows, terminal)
     else:
-        changes = _trained_changes(config, task, tests, rows, repeats, terminal)
+        titles = [f"without {task.train.title(int(task.train.indices[row]))}" for row in rows]
+        omissions = [
+            Omission(f"without_{row:07d}", int(row), np.array([row]), title)
+            for row, title in zip(rows, titles, strict=True)
+        ]
+        changes = trained_changes(config, task, tests, omissions, repeats, terminal, "retraining without one example")
     influential = (count + 1) // 2
     return [
         LeftOut(test, own, influential, values[own].astype(np.float64), change[np.searchsorted(rows, own)])
@@ -142,14 +152,25 @@ def is_convex(prepared: Prepared) -> bool:
     return choice.output is not None and smooth and choice.network.size <= MAX_PARAMETERS
 
 
-def _one_task(tasks: Sequence[Task]) -> Task:
+def one_task(tasks: Sequence[Task], option: str) -> Task:
+    """Refuse several checkpoints, and a list that is not all of the training set."""
     if len(tasks) > 1:
         raise InfluenceError(
-            f"--loo retrains one checkpoint, the config lists {len(tasks)}",
+            f"{option} retrains one checkpoint, the config lists {len(tasks)}",
             f"-s model.checkpoint={tasks[0].checkpoint}",
         )
     check_whole(tasks[0])
     return tasks[0]
+
+
+def check_trainable(config: Config, selected: Sequence[Selected]) -> None:
+    """Tell a mistake in the training function before any work, and refuse test examples that it knows nothing of."""
+    load_training(config)
+    if any(item.file is not None for item in selected):
+        raise InfluenceError(
+            "an image file as TEST goes only with an output layer under a convex loss",
+            "give positions of the test set",
+        )
 
 
 def _choose(influence: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -161,15 +182,29 @@ def _choose(influence: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.concatenate([most, np.sort(random)])
 
 
-def _newton_changes(
+@dataclass(frozen=True)
+class AtMinimum:
+    """An output layer at the minimum of its objective, and test examples as it sees them.
+
+    Attributes:
+        problem: the objective.
+        w: its minimum W [C, d].
+        tests: the test examples, their targets those that are explained.
+    """
+
+    problem: Problem
+    w: Tensor
+    tests: Outputs
+
+
+def at_minimum(
     prepared: Prepared,
     selected: Sequence[Selected],
     tests: Sequence[TestFacts],
-    rows: np.ndarray,
     terminal: Terminal,
     run: dict[str, Any],
-) -> np.ndarray:
-    """Give the rise of each test loss without each row, by Newton steps: [rows, tests]."""
+) -> AtMinimum:
+    """Train the output layer to its minimum by Newton steps in float64."""
     task, network, layer = prepared.task, prepared.choice.network, prepared.choice.output
     if layer is None:
         raise ValueError("an output layer is needed")
@@ -183,37 +218,82 @@ def _newton_changes(
     batches = (batch for batch, _ in selected_batches(task, selected, BATCH, terminal, skip=False))
     held_out = outputs_of(network, layer, batches)
     held_out.targets.copy_(torch.tensor([test.target for test in tests]))
+    return AtMinimum(problem, w, held_out)
+
+
+def _newton_changes(found: AtMinimum, rows: np.ndarray, terminal: Terminal) -> np.ndarray:
+    """Give the rise of each test loss without each row, by Newton steps: [rows, tests]."""
+    problem, w = found.problem, found.w
     with terminal.progress(len(rows), "retraining without one example") as advance:
         ws = without_each(problem, w, torch.from_numpy(rows).to(w.device), advance)
-    change = losses_under(problem, ws, held_out) - losses_under(problem, w[None], held_out)
+    change = losses_under(problem, ws, found.tests) - losses_under(problem, w[None], found.tests)
     return change.cpu().numpy()
 
 
-def _trained_changes(
-    config: Config, task: Task, tests: Sequence[TestFacts], rows: np.ndarray, repeats: int, terminal: Terminal
+@dataclass(frozen=True)
+class Omission:
+    """A retraining that leaves something out.
+
+    Attributes:
+        name: of its file.
+        number: of its claim, < 2³².
+        rows: int64, what is left out, of those in use; empty for nothing.
+        title: for messages, such as ``without training example 17``.
+    """
+
+    name: str
+    number: int
+    rows: np.ndarray
+    title: str
+
+
+def trained_changes(
+    config: Config,
+    task: Task,
+    tests: Sequence[TestFacts],
+    omissions: Sequence[Omission],
+    repeats: int,
+    terminal: Terminal,
+    what: str,
 ) -> np.ndarray:
-    """Give the rise of each test loss without each row, by the training function: [rows, tests]."""
+    """Give the rise of each test loss with each omission, by the training function.
+
+    It goes on from the checkpoint, with l2·n/(examples left), so that its objective is the one of n examples without
+    some; the change counts from a training of the same seed that leaves nothing out.
+
+    Args:
+        config: names the training function.
+        task: the checkpoint.
+        tests: positions of the test set.
+        omissions: what to leave out.
+        repeats: trainings of each, averaged.
+        terminal: progress.
+        what: the bar's title.
+
+    Returns:
+        [omissions, tests].
+    """
     again = make_again(config, task)
     folder = retrained_folder(config) / "without"
     open_folder(folder, made_of(config, task) | {"weights": weights_hash(task.model)}, MEANING)
     n = len(task.train)
-    # Row n stands for a training that leaves nothing out.
-    keys = [(repeat, row) for repeat in range(repeats) for row in (n, *rows.tolist())]
+    nothing = Omission("without_none", n, np.empty(0, np.int64), "with all examples")
     jobs = {
-        job_of(f"without_{row:07d}" if row < n else "without_none", repeat, row): (repeat, row) for repeat, row in keys
+        job_of(one.name, repeat, one.number): (repeat, one)
+        for repeat in range(repeats)
+        for one in (nothing, *omissions)
     }
 
     def run_one(job: Job, progress: Callable[[float], None]) -> Arrays:
-        repeat, row = jobs[job]
-        kept = np.delete(np.arange(n), row) if row < n else np.arange(n)
+        repeat, one = jobs[job]
+        kept = np.delete(np.arange(n), one.rows)
         seed = seed_of(config.seed, WITHOUT, repeat)
-        left_out = f"without {task.train.title(int(task.train.indices[row]))}" if row < n else "with all examples"
-        what = f"the training {left_out} (seed {seed})"
         model = copy.deepcopy(task.model).train()
-        return again.losses(model, kept, task.l2 * n / len(kept), seed, what, progress)
+        title = f"the training {one.title} (seed {seed})"
+        return again.losses(model, kept, task.l2 * n / len(kept), seed, title, progress)
 
-    found = do_all(folder, list(jobs), run_one, terminal, "retraining without one example")
+    found = do_all(folder, list(jobs), run_one, terminal, what)
     order = np.searchsorted(task.test_split().indices, np.array([test.index for test in tests], dtype=np.int64))
-    losses = np.array([arrays["losses"][order] for arrays in found]).reshape(repeats, 1 + len(rows), len(tests))
+    losses = np.array([arrays["losses"][order] for arrays in found]).reshape(repeats, 1 + len(omissions), len(tests))
     change: np.ndarray = (losses[:, 1:] - losses[:, :1]).mean(axis=0)
     return change

@@ -131,6 +131,38 @@ def bootstrap_lds(predicted: Sequence[np.ndarray], actual: np.ndarray, draws: in
     return found
 
 
+def bootstrap_means(values: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Draw rows anew, with replacement, and compute the mean of each column.
+
+    Args:
+        values: [rows, columns].
+        draws: bootstrap samples.
+        seed: of the draws.
+
+    Returns:
+        [draws, columns].
+    """
+    rows, columns = values.shape
+    generator, found = np.random.default_rng(seed), np.empty((draws, columns))
+    for draw in range(draws):
+        # How often each is drawn stands for the sample: no row is copied.
+        found[draw] = np.bincount(generator.integers(0, rows, rows), minlength=rows) @ values / rows
+    return found
+
+
+def least_by_chance(values: np.ndarray, members: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Deal values out anew among groups of the same sizes, and give the smallest sum of a group: [draws].
+
+    Args:
+        values: [n].
+        members: int64 [n], the group of each.
+        draws: permutations.
+        seed: of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    return np.array([np.bincount(members, generator.permutation(values)).min() for _ in range(draws)])
+
+
 def percentile_rank(values: np.ndarray) -> np.ndarray:
     """Rank each value among the others: (number below + half of the other equal ones) / (n − 1), in [0, 1]."""
     values = np.asarray(values, dtype=np.float64)

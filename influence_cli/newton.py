@@ -2,15 +2,15 @@
 
 The objective without example i is (1/n) Σ_{j≠i} ℓ(W aⱼ + fⱼ, yⱼ) + l2/2 ‖W‖² with the same n. Steps with the Hessian
 at the minimum of all examples serve every left-out example at once (one factor, a few steps: what changes is of the
-order of a leverage); where they do not settle, as under a loss with a sharp bend, an example has Newton steps of its
-own with a line search.
+order of a leverage), and every left-out group; where they do not settle, as under a loss with a sharp bend or without
+a large group, each has Newton steps of its own with a line search.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,29 +134,97 @@ def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[i
     Raises:
         InfluenceError: one of them reaches no minimum.
     """
-    factor, floor = _factor(problem, w), ROUNDING * _typical(problem, w)
-    found = []
+    factor, found = _factor(problem, w), []
     for part in torch.split(rows, TOGETHER):
-        ws = w.expand(len(part), *w.shape).clone()
-        slopes = _gradients(problem, ws, part)
-        norms = slopes.flatten(1).norm(dim=1)
-        wanted = (ACCURACY * norms).clamp_min(floor)
-        going = norms > wanted
-        for _ in range(SHARED_STEPS):
-            if not bool(going.any()):
-                break
-            tried = ws - going[:, None, None] * _solve(factor, slopes)
-            slopes = _gradients(problem, tried, part)
-            fresh = slopes.flatten(1).norm(dim=1)
-            falls = fresh < 0.5 * norms
-            ws = torch.where((going & falls)[:, None, None], tried, ws)
-            norms = torch.where(going & falls, fresh, norms)
-            going &= falls & (norms > wanted)
+        ws, norms, wanted = _shared_steps(problem, w, factor, [row[None] for row in part])
         for j in torch.nonzero(norms > wanted).flatten().tolist():
             ws[j] = _newton(problem, ws[j], int(part[j]), float(wanted[j]))
         found.append(ws)
         advance(len(part))
     return torch.cat(found)
+
+
+def without_groups(
+    problem: Problem,
+    w: Tensor,
+    groups: Sequence[Tensor],
+    names: Sequence[str],
+    advance: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """Retrain without each of some groups of examples.
+
+    Args:
+        problem: the objective.
+        w: its minimum W [C, d].
+        groups: int64 rows of each group.
+        names: of the groups, for messages.
+        advance: told how many are newly done.
+
+    Returns:
+        [groups, C, d].
+
+    Raises:
+        InfluenceError: without one of them no minimum is reached.
+    """
+    factor, found = _factor(problem, w), []
+    for start in range(0, len(groups), TOGETHER):
+        part = groups[start : start + TOGETHER]
+        ws, norms, wanted = _shared_steps(problem, w, factor, part)
+        for j, rows in enumerate(part):
+            if bool(norms[j] > wanted[j]):
+                rest = _without(problem, rows)
+                try:
+                    ws[j] = _newton(rest, ws[j], None, float(wanted[j]) * problem.n / rest.n)
+                except InfluenceError as error:
+                    raise InfluenceError(
+                        f"without the group {names[start + j]}: {error.message}", error.hint
+                    ) from error
+            advance(1)
+        found.append(ws)
+    return torch.cat(found)
+
+
+def _without(problem: Problem, rows: Tensor) -> Problem:
+    """Restrict the objective to the other examples: over their number, l2·n/(their number) keeps its minimum."""
+    examples = problem.examples
+    kept = torch.ones(problem.n, dtype=torch.bool, device=examples.targets.device)
+    kept[rows] = False
+    rest = Outputs(examples.a[kept], examples.fixed[kept], examples.targets[kept])
+    return Problem(rest, problem.loss, problem.l2 * problem.n / len(rest.targets))
+
+
+def _shared_steps(
+    problem: Problem, w: Tensor, factor: Tensor, groups: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take steps with the Hessian at the minimum of all examples, for as long as they halve the gradient.
+
+    Args:
+        problem: the objective.
+        w: its minimum.
+        factor: of its Hessian.
+        groups: int64 rows that each problem leaves out.
+
+    Returns:
+        The weights [k, C, d], their gradient norms [k], and those that are small enough [k].
+    """
+    owners = torch.cat([torch.full_like(rows, j) for j, rows in enumerate(groups)])
+    without = (torch.cat(list(groups)), owners)
+    ws = w.expand(len(groups), *w.shape).clone()
+    slopes = _gradients(problem, ws, without)
+    norms = slopes.flatten(1).norm(dim=1)
+    wanted = (ACCURACY * norms).clamp_min(ROUNDING * _typical(problem, w))
+    going = norms > wanted
+    for _ in range(SHARED_STEPS):
+        if not bool(going.any()):
+            break
+        tried = ws - going[:, None, None] * _solve(factor, slopes)
+        slopes = _gradients(problem, tried, without)
+        fresh = slopes.flatten(1).norm(dim=1)
+        falls = fresh < 0.5 * norms
+        ws = torch.where((going & falls)[:, None, None], tried, ws)
+        norms = torch.where(going & falls, fresh, norms)
+        going &= falls & (norms > wanted)
+    return ws, norms, wanted
 
 
 def losses_under(problem: Problem, ws: Tensor, tests: Outputs) -> Tensor:
@@ -169,7 +237,7 @@ def losses_under(problem: Problem, ws: Tensor, tests: Outputs) -> Tensor:
 
 def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tensor:
     """Take Newton steps with a line search until the gradient norm is at most ``wanted``, or rounding stops it."""
-    without = None if row is None else torch.tensor([row], device=w.device)
+    without = None if row is None else (torch.tensor([row], device=w.device), torch.tensor([0], device=w.device))
     slope = _gradients(problem, w[None], without)[0]
     value, norm = _value(problem, w, row), float(slope.norm())
     for _ in range(OWN_STEPS):
@@ -202,8 +270,8 @@ def _pieces(problem: Problem, count: int, classes: int) -> Iterable[slice]:
     return (slice(start, min(start + step, problem.n)) for start in range(0, problem.n, step))
 
 
-def _gradients(problem: Problem, ws: Tensor, without: Tensor | None = None) -> Tensor:
-    """Give the gradients [k, C, d] at weights [k, C, d], problem j without example ``without[j]``."""
+def _gradients(problem: Problem, ws: Tensor, without: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Give the gradients [k, C, d] at weights [k, C, d]; ``without``: rows, and the problem that leaves each out."""
     count, classes, _ = ws.shape
     total, examples = torch.zeros_like(ws), problem.examples
     flat = ws.reshape(count * classes, -1)
@@ -212,8 +280,9 @@ def _gradients(problem: Problem, ws: Tensor, without: Tensor | None = None) -> T
         outputs = (a @ flat.T).view(len(a), count, classes) + examples.fixed[place, None]
         slopes = _slopes(problem.loss, outputs.flatten(0, 1), targets.repeat_interleave(count)).view_as(outputs)
         if without is not None:
-            here = torch.nonzero((without >= place.start) & (without < place.stop)).flatten()
-            slopes[without[here] - place.start, here] = 0
+            rows, owners = without
+            here = (rows >= place.start) & (rows < place.stop)
+            slopes[rows[here] - place.start, owners[here]] = 0
         total += (slopes.flatten(1).T @ a).view_as(ws)
     return total / problem.n + problem.l2 * ws
 

@@ -24,8 +24,9 @@ from influence_cli.inverse import Inverse, make_inverse
 from influence_cli.iterative import Limits
 from influence_cli.memory import available_bytes
 from influence_cli.metrics import pearson
+from influence_cli.normalise import NONE, Norms, test_norms
 from influence_cli.precompute import Prepared
-from influence_cli.scores import Running, Strongest, influence, removal, require_finite
+from influence_cli.scores import Running, Strongest, influence, relative, removal, require_finite
 from influence_cli.selection import Selected
 from influence_cli.streams import averaged, training_products
 from influence_cli.terminal import Terminal
@@ -82,6 +83,7 @@ def rank_training(
     run: dict[str, Any] | None = None,
     sinks: Sequence[Sink] = (),
     strict: bool = False,
+    normalise: str = NONE,
 ) -> Iterator[Group]:
     """Rank the training examples by their influence on the selected test examples.
 
@@ -98,6 +100,7 @@ def rank_training(
         run: takes the facts of the run (λ, effective dimension, residuals, correlation with ``identity``).
         sinks: take every number as well.
         strict: a solver that does not converge is an error.
+        normalise: rank by influence (``none``), or by what normalise.py has; sinks take influence.
 
     Yields:
         Groups of test examples, in order; one group for an aggregate.
@@ -110,7 +113,7 @@ def rank_training(
     if aggregate:
         seen, means = mean_gradients(stores, groups, target, terminal, skip_unreadable)
         if seen:
-            rest = (facts, count, terminal, skip_unreadable, run, sinks)
+            rest = (facts, count, terminal, skip_unreadable, run, sinks, normalise)
             yield Group(seen, _strongest(stores, inverses, means, [None], *rest))
     elif stores[0].on_the_fly and len(groups) > 1:
         terminal.say(f"on the fly in {len(groups)} groups of {size:,} test examples: a pass over the data each")
@@ -118,8 +121,8 @@ def rank_training(
         tests, gradients = test_gradients(stores, group, target, terminal, skip_unreadable)
         seen += tests
         if tests:
-            found = _strongest(stores, inverses, gradients, tests, facts, count, terminal, skip_unreadable, run, sinks)
-            yield Group(tests, found)
+            rest = (facts, count, terminal, skip_unreadable, run, sinks, normalise)
+            yield Group(tests, _strongest(stores, inverses, gradients, tests, *rest))
     if not seen:
         raise InfluenceError("none of the selected test examples could be read")
     describe_run(stores, inverses, run, terminal)
@@ -222,6 +225,7 @@ def _strongest(
     skip: bool,
     run: dict[str, Any],
     sinks: Sequence[Sink],
+    normalise: str,
 ) -> list[Strongest]:
     """Let all training examples stream by once, from every checkpoint, and keep the strongest effects."""
     m, n = len(gradients[0]), len(facts.indices)
@@ -230,19 +234,24 @@ def _strongest(
     plain = min(COMPARED, m) if compare else 0
     first = facts if not facts.read.any() else None
     running, similar = Running(m, count), np.zeros((2, plain, n if plain else 0), dtype=np.float32)
+    # Of several checkpoints the means of influence and of norms are divided: the signs stay those of influence.
+    sizes = test_norms(normalise, inverses, gradients)
+    against = None if sizes is None else sizes.double().numpy()
     for sink in sinks:
         sink.begin(tests)
     with ExitStack() as stack:
         streams = []
         for prepared, inverse, own in zip(stores, inverses, gradients, strict=True):
             left = torch.cat([removal(inverse.apply(own), prepared.task.n), own[:plain]])
-            streams.append(training_products(prepared, left, first, len(stores), terminal, skip, stack))
+            own_norms = None if normalise == NONE else Norms(normalise, inverse)
+            streams.append(training_products(prepared, left, first, len(stores), terminal, skip, stack, own_norms))
         for where, values in averaged(streams):
-            scores, others = values[:m], values[m:]
+            scores, others = values[:m], values[m : m + plain]
             if not stores[0].on_the_fly:  # on the fly each batch is checked, and NaN marks what was skipped
                 require_finite(scores, "influence", partial(_pair, stores[0].task.train, tests, where))
                 scores = np.where(facts.read[where], scores, np.nan)
-            running.add(np.arange(where.start, where.stop), scores)
+            ranked = None if normalise == NONE else relative(scores, values[-1], against, stores[0].task.n)
+            running.add(np.arange(where.start, where.stop), scores, ranked)
             if plain:
                 similar[0, :, where], similar[1, :, where] = scores[:plain], others
             for sink in sinks:

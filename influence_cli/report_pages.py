@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import yaml
@@ -16,11 +16,13 @@ from influence_cli.config import Config
 from influence_cli.data import Split, file_input, raw_image
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.facts import TestFacts, TrainingFacts
+from influence_cli.normalise import MEANING
 from influence_cli.precompute import Prepared
 from influence_cli.rank import Group
 from influence_cli.report.charts import class_bars, histogram
 from influence_cli.report.html import Card, Page, Row, Section, Table, thumbnail
 from influence_cli.report_sweep import sweep_parts
+from influence_cli.scores import Strongest
 from influence_cli.selection import Selected
 from influence_cli.task import Task
 
@@ -76,12 +78,12 @@ def rank_page(
                     Row(
                         "Most helpful",
                         "removing one of these would raise the loss",
-                        _cards(prepared, facts, found.helpful[:shown], found.helpful_values, "helpful"),
+                        training_cards(prepared, facts, found, "helpful", shown),
                     ),
                     Row(
                         "Most harmful",
                         "removing one of these would lower the loss",
-                        _cards(prepared, facts, found.harmful[:shown], found.harmful_values, "harmful"),
+                        training_cards(prepared, facts, found, "harmful", shown),
                     ),
                 ),
                 bars=class_bars("Which labels it comes from", "sums over all training examples", own, labels, classes),
@@ -100,6 +102,8 @@ def rank_page(
         "Look at the harmful ones first: a wrong label, a duplicate with another label, or a case that the classes do "
         "not cover.",
     ]
+    if (normalise := session.run.get("normalise")) is not None:
+        meaning.append(f"Images are ranked by `normalised`: {MEANING[normalise]}. Bars and histogram show influence.")
     most = float(np.abs(values).max(initial=0.0))
     tables, charts = sweep_parts(session)
     return Page(
@@ -140,12 +144,14 @@ def _class_table(values: np.ndarray, labels: np.ndarray, classes: Sequence[str])
     return Table("Training examples by label", columns, tuple(rows), note)
 
 
-def _cards(
-    prepared: Prepared, facts: TrainingFacts, order: np.ndarray, values: np.ndarray, tone: str
+def training_cards(
+    prepared: Prepared, facts: TrainingFacts, found: Strongest, tone: Literal["helpful", "harmful"], shown: int
 ) -> tuple[Card, ...]:
+    """Give the cards of the strongest training images of one effect, with their influence."""
     split, classes = prepared.task.train, prepared.task.classes
+    order, values, scores = found.of(tone)
     cards = []
-    for row, value in zip(order, values, strict=False):
+    for number, (row, value) in enumerate(zip(order[:shown], values, strict=False)):
         index = int(facts.indices[row])
         label, predicted = classes[int(facts.labels[row])], classes[int(facts.predicted[row])]
         cards.append(
@@ -155,11 +161,12 @@ def _cards(
                 title=label,
                 facts=(
                     ("influence", f"{value:+.3g}"),
+                    *((("normalised", f"{scores[number]:+.3g}"),) if scores is not None else ()),
                     ("predicted", predicted),
                     ("index", str(index)),
                     *path_fact(split, index),
                 ),
-                tone="helpful" if tone == "helpful" else "harmful",
+                tone=tone,
                 group=label,
             )
         )

@@ -73,9 +73,59 @@ def self_influence(rows: Tensor, spectrum: Tensor | None, shift: float | Tensor,
     return removal((preconditioned(rows, spectrum, shift) * rows).sum(dim=1), n)
 
 
+def change_in_parameters(solved: Tensor) -> Tensor:
+    """Compute ‖(H + (l2 + λ)I)⁻¹gᵢ‖ [b], n times how far the parameters move if example i is removed.
+
+    Args:
+        solved: (H + (l2 + λ)I)⁻¹gᵢ [b, k].
+    """
+    size: Tensor = torch.linalg.vector_norm(solved, dim=1)
+    return size
+
+
+def change_in_loss(solved: Tensor, rows: Tensor) -> Tensor:
+    """Compute √(gᵢᵀ(H + (l2 + λ)I)⁻¹gᵢ) [b], n times how far the losses move (root mean square) if it is removed.
+
+    Args:
+        solved: (H + (l2 + λ)I)⁻¹gᵢ [b, k].
+        rows: gᵢ [b, k].
+    """
+    return (solved * rows).sum(dim=1).clamp_min(0).sqrt()
+
+
+def relative(values: np.ndarray, own: np.ndarray, tests: np.ndarray | None, n: int) -> np.ndarray:
+    """Normalise influence by what a training example changes: s_testᵀgᵢ / ‖·‖ᵢ, its sign that of the influence.
+
+    With ``change_in_parameters`` it is the θ-relative influence of RelatIF (Barshan et al., AISTATS 2020), the rise of
+    the loss per unit that removing the example moves the parameters; with ``change_in_loss`` the ℓ-relative one; with
+    that of the test example as well, the cosine of the two gradients in the metric of the inverse curvature.
+
+    Args:
+        values: influence [m, b].
+        own: norms of the training examples [b].
+        tests: norms of the test examples [m]; None for 1.
+        n: number of training examples of the objective, which influence was divided by.
+
+    Returns:
+        [m, b]; 0 where a norm is 0: such an example changes nothing.
+    """
+    scale = own[None] * (np.ones((len(values), 1)) if tests is None else tests[:, None])
+    return np.asarray(np.divide(values * n, scale, out=np.zeros(values.shape), where=scale != 0))
+
+
 def effect(value: float) -> str:
     """Name the effect of an influence: ``helpful`` above zero, ``harmful`` below, ``neither`` at zero."""
     return "helpful" if value > 0 else "harmful" if value < 0 else "neither"
+
+
+def harmful_part(values: np.ndarray) -> np.ndarray:
+    """Give what of influence is harmful: the values below zero, 0 for the others (and for NaN, which takes no part)."""
+    return np.where(values < 0, values, 0)
+
+
+def most_harmful_first(values: np.ndarray) -> np.ndarray:
+    """Order by influence, the most harmful first, ties by position; NaN comes last."""
+    return np.argsort(values, kind="stable")
 
 
 @dataclass(frozen=True)
@@ -84,19 +134,29 @@ class Strongest:
 
     Attributes:
         helpful: their positions, int64.
-        helpful_values: influence, falling, > 0.
+        helpful_values: influence, falling (or the score that they are ranked by is), > 0.
         harmful: likewise.
         harmful_values: influence, rising, < 0.
+        helpful_scores: what they are ranked by, falling; None for influence itself.
+        harmful_scores: likewise, rising.
     """
 
     helpful: np.ndarray
     helpful_values: np.ndarray
     harmful: np.ndarray
     harmful_values: np.ndarray
+    helpful_scores: np.ndarray | None = None
+    harmful_scores: np.ndarray | None = None
 
     def effects(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """Give (positions, influence) of the helpful ones, then of the harmful ones."""
         return (self.helpful, self.helpful_values), (self.harmful, self.harmful_values)
+
+    def of(self, effect: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Give positions, influence, and what they are ranked by if that is another score, of one effect."""
+        if effect == "helpful":
+            return self.helpful, self.helpful_values, self.helpful_scores
+        return self.harmful, self.harmful_values, self.harmful_scores
 
 
 class Running:
@@ -107,38 +167,49 @@ class Running:
 
     def __init__(self, tests: int, count: int | None) -> None:
         self._count = count
-        self._best: list[list[tuple[np.ndarray, np.ndarray]]] = [
-            [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in range(tests)] for _ in range(2)
+        # Positions, what they are ranked by, and influence where that is something else (else the same array again).
+        self._best: list[list[tuple[np.ndarray, ...]]] = [
+            [(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32)) for _ in range(tests)]
+            for _ in range(2)
         ]
         self._floor = np.zeros((2, tests))
+        self._ranked = False
 
-    def add(self, positions: np.ndarray, values: np.ndarray) -> None:
-        """Take influence [m, b] of training examples at ``positions`` [b], rising from call to call."""
-        for side, signed in enumerate((values, -values)):
-            above = signed > self._floor[side].astype(values.dtype)[:, None]
+    def add(self, positions: np.ndarray, values: np.ndarray, scores: np.ndarray | None = None) -> None:
+        """Take influence [m, b] of training examples at ``positions`` [b], rising from call to call.
+
+        Args:
+            positions: of the examples.
+            values: influence.
+            scores: what to rank by, [m, b], of the same signs; None for influence itself.
+        """
+        self._ranked = scores is not None
+        ranked = values if scores is None else scores
+        for side, signed in enumerate((ranked, -ranked)):
+            above = signed > self._floor[side].astype(signed.dtype)[:, None]
             for test in np.flatnonzero(above.any(axis=1)):
                 inside = np.flatnonzero(above[test])
-                self._merge(side, int(test), positions[inside], signed[test, inside])
+                self._merge(side, int(test), positions[inside], signed[test, inside], values[test, inside])
 
-    def _merge(self, side: int, test: int, positions: np.ndarray, values: np.ndarray) -> None:
-        known = self._best[side][test]
-        where, all_values = np.concatenate([known[0], positions]), np.concatenate([known[1], values])
+    def _merge(self, side: int, test: int, *new: np.ndarray) -> None:
+        known = tuple(map(np.concatenate, zip(self._best[side][test], new, strict=True)))
         count = self._count
-        if count is not None and len(where) >= count:
-            order = _falling(where, all_values)[:count]
-            where, all_values = where[order], all_values[order]
-            self._floor[side, test] = all_values[-1] if count else np.inf
-        self._best[side][test] = (where, all_values)
+        if count is not None and len(known[0]) >= count:
+            order = _falling(*known[:2])[:count]
+            known = tuple(part[order] for part in known)
+            self._floor[side, test] = known[1][-1] if count else np.inf
+        self._best[side][test] = known
 
     def results(self) -> list[Strongest]:
         """Give the strongest effects on each test example."""
         found = []
-        for helpful, harmful in zip(*self._best, strict=True):
-            parts = []
-            for sign, (where, values) in ((1, helpful), (-1, harmful)):
-                order = _falling(where, values)
-                parts += [where[order], sign * values[order]]
-            found.append(Strongest(*parts))
+        for sides in zip(*self._best, strict=True):
+            parts, ranked = [], []
+            for sign, (where, scores, values) in zip((1, -1), sides, strict=True):
+                order = _falling(where, scores)
+                parts += [where[order], values[order]]
+                ranked.append(sign * scores[order] if self._ranked else None)
+            found.append(Strongest(*parts, *ranked))
         return found
 
 

@@ -18,6 +18,7 @@ from influence_cli.facts import TrainingFacts, empty_facts
 from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
 from influence_cli.network import Network
+from influence_cli.normalise import Norms
 from influence_cli.precompute import Prepared
 from influence_cli.probe import check_finite
 from influence_cli.scores import removal
@@ -35,6 +36,7 @@ def training_products(
     terminal: Terminal,
     skip: bool,
     stack: ExitStack,
+    norms: Norms | None = None,
 ) -> Iterator[Piece]:
     """Multiply vectors of coordinates [m, k] with all training gradients, from the store or on the fly: pieces [m, b].
 
@@ -46,19 +48,27 @@ def training_products(
         terminal: progress, skipped examples.
         skip: go on without examples that cannot be read.
         stack: keeps the progress of a scan on show until it is left.
+        norms: of the training gradients: the last row of a piece [m + 1, b].
     """
     task = prepared.task
     if prepared.on_the_fly:
-        return direct_products(prepared, left, facts or empty_facts(task), share, terminal, skip)
+        return direct_products(prepared, left, facts or empty_facts(task), share, terminal, skip, norms)
     advance = stack.enter_context(terminal.progress(len(task.train), f"scanning {prepared.path.name}"))
-    return stored_products(prepared, left, advance)
+    return stored_products(prepared, left, advance, norms)
 
 
-def stored_products(prepared: Prepared, left: Tensor, advance: Advance) -> Iterator[Piece]:
-    """Multiply vectors of coordinates [m, k] with all rows of a store: pieces [m, b], the checksums verified."""
+def stored_products(prepared: Prepared, left: Tensor, advance: Advance, norms: Norms | None = None) -> Iterator[Piece]:
+    """Multiply vectors of coordinates [m, k] with all rows of a store: pieces [m, b], the checksums verified.
+
+    With ``norms`` their norms [b] are the last row of each piece.
+    """
 
     def work(where: slice, block: np.ndarray) -> Piece:
-        return where, (left @ torch.from_numpy(block).to(left.device).T).cpu().numpy()
+        rows = torch.from_numpy(block).to(left.device)
+        values = left @ rows.T
+        if norms is not None:
+            values = torch.cat([values, norms.of_rows(rows)[None]])
+        return where, values.cpu().numpy()
 
     return stored_pieces(prepared, work, advance)
 
@@ -89,7 +99,13 @@ def stored_pieces(prepared: Prepared, work: Callable[[slice, np.ndarray], Piece]
 
 
 def direct_products(
-    prepared: Prepared, left: Tensor, facts: TrainingFacts, share: int, terminal: Terminal, skip: bool
+    prepared: Prepared,
+    left: Tensor,
+    facts: TrainingFacts,
+    share: int,
+    terminal: Terminal,
+    skip: bool,
+    norms: Norms | None = None,
 ) -> Iterator[Piece]:
     """Multiply vectors of coordinates [m, k] with all training gradients, straight from a and δ: nothing is stored.
 
@@ -100,17 +116,21 @@ def direct_products(
         share: number of checkpoints.
         terminal: progress, skipped examples.
         skip: go on without examples that cannot be read.
+        norms: of the training gradients, by a second layer pass: the last row of a piece.
     """
     network, task = prepared.choice.network, prepared.task
+    size = None if norms is None else direct_norms(prepared, norms)
     vectors, rows = parameter_vectors(network, prepared, left), _Rows(len(task.train))
     with terminal.progress(len(task.train), "training gradients on the fly") as advance:
         for batch in _batches(prepared, terminal, skip):
             values, losses, outputs = products(network, vectors, batch.inputs, batch.targets)
+            if size is not None:
+                values = torch.cat([values, size(batch).to(values)[:, None]], dim=1)
             check_finite(task.train, batch, losses, values)
             at = _note(facts, batch.indices, losses, outputs, share)
             yield from rows.pieces(at, values.T.cpu().numpy())
             advance(len(batch))
-    yield from rows.rest(len(left))
+    yield from rows.rest(len(left) + (norms is not None))
 
 
 def direct_self_influence(
@@ -134,6 +154,15 @@ def direct_self_influence(
             yield from places.pieces(at, removal(values, task.n)[None].cpu().numpy())
             advance(len(batch))
     yield from places.rest(1)
+
+
+def direct_norms(prepared: Prepared, norms: Norms) -> Callable[[Batch], Tensor]:
+    """Make the function from a batch to the norms [b] of its gradients."""
+    network, basis = prepared.choice.network, prepared.basis
+    if not isinstance(basis, Blocks):
+        return lambda batch: norms.of_rows(coordinates(network, basis, batch.inputs, batch.targets)[0])
+    weights = norms.weights(_block_weights(prepared, norms.inverse))
+    return lambda batch: weighted_squares(network, basis, weights, batch.inputs, batch.targets)[0].sqrt()
 
 
 def parameter_vectors(network: Network, prepared: Prepared, left: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.gradients import make_network
 from influence_cli.network import Network, track
 from influence_cli.newton import (
+    Outputs,
     Problem,
     losses_under,
     make_problem,
@@ -21,6 +22,7 @@ from influence_cli.newton import (
     outputs_of,
     start_of,
     without_each,
+    without_groups,
 )
 
 N, D, C, L2 = 40, 5, 3, 0.02
@@ -118,6 +120,24 @@ def test_many_are_left_out_at_one_time_and_the_pieces_do_not_show(monkeypatch: p
     cut = without_each(problem, w, rows, seen.append)
     assert sum(seen) == N
     assert torch.allclose(whole, cut, atol=1e-9)
+
+
+def test_groups_are_left_out_whether_they_settle_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps with the common Hessian serve small groups; half of the examples has Newton steps of its own."""
+    network, layer, batch = case(cross_entropy)
+    problem, w = solved(network, layer, batch)
+    groups = [torch.arange(0, 3), torch.arange(0, N // 2), torch.tensor([5]), torch.arange(1, N, 2)]
+    found = without_groups(problem, w, groups, "abcd")
+    for rows, own in zip(groups, found, strict=True):
+        kept = torch.ones(N, dtype=torch.bool)
+        kept[rows] = False
+        examples = Outputs(*(part[kept] for part in vars(problem.examples).values()))
+        alone, _, _ = minimise(Problem(examples, problem.loss, L2 * N / int(kept.sum())), w)
+        assert torch.allclose(own, alone, atol=1e-6)
+    assert torch.allclose(found[2], without_each(problem, w, torch.tensor([5]))[0], atol=1e-7)
+    monkeypatch.setattr("influence_cli.newton.TOGETHER", 3)
+    monkeypatch.setattr("influence_cli.newton.PIECE", 100)
+    assert torch.allclose(without_groups(problem, w, groups, "abcd"), found, atol=1e-6)
 
 
 def test_without_l2_the_directions_that_no_example_bends_are_left_alone() -> None:

@@ -99,6 +99,15 @@ def command(
             help="With --report: colour the pixels of the test images by integrated-gradients, grad-cam or occlusion.",
         ),
     ] = None,
+    normalise: Annotated[
+        str,
+        typer.Option(
+            "--normalise",
+            metavar="none|relatif|relatif-loss|cosine",
+            help="Against outliers that lead every list, rank by influence per change that removing the example makes: "
+            "relatif: of the parameters; relatif-loss: of the losses; cosine: the same of the test example too.",
+        ),
+    ] = "none",
     damping_sweep: DampingSweep = False,
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
@@ -122,6 +131,8 @@ def command(
 
       influence rank 0:100 --aggregate --report why.html
 
+      influence rank 17 --normalise relatif
+
       influence rank --train 4211
     """
     from influence_cli.commands.session import begin
@@ -144,6 +155,12 @@ def command(
         )
     if damping_sweep and (train is not None or on_the_fly):
         raise InfluenceError("--damping-sweep goes with neither --train nor --on-the-fly", "leave one of them out")
+    if normalise != "none" and (train is not None or damping_sweep):
+        raise InfluenceError(
+            "--normalise goes neither with --train (of one training example, whose norm is always the same) nor with "
+            "--damping-sweep",
+            "leave one of them out",
+        )
     check_plot(plot)
     check_page(report)
     session = begin(
@@ -155,6 +172,11 @@ def command(
         output=output,
         files=(matrix, report, plot),
     )
+    if normalise != "none":
+        from influence_cli.normalise import check_normalise
+
+        check_normalise(normalise, session.config.curvature.method)
+        session.run["normalise"] = normalise
     if damping_sweep:
         from influence_cli.sweep import check_method
 
@@ -163,18 +185,9 @@ def command(
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable, strict)
     else:
+        drawn = (report, plot, attribution)
         options = _Options(
-            target,
-            aggregate,
-            matrix,
-            count,
-            report,
-            plot,
-            attribution,
-            damping_sweep,
-            skip_unreadable,
-            on_the_fly,
-            strict,
+            target, aggregate, matrix, count, *drawn, normalise, damping_sweep, skip_unreadable, on_the_fly, strict
         )
         _rank(session, tests or [], options)
 
@@ -188,6 +201,7 @@ class _Options:
     report: Path | None
     plot: Path | None
     attribution: str | None
+    normalise: str
     sweep: bool
     skip: bool
     on_the_fly: bool
@@ -239,6 +253,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
                 run=session.run,
                 sinks=[sink for sink in (matrix, held) if sink is not None],
                 strict=options.strict,
+                normalise=options.normalise,
             )
             for group in groups:
                 if drawn and not kept:
@@ -247,7 +262,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
 
     if options.sweep:
         _sweep(session, stores, selected, facts, options)
-    emit(session, rows(), COLUMNS)
+    emit(session, rows(), COLUMNS if options.normalise == "none" else (*COLUMNS, "normalised"))
     if any(item.file is not None and item.label is None for item in selected) and options.target == "label":
         session.terminal.say("an image file without a label: the loss of the predicted class is explained")
     if options.matrix is not None:
@@ -321,19 +336,16 @@ def rank_rows(prepared: Prepared, group: Group, facts: TrainingFacts, aggregate:
     classes = prepared.task.classes
     tests = [None] if aggregate else group.tests
     for test, found in zip(tests, group.strongest, strict=True):
-        head: dict[str, object] = {
-            "test": test.index if test else None,
-            "test_path": test.path if test else None,
-            "test_label": classes[test.label] if test and test.label is not None else None,
-            "test_predicted": classes[test.predicted] if test else None,
-        }
-        for order, values in found.effects():
-            for number, (row, value) in enumerate(zip(order, values, strict=True), start=1):
+        head = test_columns(classes, test)
+        for side in ("helpful", "harmful"):
+            order, values, scores = found.of(side)
+            for number, (row, value) in enumerate(zip(order, values, strict=True)):
                 yield head | {
                     "effect": effect(value),
-                    "rank": number,
+                    "rank": number + 1,
                     **training_columns(prepared, facts, int(row)),
                     "influence": float(value),
+                    "normalised": None if scores is None else float(scores[number]),
                 }
 
 
@@ -352,17 +364,23 @@ def test_rows(
     row = int(facts.indices.searchsorted(train))
     for order, values in strongest(influence, count).effects():
         for number, (position, value) in enumerate(zip(order, values, strict=True), start=1):
-            test = tests[int(position)]
             yield {
-                "test": test.index,
-                "test_path": test.path,
-                "test_label": classes[test.label] if test.label is not None else None,
-                "test_predicted": classes[test.predicted],
+                **test_columns(classes, tests[int(position)]),
                 "effect": effect(value),
                 "rank": number,
                 **training_columns(prepared, facts, row),
                 "influence": float(value),
             }
+
+
+def test_columns(classes: Sequence[str], test: TestFacts | None) -> dict[str, object]:
+    """Give the columns of a test example, from ``test`` to ``test_predicted``; None for a mean of several."""
+    return {
+        "test": test.index if test else None,
+        "test_path": test.path if test else None,
+        "test_label": classes[test.label] if test and test.label is not None else None,
+        "test_predicted": classes[test.predicted] if test else None,
+    }
 
 
 def training_columns(prepared: Prepared, facts: TrainingFacts, row: int) -> dict[str, object]:

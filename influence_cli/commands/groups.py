@@ -1,0 +1,296 @@
+"""influence groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from influence_cli.commands.options import (
+    DEFAULT_CONFIG,
+    All,
+    ConfigFile,
+    Format,
+    OnTheFly,
+    Output,
+    Precision,
+    Quiet,
+    Report,
+    Set,
+    SkipUnreadable,
+    Strict,
+    Top,
+    Verbose,
+    with_precision,
+)
+from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.standard_streams import stdin_lines
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from influence_cli.commands.session import Session
+    from influence_cli.groups import GroupInfluence
+    from influence_cli.precompute import Prepared
+    from influence_cli.selection import Selected
+
+COLUMNS = (
+    "test",
+    "test_path",
+    "test_label",
+    "test_predicted",
+    "effect",
+    "rank",
+    "group",
+    "examples",
+    "influence",
+    "mean_influence",
+    "harmful_share",
+    "first",
+)
+
+
+def command(
+    tests: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEST]...", help="As for rank; default: misclassified."),
+    ] = None,
+    config: ConfigFile = DEFAULT_CONFIG,
+    set_: Set = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by", metavar="class|COLUMN", help="Group by the label (default), or by a column of the metadata."
+        ),
+    ] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            "--metadata",
+            metavar="FILE.csv",
+            help="A row a training example: its index (from 0) or path, and columns to group by.",
+        ),
+    ] = None,
+    of: Annotated[
+        str | None, typer.Option("--of", metavar="CLASS", help="Only the test examples with this label.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option("--target", metavar="label|predicted|NAME", help="Whose loss is explained, as for rank.")
+    ] = "label",
+    each: Annotated[bool, typer.Option("--each", help="Rows for each TEST instead of for their mean loss.")] = False,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Also leave each group that is shown out for real: the column actual.")
+    ] = False,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, metavar="R", help="Trainings of each by the training function.")
+    ] = 1,
+    top: Top = 10,
+    all_: All = False,
+    format: Format = None,
+    output: Output = None,
+    report: Report = None,
+    on_the_fly: OnTheFly = False,
+    precision: Precision = None,
+    skip_unreadable: SkipUnreadable = False,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find the group of training examples that drives errors: influence summed by class or by a metadata column.
+
+    influence of a group is the estimated rise of the mean loss of all TESTs (nats) if the whole group were removed;
+    the most harmful group comes first. harmful_share is its part of all harmful influence, first how often it comes
+    first if the test examples are drawn anew.
+
+    Examples:
+
+      influence groups
+
+      influence groups misclassified --of cat --report groups.html
+
+      influence groups --metadata sites.csv --by site --retrain
+
+      influence groups 17 24 --each --format csv
+    """
+    from influence_cli.commands.session import begin
+    from influence_cli.report.html import check_page
+
+    if metadata is None and by not in (None, "class"):
+        raise InfluenceError(
+            f"--by {by}: without --metadata groups are classes",
+            f"{did_you_mean(str(by), ['class'])}; or name the file with that column: --metadata FILE.csv --by {by}",
+        )
+    if retrain and skip_unreadable:
+        raise InfluenceError(
+            "--retrain trains on every example, so it does not go with --skip-unreadable",
+            "list what cannot be read under train.exclude",
+        )
+    check_page(report)
+    session = begin(
+        config,
+        with_precision(set_, precision),
+        quiet=quiet,
+        verbose=verbose,
+        format=format,
+        output=output,
+        files=(report,),
+    )
+    options = _Options(
+        by, metadata, of, target, each, retrain, repeats, None if all_ else top, report, on_the_fly, skip_unreadable,
+        strict,
+    )  # fmt: skip
+    _groups(session, tests or ["misclassified"], options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    by: str | None
+    metadata: Path | None
+    of: str | None
+    target: str
+    each: bool
+    retrain: bool
+    repeats: int
+    count: int | None
+    report: Path | None
+    on_the_fly: bool
+    skip: bool
+    strict: bool
+
+
+def _groups(session: Session, words: list[str], options: _Options) -> None:
+    from influence_cli.commands.session import emit, load
+    from influence_cli.facts import misclassified
+    from influence_cli.group_files import group_by_class, read_groups
+    from influence_cli.group_retrain import check_retrain
+    from influence_cli.groups import group_influence, labelled, retrained, verdict
+    from influence_cli.label_files import class_number
+    from influence_cli.precompute import prepare_all
+    from influence_cli.rank import training_facts
+    from influence_cli.selection import select
+    from influence_cli.testset import check_target
+
+    tasks = load(session)
+    classes, train = tasks[0].classes, tasks[0].train
+    check_target(options.target, classes)
+    if options.of is not None:
+        class_number(options.of, classes, "--of")
+    if options.metadata is None:
+        grouping = group_by_class(train, classes)
+    else:
+        grouping = read_groups(options.metadata, options.by, train)
+    selected = select(words, tasks[0].test, classes, lambda: misclassified(tasks, session.terminal), stdin_lines())
+    selected = labelled(selected, options.of, classes)
+    stores = prepare_all(
+        session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
+    )
+    if options.retrain:
+        check_retrain(stores, selected, grouping, session.config)
+    facts = training_facts(stores)
+    found = group_influence(
+        stores,
+        selected,
+        grouping,
+        config=session.config,
+        facts=facts,
+        target=options.target,
+        terminal=session.terminal,
+        skip_unreadable=options.skip,
+        run=session.run,
+        strict=options.strict,
+    )
+    actual = _retrain(session, stores, selected, found, options) if options.retrain else {}
+    doubt = found.doubt(session.config.seed)
+    session.run["groups"] = {
+        "by": grouping.by,
+        "groups": len(grouping.names),
+        "test_examples": len(found.tests),
+        "worst_by_chance": doubt.by_chance,
+    }
+    sentence = verdict(found, doubt, "" if stores[0].choice.method == "identity" else " nats")
+    session.run["verdict"] = sentence
+    truth = retrained(found, actual) if actual else ""
+    if truth:
+        session.run["retrain"] |= {"verdict": truth}
+    columns = (*COLUMNS, "actual") if options.retrain else COLUMNS
+    emit(session, group_rows(stores[0], found, doubt.first, options.each, options.count, actual), columns)
+    session.terminal.say(sentence)
+    if truth:
+        session.terminal.say(truth)
+    if options.report is not None:
+        from influence_cli.report.html import write_page
+        from influence_cli.report_groups import groups_page
+
+        page = groups_page(session, stores, found, facts, doubt.first, sentence, actual, options.count)
+        session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
+    elif not options.retrain:
+        session.terminal.say("next: --report groups.html shows the images, --retrain leaves the groups out for real")
+
+
+def _retrain(
+    session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], found: GroupInfluence, options: _Options
+) -> dict[int, np.ndarray]:
+    """Train again without each group that is shown: the rise of each test loss, by group."""
+    from influence_cli.group_retrain import leave_groups_out
+    from influence_cli.metrics import pearson, slope
+
+    sums = [found.on(test) for test in range(len(found.tests))] if options.each else [found.total()]
+    shown = sorted({int(group) for one in sums for group in one.order[: options.count] if one.examples[group]})
+    changes = leave_groups_out(
+        stores[0],
+        selected,
+        found.tests,
+        found.grouping,
+        shown,
+        config=session.config,
+        repeats=options.repeats,
+        terminal=session.terminal,
+        run=session.run,
+    )
+    session.run["retrain"] = {"groups": len(shown)}
+    if len(shown) > 2:
+        estimated, actual = found.sums[:, shown].mean(axis=0), changes.mean(axis=1)
+        r, b = pearson(estimated, actual), slope(estimated, actual)
+        session.run["retrain"] |= {"r": _finite(r), "slope": _finite(b)}
+        session.terminal.say(f"estimated and actual effect of {len(shown):,} groups: r = {r:.3f}, slope {b:.2f}")
+    return dict(zip(shown, changes, strict=True))
+
+
+def _finite(value: float) -> float | None:
+    import math
+
+    return value if math.isfinite(value) else None
+
+
+def group_rows(
+    prepared: Prepared,
+    found: GroupInfluence,
+    first: np.ndarray | None,
+    each: bool,
+    count: int | None,
+    actual: dict[int, np.ndarray],
+) -> Iterator[dict[str, object]]:
+    """Give the rows: a group each, the most harmful first; of every test example, or of their mean."""
+    from influence_cli.commands.rank import test_columns
+    from influence_cli.scores import effect
+
+    for number in range(len(found.tests)) if each else (None,):
+        test = None if number is None else found.tests[number]
+        sums = found.total() if number is None else found.on(number)
+        for rank, group in enumerate(sums.order[:count].tolist(), start=1):
+            changes = actual.get(group)
+            yield {
+                **test_columns(prepared.task.classes, test),
+                "effect": effect(sums.influence[group]),
+                "rank": rank,
+                "group": found.grouping.names[group],
+                "examples": int(sums.examples[group]),
+                "influence": float(sums.influence[group]),
+                "mean_influence": float(sums.mean[group]),
+                "harmful_share": float(sums.share[group]),
+                "first": None if each or first is None else float(first[group]),
+                "actual": None if changes is None else float(changes.mean() if number is None else changes[number]),
+            }

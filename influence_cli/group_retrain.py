@@ -1,0 +1,82 @@
+"""Train again without whole groups of training examples: what their removal really does to test losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from influence_cli.config import Config
+from influence_cli.errors import InfluenceError
+from influence_cli.facts import TestFacts
+from influence_cli.group_files import Grouping
+from influence_cli.loo import Omission, at_minimum, check_trainable, is_convex, one_task, trained_changes
+from influence_cli.newton import losses_under, without_groups
+from influence_cli.precompute import Prepared
+from influence_cli.selection import Selected
+from influence_cli.terminal import Terminal
+
+WHAT = "retraining without one group"
+
+
+def check_retrain(stores: Sequence[Prepared], selected: Sequence[Selected], grouping: Grouping, config: Config) -> None:
+    """Refuse what cannot be trained again, before the work.
+
+    Raises:
+        InfluenceError: several checkpoints, a part of the training set, no training function where one is needed.
+    """
+    one_task([prepared.task for prepared in stores], "--retrain")
+    if not is_convex(stores[0]):
+        check_trainable(config, selected)
+    if len(grouping.names) < 2:
+        raise InfluenceError("--retrain leaves a group out, and there is only one")
+
+
+def leave_groups_out(
+    prepared: Prepared,
+    selected: Sequence[Selected],
+    tests: Sequence[TestFacts],
+    grouping: Grouping,
+    groups: Sequence[int],
+    *,
+    config: Config,
+    repeats: int = 1,
+    terminal: Terminal,
+    run: dict[str, Any],
+) -> np.ndarray:
+    """Train again without each of some groups, in the manner of ``leave_one_out``.
+
+    Args:
+        prepared: what was prepared for the one checkpoint.
+        selected: which test examples.
+        tests: what is known of them.
+        grouping: which group each training example belongs to.
+        groups: numbers of those to leave out.
+        config: names the training function, where the objective is not that of a convex output layer.
+        repeats: trainings of each by the training function, averaged.
+        terminal: progress.
+        run: takes the facts of the run.
+
+    Returns:
+        The rise of each test loss, float64 [groups, tests].
+    """
+    rows = [np.flatnonzero(grouping.members == group) for group in groups]
+    names = [grouping.names[group] for group in groups]
+    if is_convex(prepared):
+        found = at_minimum(prepared, selected, tests, terminal, run)
+        device = found.w.device
+        with terminal.progress(len(rows), WHAT) as advance:
+            left_out = [torch.from_numpy(own).to(device) for own in rows]
+            ws = without_groups(found.problem, found.w, left_out, names, advance)
+        both = [losses_under(found.problem, w, found.tests) for w in (ws, found.w[None])]
+        return (both[0] - both[1]).cpu().numpy()
+    # Named by who is left out: another column with the same members goes by the same training.
+    hashes = [xxhash.xxh3_64_intdigest(own.astype(np.int64).tobytes()) for own in rows]
+    omissions = [
+        Omission(f"without_group_{digest:016x}", digest % 2**31 + 2**31, own, f"without the group {name}")
+        for name, own, digest in zip(names, rows, hashes, strict=True)
+    ]
+    return trained_changes(config, prepared.task, tests, omissions, repeats, terminal, WHAT)

@@ -1,0 +1,295 @@
+"""`influence groups`: which group of training examples drives these errors?
+
+The influence of a group is the sum over its members: to first order, how much the loss would rise if the whole group
+were removed (Koh et al., NeurIPS 2019, "On the accuracy of influence functions for measuring group effects": the order
+holds, the size is mostly too small for large groups). What streams by are the influences of all pairs; what is held
+are the sums, a number a test example and group, and the mean over the test examples, a number a training example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from influence_cli.config import Config
+from influence_cli.errors import InfluenceError
+from influence_cli.facts import TestFacts, TrainingFacts
+from influence_cli.group_files import Grouping
+from influence_cli.label_files import class_number
+from influence_cli.metrics import bootstrap_means, least_by_chance
+from influence_cli.precompute import Prepared
+from influence_cli.rank import rank_training
+from influence_cli.scores import harmful_part, most_harmful_first
+from influence_cli.selection import Selected
+from influence_cli.terminal import Terminal
+
+# Share of the bootstrap samples in which a group has to come first, and to be harmful, to be named without a doubt; and
+# the share of random groupings in which the most harmful group may be as harmful.
+CLEAR, BY_CHANCE = 0.95, 0.05
+# Random groupings, and the numbers that are dealt out for all of them at most.
+DEALS, DEALT = 1000, 10**8
+
+
+@dataclass(frozen=True)
+class GroupInfluence:
+    """The influence of groups of training examples on test examples.
+
+    Attributes:
+        grouping: the groups.
+        tests: the test examples.
+        sums: float64 [m, G], the influence of each group on each test example.
+        harmful: float64 [m, G], the part of it that comes from harmful members.
+        mean: float64 [n], the influence of each training example on the mean loss of the test examples; NaN of what
+            could not be read.
+    """
+
+    grouping: Grouping
+    tests: list[TestFacts]
+    sums: np.ndarray
+    harmful: np.ndarray
+    mean: np.ndarray
+
+    @property
+    def examples(self) -> np.ndarray:
+        """Count the members of each group that could be read."""
+        return np.bincount(self.grouping.members[np.isfinite(self.mean)], minlength=len(self.grouping.names))
+
+    def total(self) -> GroupSums:
+        """Give the groups' influence on the mean loss of all test examples."""
+        members, count = self.grouping.members, len(self.grouping.names)
+        harmful = np.bincount(members, harmful_part(self.mean), minlength=count)
+        return GroupSums(self.sums.mean(axis=0), harmful, self.examples)
+
+    def on(self, test: int) -> GroupSums:
+        """Give the groups' influence on one of the test examples."""
+        return GroupSums(self.sums[test], self.harmful[test], self.examples)
+
+    def doubt(self, seed: int) -> Doubt:
+        """Ask how clear it is which group is the most harmful: other test examples, and groups by chance."""
+        read = np.isfinite(self.mean)
+        values, members = self.mean[read], self.grouping.members[read]
+        # A random grouping of values that are all harmful has harmful groups too: what counts is to be more so.
+        chance = least_by_chance(values, members, max(100, min(DEALS, DEALT // len(values))), seed)
+        least = float(self.total().influence.min())
+        by_chance = float((chance <= least).mean())
+        if len(self.tests) == 1:
+            return Doubt(None, None, by_chance)
+        means = bootstrap_means(self.sums, seed=seed)
+        first = np.bincount(means.argmin(axis=1), minlength=means.shape[1]) / len(means)
+        return Doubt(first, (means < 0).mean(axis=0), by_chance)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """How clear it is which group is the most harmful.
+
+    Attributes:
+        first: [G], the share of bootstrap samples of the test examples in which each group is; None for a single one.
+        harmful: [G], the share in which it is harmful at all.
+        by_chance: the share of random groupings, of the same sizes, whose most harmful group is at least as harmful.
+    """
+
+    first: np.ndarray | None
+    harmful: np.ndarray | None
+    by_chance: float
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """The influence of each group on one loss.
+
+    Attributes:
+        influence: [G], sums over the members.
+        harmful: [G], sums over the harmful members, ≤ 0.
+        examples: [G], members.
+    """
+
+    influence: np.ndarray
+    harmful: np.ndarray
+    examples: np.ndarray
+
+    @property
+    def order(self) -> np.ndarray:
+        """Order the groups, the most harmful first."""
+        return most_harmful_first(self.influence)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Give the influence of a group per example."""
+        return np.asarray(self.influence / np.maximum(self.examples, 1))
+
+    @property
+    def share(self) -> np.ndarray:
+        """Give the part of all harmful influence that comes from members of each group: in [0, 1]; 0 if none is."""
+        whole = float(self.harmful.sum())
+        return np.asarray(self.harmful / whole) if whole else np.zeros(len(self.harmful))
+
+
+class GroupSink:
+    """Takes all of influence[t, i] as it is computed, and sums it."""
+
+    def __init__(self, grouping: Grouping) -> None:
+        self._members = torch.from_numpy(grouping.members)
+        self._count = len(grouping.names)
+        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._total = np.zeros(len(grouping.members))
+
+    def begin(self, tests: Sequence[TestFacts | None]) -> None:
+        """Take the next test examples."""
+        shape = (len(tests), self._count)
+        self._parts.append((torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)))
+
+    def add(self, where: slice, values: np.ndarray) -> None:
+        """Take their influence [m, b] on a range of training examples; NaN of those that could not be read."""
+        members = self._members[where]
+        self._total[where] += values.sum(axis=0, dtype=np.float64)
+        known = np.nan_to_num(values)
+        for sums, part in zip(self._parts[-1], (known, harmful_part(known)), strict=True):
+            sums.index_add_(1, members, torch.from_numpy(part).double())
+
+    def result(self, grouping: Grouping, tests: list[TestFacts]) -> GroupInfluence:
+        """Give the sums over all that was taken."""
+        sums, harmful = (torch.cat(parts).numpy() for parts in zip(*self._parts, strict=True))
+        return GroupInfluence(grouping, tests, sums, harmful, self._total / len(tests))
+
+
+def group_influence(
+    stores: Sequence[Prepared],
+    selected: Sequence[Selected],
+    grouping: Grouping,
+    *,
+    config: Config,
+    facts: TrainingFacts,
+    target: str = "label",
+    terminal: Terminal,
+    skip_unreadable: bool = False,
+    run: dict[str, Any] | None = None,
+    strict: bool = False,
+) -> GroupInfluence:
+    """Sum the influence on the selected test examples by groups of training examples.
+
+    Args:
+        stores: what was prepared for each checkpoint; scores are averaged over them.
+        selected: which test examples.
+        grouping: which group each training example in use belongs to.
+        config: for ``curvature.damping``.
+        facts: of the training examples (``training_facts``); filled in on the fly.
+        target: whose loss is explained: ``label``, ``predicted``, or a class name.
+        terminal: progress, λ, residuals, warnings.
+        skip_unreadable: go on without examples that cannot be read.
+        run: takes the facts of the run.
+        strict: a solver that does not converge is an error.
+    """
+    sink, tests = GroupSink(grouping), list[TestFacts]()
+    for group in rank_training(
+        stores,
+        selected,
+        config=config,
+        facts=facts,
+        count=1,
+        target=target,
+        terminal=terminal,
+        skip_unreadable=skip_unreadable,
+        run=run,
+        sinks=[sink],
+        strict=strict,
+    ):
+        tests += group.tests
+    return sink.result(grouping, tests)
+
+
+def labelled(selected: Sequence[Selected], of: str | None, classes: Sequence[str]) -> list[Selected]:
+    """Keep the test examples whose label is a class: ``misclassified`` and ``--of cat`` are the errors on cats.
+
+    Raises:
+        InfluenceError: there is no such class, or none of them has it.
+    """
+    if of is None:
+        return list(selected)
+    number = class_number(of, classes, "--of")
+    kept = [item for item in selected if item.label == number]
+    if not kept:
+        raise InfluenceError(
+            f"none of the {len(selected):,} selected test examples has the label {classes[number]}",
+            "without TEST it is the misclassified ones; 0: takes all test examples",
+        )
+    return kept
+
+
+def verdict(found: GroupInfluence, doubt: Doubt, unit: str) -> str:
+    """Say in one sentence which group drives the errors, how much of the harm is its own, and how clear that is.
+
+    Args:
+        found: the sums.
+        doubt: of `GroupInfluence.doubt`.
+        unit: of influence, such as `` nats``; empty for none.
+    """
+    total, names, count = found.total(), found.grouping.names, len(found.tests)
+    worst, what = int(total.order[0]), "this test example" if count == 1 else f"these {count:,} test examples"
+    if not total.influence[worst] < 0:
+        most = int(np.argmax(total.share))
+        return (
+            f"no group as a whole is harmful to {what}: each helps at least as much as it harms; of all harmful "
+            f"influence {total.share[most]:.0%} comes from {names[most]}"
+        )
+    loss = "its loss" if count == 1 else "their mean loss"
+    now, less = float(np.mean([test.loss for test in found.tests])), -float(total.influence[worst])
+    # A loss falls to zero at most: removing so many examples is no small step.
+    beyond = (
+        f" (it is {now:.3g} now: so large a group is beyond first order, the order tells)"
+        if unit and less > now
+        else ""
+    )
+    facts = (
+        f"without its {total.examples[worst]:,} examples {loss} would be about {less:.3g}{unit} lower{beyond}, and "
+        f"{total.share[worst]:.0%} of all harmful influence is theirs"
+    )
+    reasons = _reasons(doubt, worst, names)
+    if reasons:
+        return f"{names[worst]} is the most harmful group to {what}: {facts}; but that is not clear: {reasons}"
+    if doubt.first is None:
+        return f"{names[worst]} drives {what}: {facts}; one test example says little of others"
+    return (
+        f"{names[worst]} drives {what}: {facts}; it comes first in {doubt.first[worst]:.0%} of 1,000 bootstrap samples "
+        "of the test examples"
+    )
+
+
+def retrained(found: GroupInfluence, actual: Mapping[int, np.ndarray]) -> str:
+    """Say which group retraining finds the most harmful, and whether that is the one of the estimate.
+
+    Args:
+        found: the sums.
+        actual: the rise of each test loss without a group, by group.
+    """
+    names, worst = found.grouping.names, int(found.total().order[0])
+    mean = {group: float(changes.mean()) for group, changes in actual.items()}
+    really = min(mean, key=lambda group: mean[group])
+    if really == worst:
+        return f"retraining agrees: without {names[worst]} the mean loss changes by {mean[worst]:+.3g}"
+    rest = f", without {names[worst]} by {mean[worst]:+.3g}" if worst in mean else ""
+    return (
+        f"retraining disagrees: without {names[really]} the mean loss changes by {mean[really]:+.3g}{rest}; removing a "
+        "group that is large, or of examples like no others, is more than a first-order step: go by the column actual"
+    )
+
+
+def _reasons(doubt: Doubt, worst: int, names: Sequence[str]) -> str:
+    """Say why it is not clear that a group drives the errors; nothing where it is."""
+    reasons = []
+    if doubt.first is not None and doubt.first[worst] < CLEAR:
+        others = np.where(np.arange(len(names)) == worst, -1, doubt.first)
+        rival = int(others.argmax())
+        reasons.append(
+            f"it comes first in {doubt.first[worst]:.0%} of 1,000 bootstrap samples of the test examples, "
+            f"{names[rival]} in {doubt.first[rival]:.0%}"
+        )
+    if doubt.harmful is not None and doubt.harmful[worst] < CLEAR:
+        reasons.append(f"it is harmful at all in {doubt.harmful[worst]:.0%} of the bootstrap samples")
+    if doubt.by_chance > BY_CHANCE:
+        reasons.append(f"of random groups of these sizes the worst is as harmful in {doubt.by_chance:.0%}")
+    return "; ".join(reasons)

@@ -1,0 +1,114 @@
+"""From groups to a page: a bar and a line of a table a group, and the most harmful images of the worst."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from influence_cli.facts import TrainingFacts
+from influence_cli.groups import GroupInfluence
+from influence_cli.precompute import Prepared
+from influence_cli.report.charts import class_bars, histogram
+from influence_cli.report.html import Page, Row, Section, Table
+from influence_cli.report_pages import IMAGES, command_line, config_text, sentence, training_cards
+from influence_cli.scores import strongest
+
+if TYPE_CHECKING:
+    from influence_cli.commands.session import Session
+
+
+def groups_page(
+    session: Session,
+    stores: Sequence[Prepared],
+    found: GroupInfluence,
+    facts: TrainingFacts,
+    first: np.ndarray | None,
+    verdict: str,
+    actual: Mapping[int, np.ndarray],
+    count: int | None,
+) -> Page:
+    """Lay out the groups' influence on the mean loss of the test examples.
+
+    Args:
+        session: of the command.
+        stores: what was prepared for each checkpoint.
+        found: the sums.
+        facts: of the training examples.
+        first: how often each group comes first, of `GroupInfluence.doubt`.
+        verdict: which group it is.
+        actual: the rise of each test loss without a group, by group, where that was trained.
+        count: groups that the result lists, None for all; as many images of each effect, up to `IMAGES`.
+    """
+    names, total = found.grouping.names, found.total()
+    read = np.isfinite(found.mean)
+    worst, images = int(total.order[0]), min(count or IMAGES, IMAGES)
+    # Of the worst group alone: NaN takes no part.
+    own = strongest(np.where(found.grouping.members == worst, found.mean, np.nan), images)
+    values, members = found.mean[read], found.grouping.members[read]
+    what = f"{found.grouping.by}: {names[worst]}"
+    rows = (
+        Row(
+            f"Most harmful of {what}",
+            "removing one of these would lower the loss",
+            training_cards(stores[0], facts, own, "harmful", images),
+        ),
+        Row(
+            f"Most helpful of {what}",
+            "removing one of these would raise the loss",
+            training_cards(stores[0], facts, own, "helpful", images),
+        ),
+    )
+    bars = class_bars("Which groups it comes from", "sums over all training examples", values, members, names)
+    heading = f"Mean over {len(found.tests):,} test example{'s' if len(found.tests) > 1 else ''}"
+    most = float(np.abs(values).max(initial=0.0))
+    return Page(
+        title="influence groups",
+        sentence=sentence(session, [prepared.task for prepared in stores], stores),
+        meaning=(
+            f"{verdict[0].upper()}{verdict[1:]}.",
+            "Influence of a group is the sum over its members: the estimated rise of the mean loss if the whole group "
+            "were removed and the model trained again. Below zero the group is harmful. Of a large group the order "
+            "holds rather than the size.",
+        ),
+        classes=_table(found, first, actual, count),
+        sections=(Section(heading, None, rows, bars),),
+        histogram=histogram(
+            f"Influence by {found.grouping.by}",
+            "influence of single training examples",
+            values,
+            members,
+            names,
+            (-most, most),
+            bins=41,
+        ),
+        charts=(),
+        tables=(),
+        notes=(),
+        command=command_line(),
+        config=config_text(session),
+    )
+
+
+def _table(
+    found: GroupInfluence, first: np.ndarray | None, actual: Mapping[int, np.ndarray], count: int | None
+) -> Table:
+    total = found.total()
+    rows = []
+    for group in total.order[:count].tolist():
+        own = actual.get(group)
+        rows.append(
+            (
+                found.grouping.names[group],
+                f"{int(total.examples[group]):,}",
+                f"{total.influence[group]:+.3g}",
+                f"{total.mean[group]:+.3g}",
+                f"{total.share[group]:.1%}",
+                "–" if first is None else f"{first[group]:.0%}",
+                *(() if not actual else ("–" if own is None else f"{own.mean():+.3g}",)),
+            )
+        )
+    columns = (found.grouping.by, "examples", "influence", "per example", "of all harmful influence", "first")
+    note = "first: how often the group is the most harmful one in 1,000 bootstrap samples of the test examples"
+    return Table("Groups", (*columns, "actual") if actual else columns, tuple(rows), note)
