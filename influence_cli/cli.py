@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from influence_cli import __version__
-from influence_cli.commands import check, compare, demo, gradients, init, mislabels, rank, relabel, verify
+from influence_cli.commands import check, compare, demo, gradients, init, mislabels, perturb, rank, relabel, verify
 from influence_cli.errors import InfluenceError, Stopped, printable
 from influence_cli.standard_streams import discard_stdout, open_missing, settle_stdout
 from influence_cli.terminal import Terminal
@@ -158,6 +158,7 @@ for _name, _module in (
     ("relabel", relabel),
     ("compare", compare),
     ("verify", verify),
+    ("perturb", perturb),
 ):
     app.command(_name, cls=_Command)(_module.command)
 
