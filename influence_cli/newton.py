@@ -134,7 +134,7 @@ def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[i
     Raises:
         InfluenceError: one of them reaches no minimum.
     """
-    factor, floor = _factor(problem, w), ROUNDING * _typical(problem, w)
+    factor, floor = factor_of(problem, w), ROUNDING * _typical(problem, w)
     found = []
     for part in torch.split(rows, TOGETHER):
         ws = w.expand(len(part), *w.shape).clone()
@@ -145,7 +145,7 @@ def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[i
         for _ in range(SHARED_STEPS):
             if not bool(going.any()):
                 break
-            tried = ws - going[:, None, None] * _solve(factor, slopes)
+            tried = ws - going[:, None, None] * solve(factor, slopes)
             slopes = _gradients(problem, tried, part)
             fresh = slopes.flatten(1).norm(dim=1)
             falls = fresh < 0.5 * norms
@@ -157,6 +157,36 @@ def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[i
         found.append(ws)
         advance(len(part))
     return torch.cat(found)
+
+
+def follow(problem: Problem, w: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the minimum of an objective that has changed a little since.
+
+    Args:
+        problem: the objective as it is now.
+        w: its minimum W [C, d] as it was.
+        factor: of the Hessian there or near it (`factor_of`).
+
+    Returns:
+        W [C, d], and the factor: a new one where steps with the given one no longer halve the gradient.
+
+    Raises:
+        InfluenceError: there is no minimum to be found.
+    """
+    slope = _gradients(problem, w[None])[0]
+    norm = float(slope.norm())
+    wanted = max(ACCURACY * norm, ROUNDING * _typical(problem, w))
+    for _ in range(SHARED_STEPS):
+        if norm <= wanted:
+            return w, factor
+        tried = w - solve(factor, slope[None])[0]
+        slope = _gradients(problem, tried[None])[0]
+        fresh = float(slope.norm())
+        if fresh >= 0.5 * norm:
+            break
+        w, norm = tried, fresh
+    w = _newton(problem, w, None, wanted)
+    return w, factor_of(problem, w)
 
 
 def losses_under(problem: Problem, ws: Tensor, tests: Outputs) -> Tensor:
@@ -175,7 +205,7 @@ def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tens
     for _ in range(OWN_STEPS):
         if norm <= wanted:
             return w
-        direction = _solve(_factor(problem, w), slope[None])[0]
+        direction = solve(factor_of(problem, w), slope[None])[0]
         gain, size, tried, now = float((slope * direction).sum()), 1.0, w, value
         while size > 1e-6:
             tried = w - size * direction
@@ -244,7 +274,7 @@ def _typical(problem: Problem, w: Tensor) -> float:
     return math.sqrt(total / problem.n) + problem.l2 * float(w.norm())
 
 
-def _factor(problem: Problem, w: Tensor) -> Tensor:
+def factor_of(problem: Problem, w: Tensor) -> Tensor:
     """Give the Cholesky factor of (1/n) Σ Sᵢ ⊗ aᵢaᵢᵀ + l2 I: [C d, C d]."""
     classes, width = w.shape
     hessian = w.new_zeros(classes, width, classes, width)
@@ -275,6 +305,7 @@ def _factor(problem: Problem, w: Tensor) -> Tensor:
         flat.diagonal().add_(ridge)
 
 
-def _solve(factor: Tensor, slopes: Tensor) -> Tensor:
+def solve(factor: Tensor, slopes: Tensor) -> Tensor:
+    """Multiply slopes [k, C, d] by the inverse of the Hessian whose factor this is."""
     solved: Tensor = torch.cholesky_solve(slopes.flatten(1).T, factor)
     return solved.T.reshape(slopes.shape)

@@ -10,6 +10,7 @@ import typer
 
 from influence_cli.commands.options import (
     DEFAULT_CONFIG,
+    All,
     ConfigFile,
     Format,
     Output,
@@ -96,6 +97,29 @@ def command(
     black: Annotated[
         str | None, typer.Option("--black", metavar="X", help="With --pixel-step: the input of black; default 0.")
     ] = None,
+    attack: Annotated[
+        bool,
+        typer.Option(
+            "--attack",
+            help="Flip the prediction of TEST by changes of training images that rounding to 8 bits hides; the top "
+            "layer is trained again after each round.",
+        ),
+    ] = False,
+    images: Annotated[
+        int, typer.Option("--images", min=1, metavar="N", help="With --attack: training images to change.")
+    ] = 1,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, metavar="R", help="With --attack: steps of a tenth of a level, at most.")
+    ] = 40,
+    folder: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="With --attack: where the changed images are written.")
+    ] = Path("attack"),
+    attackable: Annotated[
+        bool,
+        typer.Option("--attackable", help="Rank the test examples (default: all) that one training image could flip."),
+    ] = False,
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="With --attackable: rows to show.")] = 10,
+    all_: All = False,
     report: Report = None,
     strict: Strict = False,
     format: Format = None,
@@ -110,6 +134,11 @@ def command(
     restriction: influence of x minus that of x + δ. channel, row, column and slope are of the steepest pixel, per unit
     of the model's input.
 
+    --attack and --attackable take the layer that gives the output to its minimum and keep what is below it (Koh & Liang
+    2017, section 5.2). images are what was changed, flips all test predictions that changed, moved the largest change
+    of a pixel in 8-bit levels. gain is by how much one image could lower the margin between label and next class;
+    from a ratio of gain to margin of 1 on, it could flip the prediction.
+
     Examples:
 
       influence perturb 12 --test 17
@@ -117,20 +146,41 @@ def command(
       influence perturb 12 --test 17 --map pixels.png --report pixels.html
 
       influence perturb 12 --test 17 --delta retouched.png
+
+      influence perturb --attackable
+
+      influence perturb --attack --test 17 --images 2 --to attack
     """
     from influence_cli.commands.session import begin
     from influence_cli.perturb_files import check_map
     from influence_cli.report.html import check_page
 
-    if not tests:
+    if attack and attackable:
+        raise InfluenceError("--attack and --attackable are two commands", "run one after the other")
+    if (attack or attackable) and (delta or retrain or map_ or report or target != "label"):
+        raise InfluenceError(
+            f"{'--attack' if attack else '--attackable'} goes with none of --delta, --map, --report, --retrain and "
+            "--target",
+            "leave them out: an attack trains again by itself, and on the label's loss",
+        )
+    if not tests and not attackable:
         raise InfluenceError("perturb needs the test example whose loss is explained", "influence perturb 12 --test 17")
-    if index is None:
+    if index is None and not (attack or attackable):
         raise InfluenceError("perturb needs the training image that is changed", "influence perturb 12 --test 17")
     if black is not None and pixel_step is None:
         raise InfluenceError("--black says where the levels of --pixel-step begin", "add --pixel-step 1/255")
     session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output, files=(map_, report))
     check_map(map_)
     check_page(report)
+    if attack or attackable:
+        from influence_cli.commands.perturb_attack import AttackOptions, run_attack, run_attackable
+
+        count = None if all_ else top
+        options = AttackOptions(tests or [], index, images, rounds, folder, (pixel_step, black), count)
+        (run_attack if attack else run_attackable)(session, options)
+        return
+    if index is None or not tests:
+        raise ValueError("both were asked for above")
     _perturb(session, index, tests, target, delta, retrain, map_, (pixel_step, black), report, strict)
 
 
