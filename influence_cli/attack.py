@@ -11,7 +11,7 @@ For those who defend: `attackable` asks of every test example by how much one im
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from influence_cli.data import read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
-from influence_cli.newton import follow, losses_under, solve
+from influence_cli.near_minimum import follow, solve_at
+from influence_cli.newton import losses_under
 from influence_cli.perturb import check_differentiable
 from influence_cli.pixels import PixelScale, ball
 from influence_cli.scores import perturbation
@@ -35,9 +36,11 @@ from influence_cli.top_layer import (
 )
 
 # Training images whose pixels are looked at for an attack, and for each test example that is asked about.
-LOOKED_AT, ASKED = 100, 10
-# Images that go through the body together, a step in 8-bit levels, and solves at one time.
-TOGETHER, STEP, SOLVED = 32, 0.1, 128
+LOOKED_AT, ASKED = 50, 10
+# Images that go through the body together, and solves at one time.
+TOGETHER, SOLVED = 32, 128
+# A step in 8-bit levels, and steps without a larger loss after which an attack ends.
+STEP, PATIENCE = 0.1, 15
 
 
 @dataclass(frozen=True)
@@ -153,20 +156,23 @@ def attack(
         row: of the test example, from `right_row`.
         scale: of the pixels.
         images: how many of the training images with the largest gain, or which ones by position.
-        rounds: steps at most; it ends when the prediction flips, or no pixel moves any more.
+        rounds: steps at most; it ends when the prediction flips, no pixel moves or `PATIENCE` steps raise the loss no
+            further, and the largest loss counts.
     """
     task, n = top.task, top.problem.n
-    s = solve(top.factor, loss_slope(top.problem, top.w, top.tests, row)[None])[0]
+    s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
     chosen, gains = choose_images(top, s, scale, images)
     batch = next(read_batches(task.train, task.train.indices[chosen.numpy()], len(chosen)))
     refuse_unreadable(batch)
     balls = [ball(scale, x, task.train.title(int(i))) for x, i in zip(batch.inputs, batch.indices, strict=True)]
     inputs = torch.stack([room.clamp(x) for room, x in zip(balls, batch.inputs, strict=True)])
-    problem, w, factor, rows = top.problem, top.w, top.factor, chosen.to(top.w.device)
+    problem, w, rows = top.problem, top.w, chosen.to(top.w.device)
     label, taken = int(top.tests.targets[row]), 0
+    own = replace(top.tests, **{name: value[row : row + 1] for name, value in vars(top.tests).items()})
+    best = (0, float(losses_under(problem, w[None], own)), inputs, w)
     x, a = with_graph(top, inputs)
-    while taken < rounds:
-        s = solve(factor, loss_slope(problem, w, top.tests, row)[None])[0]
+    while taken < rounds and taken - best[0] < PATIENCE:
+        s = solve_at(problem, w, top.inverse, loss_slope(problem, w, own, 0)[None])[0]
         slopes = perturbation(pixel_slopes(x, a, feature_slopes(problem, w, s, rows, top.width)), n)
         moved = torch.stack(
             [room.stepped(old, slope, STEP) for room, old, slope in zip(balls, inputs, slopes, strict=True)]
@@ -176,9 +182,13 @@ def attack(
         inputs, taken = moved, taken + 1
         x, a = with_graph(top, inputs)
         problem = changed(problem, rows, as_inputs(top, a))
-        w, factor = follow(problem, w, factor)
-        if int((top.tests.a[row] @ w.T + top.tests.fixed[row]).argmax()) != label:
+        w = follow(problem, w, top.inverse)
+        loss, flips = float(losses_under(problem, w[None], own)), int((own.a @ w.T + own.fixed).argmax()) != label
+        if loss > best[1] or flips:
+            best = (taken, loss, inputs, w)
+        if flips:
             break
+    taken, _, inputs, w = best
     before, after = top.outputs(top.w), top.outputs(w)
     losses = losses_under(problem, torch.stack([top.w, w]), top.tests)[:, row].tolist()
     distances = [
@@ -274,7 +284,7 @@ def attackable(top: TopLayer, rows: Sequence[int], scale: PixelScale, terminal: 
             for j, row in enumerate(part):
                 slopes[j, second[j]] += top.tests.a[row]
                 slopes[j, int(labels[row])] -= top.tests.a[row]
-            for row, other, s in zip(part, second, solve(top.factor, slopes), strict=True):
+            for row, other, s in zip(part, second, top.s_test(slopes), strict=True):
                 label = int(labels[row])
                 candidates = _largest(top, s, ASKED)
                 gains = gains_of(top, s, candidates, scale)

@@ -114,9 +114,9 @@ def minimise(problem: Problem, start: Tensor) -> tuple[Tensor, float, float]:
     Raises:
         InfluenceError: there is no minimum to be found.
     """
-    before = float(_gradients(problem, start[None])[0].norm())
-    w = _newton(problem, start, None, ROUNDING * _typical(problem, start))
-    return w, before, float(_gradients(problem, w[None])[0].norm())
+    before = float(gradients_at(problem, start[None])[0].norm())
+    w = _newton(problem, start, None, ROUNDING * typical_gradient(problem, start))
+    return w, before, float(gradients_at(problem, w[None])[0].norm())
 
 
 def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[int], None] = lambda _: None) -> Tensor:
@@ -134,11 +134,11 @@ def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[i
     Raises:
         InfluenceError: one of them reaches no minimum.
     """
-    factor, floor = factor_of(problem, w), ROUNDING * _typical(problem, w)
+    factor, floor = factor_of(problem, w), ROUNDING * typical_gradient(problem, w)
     found = []
     for part in torch.split(rows, TOGETHER):
         ws = w.expand(len(part), *w.shape).clone()
-        slopes = _gradients(problem, ws, part)
+        slopes = gradients_at(problem, ws, part)
         norms = slopes.flatten(1).norm(dim=1)
         wanted = (ACCURACY * norms).clamp_min(floor)
         going = norms > wanted
@@ -146,7 +146,7 @@ def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[i
             if not bool(going.any()):
                 break
             tried = ws - going[:, None, None] * solve(factor, slopes)
-            slopes = _gradients(problem, tried, part)
+            slopes = gradients_at(problem, tried, part)
             fresh = slopes.flatten(1).norm(dim=1)
             falls = fresh < 0.5 * norms
             ws = torch.where((going & falls)[:, None, None], tried, ws)
@@ -157,36 +157,6 @@ def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[i
         found.append(ws)
         advance(len(part))
     return torch.cat(found)
-
-
-def follow(problem: Problem, w: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the minimum of an objective that has changed a little since.
-
-    Args:
-        problem: the objective as it is now.
-        w: its minimum W [C, d] as it was.
-        factor: of the Hessian there or near it (`factor_of`).
-
-    Returns:
-        W [C, d], and the factor: a new one where steps with the given one no longer halve the gradient.
-
-    Raises:
-        InfluenceError: there is no minimum to be found.
-    """
-    slope = _gradients(problem, w[None])[0]
-    norm = float(slope.norm())
-    wanted = max(ACCURACY * norm, ROUNDING * _typical(problem, w))
-    for _ in range(SHARED_STEPS):
-        if norm <= wanted:
-            return w, factor
-        tried = w - solve(factor, slope[None])[0]
-        slope = _gradients(problem, tried[None])[0]
-        fresh = float(slope.norm())
-        if fresh >= 0.5 * norm:
-            break
-        w, norm = tried, fresh
-    w = _newton(problem, w, None, wanted)
-    return w, factor_of(problem, w)
 
 
 def losses_under(problem: Problem, ws: Tensor, tests: Outputs) -> Tensor:
@@ -200,8 +170,8 @@ def losses_under(problem: Problem, ws: Tensor, tests: Outputs) -> Tensor:
 def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tensor:
     """Take Newton steps with a line search until the gradient norm is at most ``wanted``, or rounding stops it."""
     without = None if row is None else torch.tensor([row], device=w.device)
-    slope = _gradients(problem, w[None], without)[0]
-    value, norm = _value(problem, w, row), float(slope.norm())
+    slope = gradients_at(problem, w[None], without)[0]
+    value, norm = value_at(problem, w, row), float(slope.norm())
     for _ in range(OWN_STEPS):
         if norm <= wanted:
             return w
@@ -209,16 +179,16 @@ def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tens
         gain, size, tried, now = float((slope * direction).sum()), 1.0, w, value
         while size > 1e-6:
             tried = w - size * direction
-            now = _value(problem, tried, row)
+            now = value_at(problem, tried, row)
             if now <= value - 1e-4 * size * gain + 1e-15 * abs(value):
                 break
             size /= 2
-        slope = _gradients(problem, tried[None], without)[0]
+        slope = gradients_at(problem, tried[None], without)[0]
         # Near the minimum the value no longer tells, and the gradient does; where neither falls, that is rounding.
         if not (now < value or float(slope.norm()) < norm):
             break
         w, value, norm = tried, now, float(slope.norm())
-    if norm > 1e-9 * _typical(problem, w):
+    if norm > 1e-9 * typical_gradient(problem, w):
         raise InfluenceError(
             f"Newton steps reach no minimum{'' if row is None else f' without training row {row}'}: the gradient norm "
             f"stays at {norm:.3g}",
@@ -232,7 +202,7 @@ def _pieces(problem: Problem, count: int, classes: int) -> Iterable[slice]:
     return (slice(start, min(start + step, problem.n)) for start in range(0, problem.n, step))
 
 
-def _gradients(problem: Problem, ws: Tensor, without: Tensor | None = None) -> Tensor:
+def gradients_at(problem: Problem, ws: Tensor, without: Tensor | None = None) -> Tensor:
     """Give the gradients [k, C, d] at weights [k, C, d], problem j without example ``without[j]``."""
     count, classes, _ = ws.shape
     total, examples = torch.zeros_like(ws), problem.examples
@@ -255,7 +225,7 @@ def _slopes(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     return slopes.detach()
 
 
-def _value(problem: Problem, w: Tensor, row: int | None) -> float:
+def value_at(problem: Problem, w: Tensor, row: int | None) -> float:
     examples = problem.examples
     with torch.no_grad():
         losses = problem.loss(examples.a @ w.T + examples.fixed, examples.targets)
@@ -264,7 +234,7 @@ def _value(problem: Problem, w: Tensor, row: int | None) -> float:
         return float(losses.sum() / problem.n + problem.l2 / 2 * w.square().sum())
 
 
-def _typical(problem: Problem, w: Tensor) -> float:
+def typical_gradient(problem: Problem, w: Tensor) -> float:
     """Give the root mean square of ‖gᵢ‖: the scale that a gradient norm is small beside."""
     examples, total = problem.examples, 0.0
     for place in _pieces(problem, 1, w.shape[0]):

@@ -37,7 +37,7 @@ class TopLayer:
         layer: the layer.
         problem: its objective over the training examples.
         w: its minimum W [C, d], float64.
-        factor: of the Hessian there.
+        inverse: of the Hessian there [C d, C d].
         tests: the test examples in use, their targets the labels.
         test_indices: int64 [m], their positions.
     """
@@ -47,7 +47,7 @@ class TopLayer:
     layer: nn.Linear
     problem: Problem
     w: Tensor
-    factor: Tensor
+    inverse: Tensor
     tests: Outputs
     test_indices: np.ndarray
 
@@ -55,6 +55,10 @@ class TopLayer:
     def width(self) -> int:
         """Count the layer's inputs."""
         return self.layer.in_features
+
+    def s_test(self, slopes: Tensor) -> Tensor:
+        """Multiply slopes [k, C, d] by the inverse of the Hessian at the minimum."""
+        return (slopes.flatten(1) @ self.inverse).view_as(slopes)
 
     def outputs(self, w: Tensor) -> Tensor:
         """Give the outputs [m, C] of all test examples under weights W [C, d]."""
@@ -90,12 +94,12 @@ def top_layer(task: Task, terminal: Terminal) -> TopLayer:
     with terminal.status("training the top layer to its minimum (Newton)"):
         start = start_of(network, layer, problem.examples.a)
         w, before, after = minimise(problem, start)
-        factor = factor_of(problem, w)
+        inverse = torch.cholesky_inverse(factor_of(problem, w))
     terminal.say(
         f"top layer: gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64; what is "
         "below it stays as it is"
     )
-    found = TopLayer(task, network, layer, problem, w, factor, tests, test.indices)
+    found = TopLayer(task, network, layer, problem, w, inverse, tests, test.indices)
     moved = int((found.outputs(start).argmax(dim=1) != found.outputs(w).argmax(dim=1)).sum())
     if moved:
         terminal.say(f"at its minimum {moved:,} of {len(test):,} test predictions are not those of the checkpoint")

@@ -66,6 +66,7 @@ def run_attack(session: Session, options: AttackOptions) -> None:
     """Attack every selected test prediction, one after the other."""
     from influence_cli.attack import attack, check_attack
     from influence_cli.commands.session import emit, load
+    from influence_cli.metrics import binomial_interval
     from influence_cli.perturb import read_training_image
     from influence_cli.top_layer import top_layer
 
@@ -91,6 +92,10 @@ def run_attack(session: Session, options: AttackOptions) -> None:
                 done.append(found)
                 advance(1)
                 yield attack_row(task, found)
+        flipped = sum(one.flipped for one in done)
+        low, high = binomial_interval(flipped, len(done))
+        # Here, for the run file is written with the last row.
+        session.run["attack"] = {"attacked": len(done), "flipped": flipped, "low": low, "high": high}
 
     emit(session, attacks(), ATTACK_COLUMNS)
     _tell(session, done, folder)
@@ -230,14 +235,10 @@ def _write(folder: Path, scale: PixelScale, found: Attack) -> None:
 
 
 def _tell(session: Session, done: Sequence[Attack], folder: Path) -> None:
-    from influence_cli.metrics import binomial_interval
-
-    flipped, say = sum(one.flipped for one in done), session.terminal.say
-    low, high = binomial_interval(flipped, len(done))
-    session.run["attack"] = {"attacked": len(done), "flipped": flipped, "low": low, "high": high}
-    one = done[0]
+    say, facts, one = session.terminal.say, session.run["attack"], done[0]
     if len(done) > 1:
-        share = f"{flipped / len(done):.0%}, {low:.0%} to {high:.0%}"
+        flipped = facts["flipped"]
+        share = f"{flipped / len(done):.0%}, {facts['low']:.0%} to {facts['high']:.0%}"
         say(f"{flipped:,} of {len(done):,} test predictions flipped ({share})")
     elif one.flipped:
         say(
