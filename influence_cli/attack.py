@@ -5,7 +5,7 @@ I_pert,loss, each pixel projected back to within half an 8-bit level of the orig
 its minimum again after every step, on a body that stays as it is. What is below the top layer runs once for all images;
 a round runs it for the attacked images alone.
 
-For those who defend: `attackable` asks of every test example by how much one image could move its margin in one step.
+For those who defend: `rank_attackable` asks of every test example how far one image could move its margin in a step.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def right_row(top: TopLayer, index: int) -> int:
     return row
 
 
-def attack(
+def attack_prediction(
     top: TopLayer,
     row: int,
     scale: PixelScale,
@@ -257,7 +257,7 @@ def _largest(top: TopLayer, s: Tensor, count: int) -> Tensor:
     return torch.argsort(norms, descending=True, stable=True)[:count].cpu()
 
 
-def attackable(top: TopLayer, rows: Sequence[int], scale: PixelScale, terminal: Terminal) -> list[Attackable]:
+def rank_attackable(top: TopLayer, rows: Sequence[int], scale: PixelScale, terminal: Terminal) -> list[Attackable]:
     """Rank test examples by how easily one training image flips their prediction.
 
     Of each, the margin m is that between its label and the next class, its slope ∇_W(−m) takes the place of the loss's,

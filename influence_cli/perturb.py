@@ -152,7 +152,7 @@ def _refuse_once(end: Any) -> None:
                 left.append(other)
 
 
-def perturb(
+def perturb_image(
     stores: Sequence[Prepared],
     index: int,
     selected: Sequence[Selected],

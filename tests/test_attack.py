@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from influence_cli import Terminal, load_config, load_tasks
-from influence_cli.attack import attack, attackable, margins, right_row
+from influence_cli.attack import attack_prediction, margins, rank_attackable, right_row
 from influence_cli.data import read_batches
 from influence_cli.gradients import example_gradients
 from influence_cli.metrics import binomial_interval
@@ -154,7 +154,7 @@ def test_an_attack_raises_the_loss_inside_the_ball_with_the_layer_at_its_minimum
     top: TopLayer, scale: PixelScale
 ) -> None:
     row = right_rows(top)[0]
-    found = attack(top, row, scale, images=2, rounds=12)
+    found = attack_prediction(top, row, scale, images=2, rounds=12)
     assert found.loss[1] > found.loss[0]
     assert found.margin[1] < found.margin[0]
     assert found.moved <= 0.5
@@ -178,7 +178,7 @@ def test_an_attack_raises_the_loss_inside_the_ball_with_the_layer_at_its_minimum
 def test_ten_images_flip_what_one_does_not(top: TopLayer, scale: PixelScale) -> None:
     outputs = margins(top.outputs(top.w), top.tests.targets)
     rows = sorted(right_rows(top), key=lambda row: float(outputs[row]))[2:6]
-    flipped = {count: [attack(top, row, scale, images=count).flipped for row in rows] for count in (1, 10)}
+    flipped = {count: [attack_prediction(top, row, scale, images=count).flipped for row in rows] for count in (1, 10)}
     assert sum(flipped[10]) > sum(flipped[1])
     assert sum(flipped[10]) >= 2
 
@@ -219,14 +219,15 @@ def test_the_gain_is_what_one_step_to_the_corner_brings(top: TopLayer, scale: Pi
 
 
 def test_attackable_ranks_by_gain_over_margin(top: TopLayer, scale: PixelScale) -> None:
-    found = attackable(top, range(80), scale, Terminal(quiet=True))
+    found = rank_attackable(top, range(80), scale, Terminal(quiet=True))
     assert sorted(one.test for one in found) == sorted(int(top.test_indices[row]) for row in right_rows(top))
     ratios = [one.ratio for one in found]
     assert ratios == sorted(ratios, reverse=True)
     assert all(one.margin > 0 and one.gain > 0 and one.other != one.label for one in found)
     # The first are those that attacks flip, the last those that they do not.
     tried = [
-        attack(top, right_row(top, one.test), scale, images=[one.image], rounds=20) for one in (*found[:2], *found[-2:])
+        attack_prediction(top, right_row(top, one.test), scale, images=[one.image], rounds=20)
+        for one in (*found[:2], *found[-2:])
     ]
     falls = [one.margin[0] - one.margin[1] for one in tried]
     assert sum(one.flipped for one in tried[:2]) >= sum(one.flipped for one in tried[2:])

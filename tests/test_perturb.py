@@ -16,7 +16,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.gradients import example_gradients, make_network
 from influence_cli.metrics import pearson, slope
 from influence_cli.network import track
-from influence_cli.perturb import input_slopes, perturb
+from influence_cli.perturb import input_slopes, perturb_image
 from influence_cli.pixels import HIDDEN, PixelScale, ball, given_scale, pixel_scale, sixteen_bits
 from influence_cli.png16 import write_png16
 
@@ -138,7 +138,7 @@ def test_estimates_are_the_changes_that_training_again_brings(project: Path) -> 
         one
         for change in (noise, brighter, steepest)
         for index in (0, 45, 201, 319)
-        for one in perturb(stores, index, selected, config=config, change=change, retrain=True, terminal=terminal)
+        for one in perturb_image(stores, index, selected, config=config, change=change, retrain=True, terminal=terminal)
     ]
     estimated, replaced, actual = (
         np.array([getattr(one, name) for one in found], dtype=np.float64)

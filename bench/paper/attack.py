@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from influence_cli import Terminal, load_config, load_tasks
-from influence_cli.attack import attack, check_attack, choose_images
+from influence_cli.attack import attack_prediction, check_attack, choose_images
 from influence_cli.metrics import binomial_interval
 from influence_cli.pixels import pixel_scale
 from influence_cli.top_layer import loss_slope, top_layer
@@ -126,7 +126,7 @@ def main() -> None:
                 s = top.s_test(loss_slope(top.problem, top.w, top.tests, int(row))[None])[0]
                 rows, _ = choose_images(top, s, scale, max(options.images))
                 best = task.train.indices[rows.numpy()].tolist()
-            found = attack(top, int(row), scale, images=best[:images], rounds=options.rounds)
+            found = attack_prediction(top, int(row), scale, images=best[:images], rounds=options.rounds)
             done[key] = {
                 "images": images,
                 "test": test,

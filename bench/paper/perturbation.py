@@ -24,7 +24,7 @@ from torch import Tensor
 from influence_cli import Terminal, load_config, load_tasks, prepare_all
 from influence_cli.data import read_batches
 from influence_cli.metrics import pearson, slope
-from influence_cli.perturb import perturb
+from influence_cli.perturb import perturb_image
 from influence_cli.pixels import ball, pixel_scale
 from influence_cli.selection import Selected
 from influence_cli.top_layer import top_layer
@@ -112,7 +112,7 @@ def main() -> None:
         points = []
         for index in generator.choice(task.train.indices, options.changes, replace=False):
             delta = change(image(int(index)))
-            found = perturb(
+            found = perturb_image(
                 stores,
                 int(index),
                 selected,

@@ -197,7 +197,7 @@ def _perturb(
     strict: bool,
 ) -> None:
     from influence_cli.commands.session import emit, load
-    from influence_cli.perturb import perturb, read_training_image
+    from influence_cli.perturb import perturb_image, read_training_image
     from influence_cli.perturb_files import check_image, write_map
     from influence_cli.precompute import prepare_all
     from influence_cli.testset import check_target
@@ -218,7 +218,7 @@ def _perturb(
     # Without rows: only the inverse curvature is needed, on all its coordinates. This one is made of the rows.
     rows = session.config.curvature.method == "fisher"
     stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=not rows)
-    found = perturb(
+    found = perturb_image(
         stores,
         index,
         selected,

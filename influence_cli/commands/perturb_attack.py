@@ -64,7 +64,7 @@ class AttackOptions:
 
 def run_attack(session: Session, options: AttackOptions) -> None:
     """Attack every selected test prediction, one after the other."""
-    from influence_cli.attack import attack, check_attack
+    from influence_cli.attack import attack_prediction, check_attack
     from influence_cli.commands.session import emit, load
     from influence_cli.metrics import binomial_interval
     from influence_cli.perturb import read_training_image
@@ -87,7 +87,7 @@ def run_attack(session: Session, options: AttackOptions) -> None:
         images = options.images if options.index is None else [options.index]
         with session.terminal.progress(len(rows), "attacking") as advance:
             for row in rows:
-                found = attack(top, row, scale, images=images, rounds=options.rounds)
+                found = attack_prediction(top, row, scale, images=images, rounds=options.rounds)
                 _write(folder, scale, found)
                 done.append(found)
                 advance(1)
@@ -105,7 +105,7 @@ def run_attackable(session: Session, options: AttackOptions) -> None:
     """Rank the test predictions that a single training image could flip."""
     import numpy as np
 
-    from influence_cli.attack import attackable, check_attack
+    from influence_cli.attack import check_attack, rank_attackable
     from influence_cli.commands.session import emit, load
     from influence_cli.top_layer import top_layer
 
@@ -115,7 +115,7 @@ def run_attackable(session: Session, options: AttackOptions) -> None:
     top = top_layer(task, session.terminal)
     check_attack(top, scale)
     rows = np.searchsorted(top.test_indices, np.array(positions)).tolist()
-    found = attackable(top, rows, scale, session.terminal)
+    found = rank_attackable(top, rows, scale, session.terminal)
     could = sum(one.ratio >= 1 for one in found)
     session.run["attackable"] = could
     classes = task.classes
