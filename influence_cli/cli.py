@@ -22,6 +22,7 @@ from influence_cli.commands import (
     groups,
     init,
     mislabels,
+    perturb,
     rank,
     relabel,
     select,
@@ -172,6 +173,7 @@ for _name, _module in (
     ("compare", compare),
     ("verify", verify),
     ("select", select),
+    ("perturb", perturb),
 ):
     app.command(_name, cls=_Command)(_module.command)
 

@@ -239,3 +239,14 @@ def _centred(values: np.ndarray) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     # The mean of three 0.1 is a hair above 0.1: a constant is one exactly.
     return np.zeros_like(array) if array.size and (array == array[0]).all() else np.asarray(array - array.mean())
+
+
+def binomial_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Compute Wilson's 95% interval of a share (JASA 1927): sound at 0 and 1, and for few trials."""
+    if trials < 1:
+        return 0.0, 1.0
+    z, share = 1.959964, successes / trials
+    centre = share + z * z / (2 * trials)
+    half = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials**2))
+    scale = 1 + z * z / trials
+    return max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))

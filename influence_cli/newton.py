@@ -114,9 +114,9 @@ def minimise(problem: Problem, start: Tensor) -> tuple[Tensor, float, float]:
     Raises:
         InfluenceError: there is no minimum to be found.
     """
-    before = float(_gradients(problem, start[None])[0].norm())
-    w = _newton(problem, start, None, ROUNDING * _typical(problem, start))
-    return w, before, float(_gradients(problem, w[None])[0].norm())
+    before = float(gradients_at(problem, start[None])[0].norm())
+    w = _newton(problem, start, None, ROUNDING * typical_gradient(problem, start))
+    return w, before, float(gradients_at(problem, w[None])[0].norm())
 
 
 def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[int], None] = lambda _: None) -> Tensor:
@@ -134,7 +134,7 @@ def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[i
     Raises:
         InfluenceError: one of them reaches no minimum.
     """
-    factor, found = _factor(problem, w), []
+    factor, found = factor_of(problem, w), []
     for part in torch.split(rows, TOGETHER):
         ws, norms, wanted = _shared_steps(problem, w, factor, [row[None] for row in part])
         for j in torch.nonzero(norms > wanted).flatten().tolist():
@@ -166,7 +166,7 @@ def without_groups(
     Raises:
         InfluenceError: without one of them no minimum is reached.
     """
-    factor, found = _factor(problem, w), []
+    factor, found = factor_of(problem, w), []
     for start in range(0, len(groups), TOGETHER):
         part = groups[start : start + TOGETHER]
         ws, norms, wanted = _shared_steps(problem, w, factor, part)
@@ -210,15 +210,15 @@ def _shared_steps(
     owners = torch.cat([torch.full_like(rows, j) for j, rows in enumerate(groups)])
     without = (torch.cat(list(groups)), owners)
     ws = w.expand(len(groups), *w.shape).clone()
-    slopes = _gradients(problem, ws, without)
+    slopes = gradients_at(problem, ws, without)
     norms = slopes.flatten(1).norm(dim=1)
-    wanted = (ACCURACY * norms).clamp_min(ROUNDING * _typical(problem, w))
+    wanted = (ACCURACY * norms).clamp_min(ROUNDING * typical_gradient(problem, w))
     going = norms > wanted
     for _ in range(SHARED_STEPS):
         if not bool(going.any()):
             break
-        tried = ws - going[:, None, None] * _solve(factor, slopes)
-        slopes = _gradients(problem, tried, without)
+        tried = ws - going[:, None, None] * solve(factor, slopes)
+        slopes = gradients_at(problem, tried, without)
         fresh = slopes.flatten(1).norm(dim=1)
         falls = fresh < 0.5 * norms
         ws = torch.where((going & falls)[:, None, None], tried, ws)
@@ -238,25 +238,25 @@ def losses_under(problem: Problem, ws: Tensor, tests: Outputs) -> Tensor:
 def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tensor:
     """Take Newton steps with a line search until the gradient norm is at most ``wanted``, or rounding stops it."""
     without = None if row is None else (torch.tensor([row], device=w.device), torch.tensor([0], device=w.device))
-    slope = _gradients(problem, w[None], without)[0]
-    value, norm = _value(problem, w, row), float(slope.norm())
+    slope = gradients_at(problem, w[None], without)[0]
+    value, norm = value_at(problem, w, row), float(slope.norm())
     for _ in range(OWN_STEPS):
         if norm <= wanted:
             return w
-        direction = _solve(_factor(problem, w), slope[None])[0]
+        direction = solve(factor_of(problem, w), slope[None])[0]
         gain, size, tried, now = float((slope * direction).sum()), 1.0, w, value
         while size > 1e-6:
             tried = w - size * direction
-            now = _value(problem, tried, row)
+            now = value_at(problem, tried, row)
             if now <= value - 1e-4 * size * gain + 1e-15 * abs(value):
                 break
             size /= 2
-        slope = _gradients(problem, tried[None], without)[0]
+        slope = gradients_at(problem, tried[None], without)[0]
         # Near the minimum the value no longer tells, and the gradient does; where neither falls, that is rounding.
         if not (now < value or float(slope.norm()) < norm):
             break
         w, value, norm = tried, now, float(slope.norm())
-    if norm > 1e-9 * _typical(problem, w):
+    if norm > 1e-9 * typical_gradient(problem, w):
         raise InfluenceError(
             f"Newton steps reach no minimum{'' if row is None else f' without training row {row}'}: the gradient norm "
             f"stays at {norm:.3g}",
@@ -270,7 +270,7 @@ def _pieces(problem: Problem, count: int, classes: int) -> Iterable[slice]:
     return (slice(start, min(start + step, problem.n)) for start in range(0, problem.n, step))
 
 
-def _gradients(problem: Problem, ws: Tensor, without: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def gradients_at(problem: Problem, ws: Tensor, without: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Give the gradients [k, C, d] at weights [k, C, d]; ``without``: rows, and the problem that leaves each out."""
     count, classes, _ = ws.shape
     total, examples = torch.zeros_like(ws), problem.examples
@@ -294,7 +294,7 @@ def _slopes(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
     return slopes.detach()
 
 
-def _value(problem: Problem, w: Tensor, row: int | None) -> float:
+def value_at(problem: Problem, w: Tensor, row: int | None) -> float:
     examples = problem.examples
     with torch.no_grad():
         losses = problem.loss(examples.a @ w.T + examples.fixed, examples.targets)
@@ -303,7 +303,7 @@ def _value(problem: Problem, w: Tensor, row: int | None) -> float:
         return float(losses.sum() / problem.n + problem.l2 / 2 * w.square().sum())
 
 
-def _typical(problem: Problem, w: Tensor) -> float:
+def typical_gradient(problem: Problem, w: Tensor) -> float:
     """Give the root mean square of ‖gᵢ‖: the scale that a gradient norm is small beside."""
     examples, total = problem.examples, 0.0
     for place in _pieces(problem, 1, w.shape[0]):
@@ -313,7 +313,7 @@ def _typical(problem: Problem, w: Tensor) -> float:
     return math.sqrt(total / problem.n) + problem.l2 * float(w.norm())
 
 
-def _factor(problem: Problem, w: Tensor) -> Tensor:
+def factor_of(problem: Problem, w: Tensor) -> Tensor:
     """Give the Cholesky factor of (1/n) Σ Sᵢ ⊗ aᵢaᵢᵀ + l2 I: [C d, C d]."""
     classes, width = w.shape
     hessian = w.new_zeros(classes, width, classes, width)
@@ -344,6 +344,7 @@ def _factor(problem: Problem, w: Tensor) -> Tensor:
         flat.diagonal().add_(ridge)
 
 
-def _solve(factor: Tensor, slopes: Tensor) -> Tensor:
+def solve(factor: Tensor, slopes: Tensor) -> Tensor:
+    """Multiply slopes [k, C, d] by the inverse of the Hessian whose factor this is."""
     solved: Tensor = torch.cholesky_solve(slopes.flatten(1).T, factor)
     return solved.T.reshape(slopes.shape)

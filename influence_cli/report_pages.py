@@ -72,7 +72,7 @@ def rank_page(
         sections.append(
             Section(
                 heading=heading,
-                lead=None if test is None else _test_card(prepared, test),
+                lead=None if test is None else test_card(prepared, test),
                 beside=beside,
                 rows=(
                     Row(
@@ -185,7 +185,7 @@ def plot_title(group: Group, classes: Sequence[str], aggregate: bool) -> str:
     return test_title(group.tests[0], classes) + (" (the first test example)" if len(group.tests) > 1 else "")
 
 
-def _test_card(prepared: Prepared, test: TestFacts) -> Card:
+def test_card(prepared: Prepared, test: TestFacts) -> Card:
     task = prepared.task
     split = task.test or task.train
     if test.index is not None:

@@ -3,6 +3,7 @@
 ``influence[t, i]`` = (1/n) · s_testᵀ gᵢ, s_test = (H + (l2 + λ)I)⁻¹ ∇L(z_t): the estimated rise of the loss of test
 example t if training example i is removed, in the loss's units (nats for cross-entropy). It is −1/n times the
 I_up,loss of Koh & Liang (ICML 2017, equation 2). Above zero, removing hurts: the example is helpful.
+``perturbation`` is the same for a training image that is changed, not removed: again the estimated rise of the loss.
 
 In a basis with spectrum Λ the same is (1/n) Σⱼ c_tj c_ij / (Λⱼ + l2 + λ).
 """
@@ -42,6 +43,16 @@ def preconditioned(coordinates: Tensor, spectrum: Tensor | None, shift: float | 
 def removal(product: Array, n: int) -> Array:
     """Turn s_testᵀgᵢ into influence: the estimated rise of the loss if example i is removed, + (1/n) s_testᵀgᵢ."""
     return product / n
+
+
+def perturbation(product: Array, n: int) -> Array:
+    """Turn s_testᵀ(∂g/∂x)δ into the estimated rise of the loss if x becomes x + δ: − (1/n) s_testᵀ(∂g/∂x)δ.
+
+    It is 1/n times I_pert,loss of Koh & Liang (ICML 2017, section 2.2): the training objective gains
+    (1/n)(L(x + δ) − L(x)), its minimum moves by −(1/n) H⁻¹(g(x + δ) − g(x)), and the loss follows. Where δ need not be
+    small, that is the influence of x minus that of x + δ: one is removed, the other put in its place.
+    """
+    return -product / n
 
 
 def influence(s_test: Tensor, rows: Tensor, n: int) -> Tensor:

@@ -1,0 +1,302 @@
+"""The training-set attack: change a few training images by less than an 8-bit file can tell, and flip a prediction.
+
+Koh & Liang (ICML 2017, section 5.2): the images with the largest gain are moved in small steps in the sign of
+I_pert,loss, each pixel projected back to within half an 8-bit level of the original, and the top layer is trained to
+its minimum again after every step, on a body that stays as it is. What is below the top layer runs once for all images;
+a round runs it for the attacked images alone.
+
+For those who defend: `rank_attackable` asks of every test example how far one image could move its margin in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.data import read_batches, refuse_unreadable
+from influence_cli.errors import InfluenceError
+from influence_cli.near_minimum import follow, solve_at
+from influence_cli.newton import losses_under
+from influence_cli.perturb import check_differentiable
+from influence_cli.pixels import PixelScale, ball
+from influence_cli.scores import perturbation
+from influence_cli.terminal import Terminal
+from influence_cli.top_layer import (
+    TopLayer,
+    as_inputs,
+    changed,
+    feature_slopes,
+    loss_slope,
+    pixel_slopes,
+    with_graph,
+)
+
+# Training images whose pixels are looked at for an attack, and for each test example that is asked about.
+LOOKED_AT, ASKED = 50, 10
+# Images that go through the body together, and solves at one time.
+TOGETHER, SOLVED = 32, 128
+# A step in 8-bit levels, and steps without a larger loss after which an attack ends.
+STEP, PATIENCE = 0.1, 15
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What became of one attack.
+
+    Attributes:
+        test: position of the test example.
+        label: its label, which was predicted before.
+        after: the class predicted after it.
+        images: positions of the attacked training images, the largest gain first.
+        inputs: what they have become, float32 [C, H, W] each.
+        rounds: steps that were taken.
+        loss: of the test example before and after, with the top layer at its minimum.
+        margin: its output for the label less the largest other one, before and after.
+        estimated: the rise of the loss to first order, every pixel as far as it may go.
+        flips: test predictions that changed, its own included.
+        moved: the largest change of a pixel, in 8-bit levels.
+    """
+
+    test: int
+    label: int
+    after: int
+    images: tuple[int, ...]
+    inputs: tuple[Tensor, ...]
+    rounds: int
+    loss: tuple[float, float]
+    margin: tuple[float, float]
+    estimated: float
+    flips: int
+    moved: float
+
+    @property
+    def flipped(self) -> bool:
+        """Say whether the prediction is another one now."""
+        return self.after != self.label
+
+
+@dataclass(frozen=True)
+class Attackable:
+    """What a single training image could do to a test prediction, estimated.
+
+    Attributes:
+        test: position of the test example.
+        label: its label, which is predicted.
+        other: the class with the next largest output.
+        margin: the output of the label less that of the other.
+        image: position of the training image with the largest gain.
+        gain: the fall of the margin to first order, every pixel of the image as far as rounding to 8 bits hides it.
+    """
+
+    test: int
+    label: int
+    other: int
+    margin: float
+    image: int
+    gain: float
+
+    @property
+    def ratio(self) -> float:
+        """Give gain / margin: from 1 on, one image alone could flip the prediction."""
+        return self.gain / self.margin if self.margin > 0 else float("inf")
+
+
+def margins(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Give the output for the label less the largest other one: [m]."""
+    at = torch.arange(len(outputs), device=outputs.device)
+    others = outputs.clone()
+    others[at, labels] = -torch.inf
+    return outputs[at, labels] - others.amax(dim=1)
+
+
+def check_attack(top: TopLayer, scale: PixelScale) -> None:
+    """Refuse a model without a derivative in its input, and a scale that the images do not fit, before any attack."""
+    split = top.task.train
+    batch = next(read_batches(split, split.indices[:1], 1))
+    refuse_unreadable(batch)
+    check_differentiable(top.task, batch)
+    ball(scale, batch.inputs[0], split.title(int(batch.indices[0])))
+
+
+def right_row(top: TopLayer, index: int) -> int:
+    """Find a test example that is predicted right.
+
+    Raises:
+        InfluenceError: it is already wrong.
+    """
+    row = int(np.searchsorted(top.test_indices, index))
+    outputs, label = top.outputs(top.w)[row], int(top.tests.targets[row])
+    predicted = int(outputs.argmax())
+    if predicted != label:
+        classes = top.task.classes
+        raise InfluenceError(
+            f"{top.task.test_split().title(index)} is already wrong: {classes[predicted]}, labelled {classes[label]}; "
+            "there is nothing to flip",
+            "attack one that is predicted right; influence rank says why this one is wrong",
+        )
+    return row
+
+
+def attack_prediction(
+    top: TopLayer,
+    row: int,
+    scale: PixelScale,
+    *,
+    images: int | Sequence[int] = 1,
+    rounds: int = 40,
+) -> Attack:
+    """Attack one test prediction through a few training images.
+
+    Args:
+        top: the top layer.
+        row: of the test example, from `right_row`.
+        scale: of the pixels.
+        images: how many of the training images with the largest gain, or which ones by position.
+        rounds: steps at most; it ends when the prediction flips, no pixel moves or `PATIENCE` steps raise the loss no
+            further, and the largest loss counts.
+    """
+    task, n = top.task, top.problem.n
+    s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
+    chosen, gains = choose_images(top, s, scale, images)
+    batch = next(read_batches(task.train, task.train.indices[chosen.numpy()], len(chosen)))
+    refuse_unreadable(batch)
+    balls = [ball(scale, x, task.train.title(int(i))) for x, i in zip(batch.inputs, batch.indices, strict=True)]
+    inputs = torch.stack([room.clamp(x) for room, x in zip(balls, batch.inputs, strict=True)])
+    problem, w, rows = top.problem, top.w, chosen.to(top.w.device)
+    label, taken = int(top.tests.targets[row]), 0
+    own = replace(top.tests, **{name: value[row : row + 1] for name, value in vars(top.tests).items()})
+    best = (0, float(losses_under(problem, w[None], own)), inputs, w)
+    x, a = with_graph(top, inputs)
+    while taken < rounds and taken - best[0] < PATIENCE:
+        s = solve_at(problem, w, top.inverse, loss_slope(problem, w, own, 0)[None])[0]
+        slopes = perturbation(pixel_slopes(x, a, feature_slopes(problem, w, s, rows, top.width)), n)
+        moved = torch.stack(
+            [room.stepped(old, slope, STEP) for room, old, slope in zip(balls, inputs, slopes, strict=True)]
+        )
+        if torch.equal(moved, inputs):
+            break
+        inputs, taken = moved, taken + 1
+        x, a = with_graph(top, inputs)
+        problem = changed(problem, rows, as_inputs(top, a))
+        w = follow(problem, w, top.inverse)
+        loss, flips = float(losses_under(problem, w[None], own)), int((own.a @ w.T + own.fixed).argmax()) != label
+        if loss > best[1] or flips:
+            best = (taken, loss, inputs, w)
+        if flips:
+            break
+    taken, _, inputs, w = best
+    before, after = top.outputs(top.w), top.outputs(w)
+    losses = losses_under(problem, torch.stack([top.w, w]), top.tests)[:, row].tolist()
+    distances = [
+        float((scale.levels(new) - scale.levels(old)).abs().max())
+        for new, old in zip(inputs, batch.inputs, strict=True)
+    ]
+    m = [float(margins(outputs, top.tests.targets)[row]) for outputs in (before, after)]
+    return Attack(
+        test=int(top.test_indices[row]),
+        label=label,
+        after=int(after[row].argmax()),
+        images=tuple(batch.indices.tolist()),
+        inputs=tuple(inputs),
+        rounds=taken,
+        loss=(losses[0], losses[1]),
+        margin=(m[0], m[1]),
+        estimated=float(sum(gains)),
+        flips=int((before.argmax(dim=1) != after.argmax(dim=1)).sum()),
+        moved=max(distances),
+    )
+
+
+def choose_images(
+    top: TopLayer, s: Tensor, scale: PixelScale, images: int | Sequence[int]
+) -> tuple[Tensor, list[float]]:
+    """Choose the training images with the largest gain: what the loss can rise while rounding hides it.
+
+    The pixels of `LOOKED_AT` are looked at, those with the largest slope in the top layer's input.
+
+    Returns:
+        Rows int64 [k] among the training examples in use, the largest gain first, and the gains.
+    """
+    task = top.task
+    if not isinstance(images, int):
+        candidates = torch.from_numpy(np.searchsorted(task.train.indices, np.array(images)))
+        count = len(candidates)
+    else:
+        count = min(images, top.problem.n)
+        candidates = _largest(top, s, max(LOOKED_AT, 2 * count))
+    gains = torch.tensor(gains_of(top, s, candidates, scale))
+    order = torch.argsort(gains, descending=True, stable=True)[:count]
+    return candidates[order], gains[order].tolist()
+
+
+def gains_of(top: TopLayer, s: Tensor, rows: Tensor, scale: PixelScale) -> list[float]:
+    """Compute, for training rows, the most that (minus 1/n) s·g can rise by pixels that rounding to 8 bits hides."""
+    task, found = top.task, []
+    indices = task.train.indices[rows.cpu().numpy()]
+    start = 0
+    for batch in read_batches(task.train, indices, TOGETHER):
+        refuse_unreadable(batch)
+        here = rows[start : start + len(batch)].to(top.w.device)
+        start += len(batch)
+        x, a = with_graph(top, batch.inputs)
+        v = feature_slopes(top.problem, top.w, s, here, top.width)
+        slopes = perturbation(pixel_slopes(x, a, v), top.problem.n)
+        for image, slope, index in zip(batch.inputs, slopes, batch.indices, strict=True):
+            found.append(ball(scale, image, task.train.title(int(index))).gain(image, slope))
+    return found
+
+
+def _largest(top: TopLayer, s: Tensor, count: int) -> Tensor:
+    """Find the training rows with the largest slope in the top layer's input; ties by position."""
+    parts = torch.split(torch.arange(top.problem.n, device=top.w.device), 4096)
+    norms = torch.cat([feature_slopes(top.problem, top.w, s, part, top.width).norm(dim=1) for part in parts])
+    return torch.argsort(norms, descending=True, stable=True)[:count].cpu()
+
+
+def rank_attackable(top: TopLayer, rows: Sequence[int], scale: PixelScale, terminal: Terminal) -> list[Attackable]:
+    """Rank test examples by how easily one training image flips their prediction.
+
+    Of each, the margin m is that between its label and the next class, its slope ∇_W(−m) takes the place of the loss's,
+    and the gain is the fall of m to first order if every pixel of one image goes as far as rounding to 8 bits hides.
+    The pixels of `ASKED` images are looked at for each.
+
+    Args:
+        top: the top layer.
+        rows: of test examples; those that are wrong already are passed over.
+        scale: of the pixels.
+        terminal: progress.
+
+    Returns:
+        The largest gain / margin first; ties by position.
+    """
+    outputs, labels = top.outputs(top.w), top.tests.targets
+    right = [row for row in rows if int(outputs[row].argmax()) == int(labels[row])]
+    found: list[Attackable] = []
+    with terminal.progress(len(right), "what one image could do") as advance:
+        for start in range(0, len(right), SOLVED):
+            part = right[start : start + SOLVED]
+            second = [_next(outputs[row], int(labels[row])) for row in part]
+            slopes = torch.zeros(len(part), *top.w.shape, dtype=top.w.dtype, device=top.w.device)
+            for j, row in enumerate(part):
+                slopes[j, second[j]] += top.tests.a[row]
+                slopes[j, int(labels[row])] -= top.tests.a[row]
+            for row, other, s in zip(part, second, top.s_test(slopes), strict=True):
+                label = int(labels[row])
+                candidates = _largest(top, s, ASKED)
+                gains = gains_of(top, s, candidates, scale)
+                best = int(np.argmax(gains))
+                image = int(top.task.train.indices[int(candidates[best])])
+                margin = float(outputs[row, label] - outputs[row, other])
+                found.append(Attackable(int(top.test_indices[row]), label, other, margin, image, gains[best]))
+                advance(1)
+    return sorted(found, key=lambda one: (-one.ratio, one.test))
+
+
+def _next(outputs: Tensor, label: int) -> int:
+    others = outputs.clone()
+    others[label] = -torch.inf
+    return int(others.argmax())

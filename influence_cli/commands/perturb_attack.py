@@ -1,0 +1,252 @@
+"""What `influence perturb` does with --attack and --attackable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from influence_cli.errors import InfluenceError, counted
+from influence_cli.standard_streams import stdin_lines
+
+if TYPE_CHECKING:
+    from influence_cli.attack import Attack
+    from influence_cli.commands.session import Session
+    from influence_cli.pixels import PixelScale
+    from influence_cli.task import Task
+    from influence_cli.top_layer import TopLayer
+
+ATTACK_COLUMNS = (
+    "test",
+    "test_path",
+    "test_label",
+    "predicted_before",
+    "predicted_after",
+    "flipped",
+    "images",
+    "rounds",
+    "loss_before",
+    "loss_after",
+    "margin_before",
+    "margin_after",
+    "estimated",
+    "flips",
+    "moved",
+)
+ATTACKABLE_COLUMNS = (
+    "rank",
+    "test",
+    "test_path",
+    "test_label",
+    "other",
+    "margin",
+    "index",
+    "path",
+    "gain",
+    "ratio",
+)
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """What was asked for: the words of --test, an image or how many, rounds, the folder, the scale, rows to show."""
+
+    tests: list[str]
+    index: int | None
+    images: int
+    rounds: int
+    folder: Path
+    pixels: tuple[str | None, str | None]
+    count: int | None
+
+
+def run_attack(session: Session, options: AttackOptions) -> None:
+    """Attack every selected test prediction, one after the other."""
+    from influence_cli.attack import attack_prediction, check_attack
+    from influence_cli.commands.session import emit, load
+    from influence_cli.metrics import binomial_interval
+    from influence_cli.perturb import read_training_image
+    from influence_cli.top_layer import top_layer
+
+    task = _one_task(load(session))
+    if options.index is not None:
+        read_training_image(task, options.index)
+    if options.index is None and options.images > len(task.train):
+        raise InfluenceError(f"--images {options.images}: there are {len(task.train):,} training examples")
+    folder = _made(options.folder)
+    scale = _scale(task, options.pixels)
+    positions = _positions(task, session, options.tests)
+    top = top_layer(task, session.terminal)
+    check_attack(top, scale)
+    rows = _right(session, top, positions, options.tests)
+    done: list[Attack] = []
+
+    def attacks() -> Iterator[dict[str, object]]:
+        images = options.images if options.index is None else [options.index]
+        with session.terminal.progress(len(rows), "attacking") as advance:
+            for row in rows:
+                found = attack_prediction(top, row, scale, images=images, rounds=options.rounds)
+                _write(folder, scale, found)
+                done.append(found)
+                advance(1)
+                yield attack_row(task, found)
+        flipped = sum(one.flipped for one in done)
+        low, high = binomial_interval(flipped, len(done))
+        # Here, for the run file is written with the last row.
+        session.run["attack"] = {"attacked": len(done), "flipped": flipped, "low": low, "high": high}
+
+    emit(session, attacks(), ATTACK_COLUMNS)
+    _tell(session, done, folder)
+
+
+def run_attackable(session: Session, options: AttackOptions) -> None:
+    """Rank the test predictions that a single training image could flip."""
+    import numpy as np
+
+    from influence_cli.attack import check_attack, rank_attackable
+    from influence_cli.commands.session import emit, load
+    from influence_cli.top_layer import top_layer
+
+    task = _one_task(load(session))
+    scale = _scale(task, options.pixels)
+    positions = _positions(task, session, options.tests) if options.tests else task.test_split().indices.tolist()
+    top = top_layer(task, session.terminal)
+    check_attack(top, scale)
+    rows = np.searchsorted(top.test_indices, np.array(positions)).tolist()
+    found = rank_attackable(top, rows, scale, session.terminal)
+    could = sum(one.ratio >= 1 for one in found)
+    session.run["attackable"] = could
+    classes = task.classes
+    emit(
+        session,
+        (
+            {
+                "rank": rank,
+                "test": one.test,
+                "test_path": task.test_split().path(one.test),
+                "test_label": classes[one.label],
+                "other": classes[one.other],
+                "margin": one.margin,
+                "index": one.image,
+                "path": task.train.path(one.image),
+                "gain": one.gain,
+                "ratio": one.ratio,
+            }
+            for rank, one in enumerate(found[: options.count], start=1)
+        ),
+        ATTACKABLE_COLUMNS,
+    )
+    wrong = len(rows) - len(found)
+    session.terminal.say(
+        f"{could:,} of {len(found):,} right test predictions could be flipped by one training image (ratio ≥ 1)"
+        + (f"; {wrong:,} are wrong already" if wrong else "")
+    )
+    if found:
+        session.terminal.say(f"next: influence perturb --attack --test {found[0].test} tries the first")
+
+
+def attack_row(task: Task, found: Attack) -> dict[str, object]:
+    """Give the row of an attack."""
+    classes = task.classes
+    return {
+        "test": found.test,
+        "test_path": task.test_split().path(found.test),
+        "test_label": classes[found.label],
+        "predicted_before": classes[found.label],
+        "predicted_after": classes[found.after],
+        "flipped": found.flipped,
+        "images": " ".join(map(str, found.images)),
+        "rounds": found.rounds,
+        "loss_before": found.loss[0],
+        "loss_after": found.loss[1],
+        "margin_before": found.margin[0],
+        "margin_after": found.margin[1],
+        "estimated": found.estimated,
+        "flips": found.flips,
+        "moved": found.moved,
+    }
+
+
+def _one_task(tasks: list[Task]) -> Task:
+    if len(tasks) > 1:
+        raise InfluenceError(
+            f"an attack is on one checkpoint, the config lists {len(tasks)}",
+            f"-s model.checkpoint={tasks[0].checkpoint}",
+        )
+    return tasks[0]
+
+
+def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
+    from influence_cli.pixels import given_scale, pixel_scale
+
+    return pixel_scale(task.train) if pixels[0] is None else given_scale(pixels[0], pixels[1])
+
+
+def _positions(task: Task, session: Session, words: list[str]) -> list[int]:
+    from influence_cli.facts import misclassified
+    from influence_cli.selection import select
+
+    chosen = select(words, task.test, task.classes, lambda: misclassified([task], session.terminal), stdin_lines())
+    positions = []
+    for item in chosen:
+        if item.index is None:
+            raise InfluenceError(f"{item.file} is a file: an attack needs its label", "give positions of the test set")
+        positions.append(item.index)
+    return positions
+
+
+def _right(session: Session, top: TopLayer, positions: Sequence[int], words: list[str]) -> list[int]:
+    """Give the rows of test examples that are predicted right; one that was named and is wrong is an error."""
+    from influence_cli.attack import right_row
+
+    named = {int(word) for word in words if re.fullmatch(r"\d+", word, re.ASCII)}
+    rows, wrong, last = [], 0, None
+    for position in dict.fromkeys(positions):
+        try:
+            rows.append(right_row(top, position))
+        except InfluenceError as error:
+            if position in named:
+                raise
+            wrong, last = wrong + 1, error
+    if not rows and last is not None:
+        raise last
+    if wrong:
+        session.terminal.say(f"{counted(wrong, 'test example')} already wrong: passed over")
+    return rows
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        from influence_cli.report.formats import unwritable
+
+        raise unwritable(folder, error) from error
+    return folder
+
+
+def _write(folder: Path, scale: PixelScale, found: Attack) -> None:
+    from influence_cli.perturb_files import write_image
+
+    for index, x in zip(found.images, found.inputs, strict=True):
+        write_image(folder, f"test{found.test:05d}_train{index:07d}", scale, x)
+
+
+def _tell(session: Session, done: Sequence[Attack], folder: Path) -> None:
+    say, facts, one = session.terminal.say, session.run["attack"], done[0]
+    if len(done) > 1:
+        flipped = facts["flipped"]
+        share = f"{flipped / len(done):.0%}, {facts['low']:.0%} to {facts['high']:.0%}"
+        say(f"{flipped:,} of {len(done):,} test predictions flipped ({share})")
+    elif one.flipped:
+        say(
+            f"the prediction flipped after {counted(one.rounds, 'round')}; test predictions that changed: {one.flips:,}"
+        )
+    else:
+        say(f"the prediction did not flip in {counted(one.rounds, 'round')}; --images 10 changes more images")
+    say(
+        f"wrote {counted(sum(len(one.images) for one in done), 'image')} to {folder}/: float32 .npy and 16-bit PNG; "
+        "no pixel is half an 8-bit level from where it was, so an 8-bit copy undoes the attack"
+    )

@@ -1,0 +1,102 @@
+"""The minimum of an objective that has changed a little: a few training examples, out of many.
+
+The Hessian has changed by a matrix of small rank, so conjugate gradients with the inverse of the old one before it take
+a few steps where a new factor would take a cube of the parameters. The inverse is there as a matrix: torch copies a
+factor each time it solves with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from influence_cli.errors import InfluenceError
+from influence_cli.network import output_curvature
+from influence_cli.newton import (
+    ACCURACY,
+    ROUNDING,
+    SHARED_STEPS,
+    Problem,
+    gradients_at,
+    typical_gradient,
+    value_at,
+)
+from influence_cli.solvers import conjugate_gradients
+
+# Of a Newton step, whose error is of its square anyway, and of s_test; steps of Newton's method.
+STEP_TOLERANCE, TOLERANCE, STEPS = 1e-3, 1e-8, 50
+
+
+def follow(problem: Problem, w: Tensor, inverse: Tensor) -> Tensor:
+    """Find the minimum of an objective that has changed a little since.
+
+    Args:
+        problem: the objective as it is now.
+        w: its minimum W [C, d] as it was.
+        inverse: of the Hessian near there [C d, C d].
+
+    Returns:
+        W [C, d].
+
+    Raises:
+        InfluenceError: there is no minimum to be found.
+    """
+    typical = typical_gradient(problem, w)
+    slope = gradients_at(problem, w[None])[0]
+    norm = float(slope.norm())
+    wanted = max(ACCURACY * norm, ROUNDING * typical)
+    for _ in range(SHARED_STEPS):
+        if norm <= wanted:
+            return w
+        tried = w - (slope.flatten() @ inverse).view_as(w)
+        slope_there = gradients_at(problem, tried[None])[0]
+        fresh = float(slope_there.norm())
+        if fresh >= 0.5 * norm:
+            break
+        w, slope, norm = tried, slope_there, fresh
+    value = value_at(problem, w, None)
+    for _ in range(STEPS):
+        if norm <= wanted:
+            return w
+        direction = solve_at(problem, w, inverse, slope[None], STEP_TOLERANCE)[0]
+        gain, size, tried, now = float((slope * direction).sum()), 1.0, w, value
+        while size > 1e-6:
+            tried = w - size * direction
+            now = value_at(problem, tried, None)
+            if now <= value - 1e-4 * size * gain + 1e-15 * abs(value):
+                break
+            size /= 2
+        slope = gradients_at(problem, tried[None])[0]
+        fresh = float(slope.norm())
+        # Near the minimum the value no longer tells, and the gradient does; where neither falls, that is rounding.
+        if not (now < value or fresh < norm):
+            break
+        w, value, norm = tried, now, fresh
+    if norm > 1e-6 * typical:
+        raise InfluenceError(
+            f"the top layer reaches no minimum with the changed images: the gradient norm stays at {norm:.3g}",
+            "a larger l2 gives it one",
+        )
+    return w
+
+
+def solve_at(problem: Problem, w: Tensor, inverse: Tensor, v: Tensor, tolerance: float = TOLERANCE) -> Tensor:
+    """Multiply v [m, C, d] by the inverse of the Hessian at w, with that of one nearby for a preconditioner."""
+    product = _hessian_product(problem, w)
+    found, _ = conjugate_gradients(product, v.flatten(1), precondition=lambda rows: rows @ inverse, tolerance=tolerance)
+    return found.view_as(v)
+
+
+def _hessian_product(problem: Problem, w: Tensor) -> Callable[[Tensor], Tensor]:
+    """Give V [m, C d] to V H, H = (1/n) Σ Sᵢ ⊗ aᵢaᵢᵀ + l2 I at w."""
+    examples, (classes, width) = problem.examples, w.shape
+    curvature = output_curvature(problem.loss, examples.a @ w.T + examples.fixed, examples.targets)
+
+    def product(rows: Tensor) -> Tensor:
+        change = (examples.a @ rows.reshape(-1, width).T).view(problem.n, len(rows), classes)
+        curved = change @ curvature  # symmetric in the classes
+        found = (curved.flatten(1).T @ examples.a).view(len(rows), -1)
+        return found / problem.n + problem.l2 * rows
+
+    return product

@@ -1,0 +1,335 @@
+"""`influence perturb`: how much would the loss of a test example rise if a pixel of a training image were another?
+
+Koh & Liang (ICML 2017, section 2.2): if a training input x becomes x + δ, the training objective gains
+(1/n)(L(x + δ) − L(x)). To first order in 1/n the loss of a test example rises by influence(x) − influence(x + δ)
+(``replaced``: x is removed, x + δ put in its place), and to first order in δ as well by slope · δ with
+
+    slope = −(1/n) ∇ₓ(s_testᵀ ∇_θL(x)),
+
+which is 1/n times their I_pert,loss. The derivative in x is a second one through the model: autograd of autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.config import Config
+from influence_cli.coordinates import products
+from influence_cli.data import Batch, read_batches, readable_batches, refuse_unreadable
+from influence_cli.errors import InfluenceError
+from influence_cli.facts import TestFacts
+from influence_cli.loo import is_convex
+from influence_cli.near_minimum import follow
+from influence_cli.network import Network, differentiable_attention, recurrent_backward, unflatten
+from influence_cli.newton import Problem, factor_of, losses_under, make_problem, minimise, outputs_of, start_of
+from influence_cli.precompute import Prepared
+from influence_cli.rank import describe_run, group_size, make_inverses
+from influence_cli.retrain import check_whole
+from influence_cli.scores import perturbation, removal, require_finite
+from influence_cli.selection import Selected
+from influence_cli.streams import parameter_vectors
+from influence_cli.task import Task, logits_of
+from influence_cli.terminal import Terminal
+from influence_cli.testset import selected_batches, test_gradients
+from influence_cli.user_code import describe
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """What a change of a training image does to the loss of one test example, in that loss's unit.
+
+    Attributes:
+        test: the test example.
+        influence: of the training image as it is.
+        slope: [C, H, W], the estimated rise of the loss per unit of each number of the model's input.
+        delta: δ, of the same shape, or None.
+        estimated: slope · δ.
+        replaced: influence(x) − influence(x + δ): to first order in 1/n, but not in δ.
+        actual: the rise of the loss by training again; None where that was not asked for.
+    """
+
+    test: TestFacts
+    influence: float
+    slope: np.ndarray
+    delta: np.ndarray | None = None
+    estimated: float | None = None
+    replaced: float | None = None
+    actual: float | None = None
+
+
+def read_training_image(task: Task, index: int) -> Batch:
+    """Read one training example as the model takes it.
+
+    Raises:
+        InfluenceError: it is not in use, cannot be read, or the model is not differentiable there.
+    """
+    split = task.train
+    if not 0 <= index < len(split.source):
+        raise InfluenceError(f"there is no training example {index}; the training set has 0 to {len(split.source) - 1}")
+    if index not in split.indices:
+        raise InfluenceError(f"{split.title(index)} is excluded (train.exclude)", "choose one that is in use")
+    batch = next(read_batches(split, np.array([index]), 1))
+    refuse_unreadable(batch)
+    check_differentiable(task, batch)
+    return batch
+
+
+def check_differentiable(task: Task, batch: Batch) -> None:
+    """Refuse inputs that are whole numbers, and a model through which no derivative reaches its input."""
+    title = task.train.title(int(batch.indices[0]))
+    if not batch.inputs.is_floating_point():
+        raise InfluenceError(
+            f"the input of {title} is of {batch.inputs.dtype}: a model of whole numbers has no derivative in its input",
+            "perturb works on images of floats; influence rank and verify work here",
+        )
+    x = batch.inputs.to(task.device).clone().requires_grad_(True)
+    with torch.enable_grad(), recurrent_backward(task.model):
+        outputs = logits_of(task.model(x.clone()))
+        # Parameters are frozen in some models: then what is cut off from its input has no graph at all.
+        cut = not outputs.requires_grad or torch.autograd.grad(outputs.sum(), x, allow_unused=True)[0] is None
+    if cut:
+        raise InfluenceError(
+            f"{_name(task)} is not differentiable in its input: none of its outputs depends on the pixels by "
+            "operations that autograd follows",
+            "something detaches them, such as .detach(), torch.no_grad(), numpy or rounding to whole numbers inside "
+            "the model: let it do that to a copy, or move it to train.transform",
+        )
+
+
+def input_slopes(network: Network, vector: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Compute ∇ₓ(vᵀ∇_θL(x)) of each example: [b, …] in the shape of the inputs, no sign and no 1/n applied.
+
+    Args:
+        network: the model; v is over its tracked parameters.
+        vector: v [p].
+        inputs: x [b, …], floats.
+        targets: int64 [b].
+
+    Raises:
+        InfluenceError: the model's gradient has no derivative of its own.
+    """
+    device = network.device()
+    x = inputs.to(device).detach().clone().requires_grad_(True)
+    own = list(network.parameters().values())
+    with torch.enable_grad(), recurrent_backward(network.model), differentiable_attention():
+        try:
+            # A copy, for a model may change its input in place, which a leaf forbids.
+            losses = network.loss(logits_of(network.model(x.clone())), targets.to(device))
+            slopes = torch.autograd.grad(
+                losses.sum(), own, create_graph=True, materialize_grads=True, allow_unused=True
+            )
+            product = torch.stack([(v * g).sum() for v, g in zip(unflatten(network, vector), slopes, strict=True)])
+            _refuse_once(product.grad_fn)
+            (found,) = torch.autograd.grad(product.sum(), x, materialize_grads=True, allow_unused=True)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InfluenceError(
+                f"the gradient of the model has no derivative in its input: {describe(error)}",
+                "perturb differentiates twice; a layer with a backward pass of its own may allow that only once",
+            ) from error
+    return found.detach()
+
+
+def _refuse_once(end: Any) -> None:
+    """Refuse a graph with a function in it that may be differentiated once: its node leads nowhere and is passed by."""
+    seen, left = {end}, [end]
+    while left:
+        node = left.pop()
+        if type(node).__name__ == "Error":
+            raise RuntimeError("a function is marked @once_differentiable")
+        for other, _ in node.next_functions if node is not None else ():
+            if other is not None and other not in seen:
+                seen.add(other)
+                left.append(other)
+
+
+def perturb_image(
+    stores: Sequence[Prepared],
+    index: int,
+    selected: Sequence[Selected],
+    *,
+    config: Config,
+    change: Callable[[Tensor], Tensor] | None = None,
+    target: str = "label",
+    retrain: bool = False,
+    terminal: Terminal,
+    run: dict[str, Any] | None = None,
+    strict: bool = False,
+) -> list[Perturbed]:
+    """Estimate what changes of a training image do to the loss of test examples.
+
+    Args:
+        stores: what was prepared for each checkpoint; rows are not needed; estimates are averaged.
+        index: position of the training image.
+        selected: which test examples.
+        config: for ``curvature``.
+        change: from the slope [C, H, W] to a δ of its shape; None for the slope alone.
+        target: whose loss is explained, as for ``rank_training``.
+        retrain: train an output layer again with x + δ, for the actual rise.
+        terminal: progress, λ, residuals, warnings.
+        run: takes the facts of the run.
+        strict: a solver that does not converge is an error.
+
+    Returns:
+        One a test example, in order.
+
+    Raises:
+        InfluenceError: the image is not in use, the model is not differentiable in its input, or ``retrain`` of what
+            is no output layer under a convex loss.
+    """
+    run = {} if run is None else run
+    task = stores[0].task
+    batch = read_training_image(task, index)
+    again = _Again(stores, batch, terminal) if retrain else None
+    inverses = make_inverses(stores, config, terminal, strict)
+    found: list[Perturbed] = []
+    size = group_size(stores, 1)
+    for start in range(0, len(selected), size):
+        group = selected[start : start + size]
+        tests, rows = test_gradients(stores, group, target, terminal, skip=False)
+        vectors = [
+            parameter_vectors(prepared.choice.network, prepared, inverse.apply(own))
+            for prepared, inverse, own in zip(stores, inverses, rows, strict=True)
+        ]
+        held = again.held_out(group, tests) if again is not None else None
+        for number, test in enumerate(tests):
+            one = _estimate(stores, [own[number : number + 1] for own in vectors], batch, test, change)
+            if again is not None and one.delta is not None:
+                one = replace(one, actual=again.actual(one.delta, number, held))
+            found.append(one)
+    describe_run(stores, inverses, run, terminal)
+    if again is not None:
+        run["newton"] = again.facts
+    if any(_bends(one) for one in found):
+        terminal.warn(
+            "estimated and replaced differ by more than half: the change is not small for this model, as where it "
+            "crosses kinks of ReLU or max pooling (a black ground is full of ties); go by replaced"
+        )
+    if found and not any(one.slope.any() for one in found):
+        terminal.warn(
+            "no pixel moves the loss: the derivative is 0 everywhere, as where the model rounds its input or the "
+            "training loss of this image is 0"
+        )
+    return found
+
+
+def _estimate(
+    stores: Sequence[Prepared],
+    vectors: Sequence[Tensor],
+    batch: Batch,
+    test: TestFacts,
+    change: Callable[[Tensor], Tensor] | None,
+) -> Perturbed:
+    """Average slope and estimates over the checkpoints."""
+    task = stores[0].task
+    pairs = list(zip(stores, vectors, strict=True))
+    slopes = [
+        perturbation(input_slopes(own.choice.network, s[0], batch.inputs, batch.targets)[0].cpu().double(), own.task.n)
+        for own, s in pairs
+    ]
+    slope = torch.stack(slopes).mean(dim=0)
+    title = task.train.title(int(batch.indices[0]))
+    require_finite(slope, "change", lambda *_: f"{title} on {test.title()}")
+
+    def influence_of(inputs: Tensor) -> float:
+        values = [
+            removal(products(own.choice.network, s, inputs, batch.targets)[0][0, 0].double(), own.task.n)
+            for own, s in pairs
+        ]
+        return float(torch.stack([value.cpu() for value in values]).mean())
+
+    before = influence_of(batch.inputs)
+    if change is None:
+        return Perturbed(test, before, slope.numpy())
+    delta = change(slope).cpu().double()
+    moved = (batch.inputs[0].double() + delta).to(batch.inputs.dtype)[None]
+    return Perturbed(
+        test,
+        before,
+        slope.numpy(),
+        delta.numpy(),
+        float((slope * delta).sum()),
+        before - influence_of(moved),
+    )
+
+
+def _bends(one: Perturbed) -> bool:
+    """Say whether what is linear in δ is far from what is not."""
+    if one.estimated is None or one.replaced is None:
+        return False
+    return abs(one.estimated - one.replaced) > 0.5 * max(abs(one.estimated), abs(one.replaced))
+
+
+class _Again:
+    """Trains an output layer to its minimum, and again for every changed image, by Newton steps in float64."""
+
+    def __init__(self, stores: Sequence[Prepared], batch: Batch, terminal: Terminal) -> None:
+        if len(stores) > 1:
+            raise InfluenceError(
+                f"--retrain trains one checkpoint again, the config lists {len(stores)}",
+                f"-s model.checkpoint={stores[0].task.checkpoint}",
+            )
+        prepared = stores[0]
+        layer = prepared.choice.output
+        check_whole(prepared.task)
+        if layer is None or not is_convex(prepared):
+            raise InfluenceError(
+                "--retrain needs an output layer under a smooth convex loss: only that has a minimum to return to",
+                "track the last layer alone (gradients.layers), or leave --retrain out",
+            )
+        task = prepared.task
+        self._task, self._network, self._layer, self._batch, self._terminal = (
+            task,
+            prepared.choice.network,
+            layer,
+            batch,
+            terminal,
+        )
+        with terminal.status("training the output layer to its minimum (Newton)"):
+            batches = readable_batches(task.train, task.train.indices, BATCH, skip=False)
+            self._problem: Problem = make_problem(self._network, layer, batches, task.l2)
+            start = start_of(self._network, layer, self._problem.examples.a)
+            self._w, before, after = minimise(self._problem, start)
+        terminal.say(f"gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64")
+        self._inverse = torch.cholesky_inverse(factor_of(self._problem, self._w))
+        # The last change and the weights with it: one change is asked about for many test examples.
+        self._done: tuple[np.ndarray, Tensor] | None = None
+        self.facts = {"gradient_norm_before": before, "gradient_norm_after": after}
+        self._row = int(np.searchsorted(task.train.indices, batch.indices[0]))
+
+    def held_out(self, selected: Sequence[Selected], tests: Sequence[TestFacts]) -> Any:
+        """Run test examples up to the output layer; their targets are whose loss is explained."""
+        batches = (batch for batch, _ in selected_batches(self._task, selected, BATCH, self._terminal, skip=False))
+        found = outputs_of(self._network, self._layer, batches)
+        found.targets.copy_(torch.tensor([test.target for test in tests]))
+        return found
+
+    def actual(self, delta: np.ndarray, number: int, held: Any) -> float:
+        """Train with x + δ, and give the rise of the loss of one of the test examples."""
+        if self._done is None or not np.array_equal(self._done[0], delta):
+            inputs = (self._batch.inputs[0].double() + torch.from_numpy(delta)).to(self._batch.inputs.dtype)[None]
+            changed = outputs_of(self._network, self._layer, [replace(self._batch, inputs=inputs)])
+            problem = replaced_rows(self._problem, np.array([self._row]), changed.a, changed.fixed)
+            self._done = (delta, follow(problem, self._w, self._inverse))
+        losses = losses_under(self._problem, torch.stack([self._done[1], self._w]), held)[:, number]
+        return float(losses[0] - losses[1])
+
+
+def replaced_rows(problem: Problem, rows: np.ndarray, a: Tensor, fixed: Tensor) -> Problem:
+    """Give the objective with other inputs of the output layer for some rows: a [k, d], f [k, C]."""
+    examples, at = problem.examples, torch.from_numpy(rows).to(problem.examples.a.device)
+    changed = replace(examples, a=examples.a.index_copy(0, at, a), fixed=examples.fixed.index_copy(0, at, fixed))
+    return replace(problem, examples=changed)
+
+
+def _name(task: Task) -> str:
+    return f"model ({task.checkpoint.name})"

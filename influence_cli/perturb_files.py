@@ -1,0 +1,129 @@
+"""The files of `influence perturb`: a change of an image read in, its signed map and attacked images written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from influence_cli.attribution import overlay, scaled
+from influence_cli.data import Split, file_input
+from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.pixels import PixelScale, sixteen_bits
+from influence_cli.png16 import write_png16
+from influence_cli.report.formats import unwritable
+from influence_cli.user_code import describe
+
+MAPS = (".png", ".npy")
+# A map of 28 × 28 is enlarged until its shorter side has this many pixels.
+SIDE = 224
+
+
+def read_change(path: Path, split: Split, x: Tensor, title: str) -> Tensor:
+    """Read a change δ of a model input x [C, H, W].
+
+    Args:
+        path: ``.npy`` is δ itself, in the model's input space; an image file is the changed image, and δ what it
+            becomes by the split's transform, minus x.
+        split: the training examples.
+        x: the input that is to change.
+        title: names it in a message.
+
+    Raises:
+        InfluenceError: no such file, another shape, or numbers that are not finite.
+    """
+    if path.suffix.lower() != ".npy":
+        return file_input(split, path)[0].double() - x.double()
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InfluenceError(f"--delta {path} cannot be read: {describe(error)}") from error
+    if values.dtype.kind not in "iuf":
+        raise InfluenceError(f"--delta {path} holds {values.dtype}, not real numbers")
+    shape = list(x.shape)
+    if list(values.shape) != shape:
+        raise InfluenceError(
+            f"--delta {path} has the shape {list(values.shape)}, the input of {title} has {shape}",
+            "δ is added to what the transform makes of the image: channels first, one number for each of its numbers",
+        )
+    if not np.isfinite(values).all():
+        raise InfluenceError(f"--delta {path} has NaN or infinite numbers")
+    return torch.from_numpy(values.astype(np.float64))
+
+
+def check_map(path: Path | None) -> None:
+    """Refuse a map of another kind than `MAPS`, before any work."""
+    if path is not None and path.suffix.lower() not in MAPS:
+        raise InfluenceError(f"--map {path}: a map is .png or .npy", did_you_mean(path.suffix.lower(), MAPS))
+
+
+def check_image(x: Tensor, option: str) -> None:
+    """Refuse to draw inputs that are no images."""
+    if x.ndim != 3:
+        raise InfluenceError(
+            f"{option}: an input of the model has the shape {list(x.shape)}",
+            "pixels are drawn for images [channels, height, width]; --map FILE.npy takes any shape",
+        )
+
+
+def draw_map(x: Tensor, slope: np.ndarray, scale: PixelScale | None) -> Image.Image:
+    """Colour an image by the slope of its pixels, summed over channels.
+
+    Args:
+        x: [C, H, W], as the model takes it.
+        slope: likewise, the estimated rise of the loss per unit.
+        scale: makes it per 8-bit level, for channels may differ in that; None sums as they are.
+
+    Returns:
+        RGB, x in grey underneath: red where a lighter pixel raises the loss, blue where it lowers it.
+    """
+    steps = np.ones((1, 1, 1)) if scale is None else scale.step.numpy().reshape(-1, 1, 1)
+    values = scaled((slope * steps).sum(axis=0))
+    factor = max(1, -(-SIDE // min(x.shape[-2:])))
+    picture = view(x)
+    large = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+    return overlay(large, values.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
+def view(x: Tensor) -> Image.Image:
+    """Show an input [C, H, W] in grey, from its darkest to its lightest value."""
+    values = x.detach().double().mean(dim=0).cpu().numpy()
+    low, high = float(values.min()), float(values.max())
+    return Image.fromarray(((values - low) / (high - low or 1.0) * 255).round().astype(np.uint8))
+
+
+def write_map(path: Path, x: Tensor, slope: np.ndarray, scale: PixelScale | None) -> None:
+    """Write the signed map as a picture, or as float32 numbers [C, H, W] per unit of the input.
+
+    Raises:
+        InfluenceError: it cannot be written.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            with path.open("wb") as file:
+                np.save(file, slope.astype(np.float32))
+        else:
+            draw_map(x, slope, scale).save(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def write_image(folder: Path, name: str, scale: PixelScale, x: Tensor) -> list[Path]:
+    """Write an input as float32 ``NAME.npy`` and, of an image of 1 or 3 channels, as 16-bit ``NAME.png``.
+
+    Raises:
+        InfluenceError: they cannot be written.
+    """
+    written = [folder / f"{name}.npy"]
+    try:
+        with written[0].open("wb") as file:
+            np.save(file, x.detach().cpu().numpy())
+        if x.ndim == 3 and len(x) in (1, 3):
+            written.append(folder / f"{name}.png")
+            write_png16(written[1], sixteen_bits(scale, x))
+    except OSError as error:
+        raise unwritable(written[-1], error) from error
+    return written

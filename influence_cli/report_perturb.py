@@ -1,0 +1,105 @@
+"""The page of `influence perturb`: a training image, and which of its pixels move the loss of each test example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from influence_cli.data import Batch
+from influence_cli.perturb import Perturbed
+from influence_cli.perturb_files import draw_map
+from influence_cli.pixels import PixelScale
+from influence_cli.precompute import Prepared
+from influence_cli.report.html import Card, Page, Row, Section, thumbnail
+from influence_cli.report_pages import (
+    SHOWN,
+    command_line,
+    config_text,
+    example_thumbnail,
+    path_fact,
+    sentence,
+    test_card,
+    test_title,
+)
+
+if TYPE_CHECKING:
+    from influence_cli.commands.session import Session
+
+# Large enough for single pixels of a small image to be told apart.
+SIZE = 280
+
+
+def perturb_page(
+    session: Session,
+    stores: Sequence[Prepared],
+    batch: Batch,
+    found: Sequence[Perturbed],
+    scale: PixelScale | None,
+    delta: str | None,
+) -> Page:
+    """Lay out a page: each test example above the training image and its signed map.
+
+    Args:
+        session: of the command.
+        stores: what was prepared for each checkpoint.
+        batch: the training example.
+        found: one a test example.
+        scale: of the pixels, where it is known.
+        delta: what the change is called; None where there is none.
+    """
+    prepared = stores[0]
+    task, index = prepared.task, int(batch.indices[0])
+    label = task.classes[int(batch.targets[0])]
+    sections = []
+    for one in found[:SHOWN]:
+        numbers = [("influence", f"{one.influence:+.3g}")]
+        if one.estimated is not None and one.replaced is not None:
+            numbers += [("estimated", f"{one.estimated:+.3g}"), ("replaced", f"{one.replaced:+.3g}")]
+        if one.actual is not None:
+            numbers.append(("actual", f"{one.actual:+.3g}"))
+        image = Card(
+            image=example_thumbnail(task.train, index, SIZE),
+            alt=f"training example {index}, labelled {label}",
+            title=label,
+            facts=(*numbers, ("index", str(index)), *path_fact(task.train, index)),
+            tone="plain",
+        )
+        pixels = Card(
+            image=thumbnail(draw_map(batch.inputs[0], one.slope, scale), SIZE),
+            alt="the same image, coloured by how its pixels move the loss",
+            title="which pixels",
+            facts=(
+                ("red", "a lighter pixel raises the loss"),
+                ("blue", "a lighter pixel lowers it"),
+                ("largest slope", f"{abs(one.slope).max():.3g} per unit of the input"),
+            ),
+            tone="plain",
+        )
+        rows = (Row("The training image", "as it is, and as the model takes it", (image, pixels)),)
+        sections.append(Section(test_title(one.test, task.classes), test_card(prepared, one.test), rows))
+    notes = []
+    if len(found) > SHOWN:
+        notes.append(f"{len(found) - SHOWN} further test examples are in the rows, not on this page.")
+    meaning = [
+        "The map is the estimated rise of the test example's loss per change of each pixel of the training image, if "
+        "the model were trained again with it (Koh & Liang 2017, section 2.2).",
+    ]
+    if delta is not None:
+        what = "the change that raises the loss most while rounding to 8 bits hides it" if delta == "hidden" else delta
+        meaning.append(
+            f"estimated and replaced are the rise for {what}: to first order in the change, and without that "
+            "restriction; actual is that of training again."
+        )
+    return Page(
+        title="influence perturb",
+        sentence=sentence(session, [own.task for own in stores], stores),
+        meaning=tuple(meaning),
+        classes=None,
+        sections=tuple(sections),
+        histogram=None,
+        charts=(),
+        tables=(),
+        notes=tuple(notes),
+        command=command_line(),
+        config=config_text(session),
+    )
