@@ -34,7 +34,7 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -rP
 
 # Beside $(VENV), whose packages the targets run with, and not in it: the bill of materials does not list the fuzzer.
 $(FUZZER)/.installed: requirements-fuzz.lock $(VENV)/.installed
