@@ -93,7 +93,9 @@ def test_the_first_line_is_the_command_that_runs_it(name: str) -> None:
     "name",
     [
         # Forward and backward of 400 photos through all of a ResNet-18: minutes on one core.
-        pytest.param(name, marks=pytest.mark.slow) if name == "imagefolder_all_layers.yaml" else name
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("imagefolder_all_layers.yaml", "gradient_similarity.yaml")
+        else name
         for name in NAMES
     ],
 )

@@ -54,6 +54,7 @@ def found_at_a_tenth(err: str) -> dict[str, float]:
     return {signal: float(tables[signal][5]) for signal in ("combined", "self-influence", "loss", "margin", "random")}
 
 
+@pytest.mark.slow
 def test_self_influence_finds_the_moved_images_far_above_chance(demo: Demo) -> None:
     """EK-FAC's at small λ ranks rare images beside wrong labels, so it finds fewer than the exact one of the head."""
     found = found_at_a_tenth(demo.err)

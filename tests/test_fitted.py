@@ -212,6 +212,7 @@ def test_a_curvature_from_an_on_the_fly_run_serves_the_store(influence: Command,
     assert "is used again" in influence("gradients", "-v", cwd=project).err
 
 
+@pytest.mark.slow  # in small, and at every moment: test_crash_points.py, test_kills.py
 def test_a_fit_that_is_killed_goes_on_and_ends_the_same(project: Path, tmp_path: Path, influence: Command) -> None:
     """SIGKILL in the middle of the fit, several times; the store is that of one pass, byte for byte."""
     import shutil

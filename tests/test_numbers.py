@@ -124,7 +124,7 @@ def test_a_training_example_whose_numbers_are_not_finite_is_named(
         assert "list it under exclude" in said[1]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=str)
+@pytest.mark.parametrize("value", [np.nan, 1e38], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_test_example_whose_numbers_are_not_finite_is_named(
     influence: Command, project: Path, method: str, value: float

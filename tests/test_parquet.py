@@ -134,6 +134,7 @@ def test_rank_writes_the_same_numbers_as_jsonl(influence: Command, stored: Path,
     assert (tmp_path / "rows.parquet.run.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_pipe_takes_it_and_may_close(stored: Path) -> None:
     command = [sys.executable, "-m", "influence_cli", "rank", "3", "-q", "--format", "parquet"]
     done = subprocess.run(command, cwd=stored, capture_output=True, check=True)

@@ -20,6 +20,15 @@ LINES = [
     for line in block.splitlines()
     if line.startswith(("influence ", "ls ", "mkdir "))
 ]
+# A quarter of a minute each, of what other tests show in less; no other line needs what they write.
+SLOW = (
+    "--format cleanlab",
+    "-o all.parquet",
+    "--truth truth.csv --signal loss",
+    "--truth truth.csv --plot",
+    "--explain 17",
+    "compare loss.csv all.csv",
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,10 @@ def test_there_are_commands() -> None:
     assert len(LINES) >= 10
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(line, marks=pytest.mark.slow) if any(part in line for part in SLOW) else line for line in LINES],
+)
 def test_it_runs_as_typed(line: str, project: Path) -> None:
     if "jq" in line and shutil.which("jq") is None:
         pytest.skip("jq is not installed")

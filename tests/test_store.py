@@ -514,6 +514,7 @@ for said, at in seen.items():
 """
 
 
+@pytest.mark.slow  # region by region: test_store_faults.py
 def test_a_flipped_bit_outside_the_data_sets_is_an_error(tmp_path: Path) -> None:
     """Also in HDF5's own records of names, types and places, which lie outside the data sets."""
     path = make(tmp_path / "s.h5")

@@ -262,7 +262,14 @@ def checked(influence: Command, folder: Path, name: str, args: dict[str, object]
     ("count", "steps", "overrides", "most"),
     [
         # Wide layers take minutes for their eigenvectors, however few the images.
-        pytest.param(64, 4, {"gradients.layers": ["conv1", "bn1", "layer1", "fc"]}, 3e9, id="first-layers"),
+        pytest.param(
+            64,
+            4,
+            {"gradients.layers": ["conv1", "bn1", "layer1", "fc"]},
+            3e9,
+            id="first-layers",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             64,
             4,
