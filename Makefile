@@ -29,9 +29,10 @@ $(TOOLS)/.installed: requirements-tools.lock
 demo: $(VENV)/.installed
 	$(BIN)/influence demo $(DEMO)
 
-# A file at a time on every core; one thread each, for threads that share cores wait for each other.
+# A file at a time on every core, in their order: else a long file of few tests runs last and alone. One thread each, for
+# threads that share cores wait for each other.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -rP
