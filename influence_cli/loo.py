@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from influence_cli.config import Config
 from influence_cli.curvature.explicit import MAX_PARAMETERS
@@ -204,21 +204,41 @@ def at_minimum(
     terminal: Terminal,
     run: dict[str, Any],
 ) -> AtMinimum:
-    """Train the output layer to its minimum by Newton steps in float64."""
-    task, network, layer = prepared.task, prepared.choice.network, prepared.choice.output
+    """Train the output layer to its minimum, and run the test examples up to it."""
+    layer = prepared.choice.output
     if layer is None:
         raise ValueError("an output layer is needed")
+    problem, w, run["newton"] = to_minimum(prepared, layer, terminal)
+    return AtMinimum(problem, w, explained_outputs(prepared, layer, selected, tests, terminal))
+
+
+def to_minimum(prepared: Prepared, layer: nn.Linear, terminal: Terminal) -> tuple[Problem, Tensor, dict[str, float]]:
+    """Train the output layer to its minimum by Newton steps in float64.
+
+    Returns:
+        The objective, its minimum W [C, d], and the gradient norms before and after, for the facts of the run.
+    """
+    task, network = prepared.task, prepared.choice.network
     with terminal.status("training the output layer to its minimum (Newton)"):
-        problem = make_problem(
-            network, layer, readable_batches(task.train, task.train.indices, BATCH, skip=False), task.l2
-        )
+        batches = readable_batches(task.train, task.train.indices, BATCH, skip=False)
+        problem = make_problem(network, layer, batches, task.l2)
         w, before, after = minimise(problem, start_of(network, layer, problem.examples.a))
     terminal.say(f"gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64")
-    run["newton"] = {"gradient_norm_before": before, "gradient_norm_after": after}
-    batches = (batch for batch, _ in selected_batches(task, selected, BATCH, terminal, skip=False))
-    held_out = outputs_of(network, layer, batches)
-    held_out.targets.copy_(torch.tensor([test.target for test in tests]))
-    return AtMinimum(problem, w, held_out)
+    return problem, w, {"gradient_norm_before": before, "gradient_norm_after": after}
+
+
+def explained_outputs(
+    prepared: Prepared,
+    layer: nn.Linear,
+    selected: Sequence[Selected],
+    tests: Sequence[TestFacts],
+    terminal: Terminal,
+) -> Outputs:
+    """Run test examples up to the output layer; their targets are whose loss is explained."""
+    batches = (batch for batch, _ in selected_batches(prepared.task, selected, BATCH, terminal, skip=False))
+    found = outputs_of(prepared.choice.network, layer, batches)
+    found.targets.copy_(torch.tensor([test.target for test in tests]))
+    return found
 
 
 def _newton_changes(found: AtMinimum, rows: np.ndarray, terminal: Terminal) -> np.ndarray:
@@ -290,7 +310,7 @@ def trained_changes(
         seed = seed_of(config.seed, WITHOUT, repeat)
         model = copy.deepcopy(task.model).train()
         title = f"the training {one.title} (seed {seed})"
-        return again.losses(model, kept, task.l2 * n / len(kept), seed, title, progress)
+        return again.outcomes(model, kept, task.l2 * n / len(kept), seed, title, progress)
 
     found = do_all(folder, list(jobs), run_one, terminal, what)
     order = np.searchsorted(task.test_split().indices, np.array([test.index for test in tests], dtype=np.int64))

@@ -19,6 +19,7 @@ from influence_cli.newton import (
     SHARED_STEPS,
     Problem,
     gradients_at,
+    line_search,
     typical_gradient,
     value_at,
 )
@@ -60,13 +61,7 @@ def follow(problem: Problem, w: Tensor, inverse: Tensor) -> Tensor:
         if norm <= wanted:
             return w
         direction = solve_at(problem, w, inverse, slope[None], STEP_TOLERANCE)[0]
-        gain, size, tried, now = float((slope * direction).sum()), 1.0, w, value
-        while size > 1e-6:
-            tried = w - size * direction
-            now = value_at(problem, tried, None)
-            if now <= value - 1e-4 * size * gain + 1e-15 * abs(value):
-                break
-            size /= 2
+        tried, now = line_search(problem, w, slope, direction, value)
         slope = gradients_at(problem, tried[None])[0]
         fresh = float(slope.norm())
         # Near the minimum the value no longer tells, and the gradient does; where neither falls, that is rounding.

@@ -244,13 +244,7 @@ def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tens
         if norm <= wanted:
             return w
         direction = solve(factor_of(problem, w), slope[None])[0]
-        gain, size, tried, now = float((slope * direction).sum()), 1.0, w, value
-        while size > 1e-6:
-            tried = w - size * direction
-            now = value_at(problem, tried, row)
-            if now <= value - 1e-4 * size * gain + 1e-15 * abs(value):
-                break
-            size /= 2
+        tried, now = line_search(problem, w, slope, direction, value, row)
         slope = gradients_at(problem, tried[None], without)[0]
         # Near the minimum the value no longer tells, and the gradient does; where neither falls, that is rounding.
         if not (now < value or float(slope.norm()) < norm):
@@ -263,6 +257,32 @@ def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tens
             "with l2 = 0, or a loss without curvature, there may be none: name a training function (training:)",
         )
     return w
+
+
+def line_search(
+    problem: Problem, w: Tensor, slope: Tensor, direction: Tensor, value: float, row: int | None = None
+) -> tuple[Tensor, float]:
+    """Halve a step against a direction until the objective falls as its slope promises (Armijo).
+
+    Args:
+        problem: the objective.
+        w: W [C, d].
+        slope: its gradient there.
+        direction: of the step, to be taken off.
+        value: the objective at w.
+        row: an example to leave out.
+
+    Returns:
+        The weights after the step, and the objective there.
+    """
+    gain, size, tried, now = float((slope * direction).sum()), 1.0, w, value
+    while size > 1e-6:
+        tried = w - size * direction
+        now = value_at(problem, tried, row)
+        if now <= value - 1e-4 * size * gain + 1e-15 * abs(value):
+            break
+        size /= 2
+    return tried, now
 
 
 def _pieces(problem: Problem, count: int, classes: int) -> Iterable[slice]:

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from influence_cli.config import Config
 from influence_cli.coordinates import products
-from influence_cli.data import Batch, read_batches, readable_batches, refuse_unreadable
+from influence_cli.data import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts
-from influence_cli.loo import is_convex
+from influence_cli.loo import explained_outputs, is_convex, to_minimum
 from influence_cli.near_minimum import follow
 from influence_cli.network import Network, differentiable_attention, recurrent_backward, unflatten
-from influence_cli.newton import Problem, factor_of, losses_under, make_problem, minimise, outputs_of, start_of
+from influence_cli.newton import Outputs, Problem, factor_of, losses_under, outputs_of
 from influence_cli.precompute import Prepared
 from influence_cli.rank import describe_run, group_size, make_inverses
 from influence_cli.retrain import check_whole
@@ -36,7 +36,7 @@ from influence_cli.selection import Selected
 from influence_cli.streams import parameter_vectors
 from influence_cli.task import Task, logits_of
 from influence_cli.terminal import Terminal
-from influence_cli.testset import selected_batches, test_gradients
+from influence_cli.testset import test_gradients
 from influence_cli.user_code import describe
 
 BATCH = 256
@@ -203,7 +203,7 @@ def perturb_image(
         held = again.held_out(group, tests) if again is not None else None
         for number, test in enumerate(tests):
             one = _estimate(stores, [own[number : number + 1] for own in vectors], batch, test, change)
-            if again is not None and one.delta is not None:
+            if again is not None and held is not None and one.delta is not None:
                 one = replace(one, actual=again.actual(one.delta, number, held))
             found.append(one)
     describe_run(stores, inverses, run, terminal)
@@ -286,38 +286,23 @@ class _Again:
                 "--retrain needs an output layer under a smooth convex loss: only that has a minimum to return to",
                 "track the last layer alone (gradients.layers), or leave --retrain out",
             )
-        task = prepared.task
-        self._task, self._network, self._layer, self._batch, self._terminal = (
-            task,
-            prepared.choice.network,
-            layer,
-            batch,
-            terminal,
-        )
-        with terminal.status("training the output layer to its minimum (Newton)"):
-            batches = readable_batches(task.train, task.train.indices, BATCH, skip=False)
-            self._problem: Problem = make_problem(self._network, layer, batches, task.l2)
-            start = start_of(self._network, layer, self._problem.examples.a)
-            self._w, before, after = minimise(self._problem, start)
-        terminal.say(f"gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64")
+        self._prepared, self._layer, self._batch, self._terminal = prepared, layer, batch, terminal
+        self._problem, self._w, self.facts = to_minimum(prepared, layer, terminal)
         self._inverse = torch.cholesky_inverse(factor_of(self._problem, self._w))
         # The last change and the weights with it: one change is asked about for many test examples.
         self._done: tuple[np.ndarray, Tensor] | None = None
-        self.facts = {"gradient_norm_before": before, "gradient_norm_after": after}
-        self._row = int(np.searchsorted(task.train.indices, batch.indices[0]))
+        self._row = int(np.searchsorted(prepared.task.train.indices, batch.indices[0]))
 
-    def held_out(self, selected: Sequence[Selected], tests: Sequence[TestFacts]) -> Any:
-        """Run test examples up to the output layer; their targets are whose loss is explained."""
-        batches = (batch for batch, _ in selected_batches(self._task, selected, BATCH, self._terminal, skip=False))
-        found = outputs_of(self._network, self._layer, batches)
-        found.targets.copy_(torch.tensor([test.target for test in tests]))
-        return found
+    def held_out(self, selected: Sequence[Selected], tests: Sequence[TestFacts]) -> Outputs:
+        """Run test examples up to the output layer."""
+        return explained_outputs(self._prepared, self._layer, selected, tests, self._terminal)
 
-    def actual(self, delta: np.ndarray, number: int, held: Any) -> float:
+    def actual(self, delta: np.ndarray, number: int, held: Outputs) -> float:
         """Train with x + δ, and give the rise of the loss of one of the test examples."""
         if self._done is None or not np.array_equal(self._done[0], delta):
             inputs = (self._batch.inputs[0].double() + torch.from_numpy(delta)).to(self._batch.inputs.dtype)[None]
-            changed = outputs_of(self._network, self._layer, [replace(self._batch, inputs=inputs)])
+            network = self._prepared.choice.network
+            changed = outputs_of(network, self._layer, [replace(self._batch, inputs=inputs)])
             problem = replaced_rows(self._problem, np.array([self._row]), changed.a, changed.fixed)
             self._done = (delta, follow(problem, self._w, self._inverse))
         losses = losses_under(self._problem, torch.stack([self._done[1], self._w]), held)[:, number]
