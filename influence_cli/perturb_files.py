@@ -12,10 +12,10 @@ from torch import Tensor
 from influence_cli.attribution import overlay, scaled
 from influence_cli.data import Split, file_input
 from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.label_files import load_npy
 from influence_cli.pixels import PixelScale, sixteen_bits
 from influence_cli.png16 import write_png16
-from influence_cli.report.formats import unwritable
-from influence_cli.user_code import describe
+from influence_cli.report.formats import open_output
 
 MAPS = (".png", ".npy")
 # A map of 28 × 28 is enlarged until its shorter side has this many pixels.
@@ -37,10 +37,7 @@ def read_change(path: Path, split: Split, x: Tensor, title: str) -> Tensor:
     """
     if path.suffix.lower() != ".npy":
         return file_input(split, path)[0].double() - x.double()
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InfluenceError(f"--delta {path} cannot be read: {describe(error)}") from error
+    values = load_npy(path, f"--delta {path} cannot be read: it")
     if values.dtype.kind not in "iuf":
         raise InfluenceError(f"--delta {path} holds {values.dtype}, not real numbers")
     shape = list(x.shape)
@@ -101,14 +98,11 @@ def write_map(path: Path, x: Tensor, slope: np.ndarray, scale: PixelScale | None
     Raises:
         InfluenceError: it cannot be written.
     """
-    try:
+    with open_output(path) as stream:
         if path.suffix.lower() == ".npy":
-            with path.open("wb") as file:
-                np.save(file, slope.astype(np.float32))
+            np.save(stream.buffer, slope.astype(np.float32))
         else:
-            draw_map(x, slope, scale).save(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
+            draw_map(x, slope, scale).save(stream.buffer, format="PNG")
 
 
 def write_image(folder: Path, name: str, scale: PixelScale, x: Tensor) -> list[Path]:
@@ -118,12 +112,10 @@ def write_image(folder: Path, name: str, scale: PixelScale, x: Tensor) -> list[P
         InfluenceError: they cannot be written.
     """
     written = [folder / f"{name}.npy"]
-    try:
-        with written[0].open("wb") as file:
-            np.save(file, x.detach().cpu().numpy())
-        if x.ndim == 3 and len(x) in (1, 3):
-            written.append(folder / f"{name}.png")
-            write_png16(written[1], sixteen_bits(scale, x))
-    except OSError as error:
-        raise unwritable(written[-1], error) from error
+    with open_output(written[0]) as stream:
+        np.save(stream.buffer, x.detach().cpu().numpy())
+    if x.ndim == 3 and len(x) in (1, 3):
+        written.append(folder / f"{name}.png")
+        with open_output(written[1]) as stream:
+            write_png16(stream.buffer, sixteen_bits(scale, x))
     return written

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 _COLOUR_TYPES = {1: 0, 3: 2}
 
 
-def write_png16(path: Path, pixels: np.ndarray) -> None:
+def write_png16(file: BinaryIO, pixels: np.ndarray) -> None:
     """Write uint16 pixels [H, W, C], C = 1 (grey) or 3 (RGB), without loss."""
     height, width, channels = pixels.shape
     # A PNG is big-endian, and every line begins with its filter: 0 is none.
@@ -19,7 +19,6 @@ def write_png16(path: Path, pixels: np.ndarray) -> None:
     raw = np.concatenate([np.zeros((height, 1), np.uint8), lines], axis=1).tobytes()
     header = struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPES[channels], 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(raw, 6)), (b"IEND", b"")]
-    with path.open("wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, data in parts:
-            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+    file.write(b"\x89PNG\r\n\x1a\n")
+    for kind, data in parts:
+        file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))

@@ -347,7 +347,8 @@ def test_a_png_of_16_bits_reads_back_as_it_was(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for channels in (1, 3):
         pixels = generator.integers(0, 65536, (5, 7, channels)).astype(np.uint16)
-        write_png16(tmp_path / "x.png", pixels)
+        with (tmp_path / "x.png").open("wb") as file:
+            write_png16(file, pixels)
         with Image.open(tmp_path / "x.png") as read:
             if channels == 1:
                 assert np.array_equal(np.asarray(read), pixels[..., 0])
