@@ -133,7 +133,7 @@ def datamodeling_score(
         repeat, subset = jobs[job]
         seed = seed_of(config.seed, ON_HALVES, subset, repeat)
         what = f"subset {subset}, repeat {repeat} (seed {seed}, {n // 2:,} examples)"
-        return again.losses(fresh_model(config, seed, task.device), halves[subset], task.l2, seed, what, progress)
+        return again.outcomes(fresh_model(config, seed, task.device), halves[subset], task.l2, seed, what, progress)
 
     terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings on each: {repeats}")
     found = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")

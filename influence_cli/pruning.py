@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 import xxhash
 
 from influence_cli.config import Config
@@ -21,17 +20,14 @@ from influence_cli.retrain import (
     KEPT,
     MEANING,
     check_whole,
-    example_losses,
     fresh_model,
     made_of,
     make_again,
     retrained_folder,
     seed_of,
-    take_pairs,
-    train,
 )
 from influence_cli.retrain_files import Arrays, Job, do_all, open_folder
-from influence_cli.task import Task, logits_of
+from influence_cli.task import Task
 from influence_cli.terminal import Terminal
 
 # What the examples to leave out are chosen by; nothing is left out under ``all``.
@@ -145,22 +141,8 @@ def retrain_kept(
     def run_one(job: Job, progress: Callable[[float], None]) -> Arrays:
         by, repeat = jobs[job]
         seed, rows = seed_of(config.seed, KEPT, repeat), kept[by, repeat]
-        trained = train(
-            again.training,
-            fresh_model(config, seed, task.device),
-            take_pairs(again.pairs, rows),
-            l2=task.l2,
-            seed=seed,
-            what=f"what {by} keeps, repeat {repeat} (seed {seed}, {len(rows):,} examples)",
-            progress=lambda done, total: progress(done / max(total, 1)),
-        )
-        right = []
-        for batch in again.tests:
-            with torch.no_grad():
-                outputs = logits_of(trained(batch.inputs.to(task.device))).cpu()
-            right.append((outputs.argmax(dim=1) == batch.targets).numpy())
-        losses = example_losses(task, trained, again.tests, task.test_split(), f"what {by} keeps, repeat {repeat}")
-        return {"right": np.concatenate(right), "losses": losses}
+        what = f"what {by} keeps, repeat {repeat} (seed {seed}, {len(rows):,} examples)"
+        return again.outcomes(fresh_model(config, seed, task.device), rows, task.l2, seed, what, progress)
 
     found = dict(zip(kept, do_all(folder, list(jobs), run_one, terminal, "retraining on what is kept"), strict=True))
     return [

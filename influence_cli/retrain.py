@@ -217,13 +217,15 @@ def _seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def example_losses(task: Task, model: nn.Module, batches: Iterable[Batch], split: Split, what: str) -> np.ndarray:
-    """Compute the loss of every example of a split under a model: float64 [m].
+def example_outcomes(
+    task: Task, model: nn.Module, batches: Iterable[Batch], split: Split, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the loss of every example of a split under a model, float64 [m], and whether it is predicted right.
 
     Raises:
         InfluenceError: one of them is NaN or infinite; it names the training and the example.
     """
-    found = []
+    found, right = [], []
     for batch in batches:
         with torch.no_grad():
             outputs = logits_of(model(batch.inputs.to(task.device)))
@@ -235,7 +237,8 @@ def example_losses(task: Task, model: nn.Module, batches: Iterable[Batch], split
                 "the training function diverges there: a smaller learning rate, or a look at what it does",
             )
         found.append(losses)
-    return np.concatenate(found)
+        right.append((outputs.argmax(dim=1).cpu() == batch.targets).numpy())
+    return np.concatenate(found), np.concatenate(right)
 
 
 class _Reading(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -304,7 +307,7 @@ class Again:
     pairs: Pairs
     tests: Iterable[Batch]
 
-    def losses(
+    def outcomes(
         self,
         model: nn.Module,
         rows: np.ndarray,
@@ -313,7 +316,7 @@ class Again:
         what: str,
         progress: Callable[[float], None],
     ) -> Arrays:
-        """Train on some rows, and give the losses of all test examples [m] and the seconds."""
+        """Train on some rows: the losses of all test examples [m], which are predicted right [m], and the seconds."""
         started = time.perf_counter()
         trained = train(
             self.training,
@@ -324,8 +327,8 @@ class Again:
             what=what,
             progress=lambda done, total: progress(done / max(total, 1)),
         )
-        losses = example_losses(self.task, trained, self.tests, self.task.test_split(), what)
-        return {"losses": losses, "seconds": np.array(time.perf_counter() - started)}
+        losses, right = example_outcomes(self.task, trained, self.tests, self.task.test_split(), what)
+        return {"losses": losses, "right": right, "seconds": np.array(time.perf_counter() - started)}
 
 
 def make_again(config: Config, task: Task) -> Again:

@@ -256,7 +256,7 @@ def main() -> None:
     datamodeling.bootstrap_lds = partial(bootstrap_lds, draws=10)
     count_work(fill, "block_rows")
     count_work(ekfac, "_add_covariances", "_add_eigenvalues", "_decompose_layer")
-    count_work(retrain.Again, "losses")
+    count_work(retrain.Again, "outcomes")
     count_work(disk, "unlink")
     for name in sys.argv[2:]:
         with contextlib.chdir(name):

@@ -216,14 +216,14 @@ def test_ctrl_c_in_the_midst_of_a_batch_counts_no_half_of_it_twice(
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the retrainings that have come to their end; they take no time, so that their files are alike."""
-    losses, found = Again.losses, []
+    outcomes, found = Again.outcomes, []
 
     def count(self: Again, *args: object) -> Arrays:
-        result = losses(self, *args)  # type: ignore[arg-type]
+        result = outcomes(self, *args)  # type: ignore[arg-type]
         found.append(len(found))
         return result
 
-    monkeypatch.setattr(Again, "losses", count)
+    monkeypatch.setattr(Again, "outcomes", count)
     monkeypatch.setattr(retrain, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     return found
 
