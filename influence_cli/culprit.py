@@ -10,10 +10,8 @@ import torch
 from influence_cli.data import Batch, Split
 from influence_cli.errors import InfluenceError
 from influence_cli.network import Network, evaluate
-from influence_cli.probe import check_finite
+from influence_cli.probe import check_finite, refuse_not_finite
 from influence_cli.products import curvature_product
-
-EXCLUDE = "look at that image and its label; list it under exclude to go on without it"
 
 
 def refuse_culprit(
@@ -43,7 +41,7 @@ def refuse_culprit(
                 batch = bad[0]
             title = split.title(int(batch.indices[0]))
             if len(batch) == 1:
-                raise InfluenceError(f"the {what} of {title} is NaN or infinite", EXCLUDE)
+                refuse_not_finite(split, batch.indices, torch.zeros(1, dtype=torch.bool), what)
             raise InfluenceError(
                 f"the {what} of {len(batch)} examples together, from {title} on, is too large for float32",
                 "look at those images for extreme pixels",

@@ -6,6 +6,7 @@ through the same transform.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -367,6 +368,16 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
     return tensor, image
 
 
+def _status(path: Path) -> os.stat_result:
+    """Look at a file; a link that leads nowhere is there: whoever reads it will name it, or go on without it."""
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return path.lstat()
+
+
 def file_facts(split: Split) -> str | None:
     """Hash path, size and time of change of every file in use; None where the examples are not files.
 
@@ -379,8 +390,7 @@ def file_facts(split: Split) -> str | None:
     for index in split.indices:
         path = Path(split.paths[int(index)])
         try:
-            # A link that leads nowhere is there; whoever reads it will name it, or go on without it.
-            status = path.stat() if path.exists() else path.lstat()
+            status = _status(path)
         except OSError as error:
             raise InfluenceError(f"{split.title(int(index))} cannot be read: {describe(error)}") from error
         fact = f"{os.path.relpath(path, root)}\0{status.st_size}\0{status.st_mtime_ns}\n"
