@@ -19,8 +19,8 @@ from torch import Tensor
 
 from influence_cli.data import read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
-from influence_cli.near_minimum import follow, solve_at
-from influence_cli.newton import losses_under
+from influence_cli.near_minimum import STEP_TOLERANCE, follow, solve_at
+from influence_cli.newton import Outputs, losses_under
 from influence_cli.perturb import check_differentiable
 from influence_cli.pixels import PixelScale, ball
 from influence_cli.scores import perturbation
@@ -39,8 +39,11 @@ from influence_cli.top_layer import (
 LOOKED_AT, ASKED = 50, 10
 # Images that go through the body together, and solves at one time.
 TOGETHER, SOLVED = 32, 128
-# A step in 8-bit levels, and steps without a larger loss after which an attack ends.
-STEP, PATIENCE = 0.1, 15
+# The first step in 8-bit levels, steps, and how many without a larger loss end an attack. Larger steps at the same pace
+# ended lower: the slope of a deep body turns within a fraction of a level.
+STEP, ROUNDS, PATIENCE = 0.1, 60, 15
+# Images that are tried alone where fewer are asked for, and the rounds of that.
+TRIED, TRIAL = 5, 15
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def attack_prediction(
     scale: PixelScale,
     *,
     images: int | Sequence[int] = 1,
-    rounds: int = 40,
+    rounds: int = ROUNDS,
 ) -> Attack:
     """Attack one test prediction through a few training images.
 
@@ -155,65 +158,116 @@ def attack_prediction(
         top: the top layer.
         row: of the test example, from `right_row`.
         scale: of the pixels.
-        images: how many of the training images with the largest gain, or which ones by position.
+        images: how many, the first of `attack_order`; or which ones by position, in that order.
         rounds: steps at most; it ends when the prediction flips, no pixel moves or `PATIENCE` steps raise the loss no
             further, and the largest loss counts.
     """
-    task, n = top.task, top.problem.n
+    task = top.task
+    if isinstance(images, int):
+        images = attack_order(top, row, scale, images)[:images]
+    chosen = torch.from_numpy(np.searchsorted(task.train.indices, np.array(images)))
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
-    chosen, gains = choose_images(top, s, scale, images)
+    found = _climb(top, row, scale, chosen, rounds)
+    before, after = top.outputs(top.w), top.outputs(found.w)
+    losses = losses_under(top.problem, torch.stack([top.w, found.w]), top.tests)[:, row].tolist()
+    originals = next(read_batches(task.train, np.array(images), len(images))).inputs
+    distances = [
+        float((scale.levels(new) - scale.levels(old)).abs().max())
+        for new, old in zip(found.inputs, originals, strict=True)
+    ]
+    m = [float(margins(outputs, top.tests.targets)[row]) for outputs in (before, after)]
+    return Attack(
+        test=int(top.test_indices[row]),
+        label=int(top.tests.targets[row]),
+        after=int(after[row].argmax()),
+        images=tuple(images),
+        inputs=tuple(found.inputs),
+        rounds=found.rounds,
+        loss=(losses[0], losses[1]),
+        margin=(m[0], m[1]),
+        estimated=float(sum(gains_of(top, s, chosen, scale))),
+        flips=int((before.argmax(dim=1) != after.argmax(dim=1)).sum()),
+        moved=max(distances),
+    )
+
+
+def attack_order(top: TopLayer, row: int, scale: PixelScale, count: int) -> list[int]:
+    """Order training images for an attack on one test prediction: positions, at least ``count`` where there are.
+
+    The largest gain first. Fewer than `TRIED` are chosen by a short attack on each of the first `TRIED` alone, for the
+    gain is of first order, and an image that is moved far saturates: what raised the loss most comes first.
+    """
+    s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
+    chosen, _ = choose_images(top, s, scale, max(count, TRIED))
+    if count < TRIED:
+        own, raised = _only(top.tests, row), []
+        for one in chosen.tolist():
+            found = _climb(top, row, scale, torch.tensor([one]), TRIAL)
+            raised.append(float(losses_under(top.problem, found.w[None], own)))
+        chosen = chosen[torch.argsort(torch.tensor(raised), descending=True, stable=True)]
+    found_at: list[int] = top.task.train.indices[chosen.numpy()].tolist()
+    return found_at
+
+
+@dataclass(frozen=True)
+class _Climbed:
+    """Where an attack stands: rounds taken, the images [k, …], and the top layer at its minimum on them."""
+
+    rounds: int
+    inputs: Tensor
+    w: Tensor
+
+
+def _climb(top: TopLayer, row: int, scale: PixelScale, chosen: Tensor, rounds: int) -> _Climbed:
+    """Move training images until a prediction flips: steps that shrink to nothing over the rounds, the largest loss.
+
+    On the way the minimum and s_test are rough, for of the slope only the sign is used; the one that is given is exact.
+    """
+    task, rows, own = top.task, chosen.to(top.w.device), _only(top.tests, row)
+    label = int(own.targets[0])
     batch = next(read_batches(task.train, task.train.indices[chosen.numpy()], len(chosen)))
     refuse_unreadable(batch)
     balls = [ball(scale, x, task.train.title(int(i))) for x, i in zip(batch.inputs, batch.indices, strict=True)]
     inputs = torch.stack([room.clamp(x) for room, x in zip(balls, batch.inputs, strict=True)])
-    problem, w, rows = top.problem, top.w, chosen.to(top.w.device)
-    label, taken = int(top.tests.targets[row]), 0
-    own = replace(top.tests, **{name: value[row : row + 1] for name, value in vars(top.tests).items()})
-    best = (0, float(losses_under(problem, w[None], own)), inputs, w)
+    problem, w, taken = top.problem, top.w, 0
+    best, highest = _Climbed(0, inputs, w), float(losses_under(problem, w[None], own))
     x, a = with_graph(top, inputs)
-    while taken < rounds and taken - best[0] < PATIENCE:
-        s = solve_at(problem, w, top.inverse, loss_slope(problem, w, own, 0)[None])[0]
-        slopes = perturbation(pixel_slopes(x, a, feature_slopes(problem, w, s, rows, top.width)), n)
+    while taken < rounds and taken - best.rounds < PATIENCE:
+        s = solve_at(problem, w, top.inverse, loss_slope(problem, w, own, 0)[None], STEP_TOLERANCE)[0]
+        slopes = perturbation(pixel_slopes(x, a, feature_slopes(problem, w, s, rows, top.width)), problem.n)
+        size = STEP * (1 - taken / rounds)
         moved = torch.stack(
-            [room.stepped(old, slope, STEP) for room, old, slope in zip(balls, inputs, slopes, strict=True)]
+            [room.stepped(old, slope, size) for room, old, slope in zip(balls, inputs, slopes, strict=True)]
         )
         if torch.equal(moved, inputs):
             break
         inputs, taken = moved, taken + 1
         x, a = with_graph(top, inputs)
         problem = changed(problem, rows, as_inputs(top, a))
-        w = follow(problem, w, top.inverse)
-        loss, flips = float(losses_under(problem, w[None], own)), int((own.a @ w.T + own.fixed).argmax()) != label
-        if loss > best[1] or flips:
-            best = (taken, loss, inputs, w)
-        if flips:
-            break
-    taken, _, inputs, w = best
-    before, after = top.outputs(top.w), top.outputs(w)
-    losses = losses_under(problem, torch.stack([top.w, w]), top.tests)[:, row].tolist()
-    distances = [
-        float((scale.levels(new) - scale.levels(old)).abs().max())
-        for new, old in zip(inputs, batch.inputs, strict=True)
-    ]
-    m = [float(margins(outputs, top.tests.targets)[row]) for outputs in (before, after)]
-    return Attack(
-        test=int(top.test_indices[row]),
-        label=label,
-        after=int(after[row].argmax()),
-        images=tuple(batch.indices.tolist()),
-        inputs=tuple(inputs),
-        rounds=taken,
-        loss=(losses[0], losses[1]),
-        margin=(m[0], m[1]),
-        estimated=float(sum(gains)),
-        flips=int((before.argmax(dim=1) != after.argmax(dim=1)).sum()),
-        moved=max(distances),
-    )
+        w = follow(problem, w, top.inverse, STEP_TOLERANCE)
+        loss, flipped = float(losses_under(problem, w[None], own)), _predicted(own, w) != label
+        if flipped:
+            w = follow(problem, w, top.inverse)
+            flipped = _predicted(own, w) != label
+        if loss > highest or flipped:
+            best, highest = _Climbed(taken, inputs, w), loss
+        if flipped:
+            return best
+    if best.rounds < taken:
+        _, a = with_graph(top, best.inputs)
+        problem = changed(problem, rows, as_inputs(top, a))
+    return replace(best, w=follow(problem, best.w, top.inverse))
 
 
-def choose_images(
-    top: TopLayer, s: Tensor, scale: PixelScale, images: int | Sequence[int]
-) -> tuple[Tensor, list[float]]:
+def _only(tests: Outputs, row: int) -> Outputs:
+    return replace(tests, **{name: value[row : row + 1] for name, value in vars(tests).items()})
+
+
+def _predicted(own: Outputs, w: Tensor) -> int:
+    return int((own.a @ w.T + own.fixed).argmax())
+
+
+def choose_images(top: TopLayer, s: Tensor, scale: PixelScale, count: int) -> tuple[Tensor, list[float]]:
     """Choose the training images with the largest gain: what the loss can rise while rounding hides it.
 
     The pixels of `LOOKED_AT` are looked at, those with the largest slope in the top layer's input.
@@ -221,13 +275,7 @@ def choose_images(
     Returns:
         Rows int64 [k] among the training examples in use, the largest gain first, and the gains.
     """
-    task = top.task
-    if not isinstance(images, int):
-        candidates = torch.from_numpy(np.searchsorted(task.train.indices, np.array(images)))
-        count = len(candidates)
-    else:
-        count = min(images, top.problem.n)
-        candidates = _largest(top, s, max(LOOKED_AT, 2 * count))
+    candidates = _largest(top, s, max(LOOKED_AT, 2 * count))
     gains = torch.tensor(gains_of(top, s, candidates, scale))
     order = torch.argsort(gains, descending=True, stable=True)[:count]
     return candidates[order], gains[order].tolist()

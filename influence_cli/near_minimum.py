@@ -29,13 +29,14 @@ from influence_cli.solvers import conjugate_gradients
 STEP_TOLERANCE, TOLERANCE, STEPS = 1e-3, 1e-8, 50
 
 
-def follow(problem: Problem, w: Tensor, inverse: Tensor) -> Tensor:
+def follow(problem: Problem, w: Tensor, inverse: Tensor, accuracy: float = ACCURACY) -> Tensor:
     """Find the minimum of an objective that has changed a little since.
 
     Args:
         problem: the objective as it is now.
         w: its minimum W [C, d] as it was.
         inverse: of the Hessian near there [C d, C d].
+        accuracy: what the gradient may keep of its norm at w.
 
     Returns:
         W [C, d].
@@ -46,7 +47,7 @@ def follow(problem: Problem, w: Tensor, inverse: Tensor) -> Tensor:
     typical = typical_gradient(problem, w)
     slope = gradients_at(problem, w[None])[0]
     norm = float(slope.norm())
-    wanted = max(ACCURACY * norm, ROUNDING * typical)
+    wanted = max(accuracy * norm, ROUNDING * typical)
     for _ in range(SHARED_STEPS):
         if norm <= wanted:
             return w
@@ -68,7 +69,7 @@ def follow(problem: Problem, w: Tensor, inverse: Tensor) -> Tensor:
         if not (now < value or fresh < norm):
             break
         w, value, norm = tried, now, fresh
-    if norm > 1e-6 * typical:
+    if norm > max(wanted, 1e-6 * typical):
         raise InfluenceError(
             f"the top layer reaches no minimum with the changed images: the gradient norm stays at {norm:.3g}",
             "a larger l2 gives it one",

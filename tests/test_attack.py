@@ -195,6 +195,22 @@ def test_images_are_chosen_by_what_their_pixels_can_do(top: TopLayer, scale: Pix
     assert gains == pytest.approx(np.sort(every)[::-1][:3])
 
 
+def test_few_images_are_ordered_by_what_each_does_alone(top: TopLayer, scale: PixelScale) -> None:
+    from influence_cli.attack import TRIAL, TRIED, attack_order, choose_images
+
+    row = right_rows(top)[2]
+    s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
+    first, _ = choose_images(top, s, scale, TRIED)
+    order = attack_order(top, row, scale, 1)
+    assert sorted(order) == sorted(top.task.train.indices[first.numpy()].tolist())
+    alone = [attack_prediction(top, row, scale, images=[one], rounds=TRIAL).loss[1] for one in order]
+    assert alone == sorted(alone, reverse=True)
+    assert attack_prediction(top, row, scale, rounds=1).images == tuple(order[:1])
+    # As many as are tried, or more: the largest gain first.
+    many, _ = choose_images(top, s, scale, 8)
+    assert attack_order(top, row, scale, 8) == top.task.train.indices[many.numpy()].tolist()
+
+
 def test_the_gain_is_what_one_step_to_the_corner_brings(top: TopLayer, scale: PixelScale) -> None:
     """A hundredth of the way, where the first order is all there is."""
     from influence_cli.attack import choose_images
@@ -291,7 +307,8 @@ def test_a_training_image_can_be_named(influence: Command, sharp: Path, top: Top
     (row,) = rows_of(influence(*words, cwd=sharp))
     assert row["images"] == "17"
     assert row["rounds"] == 2
-    assert number(row, "moved") == pytest.approx(0.2, abs=0.01)
+    # A step of a tenth of a level and one of half of that, the last of two.
+    assert number(row, "moved") == pytest.approx(0.15, abs=0.01)
 
 
 def test_attackable_rows(influence: Command, sharp: Path) -> None:

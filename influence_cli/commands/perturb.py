@@ -109,8 +109,11 @@ def command(
         int, typer.Option("--images", min=1, metavar="N", help="With --attack: training images to change.")
     ] = 1,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, metavar="R", help="With --attack: steps of a tenth of a level, at most.")
-    ] = 40,
+        int,
+        typer.Option(
+            "--rounds", min=1, metavar="R", help="With --attack: steps at most, from a tenth of a level down."
+        ),
+    ] = 60,
     folder: Annotated[
         Path, typer.Option("--to", metavar="DIR", help="With --attack: where the changed images are written.")
     ] = Path("attack"),
