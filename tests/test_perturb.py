@@ -178,6 +178,10 @@ def test_rows(influence: Command, project: Path) -> None:
     assert all(number(row, "estimated") > 0 for row in rows)
     assert "damping λ = 0" in done.err
     assert "no rows" in done.err
+    for row in rows:
+        said = next(line for line in done.err.splitlines() if f"moves the loss of test example {row['test']} " in line)
+        assert said.startswith("the steepest change that rounding to 8 bits hides in training image 12 moves")
+        assert f"by about {number(row, 'estimated'):+.3g}, {number(row, 'test_loss'):.3g} now" in said
 
 
 def test_influence_is_that_of_rank(influence: Command, project: Path) -> None:
@@ -481,6 +485,8 @@ def test_inputs_of_unknown_scale_have_a_slope_but_no_hidden_change(influence: Co
     assert row["estimated"] is None
     assert number(row, "slope") != 0
     assert "no 8-bit level is known" in done.err
+    assert "for test example 3" in done.err
+    assert "training image 12 is h" in done.err
     done = influence("perturb", 12, "--test", 3, "-s", blur, "--retrain", cwd=project, code=2)
     assert "--retrain needs a change" in done.err
     (row,) = rows_of(influence("perturb", 12, "--test", 3, "-s", blur, "--pixel-step", "1/255", cwd=project))

@@ -53,6 +53,8 @@ COLUMNS = (
     "slope",
 )
 HIDDEN = "hidden"
+# Test examples with a sentence of their own on stderr.
+SAID = 3
 
 
 def command(
@@ -235,6 +237,8 @@ def _perturb(
     )
     name = None if change is None else str(delta) if delta is not None else HIDDEN
     emit(session, perturb_rows(tasks[0], batch, found, name), COLUMNS)
+    for one in found[:SAID]:
+        session.terminal.say(_sentence(one, index, name))
     if map_ is not None:
         write_map(map_, batch.inputs[0], found[0].slope, scale)
         session.terminal.say(f"wrote {map_}{' of the first test example' if len(found) > 1 else ''}")
@@ -246,6 +250,19 @@ def _perturb(
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
     elif map_ is None:
         session.terminal.say("next: --map pixels.png shows which pixels")
+
+
+def _sentence(one: Perturbed, index: int, delta: str | None) -> str:
+    """Say what the change does to one test example, or without a change where its loss goes."""
+    if one.estimated is None:
+        way = "harmful: without it the loss falls" if one.influence < 0 else "helpful: without it the loss rises"
+        return f"training image {index} is {way} by about {abs(one.influence):.3g} for {one.test.title()}"
+    what = "the steepest change that rounding to 8 bits hides" if delta == HIDDEN else f"the change to {delta}"
+    actual = "" if one.actual is None else f"; trained again: {one.actual:+.3g}"
+    return (
+        f"{what} in training image {index} moves the loss of {one.test.title()} by about {one.estimated:+.3g}, "
+        f"{one.test.loss:.3g} now{actual}"
+    )
 
 
 def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
