@@ -66,6 +66,11 @@ class Comparison:
     common: int
     pairs: tuple[Pair, ...]
 
+    @property
+    def key(self) -> Scalar:
+        """Name the test example as `test_of` names that of a row."""
+        return self.test_path if self.test is None else self.test
+
     def count(self, change: str) -> int:
         """Count the pairs of a change."""
         return sum(pair.change == change for pair in self.pairs)

@@ -8,6 +8,7 @@ image's class help, the others harm, and both fade with the distance. One that h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,32 +110,28 @@ def measure_distances(
         InfluenceError: results that no single test image belongs to, a test example without a label, or an image that
             cannot be read.
     """
-    tests = [found.test_path if found.test is None else found.test for found in comparisons]
-    rows = [[row for row in result.rows if test_of(row) in set(tests)] for result in results]
+    tests = list(dict.fromkeys(found.key for found in comparisons))
     _refuse(results, comparisons, set(tests))
-    firsts = {test_of(row): row for row in reversed([*rows[0], *rows[1]])}
-    training = {row["index"]: row for row in [*rows[0], *rows[1]]}
-    read_test = image_reader(results, list(firsts.values()), TEST, config, "--distance")
+    a, b = (_by_test(result, tests) for result in results)
+    training = {row["index"]: row for rows in (*a.values(), *b.values()) for row in rows}
+    read_test = image_reader(results, [rows[0] for rows in b.values()], TEST, config, "--distance")
     read_training = image_reader(results, list(training.values()), TRAINING, config, "--distance")
-    order = list(dict.fromkeys(tests))
-    found: dict[Scalar, dict[Scalar, float]] = {test: {} for test in order}
-    listed: dict[Scalar, set[Scalar]] = {index: set() for index in training}
-    for row in [*rows[0], *rows[1]]:
-        listed[row["index"]].add(test_of(row))
-    with terminal.progress(len(order) * len(training), "pixel distances") as advance:
-        for images in _groups((test, _pixels(read_test, firsts[test], TEST)) for test in order):
+    found: dict[Scalar, dict[Scalar, float]] = {test: {} for test in tests}
+    listed = {test: {row["index"] for row in (*a[test], *b[test])} for test in tests}
+    with terminal.progress(len(tests) * len(training), "pixel distances") as advance:
+        for images in _groups((test, _pixels(read_test, b[test][0], TEST)) for test in tests):
             stacks = _stacks(images)
             for index, row in training.items():
                 image = _pixels(read_training, row, TRAINING)
                 for size, (names, stack) in stacks.items():
                     for test, distance in zip(names, _distances(stack, image, size), strict=True):
-                        if test in listed[index]:
+                        if index in listed[test]:
                             found[test][index] = distance
                 advance(len(images))
-    for result, own in zip(results, rows, strict=True):
+    for result, own in zip(results, (a, b), strict=True):
         _warn_of_ends(result, own, terminal)
     spreads: dict[Scalar, tuple[Spread, Spread]] = {
-        test: (_spread(rows[0], test, found[test]), _spread(rows[1], test, found[test])) for test in order
+        test: (_spread(a[test], found[test]), _spread(b[test], found[test])) for test in tests
     }
     return Distances(found, spreads)
 
@@ -192,15 +189,21 @@ def _refuse(results: tuple[Result, Result], comparisons: Sequence[Comparison], t
                 )
 
 
-def _warn_of_ends(result: Result, rows: Sequence[Row], terminal: Terminal) -> None:
+def _by_test(result: Result, tests: Sequence[Scalar]) -> dict[Scalar, list[Row]]:
+    """Gather the rows on each of some test examples."""
+    found: dict[Scalar, list[Row]] = {test: [] for test in tests}
+    for row in result.rows:
+        if (own := found.get(test_of(row))) is not None:
+            own.append(row)
+    return found
+
+
+def _warn_of_ends(result: Result, rows: Mapping[Scalar, Sequence[Row]], terminal: Terminal) -> None:
     """Say where the strongest of each effect alone are listed: the middle of the scatter is missing."""
-    counts: dict[Scalar, dict[Scalar, int]] = {}
-    for row in rows:
-        own = counts.setdefault(test_of(row), {})
-        own[row["effect"]] = own.get(row["effect"], 0) + 1
-    sizes = {size for own in counts.values() for size in own.values()}
+    counts = [Counter(row["effect"] for row in own) for own in rows.values()]
+    sizes = {size for own in counts for size in own.values()}
     # As many helpful as harmful ones everywhere is what --top leaves.
-    if len(sizes) == 1 and all(len(own) == 2 for own in counts.values()):
+    if len(sizes) == 1 and all(len(own) == 2 for own in counts):
         terminal.warn(
             f"{result.path} has the {counted(sizes.pop(), 'strongest example')} of each effect, the ends of what "
             "--distance correlates: rank with --all for every image"
@@ -211,13 +214,12 @@ def _is_same(row: Row) -> bool:
     return row["label"] == row["test_label"]
 
 
-def _spread(rows: Sequence[Row], test: Scalar, distance: Mapping[Scalar, float]) -> Spread:
-    own = [row for row in rows if test_of(row) == test]
+def _spread(rows: Sequence[Row], distance: Mapping[Scalar, float]) -> Spread:
     return Spread(
-        own[0],
-        np.array([distance[row["index"]] for row in own]),
-        np.array([row["influence"] for row in own], dtype=np.float64),
-        np.array([_is_same(row) for row in own]),
+        rows[0],
+        np.array([distance[row["index"]] for row in rows]),
+        np.array([row["influence"] for row in rows], dtype=np.float64),
+        np.array([_is_same(row) for row in rows]),
     )
 
 

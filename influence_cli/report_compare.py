@@ -61,7 +61,7 @@ def compare_page(
         rows_of_tests = [pair[1].row for pair in scattered.values()]
         test_picture = _pictures(image_reader(results, rows_of_tests, TEST, config, "--report"))
     for found, rows in zip(shown, lists, strict=True):
-        spreads = scattered.pop(found.test_path if found.test is None else found.test, None)
+        spreads = scattered.pop(found.key, None)
         if spreads is not None:
             sections.append(distance_section(results, spreads, test_picture))
         cards = (

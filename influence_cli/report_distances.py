@@ -18,7 +18,8 @@ MEANING = (
     "Pixel distance: the root of the summed squared differences of all pixels and colours, both images as RGB in "
     "[0, 1], the training image scaled to the size of the test image.",
     "A model that compares pixels leans on what is near: images of the same class help, the others harm, both less "
-    "with the distance. One that has learned more does not follow it (Koh & Liang 2017, figure 4).",
+    "with the distance. One that has learned more does not follow it (Koh & Liang 2017, figure 4). An image without "
+    "any influence is in no list of rank and is not drawn.",
 )
 AXES = ("pixel distance from the test image (RGB in [0, 1])", "influence: estimated rise of the test loss")
 # Points in one scatter; a page of 20 test examples has twice as many scatters, and 5 MB.

@@ -232,9 +232,9 @@ def test_what_no_test_image_belongs_to_is_refused(stored: Path, influence: Comma
         ("mean.csv", "mean.csv is of the mean over test examples (rank --aggregate): there is no test image"),
     ):
         done = influence("compare", name, name, "--distance", "-o", "c.csv", cwd=tmp_path, code=2)
-        error = [line for line in done.err.splitlines() if line.startswith("error: ")]
-        assert len(error) == 1
-        assert message in error[0]
+        assert done.err.startswith("error: ")
+        assert message in done.err
+        assert len(done.err.splitlines()) == 2  # what, and what to do instead
         assert not (tmp_path / "c.csv").exists()
 
 

@@ -100,12 +100,13 @@ def command(
     for note in notes:
         session.terminal.warn(note)
     session.run["comparisons"] = [_facts(found) for found in comparisons]
-    _describe(session, comparisons)
     distances = None
     if distance:
         from influence_cli.distances import measure_distances
 
         distances = measure_distances((first, second), comparisons, config, session.terminal)
+    _describe(session, comparisons)
+    if distances is not None:
         _describe_distances(session, (first, second), distances)
     page = None
     if report is not None:

@@ -138,7 +138,7 @@ class Scatter:
         return [(place(value), f"{value:g}") for value in round_numbers(low, high)]
 
 
-def round_numbers(low: float, high: float, most: int = 6) -> list[float]:
+def round_numbers(low: float, high: float, most: int = 8) -> list[float]:
     """Give the multiples of 1, 2 or 5 times a power of ten within a range, ``most`` at most.
 
     Args:
