@@ -122,9 +122,9 @@ $(PAPER)/.installed: requirements-paper.lock $(VENV)/.installed
 	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement $< --target $(PAPER)
 	touch $@
 
-# Which images a kernel SVM leans on, and which a deep network: some minutes on a core.
+# Which images a kernel SVM leans on, and which a deep network: ten minutes on a core.
 bench-paper-understanding: $(PAPER)/.installed
-	PYTHONPATH=$(PAPER) $(BIN)/python bench/paper/understanding.py --data $(IMAGES) --work build/paper/understanding
+	$(BIN)/python bench/paper/understanding.py --data $(IMAGES) --weights $(PAPER) --work build/paper/understanding
 
 clean:
 	rm -rf $(VENV) build *.egg-info

