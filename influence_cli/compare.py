@@ -66,6 +66,11 @@ class Comparison:
     common: int
     pairs: tuple[Pair, ...]
 
+    @property
+    def key(self) -> Scalar:
+        """Name the test example as `test_of` names that of a row."""
+        return self.test_path if self.test is None else self.test
+
     def count(self, change: str) -> int:
         """Count the pairs of a change."""
         return sum(pair.change == change for pair in self.pairs)
@@ -96,7 +101,7 @@ def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[
     for index, path in (("index", "path"), ("test", "test_path")):
         _refuse_other_files(a, b, index, path)
     reverse = a.kind == "rank" and _of_one_training_example(a) and _of_one_training_example(b)
-    about, item = (_index, _test) if reverse else (_test, _index)
+    about, item = (_index, test_of) if reverse else (test_of, _index)
     groups = [_grouped(result.rows, about) for result in (a, b)]
     shared = [key for key in groups[0] if key in groups[1]]
     if not shared:
@@ -138,8 +143,16 @@ def _shorter(comparisons: Sequence[Comparison], side: int, result: Result, top: 
         yield f"{result.path} has {fewest} of the {top:,} of --top{where}: as many as the shorter has are compared"
 
 
-def comparison_rows(comparisons: Sequence[Comparison], kind: str) -> list[Row]:
-    """Give a row for every pair: where it stands and stood, with what value."""
+def comparison_rows(
+    comparisons: Sequence[Comparison], kind: str, more: Callable[[Row], Row] | None = None
+) -> list[Row]:
+    """Give a row for every pair: where it stands and stood, with what value.
+
+    Args:
+        comparisons: list by list.
+        kind: of the results, ``rank`` or ``mislabels``.
+        more: gives further columns for a row of the second result, or of the first where the second does not list it.
+    """
     value = VALUES[kind]
     rows: list[Row] = []
     for found in comparisons:
@@ -159,6 +172,7 @@ def comparison_rows(comparisons: Sequence[Comparison], kind: str) -> list[Row]:
                     "rank_b": b.get("rank"),
                     "value_a": a.get(value),
                     "value_b": b.get(value),
+                    **({} if more is None else more(any_)),
                 }
             )
     return rows
@@ -215,7 +229,7 @@ def _grouped(rows: Iterable[Row], by: Callable[[Row], Scalar]) -> dict[Scalar, l
     return found
 
 
-def _test(row: Row) -> Scalar:
+def test_of(row: Row) -> Scalar:
     """Name the test example of a row: its position, or the file where it has none; None for an aggregate."""
     return row["test_path"] if row.get("test") is None and "test_path" in row else row.get("test")
 
@@ -238,7 +252,7 @@ def _refuse_repeated(result: Result) -> None:
     """Refuse a result that lists the same twice: the second row would silently take the place of the first."""
     seen: dict[tuple[Scalar, ...], str] = {}
     for row, place in zip(result.rows, result.places, strict=True):
-        first = seen.setdefault((_test(row), _effect(row), _index(row)), place)
+        first = seen.setdefault((test_of(row), _effect(row), _index(row)), place)
         if first is not place:
             raise InfluenceError(
                 f"{place}: example {row['index']} is in the same list as at {first} already",

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from influence_cli.compare import CHANGES, VALUES, Comparison, Pair
+from influence_cli.compare_images import TEST, TRAINING, Item, Reader, image_reader
+from influence_cli.distances import Distances, Spread
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.report.html import Card, Page, Section, Table, Tone, thumbnail
 from influence_cli.report.html import Row as CardRow
-from influence_cli.report.table import Row
+from influence_cli.report.table import Row, Scalar
+from influence_cli.report_distances import MEANING, distance_section, distance_table, drawn_note
 from influence_cli.report_pages import command_line
 from influence_cli.result_files import Result
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
-    from influence_cli.config import DataConfig
-    from influence_cli.data import Split
 
 # Lists with images on one page, places of each that both have, and places in all lists together that only one has.
 LISTS, PLACES, CHANGED = 20, 50, 500
@@ -26,23 +28,12 @@ LISTS, PLACES, CHANGED = 20, 50, 500
 Picture = Callable[[Row], str | None]
 
 
-@dataclass(frozen=True)
-class _Item:
-    """Which columns describe what is listed: training examples, or the test examples of `rank --train`."""
-
-    word: str
-    index: str
-    path: str
-    label: str
-    predicted: str | None
-
-
-_TRAINING = _Item("example", "index", "path", "label", None)
-_TEST = _Item("test example", "test", "test_path", "test_label", "test_predicted")
-
-
 def compare_page(
-    session: Session, results: tuple[Result, Result], comparisons: Sequence[Comparison], config: Path
+    session: Session,
+    results: tuple[Result, Result],
+    comparisons: Sequence[Comparison],
+    config: Path,
+    distances: Distances | None = None,
 ) -> Page:
     """Lay out a comparison: what entered and left by class, then either list in a column of its own.
 
@@ -51,19 +42,28 @@ def compare_page(
         results: the two that were compared.
         comparisons: list by list.
         config: names the data set where the results name no files.
+        distances: of `--distance`; above the lists of a test example they are drawn against its influence.
 
     Raises:
         InfluenceError: a file that a result names is not there, or there is no image to be had.
     """
     a, b = results
-    item = _TEST if any(found.train is not None for found in comparisons) else _TRAINING
+    item = TEST if any(found.train is not None for found in comparisons) else TRAINING
     shown = comparisons[:LISTS]
     # What has changed is what the page is for, so it is cut only where the page would grow too large for a browser.
     changed = max(PLACES, CHANGED // max(len(shown), 1))
     lists = [_rows(found, changed) for found in shown]
-    picture = _pictures(results, [row for rows in lists for _, pairs in rows for _, row, _ in pairs], item, config)
+    needed = [row for rows in lists for _, pairs in rows for _, row, _ in pairs]
+    picture = _pictures(image_reader(results, needed, item, config, "--report"))
     sections = []
+    scattered: dict[Scalar, tuple[Spread, Spread]] = {} if distances is None else dict(distances.spreads)
+    if scattered:
+        rows_of_tests = [pair[1].row for pair in scattered.values()]
+        test_picture = _pictures(image_reader(results, rows_of_tests, TEST, config, "--report"))
     for found, rows in zip(shown, lists, strict=True):
+        spreads = scattered.pop(found.key, None)
+        if spreads is not None:
+            sections.append(distance_section(results, spreads, test_picture))
         cards = (
             CardRow(
                 heading, "", tuple(_card(pair, row, other, VALUES[a.kind], item, picture) for pair, row, other in own)
@@ -71,7 +71,7 @@ def compare_page(
             for heading, own in rows
         )
         sections.append(Section(_heading(found), None, tuple(cards), columns=True))
-    notes = []
+    notes = [] if distances is None else list(drawn_note(distances))
     if len(comparisons) > LISTS:
         notes.append(f"{len(comparisons) - LISTS:,} further lists are in the rows, not on this page.")
     for limit, changes, what in ((PLACES, ("kept",), "were kept"), (changed, CHANGES[1:], "entered or left")):
@@ -85,12 +85,13 @@ def compare_page(
         meaning=(
             "Kept: among the first of both lists. Entered: only among the first of B. Left: only among the first of A.",
             "The rank correlation (Spearman) is of the values of all that both lists have; 1 is the same order.",
+            *(MEANING if distances is not None else ()),
         ),
         classes=_class_table(comparisons, item),
         sections=tuple(sections),
         histogram=None,
         charts=(),
-        tables=(_table(comparisons),),
+        tables=(_table(comparisons), *(() if distances is None else (distance_table(distances),))),
         notes=tuple(notes),
         command=command_line(),
         config="",
@@ -134,7 +135,7 @@ def _heading(found: Comparison) -> str:
     )
 
 
-def _card(pair: Pair, row: Row, other: Row | None, value: str, item: _Item, picture: Picture) -> Card:
+def _card(pair: Pair, row: Row, other: Row | None, value: str, item: Item, picture: Picture) -> Card:
     """Show a place of one list, and where the same stands in the other."""
     label, path = _label(row, item), row.get(item.path)
     elsewhere = "not listed" if other is None else f"place {other['rank']}"
@@ -159,12 +160,12 @@ def _card(pair: Pair, row: Row, other: Row | None, value: str, item: _Item, pict
     )
 
 
-def _label(row: Row, item: _Item) -> str:
+def _label(row: Row, item: Item) -> str:
     label = row.get(item.label)
     return "unknown" if label is None else str(label)
 
 
-def _class_table(comparisons: Sequence[Comparison], item: _Item) -> Table:
+def _class_table(comparisons: Sequence[Comparison], item: Item) -> Table:
     """Count kept, entered and left by label, in all lists."""
     counts: dict[str, dict[str, int]] = {}
     for found in comparisons:
@@ -193,83 +194,18 @@ def _table(comparisons: Sequence[Comparison]) -> Table:
     return Table("List by list", columns, rows)
 
 
-def _pictures(results: tuple[Result, Result], shown: Sequence[Row], item: _Item, config: Path) -> Picture:
-    """Choose where images come from: the files that the results name, or the config's data set by position."""
-    if all(row.get(item.path) is not None for result in results for row in result.rows):
-        places = {id(row): at for row, at in _placed(results)}
-        for row in shown:
-            if not Path(str(row[item.path])).is_file():
-                raise InfluenceError(
-                    f"{places[id(row)]}: there is no image {row[item.path]} any more",
-                    "run from where the images were, or leave out --report",
-                )
-        return lambda row: _of_file(Path(str(row[item.path])))
-    from influence_cli.config import load_config
-    from influence_cli.report_pages import example_thumbnail
-    from influence_cli.task import load_split, load_splits
+def _pictures(read: Reader) -> Picture:
+    """Make small pictures; None of what cannot be read, or is not like an image."""
 
-    try:
-        loaded = load_config(config, ())
-    except InfluenceError as error:
-        raise InfluenceError(
-            f"these results name no files, so --report needs the data set: {error.message}", error.hint
-        ) from error
-    # TEST examples are those of the training set where the config has no other.
-    of_test = item is _TEST or {result.on for result in results} == {"test"}
-    section = (loaded.test if of_test else None) or loaded.train
-    if section is loaded.train:
-        split = load_split(loaded, "train", section)
-        classes = split.classes
-    else:
-        train, test = load_splits(loaded)
-        split, classes = test or train, train.classes
-    _check_labels(results, item, split, section, classes, config)
-    return lambda row: example_thumbnail(split, int(row[item.index] or 0)) if row[item.index] is not None else None
+    def picture(row: Row) -> str | None:
+        try:
+            image = read(row)
+        except InfluenceError:
+            return None
+        if not isinstance(image, Image.Image):
+            from influence_cli.data import as_picture
 
+            image = as_picture(image)
+        return None if image is None else thumbnail(image)
 
-def _check_labels(
-    results: tuple[Result, Result],
-    item: _Item,
-    split: Split,
-    section: DataConfig,
-    classes: Sequence[str] | None,
-    config: Path,
-) -> None:
-    """Refuse a data set whose labels are not those of the results: its images at these positions are others.
-
-    A result from before ``labels`` in the config has the labels of the data set itself, which is right too.
-    """
-    from influence_cli.task import source_labels
-
-    known = [split.labels] if section.labels is None else [split.labels, source_labels(split)]
-
-    def name(number: int) -> str:
-        return classes[number] if classes is not None and 0 <= number < len(classes) else str(number)
-
-    for row, place in _placed(results):
-        index, label = row[item.index], row.get(item.label)
-        if not isinstance(index, int) or label is None:
-            continue
-        names = [name(int(labels[index])) for labels in known] if 0 <= index < len(split.labels) else []
-        if str(label) not in names:
-            there = f"labelled {names[0]}" if names else "not there"
-            other = "another data set" + ("" if split.name == "test" else " (or of --on test)")
-            raise InfluenceError(
-                f"{place}: {item.word} {index} is labelled {label}, in the {split.name} data set of "
-                f"{near_path(config)} it is {there}: these results are of {other}",
-                "name the config of their data set with -c, or leave out --report",
-            )
-
-
-def _placed(results: tuple[Result, Result]) -> Iterator[tuple[Row, str]]:
-    for result in results:
-        yield from zip(result.rows, result.places, strict=True)
-
-
-def _of_file(path: Path) -> str | None:
-    from influence_cli.image_files import open_image
-
-    try:
-        return thumbnail(open_image(path))
-    except InfluenceError:
-        return None
+    return picture

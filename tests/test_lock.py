@@ -66,6 +66,14 @@ def test_the_lock_is_that_of_pyproject(name: str) -> None:
     assert not re.search(r"^-", text, re.MULTILINE)
 
 
+def test_make_renews_and_audits_every_lock() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {path.name for path in ROOT.glob("requirements*.lock")} == ASKED.keys()
+    for name in ASKED:
+        assert f"--output-file {name}\n" in makefile
+        assert f"--requirement {name} " in makefile
+
+
 def test_a_lock_that_is_out_of_date_is_told() -> None:
     sha = f"    --hash=sha256:{'0' * 64}\n    # via {OWN} (pyproject.toml)\n"
     text = f"# made\nrich==15.0.0 \\\n{sha}typer==0.29.2 ; sys_platform == 'linux' \\\n{sha}"

@@ -14,6 +14,7 @@ from conftest import Command, Opened, Visit
 from PIL import Image
 from playwright.sync_api import Browser
 
+from influence_cli.report.charts import scatter
 from influence_cli.report.html import Card, Desk, Page, Review, Row, Section, Table, thumbnail, write_page
 
 COLUMNS = ["index", "path", "label", "decision", "new_label"]
@@ -393,3 +394,29 @@ def test_with_the_truth_the_recovery_stands_below_the_histogram(
     assert legend[:2] == ["combined", "loss"]
     assert legend[-1] == "random"
     assert charts.last.locator("polyline[points^='0.0,200.0']").count() == len(legend)
+
+
+def test_scatters_stand_side_by_side_or_below_each_other_and_fit(visit: Visit, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x, y, same = random.uniform(10, 90, 900), 1e-5 * random.normal(size=900) ** 3, random.random(900) < 0.5
+    name = "a_class_with_a_name_that_is_longer_than_a_narrow_window_is_wide_" * 2
+    drawn = scatter(
+        f"A: {name}.csv", "In words.", ("distance", "influence"), x, y, [(name, same), ("others", ~same)], (10, 90)
+    )
+    section = Section("By distance", None, (), scatters=(drawn, drawn))
+    path = tmp_path / "s.html"
+    write_page(Page("S", "S", ("M",), None, (section,), None, (), (), (), "influence compare", ""), path)
+    opened = visit(path)
+    for width, side_by_side in ((1000, True), (360, False)):
+        opened.tab.set_viewport_size({"width": width, "height": 900})
+        a, b = (opened.tab.locator(".scatter").nth(number).bounding_box() for number in (0, 1))
+        assert a is not None
+        assert b is not None
+        assert (a["y"] == b["y"]) == side_by_side
+        assert opened.tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        # Every mark, and every number and title of the axes, within the window.
+        edges = opened.tab.locator(".scatter svg text, .scatter svg path").evaluate_all(
+            "all => all.map((one) => one.getBoundingClientRect()).map((box) => [box.left, box.right])"
+        )
+        assert min(left for left, _ in edges) >= 0
+        assert max(right for _, right in edges) <= width

@@ -12,6 +12,8 @@ from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, O
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
     from influence_cli.compare import Comparison
+    from influence_cli.distances import Distances
+    from influence_cli.result_files import Result
 
 COLUMNS = (
     "test",
@@ -27,6 +29,7 @@ COLUMNS = (
     "value_a",
     "value_b",
 )
+DISTANCE_COLUMNS = ("distance", "same_class")
 # Comparisons with a line of their own on stderr.
 SAID = 6
 
@@ -44,6 +47,14 @@ def command(
             help="Compare the first K, at most as many as the shorter list has; that is the default.",
         ),
     ] = None,
+    distance: Annotated[
+        bool,
+        typer.Option(
+            "--distance",
+            help="Also measure how far each training image is from the test image in pixels, and how influence goes "
+            "with that in either result; needs two of rank, best with --all.",
+        ),
+    ] = False,
     format: Format = None,
     output: Output = None,
     report: Report = None,
@@ -52,8 +63,11 @@ def command(
     """Compare two results: what stayed at the top, what entered, what left.
 
     Two models, two checkpoints, before and after cleaning. value is the influence of rank, the score of mislabels.
-    Neither the model nor the data set is loaded; with --report the images are read from the files that the results
-    name, and from the config's data set where they name none.
+    Neither the model nor the data set is loaded; with --report or --distance the images are read from the files that
+    the results name, and from the config's data set where they name none.
+
+    --distance tells a model that compares pixels from one that has learned more: does influence fall with the distance,
+    and are images of other classes helpful too? --report draws one against the other.
 
     Examples:
 
@@ -62,6 +76,8 @@ def command(
       influence compare before.csv after.csv --top 50 --report changes.html
 
       influence compare a.jsonl b.jsonl --format csv | grep entered
+
+      influence compare svm.csv deep.csv --distance --report pair.html
     """
     from influence_cli.commands.session import begin_without_config, emit
     from influence_cli.compare import compare_results, comparison_rows
@@ -84,14 +100,22 @@ def command(
     for note in notes:
         session.terminal.warn(note)
     session.run["comparisons"] = [_facts(found) for found in comparisons]
+    distances = None
+    if distance:
+        from influence_cli.distances import measure_distances
+
+        distances = measure_distances((first, second), comparisons, config, session.terminal)
     _describe(session, comparisons)
+    if distances is not None:
+        _describe_distances(session, (first, second), distances)
     page = None
     if report is not None:
         # Before the rows: an image that has moved is an error, and then nothing is written.
         from influence_cli.report_compare import compare_page
 
-        page = compare_page(session, (first, second), comparisons, config)
-    emit(session, comparison_rows(comparisons, first.kind), COLUMNS)
+        page = compare_page(session, (first, second), comparisons, config, distances)
+    rows = comparison_rows(comparisons, first.kind, None if distances is None else distances.columns)
+    emit(session, rows, COLUMNS if distances is None else (*COLUMNS, *DISTANCE_COLUMNS))
     if report is not None and page is not None:
         from influence_cli.report.html import write_page
 
@@ -120,3 +144,23 @@ def _describe(session: Session, comparisons: list[Comparison]) -> None:
     if len(comparisons) > SAID:
         mean = sum(found.overlap for found in comparisons) / len(comparisons)
         say(f"… mean of all {len(comparisons):,} lists: {mean:.0%} in both")
+
+
+def _describe_distances(session: Session, results: tuple[Result, Result], distances: Distances) -> None:
+    """Say on stderr how influence goes with the distance in either result: each of a few tests, the mean of many."""
+    from influence_cli.distances import in_words, mean_facts
+    from influence_cli.errors import near_path
+
+    names = [f"{letter} ({near_path(result.path)})" for letter, result in zip("AB", results, strict=True)]
+    session.run["distances"] = [
+        {"result": str(result.path), "test": own.row["test"], "test_path": own.row["test_path"], **own.facts()}
+        for pair in distances.spreads.values()
+        for result, own in zip(results, pair, strict=True)
+    ]
+    for test, pair in list(distances.spreads.items())[: SAID // 2]:
+        for name, own in zip(names, pair, strict=True):
+            session.terminal.say(f"test {test}, {name}: {in_words(own.facts())}")
+    if len(distances.spreads) > 1:
+        for side, name in enumerate(names):
+            mean = mean_facts(pair[side] for pair in distances.spreads.values())
+            session.terminal.say(f"mean of {len(distances.spreads):,} tests, {name}: {in_words(mean)}")

@@ -1,4 +1,4 @@
-"""What a page draws from numbers: curves, histograms and bars by class, as points of an SVG; the template draws."""
+"""What a page draws from numbers: curves, histograms, bars and scatters, as points of an SVG; the template draws."""
 
 from __future__ import annotations
 
@@ -91,6 +91,104 @@ class ClassBars:
         return 150 * abs(value) / most if most else 0.0
 
 
+@dataclass(frozen=True)
+class Scatter:
+    """Points of two numbers each, the kinds told apart by mark and colour.
+
+    Attributes:
+        heading: of the chart.
+        note: what it shows, in words.
+        x: what the axis to the right measures.
+        y: what the axis up measures.
+        across: from where to where the axis to the right goes.
+        up: likewise, 0 within.
+        kinds: by name, (x, y) pairs; the first is drawn as dots, the second as crosses over them.
+    """
+
+    heading: str
+    note: str
+    x: str
+    y: str
+    across: tuple[float, float]
+    up: tuple[float, float]
+    kinds: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+
+    def right(self, x: float) -> float:
+        """Place an x in a box 400 wide."""
+        low, high = self.across
+        return 400 * (x - low) / (high - low)
+
+    def down(self, y: float) -> float:
+        """Place a y in a box 240 high, y upwards."""
+        low, high = self.up
+        return 240 * (high - y) / (high - low)
+
+    def path(self, number: int) -> str:
+        """Draw all points of a kind as one SVG path: an element each would be a page of elements."""
+        cross = "l4-4m-4 0l4 4"
+        return "".join(
+            f"M{self.right(x) - 2 * number:.1f} {self.down(y) + 2 * number:.1f}{cross if number else 'h0'}"
+            for x, y in self.kinds[number][1]
+        )
+
+    def ticks(self, axis: str) -> list[tuple[float, str]]:
+        """Give round numbers along ``across`` or ``up``: where they stand in the box, and as text."""
+        low, high = self.across if axis == "across" else self.up
+        place = self.right if axis == "across" else self.down
+        return [(place(value), f"{value:g}") for value in round_numbers(low, high)]
+
+
+def round_numbers(low: float, high: float, most: int = 8) -> list[float]:
+    """Give the multiples of 1, 2 or 5 times a power of ten within a range, ``most`` at most.
+
+    Args:
+        low: where it begins, finite.
+        high: where it ends, > low.
+        most: ≥ 2.
+    """
+    power = 10.0 ** np.floor(np.log10((high - low) / most))
+    step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= most - 1)
+    # An end that is a multiple itself is one of them in spite of rounding; and 3 × 0.1 is 0.3 only through text.
+    first, last = int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9))
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+
+
+def scatter(
+    heading: str,
+    note: str,
+    axes: tuple[str, str],
+    x: np.ndarray,
+    y: np.ndarray,
+    kinds: Sequence[tuple[str, np.ndarray]],
+    across: tuple[float, float],
+    *,
+    drawn: int = 2000,
+) -> Scatter:
+    """Place points; of more than ``drawn`` as many, evenly down the order of y, the ends of it included.
+
+    Args:
+        heading: of the chart.
+        note: what it shows, in words.
+        axes: what x and y are.
+        x: [n], finite.
+        y: [n], finite.
+        kinds: names, and which points (bool [n]).
+        across: from where to where x goes.
+        drawn: points of all kinds together, at most.
+    """
+    points = []
+    for name, own in kinds:
+        order = np.flatnonzero(own)[np.argsort(y[own], kind="stable")]
+        count = min(len(order), max(2, drawn * len(order) // max(len(y), drawn)))
+        order = order[np.linspace(0, len(order) - 1, count).round().astype(np.int64)] if count else order
+        points.append((name, tuple(zip(x[order].tolist(), y[order].tolist(), strict=True))))
+    low, high = min(0.0, float(y.min(initial=0.0))), max(0.0, float(y.max(initial=0.0)))
+    if not high > low:
+        low, high = -1.0, 1.0
+    margin = 0.04 * (high - low)
+    return Scatter(heading, note, *axes, _opened(across), (low - margin, high + margin), tuple(points))
+
+
 def histogram(
     heading: str,
     x: str,
@@ -156,6 +254,13 @@ def class_bars(
     if (high[rest] > low[rest]).any():
         lines.append((f"{len(rest):,} {OTHERS}", float(low[rest].sum()), float(high[rest].sum())))
     return ClassBars(heading, note, tuple(lines))
+
+
+def _opened(span: tuple[float, float]) -> tuple[float, float]:
+    """Leave room at both ends of a range, so that no mark is cut; one without a width gets one."""
+    low, high = span
+    margin = 0.03 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def _largest(weight: np.ndarray, count: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from influence_cli.errors import InfluenceError, printable
-from influence_cli.report.charts import Chart, ClassBars, Histogram
+from influence_cli.report.charts import Chart, ClassBars, Histogram, Scatter
 from influence_cli.report.formats import open_output
 
 MAX_BYTES = 5_000_000
@@ -116,6 +116,7 @@ class Section:
         bars: where the influence on it comes from, beside it.
         columns: whether the rows stand side by side, as two results that are compared.
         beside: a second image beside the leading one, such as the pixels that matter in it.
+        scatters: below these, side by side.
     """
 
     heading: str
@@ -124,6 +125,7 @@ class Section:
     bars: ClassBars | None = None
     columns: bool = False
     beside: Card | None = None
+    scatters: tuple[Scatter, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def thumbnail(image: Image.Image, size: int = 96) -> str:
     Returns:
         A data URI: JPEG where the image was shrunk, else PNG.
     """
-    picture = _eight_bit(image)
+    picture = eight_bit(image)
     # An ICC profile or a comment would travel into every thumbnail.
     picture.info.clear()
     buffer = io.BytesIO()
@@ -295,7 +297,7 @@ def write_page(page: Page, path: Path) -> int:
     return len(text.encode())
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def eight_bit(image: Image.Image) -> Image.Image:
     """Copy an image of any mode into mode L or RGB."""
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)

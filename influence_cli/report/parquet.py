@@ -18,7 +18,7 @@ KINDS = {
     "int64": ("test", "rank", "index", "rank_a", "rank_b"),
     "double": (
         *("confidence", "score", "loss", "self_influence", "influence"),
-        *("value", "percentile", "value_a", "value_b"),
+        *("value", "percentile", "value_a", "value_b", "distance"),
     ),
     "string": (
         *("test_path", "test_label", "test_predicted", "path", "label", "predicted", "suggested"),

@@ -1,0 +1,279 @@
+"""`influence compare --distance`: influence beside the distance in pixels between training and test image.
+
+The pixel distance of two images is ‖a − b‖ over all pixels and colours, both as RGB in [0, 1], the training image
+scaled to the size of the test image. A model that compares pixels leans on the images near by: those of the test
+image's class help, the others harm, and both fade with the distance. One that has learned more does not follow it (Koh
+& Liang, ICML 2017, section 5.1 and figure 4).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from influence_cli.compare import Comparison, test_of
+from influence_cli.compare_images import TEST, TRAINING, Item, Reader, image_reader
+from influence_cli.errors import InfluenceError, counted
+from influence_cli.metrics import spearman
+from influence_cli.report.html import eight_bit
+from influence_cli.report.table import Row, Scalar
+from influence_cli.result_files import Result
+from influence_cli.terminal import Terminal
+
+# Test images that are held at one time, in bytes: one pass over the training images for each so many.
+HELD = 2**28
+# The share of the listed training images that counts as near.
+NEAR = 0.1
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Influence on one test example, by the distance of the training images that a result lists.
+
+    Attributes:
+        row: one of the result's rows on that test example.
+        distance: float64 [m], ≥ 0.
+        influence: float64 [m], as the result has it.
+        same: bool [m], True where the label is that of the test example.
+    """
+
+    row: Row
+    distance: np.ndarray
+    influence: np.ndarray
+    same: np.ndarray
+
+    def correlation(self, same: bool) -> float | None:
+        """Correlate the ranks of influence and distance within a class; None below three, or where one is constant."""
+        own = self.same == same
+        if own.sum() < 3:
+            return None
+        found = spearman(self.influence[own], self.distance[own])
+        return float(found) if np.isfinite(found) else None
+
+    def helpful(self, same: bool, near: bool = False) -> float | None:
+        """Give the share of helpful ones within a class, of all or of the nearest; None where there are none."""
+        own = self.same == same
+        if near:
+            # The nearest of all classes: how many of them are of the same one says something too.
+            own &= self.distance <= np.quantile(self.distance, NEAR)
+        return float((self.influence[own] > 0).mean()) if own.any() else None
+
+    def facts(self) -> dict[str, float | int | None]:
+        """Give the numbers of a scatter by name, ``same`` and ``other`` being the classes."""
+        return {
+            name.format(side): value
+            for side, same in (("same", True), ("other", False))
+            for name, value in (
+                ("{}", int((self.same == same).sum())),
+                ("correlation_{}", self.correlation(same)),
+                ("helpful_{}", self.helpful(same)),
+                ("helpful_near_{}", self.helpful(same, near=True)),
+            )
+        }
+
+
+@dataclass(frozen=True)
+class Distances:
+    """The pixel distances of all pairs of a test and a training image that two results list.
+
+    Attributes:
+        by_test: by test example (its position or file), the distance by position of the training example.
+        spreads: by test example, that of the first result and that of the second.
+    """
+
+    by_test: Mapping[Scalar, Mapping[Scalar, float]]
+    spreads: Mapping[Scalar, tuple[Spread, Spread]]
+
+    def columns(self, row: Row) -> Row:
+        """Give the columns that a row of a result gets."""
+        return {"distance": self.by_test[test_of(row)][row["index"]], "same_class": _is_same(row)}
+
+
+def measure_distances(
+    results: tuple[Result, Result], comparisons: Sequence[Comparison], config: Path, terminal: Terminal
+) -> Distances:
+    """Measure the distance of every training image that a result lists from the test image.
+
+    Args:
+        results: two of `rank`.
+        comparisons: what `compare_results` made of them.
+        config: names the data sets where the results name no files.
+        terminal: progress, and a warning where only the ends of the rankings are there.
+
+    Raises:
+        InfluenceError: results that no single test image belongs to, a test example without a label, or an image that
+            cannot be read.
+    """
+    tests = list(dict.fromkeys(found.key for found in comparisons))
+    _refuse(results, comparisons, set(tests))
+    a, b = (_by_test(result, tests) for result in results)
+    training = {row["index"]: row for rows in (*a.values(), *b.values()) for row in rows}
+    read_test = image_reader(results, [rows[0] for rows in b.values()], TEST, config, "--distance")
+    read_training = image_reader(results, list(training.values()), TRAINING, config, "--distance")
+    found: dict[Scalar, dict[Scalar, float]] = {test: {} for test in tests}
+    listed = {test: {row["index"] for row in (*a[test], *b[test])} for test in tests}
+    with terminal.progress(len(tests) * len(training), "pixel distances") as advance:
+        for images in _groups((test, _pixels(read_test, b[test][0], TEST)) for test in tests):
+            stacks = _stacks(images)
+            for index, row in training.items():
+                image = _pixels(read_training, row, TRAINING)
+                for size, (names, stack) in stacks.items():
+                    for test, distance in zip(names, _distances(stack, image, size), strict=True):
+                        if index in listed[test]:
+                            found[test][index] = distance
+                advance(len(images))
+    for result, own in zip(results, (a, b), strict=True):
+        _warn_of_ends(result, own, terminal)
+    spreads: dict[Scalar, tuple[Spread, Spread]] = {
+        test: (_spread(a[test], found[test]), _spread(b[test], found[test])) for test in tests
+    }
+    return Distances(found, spreads)
+
+
+def mean_facts(spreads: Iterable[Spread]) -> dict[str, float | None]:
+    """Average the facts of several scatters, each over those that have it."""
+    facts = [spread.facts() for spread in spreads]
+    known = {key: [value for one in facts if (value := one[key]) is not None] for key in facts[0]}
+    return {key: float(np.mean(values)) if values else None for key, values in known.items()}
+
+
+def in_words(facts: Mapping[str, float | int | None]) -> str:
+    """Say what a scatter shows."""
+
+    def signed(side: str) -> str:
+        value = facts[f"correlation_{side}"]
+        return "–" if value is None else f"{value:+.2f}"
+
+    def share(name: str) -> str:
+        value = facts[name]
+        return "–" if value is None else f"{value:.0%}"
+
+    return (
+        f"influence and pixel distance have a rank correlation of {signed('same')} in the same class, "
+        f"{signed('other')} in the others; helpful are {share('helpful_same')} of the same class, "
+        f"{share('helpful_other')} of the others, {share('helpful_near_same')} and {share('helpful_near_other')} "
+        f"among the nearest tenth ({facts['same']:,.0f} and {facts['other']:,.0f} images)"
+    )
+
+
+def _refuse(results: tuple[Result, Result], comparisons: Sequence[Comparison], tests: set[Scalar]) -> None:
+    first = results[0].path
+    if results[0].kind != "rank":
+        raise InfluenceError(
+            f"{first} is a result of influence {results[0].kind}: --distance is from a test image to training images",
+            "compare two results of influence rank TEST --all",
+        )
+    if any(found.train is not None for found in comparisons):
+        raise InfluenceError(
+            f"{first} is of one training example (rank --train): --distance is from a test image to training images",
+            "compare two results of influence rank TEST --all",
+        )
+    if None in tests:
+        raise InfluenceError(
+            f"{first} is of the mean over test examples (rank --aggregate): there is no test image to measure "
+            "--distance from",
+            "rank without --aggregate",
+        )
+    for result in results:
+        for row, place in zip(result.rows, result.places, strict=True):
+            if test_of(row) in tests and (row.get("test_label") is None or row["label"] is None):
+                raise InfluenceError(
+                    f"{place}: there is no test_label, which --distance tells the same class by",
+                    "give the label of an image file: TEST<tab>LABEL lines on the stdin of influence rank -",
+                )
+
+
+def _by_test(result: Result, tests: Sequence[Scalar]) -> dict[Scalar, list[Row]]:
+    """Gather the rows on each of some test examples."""
+    found: dict[Scalar, list[Row]] = {test: [] for test in tests}
+    for row in result.rows:
+        if (own := found.get(test_of(row))) is not None:
+            own.append(row)
+    return found
+
+
+def _warn_of_ends(result: Result, rows: Mapping[Scalar, Sequence[Row]], terminal: Terminal) -> None:
+    """Say where the strongest of each effect alone are listed: the middle of the scatter is missing."""
+    counts = [Counter(row["effect"] for row in own) for own in rows.values()]
+    sizes = {size for own in counts for size in own.values()}
+    # As many helpful as harmful ones everywhere is what --top leaves.
+    if len(sizes) == 1 and all(len(own) == 2 for own in counts):
+        terminal.warn(
+            f"{result.path} has the {counted(sizes.pop(), 'strongest example')} of each effect, the ends of what "
+            "--distance correlates: rank with --all for every image"
+        )
+
+
+def _is_same(row: Row) -> bool:
+    return row["label"] == row["test_label"]
+
+
+def _spread(rows: Sequence[Row], distance: Mapping[Scalar, float]) -> Spread:
+    return Spread(
+        rows[0],
+        np.array([distance[row["index"]] for row in rows]),
+        np.array([row["influence"] for row in rows], dtype=np.float64),
+        np.array([_is_same(row) for row in rows]),
+    )
+
+
+def _pixels(read: Reader, row: Row, item: Item) -> Image.Image:
+    """Read an image as RGB of 8 bits.
+
+    Raises:
+        InfluenceError: it cannot be read, or has more than 8 bits: what its values would be in [0, 1] is not known.
+    """
+    image: Any = read(row)
+    if not isinstance(image, Image.Image):
+        from influence_cli.data import as_picture
+
+        image = as_picture(image) if str(getattr(image, "dtype", "")).rpartition(".")[2] == "uint8" else None
+    if image is None or image.mode.startswith(("I", "F")):
+        name = row.get(item.path) or f"{item.word} {row[item.index]}"
+        raise InfluenceError(
+            f"{name} is no image of 8 bits a colour, which --distance compares", "leave out --distance"
+        )
+    return eight_bit(image).convert("RGB")
+
+
+def _groups(images: Iterable[tuple[Scalar, Image.Image]]) -> Iterator[list[tuple[Scalar, Image.Image]]]:
+    """Gather test images up to what is held at one time."""
+    group: list[tuple[Scalar, Image.Image]] = []
+    held = 0
+    for test, image in images:
+        if group and held + 3 * image.width * image.height > HELD:
+            yield group
+            group, held = [], 0
+        group.append((test, image))
+        held += 3 * image.width * image.height
+    if group:
+        yield group
+
+
+def _stacks(
+    images: Sequence[tuple[Scalar, Image.Image]],
+) -> dict[tuple[int, int], tuple[list[Scalar], np.ndarray]]:
+    """Stack test images of one size: their names, and uint8 [k, 3·w·h]."""
+    by_size: dict[tuple[int, int], list[tuple[Scalar, Image.Image]]] = {}
+    for test, image in images:
+        by_size.setdefault(image.size, []).append((test, image))
+    return {
+        size: ([test for test, _ in own], np.stack([np.asarray(image).ravel() for _, image in own]))
+        for size, own in by_size.items()
+    }
+
+
+def _distances(stack: np.ndarray, image: Image.Image, size: tuple[int, int]) -> Sequence[float]:
+    """Measure one training image against test images of one size: uint8 [k, 3·w·h]."""
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    difference = stack.astype(np.int16) - np.asarray(image).ravel()
+    squares = np.einsum("kd,kd->k", difference, difference, dtype=np.float64)
+    found: list[float] = (np.sqrt(squares) / 255).tolist()
+    return found

@@ -1,0 +1,114 @@
+"""From pixel distances to the parts of the page of `compare --distance`. Drawing them is report/html.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from influence_cli.distances import Distances, Spread, in_words
+from influence_cli.errors import near_path
+from influence_cli.report.charts import scatter
+from influence_cli.report.html import Card, Section, Table
+from influence_cli.report.table import Row, Scalar
+from influence_cli.result_files import Result
+
+MEANING = (
+    "Pixel distance: the root of the summed squared differences of all pixels and colours, both images as RGB in "
+    "[0, 1], the training image scaled to the size of the test image.",
+    "A model that compares pixels leans on what is near: images of the same class help, the others harm, both less "
+    "with the distance. One that has learned more does not follow it (Koh & Liang 2017, figure 4). An image without "
+    "any influence is in no list of rank and is not drawn.",
+)
+AXES = ("pixel distance from the test image (RGB in [0, 1])", "influence: estimated rise of the test loss")
+# Points in one scatter; a page of 20 test examples has twice as many scatters, and 5 MB.
+DRAWN = 2000
+
+
+def distance_section(
+    results: tuple[Result, Result], spreads: tuple[Spread, Spread], picture: Callable[[Row], str | None]
+) -> Section:
+    """Lay out a test image above the scatters of either result, over one axis of distances.
+
+    Args:
+        results: A and B.
+        spreads: theirs, of the same test example.
+        picture: gives the small picture of a row's test image.
+    """
+    a, b = spreads
+    everywhere = np.concatenate([a.distance, b.distance])
+    across = (float(everywhere.min()), float(everywhere.max()))
+    row = b.row
+    name = row["test"] if row["test"] is not None else near_path(Path(str(row["test_path"])))
+    predicted = [f"{own.row.get('test_predicted')} by {letter}" for letter, own in zip("AB", spreads, strict=True)]
+    lead = Card(
+        image=picture(row),
+        alt=f"test example {name}, labelled {row['test_label']}",
+        title="",
+        facts=(
+            ("label", str(row["test_label"])),
+            ("predicted", ", ".join(predicted)),
+            *((("path", str(near_path(Path(str(row["test_path"]))))),) if row["test_path"] is not None else ()),
+        ),
+        tone="plain",
+    )
+    scatters = []
+    for letter, result, own in zip("AB", results, spreads, strict=True):
+        label = own.row["test_label"]
+        kinds = ((f"same class: {label}", own.same), ("other classes", ~own.same))
+        words = in_words(own.facts())
+        scatters.append(
+            scatter(
+                f"{letter}: {near_path(result.path)}",
+                f"{words[0].upper()}{words[1:]}.",
+                AXES,
+                own.distance,
+                own.influence,
+                kinds,
+                across,
+                drawn=DRAWN,
+            )
+        )
+    return Section(f"Test example {name}: influence by pixel distance", lead, (), scatters=tuple(scatters))
+
+
+def drawn_note(distances: Distances) -> tuple[str, ...]:
+    """Say that a scatter has fewer points than there are images, where it has."""
+    most = max(len(own.distance) for pair in distances.spreads.values() for own in pair)
+    if most <= DRAWN:
+        return ()
+    return (
+        f"Each scatter draws {DRAWN:,} of up to {most:,} images, evenly from the most helpful to the most harmful; the "
+        "numbers below it are of all.",
+    )
+
+
+def distance_table(distances: Distances) -> Table:
+    """List the numbers of every scatter."""
+
+    def cell(facts: Mapping[str, float | int | None], name: str, form: str) -> str:
+        value = facts[name]
+        return "–" if value is None else format(value, form)
+
+    def line(test: Scalar, letter: str, own: Spread) -> tuple[str, ...]:
+        facts = own.facts()
+        return (
+            str(near_path(Path(test)) if isinstance(test, str) else test),
+            letter,
+            *(cell(facts, f"correlation_{side}", "+.3f") for side in ("same", "other")),
+            *(cell(facts, f"helpful_{side}", ".0%") for side in ("same", "other", "near_same", "near_other")),
+            *(cell(facts, side, ",") for side in ("same", "other")),
+        )
+
+    columns = (
+        *("test", "result", "correlation, same class", "other classes", "helpful, same class", "other classes"),
+        *("same class, near", "other classes, near", "images, same class", "other classes"),
+    )
+    rows = [
+        line(test, letter, own)
+        for test, pair in distances.spreads.items()
+        for letter, own in zip("AB", pair, strict=True)
+    ]
+    note = "rank correlation; shares of helpful ones, near: among the nearest tenth of all listed images"
+    return Table("Influence and pixel distance", columns, tuple(rows), note)
