@@ -178,6 +178,16 @@ def test_verify_leaves_out_of_the_hinge_what_the_smooth_hinge_explains(
     assert run["fits"][0]["all"]["r"] > 0.95
     assert "influence holds here" in err
 
+    # Groups are left out in the same way.
+    sites = np.arange(TRAIN) % 4
+    (tmp_path / "sites.csv").write_text("index,site\n" + "".join(f"{i},{site}\n" for i, site in enumerate(sites)))
+    done = influence("groups", test, "--metadata", "sites.csv", "--retrain", cwd=tmp_path)
+    for group in map(json.loads, done.out.splitlines()):
+        kept = torch.from_numpy(sites != int(group["group"]))
+        w = svm.minimise_hinge(x[:TRAIN][kept], y[:TRAIN][kept], 0.01 * TRAIN / int(kept.sum())).w
+        change = max(0.0, 1 - float(y[TRAIN + test] * (x[TRAIN + test] @ w))) - (1 - float(margins[test]))
+        assert float(group["actual"]) == pytest.approx(change, abs=1e-5)
+
     # The hinge's own derivatives; nothing deep is to blame.
     run, _, err = verified("hinge", "-s", "loss=hinge", "-s", "gradients.store=hinge.h5")
     assert run["fits"][0]["all"]["r"] < 0.8
