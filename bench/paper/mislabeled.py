@@ -12,8 +12,8 @@ the training loss; and chance. The scores are the columns of one `influence misl
 - *cnn*: Fashion-MNIST, ten classes, a flipped label being any other; the demo's CNN and its training function, 2,000
   images, 10 epochs, 5 repeats. All trainings of a repeat have one seed.
 
-Images are the same in all repeats, the flips others. A repeat that is finished is a line of FOLDER/repeats.jsonl; the
-same command goes on where it was stopped, and the tables are of what is there.
+Images are the same in all repeats, the flips others. A repeat that is finished is a line of FOLDER/repeats.jsonl, and
+the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
