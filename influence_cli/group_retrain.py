@@ -13,7 +13,7 @@ from influence_cli.config import Config
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts
 from influence_cli.group_files import Grouping
-from influence_cli.loo import Omission, at_minimum, check_trainable, is_convex, one_task, trained_changes
+from influence_cli.loo import Omission, at_minimum, by_newton, check_trainable, one_task, trained_changes
 from influence_cli.newton import losses_under, without_groups
 from influence_cli.precompute import Prepared
 from influence_cli.selection import Selected
@@ -29,7 +29,7 @@ def check_retrain(stores: Sequence[Prepared], selected: Sequence[Selected], grou
         InfluenceError: several checkpoints, a part of the training set, no training function where one is needed.
     """
     one_task([prepared.task for prepared in stores], "--retrain")
-    if not is_convex(stores[0]):
+    if not by_newton(stores[0], config):
         check_trainable(config, selected)
     if len(grouping.names) < 2:
         raise InfluenceError("--retrain leaves a group out, and there is only one")
@@ -65,7 +65,7 @@ def leave_groups_out(
     """
     rows = [np.flatnonzero(grouping.members == group) for group in groups]
     names = [grouping.names[group] for group in groups]
-    if is_convex(prepared):
+    if by_newton(prepared, config):
         found = at_minimum(prepared, selected, tests, terminal, run)
         device = found.w.device
         with terminal.progress(len(rows), WHAT) as advance:

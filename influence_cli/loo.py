@@ -94,9 +94,9 @@ def leave_one_out(
     """Compare influence with retraining without each of some training examples.
 
     Half of them are the most influential on the test example, half are drawn from the rest. An output layer under a
-    convex loss is retrained by Newton steps in float64, from its minimum. Anything else by the training function, from
-    the checkpoint, with l2·n/(n − 1), so that its objective is the one of n examples without one; the change counts
-    from a training of the same seed that leaves nothing out.
+    convex loss is retrained by Newton steps in float64, from its minimum (but see ``by_newton``). Anything else by the
+    training function, from the checkpoint, with l2·n/(n − 1), so that its objective is the one of n examples without
+    one; the change counts from a training of the same seed that leaves nothing out.
 
     Args:
         stores: what was prepared, for one checkpoint.
@@ -117,8 +117,8 @@ def leave_one_out(
     if not 1 <= count < n:
         hint = f"give a number from 1 to {n - 1}" if n > 1 else "two are needed, to train without one of them"
         raise InfluenceError(f"--loo {count}: there {'is' if n == 1 else 'are'} {counted(n, 'training example')}", hint)
-    convex = is_convex(prepared)
-    if not convex:
+    newton = by_newton(prepared, config)
+    if not newton:
         check_trainable(config, selected)
     facts = training_facts(stores) if facts is None else facts
     held, tests = KeptInfluence(len(selected), n), []
@@ -128,7 +128,7 @@ def leave_one_out(
         tests += group.tests
     choices = [_choose(values, count, seed_of(config.seed, CHOSEN, t)) for t, values in enumerate(held.values)]
     rows = np.unique(np.concatenate(choices))
-    if convex:
+    if newton:
         changes = _newton_changes(at_minimum(prepared, selected, tests, terminal, run), rows, terminal)
     else:
         titles = [f"without {task.train.title(int(task.train.indices[row]))}" for row in rows]
@@ -150,6 +150,18 @@ def is_convex(prepared: Prepared) -> bool:
     # The hinge is convex, but has no curvature for a Newton step.
     smooth = task.convex_loss and task.loss_name != "hinge"
     return choice.output is not None and smooth and choice.network.size <= MAX_PARAMETERS
+
+
+def by_newton(prepared: Prepared, config: Config) -> bool:
+    """Say whether examples are left out by Newton steps; if not, the training function leaves them out.
+
+    An output layer under a convex loss needs no training function. But ``smooth_hinge`` stands in for the hinge that a
+    model was trained with: leaving out means training with the hinge again, if the config names a function for that.
+    It trains the whole model, so all of that has to be tracked.
+    """
+    stands_in = config.loss.factory == "smooth_hinge" and config.training is not None
+    size = sum(weight.numel() for weight in prepared.task.model.parameters())
+    return is_convex(prepared) and not (stands_in and prepared.choice.network.size == size)
 
 
 def one_task(tasks: Sequence[Task], option: str) -> Task:

@@ -20,7 +20,7 @@ from influence_cli.user_code import bind, call, import_object
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# Koh & Liang's: estimates agree with retraining there, r = .98 (bench/svm_loo.py).
+# Koh & Liang's: estimates agree with retraining there, r = .98 (bench/paper/hinge.py).
 TEMPERATURE = 0.001
 # Scores near 1 are 1e-7 apart in float32: a narrower bend would be decided by their rounding.
 LEAST_TEMPERATURE = 1e-6

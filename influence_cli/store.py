@@ -62,6 +62,8 @@ class Store:
 
     def __init__(self, path: Path, raw: BinaryIO, file: h5py.File, header: Mapping[str, Any]) -> None:
         self.path = path
+        # One thread writes while another reads the user's data set, in whose folder it is then: for the whole process.
+        self._absolute = path.absolute()
         self.layout = Layout(**header["layout"])
         self.fingerprint: dict[str, str] = header["fingerprint"]
         self.facts: dict[str, Any] = header["facts"]
@@ -244,7 +246,7 @@ class Store:
     def _writing(self, what: str) -> Iterator[None]:
         """Turn what a disk says into a message, and write only while the file is where others will look for it."""
         try:
-            if not os.path.samestat(self.path.stat(), os.fstat(self._raw.fileno())):
+            if not os.path.samestat(self._absolute.stat(), os.fstat(self._raw.fileno())):
                 raise FileNotFoundError
             yield
         except FileNotFoundError as error:
@@ -254,7 +256,7 @@ class Store:
             ) from error
         except OSError as error:
             raise InfluenceError(
-                f"writing {what} of {self.path} failed: {disk.failure(error, self.path, self.size())}",
+                f"writing {what} of {self.path} failed: {disk.failure(error, self._absolute, self.size())}",
                 "the finished blocks are kept; make room and run the same command again",
             ) from error
 

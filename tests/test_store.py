@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -231,6 +232,20 @@ def test_a_block_is_done_only_after_its_write(tmp_path: Path) -> None:
         with pytest.raises(InfluenceError, match="not complete") as caught:
             next(store.scan())
         assert caught.value.hint == "influence gradients finishes it"
+
+
+def test_a_store_named_from_a_folder_is_written_while_another_is_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block is written while the next is read, and a data set is read in the folder of its config."""
+    monkeypatch.chdir(tmp_path)
+    make(Path("s.h5"), fill=False)
+    (tmp_path / "other").mkdir()
+    with Store.open(Path("s.h5"), write=True) as store, contextlib.chdir(tmp_path / "other"):
+        for block in range(store.layout.blocks):
+            store.write(block, example_rows(block))
+    with Store.open(Path("s.h5")) as store:
+        assert store.done().all()
 
 
 def test_clear_forgets_blocks_and_the_summary(tmp_path: Path) -> None:

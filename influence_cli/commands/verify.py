@@ -101,7 +101,8 @@ def command(
     Without --loo and --lds nothing is trained: is s_test solved, is the checkpoint a minimum, what does the store keep?
     --loo compares estimated with actual changes of a loss. --lds is the test for deep networks; its trainings are kept
     and shared by all processes that run the same command, and go on after a kill. Both train by the function that
-    training: names in the config, but --loo retrains an output layer under a convex loss by itself.
+    training: names in the config, but --loo retrains an output layer under a convex loss by itself (an SVM that
+    smooth_hinge explains: by training:, if there is one, for that is what trained it).
 
     Examples:
 
@@ -214,8 +215,6 @@ def _describe(session: Session, found: LeftOut, prepared: Prepared) -> dict[str,
 
 
 def _verdict(r: float, slope: float, prepared: Prepared) -> str:
-    from influence_cli.loo import is_convex
-
     if r >= RIGHT and abs(slope - 1) <= NEARLY_ONE:
         return "influence holds here, as a number"
     if r >= RIGHT:
@@ -227,7 +226,7 @@ def _verdict(r: float, slope: float, prepared: Prepared) -> str:
         return f"influence holds here in proportion; what really happens is {slope:.2f} times as much: {reason}"
     if r >= ROUGHLY:
         return "influence holds here on the whole: its order, not each number"
-    if is_convex(prepared):
+    if prepared.choice.output is not None and prepared.task.convex_loss:
         return "influence does not predict retraining here: influence verify says what it stands on"
     return (
         "influence does not predict single retrainings here; a deep network takes another path without one example, "

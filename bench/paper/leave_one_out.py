@@ -1,11 +1,11 @@
 """Leave-one-out on MNIST by the command: `influence verify --loo` in the two settings of Koh & Liang 2017, figure 2.
 
-    python bench/verify_loo.py --mnist ROOT --work FOLDER      (ROOT as torchvision unpacks it)
+    python bench/paper/leave_one_out.py --mnist ROOT --work FOLDER      (ROOT as torchvision unpacks it)
 
 *softmax*: all 60,000 images, configs/mnist_softmax.yaml at its minimum. *hessian* and *ggn*: a network of 2,616
-parameters with tanh (bench/verify_loo_project.py), 5,500 images, l2 0.001, λ 0.01, the exact Hessian as in the paper
-and the Gauss–Newton matrix; trained on from the checkpoint by the function that made it, a fixed number of steps. The
-test image is the command's default, the first that is misclassified; half of the K training images are the most
+parameters with tanh (bench/paper/leave_one_out_project.py), 5,500 images, l2 0.001, λ 0.01, the exact Hessian as in the
+paper and the Gauss–Newton matrix; trained on from the checkpoint by the function that made it, a fixed number of steps.
+The test image is the command's default, the first that is misclassified; half of the K training images are the most
 influential on it, half random.
 
 Finished retrainings of the network are kept, and both matrices share them. A second run goes on.
@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-REPOSITORY = Path(__file__).parents[1]
-sys.path[:0] = [str(REPOSITORY / "bench"), str(REPOSITORY / "configs")]
-import verify_loo_project  # noqa: E402
+REPOSITORY = Path(__file__).parents[2]
+sys.path[:0] = [str(REPOSITORY / "bench" / "paper"), str(REPOSITORY / "configs")]
+import leave_one_out_project  # noqa: E402
 from models import train_softmax_regression  # noqa: E402
 
 PARTS = ("all", "most influential", "random")
@@ -81,18 +81,18 @@ def softmax_case(mnist: Path, work: Path) -> Case:
 def cnn_case(mnist: Path, work: Path, matrix: str) -> Case:
     """Train the network from scratch, unless it is there, by the function that the command retrains it by."""
     config, checkpoint, factor = work / "cnn.yaml", work / "cnn.pt", work / "cnn.factor.pt"
-    project = REPOSITORY / "bench" / "verify_loo_project.py"
+    project = REPOSITORY / "bench" / "paper" / "leave_one_out_project.py"
     config.write_text(CNN_CONFIG.format(project=project, mnist=mnist, factor=factor))
     if not checkpoint.exists():
         factor.unlink(missing_ok=True)
         torch.manual_seed(0)
-        images, started = verify_loo_project.Images(str(mnist), "train"), time.perf_counter()
-        model = verify_loo_project.train(
-            verify_loo_project.build(), [images[i] for i in range(len(images))], l2=0.001, seed=0, factor=str(factor)
+        images, started = leave_one_out_project.Images(str(mnist), "train"), time.perf_counter()
+        model = leave_one_out_project.train(
+            leave_one_out_project.build(), [images[i] for i in range(len(images))], l2=0.001, seed=0, factor=str(factor)
         )
         torch.save(model.float().state_dict(), checkpoint)
         print(f"trained from scratch in {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    sizes = (verify_loo_project.IMAGES, sum(weight.numel() for weight in verify_loo_project.build().parameters()))
+    sizes = (leave_one_out_project.IMAGES, sum(weight.numel() for weight in leave_one_out_project.build().parameters()))
     words = ("--on-the-fly", "-s", f"curvature.matrix={matrix}")
     return Case(f"cnn-{matrix}", config, *sizes, "0.86" if matrix == "hessian" else "", words)
 

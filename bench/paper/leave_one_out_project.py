@@ -1,4 +1,4 @@
-"""Model, images and training function of bench/verify_loo.py's network: the file that its config names.
+"""Model, images and training function of bench/paper/leave_one_out.py's network: the file that its config names.
 
 From scratch, the training function takes Adam and then STEPS Gauss–Newton steps, whose factor it leaves in a file. A
 retraining takes STEPS more of them from the checkpoint, with that factor, on all images at once in float64. Nothing in
