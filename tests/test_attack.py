@@ -177,7 +177,7 @@ def test_an_attack_raises_the_loss_inside_the_ball_with_the_layer_at_its_minimum
 
 def test_ten_images_flip_what_one_does_not(top: TopLayer, scale: PixelScale) -> None:
     outputs = margins(top.outputs(top.w), top.tests.targets)
-    rows = sorted(right_rows(top), key=lambda row: float(outputs[row]))[2:6]
+    rows = sorted(right_rows(top), key=lambda row: float(outputs[row]))[2:5]
     flipped = {count: [attack_prediction(top, row, scale, images=count).flipped for row in rows] for count in (1, 10)}
     assert sum(flipped[10]) > sum(flipped[1])
     assert sum(flipped[10]) >= 2
@@ -292,8 +292,9 @@ def test_the_command_writes_rows_and_images_that_8_bits_undo(
 
 
 def test_many_test_predictions_are_counted(influence: Command, sharp: Path, top: TopLayer, tmp_path: Path) -> None:
-    words = ("perturb", "--attack", "--test", "0:4", "--rounds", 2, "--to", tmp_path / "a", "--format", "csv")
-    done = influence(*words, cwd=sharp)
+    # As many images as are tried alone otherwise: then none is.
+    words = ("perturb", "--attack", "--test", "0:4", "--images", 5, "--rounds", 2, "--to", tmp_path / "a")
+    done = influence(*words, "--format", "csv", cwd=sharp)
     right = [row for row in right_rows(top) if row < 4]
     assert len(done.out.splitlines()) == 1 + len(right)
     assert f"of {len(right)} test predictions flipped" in done.err
