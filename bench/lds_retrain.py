@@ -15,7 +15,6 @@ FOLDER/subset_000.npz  the positions of one half, the 300 losses, the CPU second
 from __future__ import annotations
 
 import argparse
-import gzip
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from make_demo_data import read_idx
 from torch import Tensor, nn
 
 from influence_cli.demo import project_model
@@ -108,11 +108,7 @@ RECIPES = {
 def read(data: Path, part: str, kind: str) -> np.ndarray:
     """Read the images or the labels of a part, train or t10k, as bytes."""
     name = {"images": "images-idx3", "labels": "labels-idx1"}[kind]
-    with gzip.open(data / "FashionMNIST" / "raw" / f"{part}-{name}-ubyte.gz") as file:
-        content = file.read()
-    header = 4 + 4 * content[3]
-    shape = np.frombuffer(content[4:header], dtype=">u4")
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+    return read_idx(data / "FashionMNIST" / "raw" / f"{part}-{name}-ubyte.gz")
 
 
 def read_inputs(data: Path, part: str, indices: np.ndarray | slice) -> Tensor:

@@ -55,23 +55,48 @@ def resnet20(num_classes: int = 10) -> nn.Module:
     return _ResNet20(num_classes)
 
 
-def train_softmax_regression(root: str, l2: float = 0.01) -> nn.Module:
-    """Minimise mean cross-entropy + l2/2·‖θ‖² on MNIST by L-BFGS, in float64 for a true minimum."""
-    from torchvision.datasets import MNIST
+def minimise_cross_entropy(
+    model: nn.Module, x: Tensor, y: Tensor, l2: float, *, steps: int = 300, largest_slope: float = 1e-7
+) -> float:
+    """Minimise mean cross-entropy + l2/2·‖θ‖² over a model's parameters by L-BFGS; in float64 for a true minimum.
 
-    data = MNIST(root, download=True)
-    images, labels = data.data.double() / 255, data.targets
-    model = softmax_regression().double()
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=300, tolerance_change=0, line_search_fn="strong_wolfe")
+    Args:
+        model: a convex one, on the inputs' type.
+        x: inputs [n, …].
+        y: labels [n].
+        l2: of all parameters.
+        steps: at most.
+        largest_slope: of a parameter, at which it ends.
+
+    Returns:
+        The norm of the gradient at the end.
+    """
+    optimizer = torch.optim.LBFGS(
+        model.parameters(),
+        max_iter=steps,
+        tolerance_grad=largest_slope,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         penalty = sum(parameter.square().sum() for parameter in model.parameters())
-        loss = nn.functional.cross_entropy(model(images), labels) + l2 / 2 * penalty
+        loss = nn.functional.cross_entropy(model(x), y) + l2 / 2 * penalty
         loss.backward()
         return loss
 
     optimizer.step(closure)
+    return float(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm())
+
+
+def train_softmax_regression(root: str, l2: float = 0.01) -> nn.Module:
+    """Train softmax regression on MNIST to its minimum."""
+    from torchvision.datasets import MNIST
+
+    data = MNIST(root, download=True)
+    model = softmax_regression().double()
+    minimise_cross_entropy(model, data.data.double() / 255, data.targets, l2)
     return model.float()
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
+from models import minimise_cross_entropy
 from svm import Minimum, minimise_hinge
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
@@ -134,19 +135,7 @@ def train_top_layer(x: Tensor, y: Tensor, l2: float) -> nn.Module:
         features = torch.cat([model(batch) for batch in x.split(32)]).double()
         top.weight.zero_()
         top.bias.zero_()
-    optimizer = torch.optim.LBFGS(
-        top.parameters(), max_iter=2000, tolerance_grad=1e-10, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        penalty = top.weight.square().sum() + top.bias.square().sum()
-        loss = nn.functional.cross_entropy(top(features), y) + l2 / 2 * penalty
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    slope = float(torch.cat([parameter.grad.flatten() for parameter in top.parameters()]).norm())
+    slope = minimise_cross_entropy(top, features, y, l2, steps=2000, largest_slope=1e-10)
     if slope > 1e-7:
         raise ArithmeticError(f"the top layer is not at its minimum: the gradient's norm is {slope:.1e}")
     model._fc = top.float()

@@ -169,11 +169,10 @@ def attack_prediction(
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
     found = _climb(top, row, scale, chosen, rounds)
     before, after = top.outputs(top.w), top.outputs(found.w)
-    losses = losses_under(top.problem, torch.stack([top.w, found.w]), top.tests)[:, row].tolist()
-    originals = next(read_batches(task.train, np.array(images), len(images))).inputs
+    losses = losses_under(top.problem, torch.stack([top.w, found.w]), _only(top.tests, row))[:, 0].tolist()
     distances = [
         float((scale.levels(new) - scale.levels(old)).abs().max())
-        for new, old in zip(found.inputs, originals, strict=True)
+        for new, old in zip(found.inputs, found.originals, strict=True)
     ]
     m = [float(margins(outputs, top.tests.targets)[row]) for outputs in (before, after)]
     return Attack(
@@ -211,9 +210,10 @@ def attack_order(top: TopLayer, row: int, scale: PixelScale, count: int) -> list
 
 @dataclass(frozen=True)
 class _Climbed:
-    """Where an attack stands: rounds taken, the images [k, …], and the top layer at its minimum on them."""
+    """Where an attack stands: rounds taken, the images [k, …] before and now, the top layer at its minimum on these."""
 
     rounds: int
+    originals: Tensor
     inputs: Tensor
     w: Tensor
 
@@ -230,7 +230,7 @@ def _climb(top: TopLayer, row: int, scale: PixelScale, chosen: Tensor, rounds: i
     balls = [ball(scale, x, task.train.title(int(i))) for x, i in zip(batch.inputs, batch.indices, strict=True)]
     inputs = torch.stack([room.clamp(x) for room, x in zip(balls, batch.inputs, strict=True)])
     problem, w, taken = top.problem, top.w, 0
-    best, highest = _Climbed(0, inputs, w), float(losses_under(problem, w[None], own))
+    best, highest = _Climbed(0, batch.inputs, inputs, w), float(losses_under(problem, w[None], own))
     x, a = with_graph(top, inputs)
     while taken < rounds and taken - best.rounds < PATIENCE:
         s = solve_at(problem, w, top.inverse, loss_slope(problem, w, own, 0)[None], STEP_TOLERANCE)[0]
@@ -250,7 +250,7 @@ def _climb(top: TopLayer, row: int, scale: PixelScale, chosen: Tensor, rounds: i
             w = follow(problem, w, top.inverse)
             flipped = _predicted(own, w) != label
         if loss > highest or flipped:
-            best, highest = _Climbed(taken, inputs, w), loss
+            best, highest = replace(best, rounds=taken, inputs=inputs, w=w), loss
         if flipped:
             return best
     if best.rounds < taken:

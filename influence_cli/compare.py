@@ -102,7 +102,7 @@ def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[
         _refuse_other_files(a, b, index, path)
     reverse = a.kind == "rank" and _of_one_training_example(a) and _of_one_training_example(b)
     about, item = (_index, test_of) if reverse else (test_of, _index)
-    groups = [_grouped(result.rows, about) for result in (a, b)]
+    groups = [grouped(result.rows, about) for result in (a, b)]
     shared = [key for key in groups[0] if key in groups[1]]
     if not shared:
         raise InfluenceError(
@@ -183,7 +183,7 @@ def _compare(
 ) -> Iterator[Comparison]:
     """Compare what two results say of one thing, effect by effect."""
     own_a, own_b = {item(row): row for row in a}, {item(row): row for row in b}
-    lists = [_grouped(sorted(rows, key=lambda row: int(row["rank"] or 0)), _effect) for rows in (a, b)]
+    lists = [grouped(sorted(rows, key=lambda row: int(row["rank"] or 0)), _effect) for rows in (a, b)]
     for effect in dict.fromkeys([*lists[0], *lists[1]]):
         one, two = lists[0].get(effect, []), lists[1].get(effect, [])
         count = min(len(one), len(two)) if top is None else min(top, len(one), len(two))
@@ -222,7 +222,8 @@ def _correlation(one: list[Row], two: list[Row], item: Callable[[Row], Scalar], 
     return (float(found) if np.isfinite(found) else None), len(both)
 
 
-def _grouped(rows: Iterable[Row], by: Callable[[Row], Scalar]) -> dict[Scalar, list[Row]]:
+def grouped(rows: Iterable[Row], by: Callable[[Row], Scalar]) -> dict[Scalar, list[Row]]:
+    """Gather rows by what a function gives for each, in their order."""
     found: dict[Scalar, list[Row]] = {}
     for row in rows:
         found.setdefault(by(row), []).append(row)

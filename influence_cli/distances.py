@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from influence_cli.compare import Comparison, test_of
+from influence_cli.compare import Comparison, grouped, test_of
 from influence_cli.compare_images import TEST, TRAINING, Item, Reader, image_reader
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.metrics import spearman
@@ -191,11 +191,8 @@ def _refuse(results: tuple[Result, Result], comparisons: Sequence[Comparison], t
 
 def _by_test(result: Result, tests: Sequence[Scalar]) -> dict[Scalar, list[Row]]:
     """Gather the rows on each of some test examples."""
-    found: dict[Scalar, list[Row]] = {test: [] for test in tests}
-    for row in result.rows:
-        if (own := found.get(test_of(row))) is not None:
-            own.append(row)
-    return found
+    found = grouped(result.rows, test_of)
+    return {test: found[test] for test in tests}
 
 
 def _warn_of_ends(result: Result, rows: Mapping[Scalar, Sequence[Row]], terminal: Terminal) -> None:
@@ -229,11 +226,12 @@ def _pixels(read: Reader, row: Row, item: Item) -> Image.Image:
     Raises:
         InfluenceError: it cannot be read, or has more than 8 bits: what its values would be in [0, 1] is not known.
     """
-    image: Any = read(row)
-    if not isinstance(image, Image.Image):
-        from influence_cli.data import as_picture
+    from influence_cli.data import as_picture
 
-        image = as_picture(image) if str(getattr(image, "dtype", "")).rpartition(".")[2] == "uint8" else None
+    yielded: Any = read(row)
+    # A picture is made of other numbers too, by stretching them: those are not the image's own levels.
+    own_levels = isinstance(yielded, Image.Image) or str(getattr(yielded, "dtype", "")).rpartition(".")[2] == "uint8"
+    image = as_picture(yielded) if own_levels else None
     if image is None or image.mode.startswith(("I", "F")):
         name = row.get(item.path) or f"{item.word} {row[item.index]}"
         raise InfluenceError(

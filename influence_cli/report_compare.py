@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from influence_cli.compare import CHANGES, VALUES, Comparison, Pair
 from influence_cli.compare_images import TEST, TRAINING, Item, Reader, image_reader
 from influence_cli.distances import Distances, Spread
@@ -197,15 +195,13 @@ def _table(comparisons: Sequence[Comparison]) -> Table:
 def _pictures(read: Reader) -> Picture:
     """Make small pictures; None of what cannot be read, or is not like an image."""
 
+    from influence_cli.data import as_picture
+
     def picture(row: Row) -> str | None:
         try:
-            image = read(row)
+            image = as_picture(read(row))
         except InfluenceError:
             return None
-        if not isinstance(image, Image.Image):
-            from influence_cli.data import as_picture
-
-            image = as_picture(image)
         return None if image is None else thumbnail(image)
 
     return picture

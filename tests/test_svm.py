@@ -70,10 +70,15 @@ def pairs() -> tuple[Tensor, Tensor]:
     return x, torch.from_numpy(2.0 * (labels[chosen] == PAIR[1]) - 1)
 
 
-def write_data(folder: Path, x: Tensor, y: Tensor) -> None:
+def lay_out(folder: Path, svm: Any, config: str) -> tuple[Tensor, Tensor, Any, Tensor]:
+    """Write data and config of a project; give x, y, the SVM's minimum and the margins of the test examples."""
+    x, y = pairs()
     (folder / "data.py").write_text(DATA)
+    (folder / "influence.yaml").write_text(config)
     for name, rows in (("train", slice(TRAIN)), ("test", slice(TRAIN, None))):
         torch.save({"x": x[rows].float(), "y": (y[rows] > 0).long()}, folder / f"{name}.pt")
+    whole = svm.minimise_hinge(x[:TRAIN], y[:TRAIN], 0.01)
+    return x, y, whole, y[TRAIN:] * (x[TRAIN:] @ whole.w)
 
 
 def test_the_minimum_of_the_hinge_satisfies_its_conditions(svm: Any) -> None:
@@ -120,12 +125,8 @@ def test_the_two_scores_of_the_model_differ_by_the_margin(svm: Any) -> None:
 def test_the_smooth_hinge_predicts_leaving_out_and_the_hinge_does_not(
     influence: Command, tmp_path: Path, svm: Any
 ) -> None:
-    x, y = pairs()
-    whole = svm.minimise_hinge(x[:TRAIN], y[:TRAIN], 0.01)
-    write_data(tmp_path, x, y)
-    (tmp_path / "influence.yaml").write_text(CONFIG)
+    x, y, whole, margins = lay_out(tmp_path, svm, CONFIG)
     torch.save({"weight": torch.stack([-whole.w / 2, whole.w / 2]).float()}, tmp_path / "model.pt")
-    margins = y[TRAIN:] * (x[TRAIN:] @ whole.w)
     test = int(margins.argmin())
 
     found = {}
@@ -153,13 +154,10 @@ def test_verify_leaves_out_of_the_hinge_what_the_smooth_hinge_explains(
     influence: Command, tmp_path: Path, svm: Any
 ) -> None:
     """The training function is what trained the model, and the loss that explains it has another minimum."""
-    x, y = pairs()
-    whole = svm.minimise_hinge(x[:TRAIN], y[:TRAIN], 0.01)
-    write_data(tmp_path, x, y)
     _, *rest = CONFIG.strip().splitlines()
-    (tmp_path / "influence.yaml").write_text(TRAINED.format(configs=CONFIGS) + "\n".join(rest) + "\n")
+    config = TRAINED.format(configs=CONFIGS) + "\n".join(rest) + "\n"
+    x, y, whole, margins = lay_out(tmp_path, svm, config)
     torch.save(svm.as_model(whole.w).state_dict(), tmp_path / "model.pt")
-    margins = y[TRAIN:] * (x[TRAIN:] @ whole.w)
     test = int(margins.argmin())
 
     def verified(name: str, *words: object) -> tuple[Any, list[dict[str, str]], str]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import json
 import subprocess
 import sys
@@ -37,6 +36,9 @@ from torch import Tensor, nn
 from influence_cli.demo import project_model
 from influence_cli.near_minimum import follow
 from influence_cli.newton import Outputs, Problem, factor_of, minimise
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from make_demo_data import read_idx
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 FLIPPED, CUTS = 0.1, (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -139,10 +141,8 @@ def read_images(case: Case, data: Path) -> Images:
     found = []
     for part in ("train", "t10k"):
         folder = data / case.data / "raw"
-        with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
-            pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
-        with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
-            labels = np.frombuffer(file.read(), np.uint8, offset=8)
+        pixels = read_idx(folder / f"{part}-images-idx3-ubyte.gz")[:, None]
+        labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
         kept = np.flatnonzero(np.isin(labels, case.classes))
         if part == "train":
             kept = np.random.default_rng(0).permutation(kept)[: case.count]

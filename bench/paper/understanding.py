@@ -46,7 +46,7 @@ PAPER = (
 def make_project(work: Path, data: Path) -> None:
     """Copy the pair of configs, link the data, and train both models unless that is done."""
     (work / "data").mkdir(parents=True, exist_ok=True)
-    for path in [*CONFIGS.glob("pair*"), CONFIGS / "svm.py"]:
+    for path in [*CONFIGS.glob("pair*"), CONFIGS / "models.py", CONFIGS / "svm.py"]:
         if path.suffix in (".py", ".yaml"):
             shutil.copyfile(path, work / path.name)
     link = work / "data" / "tiny_imagenet10"
