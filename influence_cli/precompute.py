@@ -6,37 +6,43 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import disk
+from influence_cli import cluster, disk
 from influence_cli.audit import changed_blocks, check_code
 from influence_cli.budget import check_budget, choose_coordinates, row_bytes, store_layout
 from influence_cli.config import Config
 from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, vector_coordinates
 from influence_cli.curvature.choice import Choice, choose_curvature
-from influence_cli.data import Batch
+from influence_cli.data import Batch, take
 from influence_cli.errors import InfluenceError, human_bytes, near_path
 from influence_cli.estimate import estimate
-from influence_cli.fill import fill_blocks
-from influence_cli.fingerprint import compare, fingerprint
-from influence_cli.fit_file import fit_path
+from influence_cli.fill import fill_store
+from influence_cli.fingerprint import compare, data_facts, fingerprint
+from influence_cli.fit_file import fit_files
 from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
-from influence_cli.locks import claim
+from influence_cli.locks import claim, is_claimed
 from influence_cli.memory import halving, plan_batch
 from influence_cli.network import flatten
 from influence_cli.probe import checkpoint_warnings, probe
+from influence_cli.shards import create_sharded, extend, remove_orphans
 from influence_cli.spectrum import Spectrum
 from influence_cli.store import READ, SKIPPED, Store, block_sums
 from influence_cli.store_file import create
 from influence_cli.task import Task, set_precision
 from influence_cli.terminal import Terminal, duration
+
+# Shards of a store that several processes fill, for each of them: a slow one keeps the others waiting for one at most.
+SHARDS = 8
 
 
 @dataclass(frozen=True)
@@ -163,17 +169,39 @@ def prepare(
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
     if on_the_fly:
         return _without_rows(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
+    makes, grows, complete = cluster.from_first(
+        lambda: (overwrite or not _has_rows(path), not overwrite and _has_grown(task, path, wanted), _is_complete(path))
+    )
     # Whoever writes is alone from here on, so that two that begin together do not both fit the curvature.
-    with claim(path) if overwrite or repair or not _is_complete(path) else nullcontext():
-        if overwrite or not _has_rows(path):
+    with _alone(path) if makes or grows or repair or not complete else nullcontext():
+        if makes:
             _make(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
-        todo = _todo(task, choice, path, wanted, terminal, fsck, repair)
+        elif grows:
+            cluster.from_first(lambda: _extend(config, task, path, wanted, terminal))
+        todo = cluster.from_first(lambda: _todo(task, choice, path, wanted, terminal, fsck, repair))
         basis, spectrum = stored_basis(path, choice, task)
         if len(todo):
-            disk.remove(fit_path(path))  # a kill can leave it beside the store that has the whole curvature
-            fill_blocks(task, choice.network, basis, path, todo, terminal, skip_unreadable)
+            _remove_fits(path)  # a kill can leave it beside the store that has the whole curvature
+            fill_store(task, choice.network, basis, path, todo, terminal, skip_unreadable)
     prepared = _prepared(task, choice, path, basis, spectrum, started)
     return _remark(prepared, terminal)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Be the only process, or job of several, that makes or fills a store.
+
+    Raises:
+        InfluenceError: another one is at it; the folder cannot be written to, or is not shared by all hosts.
+    """
+    with claim(path) if cluster.is_first() else nullcontext():
+        cluster.barrier()
+        if not all(cluster.gathered(is_claimed(path))):
+            raise InfluenceError(
+                f"{path} is not in a folder that every process of this job sees",
+                "set gradients.store to a file system that all hosts share",
+            )
+        yield
 
 
 def _todo(
@@ -212,15 +240,52 @@ def _is_complete(path: Path) -> bool:
 def _has_rows(path: Path) -> bool:
     if not path.exists():
         return False
-    with Store.open(path) as store:
+    with Store.open(path, rows=False) as store:
         return bool(store.facts.get("rows", True))
+
+
+def _has_grown(task: Task, path: Path, wanted: dict[str, str]) -> bool:
+    """Say whether all that has changed since a store was made is that there are more training examples, at the end."""
+    if not _has_rows(path):
+        return False
+    with Store.open(path, rows=False) as store:
+        found, n = store.fingerprint, store.layout.n
+    different = {name for name in {**found, **wanted} if found.get(name) != wanted.get(name)}
+    if not different or n >= len(task.train) or not different <= {"count", "labels", "files", "examples"}:
+        return False
+    before = data_facts(take(task.train, task.train.indices[:n]))
+    return all(found.get(name) == value for name, value in before.items())
+
+
+def _extend(config: Config, task: Task, path: Path, wanted: dict[str, str], terminal: Terminal) -> None:
+    """Make room for training examples that have come after those of the store."""
+    with Store.open(path) as store:
+        old = store.layout
+    layout = replace(old, n=len(task.train))
+    terminal.say(
+        f"{path}: {layout.n - old.n:,} training examples have come after its {old.n:,}: their gradients are computed, "
+        "the others kept; the curvature stays the one of before (influence gradients --overwrite fits it anew)"
+    )
+    if config.train.n is None:
+        terminal.warn(
+            f"the checkpoint counts as trained on all {layout.n:,} examples; if it was not, set train.n={old.n} or "
+            "train it again"
+        )
+    extend(
+        path,
+        layout,
+        count=SHARDS * cluster.size() if cluster.size() > 1 else 1,
+        fingerprint=wanted,
+        labels=task.train.labels[task.train.indices],
+        indices=task.train.indices,
+    )
 
 
 def stored_basis(path: Path, choice: Choice, task: Task, *, whole: bool = False) -> tuple[Basis, Spectrum | None]:
     """Open the basis of a store's coordinates, or (``whole``) of all coordinates whose curvature it holds."""
     if not choice.has_basis:
         return None, None
-    with Store.open(path) as store:
+    with Store.open(path, rows=False) as store:
         names = [*store.names("factor."), *store.names("basis"), *store.names("spectrum")]
         arrays = {name: values for name in names if (values := store.array(name)) is not None}
         chosen = None if whole else store.array("kept")
@@ -252,20 +317,21 @@ def _without_rows(
 ) -> Prepared:
     """Fit the curvature and keep it in the store's file, without rows."""
     started = time.perf_counter()
-    size = plan_batch(choice.network, batch.inputs, 0, config.gradients.block)
+    size = cluster.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
     known = stored_curvature(path, wanted, choice) if choice.has_basis else Fitted()
-    if known is not None:
+    if all(cluster.gathered(known is not None)) and known is not None:
         fitted = known
     else:
-        with claim(path):
-            fitted, size = halving(
+        with _alone(path):
+            fitted, size = _halving(
                 lambda count: _curvature(task, choice, path, wanted, terminal, count, skip), size, terminal.warn
             )
-            if not path.exists():
+            if cluster.is_first() and not path.exists():
                 disk.check_space(path, fitted.bytes())
                 _create(config, task, path, wanted, fitted, None, 0, size, rows=False)
                 terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), no rows")
-            disk.remove(fit_path(path))
+            _remove_fits(path)
+            fitted = _handed_round(fitted)
     basis, spectrum = open_basis(fitted, choice, None, task.device) if choice.has_basis else (None, None)
     return Prepared(task, choice, path, basis, spectrum, True, size, None, time.perf_counter() - started)
 
@@ -282,7 +348,8 @@ def _create(
     *,
     rows: bool,
 ) -> None:
-    create(
+    several = rows and cluster.size() > 1
+    (partial(create_sharded, count=SHARDS * cluster.size()) if several else create)(
         path,
         store_layout(config, task, k),
         fingerprint=wanted,
@@ -291,6 +358,7 @@ def _create(
         indices=task.train.indices,
         arrays=fitted.arrays | ({} if chosen is None else {"kept": chosen}),
     )
+    remove_orphans(path)
 
 
 def _make(
@@ -308,15 +376,32 @@ def _make(
     most = min(row_bytes(config, task, choice), budget)
     check_budget(config, task, choice)
     disk.check_space(path, most)
-    examples = plan_batch(choice.network, batch.inputs, 0, config.gradients.block)
+    examples = cluster.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
     plan = estimate(task, choice, batch, examples)
+    several = f" on {cluster.size()} processes" if cluster.size() > 1 else ""
     terminal.say(
         f"making {path}: {len(task.train):,} training examples, {size:,} parameters, at most "
-        f"{human_bytes(most)}, about {duration(plan.seconds)}"
+        f"{human_bytes(most)}, about {duration(plan.seconds / cluster.size())}{several}"
     )
-    fitted, examples = halving(
+    fitted, examples = _halving(
         lambda count: _curvature(task, choice, path, wanted, terminal, count, skip), examples, terminal.warn
     )
+    cluster.from_first(lambda: _lay_out(config, task, choice, batch, path, wanted, fitted, terminal))
+    _remove_fits(path)
+
+
+def _lay_out(
+    config: Config,
+    task: Task,
+    choice: Choice,
+    batch: Batch,
+    path: Path,
+    wanted: dict[str, str],
+    fitted: Fitted,
+    terminal: Terminal,
+) -> None:
+    """Choose the coordinates within the budget, try a whole batch, and make the file."""
+    size = choice.network.size
     chosen = choose_coordinates(config, task, choice, fitted)
     k = size if chosen is None else len(chosen)
     if choice.is_joint:
@@ -326,10 +411,35 @@ def _make(
     # A whole batch is tried before the file exists: a batch that does not fit the memory never enters a store.
     _, examples = halving(lambda count: _trial(choice, basis, batch, count), examples, terminal.warn)
     _create(config, task, path, wanted, fitted, chosen, k, examples, rows=True)
-    disk.remove(fit_path(path))
-    terminal.detail(
-        f"{path}: {human_bytes(path.stat().st_size)} reserved, {k:,} numbers a row, batches of {examples:,}"
-    )
+    with Store.open(path) as store:
+        reserved = human_bytes(store.size())
+    terminal.detail(f"{path}: {reserved} reserved, {k:,} numbers a row, batches of {examples:,}")
+
+
+def _halving(work: Callable[[int], Fitted], batch: int, tell: Callable[[str], Any]) -> tuple[Fitted, int]:
+    """Fit with a batch size, halved as long as memory runs out; of several processes each would have to know."""
+    if cluster.size() > 1:
+        return work(batch), batch
+    return halving(work, batch, tell)
+
+
+def _handed_round(fitted: Fitted) -> Fitted:
+    """Give every process the curvature of the first one: eigenvectors of other machines have other signs."""
+    if cluster.size() == 1:
+        return fitted
+    arrays = {name: torch.from_numpy(np.array(values)) for name, values in fitted.arrays.items()}
+    arrays = arrays if cluster.is_first() else {}
+    cluster.hand_round(arrays)
+    facts = cluster.from_first(lambda: fitted.facts)
+    return Fitted({name: tensor.numpy() for name, tensor in arrays.items()}, facts)
+
+
+def _remove_fits(path: Path) -> None:
+    """Remove the files of unfinished fits, of this job and of ones with other numbers of processes."""
+    cluster.barrier()
+    if cluster.is_first():
+        for file in fit_files(path):
+            disk.remove(file)
 
 
 def _trial(choice: Choice, basis: Basis, batch: Batch, count: int) -> None:
@@ -341,10 +451,9 @@ def _trial(choice: Choice, basis: Basis, batch: Batch, count: int) -> None:
 def _prepared(
     task: Task, choice: Choice, path: Path, basis: Basis, spectrum: Spectrum | None, started: float
 ) -> Prepared:
-    with Store.open(path) as store:
-        summary, batch = store.summary(), int(store.facts["batch"])
-    if summary is None:
-        summary = _summarise(path)
+    with Store.open(path, rows=False) as store:
+        batch = int(store.facts["batch"])
+    summary = cluster.from_first(lambda: _summary(path))
     mean = torch.from_numpy(summary[:-1]).to(task.device, torch.float32)
     theta = flatten([parameter.detach() for parameter in choice.network.parameters().values()])
     if isinstance(basis, Joint):
@@ -355,6 +464,12 @@ def _prepared(
         slope = mean + task.l2 * theta
     seconds = time.perf_counter() - started
     return Prepared(task, choice, path, basis, spectrum, False, batch, float(slope.norm()), seconds)
+
+
+def _summary(path: Path) -> np.ndarray:
+    with Store.open(path) as store:
+        found = store.summary()
+    return _summarise(path) if found is None else found
 
 
 def _summarise(path: Path) -> np.ndarray:
