@@ -31,7 +31,7 @@ END = "influence/end"
 Value = TypeVar("Value")
 
 
-class PeerLost(InfluenceError):
+class PeerLost(InfluenceError):  # noqa: N818 (what happened, not whose mistake it is)
     """Another process of the job has ended, in whatever way."""
 
 
