@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from influence_cli.checkpoint import load_weights, read_checkpoint
 from influence_cli.config import Config, DataConfig
 from influence_cli.data import Split, raw_item, to_input
+from influence_cli.data_files import DataFiles
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.image_files import refuse_folder_loops
 from influence_cli.label_files import read_indices, read_labels
@@ -180,18 +181,21 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
     transform = _build_transform(config, name, section, factory)
     classes = _source_classes(source)
     mapping = getattr(source, "class_to_idx", None)
+    files = getattr(source, "files", None)
+    files = files if isinstance(files, DataFiles) else None
     split = Split(
         name=name,
         source=source,
         transform=transform,
         labels=np.full(len(source), -1, dtype=np.int64),
         indices=np.arange(len(source), dtype=np.int64),
-        paths=_source_paths(source, config.folder),
+        paths=source.paths if files is not None else _source_paths(source, config.folder),
         classes=classes,
         mapping=dict(mapping) if isinstance(mapping, dict) else None,
         where=where(),
         transform_text="; ".join(f"{step.name} {step.args}" for step in section.transform or ()),
         folder=None if Path.cwd() == config.folder else config.folder,
+        files=files,
     )
     labels = source_labels(split)
     if section.labels is not None:
