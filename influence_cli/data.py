@@ -172,32 +172,61 @@ class _Reader(torch.utils.data.Dataset[Any]):
             return None, index, error.message
 
 
-def read_batches(split: Split, indices: np.ndarray, size: int, workers: int = 0) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class Loading:
+    """Who reads the examples; what comes out is the same.
+
+    Attributes:
+        workers: loader processes; 0 reads in this one, between two batches.
+        ahead: examples that each of them has ready.
+        pin: whether inputs come in pinned pages, which go to a CUDA device while it computes.
+    """
+
+    workers: int = 0
+    ahead: int = 1024
+    pin: bool = False
+
+
+ALONE = Loading()
+
+
+def read_batches(
+    split: Split, indices: np.ndarray, size: int, loading: Loading = ALONE, timeout: float = 0
+) -> Iterator[Batch]:
     """Read examples in batches, in the given order, the last one shorter.
 
     Args:
         split: where from.
         indices: positions in the data set.
         size: examples a batch.
-        workers: loader processes; 0 reads in this one.
+        loading: loader processes; of two batches or fewer there are none.
+        timeout: seconds that one may take for a batch; 0 for any.
 
     Raises:
-        InfluenceError: two shapes, or a loader process has died.
+        InfluenceError: two shapes, or a loader process cannot be started, or has died.
     """
-    loader: Iterator[_Read] = iter(
-        torch.utils.data.DataLoader(
-            _Reader(split, indices),
-            batch_size=size,
-            num_workers=workers if len(indices) > 2 * size else 0,
-            collate_fn=_join,
-            prefetch_factor=4 if workers and len(indices) > 2 * size else None,
+    workers = loading.workers if len(indices) > 2 * size else 0
+    try:
+        loader: Iterator[_Read] = iter(
+            torch.utils.data.DataLoader(
+                _Reader(split, indices),
+                batch_size=size,
+                num_workers=workers,
+                collate_fn=_join,
+                prefetch_factor=max(1, loading.ahead // size) if workers else None,
+                # What the config names by file could not be imported in a process that starts afresh.
+                multiprocessing_context="fork" if workers else None,
+                timeout=timeout if workers else 0,
+            )
         )
-    )
-    # Pinned pages go to the device while it computes; loader processes mean that there is one.
-    pin = bool(workers) and torch.cuda.is_available()
+    except OSError as error:
+        raise InfluenceError(
+            f"{split.where}: {workers} loader processes cannot be started: {describe(error)}",
+            "are there too many processes (ulimit -u), or too little memory? what is done is kept",
+        ) from error
     for read in _watched(split, indices, size, loader):
         batch = _collate(split, read)
-        yield replace(batch, inputs=batch.inputs.pin_memory()) if pin and len(batch) else batch
+        yield replace(batch, inputs=batch.inputs.pin_memory()) if loading.pin and workers and len(batch) else batch
 
 
 def _watched(split: Split, indices: np.ndarray, size: int, loader: Iterator[_Read]) -> Iterator[_Read]:
@@ -211,6 +240,8 @@ def _watched(split: Split, indices: np.ndarray, size: int, loader: Iterator[_Rea
         except RuntimeError as error:
             # The cause knows the signal, where torch was told of one.
             text = f"{error.__cause__ or ''}. {error}"
+            if "DataLoader timed out" in text:
+                raise InfluenceError(f"{split.where}: the loader processes hang") from error
             died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)([^.]*)", text)
             if died is None:
                 raise
@@ -276,7 +307,7 @@ def readable_batches(
     split: Split,
     indices: np.ndarray,
     size: int,
-    workers: int = 0,
+    loading: Loading = ALONE,
     *,
     skip: bool,
     tell: Callable[[str], None] = lambda _: None,
@@ -287,11 +318,11 @@ def readable_batches(
         split: where from.
         indices: positions in the data set.
         size: examples a batch.
-        workers: loader processes.
+        loading: loader processes.
         skip: go on without examples that cannot be read; otherwise the first of them is an error.
         tell: takes a line for each that is skipped.
     """
-    for batch in read_batches(split, indices, size, workers):
+    for batch in read_batches(split, indices, size, loading):
         if not skip:
             refuse_unreadable(batch)
         for _, reason in batch.unreadable:

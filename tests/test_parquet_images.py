@@ -24,7 +24,7 @@ from torchvision.datasets.folder import default_loader
 
 from influence_cli import parquet_images
 from influence_cli.config import Config
-from influence_cli.data import file_facts, read_batches, take
+from influence_cli.data import Loading, file_facts, read_batches, take
 from influence_cli.parquet_images import ParquetImages
 from influence_cli.task import load_split
 
@@ -134,7 +134,7 @@ def test_loader_processes_read_the_same_in_any_order(project: Path) -> None:
     split = load_split(config, "train", config.train)
     order = np.random.default_rng(0).permutation(320)[:60]
     split.source[0]  # the file is open here before the fork
-    here, there = (list(read_batches(split, order, 8, workers)) for workers in (0, 2))
+    here, there = (list(read_batches(split, order, 8, Loading(workers))) for workers in (0, 2))
     for mine, other in zip(here, there, strict=True):
         assert mine.unreadable == ()
         assert torch.equal(mine.inputs, other.inputs)

@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from influence_cli.config import Config
-from influence_cli.data import file_facts, read_batches, take
+from influence_cli.data import Loading, file_facts, read_batches, take
 from influence_cli.tar_images import TarImages
 from influence_cli.task import load_split
 
@@ -149,7 +149,7 @@ def test_loader_processes_read_the_same_and_the_fingerprint_is_of_the_shards_in_
     config = as_shards(project)
     split = load_split(config, "train", config.train)
     order = np.random.default_rng(0).permutation(320)[:60]
-    here, there = (list(read_batches(split, order, 8, workers)) for workers in (0, 2))
+    here, there = (list(read_batches(split, order, 8, Loading(workers))) for workers in (0, 2))
     for mine, other in zip(here, there, strict=True):
         assert (mine.unreadable, mine.indices.tolist()) == ((), other.indices.tolist())
         assert torch.equal(mine.inputs, other.inputs)

@@ -119,7 +119,7 @@ def load(session: Session) -> list[Task]:
     from influence_cli.task import load_tasks
 
     with session.terminal.status("loading model and data"):
-        return load_tasks(session.config)
+        return load_tasks(session.config, session.terminal)
 
 
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
