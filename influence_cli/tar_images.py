@@ -116,7 +116,7 @@ def _index(name: str, images: Sequence[str], label: str, seen: Counter[str]) -> 
     """
     examples: list[_Example] = []
     own: set[str] = set()
-    rank = len(images)
+    rank, where = len(images), near(name)
     with open(name, "rb") as file:  # noqa: PTH123 (as elsewhere here)
         for member, offset, size in _members(file, name):
             match = None if _META.match(member) else _KEY.fullmatch(member)
@@ -124,11 +124,11 @@ def _index(name: str, images: Sequence[str], label: str, seen: Counter[str]) -> 
                 continue
             key, suffix = match[1], match[2].lower()
             if not examples or key != examples[-1].key:
-                _require_label(examples[-1:], name, label)
+                _require_label(examples[-1:], where, label)
                 examples.append(_Example(key))
                 own, rank = set(), len(images)
             if suffix in own:
-                raise InfluenceError(f"{near(name)}: two members are {key}.{suffix}", "an example has one of each kind")
+                raise InfluenceError(f"{where}: two members are {key}.{suffix}", "an example has one of each kind")
             own.add(suffix)
             seen[suffix] += 1
             example = examples[-1]
@@ -137,15 +137,15 @@ def _index(name: str, images: Sequence[str], label: str, seen: Counter[str]) -> 
                 example.name, example.offset, example.size = member, offset, size
             if suffix == label:
                 file.seek(offset)
-                example.label = _label(file.read(min(size, LONGEST_LABEL + 1)), f"{near(name)}: {member}")
-    _require_label(examples[-1:], name, label)
+                example.label = _label(file.read(min(size, LONGEST_LABEL + 1)), f"{where}: {member}")
+    _require_label(examples[-1:], where, label)
     return examples
 
 
-def _require_label(last: Sequence[_Example], name: str, label: str) -> None:
+def _require_label(last: Sequence[_Example], where: str, label: str) -> None:
     if last and last[0].label is None:
         raise InfluenceError(
-            f"{near(name)}: {last[0].key} has no label, a member {last[0].key}.{label}",
+            f"{where}: {last[0].key} has no label, a member {last[0].key}.{label}",
             "args: {label: …} names the suffix of labels; the members of an example stand one after the other",
         )
 

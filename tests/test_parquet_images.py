@@ -159,21 +159,33 @@ def test_every_command_says_the_same_as_of_the_image_folder(influence: Command, 
     assert_same_results(influence, tmp_path, convert, re.compile(r".*/(train|test)-\d+\.parquet#\d+"))
 
 
-def test_decisions_on_the_page_are_about_rows_that_are_there(influence: Command, project: Path) -> None:
-    hub(project / "train-0.parquet", ImageFolder(project / "train"), range(320), rows=100)
-    hub(project / "test-0.parquet", ImageFolder(project / "test"), range(80), rows=100)
-    as_parquet(project)
-    label = ImageFolder(project / "train").classes[0]
-    decisions = project / "decisions.csv"
-    decisions.write_text(f"index,path,label,decision\n0,{project}/train-0.parquet#5,{label},drop\n")
-    stale = influence("relabel", decisions, cwd=project, code=2).err
+@pytest.fixture
+def small(tiny: Path) -> Path:
+    """The smallest project there is, in a Parquet file."""
+    for part, count in (("train", 24), ("test", 6)):
+        hub(tiny / f"{part}-0.parquet", ImageFolder(tiny / part), range(count), rows=5)
+    as_parquet(tiny)
+    return tiny
+
+
+def test_decisions_on_the_page_are_about_rows_that_are_there(influence: Command, small: Path) -> None:
+    decisions = small / "decisions.csv"
+    decisions.write_text(f"index,path,label,decision\n0,{small}/train-0.parquet#5,a,drop\n")
+    stale = influence("relabel", decisions, cwd=small, code=2).err
     assert "index 0 is train-0.parquet#0 now, and was train-0.parquet#5 when reviewed" in stale
     assert "gone" not in stale
-    decisions.write_text(f"index,path,label,decision\n0,{project}/train-0.parquet#0,{label},drop\n")
-    influence("relabel", decisions, cwd=project)
-    assert f"0,{project}/train-0.parquet#0" in (project / "exclude.csv").read_text()
-    done = influence("mislabels", "--format", "fiftyone", "-o", "x.csv", cwd=project, code=2)
-    assert "not image files" in done.err
+    decisions.write_text(f"index,path,label,decision\n0,{small}/train-0.parquet#0,a,drop\n")
+    influence("relabel", decisions, cwd=small)
+    assert f"0,{small}/train-0.parquet#0" in (small / "exclude.csv").read_text()
+
+
+def test_tools_that_open_files_are_not_given_rows(influence: Command, small: Path) -> None:
+    done = influence("mislabels", "--format", "fiftyone", "-o", "x.csv", cwd=small, code=2)
+    assert "the train examples are not image files" in done.err
+    for name, signal in (("a", "loss"), ("b", "margin")):
+        influence("mislabels", "--signal", signal, "-o", f"{name}.csv", cwd=small)
+    influence("compare", "a.csv", "b.csv", "--report", "page.html", cwd=small)
+    assert (small / "page.html").read_text().count("<img") >= 10
 
 
 def test_the_fingerprint_is_of_the_files_that_are_used(project: Path) -> None:
