@@ -84,7 +84,7 @@ def check_run(
     Raises:
         InfluenceError: whatever would stop the other commands.
     """
-    tasks = load_tasks(config)
+    tasks = load_tasks(config, terminal)
     findings = _data_findings(tasks[0])
     for number, task in enumerate(tasks):
         if len(tasks) > 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.data_files import is_within
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.report.table import Row
 from influence_cli.result_files import Result
@@ -49,7 +50,8 @@ def image_reader(
     Raises:
         InfluenceError: a file that a row names is not there, or the data set is not that of the results.
     """
-    if all(row.get(item.path) is not None for result in results for row in result.rows):
+    paths = [row.get(item.path) for result in results for row in result.rows]
+    if all(path is not None and not is_within(str(path)) for path in paths):
         places = {id(row): at for row, at in _placed(results)}
         for row in needed:
             if not Path(str(row[item.path])).is_file():

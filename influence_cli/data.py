@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ import xxhash
 from PIL import Image
 from torch import Tensor
 
+from influence_cli.data_files import DataFiles, near
 from influence_cli.errors import InfluenceError
 from influence_cli.image_files import cut_off, lost_depth, open_image
 from influence_cli.user_code import describe
@@ -36,12 +37,13 @@ class Split:
         transform: raw image to model input; None where the source yields inputs already.
         labels: int64 [len(source)], after overrides; −1 where unknown.
         indices: int64 [n], the positions in use (all but the excluded), rising.
-        paths: a file a position, or None.
+        paths: a file a position, or what stands for it (``train.parquet#17``), or None.
         classes: class names by number, or None where the source has none.
         mapping: the source's ``class_to_idx``, or None.
         where: ``influence.yaml:12``, the section's line.
         transform_text: the transform as the config has it; what it prints of itself lacks some arguments.
         folder: current while an item is read, so that a source's relative paths work; None leaves it alone.
+        files: where the examples lie, if not in a file each.
     """
 
     name: str
@@ -49,12 +51,13 @@ class Split:
     transform: Callable[[Any], Any] | None
     labels: np.ndarray
     indices: np.ndarray
-    paths: tuple[str, ...] | None
+    paths: Sequence[str] | None
     classes: tuple[str, ...] | None
     mapping: dict[str, int] | None
     where: str
     transform_text: str = ""
     folder: Path | None = None
+    files: DataFiles | None = None
 
     def __len__(self) -> int:
         """Count the examples in use."""
@@ -118,8 +121,8 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
             f"{split.where}: {split.title(index)} is a {type(item).__name__}, not (image, label)",
             "let the data set yield (image, label), or a dict with 'image' and 'label'",
         )
-    lost = lost_depth(path, image) if isinstance(image, Image.Image) and (path := split.path(index)) else ""
-    if lost:
+    path = split.path(index) if split.files is None and isinstance(image, Image.Image) else None
+    if path and (lost := lost_depth(path, image)):
         raise InfluenceError(f"{split.title(index)} cannot be read: {lost}")
     return image, label
 
@@ -169,32 +172,61 @@ class _Reader(torch.utils.data.Dataset[Any]):
             return None, index, error.message
 
 
-def read_batches(split: Split, indices: np.ndarray, size: int, workers: int = 0) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class Loading:
+    """Who reads the examples; what comes out is the same.
+
+    Attributes:
+        workers: loader processes; 0 reads in this one, between two batches.
+        ahead: examples that each of them has ready.
+        pin: whether inputs come in pinned pages, which go to a CUDA device while it computes.
+    """
+
+    workers: int = 0
+    ahead: int = 1024
+    pin: bool = False
+
+
+ALONE = Loading()
+
+
+def read_batches(
+    split: Split, indices: np.ndarray, size: int, loading: Loading = ALONE, timeout: float = 0
+) -> Iterator[Batch]:
     """Read examples in batches, in the given order, the last one shorter.
 
     Args:
         split: where from.
         indices: positions in the data set.
         size: examples a batch.
-        workers: loader processes; 0 reads in this one.
+        loading: loader processes; of two batches or fewer there are none.
+        timeout: seconds that one may take for a batch; 0 for any.
 
     Raises:
-        InfluenceError: two shapes, or a loader process has died.
+        InfluenceError: two shapes, or a loader process cannot be started, or has died.
     """
-    loader: Iterator[_Read] = iter(
-        torch.utils.data.DataLoader(
-            _Reader(split, indices),
-            batch_size=size,
-            num_workers=workers if len(indices) > 2 * size else 0,
-            collate_fn=_join,
-            prefetch_factor=4 if workers and len(indices) > 2 * size else None,
+    workers = loading.workers if len(indices) > 2 * size else 0
+    try:
+        loader: Iterator[_Read] = iter(
+            torch.utils.data.DataLoader(
+                _Reader(split, indices),
+                batch_size=size,
+                num_workers=workers,
+                collate_fn=_join,
+                prefetch_factor=max(1, loading.ahead // size) if workers else None,
+                # What the config names by file could not be imported in a process that starts afresh.
+                multiprocessing_context="fork" if workers else None,
+                timeout=timeout if workers else 0,
+            )
         )
-    )
-    # Pinned pages go to the device while it computes; loader processes mean that there is one.
-    pin = bool(workers) and torch.cuda.is_available()
+    except OSError as error:
+        raise InfluenceError(
+            f"{split.where}: {workers} loader processes cannot be started: {describe(error)}",
+            "are there too many processes (ulimit -u), or too little memory? what is done is kept",
+        ) from error
     for read in _watched(split, indices, size, loader):
         batch = _collate(split, read)
-        yield replace(batch, inputs=batch.inputs.pin_memory()) if pin and len(batch) else batch
+        yield replace(batch, inputs=batch.inputs.pin_memory()) if loading.pin and workers and len(batch) else batch
 
 
 def _watched(split: Split, indices: np.ndarray, size: int, loader: Iterator[_Read]) -> Iterator[_Read]:
@@ -208,6 +240,8 @@ def _watched(split: Split, indices: np.ndarray, size: int, loader: Iterator[_Rea
         except RuntimeError as error:
             # The cause knows the signal, where torch was told of one.
             text = f"{error.__cause__ or ''}. {error}"
+            if "DataLoader timed out" in text:
+                raise InfluenceError(f"{split.where}: the loader processes hang") from error
             died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)([^.]*)", text)
             if died is None:
                 raise
@@ -273,7 +307,7 @@ def readable_batches(
     split: Split,
     indices: np.ndarray,
     size: int,
-    workers: int = 0,
+    loading: Loading = ALONE,
     *,
     skip: bool,
     tell: Callable[[str], None] = lambda _: None,
@@ -284,11 +318,11 @@ def readable_batches(
         split: where from.
         indices: positions in the data set.
         size: examples a batch.
-        workers: loader processes.
+        loading: loader processes.
         skip: go on without examples that cannot be read; otherwise the first of them is an error.
         tell: takes a line for each that is skipped.
     """
-    for batch in read_batches(split, indices, size, workers):
+    for batch in read_batches(split, indices, size, loading):
         if not skip:
             refuse_unreadable(batch)
         for _, reason in batch.unreadable:
@@ -379,20 +413,26 @@ def _status(path: Path) -> os.stat_result:
 
 
 def file_facts(split: Split) -> str | None:
-    """Hash path, size and time of change of every file in use; None where the examples are not files.
+    """Hash path, size and time of change of every file in use; None where the examples are not in files.
 
     Paths count from the folder that all files lie in: a project that is moved as a whole stays the same.
     """
-    if split.paths is None:
+    whole: Sequence[str]
+    named: Iterable[tuple[str, str]]
+    if split.files is not None:
+        whole, named = split.files.names, ((near(name), name) for name in split.files.used(split.indices))
+    elif split.paths is not None:
+        whole, paths = split.paths, split.paths
+        named = ((split.title(int(index)), paths[int(index)]) for index in split.indices)
+    else:
         return None
     state = xxhash.xxh3_128()
-    root = os.path.commonpath([os.path.dirname(path) for path in split.paths])  # noqa: PTH120 (50,000 of them)
-    for index in split.indices:
-        path = Path(split.paths[int(index)])
+    root = os.path.commonpath([os.path.dirname(path) for path in whole])  # noqa: PTH120 (50,000 of them)
+    for title, path in named:
         try:
-            status = _status(path)
+            status = _status(Path(path))
         except OSError as error:
-            raise InfluenceError(f"{split.title(int(index))} cannot be read: {describe(error)}") from error
+            raise InfluenceError(f"{title} cannot be read: {describe(error)}") from error
         fact = f"{os.path.relpath(path, root)}\0{status.st_size}\0{status.st_mtime_ns}\n"
         state.update(fact.encode(errors="surrogateescape"))
     return state.hexdigest()

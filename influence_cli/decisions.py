@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from influence_cli.data_files import is_within
 from influence_cli.errors import InfluenceError, did_you_mean, near_path
 from influence_cli.label_files import Table, class_number, parts_above, read_table, same_end
 from influence_cli.report.cells import unguarded
@@ -177,13 +178,13 @@ def _check_path(at: str, index: int, cell: str, split: Split, folder: Path, root
     tried = [os.path.normpath(base / text) for text in given for base in (folder, Path.cwd())]
     same = {os.path.normpath(actual), _as_a_browser_writes(os.path.normpath(actual))}
     if not same & set(tried) and not any(_moved_along(text, actual, folder, root) for text in given):
-        gone = not any(os.path.lexists(path) for path in tried)
+        gone = not any(os.path.lexists(path) or is_within(path) for path in tried)
         raise InfluenceError(
             f"{at}stale: index {index} is {near_path(Path(actual))} now, and was {near_path(Path(given[0]))} when "
             f"reviewed{', which is gone' if gone else ''}",
             "images have been moved, added or removed since (or this is another data set): review them again",
         )
-    if not os.path.lexists(actual):
+    if split.files is None and not os.path.lexists(actual):
         raise InfluenceError(f"{at}{near_path(Path(actual))} is gone", "the data set still lists it; take the line out")
 
 

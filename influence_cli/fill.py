@@ -6,7 +6,6 @@ at the same time. A block is written rows first, its flag last: a kill loses one
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from influence_cli import cluster
 from influence_cli.coordinates import Basis, coordinates
-from influence_cli.data import Batch, read_batches, readable_batches, refuse_unreadable
+from influence_cli.data import Batch, Loading, read_batches, readable_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.memory import is_out_of_memory
 from influence_cli.network import Network
@@ -231,6 +230,6 @@ def training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]
     return readable_batches(task.train, task.train.indices, size, workers(task), skip=skip)
 
 
-def workers(task: Task) -> int:
-    """Choose loader processes: none on a CPU, which they would take from the model; a few beside a GPU."""
-    return min(4, os.cpu_count() or 1) if task.device.type == "cuda" else 0
+def workers(task: Task) -> Loading:
+    """Give the loader processes that are planned for the task's data."""
+    return task.loading

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from influence_cli.errors import InfluenceError
 from influence_cli.user_code import describe
@@ -38,6 +39,22 @@ def open_image(path: Path) -> Image.Image:
             return image.copy()
     except Exception as error:  # a damaged file can fail anywhere in a decoder
         raise InfluenceError(f"{path} cannot be decoded as an image: {describe(error)}") from error
+
+
+def decode_rgb(content: bytes) -> Image.Image:
+    """Decode an image from memory as torchvision's ImageFolder does from a file: its first frame, in RGB.
+
+    Raises:
+        Exception: a decoder's own; a ValueError where RGB would lose what it holds.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"these {len(content):,} bytes are no image of a known kind") from None
+    with image:
+        if lost := cut_off(image):
+            raise ValueError(lost)
+        return image.convert("RGB")
 
 
 def lost_depth(path: str, image: Image.Image) -> str:

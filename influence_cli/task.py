@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from influence_cli import cluster
 from influence_cli.checkpoint import load_weights, read_checkpoint
 from influence_cli.config import Config, DataConfig
-from influence_cli.data import Split, raw_item, to_input
+from influence_cli.data import Loading, Split, raw_item, to_input
+from influence_cli.data_files import DataFiles
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.image_files import refuse_folder_loops
 from influence_cli.label_files import read_indices, read_labels
 from influence_cli.losses import Loss, load_loss
+from influence_cli.terminal import Terminal
 from influence_cli.user_code import accepts, call, describe, import_object
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ class Task:
         device: where the model is.
         convex_loss: whether the loss is known to be convex in the outputs.
         seed: of everything random here.
+        terminal: told how data will be read.
     """
 
     model: nn.Module
@@ -57,6 +61,16 @@ class Task:
     device: torch.device
     convex_loss: bool
     seed: int
+    terminal: Terminal = field(default_factory=lambda: Terminal(quiet=True), compare=False)
+
+    @cached_property
+    def loading(self) -> Loading:
+        """Plan the loader processes, from a measurement of a second at most when they are first asked for."""
+        from influence_cli.loader_plan import plan_loading  # which stands on the layers, and they on this file
+
+        return plan_loading(
+            self.train, lambda inputs: logits_of(self.model(inputs)), self.device, self.seed, self.terminal
+        )
 
     def test_split(self) -> Split:
         """Give the test examples; an error where the config names none."""
@@ -65,8 +79,12 @@ class Task:
         return self.test
 
 
-def load_tasks(config: Config) -> list[Task]:
+def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
     """Load everything that the config names: a task a checkpoint, the data shared by all of them.
+
+    Args:
+        config: the run's config.
+        terminal: told how data will be read.
 
     Raises:
         InfluenceError: at the config's line, for whatever does not exist, fit or load.
@@ -95,8 +113,9 @@ def load_tasks(config: Config) -> list[Task]:
                 f"{config.where('train', 'n')}: train.n is {n}, but the data set has {len(train)} examples in use",
                 "n is the size of the set that the checkpoint was trained on; leave it out if that is all of this one",
             )
+        told = terminal or Terminal(quiet=True)
         tasks.append(
-            Task(model, loss, loss_name, train, test, classes, config.l2, n, path, device, convex, config.seed)
+            Task(model, loss, loss_name, train, test, classes, config.l2, n, path, device, convex, config.seed, told)
         )
     return tasks
 
@@ -183,18 +202,21 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
     transform = _build_transform(config, name, section, factory)
     classes = _source_classes(source)
     mapping = getattr(source, "class_to_idx", None)
+    files = getattr(source, "files", None)
+    files = files if isinstance(files, DataFiles) else None
     split = Split(
         name=name,
         source=source,
         transform=transform,
         labels=np.full(len(source), -1, dtype=np.int64),
         indices=np.arange(len(source), dtype=np.int64),
-        paths=_source_paths(source, config.folder),
+        paths=source.paths if files is not None else _source_paths(source, config.folder),
         classes=classes,
         mapping=dict(mapping) if isinstance(mapping, dict) else None,
         where=where(),
         transform_text="; ".join(f"{step.name} {step.args}" for step in section.transform or ()),
         folder=None if Path.cwd() == config.folder else config.folder,
+        files=files,
     )
     labels = source_labels(split)
     if section.labels is not None:

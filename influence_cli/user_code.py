@@ -135,8 +135,8 @@ def call(
     try:
         with contextlib.chdir(folder):
             return callee(**args)
-    except InfluenceError:
-        raise
+    except InfluenceError as error:
+        raise InfluenceError(f"{where()}: {error.message}", error.hint) from error
     except (Exception, SystemExit) as error:
         raise InfluenceError(
             f"{where()}: {name} failed: {describe(error)}", "INFLUENCE_DEBUG=1 shows where inside it"

@@ -19,6 +19,7 @@ from torchvision import tv_tensors
 
 from influence_cli.data import (
     Batch,
+    Loading,
     Split,
     as_picture,
     file_facts,
@@ -133,7 +134,7 @@ def test_an_example_that_cannot_be_read_is_named_and_the_others_are_kept() -> No
 def test_a_loader_process_gives_the_same_batches() -> None:
     order = np.array([5, 0, 1, 3, 4, 2, 0])
     for source in (numbered(6), Broken()):
-        here, there = (list(read_batches(split_of(source), order, 2, workers)) for workers in (0, 1))
+        here, there = (list(read_batches(split_of(source), order, 2, Loading(workers))) for workers in (0, 1))
         assert len(here) == len(there) == 4
         for mine, others in zip(here, there, strict=True):
             assert torch.equal(mine.inputs, others.inputs)
@@ -568,7 +569,7 @@ def test_a_loader_process_that_dies_is_named_and_not_waited_for() -> None:
     split = split_of(Deadly(17))
     found = []
     with pytest.raises(InfluenceError) as raised:
-        found += list(read_batches(split, np.arange(40), 4, workers=2))
+        found += list(read_batches(split, np.arange(40), 4, Loading(2)))
     message = raised.value.message
     assert re.search(r": the loader process \d+ (is killed by signal: Killed|exited unexpectedly)", message), message
     assert "the 4 examples from training example" in message

@@ -15,6 +15,7 @@ from conftest import Command, edit
 from torch import nn
 
 from influence_cli import fill, fitted
+from influence_cli.data import Loading
 
 CONFIG = """
 model: {factory: ./project.py:build, checkpoint: model.pt}
@@ -218,7 +219,7 @@ def test_block_size_loader_processes_and_threads_change_nothing(
     finally:
         torch.set_num_threads(1)
     for module in (fill, fitted):
-        monkeypatch.setattr(module, "workers", lambda _task: 2)
+        monkeypatch.setattr(module, "workers", lambda _task: Loading(2))
     assert_same(run("workers", "-s", "gradients.block=5"), expected)
 
 

@@ -354,9 +354,9 @@ def test_a_factory_that_raises_is_one_line_with_its_reason(tmp_path: Path, kind:
     assert "INFLUENCE_DEBUG=1" in error.hint
 
 
-def test_an_error_that_is_already_ours_is_passed_on(tmp_path: Path) -> None:
+def test_an_error_that_is_already_ours_is_told_as_it_is_with_its_line(tmp_path: Path) -> None:
     error = refused(lambda: call(failing, {"kind": InfluenceError, "text": "told well"}, tmp_path, "m.x", where))
-    assert error.message == "told well"
+    assert error.message == "influence.yaml:3: told well"
 
 
 def test_a_factory_runs_in_the_folder_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,9 +159,9 @@ def command(
     tasks = load(session)
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     classes = tasks[0].classes
-    if session.format == "fiftyone" and split.paths is None:
+    if session.format == "fiftyone" and (split.paths is None or split.files is not None):
         raise InfluenceError(
-            f"--format fiftyone: the {on} examples are not files, and a sample of FiftyOne is one",
+            f"--format fiftyone: the {on} examples are not image files, and a sample of FiftyOne is one",
             "--format cleanlab goes by position",
         )
     if explain is not None:

@@ -121,7 +121,7 @@ def load(session: Session) -> list[Task]:
     from influence_cli.task import load_tasks
 
     with session.terminal.status("loading model and data"):
-        tasks = load_tasks(session.config)
+        tasks = load_tasks(session.config, session.terminal)
         if cluster.size() > 1:
             from influence_cli.fingerprint import agree_on
 
