@@ -82,7 +82,7 @@ def gather_evidence(
     """Run each checkpoint forward over a split once, and form the opinions.
 
     Args:
-        tasks: a task a checkpoint.
+        tasks: a task a checkpoint; of a run only the last takes part.
         split: whose labels; the training split's may be memorised.
         terminal: progress, the diagnosis, warnings.
         skip: go on without examples that cannot be read.
@@ -95,6 +95,7 @@ def gather_evidence(
     readouts: list[_Readouts] = []
     models, losses, soft = [], [], []
     obstacle: InfluenceError | None = None
+    tasks = [task for task in tasks if task.explained]
     for number, task in enumerate(tasks):
         found = _forward(task, split, terminal, skip, first=number == 0)
         targets = torch.from_numpy(found.targets)

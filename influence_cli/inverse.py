@@ -22,6 +22,21 @@ ENOUGH = 0.5
 NEARLY_ALL = 0.99
 
 
+@dataclass(frozen=True)
+class Passage:
+    """How a change of the parameters passes through the part of a run that a checkpoint stands for (ensemble.py).
+
+    Attributes:
+        segment: number of the segment that the checkpoint is in.
+        project: vectors over the parameters [m, p] to the checkpoint's coordinates [m, k].
+        carry: vectors over the parameters [m, p] at the end of that part to those at its beginning.
+    """
+
+    segment: int
+    project: Callable[[Tensor], Tensor]
+    carry: Callable[[Tensor], Tensor]
+
+
 @dataclass
 class Inverse:
     """The inverse curvature of one checkpoint.
@@ -38,6 +53,7 @@ class Inverse:
         solves: what a solver did, a call each.
         at: the same inverse at another λ, from what is known already; it raises at a pole. None where another λ takes
             a solve.
+        passage: of a checkpoint of a run under SOURCE; None elsewhere.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -50,6 +66,7 @@ class Inverse:
     smallest: float | None = None
     solves: list[SolveInfo] = field(default_factory=list)
     at: Callable[[Damping], Inverse] | None = None
+    passage: Passage | None = None
 
 
 def make_inverse(

@@ -42,6 +42,8 @@ class Task:
         device: where the model is.
         convex_loss: whether the loss is known to be convex in the outputs.
         seed: of everything random here.
+        explained: whether predictions and losses are reported of this checkpoint: of all independent models their
+            mean, of a run's checkpoints only the last.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Task:
     device: torch.device
     convex_loss: bool
     seed: int
+    explained: bool = True
 
     def test_split(self) -> Split:
         """Give the test examples; an error where the config names none."""
@@ -94,9 +97,9 @@ def load_tasks(config: Config) -> list[Task]:
                 f"{config.where('train', 'n')}: train.n is {n}, but the data set has {len(train)} examples in use",
                 "n is the size of the set that the checkpoint was trained on; leave it out if that is all of this one",
             )
-        tasks.append(
-            Task(model, loss, loss_name, train, test, classes, config.l2, n, path, device, convex, config.seed)
-        )
+        explained = not config.model.is_one_run or number + 1 == len(config.model.checkpoint)
+        rest = (device, convex, config.seed, explained)
+        tasks.append(Task(model, loss, loss_name, train, test, classes, config.l2, n, path, *rest))
     return tasks
 
 

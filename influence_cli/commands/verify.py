@@ -58,6 +58,10 @@ LDS_COLUMNS = (
     "subsets",
     "repeats",
     "tests",
+    "checkpoints",
+    "gain",
+    "gain_low",
+    "gain_high",
 )
 # Correlations from which estimates count as right and as roughly so; how far a slope may be from 1.
 RIGHT, ROUGHLY, NEARLY_ONE = 0.99, 0.8, 0.05
@@ -100,7 +104,8 @@ def command(
 
     Without --loo and --lds nothing is trained: is s_test solved, is the checkpoint a minimum, what does the store keep?
     --loo compares estimated with actual changes of a loss. --lds is the test for deep networks; its trainings are kept
-    and shared by all processes that run the same command, and go on after a kill. Both train by the function that
+    and shared by all processes that run the same command, and go on after a kill. Of several checkpoints every number
+    of them has a row, and gain is what one more is worth. Both train by the function that
     training: names in the config, but --loo retrains an output layer under a convex loss by itself (an SVM that
     smooth_hinge explains: by training:, if there is one, for that is what trained it).
 
@@ -327,21 +332,33 @@ def _describe_lds(session: Session, found: Datamodeling) -> None:
             value, low, high = found.difference(number)
             verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
             say(f"{name} is {verdict} {found.methods[0]}: difference {value:+.3f} ({low:+.3f} to {high:+.3f})")
+        for at in range(1, found.scores.shape[1]):
+            value, low, high = found.gain(number, at)
+            verdict = "adds" if low > 0 else "costs" if high < 0 else "changes nothing that can be told:"
+            say(f"{name}: checkpoint {at + 1} {verdict} {value:+.3f} ({low:+.3f} to {high:+.3f})")
 
 
 def lds_rows(found: Datamodeling) -> Iterator[dict[str, object]]:
-    """Give the rows of --lds: a method each, the differences to the first."""
+    """Give the rows of --lds: a method and number of checkpoints each, all of them last.
+
+    difference is to the first method by as many checkpoints, gain to the same method by one fewer.
+    """
     repeats, tests, subsets = found.actual.shape
+    none = (None, None, None)
     for number, name in enumerate(found.methods):
-        value, low, high = found.mean(number)
-        difference = found.difference(number) if number else (None, None, None)
-        yield {
-            "method": name,
-            "lds": value,
-            "low": low,
-            "high": high,
-            **dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True)),
-            "subsets": subsets,
-            "repeats": repeats,
-            "tests": tests,
-        }
+        for at in range(found.scores.shape[1]):
+            value, low, high = found.mean(number, at)
+            difference = found.difference(number, at) if number else none
+            gain = found.gain(number, at) if at else none
+            yield {
+                "method": name,
+                "lds": value,
+                "low": low,
+                "high": high,
+                **dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True)),
+                "subsets": subsets,
+                "repeats": repeats,
+                "tests": tests,
+                "checkpoints": at + 1,
+                **dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True)),
+            }
