@@ -225,9 +225,12 @@ def path_fact(split: Split, index: int) -> tuple[tuple[str, str], ...]:
 def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared], method: str = "") -> str:
     """Say what was run on what: model, data, method, curvature where there is any, seconds."""
     task, config = tasks[0], session.config
+    if config.model.is_one_run:
+        source = f"{tasks[-1].checkpoint.name}, the last of {len(tasks)} checkpoints of a run ({config.model.ensemble})"
+    else:
+        source = task.checkpoint.name + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
     found = (
-        f"{config.model.factory} from {task.checkpoint.name}"
-        + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
+        f"{config.model.factory} from {source}"
         + f", {_data_name(config)}: {len(task.train):,} training examples of {len(task.classes)} classes"
         + (f"; {method}" if method else "")
     )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_project import N
+from conftest import Command, Ended, edit
+from small_project import N, refusal, with_training
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
@@ -68,8 +73,6 @@ def hessian(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
 @pytest.fixture(scope="module")
 def followed(small_made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A run of gradient descent with its checkpoints, and dL_t/dε of every example by differentiating through it."""
-    import shutil
-
     torch.set_default_dtype(torch.float64)
     folder = Path(shutil.copytree(small_made, tmp_path_factory.mktemp("run") / "project"))
     x, y = features(folder, "train")
@@ -152,6 +155,17 @@ def test_one_segment_of_endless_training_is_influence_without_damping(tiny: Path
     assert np.allclose(found, scores(tiny, one, "curvature.method=explicit", "curvature.damping=0.0"), rtol=1e-4)
 
 
+def test_pixels_too_are_followed_through_the_run(tiny: Path, influence: Command) -> None:
+    """In the limit that is ordinary influence perturb must give what it gives there."""
+    run = ("model.ensemble=source", "model.learning_rates=1.0", "model.steps=1e12")
+    words = ("perturb", 3, "--test", 1)
+    found = influence(*words, *(part for value in run for part in ("-s", value)), cwd=tiny)
+    plain = influence(*words, "-s", "curvature.damping=0.0", cwd=tiny)
+    for row, expected in zip(rows_of(found.out), rows_of(plain.out), strict=True):
+        assert row.keys() == expected.keys()
+        assert row["slope"] == pytest.approx(expected["slope"], rel=1e-3)
+
+
 def test_tracin_is_a_sum_over_checkpoints_in_nats(followed: tuple[Path, np.ndarray]) -> None:
     folder, _ = followed
     x, y = features(folder, "train")
@@ -165,8 +179,6 @@ def test_tracin_is_a_sum_over_checkpoints_in_nats(followed: tuple[Path, np.ndarr
 
 def test_tracin_of_few_steps_is_the_derivative_through_training(small_made: Path, tmp_path: Path) -> None:
     """Over a short time curvature plays no part yet, and the size is right too: it is in nats."""
-    import shutil
-
     folder = Path(shutil.copytree(small_made, tmp_path / "project"))
     x, y = features(folder, "train")
     w, change = torch.zeros(51, dtype=torch.float64), torch.zeros(51, N, dtype=torch.float64)
@@ -230,3 +242,192 @@ def test_segments_are_consecutive_and_even() -> None:
     assert segments_of(5, None) == [0, 1, 2, 3, 4]
     assert segments_of(5, 2) == [0, 0, 0, 1, 1]
     assert segments_of(1, 3) == [0]
+
+
+# What a user sees
+
+
+def configured(folder: Path, kind: str, to: Path) -> Path:
+    """Make a project of the run as a user would write it down, its stores complete."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.h5"))
+    lines = f"learning_rates: {RATE}, steps: {list(STEPS)}, ensemble: {kind}"
+    edit(to, "checkpoint: model.pt", f"checkpoint: [e0.pt, e1.pt, e2.pt, e3.pt], {lines}")
+    with_training(to)
+    scores(to, store="influence.h5")
+    return to
+
+
+@pytest.fixture(scope="module")
+def by_source(followed: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project of the run under SOURCE."""
+    return configured(followed[0], "source", tmp_path_factory.mktemp("source") / "project")
+
+
+@pytest.fixture(scope="module")
+def by_tracin(followed: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project of the run under TracIn."""
+    return configured(followed[0], "tracin", tmp_path_factory.mktemp("tracin") / "project")
+
+
+def rows_of(out: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["source", "tracin"])
+def test_rank_both_ways_and_on_the_fly_is_the_same(
+    kind: str, request: pytest.FixtureRequest, influence: Command
+) -> None:
+    tiny: Path = request.getfixturevalue(f"by_{kind}")
+    done = influence("rank", 2, "--all", cwd=tiny)
+    stored = {int(str(row["index"])): float(str(row["influence"])) for row in rows_of(done.out)}
+    assert len(stored) == N
+    fly = rows_of(influence("rank", 2, "--all", "--on-the-fly", cwd=tiny).out)
+    assert {int(str(row["index"])): row["influence"] for row in fly} == pytest.approx(stored, rel=1e-4, abs=1e-7)
+    row = next(row for row in rows_of(influence("rank", "--train", 7, "--all", cwd=tiny).out) if row["test"] == 2)
+    assert row["influence"] == pytest.approx(stored[7], rel=1e-4)
+    mean = rows_of(influence("rank", 2, 2, "--aggregate", "--all", cwd=tiny).out)
+    assert {int(str(row["index"])): row["influence"] for row in mean} == pytest.approx(stored, rel=1e-4, abs=1e-7)
+    # Of a run the last checkpoint is the model: its losses and predictions, not the mean of four.
+    last = rows_of(influence("rank", 2, "--all", *alone_words(), cwd=tiny).out)
+    known = {row["index"]: row for row in last}
+    for row in [*rows_of(done.out), *fly]:
+        assert row["loss"] == pytest.approx(known[row["index"]]["loss"], rel=1e-5)
+        assert row["predicted"] == known[row["index"]]["predicted"]
+        assert row["test_predicted"] == known[row["index"]]["test_predicted"]
+    if kind == "source":
+        assert "SOURCE: 4 checkpoints in 4 segments, η·steps 0.9, 1.5, 2.4, 4.2; there is no λ" in done.err
+        assert "damping" not in done.err
+
+
+def alone_words() -> tuple[str, ...]:
+    words = ("model.checkpoint=e3.pt", "model.ensemble=mean", "model.steps=null", "gradients.store=last.h5")
+    return tuple(part for word in words for part in ("-s", word))
+
+
+def test_groups_and_select_are_sums_of_the_same_influence(by_source: Path, influence: Command) -> None:
+    found = scores(by_source, store="influence.h5")
+    rows = rows_of(influence("groups", "0:", cwd=by_source).out)
+    labels = np.array(ImageFolder(by_source / "train").targets)
+    for row in rows:
+        expected = found[:, labels == "abc".index(str(row["group"]))].sum(axis=1).mean()
+        assert row["influence"] == pytest.approx(expected, rel=1e-4)
+    least = rows_of(influence("select", "--keep", 0.5, cwd=by_source).out)
+    for row in least:
+        assert row["usefulness"] == pytest.approx(found[:, int(str(row["index"]))].mean(), rel=1e-3)
+
+
+def test_self_influence_of_tracin_is_a_sum_over_checkpoints(by_tracin: Path, influence: Command) -> None:
+    x, y = features(by_tracin, "train")
+    squares = [gradients(load(by_tracin, number), x, y).square().sum(dim=1) for number in range(4)]
+    expected = sum(RATE * steps * own / N for steps, own in zip(STEPS, squares, strict=True))
+    rows = rows_of(influence("mislabels", "--signal", "tracin", "--all", cwd=by_tracin).out)
+    order = [int(str(row["index"])) for row in rows]
+    assert [row["self_influence"] for row in rows] == pytest.approx(expected[order].tolist(), rel=1e-4)
+    assert order == expected.argsort(descending=True).tolist()
+
+
+def test_mislabels_goes_by_the_last_checkpoint_under_source(by_source: Path, influence: Command) -> None:
+    harm = -scores(by_source, store="influence.h5").mean(axis=0)
+    rows = rows_of(influence("mislabels", "--signal", "test-influence", "--all", cwd=by_source).out)
+    assert [row["index"] for row in rows] == np.argsort(-harm).tolist()
+    assert all(row["self_influence"] is None for row in rows)
+    losses = example_losses(load(by_source, 3), *features(by_source, "train"))
+    assert [row["loss"] for row in rows] == pytest.approx(losses[np.argsort(-harm)].tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mean", "tracin", "source"])
+def test_lds_has_a_row_for_every_number_of_checkpoints(
+    kind: str, request: pytest.FixtureRequest, influence: Command
+) -> None:
+    """Each is what a config with these checkpoints alone gives: the first of a mean, the last of a run."""
+    tiny: Path = request.getfixturevalue("by_tracin" if kind == "tracin" else "by_source")
+
+    def scored(*values: str) -> Ended:
+        words = ("verify", "--lds", "--subsets", 6, "--repeats", 1, "--tests", 6)
+        return influence(*words, *(part for value in (f"model.ensemble={kind}", *values) for part in ("-s", value)),
+                         cwd=tiny)  # fmt: skip
+
+    done = scored()
+    rows = rows_of(done.out)
+    assert [row["checkpoints"] for row in rows] == [1, 2, 3, 4]
+    assert {row["method"] for row in rows} == {"auto" if kind == "mean" else kind}
+    assert rows[0]["gain"] is None
+    for before, row in pairwise(rows):
+        assert float(str(row["lds"])) - float(str(before["lds"])) == pytest.approx(float(str(row["gain"])), abs=1e-9)
+        assert float(str(row["gain_low"])) <= float(str(row["gain_high"]))
+    assert re.search(r"checkpoint 4 (adds|costs|changes nothing that can be told:) [+-]", done.err)
+    files, store = ("[e0.pt, e1.pt]", "first") if kind == "mean" else ("[e2.pt, e3.pt]", "last")
+    for number in (0, 1):
+        shutil.copy(tiny / f"influence.{number if kind == 'mean' else number + 2}.h5", tiny / f"{store}.{number}.h5")
+    shutil.rmtree(tiny / f"{store}.retrained", ignore_errors=True)
+    shutil.copytree(tiny / "influence.retrained", tiny / f"{store}.retrained")
+    steps = f"model.steps=[{sum(STEPS[:3])}, {STEPS[3]}]"
+    two = rows_of(scored(f"model.checkpoint={files}", steps, f"gradients.store={store}.h5").out)
+    assert [row["lds"] for row in two] == pytest.approx([row["lds"] for row in rows[:2]], abs=1e-9)
+
+
+# Bad input
+
+THREE = "model.checkpoint=[model.pt, model.pt, model.pt]"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("model.learning_rates=0.1",), "model.learning_rates is given, but no model.ensemble"),
+        (("model.segments=2",), "model.segments is given, but no model.ensemble"),
+        (("model.ensemble=tracin",), "model.ensemble tracin needs model.learning_rates"),
+        (("model.ensemble=source", "model.learning_rates=0.1"), "model.ensemble source needs model.steps"),
+        (("model.ensemble=sauce",), "model.ensemble is 'sauce': expected 'mean', 'tracin' or 'source'"),
+        (("model.ensemble=tracin", "model.learning_rates=[0.1, 0.2]"), "has 2 numbers, model.checkpoint 3 files"),
+        (("model.ensemble=tracin", "model.learning_rates=[1, -1, 1]"), "learning_rates.1 is -1: expected a number"),
+        (("model.ensemble=tracin", "model.learning_rates=fast"), "learning_rates is 'fast': expected a number"),
+        (("model.ensemble=source", "model.segments=0"), "model.segments is 0: expected a number ≥ 1"),
+        (("model.ensemble=source", "model.segments=4"), "model.segments is 4, model.checkpoint has 3 files"),
+        (
+            ("model.ensemble=tracin", "model.learning_rates=1", "curvature.method=ekfac"),
+            "curvature.method=ekfac: model.ensemble tracin has no curvature",
+        ),
+        (
+            ("model.ensemble=source", "model.learning_rates=1", "model.steps=1", "curvature.method=cg"),
+            "curvature.method=cg: model.ensemble source needs a spectrum, which cg has not",
+        ),
+        (
+            ("model.ensemble=source", "model.learning_rates=1", "model.steps=1", "curvature.matrix=hessian"),
+            "curvature.matrix=hessian: model.ensemble source takes no Hessian",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_refused(
+    influence: Command, tiny: Path, values: tuple[str, ...], message: str
+) -> None:
+    words = [part for value in (THREE, *values) for part in ("-s", value)]
+    assert message in refusal(influence, tiny, "rank", 0, *words)
+    assert not list(tiny.glob("*.h5"))
+
+
+def test_a_mistake_names_the_line(influence: Command, tiny: Path) -> None:
+    edit(tiny, "model: {factory: ./model.py:build, checkpoint: model.pt}", (
+        "model:\n  factory: ./model.py:build\n  checkpoint: [model.pt, model.pt]\n  ensemble: tracin\n"
+        "  learning_rates: [0.1, 0.1, 0.1]"
+    ))  # fmt: skip
+    found = refusal(influence, tiny, "rank", 0)
+    assert found.startswith("error: influence.yaml:6: model.learning_rates has 3 numbers")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("rank", 0, "--normalise", "relatif"), "--normalise relatif: there is no inverse curvature"),
+        (("rank", 0, "--damping-sweep"), "--damping-sweep: there is no λ under model.ensemble source"),
+        (("verify",), "verify without --lds: there is no s_test"),
+        (("mislabels", "--signal", "self-influence"), "--signal self-influence: there is no self-influence"),
+        (("mislabels", "--damping-sweep"), "--damping-sweep: there is no self-influence"),
+    ],
+)
+def test_what_takes_an_inverse_is_refused_under_source(
+    influence: Command, tiny: Path, words: tuple[object, ...], message: str
+) -> None:
+    run = ("model.ensemble=source", "model.learning_rates=1", "model.steps=1")
+    assert message in refusal(influence, tiny, *words, *(part for value in run for part in ("-s", value)))
+    assert not list(tiny.glob("*.h5"))

@@ -141,9 +141,11 @@ def command(
 
 def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
+    from influence_cli.ensemble import refuse_source
     from influence_cli.precompute import prepare_all
     from influence_cli.self_check import check_estimates
 
+    refuse_source(session.config, "verify without --lds", "there is no s_test to check")
     tasks = load(session)
     selected = _select(session, tasks, words)
     stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
@@ -273,7 +275,7 @@ def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods:
 
     own = loaded.curvature.method
     if methods is None:
-        return {own: loaded}
+        return {loaded.model.ensemble if loaded.model.is_one_run else own: loaded}
     configs = {}
     for name in (part.strip() for part in methods.split(",")):
         if name in configs:
