@@ -40,8 +40,8 @@ from torch import Tensor
 
 from influence_cli.config import Config
 from influence_cli.coordinates import Blocks, Joint, full_vectors, vector_coordinates
-from influence_cli.errors import InfluenceError
-from influence_cli.inverse import Inverse, Passage
+from influence_cli.errors import InfluenceError, counted
+from influence_cli.inverse import Inverse, Passage, warn_of_span
 from influence_cli.precompute import Prepared
 from influence_cli.scores import relaxation
 from influence_cli.terminal import Terminal
@@ -87,7 +87,7 @@ def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Termin
     owner = segments_of(count, config.model.segments)
     whole = [sum(time for time, own in zip(times, owner, strict=True) if own == segment) for segment in owner]
     terminal.say(
-        f"SOURCE: {count} checkpoints in {max(owner) + 1} segments, η·steps "
+        f"SOURCE: {counted(count, 'checkpoint')} in {counted(max(owner) + 1, 'segment')}, η·steps "
         f"{', '.join(f'{whole[owner.index(segment)]:.3g}' for segment in sorted(set(owner)))}; there is no λ: an "
         "eigenvalue σ counts (1 − exp(−η·steps·σ))/σ, at most η·steps"
     )
@@ -116,8 +116,9 @@ def _source_inverse(
     kept = min(1.0, d_eff / every) if every > 0 else 1.0
     terminal.say(
         f"{prepared.task.checkpoint.name}: training decides {every:,.1f} directions; {len(counts):,} of "
-        f"{network.size:,} coordinates kept ({kept:.2%} of it)"
+        f"{network.size:,} coordinates kept ({kept:.2%} of that)"
     )
+    warn_of_span(prepared, kept, "the directions that training decides", "raise gradients.budget", terminal)
     factors = (scale * counts).float().to(device)
 
     def project(vectors: Tensor) -> Tensor:

@@ -122,12 +122,17 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
     terminal.say(
         f"effective dimension {whole:,.1f}; {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
     )
+    warn_of_span(prepared, kept, "the effective dimension", "raise gradients.budget or the damping", terminal)
+    return inverse
+
+
+def warn_of_span(prepared: Prepared, kept: float, of: str, remedy: str, terminal: Terminal) -> None:
+    """Say where what a store keeps is too little to stand for the whole."""
     if kept < (ENOUGH if prepared.choice.is_layered else NEARLY_ALL):
         terminal.warn(
-            f"the store keeps {kept:.1%} of the effective dimension: influence is restricted to the span of the kept "
-            "coordinates; raise gradients.budget or the damping, or use --on-the-fly, which keeps all"
+            f"the store keeps {kept:.1%} of {of}: influence is restricted to the span of the kept "
+            f"coordinates; {remedy}, or use --on-the-fly, which keeps all"
         )
-    return inverse
 
 
 def _divided(spectrum: Spectrum, damping: Damping, l2: float) -> Inverse:

@@ -243,8 +243,8 @@ def _strongest(
     plain = min(COMPARED, m) if compare else 0
     first = facts if not facts.read.any() else None
     running, similar = Running(m, count), np.zeros((2, plain, n if plain else 0), dtype=np.float32)
-    # Of several checkpoints the means of influence and of norms are divided: the signs stay those of influence.
     solved, share = solved_vectors(inverses, gradients), len(explained(stores))
+    # Of several checkpoints the means of influence and of norms are divided: the signs stay those of influence.
     sizes = test_norms(normalise, inverses, gradients)
     against = None if sizes is None else sizes.double().numpy()
     for sink in sinks:

@@ -65,8 +65,8 @@ def rank_page(
     values, labels = kept[:, read].astype(np.float64), facts.labels[read]
     pixels: Sequence[Card | None] = [None] * len(tests)
     if attribution is not None:
-        own = explained(stores)
-        pixels = attribution_cards(own[0].task, group.tests[:SHOWN], attribution, len(own), session.terminal)
+        models = explained(stores)
+        pixels = attribution_cards(models[0].task, group.tests[:SHOWN], attribution, len(models), session.terminal)
     sections = []
     for test, found, own, beside in zip(tests, group.strongest, values, pixels, strict=False):
         heading = f"Mean over {len(group.tests)} test examples" if test is None else test_title(test, classes)

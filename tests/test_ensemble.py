@@ -238,6 +238,19 @@ def test_what_a_gradient_has_been_followed_of() -> None:
     assert relaxation(sigma, 3.0).tolist() == pytest.approx([3.0, 3.0, (1 - np.exp(-1.5)) / 0.5, 1e-6])
 
 
+def test_the_directions_that_training_decides_are_counted_whole_or_bounded() -> None:
+    from influence_cli.spectrum import Group, Spectrum, joint
+
+    values = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64)
+    counts = [value * (1 - np.exp(-2 * (value + 0.1))) / (value + 0.1) for value in values.tolist()]
+    assert joint(values, size=9, trace=5.25, smallest=0.0).decided(0.1, 2.0) == pytest.approx([sum(counts)] * 2)
+    # What is not known of a spectrum counts at most η·steps times its trace.
+    assert joint(values, size=9, trace=6.0, smallest=0.0).decided(0.1, 2.0)[1] == pytest.approx(sum(counts) + 1.5)
+    group = Group("layer", 3, 5.25, values.float())
+    part = Spectrum(values[:2], torch.zeros(2, dtype=torch.int64), (group,), 0.0)
+    assert part.decided(0.1, 2.0) == pytest.approx((sum(counts[:2]), sum(counts)))
+
+
 def test_segments_are_consecutive_and_even() -> None:
     assert segments_of(5, None) == [0, 1, 2, 3, 4]
     assert segments_of(5, 2) == [0, 0, 0, 1, 1]
@@ -273,30 +286,25 @@ def rows_of(out: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["source", "tracin"])
-def test_rank_both_ways_and_on_the_fly_is_the_same(
-    kind: str, request: pytest.FixtureRequest, influence: Command
-) -> None:
-    tiny: Path = request.getfixturevalue(f"by_{kind}")
-    done = influence("rank", 2, "--all", cwd=tiny)
+def test_rank_both_ways_and_on_the_fly_is_the_same(by_source: Path, influence: Command) -> None:
+    done = influence("rank", 2, "--all", cwd=by_source)
     stored = {int(str(row["index"])): float(str(row["influence"])) for row in rows_of(done.out)}
     assert len(stored) == N
-    fly = rows_of(influence("rank", 2, "--all", "--on-the-fly", cwd=tiny).out)
+    fly = rows_of(influence("rank", 2, "--all", "--on-the-fly", cwd=by_source).out)
     assert {int(str(row["index"])): row["influence"] for row in fly} == pytest.approx(stored, rel=1e-4, abs=1e-7)
-    row = next(row for row in rows_of(influence("rank", "--train", 7, "--all", cwd=tiny).out) if row["test"] == 2)
+    row = next(row for row in rows_of(influence("rank", "--train", 7, "--all", cwd=by_source).out) if row["test"] == 2)
     assert row["influence"] == pytest.approx(stored[7], rel=1e-4)
-    mean = rows_of(influence("rank", 2, 2, "--aggregate", "--all", cwd=tiny).out)
+    mean = rows_of(influence("rank", 2, 2, "--aggregate", "--all", cwd=by_source).out)
     assert {int(str(row["index"])): row["influence"] for row in mean} == pytest.approx(stored, rel=1e-4, abs=1e-7)
     # Of a run the last checkpoint is the model: its losses and predictions, not the mean of four.
-    last = rows_of(influence("rank", 2, "--all", *alone_words(), cwd=tiny).out)
+    last = rows_of(influence("rank", 2, "--all", *alone_words(), cwd=by_source).out)
     known = {row["index"]: row for row in last}
     for row in [*rows_of(done.out), *fly]:
         assert row["loss"] == pytest.approx(known[row["index"]]["loss"], rel=1e-5)
         assert row["predicted"] == known[row["index"]]["predicted"]
         assert row["test_predicted"] == known[row["index"]]["test_predicted"]
-    if kind == "source":
-        assert "SOURCE: 4 checkpoints in 4 segments, η·steps 0.9, 1.5, 2.4, 4.2; there is no λ" in done.err
-        assert "damping" not in done.err
+    assert "SOURCE: 4 checkpoints in 4 segments, η·steps 0.9, 1.5, 2.4, 4.2; there is no λ" in done.err
+    assert "damping" not in done.err
 
 
 def alone_words() -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def command(
     Without --loo and --lds nothing is trained: is s_test solved, is the checkpoint a minimum, what does the store keep?
     --loo compares estimated with actual changes of a loss. --lds is the test for deep networks; its trainings are kept
     and shared by all processes that run the same command, and go on after a kill. Of several checkpoints every number
-    of them has a row, and gain is what one more is worth. Both train by the function that
+    of them has a row (of one run the last ones), and gain is what one more adds. Both train by the function that
     training: names in the config, but --loo retrains an output layer under a convex loss by itself (an SVM that
     smooth_hinge explains: by training:, if there is one, for that is what trained it).
 
