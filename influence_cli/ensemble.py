@@ -39,11 +39,12 @@ import torch
 from torch import Tensor
 
 from influence_cli.config import Config
-from influence_cli.coordinates import Blocks, Joint, full_vectors, vector_coordinates
+from influence_cli.coordinates import Blocks, vector_coordinates
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.inverse import Inverse, Passage, warn_of_span
 from influence_cli.precompute import Prepared
 from influence_cli.scores import relaxation
+from influence_cli.streams import parameter_vectors
 from influence_cli.terminal import Terminal
 
 
@@ -79,9 +80,6 @@ def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Termin
         stores: what was prepared for each checkpoint, in order of training.
         config: for the rates, steps and segments of ``model``.
         terminal: takes what is said in place of λ.
-
-    Raises:
-        InfluenceError: a curvature without a spectrum.
     """
     times, count = config.model.times(), len(stores)
     owner = segments_of(count, config.model.segments)
@@ -105,13 +103,10 @@ def _source_inverse(
     """Make it for one checkpoint: ``own`` is its η·K, ``time`` that of its whole segment."""
     spectrum, basis, network, l2 = prepared.spectrum, prepared.basis, prepared.choice.network, prepared.task.l2
     if spectrum is None or basis is None:
-        raise InfluenceError(
-            f"model.ensemble source needs a spectrum, which {prepared.choice.method} has not",
-            "-s curvature.method=auto",
-        )
+        raise ValueError("a curvature without a spectrum, which the config refuses")
     device = prepared.task.device
     counts = relaxation(spectrum.values + l2, time)
-    left = torch.expm1(-own * spectrum.values).float().to(device)
+    decay = torch.expm1(-own * spectrum.values).float().to(device)
     d_eff, every = spectrum.decided(l2, time)
     kept = min(1.0, d_eff / every) if every > 0 else 1.0
     terminal.say(
@@ -126,9 +121,7 @@ def _source_inverse(
 
     def carry(vectors: Tensor) -> Tensor:
         # exp(−ηK(PΛPᵀ + l2·I)) = e^(−ηK·l2) (I + P(e^(−ηKΛ) − 1)Pᵀ)
-        change = project(vectors) * left
-        back = change @ basis.vectors.T if isinstance(basis, Joint) else full_vectors(network, basis, change)
-        return float(np.exp(-own * l2)) * (vectors + back)
+        return float(np.exp(-own * l2)) * (vectors + parameter_vectors(network, prepared, project(vectors) * decay))
 
     return Inverse(
         lambda coordinates: coordinates * factors,
