@@ -161,7 +161,7 @@ def main() -> None:
     predicted: dict[str, np.ndarray] = {}
 
     def add(found: Datamodeling) -> Datamodeling:
-        predicted.update(zip(found.methods, found.predicted, strict=True))
+        predicted.update(zip(found.methods, found.predicted[:, -1], strict=True))
         return found
 
     one = add(scores(words.work, "one.yaml", {"EK-FAC": "ekfac", "identity": "identity"}))

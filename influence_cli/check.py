@@ -126,9 +126,9 @@ def _task_findings(
         Finding("typical gradient norm", train.typical_norm, "of one example"),
     ]
     sampled = train.count if train.count < len(task.train) else None
-    for text in checkpoint_warnings(
-        train.accuracy, len(task.classes), train.gradient_norm, train.typical_norm, sampled
-    ):
+    # What follows a run needs no minimum.
+    norm = 0.0 if config.model.is_one_run else train.gradient_norm
+    for text in checkpoint_warnings(train.accuracy, len(task.classes), norm, train.typical_norm, sampled):
         terminal.warn(text)
     if task.test is not None:
         test = measure(task, task.test, network, full, terminal, skip, gradients=False)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
-from influence_cli.config_mistakes import first_mistake, place_of
+from influence_cli.config_mistakes import ensemble_mistake, first_mistake, place_of
 from influence_cli.errors import InfluenceError, did_you_mean, near_path
 from influence_cli.user_code import describe
 from influence_cli.yaml_lines import Keys, read_yaml, scalar
@@ -59,6 +59,11 @@ def _layers(value: Any) -> Any:
     return tuple(str(item) if type(item) is int else item for item in items)
 
 
+def _numbers(value: Any) -> Any:
+    """Take one number, for every checkpoint, or a list; null is none."""
+    return tuple(value) if isinstance(value, list) else () if value is None else (value,)
+
+
 def _step(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
@@ -84,6 +89,7 @@ class _Section(BaseModel):
 
 # Strict mode takes no string for a Path; YAML has nothing else.
 _Path = Annotated[Path, BeforeValidator(_path)]
+_Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_numbers)]
 
 
 class TransformStep(_Section):
@@ -94,7 +100,11 @@ class TransformStep(_Section):
 
 
 class ModelConfig(_Section):
-    """The model: what makes it, and its weights."""
+    """The model: what makes it, its weights, and what several checkpoints are to each other (ensemble.py).
+
+    ``learning_rates`` and ``steps`` describe one run: η of each checkpoint, and the optimiser's steps since the
+    checkpoint before it (of the first: since the start). A single number is that of every checkpoint.
+    """
 
     factory: str
     args: dict[str, Any] = {}
@@ -102,6 +112,24 @@ class ModelConfig(_Section):
         tuple[_Path, ...],
         BeforeValidator(lambda value: tuple(_listed(value)) if isinstance(value, str | list) else value),
     ] = Field(min_length=1)
+    ensemble: Literal["mean", "tracin", "source"] = "mean"
+    learning_rates: _Numbers = ()
+    steps: _Numbers = ()
+    segments: int | None = Field(default=None, ge=1)
+
+    @property
+    def is_one_run(self) -> bool:
+        """Say whether the checkpoints are of one run, in order of training: the last one is the model in question."""
+        return self.ensemble != "mean"
+
+    def times(self) -> list[float]:
+        """Give η · steps of each checkpoint: the training time that it stands for; without steps the η alone."""
+        count = len(self.checkpoint)
+        rates, steps = (
+            numbers * count if len(numbers) == 1 else numbers
+            for numbers in (self.learning_rates or (1.0,), self.steps or (1.0,))
+        )
+        return [rate * number for rate, number in zip(rates, steps, strict=True)]
 
 
 class LossConfig(_Section):
@@ -195,6 +223,11 @@ class Config(_Section):
         return place_of(keys, {(): self.path.name, **self._places})
 
     @property
+    def has_unit(self) -> bool:
+        """Say whether influence is in the loss's unit: similarity of gradients is not, unless steps make it so."""
+        return self.curvature.method != "identity" or (self.model.ensemble == "tracin" and bool(self.model.steps))
+
+    @property
     def folder(self) -> Path:
         """Give the folder of the YAML file."""
         return self.path.parent
@@ -234,6 +267,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise first_mistake(error, values, places, _known) from error
     if config.test is not None and config.test.n is not None:
         raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs to train")
+    mistake = ensemble_mistake(config, lambda *keys: place_of(keys, places))
+    if mistake is not None:
+        raise mistake
+    if config.model.ensemble == "tracin":
+        identity = config.curvature.model_copy(update={"method": "identity"})
+        config = config.model_copy(update={"curvature": identity})
     if config.test is not None and config.test.transform is None:
         config = config.model_copy(
             update={"test": config.test.model_copy(update={"transform": config.train.transform})}

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.yaml_lines import Keys
+
+if TYPE_CHECKING:
+    from influence_cli.config import Config
+
+# Curvatures with a basis and a spectrum, which is what SOURCE works on.
+SPECTRAL = ("auto", "explicit", "ekfac", "kfac", "arnoldi")
 
 Known = Callable[[Sequence[str | int]], list[str]]
 
@@ -121,3 +127,58 @@ def place_of(keys: Keys, places: Mapping[Keys, str]) -> str:
         if keys[:length] in places:
             return places[keys[:length]]
     return places[()]
+
+
+def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
+    """Find what does not fit together in what the config says of several checkpoints.
+
+    Args:
+        config: every key by itself is right.
+        where: names the line of a key.
+    """
+    model, kind, count = config.model, config.model.ensemble, len(config.model.checkpoint)
+    given = {"learning_rates": model.learning_rates, "steps": model.steps}
+    first = next((key for key in (*given, "segments") if getattr(model, key)), None)
+    if first is not None and "ensemble" not in model.model_fields_set:
+        return InfluenceError(
+            f"{where('model', first)}: model.{first} is given, but no model.ensemble",
+            "model.ensemble: tracin or source (checkpoints of one run), or mean (independent models, which need none)",
+        )
+    for key, numbers in given.items():
+        if len(numbers) not in (0, 1, count):
+            return InfluenceError(
+                f"{where('model', key)}: model.{key} has {len(numbers)} numbers, model.checkpoint {count} files",
+                "one a checkpoint, in the same order, or a single number for all of them",
+            )
+    if model.segments is not None and model.segments > count:
+        return InfluenceError(
+            f"{where('model', 'segments')}: model.segments is {model.segments}, model.checkpoint has {count} files",
+            "at most one segment a checkpoint; left out, it is that",
+        )
+    if kind == "mean":
+        return None
+    needed = ("learning_rates",) if kind == "tracin" else ("learning_rates", "steps")
+    missing = next((key for key in needed if not given[key]), None)
+    if missing is not None:
+        return InfluenceError(
+            f"{where('model', 'ensemble')}: model.ensemble {kind} needs model.{missing}",
+            "learning_rates: the η of each checkpoint; steps: the optimiser's steps since the checkpoint before it",
+        )
+    method, matrix = config.curvature.method, config.curvature.matrix
+    if kind == "tracin" and method not in ("auto", "identity"):
+        return InfluenceError(
+            f"{where('curvature', 'method')}: model.ensemble tracin has no curvature, curvature.method is {method}",
+            "leave curvature.method out, or use model.ensemble: source, which has one",
+        )
+    if kind == "source" and method not in SPECTRAL:
+        return InfluenceError(
+            f"{where('curvature', 'method')}: model.ensemble source needs a spectrum, which {method} has not",
+            f"curvature.method: one of {', '.join(SPECTRAL)}",
+        )
+    if kind == "source" and matrix == "hessian":
+        return InfluenceError(
+            f"{where('curvature', 'matrix')}: model.ensemble source takes no Hessian: along a negative eigenvalue "
+            "a change grows without bound",
+            "use curvature.matrix: ggn",
+        )
+    return None

@@ -2,19 +2,23 @@
 
 The linear datamodeling score (Park et al. 2023, "TRAK"): what a half leaves out is many examples, whose effect stands
 out from what is random in a training.
+
+Of several checkpoints every number of them is scored by the same retrainings, so that what each one buys is a paired
+difference: the first 1, 2, … of independent models; of one run, which ends in the model that is explained, the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from influence_cli import cluster
 from influence_cli.config import Config
+from influence_cli.ensemble import alone, last_checkpoints
 from influence_cli.facts import TestFacts
 from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.precompute import Prepared, decide, prepare_all
@@ -46,10 +50,11 @@ class Datamodeling:
     Attributes:
         methods: their names.
         tests: int64 [m], positions of the test examples.
-        predicted: [methods, m, subsets], the summed influence of what each subset leaves out.
+        predicted: [methods, checkpoints, m, subsets], the summed influence of what each subset leaves out, by 1, 2, …
+            checkpoints.
         actual: [repeats, m, subsets], the loss after training on each.
-        scores: [methods, m], Spearman's correlation over the subsets, of the loss averaged over repeats.
-        draws: [1,000, methods], mean scores of bootstrap samples of subsets and tests.
+        scores: [methods, checkpoints, m], Spearman's correlation over the subsets, of the loss averaged over repeats.
+        draws: [1,000, methods, checkpoints], mean scores of bootstrap samples of subsets and tests.
     """
 
     methods: tuple[str, ...]
@@ -59,14 +64,19 @@ class Datamodeling:
     scores: np.ndarray
     draws: np.ndarray
 
-    def mean(self, method: int) -> tuple[float, float, float]:
-        """Give a method's score and its 95% interval."""
-        return _interval(float(self.scores[method].mean()), self.draws[:, method])
+    def mean(self, method: int, at: int = -1) -> tuple[float, float, float]:
+        """Give a method's score and its 95% interval, by the checkpoints up to ``at``."""
+        return _interval(float(self.scores[method, at].mean()), self.draws[:, method, at])
 
-    def difference(self, method: int) -> tuple[float, float, float]:
+    def difference(self, method: int, at: int = -1) -> tuple[float, float, float]:
         """Give a method's score less the first method's, and the 95% interval of that, from the same draws."""
-        own = float((self.scores[method] - self.scores[0]).mean())
-        return _interval(own, self.draws[:, method] - self.draws[:, 0])
+        own = float((self.scores[method, at] - self.scores[0, at]).mean())
+        return _interval(own, self.draws[:, method, at] - self.draws[:, 0, at])
+
+    def gain(self, method: int, at: int) -> tuple[float, float, float]:
+        """Give what checkpoint ``at`` > 0 adds to a method's score, and its 95% interval, from the same draws."""
+        own = float((self.scores[method, at] - self.scores[method, at - 1]).mean())
+        return _interval(own, self.draws[:, method, at] - self.draws[:, method, at - 1])
 
     def agreement(self) -> float | None:
         """Give the score that one half of the repeats has on the other: how repeatable the losses are themselves."""
@@ -157,14 +167,15 @@ def datamodeling_score(
             for name, own in methods.items()
         ]
     )
-    mean = actual.mean(axis=0)
+    mean, (methods_, counts) = actual.mean(axis=0), predicted.shape[:2]
+    flat = list(predicted.reshape(methods_ * counts, *mean.shape))
     return Datamodeling(
         tuple(methods),
         positions,
         predicted,
         actual,
-        np.array([lds(values, mean) for values in predicted]),
-        bootstrap_lds(list(predicted), mean),
+        np.array([lds(values, mean) for values in flat]).reshape(methods_, counts, -1),
+        bootstrap_lds(flat, mean).reshape(-1, methods_, counts),
     )
 
 
@@ -191,12 +202,48 @@ def _predictions(
     run: dict[str, Any],
     name: str,
 ) -> np.ndarray:
-    """Sum each method's influence over what each subset leaves out, as it streams by: [tests, subsets]."""
-    terminal.say(f"{name}: influence on {len(selected):,} test examples")
+    """Sum a method's influence over what each subset leaves out, by 1, 2, … checkpoints: [checkpoints, tests, subsets].
+
+    What adds up over checkpoints (independent models, TracIn) takes one scan of each store; SOURCE, where a checkpoint
+    more changes what the others stand for, one scan of each store in use for every number of them.
+    """
+    count, facts = len(stores), list[dict[str, Any]]()
+
+    def sums(own: Config, used: Sequence[Prepared], what: str) -> np.ndarray:
+        terminal.say(f"{name}: influence on {len(selected):,} test examples{what}")
+        facts.append({})
+        return _sums(own, used, selected, removed, terminal, facts[-1])
+
+    if config.model.ensemble == "source":
+        found = [
+            sums(last_checkpoints(config, last), stores[count - last :], f", by the last {last} checkpoints")
+            for last in range(1, count + 1)
+        ]
+        run[name] = facts[-1]
+        return np.array(found)
+    parts = []
+    for number, prepared in enumerate(stores):
+        single = replace(prepared, task=replace(prepared.task, explained=True))
+        parts.append(sums(alone(config), [single], f", checkpoint {number + 1} of {count}" if count > 1 else ""))
+    run[name] = {**facts[-1], "stores": [own["stores"][0] for own in facts]}
+    if config.model.ensemble == "tracin":
+        times = [last_checkpoints(config, last).model.times() for last in range(1, count + 1)]
+        return np.array([np.tensordot(own, parts[count - len(own) :], axes=1) for own in times])
+    return np.cumsum(parts, axis=0) / np.arange(1, count + 1)[:, None, None]
+
+
+def _sums(
+    config: Config,
+    stores: Sequence[Prepared],
+    selected: Sequence[Selected],
+    removed: np.ndarray,
+    terminal: Terminal,
+    run: dict[str, Any],
+) -> np.ndarray:
+    """Sum influence over what each subset leaves out, as it streams by: [tests, subsets]."""
     sums, facts = _Removed(removed), training_facts(stores)
-    own: dict[str, Any] = run.setdefault(name, {})
     for _ in rank_training(
-        stores, selected, config=config, facts=facts, count=1, terminal=terminal, run=own, sinks=[sums]
+        stores, selected, config=config, facts=facts, count=1, terminal=terminal, run=run, sinks=[sums]
     ):
         pass
     return np.concatenate(sums.parts)

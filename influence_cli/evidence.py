@@ -85,7 +85,7 @@ def gather_evidence(
     The processes of a job each run it over a part; the first one forms the opinions, None in the others.
 
     Args:
-        tasks: a task a checkpoint.
+        tasks: a task a checkpoint; of a run only the last takes part.
         split: whose labels; the training split's may be memorised.
         terminal: progress, the diagnosis, warnings.
         skip: go on without examples that cannot be read.
@@ -98,6 +98,7 @@ def gather_evidence(
     readouts: list[_Readouts] = []
     models, losses, soft = [], [], []
     obstacle: InfluenceError | None = None
+    tasks = [task for task in tasks if task.explained]
     for number, task in enumerate(tasks):
         joined = _forward(task, split, terminal, skip, first=number == 0)
         if joined is None:

@@ -74,10 +74,16 @@ class TrainingFacts:
         return np.asarray(self.probabilities.argmax(axis=1))
 
 
+def explained(stores: Sequence[Prepared]) -> list[Prepared]:
+    """Give the checkpoints whose mean makes the predictions: all of independent models, the last of one run."""
+    return [prepared for prepared in stores if prepared.task.explained]
+
+
 def stored_facts(stores: Sequence[Prepared]) -> TrainingFacts:
     """Read labels, losses and outputs of all training examples from the stores."""
     probabilities: np.ndarray | None = None
     losses: np.ndarray | None = None
+    stores = explained(stores)
     for prepared in stores:
         with Store.open(prepared.path) as store:
             store.require_complete()  # another process may have made it anew since
@@ -136,8 +142,9 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False)
 
 
 def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
-    """Run every checkpoint forward and average their probabilities: [b, C], on the CPU."""
+    """Run every checkpoint that is explained forward and average their probabilities: [b, C], on the CPU."""
     total: Tensor | None = None
+    tasks = [task for task in tasks if task.explained]
     for task in tasks:
         with torch.no_grad():
             soft = logits_of(task.model(inputs.to(task.device))).softmax(dim=1).cpu()

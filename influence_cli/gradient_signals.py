@@ -2,7 +2,8 @@
 
 ``self-influence`` is the estimated rise of its own loss if an example were removed; ``test-influence`` the mean
 estimated fall of the test losses if it were (harmful on average: the negative mean influence); ``gradient-norm`` is
-‖gᵢ‖ and ``tracin`` ‖gᵢ‖² averaged over the checkpoints of a run (TracInCP with equal steps, Pruthi et al. 2020).
+‖gᵢ‖ and ``tracin`` ‖gᵢ‖² averaged over the checkpoints of a run (TracInCP, Pruthi et al. 2020), by the rates and steps
+that the config has of them, else alike.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import numpy as np
 from influence_cli import cluster
 from influence_cli.coordinates import squared_norms
 from influence_cli.data import Split, readable_batches
+from influence_cli.ensemble import solved_vectors, test_stores
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TrainingFacts, empty_facts
+from influence_cli.facts import TrainingFacts, empty_facts, explained
 from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
 from influence_cli.precompute import Prepared
@@ -73,15 +75,14 @@ def harm_to_tests(
     chosen = [Selected(int(index), None, int(test.labels[index])) for index in test.indices]
     size = 8 * min(256, min(prepared.batch for prepared in stores))
     groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-    seen, means = mean_gradients(stores, groups, "label", terminal, skip)
+    seen, means = mean_gradients(test_stores(stores, inverses), groups, "label", terminal, skip)
     if not seen:
         raise InfluenceError("no test example could be read", "use another --signal")
     with ExitStack() as stack:
+        share = len(explained(stores))
         streams = [
-            training_products(
-                prepared, removal(inverse.apply(mean), prepared.task.n), facts, len(stores), terminal, skip, stack
-            )
-            for prepared, inverse, mean in zip(stores, inverses, means, strict=True)
+            training_products(prepared, removal(s, prepared.task.n), facts, share, terminal, skip, stack)
+            for prepared, s in zip(stores, solved_vectors(inverses, means), strict=True)
         ]
         influence = _gathered(stores, streams)
     _require_finite(influence, "mean influence on the test examples", stores[0].task.train)

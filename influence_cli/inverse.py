@@ -22,6 +22,21 @@ ENOUGH = 0.5
 NEARLY_ALL = 0.99
 
 
+@dataclass(frozen=True)
+class Passage:
+    """How a change of the parameters passes through the part of a run that a checkpoint stands for (ensemble.py).
+
+    Attributes:
+        segment: number of the segment that the checkpoint is in.
+        project: vectors over the parameters [m, p] to the checkpoint's coordinates [m, k].
+        carry: vectors over the parameters [m, p] at the end of that part to those at its beginning.
+    """
+
+    segment: int
+    project: Callable[[Tensor], Tensor]
+    carry: Callable[[Tensor], Tensor]
+
+
 @dataclass
 class Inverse:
     """The inverse curvature of one checkpoint.
@@ -38,6 +53,7 @@ class Inverse:
         solves: what a solver did, a call each.
         at: the same inverse at another λ, from what is known already; it raises at a pole. None where another λ takes
             a solve.
+        passage: of a checkpoint of a run under SOURCE; None elsewhere.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -50,6 +66,7 @@ class Inverse:
     smallest: float | None = None
     solves: list[SolveInfo] = field(default_factory=list)
     at: Callable[[Damping], Inverse] | None = None
+    passage: Passage | None = None
 
 
 def make_inverse(
@@ -105,12 +122,17 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
     terminal.say(
         f"effective dimension {whole:,.1f}; {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
     )
+    warn_of_span(prepared, kept, "the effective dimension", "raise gradients.budget or the damping", terminal)
+    return inverse
+
+
+def warn_of_span(prepared: Prepared, kept: float, of: str, remedy: str, terminal: Terminal) -> None:
+    """Say where what a store keeps is too little to stand for the whole."""
     if kept < (ENOUGH if prepared.choice.is_layered else NEARLY_ALL):
         terminal.warn(
-            f"the store keeps {kept:.1%} of the effective dimension: influence is restricted to the span of the kept "
-            "coordinates; raise gradients.budget or the damping, or use --on-the-fly, which keeps all"
+            f"the store keeps {kept:.1%} of {of}: influence is restricted to the span of the kept "
+            f"coordinates; {remedy}, or use --on-the-fly, which keeps all"
         )
-    return inverse
 
 
 def _divided(spectrum: Spectrum, damping: Damping, l2: float) -> Inverse:

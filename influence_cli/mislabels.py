@@ -226,7 +226,8 @@ def _gradient_signals(
         norms = np.stack(gradient_norms(stores, split, terminal, skip))
         signals["gradient-norm"] = norms.mean(axis=0)
         if "tracin" in wanted:
-            signals["tracin"] = (norms**2).mean(axis=0)
+            weights = config.model.times() if config.model.is_one_run else None
+            signals["tracin"] = np.average(norms**2, axis=0, weights=weights)
     describe_run(stores, inverses, run, terminal)
     cluster.hear(terminal.warnings, terminal.warn)
     return signals

@@ -22,6 +22,7 @@ from torch import Tensor
 from influence_cli.config import Config
 from influence_cli.coordinates import products
 from influence_cli.data import Batch, read_batches, refuse_unreadable
+from influence_cli.ensemble import solved_vectors, test_stores
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts
 from influence_cli.loo import explained_outputs, is_convex, to_minimum
@@ -192,13 +193,14 @@ def perturb_image(
     again = _Again(stores, batch, terminal) if retrain else None
     inverses = make_inverses(stores, config, terminal, strict)
     found: list[Perturbed] = []
-    size = group_size(stores, 1)
+    asked = test_stores(stores, inverses)
+    size = group_size([*stores, *asked], 1)
     for start in range(0, len(selected), size):
         group = selected[start : start + size]
-        tests, rows = test_gradients(stores, group, target, terminal, skip=False)
+        tests, rows = test_gradients(asked, group, target, terminal, skip=False)
         vectors = [
-            parameter_vectors(prepared.choice.network, prepared, inverse.apply(own))
-            for prepared, inverse, own in zip(stores, inverses, rows, strict=True)
+            parameter_vectors(prepared.choice.network, prepared, s)
+            for prepared, s in zip(stores, solved_vectors(inverses, rows), strict=True)
         ]
         held = again.held_out(group, tests) if again is not None else None
         for number, test in enumerate(tests):

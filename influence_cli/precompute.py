@@ -183,7 +183,7 @@ def prepare(
             remove_fits(path)  # a kill can leave it beside the store that has the whole curvature
             fill_store(task, choice.network, basis, path, todo, terminal, skip_unreadable)
     prepared = _prepared(task, choice, path, basis, spectrum, started)
-    return _remark(prepared, terminal)
+    return _remark(prepared, terminal, a_run=config.model.is_one_run)
 
 
 def _to_do(task: Task, path: Path, wanted: dict[str, str], overwrite: bool, repair: bool) -> tuple[bool, bool, bool]:
@@ -308,8 +308,8 @@ def _summarise(path: Path) -> np.ndarray:
     return total
 
 
-def _remark(prepared: Prepared, terminal: Terminal) -> Prepared:
-    """Say what the complete store shows: skipped examples, accuracy near chance."""
+def _remark(prepared: Prepared, terminal: Terminal, *, a_run: bool) -> Prepared:
+    """Say what the complete store shows: skipped examples, accuracy near chance, no minimum (a run needs none)."""
     task = prepared.task
     with Store.open(prepared.path) as store:
         state, outputs, labels = store.column("state"), store.column("outputs"), store.column("labels")
@@ -324,6 +324,7 @@ def _remark(prepared: Prepared, terminal: Terminal) -> Prepared:
         raise InfluenceError(f"{task.train.where}: no training example could be read")
     accuracy = float((outputs[read].argmax(1) == labels[read]).mean())
     typical = float(np.sqrt(summary[-1])) if summary is not None else 0.0
-    for text in checkpoint_warnings(accuracy, len(task.classes), prepared.gradient_norm or 0.0, typical):
+    norm = 0.0 if a_run else prepared.gradient_norm or 0.0
+    for text in checkpoint_warnings(accuracy, len(task.classes), norm, typical) if task.explained else ():
         terminal.warn(text)
     return prepared

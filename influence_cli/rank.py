@@ -19,8 +19,9 @@ from torch import Tensor
 from influence_cli import cluster
 from influence_cli.config import Config
 from influence_cli.data import Split, read_batches, refuse_unreadable
+from influence_cli.ensemble import solved_vectors, source_inverses, test_stores, weighted
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TestFacts, TrainingFacts, add_up, empty_facts, stored_facts
+from influence_cli.facts import TestFacts, TrainingFacts, add_up, empty_facts, explained, stored_facts
 from influence_cli.inverse import Inverse, make_inverse
 from influence_cli.iterative import Limits
 from influence_cli.memory import available_bytes
@@ -108,20 +109,21 @@ def rank_training(
     """
     run = {} if run is None else run
     inverses = make_inverses(stores, config, terminal, strict)
+    asked = test_stores(stores, inverses)
     # The numbers that sinks take of other processes are held until all of them are there.
     takes = cluster.size() > 1 and any(cluster.gathered(bool(sinks)))
-    size = group_size(stores, None if count is None or takes else 2 * count)
+    size = group_size([*stores, *asked], None if count is None or takes else 2 * count)
     groups = [selected[start : start + size] for start in range(0, len(selected), size)]
     seen: list[TestFacts] = []
     if aggregate:
-        seen, means = mean_gradients(stores, groups, target, terminal, skip_unreadable)
+        seen, means = mean_gradients(asked, groups, target, terminal, skip_unreadable)
         if seen:
             rest = (facts, count, terminal, skip_unreadable, run, sinks, takes, normalise)
             yield Group(seen, _strongest(stores, inverses, means, [None], *rest))
     elif stores[0].on_the_fly and len(groups) > 1:
         terminal.say(f"on the fly in {len(groups)} groups of {size:,} test examples: a pass over the data each")
     for group in [] if aggregate else groups:
-        tests, gradients = test_gradients(stores, group, target, terminal, skip_unreadable)
+        tests, gradients = test_gradients(asked, group, target, terminal, skip_unreadable)
         seen += tests
         if tests:
             rest = (facts, count, terminal, skip_unreadable, run, sinks, takes, normalise)
@@ -160,7 +162,8 @@ def rank_tests(
 ) -> tuple[list[TestFacts], np.ndarray]:
     """Turn the question round: which test examples does training example ``index`` help and hurt?
 
-    H is symmetric, so influence[t, i] = (1/n) g_tᵀ (H + (l2 + λ)I)⁻¹ gᵢ needs one inverse, that of gᵢ.
+    H is symmetric, so influence[t, i] = (1/n) g_tᵀ (H + (l2 + λ)I)⁻¹ gᵢ needs one inverse, that of gᵢ. A run under
+    SOURCE is followed from each test example, as in ``rank_training``.
 
     Returns:
         All test examples, and influence [m].
@@ -171,20 +174,23 @@ def rank_tests(
     inverses = make_inverses(stores, config, terminal, strict)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)
-    solved = [
-        inverse.apply(prepared.coordinates(batch.inputs, batch.targets)[0])
-        for prepared, inverse in zip(stores, inverses, strict=True)
-    ]
+    asked = test_stores(stores, inverses)
+    own = [prepared.coordinates(batch.inputs, batch.targets)[0] for prepared in stores]
+    is_path = inverses[-1].passage is not None
+    if not is_path:
+        own = solved_vectors(inverses, own)
     tests: list[TestFacts] = []
     values: list[np.ndarray] = []
     test = stores[0].task.test_split()
     everything = [Selected(int(i), None, int(test.labels[i])) for i in test.indices]
-    size = group_size(stores, 1)
+    size = group_size([*stores, *asked], 1)
     for start in range(0, len(everything), size):
-        group, gradients = test_gradients(stores, everything[start : start + size], target, terminal, skip_unreadable)
+        group, gradients = test_gradients(asked, everything[start : start + size], target, terminal, skip_unreadable)
+        if is_path and group:
+            gradients = solved_vectors(inverses, gradients)
         columns = [
             influence(s, gradient, prepared.task.n)[0]
-            for prepared, s, gradient in zip(stores, solved, gradients, strict=True)
+            for prepared, s, gradient in zip(stores, own, gradients, strict=True)
         ]
         tests += group
         values.append((sum(columns[1:], columns[0]) / len(stores)).cpu().numpy())
@@ -212,9 +218,12 @@ def make_inverses(
     stores: Sequence[Prepared], config: Config, terminal: Terminal, strict: bool = False
 ) -> list[Inverse]:
     """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver has to converge."""
-    given = config.curvature
+    given, kind = config.curvature, config.model.ensemble
+    if kind == "source":
+        return source_inverses(stores, config, terminal)
     limits = Limits(given.tolerance, given.max_iterations, strict)
-    return [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
+    inverses = [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
+    return weighted(inverses, config.model.times()) if kind == "tracin" else inverses
 
 
 def _strongest(
@@ -238,6 +247,7 @@ def _strongest(
     plain = min(COMPARED, m) if compare else 0
     first = facts if not facts.read.any() else None
     running, similar = Running(m, count), np.zeros((2, plain, n if plain else 0), dtype=np.float32)
+    solved, share = solved_vectors(inverses, gradients), len(explained(stores))
     # Of several checkpoints the means of influence and of norms are divided: the signs stay those of influence.
     sizes = test_norms(normalise, inverses, gradients)
     against = None if sizes is None else sizes.double().numpy()
@@ -245,10 +255,12 @@ def _strongest(
         sink.begin(tests)
     with ExitStack() as stack:
         streams = []
-        for prepared, inverse, own in zip(stores, inverses, gradients, strict=True):
-            left = torch.cat([removal(inverse.apply(own), prepared.task.n), own[:plain]])
+        lefts = [removal(s, prepared.task.n) for prepared, s in zip(stores, solved, strict=True)]
+        if plain:
+            lefts = [torch.cat([left, own[:plain]]) for left, own in zip(lefts, gradients, strict=True)]
+        for prepared, inverse, left in zip(stores, inverses, lefts, strict=True):
             own_norms = None if normalise == NONE else Norms(normalise, inverse)
-            streams.append(training_products(prepared, left, first, len(stores), terminal, skip, stack, own_norms))
+            streams.append(training_products(prepared, left, first, share, terminal, skip, stack, own_norms))
         held: list[tuple[slice, np.ndarray]] = []
         for where, values in averaged(streams):
             scores, others = values[:m], values[m : m + plain]

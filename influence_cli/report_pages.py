@@ -15,7 +15,7 @@ from influence_cli.attribution import attribution_cards
 from influence_cli.config import Config
 from influence_cli.data import Split, file_input, raw_image
 from influence_cli.errors import InfluenceError, near_path
-from influence_cli.facts import TestFacts, TrainingFacts
+from influence_cli.facts import TestFacts, TrainingFacts, explained
 from influence_cli.normalise import MEANING
 from influence_cli.precompute import Prepared
 from influence_cli.rank import Group
@@ -65,7 +65,8 @@ def rank_page(
     values, labels = kept[:, read].astype(np.float64), facts.labels[read]
     pixels: Sequence[Card | None] = [None] * len(tests)
     if attribution is not None:
-        pixels = attribution_cards(prepared.task, group.tests[:SHOWN], attribution, len(stores), session.terminal)
+        models = explained(stores)
+        pixels = attribution_cards(models[0].task, group.tests[:SHOWN], attribution, len(models), session.terminal)
     sections = []
     for test, found, own, beside in zip(tests, group.strongest, values, pixels, strict=False):
         heading = f"Mean over {len(group.tests)} test examples" if test is None else test_title(test, classes)
@@ -96,8 +97,7 @@ def rank_page(
         notes.append(f"Of each row the first {shown} images are shown; the rows of the result have all {count:,}.")
     meaning = [
         "Influence is the estimated rise of the test example's loss if one training example were removed and the "
-        "model trained again"
-        + (", in nats." if prepared.choice.method != "identity" else "; under identity it is gᵗg/n, without a unit."),
+        "model trained again" + (", in nats." if session.config.has_unit else "; similarity of gradients has no unit."),
         "Above zero the example is helpful: removing it hurts. Below zero it is harmful: removing it helps.",
         "Look at the harmful ones first: a wrong label, a duplicate with another label, or a case that the classes do "
         "not cover.",
@@ -225,9 +225,12 @@ def path_fact(split: Split, index: int) -> tuple[tuple[str, str], ...]:
 def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared], method: str = "") -> str:
     """Say what was run on what: model, data, method, curvature where there is any, seconds."""
     task, config = tasks[0], session.config
+    if config.model.is_one_run:
+        source = f"{tasks[-1].checkpoint.name}, the last of {len(tasks)} checkpoints of a run ({config.model.ensemble})"
+    else:
+        source = task.checkpoint.name + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
     found = (
-        f"{config.model.factory} from {task.checkpoint.name}"
-        + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
+        f"{config.model.factory} from {source}"
         + f", {_data_name(config)}: {len(task.train):,} training examples of {len(task.classes)} classes"
         + (f"; {method}" if method else "")
     )

@@ -40,6 +40,20 @@ def preconditioned(coordinates: Tensor, spectrum: Tensor | None, shift: float | 
     return coordinates * inverse.to(coordinates)
 
 
+def relaxation(spectrum: Tensor, time: float) -> Tensor:
+    """Compute (1 − e^(−time·σ))/σ, how much of a gradient along σ gradient descent has followed: 1/σ in the end.
+
+    Args:
+        spectrum: σ = Λ + l2 [k], float64.
+        time: η·K, rate times steps; the limit at σ → 0.
+
+    Returns:
+        [k], in (0, time] for σ ≥ 0.
+    """
+    safe = torch.where(spectrum == 0, 1.0, spectrum)
+    return torch.where(spectrum == 0, time, -torch.expm1(-time * safe) / safe)
+
+
 def removal(product: Array, n: int) -> Array:
     """Turn s_testᵀgᵢ into influence: the estimated rise of the loss if example i is removed, + (1/n) s_testᵀgᵢ."""
     return product / n

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from influence_cli.blocks import Block, groups, joined
 from influence_cli.curvature.damping import Damping
-from influence_cli.scores import effective_dimension
+from influence_cli.scores import effective_dimension, relaxation
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,23 @@ class Spectrum:
             beyond = max(0.0, group.trace - float(own.clamp_min(0).sum()))
             whole += effective_dimension(own, l2 + value) + (beyond / (l2 + value) if beyond else 0.0)
         return kept, whole
+
+    def decided(self, l2: float, time: float) -> tuple[float, float]:
+        """Compute ΣΛ(1 − e^(−time·(Λ + l2)))/(Λ + l2) of the kept coordinates, and of all (or a bound).
+
+        It is to a training of that time what the effective dimension is to λ: the directions that it has decided.
+        """
+
+        def dimension(values: Tensor) -> float:
+            positive = values.double().clamp_min(0)
+            return float((positive * relaxation(positive + l2, time)).sum())
+
+        whole = 0.0
+        for number, group in enumerate(self.groups):
+            own = self.values[self.owner == number]
+            beyond = max(0.0, group.trace - float(own.clamp_min(0).sum()))
+            whole += dimension(group.whole) if group.whole is not None else dimension(own) + time * beyond
+        return dimension(self.values), whole
 
 
 def joint(values: Tensor, *, size: int, trace: float, smallest: float) -> Spectrum:

@@ -26,6 +26,7 @@ from influence_cli.precompute import Prepared
 from influence_cli.probe import check_finite
 from influence_cli.scores import removal
 from influence_cli.store import Store
+from influence_cli.task import Task
 from influence_cli.terminal import Advance, Terminal
 
 Piece = tuple[slice, np.ndarray]
@@ -49,7 +50,7 @@ def training_products(
         prepared: of one checkpoint.
         left: [m, k].
         facts: filled in on the fly; None where they are known.
-        share: number of checkpoints.
+        share: number of checkpoints that are explained.
         terminal: progress, skipped examples.
         skip: go on without examples that cannot be read.
         stack: keeps the progress of a scan on show until it is left.
@@ -121,7 +122,7 @@ def direct_products(
         prepared: with every coordinate of its basis.
         left: [m, k].
         facts: filled in on the way; losses and probabilities are divided by ``share``.
-        share: number of checkpoints.
+        share: number of checkpoints that are explained.
         terminal: progress, skipped examples.
         skip: go on without examples that cannot be read.
         norms: of the training gradients, by a second layer pass: the last row of a piece.
@@ -135,7 +136,7 @@ def direct_products(
             if size is not None:
                 values = torch.cat([values, size(batch).to(values)[:, None]], dim=1)
             check_finite(task.train, batch, losses, values)
-            at = _note(facts, batch.indices, losses, outputs, share)
+            at = _note(task, facts, batch.indices, losses, outputs, share)
             yield from rows.pieces(at, values.T.cpu().numpy())
             advance(len(batch))
     yield from rows.rest(len(left) + (norms is not None))
@@ -158,7 +159,7 @@ def direct_self_influence(
                     raise ValueError("self-influence would take a solve an example")
                 values = inverse.own(rows)
             check_finite(task.train, batch, losses, values[:, None])
-            at = _note(facts, batch.indices, losses, outputs, share)
+            at = _note(task, facts, batch.indices, losses, outputs, share)
             yield from places.pieces(at, removal(values, task.n)[None].cpu().numpy())
             advance(len(batch))
     yield from places.rest(1)
@@ -197,10 +198,13 @@ def _batches(prepared: Prepared, terminal: Terminal, skip: bool) -> Iterator[Bat
     return readable_batches(split, own, prepared.batch, workers(prepared.task), skip=skip, tell=terminal.warn)
 
 
-def _note(facts: TrainingFacts, indices: np.ndarray, losses: Tensor, outputs: Tensor, share: int) -> np.ndarray:
+def _note(
+    task: Task, facts: TrainingFacts, indices: np.ndarray, losses: Tensor, outputs: Tensor, share: int
+) -> np.ndarray:
     at = np.searchsorted(facts.indices, indices)
-    facts.losses[at] += losses.float().cpu().numpy() / share
-    facts.probabilities[at] += outputs.float().softmax(dim=1).cpu().numpy() / share
+    if task.explained:
+        facts.losses[at] += losses.float().cpu().numpy() / share
+        facts.probabilities[at] += outputs.float().softmax(dim=1).cpu().numpy() / share
     facts.read[at] = True
     return at
 

@@ -46,6 +46,8 @@ class Task:
         device: where the model is.
         convex_loss: whether the loss is known to be convex in the outputs.
         seed: of everything random here.
+        explained: whether predictions and losses are reported of this checkpoint: of all independent models their
+            mean, of a run's checkpoints only the last.
         terminal: told how data will be read.
     """
 
@@ -61,6 +63,7 @@ class Task:
     device: torch.device
     convex_loss: bool
     seed: int
+    explained: bool = True
     terminal: Terminal = field(default_factory=lambda: Terminal(quiet=True), compare=False)
 
     @cached_property
@@ -113,10 +116,9 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
                 f"{config.where('train', 'n')}: train.n is {n}, but the data set has {len(train)} examples in use",
                 "n is the size of the set that the checkpoint was trained on; leave it out if that is all of this one",
             )
-        told = terminal or Terminal(quiet=True)
-        tasks.append(
-            Task(model, loss, loss_name, train, test, classes, config.l2, n, path, device, convex, config.seed, told)
-        )
+        explained = not config.model.is_one_run or number + 1 == len(config.model.checkpoint)
+        rest = (device, convex, config.seed, explained, terminal or Terminal(quiet=True))
+        tasks.append(Task(model, loss, loss_name, train, test, classes, config.l2, n, path, *rest))
     return tasks
 
 

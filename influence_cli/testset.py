@@ -34,7 +34,7 @@ def test_gradients(
     tasks = [prepared.task for prepared in stores]
     facts: list[TestFacts] = []
     rows: list[list[Tensor]] = [[] for _ in stores]
-    size = min(256, min(prepared.batch for prepared in stores))
+    size, share = min(256, min(prepared.batch for prepared in stores)), sum(task.explained for task in tasks)
     own_part = selected[cluster.share(len(selected))]
     with terminal.progress(len(own_part), "test gradients") as advance:
         for batch, chosen in selected_batches(tasks[0], own_part, size, terminal, skip):
@@ -46,7 +46,8 @@ def test_gradients(
                 gradients, part, _ = prepared.coordinates(batch.inputs, targets)
                 check_gradients(tasks[0].test or tasks[0].train, batch, part, gradients)
                 own.append(gradients)
-                losses += part.float().cpu() / len(stores)
+                if prepared.task.explained:
+                    losses += part.float().cpu() / share
             split = tasks[0].test
             for j, item in enumerate(chosen):
                 path = str(item.file) if item.file is not None else split.path(item.index or 0) if split else None

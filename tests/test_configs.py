@@ -67,12 +67,13 @@ def lay_out(name: str, folder: Path, mnist: Path) -> list[str]:
     elif name == "mnist_svm.yaml":
         (folder / "data").symlink_to(mnist)
         untrained(folder, "./svm.py:linear_svm", ["mnist_svm.pt"])
-    elif name == "ensemble.yaml":
+    elif name in ("ensemble.yaml", "one_run.yaml"):
         from torchvision.datasets import FashionMNIST
 
         (folder / "data").mkdir()
         unpack(folder / "data", shared("fashion-mnist") / "FashionMNIST", FashionMNIST)
-        untrained(folder, "./models.py:softmax_regression", [f"runs/seed{seed}.pt" for seed in range(3)])
+        runs = [f"runs/seed{seed}.pt" for seed in range(3)] + [f"runs/epoch{epoch:02d}.pt" for epoch in (2, 4, 6)]
+        untrained(folder, "./models.py:softmax_regression", runs)
     elif name == "cifar10_resnet20.yaml":
         shutil.copyfile(shared("weights") / "resnet20-12fca82f.th", folder / "resnet20-12fca82f.th")
         (folder / "mosaics.py").write_text(MOSAICS)

@@ -14,7 +14,7 @@ from influence_cli.config import Config, DataConfig, load_config
 # Every key that the design documents, by section; "" for the top.
 KEYS = {
     "": {"model", "loss", "l2", "train", "test", "gradients", "curvature", "training", "device", "precision", "seed"},
-    "model": {"factory", "args", "checkpoint"},
+    "model": {"factory", "args", "checkpoint", "ensemble", "learning_rates", "steps", "segments"},
     "train": {"dataset", "args", "labels", "exclude", "n", "transform"},
     "test": {"dataset", "args"},
     "gradients": {"store", "layers", "budget", "store_dtype", "block"},
@@ -65,6 +65,8 @@ def test_what_it_does_not_need_to_say_it_says_as_it_is(starter: Path) -> None:
     plain = load_config(starter)
     for name in ("loss", "l2", "gradients", "curvature", "device", "seed"):
         assert getattr(config, name) == getattr(plain, name), name
+    for name in ("ensemble", "learning_rates", "steps", "segments"):
+        assert getattr(config.model, name) == getattr(plain.model, name), name
     for name in ("labels", "exclude", "n"):
         assert getattr(config.train, name) == getattr(plain.train, name), name
 

@@ -458,10 +458,10 @@ def test_the_interval_of_a_difference_is_paired() -> None:
     found = Datamodeling(
         ("a", "b"),
         np.arange(30),
-        predicted,
+        predicted[:, None],
         actual,
-        np.array([lds(values, actual[0]) for values in predicted]),
-        bootstrap_lds([first, second], actual[0], draws=200),
+        np.array([[lds(values, actual[0])] for values in predicted]),
+        bootstrap_lds([first, second], actual[0], draws=200)[:, :, None],
     )
     value, low, high = found.difference(1)
     assert low <= value <= high

@@ -210,7 +210,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         "test_examples": len(found.tests),
         "worst_by_chance": doubt.by_chance,
     }
-    sentence = verdict(found, doubt, "" if stores[0].choice.method == "identity" else " nats")
+    sentence = verdict(found, doubt, " nats" if session.config.has_unit else "")
     session.run["verdict"] = sentence
     truth = retrained(found, actual) if actual else ""
     if truth:

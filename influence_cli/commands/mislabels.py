@@ -145,17 +145,21 @@ def command(
         files=(report, plot),
         dialects=DIALECTS,
     )
-    if damping_sweep:
-        from influence_cli.sweep import check_method
-
-        check_method(session.config.curvature.method)
     from influence_cli.config import SOLVERS
+    from influence_cli.ensemble import refuse_source
     from influence_cli.explain import COLUMNS as EXPLAINED
     from influence_cli.explain import explain_rows, row_among
     from influence_cli.label_files import read_truth
     from influence_cli.mislabels import find_mislabels, wanted_signals
     from influence_cli.probability_files import read_probabilities
 
+    if signal == "self-influence" or damping_sweep:
+        option = "--damping-sweep" if damping_sweep else "--signal self-influence"
+        refuse_source(session.config, option, "there is no self-influence")
+    if damping_sweep:
+        from influence_cli.sweep import check_method
+
+        check_method(session.config.curvature.method)
     tasks = load(session)
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     classes = tasks[0].classes
@@ -174,7 +178,7 @@ def command(
         on=on,
         checkpoints=len(tasks),
         tests=tasks[0].test is not None,
-        solves=session.config.curvature.method in SOLVERS,
+        solves=session.config.curvature.method in SOLVERS or session.config.model.ensemble == "source",
         probabilities=probabilities is not None,
     )
     if damping_sweep:

@@ -173,15 +173,19 @@ def command(
         output=output,
         files=(matrix, report, plot),
     )
+    from influence_cli.ensemble import refuse_source
+
     if normalise != "none":
         from influence_cli.normalise import check_normalise
 
         check_normalise(normalise, session.config.curvature.method)
+        refuse_source(session.config, f"--normalise {normalise}", "there is no inverse curvature to measure a norm by")
         session.run["normalise"] = normalise
     if damping_sweep:
         from influence_cli.sweep import check_method
 
         check_method(session.config.curvature.method)
+        refuse_source(session.config, "--damping-sweep", "there is no λ")
     count = None if all_ else top
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable, strict)
@@ -269,7 +273,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     if options.matrix is not None:
         session.terminal.say(f"wrote {options.matrix}")
     if options.plot is not None and held is not None:
-        classes, unit = tasks[0].classes, "nats" if stores[0].choice.method != "identity" else ""
+        classes, unit = tasks[0].classes, "nats" if session.config.has_unit else ""
         title = plot_title(kept[0], classes, options.aggregate)
         plot_influence(options.plot, held.values[0], facts.labels, classes, title, unit)
         session.terminal.say(f"wrote {options.plot}")

@@ -58,6 +58,10 @@ LDS_COLUMNS = (
     "subsets",
     "repeats",
     "tests",
+    "checkpoints",
+    "gain",
+    "gain_low",
+    "gain_high",
 )
 # Correlations from which estimates count as right and as roughly so; how far a slope may be from 1.
 RIGHT, ROUGHLY, NEARLY_ONE = 0.99, 0.8, 0.05
@@ -100,7 +104,8 @@ def command(
 
     Without --loo and --lds nothing is trained: is s_test solved, is the checkpoint a minimum, what does the store keep?
     --loo compares estimated with actual changes of a loss. --lds is the test for deep networks; its trainings are kept
-    and shared by all processes that run the same command, and go on after a kill. Both train by the function that
+    and shared by all processes that run the same command, and go on after a kill. Of several checkpoints every number
+    of them has a row (of one run the last ones), and gain is what one more adds. Both train by the function that
     training: names in the config, but --loo retrains an output layer under a convex loss by itself (an SVM that
     smooth_hinge explains: by training:, if there is one, for that is what trained it).
 
@@ -136,9 +141,11 @@ def command(
 
 def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
+    from influence_cli.ensemble import refuse_source
     from influence_cli.precompute import prepare_all
     from influence_cli.self_check import check_estimates
 
+    refuse_source(session.config, "verify without --lds", "there is no s_test to check")
     tasks = load(session)
     selected = _select(session, tasks, words)
     stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
@@ -268,7 +275,7 @@ def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods:
 
     own = loaded.curvature.method
     if methods is None:
-        return {own: loaded}
+        return {loaded.model.ensemble if loaded.model.is_one_run else own: loaded}
     configs = {}
     for name in (part.strip() for part in methods.split(",")):
         if name in configs:
@@ -327,21 +334,33 @@ def _describe_lds(session: Session, found: Datamodeling) -> None:
             value, low, high = found.difference(number)
             verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
             say(f"{name} is {verdict} {found.methods[0]}: difference {value:+.3f} ({low:+.3f} to {high:+.3f})")
+        for at in range(1, found.scores.shape[1]):
+            value, low, high = found.gain(number, at)
+            verdict = "adds" if low > 0 else "costs" if high < 0 else "changes nothing that can be told:"
+            say(f"{name}: checkpoint {at + 1} {verdict} {value:+.3f} ({low:+.3f} to {high:+.3f})")
 
 
 def lds_rows(found: Datamodeling) -> Iterator[dict[str, object]]:
-    """Give the rows of --lds: a method each, the differences to the first."""
+    """Give the rows of --lds: a method and number of checkpoints each, all of them last.
+
+    difference is to the first method by as many checkpoints, gain to the same method by one fewer.
+    """
     repeats, tests, subsets = found.actual.shape
+    none = (None, None, None)
     for number, name in enumerate(found.methods):
-        value, low, high = found.mean(number)
-        difference = found.difference(number) if number else (None, None, None)
-        yield {
-            "method": name,
-            "lds": value,
-            "low": low,
-            "high": high,
-            **dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True)),
-            "subsets": subsets,
-            "repeats": repeats,
-            "tests": tests,
-        }
+        for at in range(found.scores.shape[1]):
+            value, low, high = found.mean(number, at)
+            difference = found.difference(number, at) if number else none
+            gain = found.gain(number, at) if at else none
+            yield {
+                "method": name,
+                "lds": value,
+                "low": low,
+                "high": high,
+                **dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True)),
+                "subsets": subsets,
+                "repeats": repeats,
+                "tests": tests,
+                "checkpoints": at + 1,
+                **dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True)),
+            }

@@ -1,0 +1,205 @@
+"""Several checkpoints: independent models, or checkpoints of one run with their part of its training.
+
+``mean``    independent models: influence is averaged (``model.ensemble``, the default).
+``tracin``  one run, no curvature (TracInCP: Pruthi et al., NeurIPS 2020, "Estimating training data influence by tracing
+            gradient descent", section 3.2). A step of SGD at weights w on a batch of B draws example i with probability
+            B/n and then moves along −(η/B) gᵢ(w), which to first order lowers the loss of t by (η/B) g_t(w)ᵀgᵢ(w): in
+            expectation (η/n) g_tᵀgᵢ a step. Without i these steps are missing; with K_c steps at rate η_c for which
+            checkpoint c stands,
+
+                influence[t, i] = (1/n) Σ_c η_c K_c g_t(w_c)ᵀ gᵢ(w_c)
+
+            in the loss's unit. Without ``steps`` K_c = 1: the score is relative, without a unit.
+``source``  one run, each part with its curvature (SOURCE: Bae et al., NeurIPS 2024, "Training data attribution via
+            approximate unrolling"). Training is cut into segments; in segment ℓ curvature H_ℓ, gradients and rate count
+            as constant. A step without i leaves out −(η/n) gᵢ, and each later step multiplies what that has changed by
+            I − ηH (H with l2); summed over a segment's K steps, and passed through the segments after it,
+
+                influence[t, i] = (1/n) Σ_ℓ vᵀ (Π_{ℓ' > ℓ} exp(−η_ℓ' K_ℓ' H_ℓ')) r_ℓ,   v = ∇L(z_t) at the end,
+                r_ℓ = (I − exp(−η_ℓ K_ℓ H_ℓ)) H_ℓ⁻¹ gᵢ
+
+            As K grows, a single segment is ordinary influence with λ = 0; without curvature it is TracIn with v for
+            g_t(w_c). No λ is needed: (1 − e^(−ηKσ))/σ is at most ηK.
+
+What is approximate here beyond the paper: a store has the basis and spectrum of its own checkpoint, so that r_ℓ is the
+mean over a segment's checkpoints of theirs (in the paper that of their mean curvature and gradient), and a segment's
+exp is the product of its checkpoints', each over its own steps: the same where their curvatures commute, and where each
+checkpoint is a segment of its own (``segments`` left out). A kept part of a basis restricts gᵢ to its span; v passes
+through whole, what is outside the span by the curvature l2. Under momentum β the rate to give is η/(1 − β). For Adam
+and other rates a parameter both are no more than an analogy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.config import Config
+from influence_cli.coordinates import Blocks, vector_coordinates
+from influence_cli.errors import InfluenceError, counted
+from influence_cli.inverse import Inverse, Passage, warn_of_span
+from influence_cli.precompute import Prepared
+from influence_cli.scores import relaxation
+from influence_cli.streams import parameter_vectors
+from influence_cli.terminal import Terminal
+
+
+def weighted(inverses: Sequence[Inverse], times: Sequence[float]) -> list[Inverse]:
+    """Weight the scores of each checkpoint, so that their mean is Σ_c (weight_c × score of c).
+
+    Args:
+        inverses: one a checkpoint.
+        times: weights: η_c K_c.
+    """
+    return [_scaled(inverse, len(times) * time) for inverse, time in zip(inverses, times, strict=True)]
+
+
+def _scaled(inverse: Inverse, scale: float) -> Inverse:
+    own = inverse.own
+    return replace(
+        inverse,
+        apply=lambda coordinates: scale * inverse.apply(coordinates),
+        own=None if own is None else lambda rows: scale * own(rows),
+    )
+
+
+def segments_of(count: int, segments: int | None) -> list[int]:
+    """Cut checkpoints into consecutive segments, as even as can be: the segment of each; None for one each."""
+    parts = np.array_split(np.arange(count), min(segments or count, count))
+    return [number for number, part in enumerate(parts) for _ in part]
+
+
+def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[Inverse]:
+    """Make what SOURCE has in place of the inverse curvature, for every checkpoint.
+
+    Args:
+        stores: what was prepared for each checkpoint, in order of training.
+        config: for the rates, steps and segments of ``model``.
+        terminal: takes what is said in place of λ.
+    """
+    times, count = config.model.times(), len(stores)
+    owner = segments_of(count, config.model.segments)
+    whole = [sum(time for time, own in zip(times, owner, strict=True) if own == segment) for segment in owner]
+    terminal.say(
+        f"SOURCE: {counted(count, 'checkpoint')} in {counted(max(owner) + 1, 'segment')}, η·steps "
+        f"{', '.join(f'{whole[owner.index(segment)]:.3g}' for segment in sorted(set(owner)))}; there is no λ: an "
+        "eigenvalue σ counts (1 − exp(−η·steps·σ))/σ, at most η·steps"
+    )
+    if config.curvature.damping != "auto":
+        terminal.warn("curvature.damping is not used: SOURCE has no λ")
+    return [
+        _source_inverse(prepared, segment, own, time, count / owner.count(segment), terminal)
+        for prepared, segment, own, time in zip(stores, owner, times, whole, strict=True)
+    ]
+
+
+def _source_inverse(
+    prepared: Prepared, segment: int, own: float, time: float, scale: float, terminal: Terminal
+) -> Inverse:
+    """Make it for one checkpoint: ``own`` is its η·K, ``time`` that of its whole segment."""
+    spectrum, basis, network, l2 = prepared.spectrum, prepared.basis, prepared.choice.network, prepared.task.l2
+    if spectrum is None or basis is None:
+        raise ValueError("a curvature without a spectrum, which the config refuses")
+    device = prepared.task.device
+    counts = relaxation(spectrum.values + l2, time)
+    decay = torch.expm1(-own * spectrum.values).float().to(device)
+    d_eff, every = spectrum.decided(l2, time)
+    kept = min(1.0, d_eff / every) if every > 0 else 1.0
+    terminal.say(
+        f"{prepared.task.checkpoint.name}: training decides {every:,.1f} directions; {len(counts):,} of "
+        f"{network.size:,} coordinates kept ({kept:.2%} of that)"
+    )
+    warn_of_span(prepared, kept, "the directions that training decides", "raise gradients.budget", terminal)
+    factors = (scale * counts).float().to(device)
+
+    def project(vectors: Tensor) -> Tensor:
+        return vector_coordinates(network, basis, vectors) if isinstance(basis, Blocks) else vectors @ basis.vectors
+
+    def carry(vectors: Tensor) -> Tensor:
+        # exp(−ηK(PΛPᵀ + l2·I)) = e^(−ηK·l2) (I + P(e^(−ηKΛ) − 1)Pᵀ)
+        return float(np.exp(-own * l2)) * (vectors + parameter_vectors(network, prepared, project(vectors) * decay))
+
+    return Inverse(
+        lambda coordinates: coordinates * factors,
+        None,
+        l2,
+        None,
+        tuple(group.name for group in spectrum.groups),
+        d_eff,
+        kept,
+        passage=Passage(segment, project, carry),
+    )
+
+
+def test_stores(stores: Sequence[Prepared], inverses: Sequence[Inverse]) -> list[Prepared]:
+    """Give the checkpoints under which test gradients are needed: all, or for SOURCE the last, as raw gradients."""
+    if inverses[-1].passage is None:
+        return list(stores)
+    return [replace(stores[-1], basis=None, spectrum=None)]
+
+
+def solved_vectors(inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Give the vectors [m, k] of each checkpoint that its training gradients' coordinates are multiplied with.
+
+    The mean over the checkpoints of the products, divided by n, is influence.
+
+    Args:
+        inverses: one a checkpoint.
+        gradients: of the test examples, one a checkpoint of ``test_stores``: coordinates [m, k], raw ones [m, p].
+    """
+    if inverses[-1].passage is None:
+        return [inverse.apply(own) for inverse, own in zip(inverses, gradients, strict=True)]
+    (vectors,) = gradients
+    found: list[Tensor] = []
+    at_end, segment = vectors, -1
+    for inverse in reversed(inverses):
+        passage = inverse.passage
+        if passage is None:
+            raise ValueError("all checkpoints of a run take part in SOURCE, or none")
+        if passage.segment != segment:
+            at_end, segment = vectors, passage.segment
+        found.append(inverse.apply(passage.project(at_end)))
+        vectors = passage.carry(vectors)
+    return found[::-1]
+
+
+def refuse_source(config: Config, option: str, why: str) -> None:
+    """Refuse what takes an inverse curvature, before any work.
+
+    Args:
+        config: of the run.
+        option: such as ``--damping-sweep``.
+        why: what SOURCE has not.
+
+    Raises:
+        InfluenceError: ``model.ensemble`` is ``source``.
+    """
+    if config.model.ensemble == "source":
+        raise InfluenceError(f"{option}: {why} under model.ensemble source", "-s model.ensemble=mean")
+
+
+def alone(config: Config) -> Config:
+    """Give the config of a checkpoint by itself, whatever it is a part of."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"ensemble": "mean"})})
+
+
+def last_checkpoints(config: Config, count: int) -> Config:
+    """Give the config of a run of which only the last ``count`` checkpoints were kept.
+
+    The first of them stands for all of the training before it: its η·steps is the sum of theirs.
+    """
+    times = config.model.times()
+    first = len(times) - count
+    model = config.model.model_copy(
+        update={
+            "checkpoint": config.model.checkpoint[first:],
+            "learning_rates": (sum(times[: first + 1]), *times[first + 1 :]),
+            "steps": (1.0,) if config.model.steps else (),
+            "segments": None if config.model.segments is None else min(config.model.segments, count),
+        }
+    )
+    return config.model_copy(update={"model": model})
