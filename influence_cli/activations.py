@@ -17,6 +17,7 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn import functional
 
+from influence_cli import cluster
 from influence_cli.data import Batch
 from influence_cli.errors import InfluenceError
 from influence_cli.layers import CONVOLUTIONS
@@ -106,6 +107,24 @@ def activations(
         features[:, place] = torch.cat(parts.pop(name))
     every = np.concatenate(hashes).astype(np.uint64)
     return Activations(features, layers, np.concatenate(indices), np.concatenate(targets), every)
+
+
+def join_activations(own: Activations | None) -> Activations | None:
+    """Give the first process of a job the activations of all of them, in order; None in the others.
+
+    Args:
+        own: of this process's part of the examples; None where it has none.
+    """
+    if cluster.size() == 1:
+        return own
+    rest = None if own is None else (own.layers, own.indices, own.targets, own.hashes)
+    parts = [part for part in cluster.gathered(rest) if part is not None]
+    features = cluster.rows_to_first(None if own is None else own.features)
+    if features is None or not parts:
+        return None
+    layers = parts[0][0]
+    indices, targets, hashes = (np.concatenate([part[at] for part in parts]) for at in (1, 2, 3))
+    return Activations(features, layers, indices, targets, hashes)
 
 
 def pooled(module: nn.Module, x: Tensor, most: int) -> Tensor:

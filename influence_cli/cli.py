@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from influence_cli import __version__
+from influence_cli import __version__, cluster
 from influence_cli.commands import (
     check,
     compare,
@@ -32,6 +32,8 @@ from influence_cli.errors import InfluenceError, Stopped, one_line
 from influence_cli.standard_streams import discard_stdout, open_missing, settle_stdout
 from influence_cli.terminal import Terminal
 
+# Commands whose work several processes share (cluster.py); any other is done by the first of them.
+SPREAD = ("gradients", "rank", "mislabels", "verify")
 # The base of what typer raises for a wrong option or argument; it has no public name there.
 _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -68,14 +70,18 @@ class _Group(TyperGroup):
                 _refuse_stdout(error)
                 raise typer.Exit(2) from None
             return result
+        except cluster.Finished:
+            raise typer.Exit(0) from None
         except InfluenceError as error:
             _print_error(error.message, error.hint)
-            raise typer.Exit(2) from None
+            raise typer.Exit(cluster.ending(2)) from None
         except KeyboardInterrupt as error:
             kept = str(error) if isinstance(error, Stopped) else "finished work is kept; run the same command to go on"
-            Terminal().say(f"interrupted: {kept}")
+            if cluster.speaks(130):
+                Terminal().say(f"interrupted: {kept}")
             raise typer.Exit(130) from None
         except BrokenPipeError:
+            cluster.speaks(0)
             discard_stdout()
             raise typer.Exit(0) from None
         except MemoryError:
@@ -127,8 +133,10 @@ def _print_error(message: str, hint: str) -> None:
 
     if os.environ.get("INFLUENCE_DEBUG"):
         traceback.print_exc()
+    if not cluster.speaks(2):
+        return
     console = Terminal().console
-    console.print(Text.assemble(("error: ", "bold red"), one_line(message)))
+    console.print(Text.assemble(("error: ", "bold red"), one_line(cluster.whose() + message)))
     if hint:
         console.print(Text(f"  {one_line(hint)}"))
 
@@ -154,11 +162,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     del version
+    count = cluster.started()[1]
+    if count > 1 and context.invoked_subcommand not in SPREAD:
+        if not cluster.started_first():
+            raise typer.Exit(0)
+        Terminal().say(f"{context.invoked_subcommand} is the work of one process: the other {count - 1} have ended")
+        cluster.stay_alone()
 
 
 for _name, _module in (
@@ -181,7 +196,10 @@ for _name, _module in (
 def main() -> None:
     """Run the command line."""
     open_missing()
+    if not cluster.started_first():
+        discard_stdout()  # one process writes rows, --help and the version
     try:
         app()
     finally:
+        cluster.leave()
         settle_stdout()

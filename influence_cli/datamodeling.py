@@ -10,11 +10,13 @@ difference: the first 1, 2, … of independent models; of one run, which ends in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from influence_cli import cluster
 from influence_cli.config import Config
 from influence_cli.ensemble import alone, last_checkpoints
 from influence_cli.facts import TestFacts
@@ -130,10 +132,10 @@ def datamodeling_score(
         decide(own, task, Terminal(quiet=True))
     folder = retrained_folder(config) / "halves"
     open_folder(folder, made_of(config, task), MEANING)
-    # Of several processes one makes the stores, and the others begin to train.
+    # Of several commands one makes the stores, the others begin to train; the processes of a job make them together.
     stores: dict[str, list[Prepared]] = {}
-    with turn(folder, wait=False) as mine:
-        if mine:
+    with turn(folder, wait=False) if cluster.is_first() else nullcontext(False) as mine:
+        if cluster.from_first(lambda: mine):
             stores = _prepare(methods, tasks, on_the_fly, terminal)
     halves = [half(seed_of(config.seed, HALVES), subset, n) for subset in range(subsets)]
     keys = [(repeat, subset) for repeat in range(repeats) for subset in range(subsets)]
@@ -156,7 +158,8 @@ def datamodeling_score(
     positions = split.indices[chosen]
     selected = [Selected(int(index), None, int(split.labels[index])) for index in positions]
     if not stores:
-        with turn(folder, wait=True):
+        with turn(folder, wait=True) if cluster.is_first() else nullcontext():
+            cluster.barrier()
             stores = _prepare(methods, tasks, on_the_fly, terminal)
     predicted = np.array(
         [

@@ -131,6 +131,11 @@ def remove_folder(path: Path) -> None:
     path.rmdir()
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a folder and what is in it, of no more use; where that is not allowed, it does no harm."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def check_space(path: Path, need: int) -> None:
     """Refuse a store that the disk cannot hold, before anything is written."""
     if not path.parent.is_dir():

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from influence_cli.activations import ALL, Activations, activations
+from influence_cli import cluster
+from influence_cli.activations import ALL, Activations, activations, join_activations
 from influence_cli.data import Split, readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts
@@ -78,8 +79,10 @@ class _Readouts:
 
 def gather_evidence(
     tasks: Sequence[Task], split: Split, terminal: Terminal, *, skip: bool, logistic: bool = False
-) -> Evidence:
+) -> Evidence | None:
     """Run each checkpoint forward over a split once, and form the opinions.
+
+    The processes of a job each run it over a part; the first one forms the opinions, None in the others.
 
     Args:
         tasks: a task a checkpoint; of a run only the last takes part.
@@ -97,7 +100,10 @@ def gather_evidence(
     obstacle: InfluenceError | None = None
     tasks = [task for task in tasks if task.explained]
     for number, task in enumerate(tasks):
-        found = _forward(task, split, terminal, skip, first=number == 0)
+        joined = _forward(task, split, terminal, skip, first=number == 0)
+        if joined is None:
+            continue
+        found = joined
         targets = torch.from_numpy(found.targets)
         losses.append(_losses(task, split, found, targets))
         models.append(found.outputs.log_softmax(dim=1))
@@ -105,6 +111,9 @@ def gather_evidence(
         obstacle = _obstacle(found, task.classes)
         if obstacle is None:
             readouts.append(_readouts(found, task, summary, len(tasks), terminal, logistic))
+    cluster.hear(terminal.warnings, terminal.warn)
+    if not cluster.is_first():
+        return None
     model = torch.stack(models).mean(dim=0).log_softmax(dim=1)
     facts = TrainingFacts(
         found.indices,
@@ -178,16 +187,19 @@ def pool(opinions: Tensor, targets: Tensor) -> Tensor:
     return weights.float()
 
 
-def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first: bool) -> Activations:
+def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first: bool) -> Activations | None:
     fits = int(FREE_SHARE * available_bytes(torch.device("cpu"))) // (4 * max(1, len(split)))
-    most = min(ALL, max(1, fits))
+    most = cluster.smallest(min(ALL, max(1, fits)))
+    indices = split.indices[cluster.share(len(split))]
     if most < ALL and first:
         terminal.detail(f"at most {most:,} activations of an example, for lack of memory")
-    with terminal.progress(len(split), "activations of every layer") as advance:
+    with terminal.progress(len(indices), "activations of every layer") as advance:
         batches = readable_batches(
-            split, split.indices, 256, workers(task), skip=skip, tell=terminal.warn if first else lambda _: None
+            split, indices, 256, workers(task), skip=skip, tell=terminal.warn if first else lambda _: None
         )
-        return activations(task.model, batches, task.device, advance, most, split.title)
+        some = len(indices) or cluster.size() == 1
+        own = activations(task.model, batches, task.device, advance, most, split.title) if some else None
+    return join_activations(own)
 
 
 def _losses(task: Task, split: Split, found: Activations, targets: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from influence_cli import cluster
 from influence_cli.data import readable_batches
 from influence_cli.fill import workers
 from influence_cli.precompute import Prepared
@@ -108,6 +109,13 @@ def empty_facts(task: Task) -> TrainingFacts:
     )
 
 
+def add_up(facts: TrainingFacts) -> None:
+    """Give every process of a job what each has filled in of the facts."""
+    cluster.sum_array(facts.losses)
+    cluster.sum_array(facts.probabilities)
+    facts.read[:] = cluster.sum_array(facts.read.astype(np.uint8)) > 0
+
+
 def softmax(outputs: np.ndarray) -> np.ndarray:
     """Turn outputs [n, C] into probabilities."""
     return torch.from_numpy(outputs).softmax(dim=1).numpy()
@@ -120,14 +128,15 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False)
         InfluenceError: one of them cannot be read, unless ``skip`` goes on without it.
     """
     split = tasks[0].test_split()
-    wrong: list[np.ndarray] = []
-    with terminal.progress(len(split), "predicting the test set") as advance:
-        batches = readable_batches(split, split.indices, 256, workers(tasks[0]), skip=skip, tell=terminal.warn)
+    wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    own = split.indices[cluster.share(len(split))]
+    with terminal.progress(len(own), "predicting the test set") as advance:
+        batches = readable_batches(split, own, 256, workers(tasks[0]), skip=skip, tell=terminal.warn)
         for batch in batches:
             predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
             wrong.append(batch.indices[(predicted != batch.targets).numpy()])
             advance(len(batch))
-    found = np.concatenate(wrong) if wrong else np.empty(0, dtype=np.int64)
+    found = np.concatenate(cluster.gathered(np.concatenate(wrong)))
     terminal.say(f"{len(found):,} of {len(split):,} test examples are misclassified")
     return found
 

@@ -10,11 +10,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from influence_cli import cluster
 from influence_cli.coordinates import Basis, coordinates
 from influence_cli.data import Batch, read_batches, readable_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
@@ -26,17 +28,32 @@ from influence_cli.task import Task
 from influence_cli.terminal import Advance, Terminal, duration
 
 
-def fill_blocks(
+@dataclass
+class Filled:
+    """What has been computed so far.
+
+    Attributes:
+        blocks: how many blocks are written.
+        total: the sum of their rows, and of the squared norms: float64 [k + 1].
+        skipped: why examples were left out.
+    """
+
+    blocks: int
+    total: np.ndarray
+    skipped: list[str]
+
+
+def fill_store(
     task: Task, network: Network, basis: Basis, path: Path, todo: np.ndarray, terminal: Terminal, skip: bool
 ) -> None:
-    """Compute blocks and write them.
+    """Compute blocks of a store and write them; of a store in shards the processes of a job take one after another.
 
     Args:
         task: model and data.
         network: the tracked parameters.
         basis: of the coordinates; None for raw gradients.
         path: the store.
-        todo: block numbers, rising.
+        todo: block numbers, rising; the same in every process.
         terminal: progress; skipped examples are listed there.
         skip: go on without examples that cannot be read (their rows are zero and marked).
 
@@ -44,45 +61,97 @@ def fill_blocks(
         InfluenceError: an example cannot be read or has no finite loss or gradient; disk or memory is full.
         Stopped: Ctrl-C; the blocks before it are kept.
     """
-    indices = task.train.indices
+    with Store.open(path) as store:
+        layout, files = store.layout, store.shards or [(path, range(store.layout.blocks))]
+    cluster.barrier()  # nobody reads any more what one of them is about to write
+    filled, started = Filled(0, np.zeros(layout.k + 1), []), time.perf_counter()
+    jobs = [(file, blocks, own) for file, blocks in files if len(own := todo[np.isin(todo, blocks)])]
+    count = sum(len(task.train.indices[layout.rows(int(block))]) for block in todo)
+    try:
+        with terminal.progress(count, f"gradients of {path.name}") as bar:
+            advance = cluster.counted(bar)
+            for number in cluster.turns(len(jobs)):
+                file, blocks, own = jobs[number]
+                rows = slice(blocks.start * layout.block, min(layout.n, blocks.stop * layout.block))
+                indices = task.train.indices[rows]
+                fill_blocks(task, network, basis, file, own - blocks.start, indices, filled, advance, skip)
+    except KeyboardInterrupt:
+        done = layout.blocks - len(todo) + filled.blocks
+        kept = f"{done} of {layout.blocks} blocks" if cluster.size() == 1 else "finished blocks"
+        raise Stopped(f"{path}: {kept} are done and kept; run the same command to go on") from None
+    for reason in filled.skipped:
+        terminal.warn(f"skipped: {reason}")
+    cluster.hear(terminal.warnings, terminal.warn)
+    finished = sum(cluster.gathered(filled.blocks))
+    cluster.sum_array(filled.total)
+    if cluster.is_first():
+        with Store.open(path) as store:
+            size, readable = store.size(), store.readable()
+        # Rounded rows are summed by a scan, so that a resumed store is the same to the byte.
+        if finished == layout.blocks and layout.dtype == "float32":
+            with Store.open(path, write=True, rows=False) as store:
+                store.write_summary(filled.total / max(1, readable))
+        spent = duration(time.perf_counter() - started)
+        terminal.say(f"wrote {finished} of {layout.blocks} blocks of {path} ({human_bytes(size)}) in {spent}")
+    cluster.barrier()
+
+
+def fill_blocks(
+    task: Task,
+    network: Network,
+    basis: Basis,
+    path: Path,
+    todo: np.ndarray,
+    indices: np.ndarray,
+    filled: Filled,
+    advance: Advance,
+    skip: bool,
+) -> None:
+    """Compute blocks of one file and write them.
+
+    Args:
+        task: model and data.
+        network: the tracked parameters.
+        basis: of the coordinates; None for raw gradients.
+        path: the file.
+        todo: block numbers in it, rising.
+        indices: positions in the data set of all its rows.
+        filled: takes what is done.
+        advance: told of finished examples.
+        skip: go on without examples that cannot be read.
+    """
     with Store.open(path, write=True) as store, ThreadPoolExecutor(1) as writer:
         layout, size = store.layout, int(store.facts["batch"])
-        order = np.concatenate([indices[layout.rows(int(block))] for block in todo])
-        # Rounded rows are summed by a scan, so that a resumed store is the same to the byte.
-        total = np.zeros(layout.k + 1) if len(todo) == layout.blocks and layout.dtype == "float32" else None
-        skipped: list[tuple[int, str]] = []
+        rows_of = [
+            slice(block * layout.block, min(len(indices), (block + 1) * layout.block)) for block in todo.tolist()
+        ]
+        order = np.concatenate([indices[rows] for rows in rows_of])
         pending: Future[None] | None = None
-        finished, block, started = 0, todo[0], time.perf_counter()
+        block = todo[0]
 
         def written() -> None:
-            nonlocal pending, finished
+            nonlocal pending
             if pending is not None:
                 pending.result()
                 pending = None
-                finished += 1
+                filled.blocks += 1
 
         store.write_labels(task.train.labels[indices], indices)
         try:
-            with terminal.progress(len(order), f"gradients of {path.name}") as advance:
-                for block, batch in zip(
-                    todo, read_batches(task.train, order, layout.block, workers(task)), strict=True
-                ):
-                    if not skip:
-                        refuse_unreadable(batch)
-                    skipped += batch.unreadable
-                    own = indices[layout.rows(int(block))]
-                    rows = block_rows(task, network, basis, batch, size, own, advance, written)
-                    written()
-                    pending = writer.submit(store.write, int(block), rows)
-                    if total is not None:
-                        total += block_sums(rows.coordinates)
+            batches = read_batches(task.train, order, layout.block, workers(task))
+            for block, own, batch in zip(todo, rows_of, batches, strict=True):
+                if not skip:
+                    refuse_unreadable(batch)
+                filled.skipped += [reason for _, reason in batch.unreadable]
+                rows = block_rows(task, network, basis, batch, size, indices[own], advance, written)
+                written()
+                pending = writer.submit(store.write, int(block), rows)
+                filled.total += block_sums(rows.coordinates)
             written()
         except KeyboardInterrupt:
             _settle(pending)
-            kept = int(store.done().sum())
-            raise Stopped(
-                f"{path}: {kept} of {layout.blocks} blocks are done and kept; run the same command to go on"
-            ) from None
+            filled.blocks += pending is not None and pending.exception() is None
+            raise
         except (MemoryError, RuntimeError) as error:
             _settle(pending)
             if not is_out_of_memory(error):
@@ -92,13 +161,6 @@ def fill_blocks(
                 "what is done is kept: make room, or lower gradients.block, which bounds a batch "
                 "(influence gradients --overwrite -s gradients.block=N)",
             ) from error
-        if total is not None:
-            store.write_summary(total / max(1, store.readable()))
-        size_text = human_bytes(store.size())
-    for _, reason in skipped:
-        terminal.warn(f"skipped: {reason}")
-    spent = duration(time.perf_counter() - started)
-    terminal.say(f"wrote {finished} of {layout.blocks} blocks of {path} ({size_text}) in {spent}")
 
 
 def _settle(pending: Future[None] | None) -> None:

@@ -5,7 +5,7 @@ Every part is compared when a store is opened; a difference is told by its name,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 import xxhash
 from torch import nn
 
+from influence_cli import __version__, cluster
 from influence_cli.curvature.choice import Choice
 from influence_cli.data import Split, file_facts, read_batches
 from influence_cli.errors import InfluenceError
@@ -37,6 +38,13 @@ MEANING = {
     "versions": "the versions of torch or torchvision",
 }
 
+_DATA = ("count", "labels", "files", "examples", "transform")
+# What the parts of ``split_facts`` are called.
+DATA_MEANING = {
+    **{f"train.{part}": MEANING[part] for part in _DATA},
+    **{f"test.{part}": MEANING[part].replace("training", "test").replace("train.", "test.") for part in _DATA},
+}
+
 
 def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
     """Describe what the rows of a store depend on.
@@ -56,8 +64,7 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
         **({"seed": str(task.seed)} if choice.is_layered else {}),
         "precision": choice.network.precision,
         "store_dtype": store_dtype,
-        # Read from the installed package: its import takes two seconds, and only some projects need it.
-        "versions": f"torch {torch.__version__} torchvision {version('torchvision')}",
+        "versions": versions(),
     }
 
 
@@ -70,6 +77,47 @@ def data_facts(split: Split) -> dict[str, str]:
         "transform": split.transform_text,
         **({"examples": _sample(split)} if files is None else {"files": files}),
     }
+
+
+def split_facts(task: Task) -> dict[str, str]:
+    """Describe the examples of both splits, the names beginning with ``train.`` and ``test.``."""
+    test = {} if task.test is None else data_facts(task.test)
+    return {
+        **{f"train.{part}": value for part, value in data_facts(task.train).items()},
+        **{f"test.{part}": value for part, value in test.items()},
+    }
+
+
+def agree_on(tasks: Sequence[Task], more: Mapping[str, str]) -> None:
+    """Refuse to begin where the processes of a job do not see the same model, data, command or versions.
+
+    Args:
+        tasks: a task a checkpoint.
+        more: what else has to be the same: the command, the config.
+
+    Raises:
+        InfluenceError: naming the process and what differs.
+    """
+    facts = {
+        **more,
+        **{f"weights.{number}": weights_hash(task.model) for number, task in enumerate(tasks)},
+        **split_facts(tasks[0]),
+        "versions": f"{versions()} influence {__version__}",
+    }
+    meaning = {
+        "config": "the config",
+        "command": "the command line",
+        **{f"weights.{number}": f"the weights of checkpoint {number}" for number in range(len(tasks))},
+        **DATA_MEANING,
+        "versions": "the versions of torch, torchvision or influence",
+    }
+    cluster.agree(facts, meaning)
+
+
+def versions() -> str:
+    """Name the installed torch and torchvision."""
+    # Read from the installed package: its import takes two seconds, and only some projects need it.
+    return f"torch {torch.__version__} torchvision {version('torchvision')}"
 
 
 def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> None:

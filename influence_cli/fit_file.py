@@ -6,6 +6,7 @@ used.
 
 from __future__ import annotations
 
+import glob
 import json
 import signal
 import threading
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from influence_cli import disk
+from influence_cli import cluster, disk
 from influence_cli.curvature.progress import Progress
 from influence_cli.errors import InfluenceError, Stopped
 from influence_cli.terminal import Terminal
@@ -30,8 +31,14 @@ SAVE_EVERY = 30.0
 
 
 def fit_path(store: Path) -> Path:
-    """Name the file of a store's unfinished fit."""
-    return store.with_name(store.name + ".fit")
+    """Name the file of a store's unfinished fit; of several processes each has one."""
+    own = f".{cluster.rank()}-of-{cluster.size()}" if cluster.size() > 1 else ""
+    return store.with_name(f"{store.name}.fit{own}")
+
+
+def fit_files(store: Path) -> list[Path]:
+    """List the files of a store's unfinished fits, whatever the number of processes that began them."""
+    return [file for file in store.parent.glob(f"{glob.escape(store.name)}.fit*") if not file.name.endswith(".part")]
 
 
 def save_progress(path: Path, progress: Progress, fingerprint: Mapping[str, str]) -> None:

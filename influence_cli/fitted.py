@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import disk
+from influence_cli import cluster, disk
 from influence_cli.blocks import Block, describe, from_arrays, keep, to_arrays
 from influence_cli.coordinates import Basis, Blocks, Joint
 from influence_cli.culprit import refuse_culprit, refuse_product
@@ -22,6 +22,7 @@ from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.ekfac import (
     SAMPLED_AT_LEAST,
     STAGES,
+    catch_up,
     factor_bytes,
     fit,
     make_plan,
@@ -87,7 +88,7 @@ def stored_curvature(path: Path, wanted: Mapping[str, str], choice: Choice) -> F
     if not path.is_file():
         return None
     try:
-        with Store.open(path) as store:
+        with Store.open(path, rows=False) as store:
             if store.facts.get("curvature") != curvature_fingerprint(wanted, choice):
                 return None
             names = [*store.names("factor."), *store.names("basis"), *store.names("spectrum")]
@@ -126,7 +127,11 @@ def fit_curvature(
         return Fitted(to_arrays(blocks), own | {"blocks": describe(blocks), "smallest": 0.0})
     if choice.method == "arnoldi":
         return _fit_arnoldi(task, choice, terminal, own, batch, skip)
-    basis, spectrum = _compute_basis(task, choice, path, fingerprint, terminal, skip)
+    matrix, what = _compute_matrix(task, choice, path, fingerprint, terminal, skip)
+    if not cluster.is_first():
+        return Fitted(facts=own)  # the first process decomposes it, and writes the store
+    with terminal.status(f"eigenvectors of the {what} matrix"):
+        basis, spectrum = eigenbasis(matrix)
     # A hinge has slope where it has no curvature: there l2 + λ alone divides, and nothing can be left out.
     lacking = may_lack_curvature(task.loss, task.loss_name)
     k = len(spectrum) if lacking else _enough(spectrum, max(task.l2, 0.0))
@@ -189,17 +194,19 @@ def _fit_layers(
     own = dict(fingerprint) | {"seed": str(task.seed), "method": choice.method}
     progress = load_progress(file, own)
     # What is done is counted in batches: go on with ones of the same size, or anew if those do not fit the memory.
-    if progress is not None and int(progress.arrays["batch"]) > batch:
+    sizes = cluster.gathered(None if progress is None else int(progress.arrays["batch"]))
+    known = [size for size in sizes if size is not None and size <= batch]
+    if progress is not None and int(progress.arrays["batch"]) not in known[:1]:
         progress = None
+    batch = known[0] if known else batch
     if progress is not None:
-        batch = int(progress.arrays["batch"])
         terminal.say(f"going on with the factors of {file}: {progress.stage}, {progress.examples:,} examples done")
     begun = progress or Progress(STAGES[0], arrays={"seed": torch.tensor(task.seed), "batch": torch.tensor(batch)})
-    layers = len(make_plan(network).layers)
+    catch_up(begun)
+    layers, part = len(make_plan(network).layers), cluster.size()
     sample, every = _sample(task, choice)
-    bars = _Bars(
-        terminal, choice.method, {"covariances": len(sample), "eigenvectors": layers}, len(task.train), progress
-    )
+    totals = {"covariances": len(sample) // part, "eigenvectors": layers // part}
+    bars = _Bars(terminal, choice.method, totals, len(task.train) // part, progress)
     last: list[Batch] = []
 
     def batches(stage: str, start: int) -> Iterator[Batch]:
@@ -211,20 +218,27 @@ def _fit_layers(
 
     def is_finite(part: Batch) -> bool:
         try:
-            fit_batches(lambda _stage, start: [part][start:])
+            with cluster.apart():
+                fit_batches(lambda _stage, start: [part][start:])
         except FloatingPointError:
             return False
         return True
 
     try:
         with saving(file, own, terminal) as save, bars:
-            return fit_batches(batches, every=every, progress=begun, save=save, report=bars.report)
+            return fit_batches(batches, every=every, order=sample, progress=begun, save=save, report=bars.report)
     except FloatingPointError:
         refuse_culprit(task.train, network, last, is_finite, "curvature")
 
 
 def _batches(task: Task, indices: np.ndarray, start: int, size: int, skip: bool) -> Iterator[Batch]:
-    """Read training examples from a batch on; a batch without a readable one counts too."""
+    """Read training examples from a batch on; a batch without a readable one counts too.
+
+    Processes of a job take turns at the batches, which are cut alike however many there are.
+    """
+    if cluster.size() > 1:
+        turns = range(cluster.rank() * size, len(indices), cluster.size() * size)
+        indices = np.concatenate([indices[:0], *(indices[at : at + size] for at in turns)])
     for part in read_batches(task.train, indices[start * size :], size, workers(task)):
         if not skip:
             refuse_unreadable(part)
@@ -329,9 +343,10 @@ def _fit_arnoldi(task: Task, choice: Choice, terminal: Terminal, own: dict[str, 
     )
 
 
-def _compute_basis(
+def _compute_matrix(
     task: Task, choice: Choice, path: Path, fingerprint: Mapping[str, str], terminal: Terminal, skip: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, str]:
+    """Give the exact matrix, and its name for people."""
     what = f"{'GGN' if choice.matrix == 'ggn' else 'Hessian'} {choice.network.size:,} × {choice.network.size:,}"
     file, own = fit_path(path), dict(fingerprint) | {"method": choice.method}
     progress = load_progress(file, own) or Progress("matrix")
@@ -340,7 +355,8 @@ def _compute_basis(
     # TF32 would round eigenvalues below zero: that precision is for gradients.
     set_precision("float32")
     try:
-        with saving(file, own, terminal) as save, terminal.progress(len(task.train), what) as advance:
+        count = len(task.train) // cluster.size()
+        with saving(file, own, terminal) as save, terminal.progress(count, what) as advance:
             advance(progress.examples)
             batches = _batches(task, task.train.indices, progress.done, BATCH, skip)
             matrix = curvature_matrix(
@@ -351,8 +367,7 @@ def _compute_basis(
     if not bool(matrix.isfinite().all()):
         disk.remove(file)  # nothing to go on with
         refuse_product(task.train, choice.network, training_batches(task, skip), choice.matrix)
-    with terminal.status(f"eigenvectors of the {what} matrix"):
-        return eigenbasis(matrix)
+    return matrix, what
 
 
 def _enough(spectrum: Tensor, shift: float) -> int:

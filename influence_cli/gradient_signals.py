@@ -13,6 +13,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from influence_cli import cluster
 from influence_cli.coordinates import squared_norms
 from influence_cli.data import Split, readable_batches
 from influence_cli.ensemble import solved_vectors, test_stores
@@ -29,6 +30,7 @@ from influence_cli.streams import (
     Piece,
     averaged,
     direct_self_influence,
+    of_all,
     stored_self_influence,
     training_products,
 )
@@ -95,26 +97,27 @@ def _require_finite(values: np.ndarray, what: str, split: Split) -> None:
 
 def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal, skip: bool) -> list[np.ndarray]:
     """Compute ‖gᵢ‖ under every checkpoint over all tracked parameters, float64 [n] each; NaN where not read."""
-    norms = [np.full(len(split), np.nan) for _ in stores]
-    for prepared, own in zip(stores, norms, strict=True):
-        network = prepared.choice.network
-        with terminal.progress(len(split), f"gradient norms of the {split.name} examples") as advance:
+    indices, norms = split.indices[cluster.share(len(split))], []
+    for prepared in stores:
+        network, own = prepared.choice.network, np.full(len(indices), np.nan)
+        with terminal.progress(len(indices), f"gradient norms of the {split.name} examples") as advance:
             batches = readable_batches(
-                split, split.indices, prepared.batch, workers(prepared.task), skip=skip, tell=terminal.warn
+                split, indices, prepared.batch, workers(prepared.task), skip=skip, tell=terminal.warn
             )
             for batch in batches:
                 squares, losses, _ = squared_norms(network, batch.inputs, batch.targets)
                 check_finite(split, batch, losses, squares[:, None])
-                at = np.searchsorted(split.indices, batch.indices)
+                at = np.searchsorted(indices, batch.indices)
                 own[at] = squares.double().sqrt().cpu().numpy()
                 advance(len(batch))
+        norms.append(np.concatenate(cluster.gathered(own)))
     return norms
 
 
 def _gathered(stores: Sequence[Prepared], streams: Sequence[Iterator[Piece]]) -> np.ndarray:
     """Average streams of one row of scores; NaN where an example was not read when a store was made."""
     own = np.full(len(stores[0].task.train), np.nan)
-    for where, values in averaged(streams):
+    for where, values in of_all(averaged(streams)):
         own[where] = values[0]
     for prepared in stores:
         if not prepared.on_the_fly:
@@ -127,11 +130,12 @@ def _streamed_self_influences(
     stores: Sequence[Prepared], inverses: Sequence[Inverse], split: Split, terminal: Terminal, skip: bool
 ) -> np.ndarray:
     task = stores[0].task
-    own = np.full(len(split), np.nan)
+    indices = split.indices[cluster.share(len(split))]
+    own = np.full(len(indices), np.nan)
     size = min(256, min(prepared.batch for prepared in stores))
-    with terminal.progress(len(split), f"gradients of the {split.name} examples") as advance:
-        for batch in readable_batches(split, split.indices, size, workers(task), skip=skip, tell=terminal.warn):
-            at = np.searchsorted(split.indices, batch.indices)
+    with terminal.progress(len(indices), f"gradients of the {split.name} examples") as advance:
+        for batch in readable_batches(split, indices, size, workers(task), skip=skip, tell=terminal.warn):
+            at = np.searchsorted(indices, batch.indices)
             own[at] = 0
             for prepared, inverse in zip(stores, inverses, strict=True):
                 rows, losses, _ = prepared.coordinates(batch.inputs, batch.targets)
@@ -140,4 +144,4 @@ def _streamed_self_influences(
                     raise InfluenceError("self-influence would take a solve an example")
                 own[at] += removal(inverse.own(rows), prepared.task.n).cpu().numpy() / len(stores)
             advance(len(batch))
-    return own
+    return np.concatenate(cluster.gathered(own))

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,16 @@ def claim(path: Path) -> Iterator[None]:
     finally:
         disk.remove(file)
         raw.close()
+
+
+def is_claimed(path: Path) -> bool:
+    """Say whether somebody makes or fills a store, as far as this host can see; network file systems take a moment."""
+    file = path.with_name(path.name + ".lock")
+    for _ in range(20):
+        if file.exists():
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def _claimed(file: Path, path: Path) -> BinaryIO:

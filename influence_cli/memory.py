@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from influence_cli import cluster
 from influence_cli.layers import forward
 from influence_cli.network import Network
 
@@ -22,7 +23,10 @@ Result = TypeVar("Result")
 
 
 def available_bytes(device: torch.device) -> int:
-    """Count the bytes that are free on a device; on the CPU within the machine's memory and the cgroup's limit."""
+    """Count the bytes that are free on a device; on the CPU within the machine's memory and the cgroup's limit.
+
+    Processes of a job that are on one host share the latter.
+    """
     if device.type == "cuda":
         # What torch holds ready for its next tensors is free as well.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -32,7 +36,7 @@ def available_bytes(device: torch.device) -> int:
         limit, used = _number(Path(limit_file)), _number(Path(used_file))
         if limit is not None and used is not None:
             free = min(free, max(0, limit - used + _cached_bytes(Path(used_file).parent)))
-    return free
+    return free // cluster.on_this_host()
 
 
 def _machine_bytes() -> int:

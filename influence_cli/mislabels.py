@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from influence_cli import cluster
 from influence_cli.config import Config
 from influence_cli.data import Split
 from influence_cli.errors import InfluenceError
@@ -139,6 +140,15 @@ def find_mislabels(
     run = {} if run is None else run
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic="logistic" in wanted)
+    gradients = partial(_gradient_signals, stores, split, wanted, config, terminal, skip_unreadable, run, strict)
+    if evidence is None:  # in all but the first process of a job: it does the rest
+        try:
+            gradients()
+        except InfluenceError:
+            if set(wanted) & set(GRADIENTS):
+                raise
+        cluster.dissolve()
+        raise ValueError("only the first process has evidence")
     if evidence.obstacle is not None:
         if signal in OPINIONS and signal != "pred-probs":
             raise evidence.obstacle
@@ -152,11 +162,12 @@ def find_mislabels(
     signals["loss"] = facts.losses.astype(np.float64)
     signals["margin"] = _margin(facts)
     try:
-        signals |= _gradient_signals(stores, split, facts, wanted, config, terminal, skip_unreadable, run, strict)
+        signals |= _of_read(gradients(), split, facts)
     except InfluenceError as error:
         if set(wanted) & set(GRADIENTS):
             raise
         terminal.warn(f"no self_influence: {error.message}")
+    cluster.dissolve()
     if signal not in signals:
         raise InfluenceError(f"--signal {signal}: it cannot be had here", f"there are: {', '.join(signals)}")
     opinions = {name: np.exp(own) for name, own in logs.items()}
@@ -195,7 +206,6 @@ def _margin(facts: TrainingFacts) -> np.ndarray:
 def _gradient_signals(
     stores: Sequence[Prepared],
     split: Split,
-    facts: TrainingFacts,
     wanted: Collection[str],
     config: Config,
     terminal: Terminal,
@@ -203,7 +213,7 @@ def _gradient_signals(
     run: dict[str, Any],
     strict: bool,
 ) -> dict[str, np.ndarray]:
-    """Compute what the stores give: self-influence wherever there are any, the others where they are wanted."""
+    """Compute what the stores give, [n] each: self-influence wherever there are any, the others where wanted."""
     if not stores:
         return {}
     inverses = make_inverses(stores, config, terminal, strict)
@@ -219,6 +229,12 @@ def _gradient_signals(
             weights = config.model.times() if config.model.is_one_run else None
             signals["tracin"] = np.average(norms**2, axis=0, weights=weights)
     describe_run(stores, inverses, run, terminal)
+    cluster.hear(terminal.warnings, terminal.warn)
+    return signals
+
+
+def _of_read(signals: dict[str, np.ndarray], split: Split, facts: TrainingFacts) -> dict[str, np.ndarray]:
+    """Restrict signals to the examples that could be read."""
     at = np.searchsorted(split.indices, facts.indices)
     for name, values in signals.items():
         lost = np.flatnonzero(np.isnan(values[at]))

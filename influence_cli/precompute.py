@@ -15,28 +15,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import disk
+from influence_cli import cluster, disk
 from influence_cli.audit import changed_blocks, check_code
-from influence_cli.budget import check_budget, choose_coordinates, row_bytes, store_layout
 from influence_cli.config import Config
 from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, vector_coordinates
 from influence_cli.curvature.choice import Choice, choose_curvature
 from influence_cli.data import Batch
 from influence_cli.errors import InfluenceError, human_bytes, near_path
-from influence_cli.estimate import estimate
-from influence_cli.fill import fill_blocks
+from influence_cli.fill import fill_store
 from influence_cli.fingerprint import compare, fingerprint
-from influence_cli.fit_file import fit_path
-from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
-from influence_cli.locks import claim
-from influence_cli.memory import halving, plan_batch
+from influence_cli.fitted import Fitted, open_basis, stored_curvature
+from influence_cli.memory import plan_batch
 from influence_cli.network import flatten
+from influence_cli.new_store import (
+    alone,
+    create_store,
+    curvature_of,
+    extend_store,
+    halving_alone,
+    handed_round,
+    has_grown,
+    has_rows,
+    make_store,
+    remove_fits,
+)
 from influence_cli.probe import checkpoint_warnings, probe
 from influence_cli.spectrum import Spectrum
 from influence_cli.store import READ, SKIPPED, Store, block_sums
-from influence_cli.store_file import create
 from influence_cli.task import Task, set_precision
-from influence_cli.terminal import Terminal, duration
+from influence_cli.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -163,17 +170,27 @@ def prepare(
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
     if on_the_fly:
         return _without_rows(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
+    makes, grows, writes = cluster.from_first(lambda: _to_do(task, path, wanted, overwrite, repair))
     # Whoever writes is alone from here on, so that two that begin together do not both fit the curvature.
-    with claim(path) if overwrite or repair or not _is_complete(path) else nullcontext():
-        if overwrite or not _has_rows(path):
-            _make(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
-        todo = _todo(task, choice, path, wanted, terminal, fsck, repair)
+    with alone(path) if writes else nullcontext():
+        if makes:
+            make_store(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
+        elif grows:
+            cluster.from_first(lambda: extend_store(config, task, path, wanted, terminal))
+        todo = cluster.from_first(lambda: _todo(task, choice, path, wanted, terminal, fsck, repair))
         basis, spectrum = stored_basis(path, choice, task)
         if len(todo):
-            disk.remove(fit_path(path))  # a kill can leave it beside the store that has the whole curvature
-            fill_blocks(task, choice.network, basis, path, todo, terminal, skip_unreadable)
+            remove_fits(path)  # a kill can leave it beside the store that has the whole curvature
+            fill_store(task, choice.network, basis, path, todo, terminal, skip_unreadable)
     prepared = _prepared(task, choice, path, basis, spectrum, started)
     return _remark(prepared, terminal, a_run=config.model.is_one_run)
+
+
+def _to_do(task: Task, path: Path, wanted: dict[str, str], overwrite: bool, repair: bool) -> tuple[bool, bool, bool]:
+    """Say whether a store is to be made, whether it has to grow, and whether anything is to be written at all."""
+    makes = overwrite or not has_rows(path)
+    grows = not makes and has_grown(task, path, wanted)
+    return makes, grows, makes or grows or repair or not _is_complete(path)
 
 
 def _todo(
@@ -203,41 +220,21 @@ def _todo(
 
 
 def _is_complete(path: Path) -> bool:
-    if not _has_rows(path):
+    if not has_rows(path):
         return False
     with Store.open(path) as store:
         return bool(store.done().all())
-
-
-def _has_rows(path: Path) -> bool:
-    if not path.exists():
-        return False
-    with Store.open(path) as store:
-        return bool(store.facts.get("rows", True))
 
 
 def stored_basis(path: Path, choice: Choice, task: Task, *, whole: bool = False) -> tuple[Basis, Spectrum | None]:
     """Open the basis of a store's coordinates, or (``whole``) of all coordinates whose curvature it holds."""
     if not choice.has_basis:
         return None, None
-    with Store.open(path) as store:
+    with Store.open(path, rows=False) as store:
         names = [*store.names("factor."), *store.names("basis"), *store.names("spectrum")]
         arrays = {name: values for name in names if (values := store.array(name)) is not None}
         chosen = None if whole else store.array("kept")
     return open_basis(Fitted(arrays, store.facts), choice, chosen, task.device)
-
-
-def _curvature(
-    task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, batch: int, skip: bool
-) -> Fitted:
-    """Take the curvature from the store's file where it fits, else fit it."""
-    if not choice.has_basis:
-        return Fitted()
-    fitted = stored_curvature(path, wanted, choice)
-    if fitted is not None:
-        terminal.detail(f"the curvature of {path} is used again")
-        return fitted
-    return fit_curvature(task, choice, path, wanted, terminal, batch, skip)
 
 
 def _without_rows(
@@ -252,99 +249,31 @@ def _without_rows(
 ) -> Prepared:
     """Fit the curvature and keep it in the store's file, without rows."""
     started = time.perf_counter()
-    size = plan_batch(choice.network, batch.inputs, 0, config.gradients.block)
+    size = cluster.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
     known = stored_curvature(path, wanted, choice) if choice.has_basis else Fitted()
-    if known is not None:
+    if all(cluster.gathered(known is not None)) and known is not None:
         fitted = known
     else:
-        with claim(path):
-            fitted, size = halving(
-                lambda count: _curvature(task, choice, path, wanted, terminal, count, skip), size, terminal.warn
+        with alone(path):
+            fitted, size = halving_alone(
+                lambda count: curvature_of(task, choice, path, wanted, terminal, count, skip), size, terminal.warn
             )
-            if not path.exists():
+            if cluster.is_first() and not path.exists():
                 disk.check_space(path, fitted.bytes())
-                _create(config, task, path, wanted, fitted, None, 0, size, rows=False)
+                create_store(config, task, path, wanted, fitted, None, 0, size, rows=False)
                 terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), no rows")
-            disk.remove(fit_path(path))
+            remove_fits(path)
+            fitted = handed_round(fitted)
     basis, spectrum = open_basis(fitted, choice, None, task.device) if choice.has_basis else (None, None)
     return Prepared(task, choice, path, basis, spectrum, True, size, None, time.perf_counter() - started)
-
-
-def _create(
-    config: Config,
-    task: Task,
-    path: Path,
-    wanted: dict[str, str],
-    fitted: Fitted,
-    chosen: np.ndarray | None,
-    k: int,
-    batch: int,
-    *,
-    rows: bool,
-) -> None:
-    create(
-        path,
-        store_layout(config, task, k),
-        fingerprint=wanted,
-        facts=fitted.facts | {"rows": rows, "batch": batch},
-        labels=task.train.labels[task.train.indices],
-        indices=task.train.indices,
-        arrays=fitted.arrays | ({} if chosen is None else {"kept": chosen}),
-    )
-
-
-def _make(
-    config: Config,
-    task: Task,
-    choice: Choice,
-    batch: Batch,
-    path: Path,
-    wanted: dict[str, str],
-    terminal: Terminal,
-    skip: bool,
-) -> None:
-    """Announce, fit the curvature where there is one, choose the coordinates within the budget, lay the file out."""
-    size, budget = choice.network.size, config.gradients.budget
-    most = min(row_bytes(config, task, choice), budget)
-    check_budget(config, task, choice)
-    disk.check_space(path, most)
-    examples = plan_batch(choice.network, batch.inputs, 0, config.gradients.block)
-    plan = estimate(task, choice, batch, examples)
-    terminal.say(
-        f"making {path}: {len(task.train):,} training examples, {size:,} parameters, at most "
-        f"{human_bytes(most)}, about {duration(plan.seconds)}"
-    )
-    fitted, examples = halving(
-        lambda count: _curvature(task, choice, path, wanted, terminal, count, skip), examples, terminal.warn
-    )
-    chosen = choose_coordinates(config, task, choice, fitted)
-    k = size if chosen is None else len(chosen)
-    if choice.is_joint:
-        fitted = first_columns(fitted, k)
-    basis = open_basis(fitted, choice, chosen, task.device)[0] if choice.has_basis else None
-    examples = plan_batch(choice.network, batch.inputs, k, config.gradients.block)
-    # A whole batch is tried before the file exists: a batch that does not fit the memory never enters a store.
-    _, examples = halving(lambda count: _trial(choice, basis, batch, count), examples, terminal.warn)
-    _create(config, task, path, wanted, fitted, chosen, k, examples, rows=True)
-    disk.remove(fit_path(path))
-    terminal.detail(
-        f"{path}: {human_bytes(path.stat().st_size)} reserved, {k:,} numbers a row, batches of {examples:,}"
-    )
-
-
-def _trial(choice: Choice, basis: Basis, batch: Batch, count: int) -> None:
-    repeat = -(-count // len(batch))
-    inputs = batch.inputs.repeat(repeat, *(1,) * (batch.inputs.ndim - 1))[:count]
-    coordinates(choice.network, basis, inputs, batch.targets.repeat(repeat)[:count])
 
 
 def _prepared(
     task: Task, choice: Choice, path: Path, basis: Basis, spectrum: Spectrum | None, started: float
 ) -> Prepared:
-    with Store.open(path) as store:
-        summary, batch = store.summary(), int(store.facts["batch"])
-    if summary is None:
-        summary = _summarise(path)
+    with Store.open(path, rows=False) as store:
+        batch = int(store.facts["batch"])
+    summary = cluster.from_first(lambda: _summary(path))
     mean = torch.from_numpy(summary[:-1]).to(task.device, torch.float32)
     theta = flatten([parameter.detach() for parameter in choice.network.parameters().values()])
     if isinstance(basis, Joint):
@@ -355,6 +284,12 @@ def _prepared(
         slope = mean + task.l2 * theta
     seconds = time.perf_counter() - started
     return Prepared(task, choice, path, basis, spectrum, False, batch, float(slope.norm()), seconds)
+
+
+def _summary(path: Path) -> np.ndarray:
+    with Store.open(path) as store:
+        found = store.summary()
+    return _summarise(path) if found is None else found
 
 
 def _summarise(path: Path) -> np.ndarray:

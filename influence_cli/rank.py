@@ -16,20 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from influence_cli import cluster
 from influence_cli.config import Config
 from influence_cli.data import Split, read_batches, refuse_unreadable
 from influence_cli.ensemble import solved_vectors, source_inverses, test_stores, weighted
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TestFacts, TrainingFacts, empty_facts, explained, stored_facts
+from influence_cli.facts import TestFacts, TrainingFacts, add_up, empty_facts, explained, stored_facts
 from influence_cli.inverse import Inverse, make_inverse
 from influence_cli.iterative import Limits
 from influence_cli.memory import available_bytes
 from influence_cli.metrics import pearson
 from influence_cli.normalise import NONE, Norms, test_norms
 from influence_cli.precompute import Prepared
-from influence_cli.scores import Running, Strongest, influence, relative, removal, require_finite
+from influence_cli.scores import Running, Strongest, influence, merged, relative, removal, require_finite
 from influence_cli.selection import Selected
-from influence_cli.streams import averaged, training_products
+from influence_cli.streams import averaged, of_all, training_products
 from influence_cli.terminal import Terminal
 from influence_cli.testset import mean_gradients, test_gradients
 
@@ -109,13 +110,15 @@ def rank_training(
     run = {} if run is None else run
     inverses = make_inverses(stores, config, terminal, strict)
     asked = test_stores(stores, inverses)
-    size = group_size([*stores, *asked], None if count is None else 2 * count)
+    # The numbers that sinks take of other processes are held until all of them are there.
+    takes = cluster.size() > 1 and any(cluster.gathered(bool(sinks)))
+    size = group_size([*stores, *asked], None if count is None or takes else 2 * count)
     groups = [selected[start : start + size] for start in range(0, len(selected), size)]
     seen: list[TestFacts] = []
     if aggregate:
         seen, means = mean_gradients(asked, groups, target, terminal, skip_unreadable)
         if seen:
-            rest = (facts, count, terminal, skip_unreadable, run, sinks, normalise)
+            rest = (facts, count, terminal, skip_unreadable, run, sinks, takes, normalise)
             yield Group(seen, _strongest(stores, inverses, means, [None], *rest))
     elif stores[0].on_the_fly and len(groups) > 1:
         terminal.say(f"on the fly in {len(groups)} groups of {size:,} test examples: a pass over the data each")
@@ -123,7 +126,7 @@ def rank_training(
         tests, gradients = test_gradients(asked, group, target, terminal, skip_unreadable)
         seen += tests
         if tests:
-            rest = (facts, count, terminal, skip_unreadable, run, sinks, normalise)
+            rest = (facts, count, terminal, skip_unreadable, run, sinks, takes, normalise)
             yield Group(tests, _strongest(stores, inverses, gradients, tests, *rest))
     if not seen:
         raise InfluenceError("none of the selected test examples could be read")
@@ -234,6 +237,7 @@ def _strongest(
     skip: bool,
     run: dict[str, Any],
     sinks: Sequence[Sink],
+    takes: bool,
     normalise: str,
 ) -> list[Strongest]:
     """Let all training examples stream by once, from every checkpoint, and keep the strongest effects."""
@@ -257,6 +261,7 @@ def _strongest(
         for prepared, inverse, left in zip(stores, inverses, lefts, strict=True):
             own_norms = None if normalise == NONE else Norms(normalise, inverse)
             streams.append(training_products(prepared, left, first, share, terminal, skip, stack, own_norms))
+        held: list[tuple[slice, np.ndarray]] = []
         for where, values in averaged(streams):
             scores, others = values[:m], values[m : m + plain]
             if not stores[0].on_the_fly:  # on the fly each batch is checked, and NaN marks what was skipped
@@ -266,6 +271,15 @@ def _strongest(
             running.add(np.arange(where.start, where.stop), scores, ranked)
             if plain:
                 similar[0, :, where], similar[1, :, where] = scores[:plain], others
+            if takes:
+                held.append((where, scores))
+            for sink in [] if takes else sinks:
+                sink.add(where, scores)
+    if cluster.size() > 1:
+        cluster.sum_array(similar)
+        if first is not None:
+            add_up(first)
+        for where, scores in of_all(iter(held)):
             for sink in sinks:
                 sink.add(where, scores)
     if plain:
@@ -273,7 +287,7 @@ def _strongest(
         found = [pearson(a, b) for a, b in zip(similar[0][:, read], similar[1][:, read], strict=True)]
         found = [value for value in found if np.isfinite(value)]  # of a single training example there is none
         run["identity_correlation"] = float(np.mean(found)) if found else None
-    return running.results()
+    return merged(cluster.gathered(running.results()), count) if cluster.size() > 1 else running.results()
 
 
 def _pair(split: Split, tests: Sequence[TestFacts | None], where: slice, test: int, row: int) -> str:

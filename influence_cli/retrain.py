@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from influence_cli.config import Config
 from influence_cli.data import Batch, Split, labelled_inputs, raw_item, readable_batches, to_input
 from influence_cli.errors import InfluenceError
-from influence_cli.fingerprint import MEANING as STORED
-from influence_cli.fingerprint import data_facts
+from influence_cli.fingerprint import DATA_MEANING, split_facts
 from influence_cli.memory import available_bytes
 from influence_cli.retrain_files import Arrays, Job
 from influence_cli.task import Task, build_model, logits_of
@@ -43,10 +42,8 @@ BATCH = 256
 
 # Claims of one repeat are numbered from here to the next.
 REPEAT = 2**32
-_DATA = ("count", "labels", "files", "examples", "transform")
 MEANING = {
-    **{f"train.{part}": STORED[part] for part in _DATA},
-    **{f"test.{part}": STORED[part].replace("training", "test").replace("train.", "test.") for part in _DATA},
+    **DATA_MEANING,
     "training": "the training function (its file or its arguments)",
     "model": "the model (its factory's file or its arguments)",
     "loss": "the loss (its file or its arguments)",
@@ -348,8 +345,7 @@ def made_of(config: Config, task: Task) -> dict[str, str]:
     build = import_object(config.model.factory, config.folder, config.where("model", "factory"))
     training = load_training(config)
     return {
-        **{f"train.{part}": value for part, value in data_facts(task.train).items()},
-        **{f"test.{part}": value for part, value in data_facts(task.test_split()).items()},
+        **split_facts(task),
         "training": f"{training.name} {training.source}",
         "model": f"{config.model.factory} {source_hash(build, config.model.args)}",
         "loss": f"{task.loss_name} {source_hash(task.loss, config.loss.args)}",

@@ -10,7 +10,7 @@ In a basis with spectrum Λ the same is (1/n) Σⱼ c_tj c_ij / (Λⱼ + l2 + λ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -248,6 +248,28 @@ def strongest(values: np.ndarray, count: int | None) -> Strongest:
     running = Running(1, count)
     running.add(np.arange(len(values)), values[None])
     return running.results()[0]
+
+
+def merged(parts: Sequence[Sequence[Strongest]], count: int | None) -> list[Strongest]:
+    """Merge the strongest effects on the same test examples of several parts of the training examples.
+
+    Args:
+        parts: of each part in order of the positions, one a test example.
+        count: how many an effect, or None for all.
+    """
+    found = []
+    for own in zip(*parts, strict=True):
+        running = Running(1, count)
+        for part in own:
+            positions = np.concatenate([part.helpful, part.harmful])
+            order = np.argsort(positions)
+            values = np.concatenate([part.helpful_values, part.harmful_values])[order]
+            scores = None
+            if part.helpful_scores is not None and part.harmful_scores is not None:
+                scores = np.concatenate([part.helpful_scores, part.harmful_scores])[None, order]
+            running.add(positions[order], values[None], scores)
+        found.append(running.results()[0])
+    return found
 
 
 def effective_dimension(spectrum: Tensor, shift: float | Tensor) -> float:

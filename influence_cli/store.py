@@ -1,20 +1,19 @@
-"""The gradient store: one HDF5 file of coordinates, a row a training example, with a flag and a checksum a block.
+"""The gradient store: an HDF5 file of coordinates, a row a training example, with a flag and a checksum a block.
 
 Everything is laid out and reserved when the file is made (store_file.py). After that nothing but rows, checksums and
 flags is written, in place and in that order, so a kill at any instant leaves a file that opens and has lost at most
-the block in hand.
+the block in hand. The rows may lie in several such files (shards.py); they are read as one.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import local
 from types import TracebackType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -23,13 +22,16 @@ import xxhash
 
 from influence_cli import disk
 from influence_cli.errors import InfluenceError
-from influence_cli.locks import unlock
-from influence_cli.store_file import Layout, row_columns, side_arrays
+from influence_cli.shards import open_shards
+from influence_cli.store_file import Layout, side_arrays
 from influence_cli.store_open import open_file
+from influence_cli.store_part import Part
 from influence_cli.store_rows import checksum, encode, room_for
-from influence_cli.store_scan import Reader, in_order, mapped, place_of
+from influence_cli.store_scan import Reader, in_order, mapped, most_rows, pieces, place_of
 
 READ, SKIPPED = 1, 2
+# Columns that are written when the file is made.
+FIXED_COLUMNS = ("labels", "indices")
 
 Result = TypeVar("Result")
 
@@ -60,46 +62,66 @@ class Store:
         InfluenceError: from ``open``: no such file, not a store, damaged, newer, or in use by another process.
     """
 
-    def __init__(self, path: Path, raw: BinaryIO, file: h5py.File, header: Mapping[str, Any]) -> None:
-        self.path = path
-        # One thread writes while another reads the user's data set, in whose folder it is then: for the whole process.
-        self._absolute = path.absolute()
-        self.layout = Layout(**header["layout"])
+    def __init__(self, header: Mapping[str, Any], main: Part, parts: list[Part]) -> None:
+        self.path = main.path
+        self.layout = main.layout
         self.fingerprint: dict[str, str] = header["fingerprint"]
         self.facts: dict[str, Any] = header["facts"]
-        self._file = file
-        self._raw = raw
-        self._places = {name: place_of(file[name]) for name in row_columns(self.layout)}
+        # The files of rows that are not the main one, and the blocks of each.
+        self.shards = [(part.path, part.blocks) for part in parts if part is not main]
+        self._main = main
+        self._parts = parts
 
     @classmethod
-    def open(cls, path: Path, *, write: bool = False) -> Store:
-        """Open a store and check its header; rows are checked as they are read."""
-        return cls(path, *open_file(path, write=write))
+    def open(cls, path: Path, *, write: bool = False, rows: bool = True) -> Store:
+        """Open a store and check its header; rows are checked as they are read.
+
+        Args:
+            path: the file; of a store in several, the main one.
+            write: alone.
+            rows: open the shards too; a store without its rows still has its curvature.
+        """
+        raw, file, header = open_file(path, write=write)
+        layout = Layout(**header["layout"])
+        main = Part(path, path.absolute(), raw, file, 0, layout)
+        if "shards" not in header:
+            return cls(header, main, [main])
+        try:
+            opened = open_shards(path, header, write=write) if rows else []
+        except BaseException:
+            main.close()
+            raise
+        parts = []
+        for shard, at, own, shard_file, _ in opened:
+            used = shard.rows(layout)
+            parts.append(
+                Part(at, at.absolute(), own, shard_file, shard.first, replace(layout, n=used.stop - used.start))
+            )
+        return cls(header, main, parts)
 
     def __enter__(self) -> Store:
         """Give the open store."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close the file, and give up its lock; what was mapped of it stays."""
-        self._file.close()
-        unlock(self._raw)
-        self._raw.close()
+        """Close every file, and give up its lock; what was mapped of it stays."""
+        for part in {id(part): part for part in (*self._parts, self._main)}.values():
+            part.close()
 
     def names(self, prefix: str = "") -> list[str]:
         """List the side arrays whose names start with ``prefix``, sorted."""
-        return [name for name in side_arrays(self._file) if name.startswith(prefix)]
+        return [name for name in side_arrays(self._main.file) if name.startswith(prefix)]
 
     def array(self, name: str) -> np.ndarray | None:
         """Give a whole side array (``spectrum``, ``basis``), its checksum verified; None where there is none.
 
         It is the file itself, mapped copy-on-write, and outlives the store.
         """
-        data = self._file.get(name)
+        data = self._main.file.get(name)
         if not isinstance(data, h5py.Dataset) or "xxh3" not in data.attrs:
             return None
         place = place_of(data)
-        values = mapped(self._raw, place, 0, len(data)) if data.shape else np.asarray(data[()])
+        values = mapped(self._main.raw, place, 0, len(data)) if data.shape else np.asarray(data[()])
         if xxhash.xxh3_64_intdigest(values.data) != int(data.attrs["xxh3"]):
             raise InfluenceError(
                 f"{self.path} is damaged: the checksum of its {name} does not fit",
@@ -109,15 +131,19 @@ class Store:
 
     def column(self, name: str) -> np.ndarray:
         """Read ``losses``, ``outputs``, ``labels``, ``indices`` or ``state`` of all examples."""
-        return np.asarray(self._file[name][: self.layout.n])
+        return _joined([part.column(name, part.layout.n) for part in self._parts])
 
     def done(self) -> np.ndarray:
         """Say which blocks are complete: bool [blocks]."""
-        return np.asarray(self._file["flags"][()] == 1)
+        return np.asarray(self._of_blocks("flags") == 1)
 
     def digests(self) -> np.ndarray:
         """Give each block's hash of what went into the model: uint64 [blocks]."""
-        return np.asarray(self._file["inputs"][()])
+        return self._of_blocks("inputs")
+
+    def checksums(self) -> np.ndarray:
+        """Give each block's checksum: uint64 [blocks]."""
+        return self._of_blocks("checksums")
 
     def write(self, block: int, rows: Rows) -> None:
         """Write a block: its rows, flushed, then its flag, flushed.
@@ -125,27 +151,33 @@ class Store:
         Raises:
             InfluenceError: the disk is full or gone; what is done so far stays.
         """
-        where = slice(block * self.layout.block, (block + 1) * self.layout.block)
-        columns = self._encode(rows)
-        with self._writing(f"block {block}"):
-            fixed = {name: np.asarray(self._file[name][where]) for name in ("labels", "indices")}
-            total = checksum(block, columns | fixed, rows.digest)
-            for name, values in columns.items():
-                self._put(name, where.start, values)
-            self._put("inputs", block, np.uint64(rows.digest))
-            self._put("checksums", block, np.uint64(total))
-            disk.flush(self._raw)
-            self._put("flags", block, np.uint8(1))
-            disk.flush(self._raw)
+        part = self._part(block)
+        self._write(part, block - part.first, self._encode(part, rows), rows.digest)
+
+    def copy(self, block: int, source: Store) -> None:
+        """Copy a block of another store with the same rows, as it lies there, its checksum verified.
+
+        Raises:
+            InfluenceError: it is damaged there; the disk is full or gone.
+        """
+        reader = source._part(block).reader()
+        if not reader.fits(block):
+            raise InfluenceError(
+                f"{reader.path} is damaged: the checksum of block {block} does not fit",
+                "influence gradients --repair computes the damaged blocks again",
+            )
+        columns = {name: values for name, values in reader.columns(block).items() if name not in FIXED_COLUMNS}
+        self._write(self._part(block), block, columns, int(source.digests()[block]))
 
     def summary(self) -> np.ndarray | None:
         """Read what ``write_summary`` kept: float64 [k + 1]; None where that has not happened since the last write."""
-        values = np.asarray(self._file["summary"][()])
-        return values if int(self._file["summary_xxh3"][0]) == xxhash.xxh3_64_intdigest(values.data) else None
+        file = self._main.file
+        values = np.asarray(file["summary"][()])
+        return values if int(file["summary_xxh3"][0]) == xxhash.xxh3_64_intdigest(values.data) else None
 
     def size(self) -> int:
-        """Count the bytes of the file."""
-        return os.fstat(self._raw.fileno()).st_size
+        """Count the bytes of all files."""
+        return sum(os.fstat(part.raw.fileno()).st_size for part in {self._main, *self._parts})
 
     def readable(self) -> int:
         """Count the examples that could be read."""
@@ -154,35 +186,51 @@ class Store:
     def write_summary(self, values: np.ndarray) -> None:
         """Keep k + 1 numbers about all rows beside them."""
         values = np.ascontiguousarray(values, dtype=np.float64)
-        with self._writing("the summary"):
-            self._put("summary", 0, values)
-            self._put("summary_xxh3", 0, np.uint64(xxhash.xxh3_64_intdigest(values.data)))
-            disk.flush(self._raw)
+        with self._main.writing("the summary"):
+            self._main.put("summary", 0, values)
+            self._main.put("summary_xxh3", 0, np.uint64(xxhash.xxh3_64_intdigest(values.data)))
+            disk.flush(self._main.raw)
 
     def write_labels(self, labels: np.ndarray, indices: np.ndarray) -> None:
         """Write labels and positions of all examples again, as they were when the store was made.
 
         A block's checksum is made of what the file holds of them: damage must not get under a new one.
         """
-        with self._writing("the labels"):
-            self._put("labels", 0, labels)
-            self._put("indices", 0, indices)
+        for part in self._parts:
+            start = part.first * self.layout.block
+            rows = slice(start, start + part.layout.n)
+            with part.writing("the labels"):
+                part.put("labels", 0, labels[rows])
+                part.put("indices", 0, indices[rows])
 
     def clear(self, blocks: np.ndarray) -> None:
         """Mark blocks as not done, so that a fill computes them again."""
-        with self._writing("the flags"):
-            self._put("summary_xxh3", 0, np.uint64(0))
-            for block in blocks:
-                self._put("flags", int(block), np.uint8(0))
-            disk.flush(self._raw)
+        with self._main.writing("the flags"):
+            self._main.put("summary_xxh3", 0, np.uint64(0))
+            disk.flush(self._main.raw)
+        for part in self._parts:
+            with part.writing("the flags"):
+                for block in sorted(set(part.blocks).intersection(blocks.tolist())):
+                    part.put("flags", block - part.first, np.uint8(0))
+                disk.flush(part.raw)
 
     def damaged(self, blocks: np.ndarray | None = None) -> np.ndarray:
         """Read some finished blocks (default: all) and list those whose checksum does not fit."""
-        reader = self._reader()
         chosen = np.flatnonzero(self.done()) if blocks is None else blocks
-        return np.array([block for block in chosen if not reader.fits(int(block))], dtype=np.int64)
+        bad: list[int] = []
+        for part in self._parts:
+            own = sorted(set(part.blocks).intersection(chosen.tolist()))
+            reader = part.reader() if own else None
+            bad += [block for block in own if reader is not None and not reader.fits(block)]
+        return np.array(bad, dtype=np.int64)
 
-    def map(self, work: Callable[[slice, np.ndarray], Result], *, threads: int | None = None) -> Iterator[Result]:
+    def map(
+        self,
+        work: Callable[[slice, np.ndarray], Result],
+        *,
+        threads: int | None = None,
+        blocks: range | None = None,
+    ) -> Iterator[Result]:
         """Run ``work`` on all coordinates, a piece at a time on several threads, each block's checksum verified first.
 
         The rows are always cut alike, and inside ``work`` torch has one thread and no autograd: a store gives the same
@@ -192,6 +240,7 @@ class Store:
             work: takes the rows' positions in the store and their coordinates, float32 [b, k], which hold until it
                 returns. Several calls run at one time, none in the calling thread.
             threads: how many; None for as many as torch uses.
+            blocks: which; None for all.
 
         Yields:
             What ``work`` returns, in order of the rows.
@@ -200,22 +249,25 @@ class Store:
             InfluenceError: a block is missing or damaged.
         """
         self.require_complete()
-        reader, own = self._reader(), local()
-        threads = threads or torch.get_num_threads()
+        own, threads = local(), threads or torch.get_num_threads()
 
         def room(count: int) -> np.ndarray:
             if not hasattr(own, "rows"):  # made once a thread
-                own.rows = room_for(reader.most_rows(), self.layout.k)
+                own.rows = room_for(most_rows(self.layout), self.layout.k)
             return np.asarray(own.rows[:count])
 
-        def run(piece: range) -> list[Result]:
-            return [work(where, rows) for where, rows in reader.parts(piece, room)]
+        def run(piece: tuple[Reader, range]) -> list[Result]:
+            reader, blocks = piece
+            return [work(where, rows) for where, rows in reader.parts(blocks, room)]
 
-        for results in in_order(run, reader.pieces(threads), threads):
+        for results in in_order(run, self._pieces(blocks, threads), threads):
             yield from results
 
-    def scan(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Read all coordinates once, in order, several blocks at a time, each block's checksum verified first.
+    def scan(self, blocks: range | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Read coordinates once, in order, several blocks at a time, each block's checksum verified first.
+
+        Args:
+            blocks: which; None for all.
 
         Yields:
             The rows' positions in the store, and their coordinates, float32 [b, k]: of a float32 store the file
@@ -225,8 +277,7 @@ class Store:
             InfluenceError: a block is missing or damaged.
         """
         self.require_complete()
-        reader = self._reader()
-        for piece in reader.pieces():
+        for reader, piece in self._pieces(blocks):
             yield from reader.parts(piece, lambda count: room_for(count, self.layout.k), whole=True)
 
     def require_complete(self) -> None:
@@ -238,38 +289,36 @@ class Store:
         if not self.done().all():
             raise InfluenceError(f"{self.path} is not complete", "influence gradients finishes it")
 
-    def _reader(self) -> Reader:
-        checksums = np.asarray(self._file["checksums"][()])
-        return Reader(self.path, self._raw, self.layout, self._places, self.digests(), checksums)
+    def _pieces(self, blocks: range | None, threads: int | None = None) -> Iterator[tuple[Reader, range]]:
+        wanted = range(self.layout.blocks) if blocks is None else blocks
+        readers = [part.reader() for part in self._parts if part.blocks.start < wanted.stop > wanted.start]
+        return pieces(readers, self.layout, wanted, threads)
 
-    @contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
-        """Turn what a disk says into a message, and write only while the file is where others will look for it."""
-        try:
-            if not os.path.samestat(self._absolute.stat(), os.fstat(self._raw.fileno())):
-                raise FileNotFoundError
-            yield
-        except FileNotFoundError as error:
-            raise InfluenceError(
-                f"{self.path} has gone while {what} was to be written: moved, removed, or its disk was unmounted",
-                "the finished blocks are in it, wherever it is: put it back and run the same command again",
-            ) from error
-        except OSError as error:
-            raise InfluenceError(
-                f"writing {what} of {self.path} failed: {disk.failure(error, self._absolute, self.size())}",
-                "the finished blocks are kept; make room and run the same command again",
-            ) from error
+    def _part(self, block: int) -> Part:
+        return next(part for part in self._parts if block in part.blocks)
 
-    def _put(self, name: str, row: int, values: np.ndarray | np.generic) -> None:
-        """Write values at their place in the file, past HDF5: it loses the error of a write that it has put off."""
-        place = place_of(self._file[name])
-        disk.write_at(self._raw, place.start + row * place.row_bytes, np.asarray(values, dtype=place.dtype))
+    def _of_blocks(self, name: str) -> np.ndarray:
+        return _joined([part.column(name, part.layout.blocks) for part in self._parts])
 
-    def _encode(self, rows: Rows) -> dict[str, np.ndarray]:
+    def _write(self, part: Part, block: int, columns: Mapping[str, np.ndarray], digest: int) -> None:
+        """Write a block of a file: its rows, flushed, then its flag, flushed."""
+        where = slice(block * self.layout.block, (block + 1) * self.layout.block)
+        with part.writing(f"block {block}"):
+            fixed = {name: np.asarray(part.file[name][where]) for name in FIXED_COLUMNS}
+            total = checksum(block, {**columns, **fixed}, digest)
+            for name, values in columns.items():
+                part.put(name, where.start, values)
+            part.put("inputs", block, np.uint64(digest))
+            part.put("checksums", block, np.uint64(total))
+            disk.flush(part.raw)
+            part.put("flags", block, np.uint8(1))
+            disk.flush(part.raw)
+
+    def _encode(self, part: Part, rows: Rows) -> dict[str, np.ndarray]:
         padding = self.layout.block - len(rows.coordinates)
 
         def pad(values: np.ndarray, name: str) -> np.ndarray:
-            values = values.astype(self._places[name].dtype, copy=False)
+            values = values.astype(part.places[name].dtype, copy=False)
             if padding:  # only the last block: a copy of every block would cost as much as its checksum
                 values = np.pad(values, [(0, padding)] + [(0, 0)] * (values.ndim - 1))
             return np.ascontiguousarray(values)
@@ -278,6 +327,10 @@ class Store:
         if self.layout.k:
             columns |= encode(rows.coordinates, self.layout.dtype)
         return {name: pad(values, name) for name, values in columns.items()}
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def block_sums(rows: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ would otherwise give other numbers, or a crash.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -132,18 +132,40 @@ def create(
     taken = [name for name in arrays if name.split("/")[0] in own]
     if taken:
         raise ValueError(f"side arrays cannot be called {', '.join(taken)}")
-    need = layout.bytes() + sum(values.nbytes + OWN_BYTES for values in arrays.values()) + FIRST_BYTES
+    header = {"layout": asdict(layout), "fingerprint": dict(fingerprint), "facts": dict(facts)}
+    need = layout.bytes() + side_bytes(arrays)
+    make_whole(path, need, lambda part: _lay_out(part, layout, encoded(header), labels, indices, arrays))
+
+
+def encoded(header: Mapping[str, Any]) -> bytes:
+    """Write a header as it lies in the file."""
+    return json.dumps(header, sort_keys=True).encode()
+
+
+def side_bytes(arrays: Mapping[str, np.ndarray]) -> int:
+    """Bound the bytes of side arrays, and of what HDF5 takes of any store."""
+    return sum(values.nbytes + OWN_BYTES for values in arrays.values()) + FIRST_BYTES
+
+
+def make_whole(path: Path, need: int, lay_out: Callable[[Path], None]) -> None:
+    """Make a store's file under another name, seal it, and put it where it belongs, replacing what was there.
+
+    Args:
+        path: the file; it appears only when complete.
+        need: bytes that it takes at most.
+        lay_out: writes the HDF5 file to the path that it is given, its user block left free.
+
+    Raises:
+        InfluenceError: the folder is missing or not writable, or the disk is too small.
+    """
     disk.check_space(path, need)
     part = path.with_name(path.name + ".part")
     try:
         with part.open("a+b") as raw:
             lock(raw, path, alone=True)
-            header = json.dumps(
-                {"layout": asdict(layout), "fingerprint": dict(fingerprint), "facts": dict(facts)}, sort_keys=True
-            )
             # HDF5 prints a traceback for every write that fails on a full disk: it begins where there is room.
             disk.reserve(raw, need)
-            _lay_out(part, layout, header.encode(), labels, indices, arrays)
+            lay_out(part)
             with part.open("r+b", buffering=0) as whole:
                 disk.reserve(whole, part.stat().st_size)
                 _seal(whole, part)
@@ -186,18 +208,11 @@ def _lay_out(
     size = layout.padded * layout.k * np.dtype(layout.dtype).itemsize
     # HDF5 counts bytes from the end of the user block: for a data set to lie at a large page, that has to end at one.
     align, room = (HUGE_PAGE, HUGE_PAGE) if size >= MANY_BYTES else (64, SEAL_BYTES)
-    room = max(room, _seal_size(len(FIXED) + len(columns) + len(arrays)))
+    room = max(room, seal_size(len(FIXED) + len(columns) + len(arrays)))
     with h5py.File(path, "w", userblock_size=room, alignment_threshold=1, alignment_interval=64, locking=False) as file:
-        _add(file, "header", np.frombuffer(header, dtype=np.uint8))
-        file.attrs["format"] = FORMAT
-        file.attrs["version"] = VERSION
-        _reserve(file, "flags", (layout.blocks,), "uint8", zero=True)
-        _reserve(file, "checksums", (layout.blocks,), "uint64", zero=True)
-        _reserve(file, "inputs", (layout.blocks,), "uint64", zero=True)
-        _reserve(file, "summary", (layout.k + 1,), "float64", zero=True)
-        _reserve(file, "summary_xxh3", (1,), "uint64", zero=True)
-        for name, values in sorted(arrays.items()):  # the same file, wherever they come from
-            _add(file, name, np.asarray(values, order="C"))
+        for name, dtype in PER_BLOCK.items():
+            _reserve(file, name, (layout.blocks,), dtype, zero=True)
+        lay_out_rest(file, layout, header, arrays)
         for name, (shape, dtype) in columns.items():
             if name != "coordinates":
                 _reserve(file, name, (layout.padded, *shape), dtype, zero=name in ("labels", "indices", "state"))
@@ -208,6 +223,17 @@ def _lay_out(
             path, "r+", alignment_threshold=min(size, MANY_BYTES), alignment_interval=align, locking=False
         ) as file:
             _reserve(file, "coordinates", (layout.padded, layout.k), layout.dtype)
+
+
+def lay_out_rest(file: h5py.File, layout: Layout, header: bytes, arrays: Mapping[str, np.ndarray]) -> None:
+    """Lay out what a store has beside its rows and blocks: the header, the side arrays, room for the summary."""
+    _add(file, "header", np.frombuffer(header, dtype=np.uint8))
+    file.attrs["format"] = FORMAT
+    file.attrs["version"] = VERSION
+    _reserve(file, "summary", (layout.k + 1,), "float64", zero=True)
+    _reserve(file, "summary_xxh3", (1,), "uint64", zero=True)
+    for name, values in sorted(arrays.items()):  # the same file, wherever they come from
+        _add(file, name, np.asarray(values, order="C"))
 
 
 def data_sets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
@@ -239,7 +265,7 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, *, 
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype)), space, plist)
 
 
-def _seal_size(count: int) -> int:
+def seal_size(count: int) -> int:
     """Bound the seal of a file with so many data sets: a power of two, as HDF5 wants it."""
     return int(2 ** (256 + 32 * (count + 1)).bit_length())
 
@@ -248,7 +274,7 @@ def _seal(raw: BinaryIO, path: Path) -> None:
     """Write the checksum of everything that is neither rows nor side arrays in front of the HDF5 file."""
     with h5py.File(path, "r", locking=False) as file:
         room = at = file.userblock_size
-        data = [data.id for _, data in data_sets(file)]
+        data = [data.id for _, data in data_sets(file) if not data.is_virtual]
         extents = sorted((own.get_offset(), own.get_storage_size()) for own in data if own.get_storage_size())
     ranges = []
     for start, size in [*extents, (path.stat().st_size, 0)]:

@@ -7,6 +7,7 @@ them, in place and size: a checksum is no signature, and what does not lie in th
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,6 +30,9 @@ from influence_cli.store_file import (
     row_columns,
     side_arrays,
 )
+
+# A shard's name, from the folder of the store: nothing else is opened, whatever a header says.
+SHARD = re.compile(r"[^/\\\0]+\.shards-[0-9a-f]{8}/\d{4,}\.h5")
 
 
 def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, dict[str, Any]]:
@@ -148,10 +152,16 @@ def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
         layout = Layout(**header["layout"])
         if not (isinstance(header["fingerprint"], dict) and isinstance(header["facts"], dict) and _possible(layout)):
             raise wrong
-        expected = row_columns(layout)
-        for name, dtype, shape in (
-            *((name, dtype, (layout.padded, *shape)) for name, (shape, dtype) in expected.items()),
+        own = [
+            *((name, dtype, (layout.padded, *shape)) for name, (shape, dtype) in row_columns(layout).items()),
             *((name, dtype, (layout.blocks,)) for name, dtype in PER_BLOCK.items()),
+        ]
+        if "shards" in header:  # rows and blocks are theirs, and checked there
+            own = []
+            if not check_shards(header["shards"], layout.blocks):
+                raise wrong
+        for name, dtype, shape in (
+            *own,
             ("summary", "float64", (layout.k + 1,)),
             ("summary_xxh3", "uint64", (1,)),
         ):
@@ -163,6 +173,19 @@ def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise wrong from error
     return header
+
+
+def check_shards(shards: Any, blocks: int) -> bool:
+    """Say whether shards lie in a folder beside the store that names them, and hold every block once, in order."""
+    at = 0
+    for shard in shards if isinstance(shards, list) else []:
+        file, first, count, header = (shard[key] for key in ("file", "first", "blocks", "header"))
+        if not (isinstance(file, str) and SHARD.fullmatch(file) and isinstance(header, str)):
+            return False
+        if not (type(first) is type(count) is int and first == at and count > 0):
+            return False
+        at += count
+    return at == blocks
 
 
 def _possible(layout: Layout) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,12 +85,13 @@ def mapped(raw: BinaryIO, place: Place, row: int, count: int, *, writable: bool 
 
 
 class Reader:
-    """Reads and verifies the rows of a store; threads may share it.
+    """Reads and verifies the rows of one file of a store; threads may share it.
 
     Args:
-        path: the store.
-        raw: its open file.
-        layout: its shape.
+        path: the file.
+        first: the block of the store that its first one is.
+        raw: the open file.
+        layout: the shape of the rows in use.
         places: where the columns of its rows lie.
         digests: each block's hash of what went into the model.
         checksums: what the blocks' checksums should be.
@@ -99,6 +100,7 @@ class Reader:
     def __init__(
         self,
         path: Path,
+        first: int,
         raw: BinaryIO,
         layout: Layout,
         places: Mapping[str, Place],
@@ -106,6 +108,7 @@ class Reader:
         checksums: np.ndarray,
     ) -> None:
         self.path = path
+        self.blocks = range(first, first + layout.blocks)
         self._raw = raw
         self._layout = layout
         self._digests = digests.tolist()
@@ -118,19 +121,14 @@ class Reader:
             if name != "coordinates"
         }
 
-    def pieces(self, threads: int | None = None) -> Iterator[range]:
-        """Group the blocks into pieces, of whole parts.
-
-        Args:
-            threads: that share them: the pieces become small towards the end, so that all threads end about together.
-        """
-        part, most = self._blocks_in(PART_BYTES), self._blocks_in(PIECE_BYTES)
-        start, total = 0, self._layout.blocks
-        while start < total:
-            fair = most if threads is None else (total - start) // (2 * threads)
-            stop = start + max(1, min(most, fair) // part) * part
-            yield range(start, min(total, stop))
-            start = stop
+    def columns(self, block: int) -> dict[str, np.ndarray]:
+        """Give what is stored of the rows of a block of the store, as it lies in the file."""
+        start = (block - self.blocks.start) * self._layout.block
+        rows = slice(start, start + self._layout.block)
+        columns = {name: values[rows] for name, values in self._columns.items()}
+        if self._coordinates is not None:
+            columns["coordinates"] = mapped(self._raw, self._coordinates, start, self._layout.block)
+        return columns
 
     def parts(
         self, piece: range, room: Callable[[int], np.ndarray], *, whole: bool = False
@@ -138,17 +136,19 @@ class Reader:
         """Verify the blocks of a piece, a few at a time, and give their positions and rows, float32 [b, k].
 
         Args:
-            piece: the blocks.
+            piece: the blocks of the store, all of them in this file.
             room: makes room for b rows that have to be converted.
             whole: verify all blocks before any rows are given.
 
         Raises:
             InfluenceError: a block is damaged.
         """
-        rows, step = self._map(piece), len(piece) if whole else self._blocks_in(PART_BYTES)
-        first = piece.start * self._layout.block
-        for start in range(piece.start, piece.stop, step):
-            blocks = range(start, min(piece.stop, start + step))
+        ahead = self.blocks.start
+        own = range(piece.start - ahead, piece.stop - ahead)
+        rows, step = self._map(own), len(own) if whole else blocks_in(self._layout, PART_BYTES)
+        first, before = own.start * self._layout.block, ahead * self._layout.block
+        for start in range(own.start, own.stop, step):
+            blocks = range(start, min(own.stop, start + step))
             for block in blocks:
                 if not self._fits(block, rows, first):
                     raise InfluenceError(
@@ -157,24 +157,22 @@ class Reader:
                     )
             where = slice(blocks.start * self._layout.block, min(self._layout.n, blocks.stop * self._layout.block))
             if "scales" not in self._columns:
-                yield where, rows[where.start - first : where.stop - first]
+                yield slice(before + where.start, before + where.stop), rows[where.start - first : where.stop - first]
                 continue
             for some in self._converted(where):
                 encoded = rows[some.start - first : some.stop - first]
-                yield some, decode(encoded, self._columns["scales"][some], room(len(encoded)))
+                values = decode(encoded, self._columns["scales"][some], room(len(encoded)))
+                yield slice(before + some.start, before + some.stop), values
 
     def fits(self, block: int) -> bool:
-        """Say whether a block's checksum fits."""
-        return self._fits(block, self._map(range(block, block + 1)), block * self._layout.block)
-
-    def most_rows(self) -> int:
-        """Count the rows that are converted at one time, at most."""
-        return min(self._layout.padded, max(self._rows_in(PART_BYTES), min(ROOM_ROWS, self._rows_in(ROOM_BYTES))))
+        """Say whether the checksum of a block of the store fits."""
+        own = block - self.blocks.start
+        return self._fits(own, self._map(range(own, own + 1)), own * self._layout.block)
 
     def _converted(self, where: slice) -> Iterator[slice]:
         """Cut rows into what is converted at one time, evenly."""
         count = where.stop - where.start
-        step = -(-count // -(-count // self.most_rows()))
+        step = -(-count // -(-count // most_rows(self._layout)))
         for start in range(where.start, where.stop, step):
             yield slice(start, min(where.stop, start + step))
 
@@ -192,11 +190,40 @@ class Reader:
             columns["coordinates"] = rows[start - first : stop - first]
         return checksum(block, columns, self._digests[block]) == int(self._checksums[block])
 
-    def _rows_in(self, size: int) -> int:
-        return max(1, size // (4 * max(1, self._layout.k)))
 
-    def _blocks_in(self, size: int) -> int:
-        return max(1, self._rows_in(size) // self._layout.block)
+def most_rows(layout: Layout) -> int:
+    """Count the rows that are converted at one time, at most."""
+    return min(layout.padded, max(_rows_in(layout, PART_BYTES), min(ROOM_ROWS, _rows_in(layout, ROOM_BYTES))))
+
+
+def blocks_in(layout: Layout, size: int) -> int:
+    """Count the blocks whose float32 rows have so many bytes, at least one."""
+    return max(1, _rows_in(layout, size) // layout.block)
+
+
+def _rows_in(layout: Layout, size: int) -> int:
+    return max(1, size // (4 * max(1, layout.k)))
+
+
+def pieces(
+    readers: Sequence[Reader], layout: Layout, blocks: range, threads: int | None = None
+) -> Iterator[tuple[Reader, range]]:
+    """Group blocks into pieces of whole parts, each from one file.
+
+    Args:
+        readers: of all files of the store, in order of their rows.
+        layout: of the store.
+        blocks: the blocks that are wanted.
+        threads: that share them: the pieces become small towards the end, so that all threads end about together.
+    """
+    part, most = blocks_in(layout, PART_BYTES), blocks_in(layout, PIECE_BYTES)
+    for reader in readers:
+        start, end = max(blocks.start, reader.blocks.start), min(blocks.stop, reader.blocks.stop)
+        while start < end:
+            fair = most if threads is None else (blocks.stop - start) // (2 * threads)
+            stop = min(end, start + max(1, min(most, fair) // part) * part)
+            yield reader, range(start, stop)
+            start = stop
 
 
 def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece], threads: int) -> Iterator[Result]:

@@ -1,6 +1,7 @@
 """Scores of all training examples as they stream by: from the rows of a store, or on the fly from a layer pass.
 
-Each stream yields a range of rows and their scores, in order, and never holds more than one piece.
+Each stream yields a range of rows and their scores, in order, and never holds more than one piece. The processes of a
+job each stream a part of the rows; ``of_all`` gives every one of them the whole.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from influence_cli import cluster
 from influence_cli.coordinates import Blocks, Joint, coordinates, full_vectors, products, weighted_squares
 from influence_cli.data import Batch, readable_batches
+from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts, empty_facts
 from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
@@ -41,6 +44,8 @@ def training_products(
 ) -> Iterator[Piece]:
     """Multiply vectors of coordinates [m, k] with all training gradients, from the store or on the fly: pieces [m, b].
 
+    Of a job with several processes: with the gradients of this one's part of the training examples.
+
     Args:
         prepared: of one checkpoint.
         left: [m, k].
@@ -54,7 +59,8 @@ def training_products(
     task = prepared.task
     if prepared.on_the_fly:
         return direct_products(prepared, left, facts or empty_facts(task), share, terminal, skip, norms)
-    advance = stack.enter_context(terminal.progress(len(task.train), f"scanning {prepared.path.name}"))
+    own = cluster.share(len(task.train))
+    advance = stack.enter_context(terminal.progress(own.stop - own.start, f"scanning {prepared.path.name}"))
     return stored_products(prepared, left, advance, norms)
 
 
@@ -83,17 +89,19 @@ def stored_self_influence(prepared: Prepared, inverse: Inverse, terminal: Termin
     def work(where: slice, block: np.ndarray) -> Piece:
         return where, removal(solve(torch.from_numpy(block).to(task.device)), task.n)[None].cpu().numpy()
 
-    with terminal.progress(len(task.train), f"scanning {prepared.path.name}") as advance:
+    own = cluster.share(len(task.train))
+    with terminal.progress(own.stop - own.start, f"scanning {prepared.path.name}") as advance:
         yield from stored_pieces(prepared, work, advance)
 
 
 def stored_pieces(prepared: Prepared, work: Callable[[slice, np.ndarray], Piece], advance: Advance) -> Iterator[Piece]:
-    """Work on every block of a store, on the CPU in threads, in order."""
+    """Work on every block of a store (a job's process: on its part of them), on the CPU in threads, in order."""
     with Store.open(prepared.path) as store:
+        blocks = range(store.layout.blocks)[cluster.share(store.layout.blocks)]
         if prepared.task.device.type == "cpu":
-            pieces = store.map(work)
+            pieces = store.map(work, blocks=blocks)
         else:
-            pieces = (work(where, block) for where, block in store.scan())
+            pieces = (work(where, block) for where, block in store.scan(blocks))
         for piece in pieces:
             yield piece
             advance(piece[0].stop - piece[0].start)
@@ -121,8 +129,8 @@ def direct_products(
     """
     network, task = prepared.choice.network, prepared.task
     size = None if norms is None else direct_norms(prepared, norms)
-    vectors, rows = parameter_vectors(network, prepared, left), _Rows(len(task.train))
-    with terminal.progress(len(task.train), "training gradients on the fly") as advance:
+    vectors, rows = parameter_vectors(network, prepared, left), _Rows(cluster.share(len(task.train)))
+    with terminal.progress(rows.count, "training gradients on the fly") as advance:
         for batch in _batches(prepared, terminal, skip):
             values, losses, outputs = products(network, vectors, batch.inputs, batch.targets)
             if size is not None:
@@ -140,8 +148,8 @@ def direct_self_influence(
     """Compute the self-influence of all training examples from a layer pass: pieces [1, b]."""
     network, task, basis = prepared.choice.network, prepared.task, prepared.basis
     weights = _block_weights(prepared, inverse) if isinstance(basis, Blocks) else []
-    places = _Rows(len(task.train))
-    with terminal.progress(len(task.train), "self-influence on the fly") as advance:
+    places = _Rows(cluster.share(len(task.train)))
+    with terminal.progress(places.count, "self-influence on the fly") as advance:
         for batch in _batches(prepared, terminal, skip):
             if isinstance(basis, Blocks):
                 values, losses, outputs = weighted_squares(network, basis, weights, batch.inputs, batch.targets)
@@ -186,7 +194,8 @@ def _block_weights(prepared: Prepared, inverse: Inverse) -> list[Tensor]:
 
 def _batches(prepared: Prepared, terminal: Terminal, skip: bool) -> Iterator[Batch]:
     split = prepared.task.train
-    return readable_batches(split, split.indices, prepared.batch, workers(prepared.task), skip=skip, tell=terminal.warn)
+    own = split.indices[cluster.share(len(split))]
+    return readable_batches(split, own, prepared.batch, workers(prepared.task), skip=skip, tell=terminal.warn)
 
 
 def _note(
@@ -203,8 +212,9 @@ def _note(
 class _Rows:
     """Yields scores as ranges without gaps: NaN where an example was skipped."""
 
-    def __init__(self, n: int) -> None:
-        self._n, self._next = n, 0
+    def __init__(self, rows: slice) -> None:
+        self._stop, self._next = rows.stop, rows.start
+        self.count = rows.stop - rows.start
 
     def pieces(self, at: np.ndarray, values: np.ndarray) -> Iterator[Piece]:
         """Place values [m, b] of the rows ``at``, rising."""
@@ -217,8 +227,18 @@ class _Rows:
 
     def rest(self, tests: int) -> Iterator[Piece]:
         """Yield what was skipped at the end."""
-        if self._next < self._n:
-            yield slice(self._next, self._n), np.full((tests, self._n - self._next), np.nan, dtype=np.float32)
+        if self._next < self._stop:
+            left = self._stop - self._next
+            yield slice(self._next, self._stop), np.full((tests, left), np.nan, dtype=np.float32)
+
+
+def of_all(stream: Iterator[Piece]) -> Iterator[Piece]:
+    """Give every process of a job the pieces of all of them, in order of the rows."""
+    if cluster.size() == 1:
+        yield from stream
+        return
+    for pieces in cluster.gathered(list(stream)):
+        yield from pieces
 
 
 def averaged(streams: Sequence[Iterator[Piece]]) -> Iterator[Piece]:
@@ -226,7 +246,15 @@ def averaged(streams: Sequence[Iterator[Piece]]) -> Iterator[Piece]:
     if len(streams) == 1:
         yield from streams[0]
         return
-    held: list[Piece] = [next(stream) for stream in streams]
+    first = [next(stream, None) for stream in streams]
+    held: list[Piece] = [piece for piece in first if piece is not None]
+    if len(held) < len(streams):  # a process of a job that has no rows
+        return
+    if len({where.start for where, _ in held}) > 1:
+        raise InfluenceError(
+            "the stores of the checkpoints have blocks of different sizes, so their parts do not meet",
+            "make them with one gradients.block (influence gradients --overwrite), or run one process",
+        )
     while True:
         start, stop = held[0][0].start, min(where.stop for where, _ in held)
         total = np.stack([values[:, : stop - start] for _, values in held]).mean(axis=0, dtype=np.float64)

@@ -22,7 +22,7 @@ from influence_cli.inverse import Inverse
 from influence_cli.metrics import pearson, spearman
 from influence_cli.precompute import Prepared
 from influence_cli.scores import removal, require_finite
-from influence_cli.streams import Piece, averaged, stored_pieces, training_products
+from influence_cli.streams import Piece, averaged, of_all, stored_pieces, training_products
 from influence_cli.terminal import Terminal
 
 MULTIPLES = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -165,7 +165,7 @@ def _columns(inverse: Inverse, l2: float) -> tuple[list[Inverse | None], list[tu
 def _gathered(streams: Sequence[Iterator[Piece]], rows: int, read: np.ndarray, split: Split) -> np.ndarray:
     """Average streams over the checkpoints into [rows, those that could be read]."""
     values = np.zeros((rows, len(read)), dtype=np.float32)
-    for where, piece in averaged(streams):
+    for where, piece in of_all(averaged(streams)):
         values[:, where] = piece
     indices = split.indices[read]
     require_finite(values[:, read], "influence at another λ", lambda _, row: split.title(int(indices[row])))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influence_cli import cluster
 from influence_cli.checkpoint import load_weights, read_checkpoint
 from influence_cli.config import Config, DataConfig
 from influence_cli.data import Split, raw_item, to_input
@@ -107,6 +108,8 @@ def choose_device(name: str, where: str = "device") -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that exists here."""
     if name == "auto":
         if torch.cuda.is_available():
+            if cluster.size() > 1:  # each process of a job has one of its own
+                return torch.device("cuda", cluster.local_device(torch.cuda.device_count()))
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, number = name.partition(":")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from influence_cli import cluster
 from influence_cli.errors import printable
 
 Advance = Callable[[float], None]
@@ -44,7 +45,7 @@ class _Stderr(Console):
 
 @dataclass
 class Terminal:
-    """Where a command speaks to the person who runs it.
+    """Where a command speaks to the person who runs it; of several processes the first one does.
 
     Attributes:
         quiet: only warnings and errors.
@@ -63,18 +64,20 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a line of what is done or found."""
-        if not self.quiet:
+        if not self.quiet and cluster.is_first():
             self.console.print(printable(text), markup=False)
 
     def detail(self, text: str) -> None:
         """Print a line for ``-v``."""
-        if self.verbose and not self.quiet:
+        if self.verbose and not self.quiet and cluster.is_first():
             self.console.print(printable(text), markup=False, style="dim")
 
     def warn(self, text: str) -> None:
         """Print a warning once: its cause and its remedy."""
         if text not in self.warnings:
             self.warnings.append(text)
+            if not cluster.is_first():
+                return  # it hears of it (cluster.hear)
             self.console.print(Text.assemble(("warning: ", "yellow"), printable(text)))
 
     @contextmanager
@@ -84,7 +87,7 @@ class Terminal:
         Yields:
             A function that takes the number of newly finished examples.
         """
-        if self.quiet or not sys.stderr.isatty():
+        if not self._shows():
             yield lambda _: None
             return
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Rate())
@@ -102,11 +105,14 @@ class Terminal:
     @contextmanager
     def status(self, what: str) -> Iterator[None]:
         """Show that something without a known length is going on."""
-        if self.quiet or not sys.stderr.isatty():
+        if not self._shows():
             yield
             return
         with self.console.status(what):
             yield
+
+    def _shows(self) -> bool:
+        return not self.quiet and sys.stderr.isatty() and cluster.is_first()
 
 
 def duration(seconds: float) -> str:

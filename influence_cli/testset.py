@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from influence_cli import cluster
 from influence_cli.data import Batch, Split, file_input, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts, mean_probabilities
@@ -34,8 +35,9 @@ def test_gradients(
     facts: list[TestFacts] = []
     rows: list[list[Tensor]] = [[] for _ in stores]
     size, share = min(256, min(prepared.batch for prepared in stores)), sum(task.explained for task in tasks)
-    with terminal.progress(len(selected), "test gradients") as advance:
-        for batch, chosen in selected_batches(tasks[0], selected, size, terminal, skip):
+    own_part = selected[cluster.share(len(selected))]
+    with terminal.progress(len(own_part), "test gradients") as advance:
+        for batch, chosen in selected_batches(tasks[0], own_part, size, terminal, skip):
             soft = mean_probabilities(tasks, batch.inputs)
             predicted = soft.argmax(dim=1)
             targets = explained_classes(target, tasks[0].classes, chosen, predicted)
@@ -62,7 +64,13 @@ def test_gradients(
                     )
                 )
             advance(len(batch))
-    return facts, [torch.cat(own) if own else torch.empty(0) for own in rows]
+    found = [torch.cat(own) if own else torch.empty(0) for own in rows]
+    if cluster.size() > 1:
+        facts = [one for part in cluster.gathered(facts) for one in part]
+        parts = zip(*cluster.gathered([own.cpu() for own in found]), strict=True)
+        whole = [[part for part in own if len(part)] for own in parts]
+        found = [torch.cat(own).to(tasks[0].device) if own else torch.empty(0) for own in whole]
+    return facts, found
 
 
 def mean_gradients(

@@ -311,7 +311,7 @@ def test_a_first_batch_that_does_not_fit_is_halved(
 ) -> None:
     tried: list[int] = []
     used: list[int] = []
-    monkeypatch.setattr("influence_cli.precompute.coordinates", limited(16, tried))
+    monkeypatch.setattr("influence_cli.new_store.coordinates", limited(16, tried))
     monkeypatch.setattr("influence_cli.fill.coordinates", limited(16, used))
     done = influence("gradients", cwd=project)
     assert tried == [64, 32, 16]
@@ -365,10 +365,10 @@ def test_an_interrupted_fit_may_go_on_with_less_or_more_memory(
 
     with monkeypatch.context() as patch:
         patch.setattr(ekfac, "forward", stopping)
-        patch.setattr("influence_cli.precompute.plan_batch", lambda *_: first)
+        patch.setattr("influence_cli.new_store.plan_batch", lambda *_: first)
         influence(*words, "gradients.store=resumed.h5", cwd=project, code=130)
     assert (project / "resumed.h5.fit").exists()
-    monkeypatch.setattr("influence_cli.precompute.plan_batch", lambda *_: then)
+    monkeypatch.setattr("influence_cli.new_store.plan_batch", lambda *_: then)
     influence(*words, "gradients.store=resumed.h5", cwd=project)
     with Store.open(project / "whole.h5") as whole, Store.open(project / "resumed.h5") as resumed:
         values = [store.array("factor.0000.values") for store in (whole, resumed)]

@@ -21,7 +21,7 @@ from conftest import Command, edit
 from PIL import Image
 from small_project import BLOCK, BLOCKS, EKFAC, MODEL, N, flip, make
 
-from influence_cli import disk, fill, fingerprint, fit_file, precompute
+from influence_cli import disk, fill, fingerprint, fit_file, new_store
 from influence_cli.errors import InfluenceError
 from influence_cli.locks import claim
 from influence_cli.store import READ, Rows, Store
@@ -365,13 +365,13 @@ def test_a_full_disk_during_the_fit_costs_no_more_than_its_progress(
     whole = files(empty)
     (empty / "influence.h5").unlink()
     monkeypatch.setattr(fit_file, "SAVE_EVERY", -1.0)
-    limits, create_ = contextlib.ExitStack(), precompute.create
+    limits, create_ = contextlib.ExitStack(), new_store.create
 
     def make_room(*args: object, **how: object) -> None:
         limits.close()
         create_(*args, **how)
 
-    monkeypatch.setattr(precompute, "create", make_room)
+    monkeypatch.setattr(new_store, "create", make_room)
     with limits:
         limits.enter_context(largest_file(1000))
         done = influence("gradients", *EKFAC, cwd=empty)

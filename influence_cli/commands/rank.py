@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from influence_cli import cluster
 from influence_cli.commands.options import (
     DEFAULT_CONFIG,
     All,
@@ -232,7 +233,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     if options.attribution is not None:
         check_model(tasks[0], options.attribution)
     wrong = partial(misclassified, tasks, session.terminal, options.skip)
-    selected = select(tests, tasks[0].test, tasks[0].classes, wrong, stdin_lines())
+    selected = select(tests, tasks[0].test, tasks[0].classes, wrong, _stdin(tests))
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
@@ -243,7 +244,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     held = KeptInfluence(shown, len(facts.indices)) if drawn else None
 
     def rows() -> Iterator[dict[str, object]]:
-        with matrix_file(options.matrix, facts.indices) as matrix:
+        with matrix_file(options.matrix if cluster.is_first() else None, facts.indices) as matrix:
             groups = rank_training(
                 stores,
                 selected,
@@ -284,6 +285,13 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     else:
         session.terminal.say("next: --report why.html shows the images")
+
+
+def _stdin(tests: Sequence[str]) -> Iterator[str]:
+    """Give the lines of stdin; only the first of several processes can read it, for all of them."""
+    if cluster.size() == 1:
+        return stdin_lines()
+    return iter(cluster.from_first(lambda: list(stdin_lines()) if "-" in tests else []))
 
 
 def _sweep(

@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from influence_cli import cluster
 from influence_cli.blocks import Block
 from influence_cli.contractions import covariances, gradient_squares, positions, rotated, sketched, turned_sides
 from influence_cli.coordinates import loose_gradients
@@ -35,6 +37,9 @@ WIDEST, TOP, OVERSAMPLED = 8_192, 1_024, 128
 EXACT_BLOCK = 4_096
 # What is summed over examples, by the start of its name: covariances, sketches, loose parameters, Λ, its trace.
 SUMS = ("a", "d", "m", "v", "s")
+# What each stage sums, positions (t) besides; what the decomposition of a layer gives.
+OF_STAGE = {"covariances": ("a", "d", "m", "t"), "eigenvalues": ("m", "v", "s")}
+DECOMPOSED = ("la", "ld", "qa", "qd")
 # Examples whose covariances choose the basis, at least.
 SAMPLED_AT_LEAST = 2_048
 STAGES = ("covariances", "eigenvectors", "eigenvalues", "done")
@@ -124,19 +129,24 @@ def fit(
     seed: int,
     corrected: bool = True,
     every: Mapping[int, int] | None = None,
+    order: np.ndarray | None = None,
     progress: Progress | None = None,
     save: Callable[[Progress], None] = lambda _: None,
     report: Report = lambda _stage, _count: None,
 ) -> list[Block]:
     """Fit the factors of every layer.
 
+    Processes of a job (cluster.py) each take a part of the batches, and of the layers to decompose; sums are added up
+    and eigenvectors handed round at the end of a stage.
+
     Args:
         network: the model, its layers decided.
-        batches: gives the batches of a stage from a number on; the same ones whenever it is asked.
+        batches: gives this process's batches of a stage from a number on; the same ones whenever it is asked.
         how: which draws (``fisher_slopes``).
         seed: of the draws.
         corrected: Λ from the data (EK-FAC); otherwise the products of the factors' eigenvalues (K-FAC).
-        every: by a layer's number, 3 if its covariances take every third example only.
+        every: by a layer's number, 3 if its covariances take every third example of ``order`` only.
+        order: int64, rising positions in the data set of the examples of the covariances.
         progress: where an earlier call stopped.
         save: told after every batch; it decides when to write.
         report: told (stage, finished examples or layers).
@@ -152,24 +162,79 @@ def fit(
     if progress.stage == "covariances":
         for batch in batches("covariances", progress.done):
             if len(batch):
-                _add_covariances(network, plan, batch, progress, how, seed, every or {}, loose=not corrected)
+                before = 0 if order is None else int(np.searchsorted(order, batch.indices[0]))
+                _add_covariances(network, plan, batch, progress, how, seed, every or {}, before, loose=not corrected)
             _finished(progress, batch, save, report)
+        _add_up(progress)
         progress.advance("eigenvectors")
     if progress.stage == "eigenvectors":
-        for position, number in enumerate(plan.layers):
+        for position, number in enumerate(_own_layers(network, plan)):
             if position >= progress.done:
                 _decompose_layer(network, number, progress)
                 progress.done = position + 1
                 save(progress)
             report("eigenvectors", 1)
+        _hand_round(plan, progress)
         progress.advance("eigenvalues" if corrected else "done")
     if progress.stage == "eigenvalues":
         for batch in batches("eigenvalues", progress.done):
             if len(batch):
                 _add_eigenvalues(network, plan, batch, progress, how, seed)
             _finished(progress, batch, save, report)
+        _add_up(progress)
         progress.advance("done")
     return _blocks(network, plan, progress, corrected)
+
+
+def _add_up(progress: Progress) -> None:
+    """Add up what the processes of a job have summed in a stage, and count its examples."""
+    cluster.sum_tensors(progress.arrays, lambda name: name.partition(".")[0] in OF_STAGE[progress.stage])
+    counts = sum(cluster.gathered(progress.examples))
+    progress.arrays[f"{progress.stage}.n"] = torch.tensor(counts)
+
+
+def _own_layers(network: Network, plan: Plan) -> list[int]:
+    """Choose the layers that this process decomposes: the widest first, each for whoever has the least to do."""
+    cost = {number: network.layers[number].width ** 3 + network.layers[number].outputs ** 3 for number in plan.layers}
+    loads, owner = [0] * cluster.size(), dict[int, int]()
+    for number in sorted(plan.layers, key=lambda number: -cost[number]):
+        owner[number] = loads.index(min(loads))
+        loads[owner[number]] += cost[number]
+    return [number for number in plan.layers if owner[number] == cluster.rank()]
+
+
+def _hand_round(plan: Plan, progress: Progress) -> None:
+    """Give every process the eigenvectors of all layers."""
+    if cluster.size() == 1:
+        return
+    made = {name: progress.arrays.pop(name) for name in list(progress.arrays) if name.partition(".")[0] in DECOMPOSED}
+    cluster.hand_round(made)
+    for number in plan.layers:
+        for side in ("a", "d"):
+            progress.arrays.pop(f"{side}.{number}", None)
+    progress.arrays |= made
+
+
+def catch_up(progress: Progress) -> None:
+    """Bring a process of a job that is a stage behind another to the beginning of that stage.
+
+    A kill can come when some have saved what follows the end of a stage and others not; what was added up or handed
+    round there is the same in all of them.
+    """
+    stages = cluster.gathered(progress.stage)
+    furthest = max(stages, key=STAGES.index)
+    if len(set(stages)) == 1:
+        return
+    leader = stages.index(furthest)
+    theirs = dict[str, Tensor]()
+    if cluster.rank() == leader:
+        own = OF_STAGE.get(furthest, DECOMPOSED)
+        theirs = {name: value for name, value in progress.arrays.items() if name.partition(".")[0] not in own}
+    cluster.hand_round(theirs)
+    if progress.stage != furthest:
+        progress.arrays.clear()
+        progress.arrays.update(theirs)
+        progress.advance(furthest)
 
 
 def _finished(progress: Progress, batch: Batch, save: Callable[[Progress], None], report: Report) -> None:
@@ -209,12 +274,13 @@ def _add_covariances(
     how: str,
     seed: int,
     every: Mapping[int, int],
+    before: int,
     loose: bool = False,
 ) -> None:
     for draw, calls, slopes in _passes(network, batch, how, seed):
         for number in plan.layers:
             step = every.get(number, 1)
-            own = _thinned(calls[number] if number < len(calls) else [], -progress.examples % step, step)
+            own = _thinned(calls[number] if number < len(calls) else [], -before % step, step)
             if not own or not len(own[0].a):
                 continue
             layer = network.layers[number]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from influence_cli import cluster
 from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.curvature.progress import Progress
 from influence_cli.data import Batch
@@ -57,7 +58,8 @@ def curvature_matrix(
         save: told after every batch (of an output layer: every few); it decides when to write.
 
     Returns:
-        H [p, p], float64, symmetric, on the model's device (the CPU for MPS, which has no float64).
+        H [p, p] over the batches of all processes of a job (cluster.py), float64, symmetric,
+        on the model's device (the CPU for MPS, which has no float64).
     """
     device = _float64_device(network.device())
     progress = progress or Progress("matrix")
@@ -77,7 +79,8 @@ def curvature_matrix(
                 _add_batch_ggn(total, network, batch)
             on_examples(len(batch))
             finished(1, len(batch))
-    return (total + total.T) / (2 * max(progress.examples, 1))
+        total = cluster.sum_tensor(total)
+    return (total + total.T) / (2 * max(sum(cluster.gathered(progress.examples)), 1))
 
 
 def _sum_so_far(progress: Progress, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -158,7 +161,7 @@ def _output_layer(
             for d in range(c + 1):
                 lower[c, d] += ((a * curvature[:, c, d, None]).T @ a).to(lower)
         finished(count, len(a))
-    blocks = lower.clone()
+    blocks = cluster.sum_tensor(lower.clone())
     for c in range(classes):
         for d in range(c):
             blocks[d, c] = blocks[c, d].T

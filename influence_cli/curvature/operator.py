@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from influence_cli import cluster
 from influence_cli.data import Batch
 from influence_cli.lanczos import power_iteration
 from influence_cli.network import Network
@@ -49,6 +50,8 @@ def mean_product(
 ) -> Callable[[Tensor], Tensor]:
     """Make V ↦ V (H + shift·I), H the mean over all examples: sums inside the product, never an inverse a batch.
 
+    The processes of a job, which all hold the examples and call it together, each take a part of the batches.
+
     Args:
         network: the model.
         examples: the training examples.
@@ -60,10 +63,11 @@ def mean_product(
     def product(vectors: Tensor) -> Tensor:
         # Summed in float64: the rounding of hundreds of batches would otherwise set the solver's floor.
         total = torch.zeros(vectors.shape, dtype=_accumulator(vectors), device=vectors.device)
-        for start in range(0, len(examples), examples.batch):
+        for start in range(0, len(examples), examples.batch)[cluster.rank() :: cluster.size()]:
             x, y = examples.inputs[start : start + examples.batch], examples.targets[start : start + examples.batch]
             total += curvature_product(network, x, y, vectors, matrix)
             on_examples(len(y))
+        cluster.sum_tensor(total)
         return (total / len(examples) + shift * vectors).to(vectors.dtype)
 
     return product

@@ -1,0 +1,416 @@
+"""Several processes that share one command's work, as torchrun starts them: who is who, and what they tell each other.
+
+torchrun, and whatever else sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, starts the same command N times. Work
+is divided by rank; ``torch.distributed`` (Gloo, and NCCL beside it where there is CUDA) adds up and hands round. One
+process alone is a cluster of one: everything here then gives back what it was given. torch is imported only to join.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from influence_cli.errors import InfluenceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Rank 0 may decompose a matrix or write a page for as long as that takes; a process that has died is noticed at once.
+PATIENCE = timedelta(days=2)
+# Which process said how the job ends, and with which exit code.
+END = "influence/end"
+
+Value = TypeVar("Value")
+
+
+class PeerLost(InfluenceError):  # noqa: N818 (what happened, not whose mistake it is)
+    """Another process of the job has ended, in whatever way."""
+
+
+class Finished(Exception):  # noqa: N818 (no error: the rest is the first process's to do)
+    """This process has done its part of the job."""
+
+
+@dataclass
+class _Job:
+    """What this process knows of the job.
+
+    Attributes:
+        rank: its number.
+        size: how many processes there are.
+        store: the key-value store that they share; None before they have met, and of one process.
+        counters: how many counts have been begun, the same in every process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    store: Any = None
+    counters: int = 0
+
+
+_job = _Job()
+
+
+def started() -> tuple[int, int]:
+    """Read this process's rank and the number of processes from the environment; (0, 1) where it is alone.
+
+    Raises:
+        InfluenceError: what is there is no rank of so many.
+    """
+    if not all(name in os.environ for name in NEEDED):
+        return 0, 1
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except ValueError:
+        rank, size = -1, 0
+    if not 0 <= rank < size:
+        raise InfluenceError(
+            f"RANK is {os.environ['RANK']!r} of WORLD_SIZE {os.environ['WORLD_SIZE']!r}",
+            "torchrun sets them: torchrun --nproc-per-node 2 -m influence_cli …",
+        )
+    return rank, size
+
+
+def rank() -> int:
+    """Give this process's number, from 0."""
+    return _job.rank
+
+
+def size() -> int:
+    """Give the number of processes that share the work."""
+    return _job.size
+
+
+def is_first() -> bool:
+    """Say whether this is the process that prints, and writes what is written once."""
+    return _job.rank == 0
+
+
+def on_this_host() -> int:
+    """Count the processes of the job on this host: they share its memory and its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _job.size > 1 else 1
+
+
+def local_device(count: int) -> int:
+    """Choose one of this host's devices for this process."""
+    return int(os.environ.get("LOCAL_RANK", "0")) % max(1, count) if _job.size > 1 else 0
+
+
+def join() -> None:
+    """Meet the other processes of the job; nothing where this one is alone, or has met them already.
+
+    Raises:
+        InfluenceError: they do not come together.
+    """
+    global _job
+    number, count = started()
+    if count == 1 or _job.store is not None:
+        return
+    import torch
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        store, number, count = next(iter(rendezvous("env://", timeout=timedelta(minutes=10))))
+        distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InfluenceError(
+            f"the {count} processes of this job do not come together at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {' '.join(str(error).split())[:200]}",
+            "can every host reach that address? GLOO_SOCKET_IFNAME names the network interface",
+        ) from error
+    _job = _Job(number, count, store)
+
+
+def stay_alone() -> None:
+    """Do the work in this process alone, whatever else was started."""
+    for name in NEEDED:
+        os.environ.pop(name, None)
+
+
+def leave() -> None:
+    """Part from the others, at the end of the program."""
+    global _job
+    if _job.store is not None:
+        from torch import distributed
+
+        with contextlib.suppress(RuntimeError):
+            distributed.destroy_process_group()
+        _job = _Job(_job.rank, _job.size)
+
+
+def dissolve() -> None:
+    """Leave the rest to the first process, which goes on as if it were alone.
+
+    Raises:
+        Finished: in every other one.
+    """
+    if _job.rank:
+        raise Finished
+    _job.size = 1
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Work alone for a while, on something that concerns this process only."""
+    global _job
+    before = _job
+    _job = _Job()
+    try:
+        yield
+    finally:
+        _job = before
+
+
+def speaks(code: int) -> bool:
+    """Say whether this process is to tell how the job ends: the first that has something to tell, and no other.
+
+    Args:
+        code: the exit code.
+    """
+    if _job.store is None:
+        return started_first()
+    with contextlib.suppress(RuntimeError):  # the store can have gone with the process that had it
+        return str(_job.store.compare_set(END, "", f"{_job.rank} {code}").decode()).split()[0] == str(_job.rank)
+    return True
+
+
+def ending(code: int) -> int:
+    """Give the exit code that the job ends with: that of the process that told, else this one's."""
+    if _job.store is not None:
+        with contextlib.suppress(RuntimeError):
+            if _job.store.check([END]):
+                return int(_job.store.get(END).decode().split()[1])
+    return code
+
+
+def started_first() -> bool:
+    """Say whether this is the first process, from the environment: before they meet all see the same command line."""
+    with contextlib.suppress(InfluenceError):
+        return started()[0] == 0
+    return os.environ.get("RANK") in ("0", None)
+
+
+def whose() -> str:
+    """Name this process in an error, where there are several: ``rank 3 on host b: ``."""
+    return f"rank {_job.rank} on {socket.gethostname()}: " if _job.store is not None and _job.rank else ""
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    gathered(None)
+
+
+def gathered(value: Value) -> list[Value]:
+    """Give every process the value of each, by rank."""
+    if _job.size == 1:
+        return [value]
+    from torch import distributed
+
+    found: list[Any] = [None] * _job.size
+    with _listening():
+        distributed.all_gather_object(found, value)
+    return found
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """Give every process what ``make`` returns in the first one; it is not called in the others."""
+    if _job.size == 1:
+        return make()
+    from torch import distributed
+
+    made: list[Any] = [make() if is_first() else None]
+    with _listening():
+        distributed.broadcast_object_list(made, src=0)
+    return made[0]  # type: ignore[no-any-return]
+
+
+def sum_tensor(tensor: Tensor) -> Tensor:
+    """Add a tensor up over the processes, in place: each gets the same bytes."""
+    if _job.size > 1:
+        from torch import distributed
+
+        # Neither backend knows other devices.
+        there = tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()
+        there = there.contiguous()
+        with _listening():
+            distributed.all_reduce(there)
+        if there is not tensor:
+            tensor.copy_(there)
+    return tensor
+
+
+def sum_array(values: np.ndarray) -> np.ndarray:
+    """Add an array up over the processes, in place."""
+    if _job.size > 1:
+        import torch
+
+        sum_tensor(torch.from_numpy(values))
+    return values
+
+
+def sum_tensors(tensors: dict[str, Tensor], chosen: Callable[[str], bool]) -> None:
+    """Add tensors up by name over the processes, in place; one that a process lacks is zero there."""
+    if _job.size == 1:
+        return
+    import torch
+
+    own = {name: (tuple(t.shape), t.dtype, t.device.type) for name, t in tensors.items() if chosen(name)}
+    known: dict[str, Any] = {}
+    for others in gathered(own):
+        known |= others
+    device = next((tensor.device for name, tensor in tensors.items() if chosen(name) and tensor.ndim), None)
+    for name in sorted(known):
+        shape, dtype, kind = known[name]
+        if name not in tensors:
+            there = device if device is not None and device.type == kind else torch.device(kind, local_device(1))
+            tensors[name] = torch.zeros(shape, dtype=dtype, device=there if kind != "cpu" else "cpu")
+        tensors[name] = sum_tensor(tensors[name].contiguous())
+
+
+def hand_round(tensors: dict[str, Tensor]) -> None:
+    """Give every process the tensors that one of them has; a name belongs to one process."""
+    if _job.size == 1:
+        return
+    import torch
+    from torch import distributed
+
+    owners = gathered({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
+    for owner, names in enumerate(owners):
+        for name in sorted(names):
+            shape, dtype = names[name]
+            # Through the CPU: they are small beside what made them, and lie there in the end.
+            there = tensors[name].cpu().contiguous() if owner == _job.rank else torch.empty(shape, dtype=dtype)
+            with _listening():
+                distributed.broadcast(there, src=owner)
+            if owner != _job.rank:
+                tensors[name] = there
+
+
+def rows_to_first(own: Tensor | None) -> Tensor | None:
+    """Give the first process the rows of all, joined in order; None in the others.
+
+    Args:
+        own: [b, d] on the CPU; None where there are none.
+    """
+    if _job.size == 1:
+        return own
+    import torch
+    from torch import distributed
+
+    counts = gathered(None if own is None else (len(own), own.shape[1], own.dtype))
+    known = [count for count in counts if count is not None]
+    if not is_first() or not known:
+        if own is not None:
+            with _listening():
+                distributed.send(own.contiguous(), 0)
+        return None
+    whole = torch.empty(sum(count[0] for count in known), known[0][1], dtype=known[0][2])
+    start = 0
+    for source, count in enumerate(counts):
+        if count is None:
+            continue
+        rows = whole[start : start + count[0]]
+        start += count[0]
+        if source == 0 and own is not None:
+            rows.copy_(own)
+        else:
+            with _listening():
+                distributed.recv(rows, source)
+    return whole
+
+
+def smallest(value: int) -> int:
+    """Give the smallest of the processes' numbers."""
+    return min(gathered(value))
+
+
+def share(count: int) -> slice:
+    """Give this process's part of so many things in order: parts are as equal as can be, and may be empty."""
+    return slice(count * _job.rank // _job.size, count * (_job.rank + 1) // _job.size)
+
+
+def turns(count: int) -> Iterator[int]:
+    """Hand out the numbers below ``count`` one at a time, to whichever process asks first."""
+    if _job.size == 1:
+        yield from range(count)
+        return
+    _job.counters += 1
+    name = f"influence/turns/{_job.counters}"
+    while True:
+        with _listening():
+            number = int(_job.store.add(name, 1)) - 1
+        if number >= count:
+            return
+        yield number
+
+
+def counted(advance: Callable[[float], None]) -> Callable[[float], None]:
+    """Make a bar that shows what all processes have finished together, in the first one.
+
+    Args:
+        advance: takes what is new.
+    """
+    if _job.size == 1:
+        return advance
+    _job.counters += 1
+    name, shown = f"influence/count/{_job.counters}", 0
+
+    def note(count: float) -> None:
+        nonlocal shown
+        with _listening():
+            total = int(_job.store.add(name, int(count)))
+        advance(total - shown)
+        shown = total
+
+    return note
+
+
+def agree(facts: Mapping[str, str], meaning: Mapping[str, str]) -> None:
+    """Refuse to begin where the processes do not see the same.
+
+    Args:
+        facts: what this one sees, part by part.
+        meaning: what each part is called.
+
+    Raises:
+        InfluenceError: naming the process and what differs.
+    """
+    first, *others = gathered((socket.gethostname(), dict(facts)))
+    for number, (host, own) in enumerate(others, start=1):
+        different = [meaning.get(name, name) for name in {**first[1], **own} if first[1].get(name) != own.get(name)]
+        if different:
+            raise InfluenceError(
+                f"rank {number} (host {host}) does not see what rank 0 (host {first[0]}) does; what differs: "
+                f"{'; '.join(different)}",
+                "every process needs the same config and the same data: a folder that all hosts share, or equal copies",
+            )
+
+
+def hear(warnings: Sequence[str], warn: Callable[[str], None]) -> None:
+    """Have the first process warn of what the others have to warn of: only that one prints."""
+    for own in gathered(list(warnings)):
+        for text in own:
+            warn(text)
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """Tell it in one line where another process has gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(
+            "another process of this job has ended",
+            "what is finished is kept, and the same command goes on; torchrun --max-restarts N starts it again by "
+            "itself",
+        ) from error

@@ -1,0 +1,79 @@
+"""Merge a store in shards into one file: what is there is copied block by block, verified; nothing is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from influence_cli import disk
+from influence_cli.errors import InfluenceError, Stopped, human_bytes
+from influence_cli.locks import claim
+from influence_cli.shards import remove_orphans
+from influence_cli.store import Store
+from influence_cli.store_file import create
+from influence_cli.terminal import Terminal
+
+
+def compact(path: Path, terminal: Terminal) -> None:
+    """Merge the shards of a complete store into one file, which takes the main file's place when it is whole.
+
+    A kill leaves the store as it was, and what was copied beside it: the next call goes on there.
+
+    Args:
+        path: the store's main file.
+        terminal: progress, and what was done.
+
+    Raises:
+        InfluenceError: it is not complete, damaged, in use, or the disk has no room for a second copy.
+        Stopped: Ctrl-C; the store is as it was.
+    """
+    with claim(path):
+        with Store.open(path) as store:
+            if not store.shards:
+                terminal.say(f"{path} is one file already")
+                return
+            store.require_complete()
+            merged = _begun(path, store)
+            with terminal.progress(store.layout.n, f"merging {len(store.shards)} shards") as advance:
+                try:
+                    with Store.open(merged, write=True) as whole:
+                        for block in np.flatnonzero(~whole.done()).tolist():
+                            whole.copy(block, store)
+                            rows = store.layout.rows(block)
+                            advance(rows.stop - rows.start)
+                        if (summary := store.summary()) is not None:
+                            whole.write_summary(summary)
+                        size = whole.size()
+                except KeyboardInterrupt:
+                    raise Stopped(f"{path} is as it was; run the same command to go on") from None
+            count = len(store.shards)
+        disk.replace(merged, path)
+        remove_orphans(path)
+    terminal.say(f"{path} is one file now ({human_bytes(size)}), of {count:,} shards")
+
+
+def _begun(path: Path, store: Store) -> Path:
+    """Give the file that takes the copies: one that an earlier call has begun of the same store, or a new one."""
+    merged = path.with_name(path.name + ".merged")
+    # The same rows with the same bytes, whichever shards they lie in.
+    own = {"merged_from": xxhash.xxh3_64_hexdigest(store.digests().tobytes() + store.checksums().tobytes())}
+    if merged.exists():
+        try:
+            with Store.open(merged) as begun:
+                if begun.facts.get("merged_from") == own["merged_from"] and begun.layout == store.layout:
+                    return merged
+        except InfluenceError:
+            pass  # cut short: it is made anew
+        disk.remove(merged)
+    create(
+        merged,
+        store.layout,
+        fingerprint=store.fingerprint,
+        facts=store.facts | own,
+        labels=store.column("labels"),
+        indices=store.column("indices"),
+        arrays={name: values for name in store.names() if (values := store.array(name)) is not None},
+    )
+    return merged

@@ -1,0 +1,226 @@
+"""Make the file of a store, or room in it for more rows: what comes before a gradient is computed.
+
+Of the processes of a job (cluster.py) all fit the curvature together, and the first one writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from influence_cli import cluster, disk
+from influence_cli.budget import check_budget, choose_coordinates, row_bytes, store_layout
+from influence_cli.config import Config
+from influence_cli.coordinates import Basis, coordinates
+from influence_cli.curvature.choice import Choice
+from influence_cli.data import Batch, take
+from influence_cli.errors import InfluenceError, human_bytes
+from influence_cli.estimate import estimate
+from influence_cli.fingerprint import data_facts
+from influence_cli.fit_file import fit_files
+from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
+from influence_cli.locks import claim, is_claimed
+from influence_cli.memory import halving, plan_batch
+from influence_cli.shards import create_sharded, extend, remove_orphans
+from influence_cli.store import Store
+from influence_cli.store_file import create
+from influence_cli.task import Task
+from influence_cli.terminal import Terminal, duration
+
+# Shards of a store that several processes fill, for each of them: a slow one keeps the others waiting for one at most.
+SHARDS = 8
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Be the only process, or job of several, that makes or fills a store.
+
+    Raises:
+        InfluenceError: another one is at it; the folder cannot be written to, or is not shared by all hosts.
+    """
+    with claim(path) if cluster.is_first() else nullcontext():
+        cluster.barrier()
+        if not all(cluster.gathered(is_claimed(path))):
+            raise InfluenceError(
+                f"{path} is not in a folder that every process of this job sees",
+                "set gradients.store to a file system that all hosts share",
+            )
+        yield
+
+
+def has_rows(path: Path) -> bool:
+    """Say whether there is a store that is to have rows: a curvature that is used on the fly has none."""
+    if not path.exists():
+        return False
+    with Store.open(path, rows=False) as store:
+        return bool(store.facts.get("rows", True))
+
+
+def make_store(
+    config: Config,
+    task: Task,
+    choice: Choice,
+    batch: Batch,
+    path: Path,
+    wanted: dict[str, str],
+    terminal: Terminal,
+    skip: bool,
+) -> None:
+    """Announce, fit the curvature where there is one, choose the coordinates within the budget, lay the file out."""
+    size, budget = choice.network.size, config.gradients.budget
+    most = min(row_bytes(config, task, choice), budget)
+    check_budget(config, task, choice)
+    disk.check_space(path, most)
+    examples = cluster.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
+    plan = estimate(task, choice, batch, examples)
+    several = f" on {cluster.size()} processes" if cluster.size() > 1 else ""
+    terminal.say(
+        f"making {path}: {len(task.train):,} training examples, {size:,} parameters, at most "
+        f"{human_bytes(most)}, about {duration(plan.seconds / cluster.size())}{several}"
+    )
+    fitted, examples = halving_alone(
+        lambda count: curvature_of(task, choice, path, wanted, terminal, count, skip), examples, terminal.warn
+    )
+    cluster.from_first(lambda: _lay_out(config, task, choice, batch, path, wanted, fitted, terminal))
+    remove_fits(path)
+
+
+def _lay_out(
+    config: Config,
+    task: Task,
+    choice: Choice,
+    batch: Batch,
+    path: Path,
+    wanted: dict[str, str],
+    fitted: Fitted,
+    terminal: Terminal,
+) -> None:
+    """Choose the coordinates within the budget, try a whole batch, and make the file."""
+    size = choice.network.size
+    chosen = choose_coordinates(config, task, choice, fitted)
+    k = size if chosen is None else len(chosen)
+    if choice.is_joint:
+        fitted = first_columns(fitted, k)
+    basis = open_basis(fitted, choice, chosen, task.device)[0] if choice.has_basis else None
+    examples = plan_batch(choice.network, batch.inputs, k, config.gradients.block)
+    # A whole batch is tried before the file exists: a batch that does not fit the memory never enters a store.
+    _, examples = halving(lambda count: _trial(choice, basis, batch, count), examples, terminal.warn)
+    create_store(config, task, path, wanted, fitted, chosen, k, examples, rows=True)
+    with Store.open(path) as store:
+        reserved = human_bytes(store.size())
+    terminal.detail(f"{path}: {reserved} reserved, {k:,} numbers a row, batches of {examples:,}")
+
+
+def create_store(
+    config: Config,
+    task: Task,
+    path: Path,
+    wanted: dict[str, str],
+    fitted: Fitted,
+    chosen: np.ndarray | None,
+    k: int,
+    batch: int,
+    *,
+    rows: bool,
+) -> None:
+    """Lay the file out; of several processes each is to have shards of its own."""
+    several = rows and cluster.size() > 1
+    (partial(create_sharded, count=SHARDS * cluster.size()) if several else create)(
+        path,
+        store_layout(config, task, k),
+        fingerprint=wanted,
+        facts=fitted.facts | {"rows": rows, "batch": batch},
+        labels=task.train.labels[task.train.indices],
+        indices=task.train.indices,
+        arrays=fitted.arrays | ({} if chosen is None else {"kept": chosen}),
+    )
+    remove_orphans(path)
+
+
+def curvature_of(
+    task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, batch: int, skip: bool
+) -> Fitted:
+    """Take the curvature from the store's file where it fits, else fit it."""
+    if not choice.has_basis:
+        return Fitted()
+    fitted = stored_curvature(path, wanted, choice)
+    if all(cluster.gathered(fitted is not None)) and fitted is not None:
+        terminal.detail(f"the curvature of {path} is used again")
+        return fitted
+    return fit_curvature(task, choice, path, wanted, terminal, batch, skip)
+
+
+def halving_alone(work: Callable[[int], Fitted], batch: int, tell: Callable[[str], Any]) -> tuple[Fitted, int]:
+    """Fit with a batch size, halved as long as memory runs out; of several processes each would have to know."""
+    if cluster.size() > 1:
+        return work(batch), batch
+    return halving(work, batch, tell)
+
+
+def handed_round(fitted: Fitted) -> Fitted:
+    """Give every process the curvature of the first one: eigenvectors of other machines have other signs."""
+    if cluster.size() == 1:
+        return fitted
+    arrays = {name: torch.from_numpy(np.array(values)) for name, values in fitted.arrays.items()}
+    arrays = arrays if cluster.is_first() else {}
+    cluster.hand_round(arrays)
+    facts = cluster.from_first(lambda: fitted.facts)
+    return Fitted({name: tensor.numpy() for name, tensor in arrays.items()}, facts)
+
+
+def remove_fits(path: Path) -> None:
+    """Remove the files of unfinished fits, of this job and of ones with other numbers of processes."""
+    cluster.barrier()
+    if cluster.is_first():
+        for file in fit_files(path):
+            disk.remove(file)
+
+
+def _trial(choice: Choice, basis: Basis, batch: Batch, count: int) -> None:
+    repeat = -(-count // len(batch))
+    inputs = batch.inputs.repeat(repeat, *(1,) * (batch.inputs.ndim - 1))[:count]
+    coordinates(choice.network, basis, inputs, batch.targets.repeat(repeat)[:count])
+
+
+def has_grown(task: Task, path: Path, wanted: dict[str, str]) -> bool:
+    """Say whether all that has changed since a store was made is that there are more training examples, at the end."""
+    if not has_rows(path):
+        return False
+    with Store.open(path, rows=False) as store:
+        found, n = store.fingerprint, store.layout.n
+    different = {name for name in {**found, **wanted} if found.get(name) != wanted.get(name)}
+    if not different or n >= len(task.train) or not different <= {"count", "labels", "files", "examples"}:
+        return False
+    before = data_facts(take(task.train, task.train.indices[:n]))
+    return all(found.get(name) == value for name, value in before.items())
+
+
+def extend_store(config: Config, task: Task, path: Path, wanted: dict[str, str], terminal: Terminal) -> None:
+    """Make room for training examples that have come after those of the store."""
+    with Store.open(path) as store:
+        old = store.layout
+    layout = replace(old, n=len(task.train))
+    terminal.say(
+        f"{path}: {layout.n - old.n:,} training examples have come after its {old.n:,}: their gradients are computed, "
+        "the others kept; the curvature stays the one of before (influence gradients --overwrite fits it anew)"
+    )
+    if config.train.n is None:
+        terminal.warn(
+            f"the checkpoint counts as trained on all {layout.n:,} examples; if it was not, set train.n={old.n} or "
+            "train it again"
+        )
+    extend(
+        path,
+        layout,
+        count=SHARDS * cluster.size() if cluster.size() > 1 else 1,
+        fingerprint=wanted,
+        labels=task.train.labels[task.train.indices],
+        indices=task.train.indices,
+    )

@@ -1,0 +1,305 @@
+"""A store in several files: shards that are stores themselves, and a small main file that makes one of them.
+
+The main file has the header, the curvature and the summary; its rows are virtual data sets over the shards, so that any
+HDF5 tool reads them as one. A shard holds whole blocks. Several processes write a shard each at one time, and a store
+that grows gets more of them. Shards lie in a folder of their own beside the main file; which ones they are, and that
+none was taken from another store, stands in the main file's header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import h5py
+import numpy as np
+
+from influence_cli import disk
+from influence_cli.errors import InfluenceError
+from influence_cli.store_file import (
+    ANEW,
+    FIXED,
+    PER_BLOCK,
+    SEAL_BYTES,
+    Layout,
+    create,
+    encoded,
+    lay_out_rest,
+    make_whole,
+    row_columns,
+    seal_size,
+    side_arrays,
+    side_bytes,
+)
+from influence_cli.store_open import open_file
+
+# Of the main file, for the virtual data sets of each shard.
+MAP_BYTES = 4096
+# Open files that a process has beside those of a store.
+OTHER_FILES = 64
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard, as the main file's header has it.
+
+    Attributes:
+        file: its name, from the main file's folder.
+        first: the block of the store that its first one is.
+        blocks: how many of its blocks belong to the store: of one that a larger store was made of, the full ones.
+        header: xxh3 of its header, which no other shard has.
+    """
+
+    file: str
+    first: int
+    blocks: int
+    header: str
+
+    def rows(self, layout: Layout) -> slice:
+        """Give its rows in the store."""
+        return slice(self.first * layout.block, min(layout.n, (self.first + self.blocks) * layout.block))
+
+
+def shards_of(header: Mapping[str, Any]) -> list[Shard]:
+    """Read the shards out of a main file's header; none of a store in one file."""
+    return [Shard(**facts) for facts in header.get("shards", [])]
+
+
+def create_sharded(
+    path: Path,
+    layout: Layout,
+    *,
+    count: int,
+    fingerprint: Mapping[str, str],
+    facts: Mapping[str, Any],
+    labels: np.ndarray,
+    indices: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Make a store in several files with every byte reserved and no block done, replacing what was at ``path``.
+
+    Args:
+        path: the main file; it appears when every shard is there.
+        layout: the shape of all of it.
+        count: shards, at most one a block.
+        fingerprint: what the store belongs to.
+        facts: as of a store in one file.
+        labels: int64 [n].
+        indices: int64 [n].
+        arrays: side arrays.
+
+    Raises:
+        InfluenceError: the folder is missing or not writable, or the disk is too small.
+    """
+    disk.check_space(path, layout.bytes() + side_bytes(arrays))
+    folder = path.with_name(f"{path.name}.shards-{secrets.token_hex(4)}")
+    made = _add_shards(folder, layout, range(layout.blocks), count, 0, fingerprint, facts, labels, indices)
+    _write_main(path, layout, fingerprint, facts, arrays, made)
+    remove_orphans(path)
+
+
+def extend(
+    path: Path,
+    layout: Layout,
+    *,
+    count: int,
+    fingerprint: Mapping[str, str],
+    labels: np.ndarray,
+    indices: np.ndarray,
+) -> None:
+    """Add room for more rows to a store; what is done stays, but the last block, where it was not full.
+
+    The store in one file becomes the first shard. Its curvature stays as it was fitted, on the rows of before.
+
+    Args:
+        path: the store.
+        layout: the new shape: more rows, the rest as before.
+        count: new shards, at most one a new block.
+        fingerprint: what the larger store belongs to.
+        labels: int64 [n], of all rows.
+        indices: int64 [n].
+
+    Raises:
+        InfluenceError: the disk is too small, or the folder cannot be written to.
+    """
+    raw, file, header = open_file(path)
+    with raw, file:
+        arrays = {name: np.asarray(file[name][()]) for name in side_arrays(file)}
+        own = format(int(file["header"].attrs["xxh3"]), "016x")
+    old, facts = Layout(**header["layout"]), header["facts"]
+    full = old.n // old.block
+    known = shards_of(header)
+    folder = (
+        (path.parent / known[0].file).parent if known else path.with_name(f"{path.name}.shards-{secrets.token_hex(4)}")
+    )
+    disk.check_space(path, layout.bytes() - old.bytes() + side_bytes(arrays))
+    if not known and full:
+        disk.make_folder(folder)
+        first = folder / "0000.h5"
+        try:
+            disk.link(str(path), str(first))
+        except OSError:  # a file system without hard links
+            disk.copy(path, first)
+        known = [Shard(f"{folder.name}/{first.name}", 0, full, own)]
+    kept = [
+        Shard(shard.file, shard.first, min(shard.blocks, full - shard.first), shard.header)
+        for shard in known
+        if shard.first < full
+    ]
+    number = 1 + max((int(Path(shard.file).stem) for shard in known), default=-1)
+    made = _add_shards(folder, layout, range(full, layout.blocks), count, number, fingerprint, facts, labels, indices)
+    _write_main(path, layout, fingerprint, facts, arrays, [*kept, *made])
+    remove_orphans(path)
+
+
+def _add_shards(
+    folder: Path,
+    layout: Layout,
+    blocks: range,
+    count: int,
+    number: int,
+    fingerprint: Mapping[str, str],
+    facts: Mapping[str, Any],
+    labels: np.ndarray,
+    indices: np.ndarray,
+) -> list[Shard]:
+    """Make shards for some blocks of a store, as equal as can be."""
+    try:
+        disk.make_folder(folder)
+    except OSError as error:
+        raise InfluenceError(
+            f"{folder} cannot be made: {error.strerror}", "make its folder writable, or set gradients.store"
+        ) from error
+    count = max(1, min(count, len(blocks)))
+    made = []
+    for part in range(count):
+        start, stop = (blocks.start + len(blocks) * edge // count for edge in (part, part + 1))
+        rows = slice(start * layout.block, min(layout.n, stop * layout.block))
+        file = folder / f"{number + part:04d}.h5"
+        create(
+            file,
+            Layout(rows.stop - rows.start, layout.k, layout.classes, layout.block, layout.dtype),
+            fingerprint=fingerprint,
+            facts={"rows": True, "batch": facts["batch"], "shard": f"{folder.name} {number + part}"},
+            labels=labels[rows],
+            indices=indices[rows],
+            arrays={},
+        )
+        raw, opened, _ = open_file(file)
+        with raw, opened:
+            header = format(int(opened["header"].attrs["xxh3"]), "016x")
+        made.append(Shard(f"{folder.name}/{file.name}", start, stop - start, header))
+    return made
+
+
+def _write_main(
+    path: Path,
+    layout: Layout,
+    fingerprint: Mapping[str, str],
+    facts: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    shards: Sequence[Shard],
+) -> None:
+    header = {
+        "layout": asdict(layout),
+        "fingerprint": dict(fingerprint),
+        "facts": dict(facts),
+        "shards": [asdict(shard) for shard in shards],
+    }
+    columns = row_columns(layout)
+
+    def lay_out(part: Path) -> None:
+        room = max(SEAL_BYTES, seal_size(len(FIXED) + len(columns) + len(arrays)))
+        with h5py.File(
+            part, "w", userblock_size=room, alignment_threshold=1, alignment_interval=64, locking=False
+        ) as file:
+            lay_out_rest(file, layout, encoded(header), arrays)
+            for name, (shape, dtype) in columns.items():
+                whole = h5py.VirtualLayout((layout.n, *shape), dtype)
+                for shard in shards:
+                    rows = shard.rows(layout)
+                    source = h5py.VirtualSource(shard.file, name, (shard.blocks * layout.block, *shape), dtype)
+                    whole[rows] = source[: rows.stop - rows.start]
+                file.create_virtual_dataset(name, whole)
+            for name, dtype in PER_BLOCK.items():
+                whole = h5py.VirtualLayout((layout.blocks,), dtype)
+                for shard in shards:
+                    whole[shard.first : shard.first + shard.blocks] = h5py.VirtualSource(
+                        shard.file, name, (shard.blocks,), dtype
+                    )
+                file.create_virtual_dataset(name, whole)
+
+    make_whole(path, side_bytes(arrays) + MAP_BYTES * (1 + len(shards)), lay_out)
+
+
+def open_shards(
+    path: Path, header: Mapping[str, Any], *, write: bool
+) -> list[tuple[Shard, Path, BinaryIO, h5py.File, dict[str, Any]]]:
+    """Open the shards of a store, each checked as a store is, and that it belongs to this one.
+
+    Raises:
+        InfluenceError: one is missing (with the rows that it held), damaged, or of another store.
+    """
+    layout, shards = Layout(**header["layout"]), shards_of(header)
+    _allow_files(len(shards))
+    opened: list[tuple[Shard, Path, BinaryIO, h5py.File, dict[str, Any]]] = []
+    try:
+        for shard in shards:
+            file = path.parent / shard.file
+            rows = shard.rows(layout)
+            held = f"rows {rows.start:,} to {rows.stop - 1:,} of {layout.n:,}"
+            if not file.exists():
+                raise InfluenceError(
+                    f"{path} lacks its shard {shard.file}, which held {held}",
+                    f"put it back, or {ANEW}; the curvature is kept",
+                )
+            raw, own, found = open_file(file, write=write)
+            opened.append((shard, file, raw, own, found))
+            if format(int(own["header"].attrs["xxh3"]), "016x") != shard.header or not _fits(found, layout, shard):
+                raise InfluenceError(
+                    f"{file} is a shard of another store: {path} was made with another for {held}",
+                    f"put the right one back, or {ANEW}; the curvature is kept",
+                )
+    except BaseException:
+        for _, _, raw, own, _ in opened:
+            own.close()
+            raw.close()
+        raise
+    return opened
+
+
+def _fits(found: Mapping[str, Any], layout: Layout, shard: Shard) -> bool:
+    own = Layout(**found["layout"])
+    rows = shard.rows(layout)
+    same = (own.k, own.classes, own.block, own.dtype) == (layout.k, layout.classes, layout.block, layout.dtype)
+    return same and own.n >= rows.stop - rows.start and own.blocks >= shard.blocks
+
+
+def _allow_files(count: int) -> None:
+    """Raise the number of files that this process may have open, within what the system allows."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        need = 2 * count + OTHER_FILES  # each is open twice, once by HDF5
+        if soft != resource.RLIM_INFINITY and soft < need:
+            most = need if hard == resource.RLIM_INFINITY else min(need, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def remove_orphans(path: Path) -> None:
+    """Remove the folders of shards that a store had before, and that what is at ``path`` now does not name."""
+    used = ""
+    with contextlib.suppress(InfluenceError):
+        raw, file, header = open_file(path)
+        with raw, file:
+            used = next((Path(shard.file).parent.name for shard in shards_of(header)), "")
+    for folder in path.parent.glob(f"{glob.escape(path.name)}.shards-*"):
+        if folder.name != used and re.fullmatch(r".*\.shards-[0-9a-f]{8}", folder.name):
+            disk.remove_tree(folder)

@@ -1,0 +1,92 @@
+"""One open file with rows of a store: written in place, past HDF5, and read by a scan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+import numpy as np
+
+from influence_cli import disk
+from influence_cli.errors import InfluenceError
+from influence_cli.locks import unlock
+from influence_cli.store_file import Layout, row_columns
+from influence_cli.store_scan import Place, Reader, place_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """An open file with rows of a store: the store itself, or one of its shards.
+
+    Attributes:
+        path: the file.
+        absolute: the same from the root: one thread writes while another reads the user's data set, in whose folder it
+            is then, for the whole process.
+        raw: it, open, with its lock.
+        file: it, open by HDF5.
+        first: the block of the store that its first one is.
+        layout: the shape of the rows in use.
+    """
+
+    path: Path
+    absolute: Path
+    raw: BinaryIO
+    file: h5py.File
+    first: int
+    layout: Layout
+
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """Find the columns of the rows in the file."""
+        return {name: place_of(self.file[name]) for name in row_columns(self.layout)}
+
+    @property
+    def blocks(self) -> range:
+        """Give its blocks, as the store numbers them."""
+        return range(self.first, self.first + self.layout.blocks)
+
+    def column(self, name: str, count: int) -> np.ndarray:
+        """Read the first so many rows of a data set."""
+        return np.asarray(self.file[name][:count])
+
+    def reader(self) -> Reader:
+        """Make a reader of its rows; what it takes for the checksums is read now."""
+        own = self.layout.blocks
+        digests, checksums = self.column("inputs", own), self.column("checksums", own)
+        return Reader(self.path, self.first, self.raw, self.layout, self.places, digests, checksums)
+
+    def put(self, name: str, row: int, values: np.ndarray | np.generic) -> None:
+        """Write values at their place in the file, past HDF5: it loses the error of a write that it has put off."""
+        place = place_of(self.file[name])
+        disk.write_at(self.raw, place.start + row * place.row_bytes, np.asarray(values, dtype=place.dtype))
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Turn what a disk says into a message, and write only while the file is where others will look for it."""
+        try:
+            if not os.path.samestat(self.absolute.stat(), os.fstat(self.raw.fileno())):
+                raise FileNotFoundError
+            yield
+        except FileNotFoundError as error:
+            raise InfluenceError(
+                f"{self.path} has gone while {what} was to be written: moved, removed, or its disk was unmounted",
+                "the finished blocks are in it, wherever it is: put it back and run the same command again",
+            ) from error
+        except OSError as error:
+            size = os.fstat(self.raw.fileno()).st_size
+            raise InfluenceError(
+                f"writing {what} of {self.path} failed: {disk.failure(error, self.absolute, size)}",
+                "the finished blocks are kept; make room and run the same command again",
+            ) from error
+
+    def close(self) -> None:
+        """Close the file, and give up its lock; what was mapped of it stays."""
+        self.file.close()
+        unlock(self.raw)
+        self.raw.close()
