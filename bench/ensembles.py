@@ -211,6 +211,9 @@ def report(found: dict[str, Datamodeling]) -> None:
     print("\n| with all checkpoints | LDS, 95% |\n|---|---|")
     for name in names:
         print(f"| {name} | {interval(found[name].mean(0)[0], found[name].draws[:, 0, -1])} |")
+    value = found["SOURCE"].mean(0)[0] - found[names[0]].mean(0, 0)[0]
+    draws = found["SOURCE"].draws[:, 0, -1] - found[names[0]].draws[:, 0, 0]
+    print(f"| SOURCE − EK-FAC of the last checkpoint | {interval(value, draws, '+')} |")
     for left, right in (("SOURCE", names[0]), ("SOURCE", "TracIn"), ("SOURCE", names[1]), ("SOURCE", names[4])):
         a, b = found[left], found[right]
         value = a.mean(0)[0] - b.mean(0)[0]
