@@ -8,7 +8,7 @@ the block in hand.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,10 @@ class Store:
         """Give each block's hash of what went into the model: uint64 [blocks]."""
         return np.asarray(self._file["inputs"][()])
 
+    def checksums(self) -> np.ndarray:
+        """Give each block's checksum: uint64 [blocks]."""
+        return np.asarray(self._file["checksums"][()])
+
     def write(self, block: int, rows: Rows) -> None:
         """Write a block: its rows, flushed, then its flag, flushed.
 
@@ -182,7 +186,13 @@ class Store:
         chosen = np.flatnonzero(self.done()) if blocks is None else blocks
         return np.array([block for block in chosen if not reader.fits(int(block))], dtype=np.int64)
 
-    def map(self, work: Callable[[slice, np.ndarray], Result], *, threads: int | None = None) -> Iterator[Result]:
+    def map(
+        self,
+        work: Callable[[slice, np.ndarray], Result],
+        *,
+        threads: int | None = None,
+        blocks: Sequence[int] | None = None,
+    ) -> Iterator[Result]:
         """Run ``work`` on all coordinates, a piece at a time on several threads, each block's checksum verified first.
 
         The rows are always cut alike, and inside ``work`` torch has one thread and no autograd: a store gives the same
@@ -192,6 +202,7 @@ class Store:
             work: takes the rows' positions in the store and their coordinates, float32 [b, k], which hold until it
                 returns. Several calls run at one time, none in the calling thread.
             threads: how many; None for as many as torch uses.
+            blocks: read these alone, each for itself; None for all.
 
         Yields:
             What ``work`` returns, in order of the rows.
@@ -211,7 +222,8 @@ class Store:
         def run(piece: range) -> list[Result]:
             return [work(where, rows) for where, rows in reader.parts(piece, room)]
 
-        for results in in_order(run, reader.pieces(threads), threads):
+        pieces = reader.pieces(threads) if blocks is None else (range(block, block + 1) for block in blocks)
+        for results in in_order(run, pieces, threads):
             yield from results
 
     def scan(self) -> Iterator[tuple[slice, np.ndarray]]:
@@ -239,8 +251,7 @@ class Store:
             raise InfluenceError(f"{self.path} is not complete", "influence gradients finishes it")
 
     def _reader(self) -> Reader:
-        checksums = np.asarray(self._file["checksums"][()])
-        return Reader(self.path, self._raw, self.layout, self._places, self.digests(), checksums)
+        return Reader(self.path, self._raw, self.layout, self._places, self.digests(), self.checksums())
 
     @contextmanager
     def _writing(self, what: str) -> Iterator[None]:
