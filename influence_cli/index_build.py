@@ -1,12 +1,15 @@
 """`influence index`: build the index of a store, choose how far a search looks, measure what it finds.
 
-Few rows are compared one by one (flat: exact). More lie in lists, one around each of about 2√n centres that k-means
-finds, as float16 or, where that would be large, as product codes of a byte for 8 coordinates (Jégou et al. 2011). A
-query looks into the lists whose mean it has the largest inner product with. The distances of k-means are Euclidean:
-gradients differ in length by orders of magnitude, and nearly all strong influence is on the longest hundredth. In
-Euclidean distance these have most of the lists to themselves, and the many short ones share a few that no query has
-reason to look into; by angle, as is usual for inner products, every list has some of the long ones
-(bench/approximate.py compares the two).
+Few rows are compared one by one (flat: exact). More lie in lists, one around each of 2√n centres that k-means finds, as
+float16 or, where that would be large, as product codes of a byte for 8 coordinates (Jégou et al. 2011). A query looks
+into the lists that may hold the largest inner products with it, q·μ + ‖q‖ r √(2 ln m / k): μ is the mean of a list's m
+rows, r their root mean square distance from it; the second term is about how far the largest of them lies beyond it, if
+they spread evenly over the k directions.
+
+Gradients differ in length by orders of magnitude, and nearly all strong influence is on the longest few in a hundred.
+So the distances of k-means are Euclidean, and of its sample the long rows are a larger part, in proportion to their
+length: they have most of the lists to themselves, and the many short ones share a few that no query has reason to look
+into. By angle, as is usual for inner products, every list has some of both (bench/approximate.py compares the two).
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class Plan:
     Attributes:
         kind: ``flat``, ``float16`` or ``product codes``.
         rows: in it.
-        width: numbers of a vector: coordinates, padded where codes take several at a time.
+        width: numbers of a vector: coordinates, one more where there are lists, a multiple of 8 in product codes.
         lists: that the rows lie in; 0 of a flat one.
     """
 
@@ -101,6 +104,7 @@ def plan_index(rows: int, width: int) -> Plan:
     if rows < FLAT_BELOW:
         return Plan("flat", rows, width, 0)
     lists = round(2 * rows**0.5)
+    width += 1  # of a centre: how far its list reaches beyond it
     if 2 * rows * width <= HALF_BYTES:
         return Plan("float16", rows, width, lists)
     return Plan("product codes", rows, -(-width // PART) * PART, lists)
@@ -156,7 +160,7 @@ def build_indexes(
 
 
 def build(prepared: Prepared, inverse: Inverse, plan: Plan, rows: np.ndarray, terminal: Terminal) -> Any:
-    """Make faiss's index of the whitened rows of a store, in two scans.
+    """Make faiss's index of the whitened rows of a store, in three scans (a flat one in one).
 
     Args:
         prepared: the store.
@@ -175,8 +179,12 @@ def build(prepared: Prepared, inverse: Inverse, plan: Plan, rows: np.ndarray, te
                 flat.add(vectors)
                 advance(len(vectors))
         return flat
-    chosen = np.sort(np.random.default_rng(prepared.task.seed).choice(rows, plan.sample, replace=False))
+    generator = np.random.default_rng(prepared.task.seed)
     with terminal.status(f"{name}: learning {plan.lists:,} lists from {plan.sample:,} rows"):
+        norms = [np.linalg.norm(vectors, axis=1) for vectors in _vectors(prepared, inverse, plan, rows)]
+        weights = np.concatenate(norms).astype(np.float64)
+        weights += 1e-3 * weights.mean() + 1e-30
+        chosen = np.sort(generator.choice(rows, plan.sample, replace=False, p=weights / weights.sum()))
         sample = np.concatenate(list(_vectors(prepared, inverse, plan, chosen)))
         means = faiss.Kmeans(
             plan.width,
@@ -188,20 +196,25 @@ def build(prepared: Prepared, inverse: Inverse, plan: Plan, rows: np.ndarray, te
         )
         means.train(sample)
         search, learn = _empty(plan)
-        learn(sample[np.random.default_rng(prepared.task.seed).permutation(len(sample))[:CODED]])
+        learn(sample[generator.permutation(len(sample))[:CODED]])
         del sample
     nearest = faiss.IndexFlatL2(plan.width)
     nearest.add(means.centroids)
-    sums, counts = torch.zeros(plan.lists, plan.width), torch.zeros(plan.lists)
+    sums, squares = torch.zeros(plan.lists, plan.width), torch.zeros(plan.lists, dtype=torch.float64)
     with terminal.progress(plan.rows, name) as advance:
         for vectors in _vectors(prepared, inverse, plan, rows):
             lists = np.ascontiguousarray(nearest.search(vectors, 1)[1][:, 0])
             search.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(lists))
-            sums.index_add_(0, torch.from_numpy(lists), torch.from_numpy(vectors))
-            counts += torch.from_numpy(lists).bincount(minlength=plan.lists)
+            own, into = torch.from_numpy(vectors), torch.from_numpy(lists)
+            sums.index_add_(0, into, own)
+            squares.index_add_(0, into, own.square().sum(dim=1, dtype=torch.float64))
             advance(len(vectors))
-    # Of all rows in a list, not of the sample's: the inner product with it is the mean of those with the rows.
-    search.quantizer.add((sums / counts.clamp_min(1)[:, None]).numpy())
+    counts = torch.tensor([search.invlists.list_size(number) for number in range(plan.lists)], dtype=torch.float64)
+    some = counts.clamp_min(1)
+    centres = (sums / some[:, None]).float()
+    spread = (squares / some - centres.double().square().sum(dim=1)).clamp_min(0)
+    centres[:, -1] = (spread * 2 * some.log() / plan.width).sqrt()
+    search.quantizer.add(centres.numpy())
     return search
 
 
@@ -218,7 +231,7 @@ def _empty(plan: Plan) -> tuple[Any, Callable[[np.ndarray], None]]:
     search = faiss.IndexIVFPQ(means, plan.width, plan.lists, plan.width // PART, 8, faiss.METRIC_INNER_PRODUCT)
     # Codes of the rows themselves: those of what is left of them in a list would hang on a centre that moves.
     search.by_residual, search.is_trained = False, True
-    search.pq.cp.niter = STEPS
+    search.pq.cp.niter, search.pq.cp.min_points_per_centroid = STEPS, 1
     return search, search.pq.train
 
 
@@ -272,13 +285,10 @@ def _measured(
     stores: Sequence[Prepared], inverses: Sequence[Inverse], indexes: Sequence[Index], terminal: Terminal, skip: bool
 ) -> list[Index]:
     """Choose how many lists are looked into by one half of the test examples, measure recall over the other half."""
-    name, selected = _sampled(stores[0])
-    tests, gradients = test_gradients(stores, selected, "label", terminal, skip)
-    if not tests:
-        raise InfluenceError(f"none of the {name} examples that recall is measured over could be read")
+    name, gradients = _sampled(stores, terminal, skip)
     exact, seconds = _exact(stores, inverses, gradients, terminal)
-    numbers = np.arange(len(tests))
-    first, second = (numbers[::2], numbers[1::2]) if len(tests) > 1 else (numbers, numbers)
+    numbers = np.arange(len(exact))
+    first, second = (numbers[::2], numbers[1::2]) if len(exact) > 1 else (numbers, numbers)
 
     def found(own: Sequence[Index], chosen: np.ndarray, count: int) -> dict[str, Any]:
         near = candidates(own, inverses, [rows[torch.from_numpy(chosen)] for rows in gradients], count)
@@ -297,17 +307,39 @@ def _measured(
         terminal.say(recall_text(row))
     if not enough:
         terminal.warn(f"recall@{AT[0]} stays below {WANTED} however many lists are looked into: {recall_text(rows[0])}")
-    measured = {"recall": rows, "exact_seconds": seconds, "exact_tests": len(tests)}
+    measured = {"recall": rows, "exact_seconds": seconds, "exact_tests": len(exact)}
     return [replace(index, facts=index.facts | measured) for index in indexes]
 
 
-def _sampled(prepared: Prepared) -> tuple[str, list[Selected]]:
-    """Draw the test examples that recall is measured over; training examples where the config has none."""
-    split = prepared.task.test or prepared.task.train
-    generator = np.random.default_rng(prepared.task.seed)
+def _sampled(stores: Sequence[Prepared], terminal: Terminal, skip: bool) -> tuple[str, list[Tensor]]:
+    """Draw the test examples that recall is measured over; where the config has none, training examples.
+
+    Returns:
+        ``test`` or ``training``, and coordinates of their gradients under every checkpoint, [m, k] each.
+    """
+    task = stores[0].task
+    split, generator = task.test, np.random.default_rng(task.seed)
+    if split is None:
+        rows = _readable(stores[0])[0]
+        chosen = np.sort(generator.choice(rows, min(TESTS, len(rows)), replace=False))
+        return "training", [stored_rows(prepared, chosen) for prepared in stores]
     chosen = np.sort(generator.choice(split.indices, min(TESTS, len(split)), replace=False))
-    name = "training" if prepared.task.test is None else "test"
-    return name, [Selected(int(index), None, int(split.labels[index])) for index in chosen]
+    selected = [Selected(int(index), None, int(split.labels[index])) for index in chosen]
+    tests, gradients = test_gradients(stores, selected, "label", terminal, skip)
+    if not tests:
+        raise InfluenceError("none of the test examples that recall is to be measured over could be read")
+    return "test", gradients
+
+
+def stored_rows(prepared: Prepared, rows: np.ndarray) -> Tensor:
+    """Read some rows of a store, rising: float32 [b, k]."""
+
+    def work(where: slice, block: np.ndarray) -> np.ndarray:
+        return np.asarray(block[rows[slice(*np.searchsorted(rows, (where.start, where.stop)))] - where.start])
+
+    with Store.open(prepared.path) as store:
+        blocks = np.unique(rows // store.layout.block).tolist()
+        return torch.from_numpy(np.concatenate(list(store.map(work, blocks=blocks)))).to(prepared.task.device)
 
 
 def _exact(
