@@ -182,10 +182,12 @@ def build(prepared: Prepared, inverse: Inverse, plan: Plan, rows: np.ndarray, te
     generator = np.random.default_rng(prepared.task.seed)
     with terminal.status(f"{name}: learning {plan.lists:,} lists from {plan.sample:,} rows"):
         norms = [np.linalg.norm(vectors, axis=1) for vectors in _vectors(prepared, inverse, plan, rows)]
-        weights = np.concatenate(norms).astype(np.float64)
-        weights += 1e-3 * weights.mean() + 1e-30
+        weights = np.concatenate(norms).astype(np.float64) + 1e-30
+        # Within float16's range, by a power of two, which rounds nothing: what comes first stays the same.
+        scale = np.float32(2.0 ** (np.ceil(np.log2(weights.max())) - 14))
+        weights += 1e-3 * weights.mean()
         chosen = np.sort(generator.choice(rows, plan.sample, replace=False, p=weights / weights.sum()))
-        sample = np.concatenate(list(_vectors(prepared, inverse, plan, chosen)))
+        sample = np.concatenate([vectors / scale for vectors in _vectors(prepared, inverse, plan, chosen)])
         means = faiss.Kmeans(
             plan.width,
             plan.lists,
@@ -202,7 +204,7 @@ def build(prepared: Prepared, inverse: Inverse, plan: Plan, rows: np.ndarray, te
     nearest.add(means.centroids)
     sums, squares = torch.zeros(plan.lists, plan.width), torch.zeros(plan.lists, dtype=torch.float64)
     with terminal.progress(plan.rows, name) as advance:
-        for vectors in _vectors(prepared, inverse, plan, rows):
+        for vectors in (own / scale for own in _vectors(prepared, inverse, plan, rows)):
             lists = np.ascontiguousarray(nearest.search(vectors, 1)[1][:, 0])
             search.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(lists))
             own, into = torch.from_numpy(vectors), torch.from_numpy(lists)

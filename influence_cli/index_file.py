@@ -79,7 +79,7 @@ class Index:
         if not self.facts["lists"]:
             found = search.search(queries, count)[1]
         else:
-            # Beside how far a list reaches beyond its centre; of the rows themselves this number is 0.
+            # Multiplied with how far a list reaches beyond its centre; of the rows themselves this number is 0.
             queries[:, -1] = np.linalg.norm(queries, axis=1)
             probes = int(self.facts["probes"])
             while True:
