@@ -209,7 +209,7 @@ def pair_products(
     values = np.empty(len(rows))
 
     def work(where: slice, block: np.ndarray) -> tuple[slice, np.ndarray]:
-        pairs = slice(*np.searchsorted(rows, (where.start, where.stop)))
+        pairs = inside(rows, where)
         vectors, vector = np.unique(tests[pairs], return_inverse=True)
         some, row = np.unique(rows[pairs] - where.start, return_inverse=True)
         products = left[torch.from_numpy(vectors)] @ torch.from_numpy(block[some]).T
@@ -222,6 +222,11 @@ def pair_products(
     if spent is not None:
         spent["blocks_read"] += len(blocks)
     return values
+
+
+def inside(rows: np.ndarray, where: slice) -> slice:
+    """Find the rows of a piece of a scan among some that rise."""
+    return slice(*np.searchsorted(rows, (where.start, where.stop)))
 
 
 def _say_recall(facts: dict[str, Any], count: int, terminal: Terminal) -> None:

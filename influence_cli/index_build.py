@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from influence_cli import disk
-from influence_cli.approximate import candidates, recall_text, whitened
+from influence_cli.approximate import candidates, inside, recall_text, whitened
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.index_file import Index, belongings, index_path, padded, seal_index, write_index
 from influence_cli.inverse import Inverse
@@ -80,9 +80,8 @@ class Plan:
         return self.rows * each[self.kind] + 4 * self.lists * self.width + 2**16
 
     def memory(self) -> int:
-        """Bound the memory that making it takes: lists grow by doubling, and the sample and three sets of centres."""
-        grown = 2 if self.lists else 1
-        return grown * self.bytes() + 4 * self.width * (self.sample + 3 * self.lists)
+        """Bound the memory that making it takes: it grows by doubling; the sample twice, and three sets of centres."""
+        return 2 * self.bytes() + 4 * self.width * (2 * self.sample + 3 * self.lists)
 
     def products(self) -> float:
         """Count the multiplications of vectors that it takes: k-means, then each row with each centre; and of codes."""
@@ -241,8 +240,8 @@ def _vectors(prepared: Prepared, inverse: Inverse, plan: Plan, rows: np.ndarray)
     """Whiten some rows of a store, float32 [b, width], in order, from one scan."""
 
     def work(where: slice, block: np.ndarray) -> np.ndarray:
-        chosen = rows[slice(*np.searchsorted(rows, (where.start, where.stop)))] - where.start
-        return padded(whitened(inverse, torch.from_numpy(block[chosen])), plan.width)
+        some = block[rows[inside(rows, where)] - where.start]
+        return padded(whitened(inverse, torch.from_numpy(some)), plan.width)
 
     with Store.open(prepared.path) as store:
         yield from (vectors for vectors in store.map(work) if len(vectors))
@@ -256,10 +255,9 @@ def _readable(prepared: Prepared) -> tuple[np.ndarray, int]:
 
 def _announced(prepared: Prepared, inverse: Inverse, terminal: Terminal) -> Plan:
     """Plan an index, say what it takes, and refuse what memory or disk do not hold."""
-    rows, _ = _readable(prepared)
     with Store.open(prepared.path) as store:
-        width = whitened(inverse, torch.zeros(1, store.layout.k)).shape[1]
-    plan, path = plan_index(len(rows), width), index_path(prepared.path)
+        rows, width = store.readable(), whitened(inverse, torch.zeros(1, store.layout.k)).shape[1]
+    plan, path = plan_index(rows, width), index_path(prepared.path)
     need, free = plan.memory(), available_bytes(torch.device("cpu"))
     terminal.say(
         f"making {path}: {plan.rows:,} rows of {width:,} coordinates, {plan.text()}; {human_bytes(plan.bytes())} on "
@@ -302,7 +300,7 @@ def _measured(
         enough = all(row[side] is None or row[side] >= WANTED for side in ("helpful", "harmful"))
         if enough or probes >= most:
             break
-        probes = min(most, 2 * probes)
+        probes = min(most, max(probes + 1, 3 * probes // 2))
         indexes = [replace(index, facts=index.facts | {"probes": probes}) for index in indexes]
     rows = [found(indexes, second, count) | {"tests": len(second), "of": name} for count in AT]
     for row in rows:
@@ -337,7 +335,7 @@ def stored_rows(prepared: Prepared, rows: np.ndarray) -> Tensor:
     """Read some rows of a store, rising: float32 [b, k]."""
 
     def work(where: slice, block: np.ndarray) -> np.ndarray:
-        return np.asarray(block[rows[slice(*np.searchsorted(rows, (where.start, where.stop)))] - where.start])
+        return np.asarray(block[rows[inside(rows, where)] - where.start])
 
     with Store.open(prepared.path) as store:
         blocks = np.unique(rows // store.layout.block).tolist()
