@@ -97,7 +97,7 @@ def rank_approximate(
     _say_recall(indexes[0].facts, count, terminal)
     size = group_size(stores, 2 * indexes[0].facts["factor"] * count)
     groups = [selected[start : start + size] for start in range(0, len(selected), size)]
-    spent = {"search_seconds": 0.0, "scoring_seconds": 0.0, "blocks_read": 0}
+    spent = {"queries": 0, "search_seconds": 0.0, "scoring_seconds": 0.0, "blocks_read": 0}
     seen: list[TestFacts] = []
 
     def found(gradients: Sequence[Tensor], tests: Sequence[TestFacts | None]) -> list[Strongest]:
@@ -105,6 +105,7 @@ def rank_approximate(
         near = candidates(indexes, inverses, gradients, count)
         near = [rows[facts.read[rows]] for rows in near]
         spent["search_seconds"] += time.perf_counter() - started
+        spent["queries"] += len(near)
         return _scored(stores, inverses, gradients, tests, near, count, spent)
 
     if aggregate:
@@ -260,3 +261,6 @@ def _say_spent(indexes: Sequence[Index], spent: dict[str, Any], run: dict[str, A
         f"influence in {duration(spent['scoring_seconds'])} (the exact scan for {facts['exact_tests']} examples "
         f"took {duration(facts['exact_seconds'])} when the index was made)"
     )
+    exact = facts["exact_seconds"] * max(1.0, spent["queries"] / facts["exact_tests"])
+    if spent["search_seconds"] + spent["scoring_seconds"] > exact:
+        terminal.say(f"without --approximate so many test examples take less, about {duration(exact)}")

@@ -106,6 +106,9 @@ def test_by_lists_nearly_all_are_found_and_their_influence_is_exact(
     assert all(rows[key] == pytest.approx(exact[key], rel=1e-4, abs=1e-9) for key in both)
     assert f"recall@10 {at10['mean']:.3f}" in done.err
     assert said["blocks_read"] <= said["blocks"] == 5
+    assert said["queries"] == 80
+    slow = said["search_seconds"] + said["scoring_seconds"] > index["exact_seconds"] * 80 / index["exact_tests"]
+    assert ("without --approximate so many test examples take less" in done.err) == slow
 
 
 def test_where_the_lists_hold_too_few_more_are_looked_into(influence: Command, indexed: Path, lists: None) -> None:
