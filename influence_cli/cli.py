@@ -20,6 +20,7 @@ from influence_cli.commands import (
     demo,
     gradients,
     groups,
+    index,
     init,
     mislabels,
     perturb,
@@ -189,6 +190,7 @@ for _name, _module in (
     ("verify", verify),
     ("select", select),
     ("perturb", perturb),
+    ("index", index),
 ):
     app.command(_name, cls=_Command)(_module.command)
 

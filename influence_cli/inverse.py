@@ -54,6 +54,8 @@ class Inverse:
         at: the same inverse at another λ, from what is known already; it raises at a pole. None where another λ takes
             a solve.
         passage: of a checkpoint of a run under SOURCE; None elsewhere.
+        whiten: coordinates of gradients [b, k] to (H + (l2 + λ)I)^(−1/2) times them, of which inner products are
+            s_testᵀgᵢ; None where that takes more than a division.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -67,6 +69,7 @@ class Inverse:
     solves: list[SolveInfo] = field(default_factory=list)
     at: Callable[[Damping], Inverse] | None = None
     passage: Passage | None = None
+    whiten: Callable[[Tensor], Tensor] | None = None
 
 
 def make_inverse(
@@ -90,7 +93,7 @@ def make_inverse(
     if choice.method == "identity":
         if given != "auto":
             terminal.warn("curvature identity has no damping: the score is gᵗg/n, without a unit; λ is not used")
-        return Inverse(lambda coordinates: coordinates, lambda rows: rows.square().sum(dim=1), 0.0, None)
+        return Inverse(lambda rows: rows, lambda rows: rows.square().sum(dim=1), 0.0, None, whiten=lambda rows: rows)
     if prepared.spectrum is not None:
         return _spectral(prepared, prepared.spectrum, given, terminal)
     if choice.method == "fisher":
@@ -155,6 +158,7 @@ def _divided(spectrum: Spectrum, damping: Damping, l2: float) -> Inverse:
         d_eff,
         min(1.0, d_eff / whole) if whole > 0 else 1.0,
         at=lambda other: _divided(spectrum, other, l2),
+        whiten=lambda c: c * (values + shift).rsqrt().to(c),
     )
 
 
@@ -192,6 +196,11 @@ def _of_moment(found: Moment, damping: Damping, l2: float) -> Inverse:
     def own(rows: Tensor) -> Tensor:
         return (rows @ vectors.to(rows)).square() @ inverse.to(rows)
 
+    def whiten(rows: Tensor) -> Tensor:
+        # The symmetric root: another run may find the eigenvectors with other signs.
+        p, scale = vectors.to(rows), inverse.sqrt().to(rows)
+        return ((rows @ p) * scale) @ p.T
+
     return Inverse(
         apply,
         own,
@@ -199,4 +208,5 @@ def _of_moment(found: Moment, damping: Damping, l2: float) -> Inverse:
         damping,
         effective_dimension=effective_dimension(found.values, shift),
         at=lambda other: _of_moment(found, other, l2),
+        whiten=whiten,
     )

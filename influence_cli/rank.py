@@ -32,7 +32,7 @@ from influence_cli.scores import Running, Strongest, influence, merged, relative
 from influence_cli.selection import Selected
 from influence_cli.streams import averaged, of_all, training_products
 from influence_cli.terminal import Terminal
-from influence_cli.testset import mean_gradients, test_gradients
+from influence_cli.testset import gradient_groups, test_gradients
 
 # Numbers held at one time for a group of test examples: 2²⁷, 512 MB in float32; on the fly, where every group costs a
 # pass over the training set, up to this share of the free memory, of a GPU's (nobody else wants it) the second one.
@@ -113,23 +113,12 @@ def rank_training(
     # The numbers that sinks take of other processes are held until all of them are there.
     takes = cluster.size() > 1 and any(cluster.gathered(bool(sinks)))
     size = group_size([*stores, *asked], None if count is None or takes else 2 * count)
-    groups = [selected[start : start + size] for start in range(0, len(selected), size)]
-    seen: list[TestFacts] = []
-    if aggregate:
-        seen, means = mean_gradients(asked, groups, target, terminal, skip_unreadable)
-        if seen:
-            rest = (facts, count, terminal, skip_unreadable, run, sinks, takes, normalise)
-            yield Group(seen, _strongest(stores, inverses, means, [None], *rest))
-    elif stores[0].on_the_fly and len(groups) > 1:
-        terminal.say(f"on the fly in {len(groups)} groups of {size:,} test examples: a pass over the data each")
-    for group in [] if aggregate else groups:
-        tests, gradients = test_gradients(asked, group, target, terminal, skip_unreadable)
-        seen += tests
-        if tests:
-            rest = (facts, count, terminal, skip_unreadable, run, sinks, takes, normalise)
-            yield Group(tests, _strongest(stores, inverses, gradients, tests, *rest))
-    if not seen:
-        raise InfluenceError("none of the selected test examples could be read")
+    if stores[0].on_the_fly and not aggregate and len(selected) > size:
+        passes = -(-len(selected) // size)
+        terminal.say(f"on the fly in {passes} groups of {size:,} test examples: a pass over the data each")
+    for tests, gradients, of in gradient_groups(asked, selected, size, target, aggregate, terminal, skip_unreadable):
+        rest = (facts, count, terminal, skip_unreadable, run, sinks, takes, normalise)
+        yield Group(tests, _strongest(stores, inverses, gradients, of, *rest))
     describe_run(stores, inverses, run, terminal)
 
 

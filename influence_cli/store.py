@@ -8,7 +8,7 @@ the block in hand. The rows may lie in several such files (shards.py); they are 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import local
@@ -229,7 +229,7 @@ class Store:
         work: Callable[[slice, np.ndarray], Result],
         *,
         threads: int | None = None,
-        blocks: range | None = None,
+        blocks: Sequence[int] | None = None,
     ) -> Iterator[Result]:
         """Run ``work`` on all coordinates, a piece at a time on several threads, each block's checksum verified first.
 
@@ -240,7 +240,7 @@ class Store:
             work: takes the rows' positions in the store and their coordinates, float32 [b, k], which hold until it
                 returns. Several calls run at one time, none in the calling thread.
             threads: how many; None for as many as torch uses.
-            blocks: which; None for all.
+            blocks: which: a range, or some blocks here and there, each read for itself; None for all.
 
         Yields:
             What ``work`` returns, in order of the rows.
@@ -289,10 +289,14 @@ class Store:
         if not self.done().all():
             raise InfluenceError(f"{self.path} is not complete", "influence gradients finishes it")
 
-    def _pieces(self, blocks: range | None, threads: int | None = None) -> Iterator[tuple[Reader, range]]:
+    def _pieces(self, blocks: Sequence[int] | None, threads: int | None = None) -> Iterator[tuple[Reader, range]]:
         wanted = range(self.layout.blocks) if blocks is None else blocks
-        readers = [part.reader() for part in self._parts if part.blocks.start < wanted.stop > wanted.start]
-        return pieces(readers, self.layout, wanted, threads)
+        if isinstance(wanted, range):
+            readers = [part.reader() for part in self._parts if part.blocks.start < wanted.stop > wanted.start]
+            return pieces(readers, self.layout, wanted, threads)
+        owners = {block: self._part(block) for block in wanted}
+        opened = {part.path: part.reader() for part in owners.values()}
+        return iter([(opened[owners[block].path], range(block, block + 1)) for block in wanted])
 
     def _part(self, block: int) -> Part:
         return next(part for part in self._parts if block in part.blocks)

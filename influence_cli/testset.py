@@ -96,6 +96,40 @@ def mean_gradients(
     return seen, [part / len(seen) for part in sums]
 
 
+def gradient_groups(
+    stores: Sequence[Prepared],
+    selected: Sequence[Selected],
+    size: int,
+    target: str,
+    aggregate: bool,
+    terminal: Terminal,
+    skip: bool,
+) -> Iterator[tuple[list[TestFacts], list[Tensor], list[TestFacts | None]]]:
+    """Give test examples in groups of at most ``size`` with their gradients, [m, k] under every checkpoint.
+
+    Yields:
+        The facts of the examples that could be read, the gradients, and what each row of these is of: a test example,
+        or None for the mean of all, which an aggregate has for its only group.
+
+    Raises:
+        InfluenceError: none of them could be read.
+    """
+    groups = [selected[start : start + size] for start in range(0, len(selected), size)]
+    some = False
+    if aggregate:
+        tests, means = mean_gradients(stores, groups, target, terminal, skip)
+        some = bool(tests)
+        if some:
+            yield tests, means, [None]
+    for group in [] if aggregate else groups:
+        tests, gradients = test_gradients(stores, group, target, terminal, skip)
+        some = some or bool(tests)
+        if tests:
+            yield tests, gradients, list(tests)
+    if not some:
+        raise InfluenceError("none of the selected test examples could be read")
+
+
 def selected_batches(
     task: Task, selected: Sequence[Selected], size: int, terminal: Terminal, skip: bool
 ) -> Iterator[tuple[Batch, list[Selected]]]:

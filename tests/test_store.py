@@ -587,6 +587,25 @@ def test_map_gives_the_same_bits_whatever_the_number_of_threads(wide: Path, thre
     torch.testing.assert_close(values, s_test @ rows.T, rtol=1e-4, atol=1e-5 * float(rows.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_map_of_some_blocks_reads_and_verifies_these_alone(tmp_path: Path, dtype: str) -> None:
+    path = make(tmp_path / "s.h5", dtype)
+    whole = scanned(path)
+    with Store.open(path) as store:
+        assert store.checksums().shape == (3,)
+        place = store._places["coordinates"]
+        found = list(store.map(lambda where, rows: (where, rows.copy()), blocks=[0, 2]))
+    assert [where for where, _ in found] == [slice(0, 4), slice(8, 10)]
+    assert all(np.array_equal(rows, whole[where]) for where, rows in found)
+    content = bytearray(path.read_bytes())
+    content[place.start + 5 * place.row_bytes] ^= 1  # in block 1
+    path.write_bytes(content)
+    with Store.open(path) as store:
+        assert len(list(store.map(lambda *_: None, blocks=[0, 2]))) == 2
+        with pytest.raises(InfluenceError, match="block 1"):
+            list(store.map(lambda *_: None, blocks=[1]))
+
+
 def test_map_works_on_several_pieces_at_one_time(wide: Path) -> None:
     meet = threading.Barrier(3, timeout=60)
 

@@ -274,7 +274,7 @@ def group_rows(
     actual: dict[int, np.ndarray],
 ) -> Iterator[dict[str, object]]:
     """Give the rows: a group each, the most harmful first; of every test example, or of their mean."""
-    from influence_cli.commands.rank import test_columns
+    from influence_cli.commands.rank_rows import test_columns
     from influence_cli.scores import effect
 
     for number in range(len(found.tests)) if each else (None,):

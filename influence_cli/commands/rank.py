@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,32 +30,16 @@ from influence_cli.commands.options import (
     Verbose,
     with_precision,
 )
-from influence_cli.errors import InfluenceError
+from influence_cli.commands.rank_rows import COLUMNS, rank_rows, test_rows
+from influence_cli.errors import InfluenceError, require_extra
 from influence_cli.standard_streams import stdin_lines
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from influence_cli.commands.session import Session
-    from influence_cli.facts import TestFacts, TrainingFacts
+    from influence_cli.facts import TrainingFacts
     from influence_cli.precompute import Prepared
     from influence_cli.rank import Group
     from influence_cli.selection import Selected
-
-COLUMNS = (
-    "test",
-    "test_path",
-    "test_label",
-    "test_predicted",
-    "effect",
-    "rank",
-    "index",
-    "path",
-    "label",
-    "predicted",
-    "loss",
-    "influence",
-)
 
 
 def command(
@@ -111,6 +95,10 @@ def command(
     ] = "none",
     damping_sweep: DampingSweep = False,
     on_the_fly: OnTheFly = False,
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="Search the index that influence index made, instead of scanning all rows."),
+    ] = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
     strict: Strict = False,
@@ -135,6 +123,8 @@ def command(
       influence rank 17 --normalise relatif
 
       influence rank --train 4211
+
+      influence index && influence rank 17 --approximate
     """
     from influence_cli.commands.session import begin
     from influence_cli.report.html import check_page
@@ -162,6 +152,19 @@ def command(
             "--damping-sweep",
             "leave one of them out",
         )
+    if approximate:
+        _check_approximate(
+            {
+                "--all": all_,
+                "--matrix": matrix is not None,
+                "--report": report is not None,
+                "--plot": plot is not None,
+                "--normalise": normalise != "none",
+                "--damping-sweep": damping_sweep,
+                "--on-the-fly": on_the_fly,
+                "--train": train is not None,
+            }
+        )
     check_plot(plot)
     check_page(report)
     session = begin(
@@ -186,13 +189,27 @@ def command(
 
         check_method(session.config.curvature.method)
         refuse_source(session.config, "--damping-sweep", "there is no λ")
+    if approximate:
+        from influence_cli.approximate import check_index
+
+        check_index(session.config)
     count = None if all_ else top
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable, strict)
     else:
         drawn = (report, plot, attribution)
         options = _Options(
-            target, aggregate, matrix, count, *drawn, normalise, damping_sweep, skip_unreadable, on_the_fly, strict
+            target,
+            aggregate,
+            matrix,
+            count,
+            *drawn,
+            normalise,
+            damping_sweep,
+            skip_unreadable,
+            on_the_fly,
+            approximate,
+            strict,
         )
         _rank(session, tests or [], options)
 
@@ -210,10 +227,27 @@ class _Options:
     sweep: bool
     skip: bool
     on_the_fly: bool
+    approximate: bool
     strict: bool
 
 
+def _check_approximate(given: Mapping[str, bool]) -> None:
+    """Refuse what an index cannot give, before any work.
+
+    Args:
+        given: options that need more than an index has, and whether they were.
+    """
+    named = [name for name, is_given in given.items() if is_given]
+    if named:
+        raise InfluenceError(
+            f"--approximate finds the strongest influences alone: it does not go with {' or '.join(named)}",
+            "leave one of them out",
+        )
+    require_extra("faiss", "index", "--approximate")
+
+
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
+    from influence_cli.approximate import rank_approximate
     from influence_cli.attribution import check_attribution, check_model
     from influence_cli.commands.session import emit, load
     from influence_cli.facts import misclassified
@@ -243,22 +277,25 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     shown = 1 if options.aggregate or options.report is None else min(len(selected), SHOWN)
     held = KeptInfluence(shown, len(facts.indices)) if drawn else None
 
+    common: dict[str, Any] = {
+        "config": session.config,
+        "facts": facts,
+        "count": options.count,
+        "target": options.target,
+        "aggregate": options.aggregate,
+        "terminal": session.terminal,
+        "skip_unreadable": options.skip,
+        "run": session.run,
+    }
+
     def rows() -> Iterator[dict[str, object]]:
         with matrix_file(options.matrix if cluster.is_first() else None, facts.indices) as matrix:
-            groups = rank_training(
-                stores,
-                selected,
-                config=session.config,
-                facts=facts,
-                count=options.count,
-                target=options.target,
-                aggregate=options.aggregate,
-                terminal=session.terminal,
-                skip_unreadable=options.skip,
-                run=session.run,
-                sinks=[sink for sink in (matrix, held) if sink is not None],
-                strict=options.strict,
-                normalise=options.normalise,
+            sinks = [sink for sink in (matrix, held) if sink is not None]
+            how: dict[str, Any] = {"sinks": sinks, "strict": options.strict, "normalise": options.normalise}
+            groups = (
+                rank_approximate(stores, selected, **common)
+                if options.approximate
+                else rank_training(stores, selected, **common, **how)
             )
             for group in groups:
                 if drawn and not kept:
@@ -284,7 +321,8 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         )
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     else:
-        session.terminal.say("next: --report why.html shows the images")
+        instead = " instead of --approximate" if options.approximate else ""
+        session.terminal.say(f"next: --report why.html{instead} shows the images")
 
 
 def _stdin(tests: Sequence[str]) -> Iterator[str]:
@@ -339,69 +377,3 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, sk
         strict=strict,
     )
     emit(session, test_rows(stores[0], tests, values, training_facts(stores), train, count), COLUMNS)
-
-
-def rank_rows(prepared: Prepared, group: Group, facts: TrainingFacts, aggregate: bool) -> Iterator[dict[str, object]]:
-    """Give the rows of a group: a test example after the other, helpful before harmful, strongest first."""
-    from influence_cli.scores import effect
-
-    classes = prepared.task.classes
-    tests = [None] if aggregate else group.tests
-    for test, found in zip(tests, group.strongest, strict=True):
-        head = test_columns(classes, test)
-        for side in ("helpful", "harmful"):
-            order, values, scores = found.of(side)
-            for number, (row, value) in enumerate(zip(order, values, strict=True)):
-                yield head | {
-                    "effect": effect(value),
-                    "rank": number + 1,
-                    **training_columns(prepared, facts, int(row)),
-                    "influence": float(value),
-                    "normalised": None if scores is None else float(scores[number]),
-                }
-
-
-def test_rows(
-    prepared: Prepared,
-    tests: Sequence[TestFacts],
-    influence: np.ndarray,
-    facts: TrainingFacts,
-    train: int,
-    count: int | None,
-) -> Iterator[dict[str, object]]:
-    """Give the rows of --train: test examples ordered by the influence of one training example."""
-    from influence_cli.scores import effect, strongest
-
-    classes = prepared.task.classes
-    row = int(facts.indices.searchsorted(train))
-    for order, values in strongest(influence, count).effects():
-        for number, (position, value) in enumerate(zip(order, values, strict=True), start=1):
-            yield {
-                **test_columns(classes, tests[int(position)]),
-                "effect": effect(value),
-                "rank": number,
-                **training_columns(prepared, facts, row),
-                "influence": float(value),
-            }
-
-
-def test_columns(classes: Sequence[str], test: TestFacts | None) -> dict[str, object]:
-    """Give the columns of a test example, from ``test`` to ``test_predicted``; None for a mean of several."""
-    return {
-        "test": test.index if test else None,
-        "test_path": test.path if test else None,
-        "test_label": classes[test.label] if test and test.label is not None else None,
-        "test_predicted": classes[test.predicted] if test else None,
-    }
-
-
-def training_columns(prepared: Prepared, facts: TrainingFacts, row: int) -> dict[str, object]:
-    """Give the columns of a training example, from ``index`` to ``loss``."""
-    classes, index = prepared.task.classes, int(facts.indices[row])
-    return {
-        "index": index,
-        "path": prepared.task.train.path(index),
-        "label": classes[int(facts.labels[row])],
-        "predicted": classes[int(facts.predicted[row])],
-        "loss": float(facts.losses[row]),
-    }

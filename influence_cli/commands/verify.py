@@ -249,7 +249,7 @@ def _finite(value: float) -> float | None:
 
 def loo_rows(prepared: Prepared, found: Sequence[LeftOut], facts: TrainingFacts) -> Iterator[dict[str, object]]:
     """Give the rows of --loo: a left-out training example each."""
-    from influence_cli.commands.rank import training_columns
+    from influence_cli.commands.rank_rows import training_columns
 
     classes = prepared.task.classes
     for left_out in found:

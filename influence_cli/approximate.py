@@ -1,0 +1,257 @@
+"""`rank --approximate`: the strongest influences by an index, where a scan of all rows would take too long.
+
+influence[t, i] = (1/n) q_tᵀ x_i with whitened coordinates x = (Λ + l2 + λ)^(−1/2) c on both sides: the helpful examples
+are those of largest inner product with q, the harmful ones with −q. The index gives candidates for both; influence on
+them is then computed from the store's own rows, whose blocks are verified as in a scan. So every number is exact, and
+what an index can do wrong is to miss an example: that is what recall says.
+
+Recall is measured when the index is made, over test examples drawn at random, and printed at every run: an exact scan
+for the tests at hand would take what the index saves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from influence_cli.config import SOLVERS, Config
+from influence_cli.ensemble import refuse_source
+from influence_cli.errors import InfluenceError
+from influence_cli.facts import TestFacts, TrainingFacts
+from influence_cli.index_file import Index, index_path, missing, open_index
+from influence_cli.inverse import Inverse
+from influence_cli.precompute import Prepared, store_path
+from influence_cli.rank import Group, describe_run, group_size, make_inverses
+from influence_cli.scores import Strongest, removal, require_finite, strongest
+from influence_cli.selection import Selected
+from influence_cli.store import Store
+from influence_cli.terminal import Terminal, duration
+from influence_cli.testset import gradient_groups
+
+
+def check_method(method: str, what: str) -> None:
+    """Refuse a solver, before any work: its inverse is of one test example, and no row can be whitened by it.
+
+    Args:
+        method: ``curvature.method``.
+        what: was asked for.
+    """
+    if method in SOLVERS:
+        raise InfluenceError(
+            f"{what}: {method} has no spectrum to precondition the rows of an index by",
+            "-s curvature.method=auto (or explicit, ekfac, kfac, arnoldi, fisher, identity)",
+        )
+
+
+def check_index(config: Config) -> None:
+    """Refuse, before any work, what needs an index where there is none or can be none.
+
+    It is not made then and there, as a store is: that takes several scans, and the exact ranking takes one.
+
+    Raises:
+        InfluenceError: the method is a solver, or a checkpoint's index is missing.
+    """
+    check_method(config.curvature.method, "--approximate")
+    refuse_source(config, "--approximate", "a row has no preconditioner of its own")
+    for number in range(len(config.model.checkpoint)):
+        path = index_path(store_path(config, number))
+        if not path.exists():
+            raise missing(path)
+
+
+def rank_approximate(
+    stores: Sequence[Prepared],
+    selected: Sequence[Selected],
+    *,
+    config: Config,
+    facts: TrainingFacts,
+    count: int = 10,
+    target: str = "label",
+    aggregate: bool = False,
+    terminal: Terminal,
+    skip_unreadable: bool = False,
+    run: dict[str, Any] | None = None,
+) -> Iterator[Group]:
+    """Rank the training examples by influence on the selected test examples, by the indexes of the stores.
+
+    The arguments are those of ``rank.rank_training``. Of several checkpoints the candidates of every index are scored
+    in every store.
+
+    Yields:
+        Groups of test examples, in order; one group for an aggregate. Their influence is exact.
+
+    Raises:
+        InfluenceError: an index is missing, damaged or older than its store.
+    """
+    run = {} if run is None else run
+    inverses = make_inverses(stores, config, terminal)
+    indexes = [
+        open_index(index_path(prepared.path), prepared, inverse)
+        for prepared, inverse in zip(stores, inverses, strict=True)
+    ]
+    _say_recall(indexes[0].facts, count, terminal)
+    size = group_size(stores, 2 * indexes[0].facts["factor"] * count)
+    spent = {"queries": 0, "search_seconds": 0.0, "scoring_seconds": 0.0, "blocks_read": 0}
+
+    def found(gradients: Sequence[Tensor], tests: Sequence[TestFacts | None]) -> list[Strongest]:
+        started = time.perf_counter()
+        near = candidates(indexes, inverses, gradients, count)
+        near = [rows[facts.read[rows]] for rows in near]
+        spent["search_seconds"] += time.perf_counter() - started
+        spent["queries"] += len(near)
+        return _scored(stores, inverses, gradients, tests, near, count, spent)
+
+    for tests, gradients, of in gradient_groups(stores, selected, size, target, aggregate, terminal, skip_unreadable):
+        yield Group(tests, found(gradients, of))
+    describe_run(stores, inverses, run, terminal)
+    _say_spent(indexes, spent, run, terminal)
+
+
+def candidates(
+    indexes: Sequence[Index], inverses: Sequence[Inverse], gradients: Sequence[Tensor], count: int
+) -> list[np.ndarray]:
+    """Find rows that may be among the ``count`` most helpful or harmful of each test example.
+
+    Args:
+        indexes: of every checkpoint.
+        inverses: of every checkpoint.
+        gradients: coordinates of the test gradients [m, k] under each.
+        count: rows an effect.
+
+    Returns:
+        Rising rows, int64, of each test example.
+    """
+    found: list[list[np.ndarray]] = [[] for _ in range(len(gradients[0]))]
+    for index, inverse, own in zip(indexes, inverses, gradients, strict=True):
+        queries = whitened(inverse, own)
+        for side in (queries, -queries):
+            for rows, each in zip(found, index.candidates(side, int(index.facts["factor"]) * count), strict=True):
+                rows.append(each)
+    return [np.unique(np.concatenate(rows)) for rows in found]
+
+
+def whitened(inverse: Inverse, coordinates: Tensor) -> np.ndarray:
+    """Give (H + (l2 + λ)I)^(−1/2) c, float32 [b, k], of which inner products are s_testᵀgᵢ.
+
+    Raises:
+        ValueError: the inverse is a solver's (see ``check_method``).
+    """
+    if inverse.whiten is None:
+        raise ValueError("a solver whitens no row")
+    return np.ascontiguousarray(inverse.whiten(coordinates).cpu().numpy(), dtype=np.float32)
+
+
+def _scored(
+    stores: Sequence[Prepared],
+    inverses: Sequence[Inverse],
+    gradients: Sequence[Tensor],
+    tests: Sequence[TestFacts | None],
+    near: Sequence[np.ndarray],
+    count: int,
+    spent: dict[str, Any],
+) -> list[Strongest]:
+    """Compute influence on the candidates of each test example from the rows of every store, and order them."""
+    started = time.perf_counter()
+    tests_of = np.repeat(np.arange(len(near)), [len(rows) for rows in near])
+    rows_of = np.concatenate(near)
+    order = np.argsort(rows_of, kind="stable")
+    values = np.zeros(len(rows_of))
+    for prepared, inverse, own in zip(stores, inverses, gradients, strict=True):
+        left = removal(inverse.apply(own), prepared.task.n).cpu()
+        values[order] += pair_products(prepared, left, tests_of[order], rows_of[order], spent) / len(stores)
+    split = stores[0].task.train
+    ends = np.cumsum([len(rows) for rows in near])[:-1]
+    results = []
+    for test, (rows, own_values) in enumerate(zip(near, np.split(values.astype(np.float32), ends), strict=True)):
+        explained = tests[test]
+        on = "the mean of the test examples" if explained is None else explained.title()
+        require_finite(own_values, "influence", partial(_title, split, rows, on))
+        best = strongest(own_values, count)
+        results.append(replace(best, helpful=rows[best.helpful], harmful=rows[best.harmful]))
+    spent["scoring_seconds"] += time.perf_counter() - started
+    return results
+
+
+def _title(split: Any, rows: np.ndarray, on: str, place: int) -> str:
+    return f"{split.title(int(split.indices[rows[place]]))} on {on}"
+
+
+def pair_products(
+    prepared: Prepared, left: Tensor, tests: np.ndarray, rows: np.ndarray, spent: dict[str, Any] | None = None
+) -> np.ndarray:
+    """Multiply vectors with single rows of a store, reading (and verifying) the blocks alone that hold them.
+
+    Args:
+        prepared: the store.
+        left: [m, k], on the CPU.
+        tests: int64 [pairs], which of these.
+        rows: int64 [pairs], rising, with which row.
+        spent: ``blocks_read`` is counted up.
+
+    Returns:
+        float64 [pairs].
+    """
+    values = np.empty(len(rows))
+
+    def work(where: slice, block: np.ndarray) -> tuple[slice, np.ndarray]:
+        pairs = inside(rows, where)
+        vectors, vector = np.unique(tests[pairs], return_inverse=True)
+        some, row = np.unique(rows[pairs] - where.start, return_inverse=True)
+        products = left[torch.from_numpy(vectors)] @ torch.from_numpy(block[some]).T
+        return pairs, products.numpy()[vector, row]
+
+    with Store.open(prepared.path) as store:
+        blocks = np.unique(rows // store.layout.block).tolist()
+        for pairs, products in store.map(work, blocks=blocks):
+            values[pairs] = products
+    if spent is not None:
+        spent["blocks_read"] += len(blocks)
+    return values
+
+
+def inside(rows: np.ndarray, where: slice) -> slice:
+    """Find the rows of a piece of a scan among some that rise."""
+    return slice(*np.searchsorted(rows, (where.start, where.stop)))
+
+
+def _say_recall(facts: dict[str, Any], count: int, terminal: Terminal) -> None:
+    """Print the recall that was measured when the index was made, at the number of rows nearest to what is asked."""
+    measured = sorted(facts["recall"], key=lambda row: row["at"])
+    row = next((row for row in measured if row["at"] >= count), measured[-1])
+    beyond = "" if row["at"] >= count else f"; it was not measured for more, and {count:,} are asked for"
+    terminal.say(f"approximate: {recall_text(row)}{beyond}")
+
+
+def recall_text(row: dict[str, Any]) -> str:
+    """Write a measured recall in a line: ``recall@10 .985 ± .010 against the exact scan …``."""
+    sides = ", ".join(f"{side} {row[side]:.3f}" for side in ("helpful", "harmful") if row[side] is not None)
+    return (
+        f"recall@{row['at']} {row['mean']:.3f} ± {row['interval']:.3f} against the exact scan for {row['tests']:,} "
+        f"{row['of']} examples drawn at random ({sides})"
+    )
+
+
+def _say_spent(indexes: Sequence[Index], spent: dict[str, Any], run: dict[str, Any], terminal: Terminal) -> None:
+    """Gather what belongs to the run, and say what the search took."""
+    facts = indexes[0].facts
+    total = sum(index.facts["blocks"] for index in indexes)
+    run["approximate"] = {
+        **spent,
+        "blocks": total,
+        "indexes": [{"index": str(index.path), **index.facts} for index in indexes],
+    }
+    terminal.say(
+        f"searched in {spent['search_seconds']:.2f} s; {spent['blocks_read']:,} of {total:,} blocks read for exact "
+        f"influence in {duration(spent['scoring_seconds'])} (the exact scan for {facts['exact_tests']} examples "
+        f"took {duration(facts['exact_seconds'])} when the index was made)"
+    )
+    exact = facts["exact_seconds"] * max(1.0, spent["queries"] / facts["exact_tests"])
+    if spent["search_seconds"] + spent["scoring_seconds"] > exact:
+        terminal.say(f"without --approximate so many test examples take less, about {duration(exact)}")
