@@ -8,7 +8,7 @@ of one thread each. Whole commands, starting included, and the time that the com
 Efficiency is t(1) / (N · t(N)); on a machine of fewer cores than processes it is bounded by cores / N.
 Part `scan`: influence of 10 tests on 10⁴ to 10⁶ rows of 1,024 float16 coordinates in shards, by 1, 2 and 4 processes;
 the memory of its own that a scanning process gains; and the largest beside the same product from memory.
-Predicted is what the smallest run of one process makes of the others by the cost model alone.
+Predicted is what the two smallest runs of one process make of the others: fixed + each · size / N.
 """
 
 from __future__ import annotations
@@ -118,31 +118,46 @@ def run(folder: Path, words: tuple[str, ...], processes: int) -> tuple[float, st
     return time.perf_counter() - began, done.stderr
 
 
+def line(known: dict[float, float], at: float, processes: int) -> float | None:
+    """Predict seconds as fixed + each · size / N, both from the two smallest runs of one process; None before these."""
+    if len(known) < 2:
+        return None
+    (x, y), (u, v) = list(known.items())[:2]
+    each = (v - y) / (u - x)
+    return max(0.0, y - each * x) + each * at / min(processes, os.cpu_count() or 1)
+
+
+def text(seconds: float | None) -> str:
+    """Write a prediction; nothing where it would be what it is made from."""
+    return "" if seconds is None else f"{seconds:.2f}"
+
+
 def commands(work: Path, counts: list[int], processes: list[int]) -> None:
     """Time whole commands on a real store, and print them beside the model's prediction."""
     print("\n| command | images | processes | seconds | efficiency | predicted |")
     print("|---|---|---|---|---|---|")
-    base: dict[str, tuple[float, float]] = {}
+    known: dict[str, dict[float, float]] = {name: {} for name in COMMANDS}
     for count in counts:
         alone: dict[str, float] = {}
+        folder = work / f"project-{count}"
+        shutil.rmtree(folder, ignore_errors=True)
+        make_project(folder, count)
         for n in processes:
-            folder = work / f"project-{count}-{n}"
-            shutil.rmtree(folder, ignore_errors=True)
-            make_project(folder, count)
-            starting = statistics.median(run(folder, ("check", "-q"), 1)[0] for _ in range(1))
+            for old in folder.glob("influence.h5*"):
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
             for name, words in COMMANDS.items():
                 seconds, said = run(folder, words, n)
-                alone.setdefault(name, seconds)
-                # The model: a part that does not depend on n (starting, probing), and one that is linear and divided.
-                if name not in base:
-                    base[name] = (min(seconds, starting), max(0.0, seconds - starting) / count)
-                fixed, each = base[name]
+                predicted = line(known[name], count, n)
+                if n == 1:
+                    alone[name] = seconds
+                    known[name].setdefault(count, seconds)
                 efficiency = alone[name] / (n * seconds)
-                predicted = fixed + each * count / min(n, os.cpu_count() or 1)
-                print(f"| {name} | {count:,} | {n} | {seconds:.1f} | {efficiency:.2f} | {predicted:.1f} |", flush=True)
-                for line in re.findall(r"wrote \d+ of .* in (.*)", said):
-                    print(f"|   of it the rows | {count:,} | {n} | {line} | | |", flush=True)
-            shutil.rmtree(folder)
+                print(
+                    f"| {name} | {count:,} | {n} | {seconds:.1f} | {efficiency:.2f} | {text(predicted)} |", flush=True
+                )
+                for spent in re.findall(r"wrote \d+ of .* in (.*)", said):
+                    print(f"| of it the rows | {count:,} | {n} | {spent} | | |", flush=True)
+        shutil.rmtree(folder)
 
 
 def write_store(path: Path, n: int) -> None:
@@ -193,10 +208,10 @@ def scan_part(path: Path, rank: int, size: int, rounds: int) -> dict[str, float]
     return {"seconds": statistics.median(spent), "memory": max(0, most - before)}
 
 
-def beside_memory(path: Path, rounds: int) -> tuple[float, float]:
+def beside_memory(path: Path, tests: int, rounds: int) -> tuple[float, float]:
     """Time a scan and the same product from the rows in memory, converted as a scan does; in turn, on one thread."""
     torch.set_num_threads(1)
-    s_test = torch.randn(TESTS, K, generator=torch.Generator().manual_seed(0))
+    s_test = torch.randn(tests, K, generator=torch.Generator().manual_seed(0))
     with Store.open(path) as store:
         n = store.layout.n
         held = np.concatenate([rows.astype(np.float16) for _, rows in store.scan()])
@@ -227,7 +242,7 @@ def scans(work: Path, counts: list[int], processes: list[int], rounds: int) -> N
     """Time scans by several processes, each a part, and print them beside the model's prediction."""
     print("\n| rows | GB | processes | seconds | GB/s | efficiency | predicted | memory gained, MB |")
     print("|---|---|---|---|---|---|---|---|")
-    rate = 0.0
+    known: dict[float, float] = {}
     for count in counts:
         with tempfile.TemporaryDirectory(dir=work) as name:
             path = Path(name) / "store.h5"
@@ -242,19 +257,20 @@ def scans(work: Path, counts: list[int], processes: list[int], rounds: int) -> N
                 ]
                 found = [json.loads(one.communicate()[0]) for one in started]
                 seconds, gained = max(one["seconds"] for one in found), max(one["memory"] for one in found)
-                alone = alone or seconds
-                rate = rate or size / seconds
-                predicted = size / rate / min(n, os.cpu_count() or 1)
+                predicted = line(known, size, n)
+                if n == 1:
+                    alone = seconds
+                    known.setdefault(size, seconds)
                 print(
                     f"| {count:,} | {size:.2f} | {n} | {seconds:.3f} | {size / seconds:.2f} | "
-                    f"{alone / (n * seconds):.2f} | {predicted:.3f} | {gained / 1e6:.0f} |",
+                    f"{alone / (n * seconds):.2f} | {text(predicted)} | {gained / 1e6:.0f} |",
                     flush=True,
                 )
-            if count == counts[-1]:
-                scan, memory = beside_memory(path, rounds)
+            for tests in (TESTS, 10 * TESTS) if count == counts[-1] else ():
+                scan, memory = beside_memory(path, tests, rounds)
                 print(
-                    f"\n{count:,} float16 rows, one process, in turn: scan {scan:.3f} s, the same product from memory "
-                    f"{memory:.3f} s: the scan reaches {memory / scan:.0%} of its speed",
+                    f"\n{count:,} float16 rows × {tests} tests, one process, in turn: scan {scan:.3f} s, the same product "
+                    f"from memory {memory:.3f} s: the scan reaches {memory / scan:.0%} of its speed",
                     flush=True,
                 )
 
@@ -264,7 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/scaling"))
     parser.add_argument("--part", choices=["commands", "scan", "all"], default="all")
-    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 60_000])
+    parser.add_argument("--images", type=int, nargs="+", default=[5_000, 20_000, 60_000])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=5)
