@@ -230,9 +230,9 @@ def _write_main(
             for name, dtype in PER_BLOCK.items():
                 whole = h5py.VirtualLayout((layout.blocks,), dtype)
                 for shard in shards:
-                    whole[shard.first : shard.first + shard.blocks] = h5py.VirtualSource(
-                        shard.file, name, (shard.blocks,), dtype
-                    )
+                    source = h5py.VirtualSource(shard.file, name, (shard.blocks,), dtype)
+                    # As part of the source, which has more of them where the store has grown over its last block.
+                    whole[shard.first : shard.first + shard.blocks] = source[: shard.blocks]
                 file.create_virtual_dataset(name, whole)
 
     make_whole(path, side_bytes(arrays) + MAP_BYTES * (1 + len(shards)), lay_out)
