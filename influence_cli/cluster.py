@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,7 +129,10 @@ def join() -> None:
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {' '.join(str(error).split())[:200]}",
             "can every host reach that address? GLOO_SOCKET_IFNAME names the network interface",
         ) from error
-    _job = _Job(number, count, store)
+    _job = _Job(number, count)
+    # torchrun keeps the store when it starts a job again: what was counted before is not to count on.
+    name = from_first(lambda: secrets.token_hex(8))
+    _job.store = distributed.PrefixStore(name, store)
 
 
 def stay_alone() -> None:
