@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,6 +121,8 @@ def join() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         store, number, count = next(iter(rendezvous("env://", timeout=timedelta(minutes=10))))
+        # torchrun keeps the store when it starts a job again: neither the addresses nor the counts of before hold.
+        store = distributed.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} {count}", store)
         distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
         raise InfluenceError(
@@ -129,10 +130,7 @@ def join() -> None:
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {' '.join(str(error).split())[:200]}",
             "can every host reach that address? GLOO_SOCKET_IFNAME names the network interface",
         ) from error
-    _job = _Job(number, count)
-    # torchrun keeps the store when it starts a job again: what was counted before is not to count on.
-    name = from_first(lambda: secrets.token_hex(8))
-    _job.store = distributed.PrefixStore(name, store)
+    _job = _Job(number, count, store)
 
 
 def stay_alone() -> None:

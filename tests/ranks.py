@@ -3,9 +3,10 @@
 Run by test_cluster.py: a line of JSON on stdin is a job, a line on stdout says how it ended. Of a job:
 
 - ``words``: of the command; ``folder``: where it runs, or one a rank; ``ranks``: how many, 1 for a process alone;
-- ``environment``: by rank, what is set besides; ``stdin``: what the first one reads;
+- ``stdin``: what the first one reads;
 - ``kill``: [rank, work, number]: the rank that sends itself SIGKILL when it is about to begin that piece of work;
-- ``pause``: seconds before each piece, so that every rank gets some; ``closed``: stdout's reader has gone.
+- ``pause``: seconds before each piece, so that every rank gets some; ``closed``: stdout's reader has gone;
+- ``restart``: which start of a job this is: all meet at one store, as torchrun has it; ``late``: [rank, seconds].
 
 Its answer: ``codes``, ``out`` and ``err`` of each rank, and ``work``, the pieces that were finished.
 """
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import small_project
 import torch
 import torch.distributed.rendezvous  # what a job would load
 
-from influence_cli import cli, datamodeling, fill, fit_file, metrics, retrain
+from influence_cli import cli, fill, fit_file, retrain
 from influence_cli.curvature import ekfac
 
 # Longer than any job takes that does not wait for ever.
@@ -74,7 +75,10 @@ def child(job: dict[str, Any], rank: int, port: int, place: Path) -> None:
     if count > 1:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": str(port)}
-    os.environ |= job.get("environment", {}).get(str(rank), {})
+    if "restart" in job:
+        os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(job["restart"])}
+    if job.get("late", [None])[0] == rank:
+        time.sleep(job["late"][1])
     (place / "stdin").write_text(job.get("stdin", ""))
     os.dup2(os.open(place / "stdin" if rank == 0 else os.devnull, os.O_RDONLY), 0)
     out = os.open(place / f"out.{rank}", os.O_WRONLY | os.O_CREAT)
@@ -118,11 +122,28 @@ def wait(children: list[int]) -> list[int | None]:
     return [codes[one] for one in children]
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job, and say how each of its processes ended."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@cache
+def agent() -> int:
+    """Start a process that has a store, as torchrun's is: it outlives the jobs that meet there. Give its port."""
+    port = free_port()
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.close(writer)
+        held = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        os.read(reader, 1)  # until the one that writes has gone
+        os._exit(held.port != port)
+    return port
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job, and say how each of its processes ended."""
+    port = agent() if "restart" in job else free_port()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "work").touch()
@@ -155,7 +176,6 @@ def warm_up() -> None:
 def main() -> None:
     torch.set_num_threads(1)
     fit_file.SAVE_EVERY = -1.0
-    datamodeling.bootstrap_lds = partial(metrics.bootstrap_lds, draws=10)
     warm_up()
     gc.freeze()
     for line in sys.stdin:
