@@ -269,7 +269,7 @@ def scans(work: Path, counts: list[int], processes: list[int], rounds: int) -> N
             for tests in (TESTS, 10 * TESTS) if count == counts[-1] else ():
                 scan, memory = beside_memory(path, tests, rounds)
                 print(
-                    f"\n{count:,} float16 rows × {tests} tests, one process, in turn: scan {scan:.3f} s, the same product "
+                    f"\n{count:,} float16 rows × {tests} tests, one process, in turn: scan {scan:.3f} s, the product "
                     f"from memory {memory:.3f} s: the scan reaches {memory / scan:.0%} of its speed",
                     flush=True,
                 )

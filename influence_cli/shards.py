@@ -230,9 +230,9 @@ def _write_main(
             for name, dtype in PER_BLOCK.items():
                 whole = h5py.VirtualLayout((layout.blocks,), dtype)
                 for shard in shards:
-                    whole[shard.first : shard.first + shard.blocks] = h5py.VirtualSource(
-                        shard.file, name, (shard.blocks,), dtype
-                    )
+                    source = h5py.VirtualSource(shard.file, name, (shard.blocks,), dtype)
+                    # As part of the source, which has more of them where the store has grown over its last block.
+                    whole[shard.first : shard.first + shard.blocks] = source[: shard.blocks]
                 file.create_virtual_dataset(name, whole)
 
     make_whole(path, side_bytes(arrays) + MAP_BYTES * (1 + len(shards)), lay_out)
@@ -247,7 +247,8 @@ def open_shards(
         InfluenceError: one is missing (with the rows that it held), damaged, or of another store.
     """
     layout, shards = Layout(**header["layout"]), shards_of(header)
-    _allow_files(len(shards))
+    # Each is open twice, once by HDF5, and what is mapped of it once more for every column.
+    _allow_files((2 + len(row_columns(layout))) * len(shards) + OTHER_FILES)
     opened: list[tuple[Shard, Path, BinaryIO, h5py.File, dict[str, Any]]] = []
     try:
         for shard in shards:
@@ -281,13 +282,12 @@ def _fits(found: Mapping[str, Any], layout: Layout, shard: Shard) -> bool:
     return same and own.n >= rows.stop - rows.start and own.blocks >= shard.blocks
 
 
-def _allow_files(count: int) -> None:
+def _allow_files(need: int) -> None:
     """Raise the number of files that this process may have open, within what the system allows."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        need = 2 * count + OTHER_FILES  # each is open twice, once by HDF5
         if soft != resource.RLIM_INFINITY and soft < need:
             most = need if hard == resource.RLIM_INFINITY else min(need, hard)
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
