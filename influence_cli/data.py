@@ -6,10 +6,8 @@ through the same transform.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ import xxhash
 from PIL import Image
 from torch import Tensor
 
-from influence_cli.data_files import DataFiles, near
+from influence_cli.data_files import DataFiles
 from influence_cli.errors import InfluenceError
 from influence_cli.image_files import cut_off, lost_depth, open_image
 from influence_cli.user_code import describe
@@ -400,42 +398,6 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
             "add {Resize: {size: [height, width]}} to the transform, or resize the file",
         )
     return tensor, image
-
-
-def _status(path: Path) -> os.stat_result:
-    """Look at a file; a link that leads nowhere is there: whoever reads it will name it, or go on without it."""
-    try:
-        return path.stat()
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            raise
-        return path.lstat()
-
-
-def file_facts(split: Split) -> str | None:
-    """Hash path, size and time of change of every file in use; None where the examples are not in files.
-
-    Paths count from the folder that all files lie in: a project that is moved as a whole stays the same.
-    """
-    whole: Sequence[str]
-    named: Iterable[tuple[str, str]]
-    if split.files is not None:
-        whole, named = split.files.names, ((near(name), name) for name in split.files.used(split.indices))
-    elif split.paths is not None:
-        whole, paths = split.paths, split.paths
-        named = ((split.title(int(index)), paths[int(index)]) for index in split.indices)
-    else:
-        return None
-    state = xxhash.xxh3_128()
-    root = os.path.commonpath([os.path.dirname(path) for path in whole])  # noqa: PTH120 (50,000 of them)
-    for title, path in named:
-        try:
-            status = _status(Path(path))
-        except OSError as error:
-            raise InfluenceError(f"{title} cannot be read: {describe(error)}") from error
-        fact = f"{os.path.relpath(path, root)}\0{status.st_size}\0{status.st_mtime_ns}\n"
-        state.update(fact.encode(errors="surrogateescape"))
-    return state.hexdigest()
 
 
 def labelled_inputs(split: Split) -> Iterator[tuple[Tensor, int]]:

@@ -5,8 +5,11 @@ Every part is compared when a store is opened; a difference is told by its name,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,9 +18,11 @@ from torch import nn
 
 from influence_cli import __version__, cluster
 from influence_cli.curvature.choice import Choice
-from influence_cli.data import Split, file_facts, read_batches
+from influence_cli.data import Split, read_batches
+from influence_cli.data_files import near
 from influence_cli.errors import InfluenceError
 from influence_cli.task import Task
+from influence_cli.user_code import describe
 
 # Examples hashed to recognise a data set that is not made of files.
 SAMPLED = 64
@@ -141,6 +146,42 @@ def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> N
         "keep it and write another: -s gradients.store=OTHER.h5, or replace it: influence gradients --overwrite"
         + grown,
     )
+
+
+def _status(path: Path) -> os.stat_result:
+    """Look at a file; a link that leads nowhere is there: whoever reads it will name it, or go on without it."""
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return path.lstat()
+
+
+def file_facts(split: Split) -> str | None:
+    """Hash path, size and time of change of every file in use; None where the examples are not in files.
+
+    Paths count from the folder that all files lie in: a project that is moved as a whole stays the same.
+    """
+    whole: Sequence[str]
+    named: Iterable[tuple[str, str]]
+    if split.files is not None:
+        whole, named = split.files.names, ((near(name), name) for name in split.files.used(split.indices))
+    elif split.paths is not None:
+        whole, paths = split.paths, split.paths
+        named = ((split.title(int(index)), paths[int(index)]) for index in split.indices)
+    else:
+        return None
+    state = xxhash.xxh3_128()
+    root = os.path.commonpath([os.path.dirname(path) for path in whole])  # noqa: PTH120 (50,000 of them)
+    for title, path in named:
+        try:
+            status = _status(Path(path))
+        except OSError as error:
+            raise InfluenceError(f"{title} cannot be read: {describe(error)}") from error
+        fact = f"{os.path.relpath(path, root)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        state.update(fact.encode(errors="surrogateescape"))
+    return state.hexdigest()
 
 
 def weights_hash(model: nn.Module) -> str:

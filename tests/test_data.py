@@ -22,7 +22,6 @@ from influence_cli.data import (
     Loading,
     Split,
     as_picture,
-    file_facts,
     file_input,
     labelled_inputs,
     raw_image,
@@ -33,6 +32,7 @@ from influence_cli.data import (
     to_input,
 )
 from influence_cli.errors import InfluenceError
+from influence_cli.fingerprint import file_facts
 from influence_cli.image_files import open_image
 
 WHERE = "influence.yaml:3"

@@ -19,7 +19,8 @@ from torchvision.datasets import ImageFolder
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from influence_cli.config import Config
-from influence_cli.data import Loading, file_facts, read_batches, take
+from influence_cli.data import Loading, read_batches, take
+from influence_cli.fingerprint import file_facts
 from influence_cli.tar_images import TarImages
 from influence_cli.task import load_split
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.config import load_config
-from influence_cli.data import file_facts, read_batches
+from influence_cli.data import read_batches
 from influence_cli.errors import InfluenceError
+from influence_cli.fingerprint import file_facts
 from influence_cli.task import Task, choose_device, load_tasks, logits_of
 
 # Line 1 is the model, line 2 the training set, line 3 the test set, line 4 whatever a test adds.
