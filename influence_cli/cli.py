@@ -29,7 +29,7 @@ from influence_cli.commands import (
     select,
     verify,
 )
-from influence_cli.errors import InfluenceError, Stopped, one_line
+from influence_cli.errors import InfluenceError, Stopped, one_line, printable
 from influence_cli.standard_streams import discard_stdout, open_missing, settle_stdout
 from influence_cli.terminal import Terminal
 
@@ -78,8 +78,8 @@ class _Group(TyperGroup):
             raise typer.Exit(cluster.ending(2)) from None
         except KeyboardInterrupt as error:
             kept = str(error) if isinstance(error, Stopped) else "finished work is kept; run the same command to go on"
-            if cluster.speaks(130):
-                Terminal().say(f"interrupted: {kept}")
+            if cluster.speaks(130):  # whichever process that is
+                Terminal().console.print(printable(f"interrupted: {kept}"), markup=False)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             cluster.speaks(0)

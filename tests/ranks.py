@@ -5,6 +5,7 @@ Run by test_cluster.py: a line of JSON on stdin is a job, a line on stdout says 
 - ``words``: of the command; ``folder``: where it runs, or one a rank; ``ranks``: how many, 1 for a process alone;
 - ``stdin``: what the first one reads;
 - ``kill``: [rank, work, number]: the rank that sends itself SIGKILL when it is about to begin that piece of work;
+- ``interrupt``: [work, number]: at which piece Ctrl-C reaches each rank;
 - ``pause``: seconds before each piece, so that every rank gets some; ``closed``: stdout's reader has gone;
 - ``restart``: which start of a job this is: all meet at one store, as torchrun has it; ``late``: [rank, seconds].
 
@@ -45,7 +46,7 @@ WORK = {
 }
 
 
-def watch(log: Path, rank: int, kill: tuple[int, str, int] | None, pause: float) -> None:
+def watch(log: Path, rank: int, job: dict[str, Any]) -> None:
     """Note every piece of work that is done, and end this process at the one where it is to end."""
 
     def wrap(name: str) -> None:
@@ -54,10 +55,12 @@ def watch(log: Path, rank: int, kill: tuple[int, str, int] | None, pause: float)
 
         def call(*words: Any, **how: Any) -> Any:
             nonlocal begun
-            if kill is not None and [rank, name, begun] == list(kill):
+            if job.get("kill") == [rank, name, begun]:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if job.get("interrupt") == [name, begun]:
+                os.kill(os.getpid(), signal.SIGINT)
             begun += 1
-            time.sleep(pause)
+            time.sleep(job.get("pause", 0))
             result = own(*words, **how)
             with log.open("a") as file:
                 file.write(f"{name} {which(words)}\n")
@@ -91,7 +94,8 @@ def child(job: dict[str, Any], rank: int, port: int, place: Path) -> None:
         setattr(sys, name, open(number, "r" if not number else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     folder = job["folder"]
     os.chdir(folder if isinstance(folder, str) else folder[rank])
-    watch(place / "work", rank, job.get("kill"), job.get("pause", 0))
+    watch(place / "work", rank, job)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["influence", *job["words"]]
     code = 9
     try:

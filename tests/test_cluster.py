@@ -26,7 +26,7 @@ from small_project import EKFAC, N, make, with_training
 from influence_cli import cluster
 from influence_cli.errors import InfluenceError
 from influence_cli.scores import Running, merged
-from influence_cli.store import Store
+from influence_cli.store import READ, SKIPPED, Store
 from influence_cli.streams import Piece, averaged
 
 # Rows of the store of most tests here: its last block is not full.
@@ -333,6 +333,11 @@ def test_an_image_that_cannot_be_read_is_named_with_the_rank_that_reads_it(proje
     (line,) = errors(done)
     assert "023.bmp" in line
     assert line.startswith(f"error: rank 1 on {socket.gethostname()}: ")
+    done = job(project, "gradients", "--skip-unreadable")
+    assert done.err[0].count("warning: skipped: ") == 1
+    with Store.open(project / "influence.h5") as store:
+        assert store.column("state").tolist() == [READ] * (N - 1) + [SKIPPED]
+        assert store.done().all()
     done = job(project, "mislabels", "--skip-unreadable", "--top", "99", "--format", "csv")
     assert "023.bmp" in done.err[0], "the first process says what another has left out"
     assert done.err[1] == ""
@@ -444,6 +449,16 @@ def test_a_job_goes_on_after_a_kill_in_mid_fit(
 def test_a_reader_that_has_gone_ends_all_well(pair: tuple[Path, Path], job: Run) -> None:
     done = job(pair[1], "rank", "0", "1", "--all", "--format", "csv", closed=True)
     assert "error" not in "".join(done.err)
+
+
+def test_ctrl_c_keeps_what_is_done_and_is_told_once(project: Path, whole: Path, job: Run) -> None:
+    words = ("gradients", "-s", "gradients.block=1")
+    first = job(project, *words, interrupt=["block", 3], pause=0.02, code=130)
+    (line,) = [line for line in "".join(first.err).splitlines() if line.startswith("interrupted: ")]
+    assert line == "interrupted: influence.h5: finished blocks are done and kept; run the same command to go on"
+    again = job(project, *words)
+    assert len(again.done("block")) < N
+    assert_same_store(project / "influence.h5", whole)
 
 
 @pytest.mark.parametrize("late", [0, 1])
