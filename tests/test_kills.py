@@ -13,7 +13,7 @@ import small_project
 from conftest import Command, edit
 from relabel_project import CLASSES, decide
 
-KILLS, MANY_KILLS = 20, 200
+KILLS, MANY_KILLS = 8, 200
 # Of every three of the first 30 images one goes to the next class, one leaves the data set, one stays.
 NAMES = tuple(f"{number}.png" for number in range(10))
 COMMANDS = ("gradients", "fit", "verify", "labels", "moves", "undo")

@@ -200,7 +200,14 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "nystrom"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=pytest.mark.slow) if method in ("arnoldi", "cg") else method
+        for method in METHODS
+        if method != "nystrom"
+    ],
+)
 def test_block_size_loader_processes_and_threads_change_nothing(
     influence: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -35,6 +35,10 @@ SLOW = (
     "compare loss.csv all.csv",
     "--fail-above 500",
     "perturb --attack",
+    "--top 500 --report",
+    "--attribution",
+    "--damping-sweep",
+    "select --keep",
 )
 
 # Training images of a quarter of the demo.

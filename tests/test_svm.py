@@ -150,6 +150,7 @@ def test_the_smooth_hinge_predicts_leaving_out_and_the_hinge_does_not(
     assert 0.6 < slope(found["0.001"][chosen], np.array(actual)) < 1.1
 
 
+@pytest.mark.slow  # `make bench-paper-hinge` does it for 100 images; test_verify.py has verify's own ways
 def test_verify_leaves_out_of_the_hinge_what_the_smooth_hinge_explains(
     influence: Command, tmp_path: Path, svm: Any
 ) -> None:
