@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,7 @@ from influence_cli import cluster
 from influence_cli.data import readable_batches
 from influence_cli.fill import workers
 from influence_cli.precompute import Prepared
-from influence_cli.store import READ, Store
+from influence_cli.store import READ, Store, predicted_classes
 from influence_cli.task import Task, logits_of
 from influence_cli.terminal import Terminal
 
@@ -57,9 +58,10 @@ class TrainingFacts:
     Attributes:
         indices: int64 [n], positions in the data set.
         labels: int64 [n].
-        probabilities: float32 [n, C], softmax of the outputs.
+        probabilities: float32 [n, C], softmax of the outputs; [0, C] of a store, which would fill the memory with them.
         losses: float32 [n].
         read: bool [n]; False where an example could not be read.
+        classes: int64 [n], the model's class of each example where it is known already; None where probabilities are.
     """
 
     indices: np.ndarray
@@ -67,11 +69,12 @@ class TrainingFacts:
     probabilities: np.ndarray
     losses: np.ndarray
     read: np.ndarray
+    classes: np.ndarray | None = None
 
     @cached_property
     def predicted(self) -> np.ndarray:
         """Give the model's class of each example."""
-        return np.asarray(self.probabilities.argmax(axis=1))
+        return np.asarray(self.probabilities.argmax(axis=1)) if self.classes is None else self.classes
 
 
 def explained(stores: Sequence[Prepared]) -> list[Prepared]:
@@ -80,21 +83,17 @@ def explained(stores: Sequence[Prepared]) -> list[Prepared]:
 
 
 def stored_facts(stores: Sequence[Prepared]) -> TrainingFacts:
-    """Read labels, losses and outputs of all training examples from the stores."""
-    probabilities: np.ndarray | None = None
-    losses: np.ndarray | None = None
+    """Read labels, losses and the model's class of all training examples from the stores."""
     stores = explained(stores)
-    for prepared in stores:
-        with Store.open(prepared.path) as store:
+    with ExitStack() as stack:
+        opened = [stack.enter_context(Store.open(prepared.path)) for prepared in stores]
+        for store in opened:
             store.require_complete()  # another process may have made it anew since
-            outputs, own = store.column("outputs"), store.column("losses")
-            indices, labels, read = store.column("indices"), store.column("labels"), store.column("state") == READ
-        soft = softmax(outputs)
-        probabilities = soft if probabilities is None else probabilities + soft
-        losses = own if losses is None else losses + own
-    if probabilities is None or losses is None:
-        raise ValueError("at least one store is needed")
-    return TrainingFacts(indices, labels, probabilities / len(stores), losses / len(stores), read)
+        first = opened[0]
+        losses = sum((store.column("losses") for store in opened[1:]), first.column("losses")) / len(opened)
+        none = np.empty((0, first.layout.classes), dtype=np.float32)
+        indices, labels, read = first.column("indices"), first.column("labels"), first.column("state") == READ
+        return TrainingFacts(indices, labels, none, losses, read, predicted_classes(opened))
 
 
 def empty_facts(task: Task) -> TrainingFacts:
@@ -114,11 +113,6 @@ def add_up(facts: TrainingFacts) -> None:
     cluster.sum_array(facts.losses)
     cluster.sum_array(facts.probabilities)
     facts.read[:] = cluster.sum_array(facts.read.astype(np.uint8)) > 0
-
-
-def softmax(outputs: np.ndarray) -> np.ndarray:
-    """Turn outputs [n, C] into probabilities."""
-    return torch.from_numpy(outputs).softmax(dim=1).numpy()
 
 
 def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False) -> np.ndarray:

@@ -41,7 +41,7 @@ from influence_cli.new_store import (
 )
 from influence_cli.probe import checkpoint_warnings, probe
 from influence_cli.spectrum import Spectrum
-from influence_cli.store import READ, SKIPPED, Store, block_sums
+from influence_cli.store import READ, SKIPPED, Store, block_sums, predicted_classes
 from influence_cli.task import Task, set_precision
 from influence_cli.terminal import Terminal
 
@@ -312,8 +312,8 @@ def _remark(prepared: Prepared, terminal: Terminal, *, a_run: bool) -> Prepared:
     """Say what the complete store shows: skipped examples, accuracy near chance, no minimum (a run needs none)."""
     task = prepared.task
     with Store.open(prepared.path) as store:
-        state, outputs, labels = store.column("state"), store.column("outputs"), store.column("labels")
-        summary = store.summary()
+        state, labels, summary = store.column("state"), store.column("labels"), store.summary()
+        right = predicted_classes([store]) == labels
     skipped = int((state == SKIPPED).sum())
     if skipped:
         terminal.warn(
@@ -322,7 +322,7 @@ def _remark(prepared: Prepared, terminal: Terminal, *, a_run: bool) -> Prepared:
     read = state == READ
     if not read.any():
         raise InfluenceError(f"{task.train.where}: no training example could be read")
-    accuracy = float((outputs[read].argmax(1) == labels[read]).mean())
+    accuracy = float(right[read].mean())
     typical = float(np.sqrt(summary[-1])) if summary is not None else 0.0
     norm = 0.0 if a_run else prepared.gradient_norm or 0.0
     for text in checkpoint_warnings(accuracy, len(task.classes), norm, typical) if task.explained else ():

@@ -32,6 +32,8 @@ from influence_cli.store_scan import Reader, in_order, mapped, most_rows, pieces
 READ, SKIPPED = 1, 2
 # Columns that are written when the file is made.
 FIXED_COLUMNS = ("labels", "indices")
+# Rows of outputs that are read at one time: of a thousand classes all of them would fill the memory.
+OUTPUT_ROWS = 2**16
 
 Result = TypeVar("Result")
 
@@ -129,9 +131,16 @@ class Store:
             )
         return values
 
-    def column(self, name: str) -> np.ndarray:
-        """Read ``losses``, ``outputs``, ``labels``, ``indices`` or ``state`` of all examples."""
-        return _joined([part.column(name, part.layout.n) for part in self._parts])
+    def column(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Read ``losses``, ``outputs``, ``labels``, ``indices`` or ``state`` of all examples, or of a range of rows."""
+        start, stop, _ = rows.indices(self.layout.n)
+        found: list[np.ndarray] = []
+        for part in self._parts:
+            first = part.first * self.layout.block
+            own = range(part.layout.n)[max(0, start - first) : max(0, stop - first)]
+            if own or not found:
+                found.append(part.column(name, slice(own.start, own.stop)))
+        return _joined(found)
 
     def done(self) -> np.ndarray:
         """Say which blocks are complete: bool [blocks]."""
@@ -302,7 +311,7 @@ class Store:
         return next(part for part in self._parts if block in part.blocks)
 
     def _of_blocks(self, name: str) -> np.ndarray:
-        return _joined([part.column(name, part.layout.blocks) for part in self._parts])
+        return _joined([part.column(name, slice(part.layout.blocks)) for part in self._parts])
 
     def _write(self, part: Part, block: int, columns: Mapping[str, np.ndarray], digest: int) -> None:
         """Write a block of a file: its rows, flushed, then its flag, flushed."""
@@ -335,6 +344,20 @@ class Store:
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def predicted_classes(stores: Sequence[Store]) -> np.ndarray:
+    """Give the class of largest mean probability of every example, int64 [n]; outputs are read a part at a time.
+
+    Args:
+        stores: of the same examples, a checkpoint each.
+    """
+    classes = np.empty(stores[0].layout.n, dtype=np.int64)
+    for start in range(0, len(classes), OUTPUT_ROWS):
+        rows = slice(start, start + OUTPUT_ROWS)
+        soft = [torch.from_numpy(store.column("outputs", rows)).softmax(dim=1) for store in stores]
+        classes[rows] = torch.stack(soft).mean(dim=0).argmax(dim=1).numpy()
+    return classes
 
 
 def block_sums(rows: np.ndarray) -> np.ndarray:

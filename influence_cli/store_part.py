@@ -51,13 +51,13 @@ class Part:
         """Give its blocks, as the store numbers them."""
         return range(self.first, self.first + self.layout.blocks)
 
-    def column(self, name: str, count: int) -> np.ndarray:
-        """Read the first so many rows of a data set."""
-        return np.asarray(self.file[name][:count])
+    def column(self, name: str, rows: slice) -> np.ndarray:
+        """Read some rows of a data set."""
+        return np.asarray(self.file[name][rows])
 
     def reader(self) -> Reader:
         """Make a reader of its rows; what it takes for the checksums is read now."""
-        own = self.layout.blocks
+        own = slice(self.layout.blocks)
         digests, checksums = self.column("inputs", own), self.column("checksums", own)
         return Reader(self.path, self.first, self.raw, self.layout, self.places, digests, checksums)
 
