@@ -116,13 +116,14 @@ def join() -> None:
         return
     import torch
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         store, number, count = next(iter(rendezvous("env://", timeout=timedelta(minutes=10))))
         # torchrun keeps the store when it starts a job again: neither the addresses nor the counts of before hold.
-        store = distributed.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} {count}", store)
+        store = PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')} {count}", store)
         distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
         raise InfluenceError(
