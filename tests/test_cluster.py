@@ -461,13 +461,12 @@ def test_ctrl_c_keeps_what_is_done_and_is_told_once(project: Path, whole: Path, 
     assert_same_store(project / "influence.h5", whole)
 
 
-@pytest.mark.parametrize("late", [0, 1])
-def test_a_job_that_is_started_again_begins_anew(project: Path, whole: Path, job: Run, late: int) -> None:
+def test_a_job_that_is_started_again_begins_anew(project: Path, whole: Path, job: Run) -> None:
     """It meets where it met before: the addresses there are those of processes that are gone, the counts theirs."""
     words = ("gradients", "-s", "gradients.block=1")
-    first = job(project, *words, restart=10 * late, kill=[1, "block", 2], pause=0.02, code=None)
+    first = job(project, *words, restart=0, kill=[1, "block", 2], pause=0.02, code=None)
     assert_ended(first, 1)
-    job(project, *words, restart=10 * late + 1, late=[late, 1.0])
+    job(project, *words, restart=1, late=[1, 0.5])
     assert_same_store(project / "influence.h5", whole)
 
 
@@ -572,4 +571,5 @@ def test_a_rank_that_there_is_not_is_refused(
     for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
     done = influence("gradients", cwd=project, code=2)
-    assert "torchrun" in done.err or done.err == ""
+    # Of several processes that all see the same, the first one tells.
+    assert ("torchrun sets them" in done.err) == (rank == "0")
