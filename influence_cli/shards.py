@@ -294,12 +294,18 @@ def _allow_files(need: int) -> None:
 
 
 def remove_orphans(path: Path) -> None:
-    """Remove the folders of shards that a store had before, and that what is at ``path`` now does not name."""
-    used = ""
+    """Remove the shards that a store had before, and that what is at ``path`` now does not name."""
+    used: set[str] = set()
     with contextlib.suppress(InfluenceError):
         raw, file, header = open_file(path)
         with raw, file:
-            used = next((Path(shard.file).parent.name for shard in shards_of(header)), "")
+            used = {shard.file for shard in shards_of(header)}
     for folder in path.parent.glob(f"{glob.escape(path.name)}.shards-*"):
-        if folder.name != used and re.fullmatch(r".*\.shards-[0-9a-f]{8}", folder.name):
+        if not re.fullmatch(r".*\.shards-[0-9a-f]{8}", folder.name):
+            continue
+        if not any(Path(name).parent.name == folder.name for name in used):
             disk.remove_tree(folder)
+            continue
+        for shard in folder.glob("*.h5"):  # of a store that has grown over its last block
+            if f"{folder.name}/{shard.name}" not in used:
+                disk.remove(shard)
