@@ -36,7 +36,7 @@ from influence_cli.store import Rows, Store
 from influence_cli.store_file import Layout
 from influence_cli.store_scan import in_order
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "fashion-mnist"
+DATA = Path(__file__).parents[2] / "shared" / "data" / "fashion-mnist" / "FashionMNIST" / "raw"
 CONFIG = """
 model: {factory: ./model.py:build, checkpoint: model.pt}
 l2: 1e-4
@@ -106,7 +106,7 @@ def run(folder: Path, words: tuple[str, ...], processes: int) -> tuple[float, st
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *start, "-m", "influence_cli", *words],
+        [sys.executable, *start, "-m", "influence_cli", *(["--"] if start else []), *words],
         cwd=folder,
         env=environment,
         capture_output=True,
