@@ -453,7 +453,10 @@ def test_a_reader_that_has_gone_ends_all_well(pair: tuple[Path, Path], job: Run)
 
 def test_ctrl_c_keeps_what_is_done_and_is_told_once(project: Path, whole: Path, job: Run) -> None:
     words = ("gradients", "-s", "gradients.block=1")
-    first = job(project, *words, interrupt=["block", 3], pause=0.02, code=130)
+    first = job(project, *words, interrupt=["block", 3], pause=0.02, code=None)
+    # One that waits for the others may hear of their end before its own Ctrl-C.
+    assert 130 in first.codes
+    assert set(first.codes) <= {130, 2}
     (line,) = [line for line in "".join(first.err).splitlines() if line.startswith("interrupted: ")]
     assert line == "interrupted: influence.h5: finished blocks are done and kept; run the same command to go on"
     again = job(project, *words)
@@ -571,5 +574,4 @@ def test_a_rank_that_there_is_not_is_refused(
     for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
     done = influence("gradients", cwd=project, code=2)
-    # Of several processes that all see the same, the first one tells.
-    assert ("torchrun sets them" in done.err) == (rank == "0")
+    assert "torchrun sets them" in done.err  # no process is the first one here: each tells

@@ -112,4 +112,4 @@ def test_where_a_dialect_does_not_fit(influence: Command, project: Path) -> None
         "    def __getitem__(self, index):\n        return self.data[index]\n"
     )
     edit(project, "dataset: torchvision.datasets.ImageFolder", "dataset: ./data.py:Bare")
-    assert "are not files" in influence("mislabels", "--format", "fiftyone", cwd=project, code=2).err
+    assert "are not image files" in influence("mislabels", "--format", "fiftyone", cwd=project, code=2).err

@@ -24,7 +24,8 @@ from torchvision.datasets.folder import default_loader
 
 from influence_cli import parquet_images
 from influence_cli.config import Config
-from influence_cli.data import Loading, file_facts, read_batches, take
+from influence_cli.data import Loading, read_batches, take
+from influence_cli.fingerprint import file_facts
 from influence_cli.parquet_images import ParquetImages
 from influence_cli.task import load_split
 

@@ -593,7 +593,7 @@ def test_map_of_some_blocks_reads_and_verifies_these_alone(tmp_path: Path, dtype
     whole = scanned(path)
     with Store.open(path) as store:
         assert store.checksums().shape == (3,)
-        place = store._places["coordinates"]
+        place = store._parts[0].places["coordinates"]
         found = list(store.map(lambda where, rows: (where, rows.copy()), blocks=[0, 2]))
     assert [where for where, _ in found] == [slice(0, 4), slice(8, 10)]
     assert all(np.array_equal(rows, whole[where]) for where, rows in found)
