@@ -157,6 +157,14 @@ def commands(work: Path, counts: list[int], processes: list[int]) -> None:
                 )
                 for spent in re.findall(r"wrote \d+ of .* in (.*)", said):
                     print(f"| of it the rows | {count:,} | {n} | {spent} | | |", flush=True)
+                if name == "gradients":
+                    # The same command with nothing left to do: what it takes to start, to meet and to probe the model.
+                    work = seconds - run(folder, words, n)[0]
+                    alone["work"] = work if n == 1 else alone["work"]
+                    print(
+                        f"| of it the work | {count:,} | {n} | {work:.1f} | {alone['work'] / (n * work):.2f} | |",
+                        flush=True,
+                    )
         shutil.rmtree(folder)
 
 
