@@ -173,7 +173,7 @@ def _options(
     if count > 1 and context.invoked_subcommand not in SPREAD:
         if not cluster.started_first():
             raise typer.Exit(0)
-        Terminal().say(f"{context.invoked_subcommand} is the work of one process: the other {count - 1} have ended")
+        Terminal().say(f"{context.invoked_subcommand} is the work of one process: of {count} the others have ended")
         cluster.stay_alone()
 
 

@@ -287,7 +287,7 @@ def test_help_and_the_version_are_printed_once(project: Path, job: Run) -> None:
 
 def test_a_command_that_is_not_shared_runs_in_the_first_process(project: Path, job: Run) -> None:
     done = job(project, "check", ranks=4)
-    assert "check is the work of one process: the other 3 have ended" in done.err[0]
+    assert "check is the work of one process: of 4 the others have ended" in done.err[0]
     assert done.err[1:] == [""] * 3
 
 
