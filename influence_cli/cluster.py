@@ -272,12 +272,11 @@ def sum_tensors(tensors: dict[str, Tensor], chosen: Callable[[str], bool]) -> No
     known: dict[str, Any] = {}
     for others in gathered(own):
         known |= others
-    device = next((tensor.device for name, tensor in tensors.items() if chosen(name) and tensor.ndim), None)
     for name in sorted(known):
         shape, dtype, kind = known[name]
         if name not in tensors:
-            there = device if device is not None and device.type == kind else torch.device(kind, local_device(1))
-            tensors[name] = torch.zeros(shape, dtype=dtype, device=there if kind != "cpu" else "cpu")
+            there = torch.device(kind, local_device(torch.cuda.device_count())) if kind == "cuda" else kind
+            tensors[name] = torch.zeros(shape, dtype=dtype, device=there)
         tensors[name] = sum_tensor(tensors[name].contiguous())
 
 

@@ -71,8 +71,7 @@ def fill_store(
             advance = cluster.counted(bar)
             for number in cluster.turns(len(jobs)):
                 file, blocks, own = jobs[number]
-                rows = slice(blocks.start * layout.block, min(layout.n, blocks.stop * layout.block))
-                indices = task.train.indices[rows]
+                indices = task.train.indices[layout.span(blocks)]
                 fill_blocks(task, network, basis, file, own - blocks.start, indices, filled, advance, skip)
     except KeyboardInterrupt:
         done = layout.blocks - len(todo) + filled.blocks
@@ -121,10 +120,7 @@ def fill_blocks(
     """
     with Store.open(path, write=True) as store, ThreadPoolExecutor(1) as writer:
         layout, size = store.layout, int(store.facts["batch"])
-        rows_of = [
-            slice(block * layout.block, min(len(indices), (block + 1) * layout.block)) for block in todo.tolist()
-        ]
-        order = np.concatenate([indices[rows] for rows in rows_of])
+        positions = [indices[layout.rows(int(block))] for block in todo]
         pending: Future[None] | None = None
         block = todo[0]
 
@@ -137,12 +133,12 @@ def fill_blocks(
 
         store.write_labels(task.train.labels[indices], indices)
         try:
-            batches = read_batches(task.train, order, layout.block, workers(task))
-            for block, own, batch in zip(todo, rows_of, batches, strict=True):
+            batches = read_batches(task.train, np.concatenate(positions), layout.block, workers(task))
+            for block, own, batch in zip(todo, positions, batches, strict=True):
                 if not skip:
                     refuse_unreadable(batch)
                 filled.skipped += [reason for _, reason in batch.unreadable]
-                rows = block_rows(task, network, basis, batch, size, indices[own], advance, written)
+                rows = block_rows(task, network, basis, batch, size, own, advance, written)
                 written()
                 pending = writer.submit(store.write, int(block), rows)
                 filled.total += block_sums(rows.coordinates)

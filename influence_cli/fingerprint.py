@@ -125,13 +125,18 @@ def versions() -> str:
     return f"torch {torch.__version__} torchvision {version('torchvision')}"
 
 
+def differing(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """List the parts in which two fingerprints differ."""
+    return [name for name in MEANING if found.get(name) != wanted.get(name)]
+
+
 def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> None:
     """Refuse a store that belongs to something else, saying what differs.
 
     Raises:
         InfluenceError: naming every part that differs.
     """
-    different = [name for name in MEANING if found.get(name) != wanted.get(name)]
+    different = differing(found, wanted)
     if not different:
         return
     said = []

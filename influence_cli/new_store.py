@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from influence_cli.curvature.choice import Choice
 from influence_cli.data import Batch, take
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.estimate import estimate
-from influence_cli.fingerprint import data_facts
+from influence_cli.fingerprint import data_facts, differing
 from influence_cli.fit_file import fit_files
 from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
 from influence_cli.locks import claim, is_claimed
@@ -131,17 +130,18 @@ def create_store(
     rows: bool,
 ) -> None:
     """Lay the file out; of several processes each is to have shards of its own."""
-    several = rows and cluster.size() > 1
-    (partial(create_sharded, count=SHARDS * cluster.size()) if several else create)(
-        path,
-        store_layout(config, task, k),
-        fingerprint=wanted,
-        facts=fitted.facts | {"rows": rows, "batch": batch},
-        labels=task.train.labels[task.train.indices],
-        indices=task.train.indices,
-        arrays=fitted.arrays | ({} if chosen is None else {"kept": chosen}),
-    )
-    remove_orphans(path)
+    what: dict[str, Any] = {
+        "fingerprint": wanted,
+        "facts": fitted.facts | {"rows": rows, "batch": batch},
+        "labels": task.train.labels[task.train.indices],
+        "indices": task.train.indices,
+        "arrays": fitted.arrays | ({} if chosen is None else {"kept": chosen}),
+    }
+    if rows and cluster.size() > 1:
+        create_sharded(path, store_layout(config, task, k), count=SHARDS * cluster.size(), **what)
+    else:
+        create(path, store_layout(config, task, k), **what)
+        remove_orphans(path)
 
 
 def curvature_of(
@@ -150,11 +150,17 @@ def curvature_of(
     """Take the curvature from the store's file where it fits, else fit it."""
     if not choice.has_basis:
         return Fitted()
-    fitted = stored_curvature(path, wanted, choice)
-    if all(cluster.gathered(fitted is not None)) and fitted is not None:
+    fitted = known_curvature(choice, path, wanted)
+    if fitted is not None:
         terminal.detail(f"the curvature of {path} is used again")
         return fitted
     return fit_curvature(task, choice, path, wanted, terminal, batch, skip)
+
+
+def known_curvature(choice: Choice, path: Path, wanted: dict[str, str]) -> Fitted | None:
+    """Take the curvature from the store's file; None where it does not fit, or where a process does not see it."""
+    found = stored_curvature(path, wanted, choice)
+    return found if all(cluster.gathered(found is not None)) else None
 
 
 def halving_alone(work: Callable[[int], Fitted], batch: int, tell: Callable[[str], Any]) -> tuple[Fitted, int]:
@@ -191,12 +197,9 @@ def _trial(choice: Choice, basis: Basis, batch: Batch, count: int) -> None:
 
 def has_grown(task: Task, path: Path, wanted: dict[str, str]) -> bool:
     """Say whether all that has changed since a store was made is that there are more training examples, at the end."""
-    if not has_rows(path):
-        return False
     with Store.open(path, rows=False) as store:
         found, n = store.fingerprint, store.layout.n
-    different = {name for name in {**found, **wanted} if found.get(name) != wanted.get(name)}
-    if not different or n >= len(task.train) or not different <= {"count", "labels", "files", "examples"}:
+    if n >= len(task.train) or not set(differing(found, wanted)) <= {"count", "labels", "files", "examples"}:
         return False
     before = data_facts(take(task.train, task.train.indices[:n]))
     return all(found.get(name) == value for name, value in before.items())

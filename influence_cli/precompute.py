@@ -24,7 +24,7 @@ from influence_cli.data import Batch
 from influence_cli.errors import InfluenceError, human_bytes, near_path
 from influence_cli.fill import fill_store
 from influence_cli.fingerprint import compare, fingerprint
-from influence_cli.fitted import Fitted, open_basis, stored_curvature
+from influence_cli.fitted import Fitted, open_basis
 from influence_cli.memory import plan_batch
 from influence_cli.network import flatten
 from influence_cli.new_store import (
@@ -36,6 +36,7 @@ from influence_cli.new_store import (
     handed_round,
     has_grown,
     has_rows,
+    known_curvature,
     make_store,
     remove_fits,
 )
@@ -250,8 +251,8 @@ def _without_rows(
     """Fit the curvature and keep it in the store's file, without rows."""
     started = time.perf_counter()
     size = cluster.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
-    known = stored_curvature(path, wanted, choice) if choice.has_basis else Fitted()
-    if all(cluster.gathered(known is not None)) and known is not None:
+    known = known_curvature(choice, path, wanted) if choice.has_basis else Fitted()
+    if known is not None:
         fitted = known
     else:
         with alone(path):

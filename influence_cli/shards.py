@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -37,7 +36,8 @@ from influence_cli.store_file import (
     side_arrays,
     side_bytes,
 )
-from influence_cli.store_open import open_file
+from influence_cli.store_open import SHARD, open_file
+from influence_cli.store_part import Part
 
 # Of the main file, for the virtual data sets of each shard.
 MAP_BYTES = 4096
@@ -63,12 +63,22 @@ class Shard:
 
     def rows(self, layout: Layout) -> slice:
         """Give its rows in the store."""
-        return slice(self.first * layout.block, min(layout.n, (self.first + self.blocks) * layout.block))
+        return layout.span(range(self.first, self.first + self.blocks))
 
 
 def shards_of(header: Mapping[str, Any]) -> list[Shard]:
     """Read the shards out of a main file's header; none of a store in one file."""
     return [Shard(**facts) for facts in header.get("shards", [])]
+
+
+def _new_folder(path: Path) -> Path:
+    """Name a folder for the shards of a store that is made now."""
+    return path.with_name(f"{path.name}.shards-{secrets.token_hex(4)}")
+
+
+def _header_hash(file: h5py.File) -> str:
+    """Give the checksum of a store's header, by which the main file knows its shards."""
+    return format(int(file["header"].attrs["xxh3"]), "016x")
 
 
 def create_sharded(
@@ -98,7 +108,7 @@ def create_sharded(
         InfluenceError: the folder is missing or not writable, or the disk is too small.
     """
     disk.check_space(path, layout.bytes() + side_bytes(arrays))
-    folder = path.with_name(f"{path.name}.shards-{secrets.token_hex(4)}")
+    folder = _new_folder(path)
     made = _add_shards(folder, layout, range(layout.blocks), count, 0, fingerprint, facts, labels, indices)
     _write_main(path, layout, fingerprint, facts, arrays, made)
     remove_orphans(path)
@@ -131,13 +141,11 @@ def extend(
     raw, file, header = open_file(path)
     with raw, file:
         arrays = {name: np.asarray(file[name][()]) for name in side_arrays(file)}
-        own = format(int(file["header"].attrs["xxh3"]), "016x")
+        own = _header_hash(file)
     old, facts = Layout(**header["layout"]), header["facts"]
     full = old.n // old.block
     known = shards_of(header)
-    folder = (
-        (path.parent / known[0].file).parent if known else path.with_name(f"{path.name}.shards-{secrets.token_hex(4)}")
-    )
+    folder = (path.parent / known[0].file).parent if known else _new_folder(path)
     disk.check_space(path, layout.bytes() - old.bytes() + side_bytes(arrays))
     if not known and full:
         disk.make_folder(folder)
@@ -180,7 +188,7 @@ def _add_shards(
     made = []
     for part in range(count):
         start, stop = (blocks.start + len(blocks) * edge // count for edge in (part, part + 1))
-        rows = slice(start * layout.block, min(layout.n, stop * layout.block))
+        rows = layout.span(range(start, stop))
         file = folder / f"{number + part:04d}.h5"
         create(
             file,
@@ -193,7 +201,7 @@ def _add_shards(
         )
         raw, opened, _ = open_file(file)
         with raw, opened:
-            header = format(int(opened["header"].attrs["xxh3"]), "016x")
+            header = _header_hash(opened)
         made.append(Shard(f"{folder.name}/{file.name}", start, stop - start, header))
     return made
 
@@ -238,9 +246,7 @@ def _write_main(
     make_whole(path, side_bytes(arrays) + MAP_BYTES * (1 + len(shards)), lay_out)
 
 
-def open_shards(
-    path: Path, header: Mapping[str, Any], *, write: bool
-) -> list[tuple[Shard, Path, BinaryIO, h5py.File, dict[str, Any]]]:
+def open_shards(path: Path, header: Mapping[str, Any], *, write: bool) -> list[Part]:
     """Open the shards of a store, each checked as a store is, and that it belongs to this one.
 
     Raises:
@@ -249,7 +255,7 @@ def open_shards(
     layout, shards = Layout(**header["layout"]), shards_of(header)
     # Each is open twice, once by HDF5, and what is mapped of it once more for every column.
     _allow_files((2 + len(row_columns(layout))) * len(shards) + OTHER_FILES)
-    opened: list[tuple[Shard, Path, BinaryIO, h5py.File, dict[str, Any]]] = []
+    opened: list[Part] = []
     try:
         for shard in shards:
             file = path.parent / shard.file
@@ -261,16 +267,16 @@ def open_shards(
                     f"put it back, or {ANEW}; the curvature is kept",
                 )
             raw, own, found = open_file(file, write=write)
-            opened.append((shard, file, raw, own, found))
-            if format(int(own["header"].attrs["xxh3"]), "016x") != shard.header or not _fits(found, layout, shard):
+            used = replace(layout, n=rows.stop - rows.start)
+            opened.append(Part(file, file.absolute(), raw, own, shard.first, used))
+            if _header_hash(own) != shard.header or not _fits(found, layout, shard):
                 raise InfluenceError(
                     f"{file} is a shard of another store: {path} was made with another for {held}",
                     f"put the right one back, or {ANEW}; the curvature is kept",
                 )
     except BaseException:
-        for _, _, raw, own, _ in opened:
-            own.close()
-            raw.close()
+        for part in opened:
+            part.close()
         raise
     return opened
 
@@ -301,7 +307,7 @@ def remove_orphans(path: Path) -> None:
         with raw, file:
             used = {shard.file for shard in shards_of(header)}
     for folder in path.parent.glob(f"{glob.escape(path.name)}.shards-*"):
-        if not re.fullmatch(r".*\.shards-[0-9a-f]{8}", folder.name):
+        if not SHARD.fullmatch(f"{folder.name}/0000.h5"):
             continue
         if not any(Path(name).parent.name == folder.name for name in used):
             disk.remove_tree(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import local
 from types import TracebackType
@@ -27,7 +27,7 @@ from influence_cli.store_file import Layout, side_arrays
 from influence_cli.store_open import open_file
 from influence_cli.store_part import Part
 from influence_cli.store_rows import checksum, encode, room_for
-from influence_cli.store_scan import Reader, in_order, mapped, most_rows, pieces, place_of
+from influence_cli.store_scan import Reader, damaged_block, in_order, mapped, most_rows, pieces, place_of
 
 READ, SKIPPED = 1, 2
 # Columns that are written when the file is made.
@@ -84,22 +84,14 @@ class Store:
             rows: open the shards too; a store without its rows still has its curvature.
         """
         raw, file, header = open_file(path, write=write)
-        layout = Layout(**header["layout"])
-        main = Part(path, path.absolute(), raw, file, 0, layout)
+        main = Part(path, path.absolute(), raw, file, 0, Layout(**header["layout"]))
         if "shards" not in header:
             return cls(header, main, [main])
         try:
-            opened = open_shards(path, header, write=write) if rows else []
+            return cls(header, main, open_shards(path, header, write=write) if rows else [])
         except BaseException:
             main.close()
             raise
-        parts = []
-        for shard, at, own, shard_file, _ in opened:
-            used = shard.rows(layout)
-            parts.append(
-                Part(at, at.absolute(), own, shard_file, shard.first, replace(layout, n=used.stop - used.start))
-            )
-        return cls(header, main, parts)
 
     def __enter__(self) -> Store:
         """Give the open store."""
@@ -171,12 +163,9 @@ class Store:
         """
         reader = source._part(block).reader()
         if not reader.fits(block):
-            raise InfluenceError(
-                f"{reader.path} is damaged: the checksum of block {block} does not fit",
-                "influence gradients --repair computes the damaged blocks again",
-            )
+            raise damaged_block(reader.path, block)
         columns = {name: values for name, values in reader.columns(block).items() if name not in FIXED_COLUMNS}
-        self._write(self._part(block), block, columns, int(source.digests()[block]))
+        self._write(self._part(block), block, columns, reader.digest(block))
 
     def summary(self) -> np.ndarray | None:
         """Read what ``write_summary`` kept: float64 [k + 1]; None where that has not happened since the last write."""
@@ -206,8 +195,7 @@ class Store:
         A block's checksum is made of what the file holds of them: damage must not get under a new one.
         """
         for part in self._parts:
-            start = part.first * self.layout.block
-            rows = slice(start, start + part.layout.n)
+            rows = self.layout.span(part.blocks)
             with part.writing("the labels"):
                 part.put("labels", 0, labels[rows])
                 part.put("indices", 0, indices[rows])

@@ -75,7 +75,11 @@ class Layout:
 
     def rows(self, block: int) -> slice:
         """Give a block's rows, without padding."""
-        return slice(block * self.block, min(self.n, (block + 1) * self.block))
+        return self.span(range(block, block + 1))
+
+    def span(self, blocks: range) -> slice:
+        """Give the rows of blocks one after another, without padding."""
+        return slice(blocks.start * self.block, min(self.n, blocks.stop * self.block))
 
     def bytes(self) -> int:
         """Count the bytes of all rows (basis and spectrum come on top)."""

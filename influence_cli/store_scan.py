@@ -121,6 +121,10 @@ class Reader:
             if name != "coordinates"
         }
 
+    def digest(self, block: int) -> int:
+        """Give the hash of what went into the model for a block of the store."""
+        return int(self._digests[block - self.blocks.start])
+
     def columns(self, block: int) -> dict[str, np.ndarray]:
         """Give what is stored of the rows of a block of the store, as it lies in the file."""
         start = (block - self.blocks.start) * self._layout.block
@@ -151,11 +155,8 @@ class Reader:
             blocks = range(start, min(own.stop, start + step))
             for block in blocks:
                 if not self._fits(block, rows, first):
-                    raise InfluenceError(
-                        f"{self.path} is damaged: the checksum of block {block} does not fit",
-                        "influence gradients --repair computes the damaged blocks again",
-                    )
-            where = slice(blocks.start * self._layout.block, min(self._layout.n, blocks.stop * self._layout.block))
+                    raise damaged_block(self.path, block)
+            where = self._layout.span(blocks)
             if "scales" not in self._columns:
                 yield slice(before + where.start, before + where.stop), rows[where.start - first : where.stop - first]
                 continue
@@ -189,6 +190,14 @@ class Reader:
         if self._coordinates is not None:
             columns["coordinates"] = rows[start - first : stop - first]
         return checksum(block, columns, self._digests[block]) == int(self._checksums[block])
+
+
+def damaged_block(path: Path, block: int) -> InfluenceError:
+    """Name a block whose checksum does not fit."""
+    return InfluenceError(
+        f"{path} is damaged: the checksum of block {block} does not fit",
+        "influence gradients --repair computes the damaged blocks again",
+    )
 
 
 def most_rows(layout: Layout) -> int:

@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sharded_store import scanned
 
 from influence_cli import store_scan
 from influence_cli.disk import check_space
@@ -68,14 +69,6 @@ def make(path: Path, dtype: str = "float32", fill: bool = True, arrays: Mapping[
                 store.write(block, example_rows(block))
             store.write_summary(np.arange(K + 1) / 3)
     return path
-
-
-def scanned(path: Path) -> np.ndarray:
-    with Store.open(path) as store:
-        result = np.full((store.layout.n, store.layout.k), np.nan, dtype=np.float32)
-        for where, part in store.scan():
-            result[where] = part
-        return result
 
 
 def flip(path: Path, name: str, at: int) -> None:
