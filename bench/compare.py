@@ -26,9 +26,9 @@ from torch import nn
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "peers"))
-from common import build_model, read_fashion_mnist, read_mosaic  # noqa: E402
+from common import build_model, read_fashion_mnist, read_mosaic
 
-from influence_cli.metrics import average_precision  # noqa: E402
+from influence_cli.metrics import average_precision
 
 SHARED = HERE.parents[1] / "shared" / "data"
 CASES = {"cnn-10k": ("cnn", 10_000), "cnn-60k": ("cnn", 60_000), "resnet18-2k": ("resnet18", 2_000)}

@@ -27,13 +27,13 @@ from torch import nn
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from devices_project import Images, build  # noqa: E402
+from devices_project import Images, build
 
-from influence_cli import Terminal, find_mislabels, load_config, load_tasks, prepare_all, rank_training  # noqa: E402
-from influence_cli.facts import TestFacts  # noqa: E402
-from influence_cli.mislabels import wanted_signals  # noqa: E402
-from influence_cli.rank import training_facts  # noqa: E402
-from influence_cli.selection import Selected  # noqa: E402
+from influence_cli import Terminal, find_mislabels, load_config, load_tasks, prepare_all, rank_training
+from influence_cli.facts import TestFacts
+from influence_cli.mislabels import wanted_signals
+from influence_cli.rank import training_facts
+from influence_cli.selection import Selected
 
 FLY = "on the fly"
 

@@ -22,18 +22,17 @@ import torch
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from label_noise import CASES  # noqa: E402
-from mislabels import write_project  # noqa: E402
+from label_noise import CASES
+from mislabels import write_project
 
-from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training  # noqa: E402
-from influence_cli.curvature import ekfac  # noqa: E402
-from influence_cli.data import read_batches  # noqa: E402
-from influence_cli.fill import workers  # noqa: E402
-from influence_cli.gradient_signals import self_influences  # noqa: E402
-from influence_cli.matrix_file import matrix_file  # noqa: E402
-from influence_cli.precompute import Prepared  # noqa: E402
-from influence_cli.rank import make_inverses, training_facts  # noqa: E402
-from influence_cli.selection import Selected  # noqa: E402
+from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training
+from influence_cli.curvature import ekfac
+from influence_cli.data import read_batches
+from influence_cli.gradient_signals import self_influences
+from influence_cli.matrix_file import matrix_file
+from influence_cli.precompute import Prepared
+from influence_cli.rank import make_inverses, training_facts
+from influence_cli.selection import Selected
 
 TESTS = 2_000
 STAGES = {"_add_covariances": "covariances", "_decompose_layer": "eigenvectors", "_add_eigenvalues": "eigenvalues"}
@@ -123,7 +122,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     selected = [Selected(index, None, int(test.labels[index])) for index in range(tests)]
 
     def read() -> None:
-        for _ in read_batches(split, split.indices, 256, workers(tasks[0])):
+        for _ in read_batches(split, split.indices, 256, tasks[0].loading):
             pass
 
     def scores(stores: list[Prepared]) -> None:

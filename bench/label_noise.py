@@ -24,9 +24,9 @@ from torch import Tensor, nn
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE / "peers"))
-from common import read_fashion_mnist, read_mosaic  # noqa: E402
-from compare import SHARED, train  # noqa: E402
-from label_noise_project import build, normalised  # noqa: E402
+from common import read_fashion_mnist, read_mosaic
+from compare import SHARED, train
+from label_noise_project import build, normalised
 
 FOLDS = 5
 # Class-dependent noise on Fashion-MNIST: what each class is taken for.

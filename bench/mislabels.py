@@ -25,7 +25,7 @@ import yaml
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from label_noise import CASES, SHARED, read, usual  # noqa: E402
+from label_noise import CASES, SHARED, read, usual
 
 SHOWN = (
     ("combined", "default"),
@@ -216,7 +216,6 @@ def steps(folder: Path, everything: bool) -> None:
     from influence_cli.config import load_config
     from influence_cli.curvature.eigen import eigenpairs
     from influence_cli.data import read_batches
-    from influence_cli.fill import workers
     from influence_cli.mislabels import find_mislabels, wanted_signals
     from influence_cli.neighbours import nearest, vote
     from influence_cli.precompute import prepare_all
@@ -237,7 +236,7 @@ def steps(folder: Path, everything: bool) -> None:
             return result
 
         def batches() -> Any:
-            return read_batches(split, split.indices, 256, workers(task))
+            return read_batches(split, split.indices, 256, task.loading)
 
         def forward() -> None:
             with torch.no_grad():

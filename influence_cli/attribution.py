@@ -182,7 +182,7 @@ def _card(task: Task, test: TestFacts, method: str, checkpoints: int) -> Card:
     if not values.any():
         meaning = [("note", f"no pixel moves the loss of {name}")]
     return Card(
-        image=thumbnail(overlay(_view(x), values), 160),
+        image=thumbnail(overlay(view(x.detach().cpu().numpy()), values), 160),
         alt=f"the same image, coloured by which pixels lower and raise the loss of {name}",
         title="",
         facts=(
@@ -261,8 +261,8 @@ def _require_image(image: Tensor) -> None:
         )
 
 
-def _view(image: Tensor) -> Image.Image:
+def view(image: np.ndarray) -> Image.Image:
     """Show an input [C, H, W] in grey, from its darkest to its lightest value."""
-    values = image.detach().double().mean(dim=0).cpu().numpy()
+    values = image.astype(np.float64).mean(axis=0)
     low, high = float(values.min()), float(values.max())
     return Image.fromarray(((values - low) / (high - low or 1.0) * 255).round().astype(np.uint8))

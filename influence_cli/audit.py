@@ -10,7 +10,6 @@ import torch
 from influence_cli.curvature.choice import Choice
 from influence_cli.data import read_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.fill import workers
 from influence_cli.network import evaluate
 from influence_cli.store import READ, Store
 from influence_cli.task import Task
@@ -47,7 +46,7 @@ def changed_blocks(task: Task, path: Path, terminal: Terminal) -> np.ndarray:
     order = np.concatenate([task.train.indices[layout.rows(int(block))] for block in done])
     changed = []
     with terminal.progress(len(order), "comparing inputs") as advance:
-        for block, batch in zip(done, read_batches(task.train, order, layout.block, workers(task)), strict=True):
+        for block, batch in zip(done, read_batches(task.train, order, layout.block, task.loading), strict=True):
             if batch.digest() != int(digests[block]):
                 changed.append(block)
             advance(layout.block)

@@ -121,7 +121,8 @@ def _source_inverse(
 
     def carry(vectors: Tensor) -> Tensor:
         # exp(−ηK(PΛPᵀ + l2·I)) = e^(−ηK·l2) (I + P(e^(−ηKΛ) − 1)Pᵀ)
-        return float(np.exp(-own * l2)) * (vectors + parameter_vectors(network, prepared, project(vectors) * decay))
+        kept = parameter_vectors(network, prepared.basis, project(vectors) * decay)
+        return float(np.exp(-own * l2)) * (vectors + kept)
 
     return Inverse(
         lambda coordinates: coordinates * factors,

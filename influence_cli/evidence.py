@@ -21,7 +21,6 @@ from influence_cli.activations import ALL, Activations, activations, join_activa
 from influence_cli.data import Split, readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts
-from influence_cli.fill import workers
 from influence_cli.logistic import leave_one_out_logistic
 from influence_cli.memory import available_bytes
 from influence_cli.neighbours import distance, nearest, vote
@@ -195,7 +194,7 @@ def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first:
         terminal.detail(f"at most {most:,} activations of an example, for lack of memory")
     with terminal.progress(len(indices), "activations of every layer") as advance:
         batches = readable_batches(
-            split, indices, 256, workers(task), skip=skip, tell=terminal.warn if first else lambda _: None
+            split, indices, 256, task.loading, skip=skip, tell=terminal.warn if first else lambda _: None
         )
         some = len(indices) or cluster.size() == 1
         own = activations(task.model, batches, task.device, advance, most, split.title) if some else None

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from influence_cli import cluster
 from influence_cli.data import readable_batches
-from influence_cli.fill import workers
 from influence_cli.precompute import Prepared
 from influence_cli.store import READ, Store, predicted_classes
 from influence_cli.task import Task, logits_of
@@ -125,7 +124,7 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False)
     wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     own = split.indices[cluster.share(len(split))]
     with terminal.progress(len(own), "predicting the test set") as advance:
-        batches = readable_batches(split, own, 256, workers(tasks[0]), skip=skip, tell=terminal.warn)
+        batches = readable_batches(split, own, 256, tasks[0].loading, skip=skip, tell=terminal.warn)
         for batch in batches:
             predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
             wrong.append(batch.indices[(predicted != batch.targets).numpy()])

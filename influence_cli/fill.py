@@ -17,7 +17,7 @@ from torch import Tensor
 
 from influence_cli import cluster
 from influence_cli.coordinates import Basis, coordinates
-from influence_cli.data import Batch, Loading, read_batches, readable_batches, refuse_unreadable
+from influence_cli.data import Batch, read_batches, readable_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.memory import is_out_of_memory
 from influence_cli.network import Network
@@ -133,7 +133,7 @@ def fill_blocks(
 
         store.write_labels(task.train.labels[indices], indices)
         try:
-            batches = read_batches(task.train, np.concatenate(positions), layout.block, workers(task))
+            batches = read_batches(task.train, np.concatenate(positions), layout.block, task.loading)
             for block, own, batch in zip(todo, positions, batches, strict=True):
                 if not skip:
                     refuse_unreadable(batch)
@@ -223,9 +223,4 @@ def _rows_in_place(pieces: list[np.ndarray], place: np.ndarray, shape: tuple[int
 
 def training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]:
     """Read the training examples once, for the curvature."""
-    return readable_batches(task.train, task.train.indices, size, workers(task), skip=skip)
-
-
-def workers(task: Task) -> Loading:
-    """Give the loader processes that are planned for the task's data."""
-    return task.loading
+    return readable_batches(task.train, task.train.indices, size, task.loading, skip=skip)

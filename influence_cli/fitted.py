@@ -35,7 +35,7 @@ from influence_cli.curvature.operator import hold, mean_product
 from influence_cli.curvature.progress import Progress
 from influence_cli.data import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.fill import training_batches, workers
+from influence_cli.fill import training_batches
 from influence_cli.fit_file import fit_path, load_progress, saving
 from influence_cli.layers import forward
 from influence_cli.losses import may_lack_curvature
@@ -239,7 +239,7 @@ def _batches(task: Task, indices: np.ndarray, start: int, size: int, skip: bool)
     if cluster.size() > 1:
         turns = range(cluster.rank() * size, len(indices), cluster.size() * size)
         indices = np.concatenate([indices[:0], *(indices[at : at + size] for at in turns)])
-    for part in read_batches(task.train, indices[start * size :], size, workers(task)):
+    for part in read_batches(task.train, indices[start * size :], size, task.loading):
         if not skip:
             refuse_unreadable(part)
         yield part

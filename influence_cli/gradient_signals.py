@@ -19,7 +19,6 @@ from influence_cli.data import Split, readable_batches
 from influence_cli.ensemble import solved_vectors, test_stores
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts, empty_facts, explained
-from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
 from influence_cli.precompute import Prepared
 from influence_cli.probe import check_finite, check_gradients
@@ -102,7 +101,7 @@ def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal,
         network, own = prepared.choice.network, np.full(len(indices), np.nan)
         with terminal.progress(len(indices), f"gradient norms of the {split.name} examples") as advance:
             batches = readable_batches(
-                split, indices, prepared.batch, workers(prepared.task), skip=skip, tell=terminal.warn
+                split, indices, prepared.batch, prepared.task.loading, skip=skip, tell=terminal.warn
             )
             for batch in batches:
                 squares, losses, _ = squared_norms(network, batch.inputs, batch.targets)
@@ -134,7 +133,7 @@ def _streamed_self_influences(
     own = np.full(len(indices), np.nan)
     size = min(256, min(prepared.batch for prepared in stores))
     with terminal.progress(len(indices), f"gradients of the {split.name} examples") as advance:
-        for batch in readable_batches(split, indices, size, workers(task), skip=skip, tell=terminal.warn):
+        for batch in readable_batches(split, indices, size, task.loading, skip=skip, tell=terminal.warn):
             at = np.searchsorted(indices, batch.indices)
             own[at] = 0
             for prepared, inverse in zip(stores, inverses, strict=True):

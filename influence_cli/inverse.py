@@ -24,7 +24,9 @@ NEARLY_ALL = 0.99
 
 @dataclass(frozen=True)
 class Passage:
-    """How a change of the parameters passes through the part of a run that a checkpoint stands for (ensemble.py).
+    """How a change of the parameters passes through the part of a run that a checkpoint stands for.
+
+    ensemble.py makes it.
 
     Attributes:
         segment: number of the segment that the checkpoint is in.

@@ -2,8 +2,9 @@
 
 Signals, higher is more suspicious for all of them:
 
-- ``combined`` (the default), ``readout``, ``neighbours``, ``logistic``: −log p of the label by evidence.py's opinions,
-  which have not seen it; ``pred-probs`` likewise by probabilities from elsewhere, such as k-fold training
+- ``combined`` (the default), ``readout``, ``neighbours``, ``logistic``: −log p of the label by opinions that have not
+  seen it (evidence.py)
+- ``pred-probs``: likewise by probabilities from elsewhere, such as k-fold training
 - ``loss`` (the model's), ``margin`` (probability of the largest other class less that of the label)
 - ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: gradient_signals.py
 """

@@ -279,32 +279,6 @@ def layer_inputs(network: Network, layer: nn.Linear, inputs: Tensor) -> tuple[Te
     return a, outputs
 
 
-def layers_in_order(network: Network, inputs: Tensor) -> list[tuple[str, tuple[str, ...]]]:
-    """List the modules that hold tracked parameters in the order in which the model runs them.
-
-    Returns:
-        (module name, its own tracked parameters), first to last; modules that never run come first.
-    """
-    own: dict[str, list[str]] = {}
-    for name in network.names:
-        own.setdefault(owner_of(name), []).append(name)
-    order: list[str] = []
-    handles = [
-        network.model.get_submodule(owner).register_forward_hook(
-            lambda _module, _inputs, _output, owner=owner: order.append(owner)
-        )
-        for owner in own
-    ]
-    try:
-        with torch.no_grad():
-            network.model(inputs.to(network.device()))
-    finally:
-        for handle in handles:
-            handle.remove()
-    last_run = {owner: position for position, owner in enumerate(order)}
-    return [(owner, tuple(own[owner])) for owner in sorted(own, key=lambda owner: last_run.get(owner, -1))]
-
-
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """Join tensors, one a tracked parameter, to one vector [p]."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

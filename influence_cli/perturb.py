@@ -199,7 +199,7 @@ def perturb_image(
         group = selected[start : start + size]
         tests, rows = test_gradients(asked, group, target, terminal, skip=False)
         vectors = [
-            parameter_vectors(prepared.choice.network, prepared, s)
+            parameter_vectors(prepared.choice.network, prepared.basis, s)
             for prepared, s in zip(stores, solved_vectors(inverses, rows), strict=True)
         ]
         held = again.held_out(group, tests) if again is not None else None

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from influence_cli.attribution import overlay, scaled
+from influence_cli.attribution import overlay, scaled, view
 from influence_cli.data import Split, file_input
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.label_files import load_npy
@@ -80,16 +80,9 @@ def draw_map(x: Tensor, slope: np.ndarray, scale: PixelScale | None) -> Image.Im
     steps = np.ones((1, 1, 1)) if scale is None else scale.step.numpy().reshape(-1, 1, 1)
     values = scaled((slope * steps).sum(axis=0))
     factor = max(1, -(-SIDE // min(x.shape[-2:])))
-    picture = view(x)
+    picture = view(x.detach().cpu().numpy())
     large = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
     return overlay(large, values.repeat(factor, axis=0).repeat(factor, axis=1))
-
-
-def view(x: Tensor) -> Image.Image:
-    """Show an input [C, H, W] in grey, from its darkest to its lightest value."""
-    values = x.detach().double().mean(dim=0).cpu().numpy()
-    low, high = float(values.min()), float(values.max())
-    return Image.fromarray(((values - low) / (high - low or 1.0) * 255).round().astype(np.uint8))
 
 
 def write_map(path: Path, x: Tensor, slope: np.ndarray, scale: PixelScale | None) -> None:

@@ -18,7 +18,6 @@ from influence_cli.check import measure
 from influence_cli.config import Config
 from influence_cli.coordinates import Blocks, Joint
 from influence_cli.data import readable_batches
-from influence_cli.fill import workers
 from influence_cli.inverse import Inverse, make_inverse
 from influence_cli.iterative import LONG
 from influence_cli.precompute import Prepared, stored_basis
@@ -113,13 +112,13 @@ def _residual(
     network, task, choice = prepared.choice.network, prepared.task, prepared.choice
     plain = replace(prepared, basis=None, spectrum=None)
     _, (v,) = test_gradients([plain], selected, "label", terminal, skip=False)
-    s = parameter_vectors(network, prepared, inverse.apply(rows))
+    s = parameter_vectors(network, prepared.basis, inverse.apply(rows))
     matrix = "hessian" if choice.matrix == "hessian" else "ggn"
     total, count, started = torch.zeros(s.shape, dtype=torch.float64), 0, 0.0
     generator = np.random.default_rng(task.seed)
     order = generator.permutation(task.train.indices)
     with terminal.progress(len(order), "products with the curvature") as advance:
-        for batch in readable_batches(task.train, order, min(prepared.batch, BATCH), workers(task), skip=True):
+        for batch in readable_batches(task.train, order, min(prepared.batch, BATCH), task.loading, skip=True):
             total += curvature_product(network, batch.inputs, batch.targets, s, matrix).cpu().double()
             # The first batch also warms up.
             started, count = started or time.perf_counter(), count + len(batch)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from influence_cli import cluster
-from influence_cli.coordinates import Blocks, Joint, coordinates, full_vectors, products, weighted_squares
+from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, full_vectors, products, weighted_squares
 from influence_cli.data import Batch, readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts, empty_facts
-from influence_cli.fill import workers
 from influence_cli.inverse import Inverse
 from influence_cli.network import Network
 from influence_cli.normalise import Norms
@@ -129,7 +128,7 @@ def direct_products(
     """
     network, task = prepared.choice.network, prepared.task
     size = None if norms is None else direct_norms(prepared, norms)
-    vectors, rows = parameter_vectors(network, prepared, left), _Rows(cluster.share(len(task.train)))
+    vectors, rows = parameter_vectors(network, prepared.basis, left), _Rows(cluster.share(len(task.train)))
     with terminal.progress(rows.count, "training gradients on the fly") as advance:
         for batch in _batches(prepared, terminal, skip):
             values, losses, outputs = products(network, vectors, batch.inputs, batch.targets)
@@ -174,9 +173,8 @@ def direct_norms(prepared: Prepared, norms: Norms) -> Callable[[Batch], Tensor]:
     return lambda batch: weighted_squares(network, basis, weights, batch.inputs, batch.targets)[0].sqrt()
 
 
-def parameter_vectors(network: Network, prepared: Prepared, left: Tensor) -> Tensor:
+def parameter_vectors(network: Network, basis: Basis, left: Tensor) -> Tensor:
     """Turn vectors of coordinates [m, k] into vectors over the parameters [m, p]."""
-    basis = prepared.basis
     if isinstance(basis, Blocks):
         return full_vectors(network, basis, left)
     return left @ basis.vectors.T if isinstance(basis, Joint) else left
@@ -195,7 +193,7 @@ def _block_weights(prepared: Prepared, inverse: Inverse) -> list[Tensor]:
 def _batches(prepared: Prepared, terminal: Terminal, skip: bool) -> Iterator[Batch]:
     split = prepared.task.train
     own = split.indices[cluster.share(len(split))]
-    return readable_batches(split, own, prepared.batch, workers(prepared.task), skip=skip, tell=terminal.warn)
+    return readable_batches(split, own, prepared.batch, prepared.task.loading, skip=skip, tell=terminal.warn)
 
 
 def _note(

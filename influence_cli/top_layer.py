@@ -1,9 +1,9 @@
 """A frozen body and a trained top layer: the setting in which training again is exact, and an attack is practical.
 
 The top layer is the linear layer that gives the model's output; here it is at the minimum of the objective, found by
-Newton steps in float64 (newton.py). Of its gradient g = r ãᵀ (r = ∂ℓ/∂f, ã the layer's input and a 1 for the bias) the
-derivative in the pixels is v · ∂a/∂x with v = ∂(rᵀ S ã)/∂a for s_test as S [C, d]: closed up to the body, and one
-backward pass through that.
+Newton steps in float64 (newton.py). Of its gradient g = r ãᵀ (r = ∂ℓ/∂f, ã the layer's input and a 1 for
+the bias) the derivative in the pixels is v · ∂a/∂x with v = ∂(rᵀ S ã)/∂a for s_test as S [C, d]: closed up to the
+body, and one backward pass through that.
 """
 
 from __future__ import annotations

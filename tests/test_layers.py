@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from influence_cli.errors import InfluenceError
 from influence_cli.gradients import example_gradients, jacobians, make_network
-from influence_cli.network import Network, evaluate, layers_in_order, output_curvature, output_layer, restrict, track
+from influence_cli.network import Network, evaluate, output_curvature, output_layer, restrict, track
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 
@@ -167,19 +167,6 @@ def test_track_refuses_what_matches_nothing() -> None:
     frozen = Everything().requires_grad_(False)
     with pytest.raises(InfluenceError, match="no trained parameter"):
         track(frozen, loss, ("*",), "w")
-
-
-def test_layers_come_in_the_order_in_which_they_run() -> None:
-    class Backwards(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.last, self.first = nn.Linear(4, 2), nn.Linear(6, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.first(x))
-
-    network = track(Backwards().eval(), loss, ("*",), "w")
-    assert [name for name, _ in layers_in_order(network, torch.randn(2, 6))] == ["first", "last"]
 
 
 def test_output_layer_is_found_only_where_it_is_the_output() -> None:

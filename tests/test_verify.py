@@ -119,7 +119,7 @@ def test_residual_and_energy_are_those_of_a_dense_computation(influence: Command
     v = example_gradients(network, test.inputs, test.targets)[0].double()
     c = prepared.coordinates(test.inputs, test.targets)[0]
     inverse = make_inverse(prepared, 0.05, terminal)
-    s = parameter_vectors(network, prepared, inverse.apply(c)).double()
+    s = parameter_vectors(network, prepared.basis, inverse.apply(c)).double()
     batches: list[Batch] = list(read_batches(task.train, task.train.indices, 64))
     h = curvature_matrix(network, batches, "ggn") + 0.06 * torch.eye(500, dtype=torch.float64)
     # curvature_matrix has an output layer's own path; here it is the general one: every parameter in its place.

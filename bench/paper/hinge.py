@@ -35,7 +35,7 @@ from influence_cli.metrics import pearson, slope
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 sys.path.insert(0, str(CONFIGS))
-from svm import PENALTY, Minimum, OneAgainstSeven, as_model, minimise_hinge  # noqa: E402
+from svm import PENALTY, Minimum, OneAgainstSeven, as_model, minimise_hinge
 
 TEST, COUNT = 1597, 100
 # The random half alone is left out of the table: hardly any of it moves the loss.

@@ -27,8 +27,8 @@ import torch
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY / "bench" / "paper"), str(REPOSITORY / "configs")]
-import leave_one_out_project  # noqa: E402
-from models import train_softmax_regression  # noqa: E402
+import leave_one_out_project
+from models import train_softmax_regression
 
 PARTS = ("all", "most influential", "random")
 CNN_CONFIG = """

@@ -14,6 +14,7 @@ from influence_cli.commands.options import Quiet
 
 
 def command(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="A new folder for the project.")] = Path(
         "influence-demo"
     ),
@@ -49,11 +50,13 @@ def command(
     with terminal.status("loading torch"):
         import torch  # noqa: F401
     _train(terminal)
+    app: Any = context.find_root().command
     wrong = _first_misclassified()
-    _step(terminal, ["check", "--format", "table"])
-    _step(terminal, ["gradients"])
-    _step(terminal, ["rank", str(wrong), "--top", "5", "--format", "table", "--report", "rank.html"])
+    _step(app, terminal, ["check", "--format", "table"])
+    _step(app, terminal, ["gradients"])
+    _step(app, terminal, ["rank", str(wrong), "--top", "5", "--format", "table", "--report", "rank.html"])
     _step(
+        app,
         terminal,
         ["mislabels", "--truth", "truth.csv", "--format", "table", "--report", "mislabels.html"],
     )
@@ -103,10 +106,8 @@ def _first_misclassified() -> int:
     return int(misclassified(load_tasks(load_config(Path("influence.yaml"))), Terminal(quiet=True))[0])
 
 
-def _step(terminal: Any, words: list[str]) -> None:
+def _step(app: Any, terminal: Any, words: list[str]) -> None:
     """Run a command in this process, shown and recorded as the user would type it."""
-    from influence_cli.cli import app
-
     terminal.say("")
     terminal.say(f"$ influence {shlex.join(words)}")
     sys.argv[1:] = words

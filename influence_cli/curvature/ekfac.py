@@ -136,8 +136,8 @@ def fit(
 ) -> list[Block]:
     """Fit the factors of every layer.
 
-    Processes of a job (cluster.py) each take a part of the batches, and of the layers to decompose; sums are added up
-    and eigenvectors handed round at the end of a stage.
+    Processes of a job each take a part of the batches, and of the layers to decompose; sums are
+    added up and eigenvectors handed round at the end of a stage.
 
     Args:
         network: the model, its layers decided.
