@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from influence_cli import load_config
+from influence_cli.config.user_code import import_object
 from influence_cli.data import labelled_inputs
 from influence_cli.demo.project import write_project
 from influence_cli.task import load_split
-from influence_cli.user_code import import_object
 
 SHARE = 0.1
 ARMS = ("mislabels", "random", "all")

@@ -25,13 +25,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import verify_lds_project as project
 
-from influence_cli.config import Config, load_config
+from influence_cli.config.load import load_config
+from influence_cli.config.schema import Config
 from influence_cli.curvature import damping
 from influence_cli.datamodeling import Datamodeling, datamodeling_score, left_out
 from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.retrain import HALVES, half, seed_of
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.task import load_tasks
-from influence_cli.terminal import Terminal
 
 MODELS, SUBSETS, REPEATS, TESTS = 5, 100, 2, 300
 # Conjugate gradients stop at a residual that a rank correlation does not see.

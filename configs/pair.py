@@ -144,7 +144,7 @@ def train_top_layer(x: Tensor, y: Tensor, l2: float) -> nn.Module:
 
 def read_examples(config: Path, data: Path) -> tuple[Tensor, Tensor, float]:
     """Read the training examples as a config's transform gives them: inputs, labels, and its l2."""
-    from influence_cli.config import load_config
+    from influence_cli.config.load import load_config
     from influence_cli.data import labelled_inputs
     from influence_cli.task import load_split
 

@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 import yaml
 
-from influence_cli.config import load_config
+from influence_cli.config.load import load_config
 from influence_cli.data import Split
 from influence_cli.decisions import DECISIONS, read_decisions
 from influence_cli.errors import InfluenceError, one_line, printable

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "InfluenceError": "errors",
-    "load_config": "config",
+    "load_config": "config.load",
     "load_tasks": "task",
     "check_run": "check",
     "prepare_all": "precompute",
@@ -35,7 +35,7 @@ _HOMES = {
     "compare_results": "compare",
     "measure_distances": "distances",
     "Store": "store",
-    "Terminal": "terminal",
+    "Terminal": "runtime.terminal",
 }
 
 __all__ = ["__version__", *_HOMES]

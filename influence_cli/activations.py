@@ -17,10 +17,10 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn import functional
 
-from influence_cli import cluster
 from influence_cli.data import Batch
 from influence_cli.errors import InfluenceError
 from influence_cli.layers import CONVOLUTIONS
+from influence_cli.runtime import distributed
 from influence_cli.task import logits_of
 
 # Numbers that a layer may have after pooling; what the last layer reads, the penultimate activations; all together.
@@ -115,11 +115,11 @@ def join_activations(own: Activations | None) -> Activations | None:
     Args:
         own: of this process's part of the examples; None where it has none.
     """
-    if cluster.size() == 1:
+    if distributed.size() == 1:
         return own
     rest = None if own is None else (own.layers, own.indices, own.targets, own.hashes)
-    parts = [part for part in cluster.gathered(rest) if part is not None]
-    features = cluster.rows_to_first(None if own is None else own.features)
+    parts = [part for part in distributed.gathered(rest) if part is not None]
+    features = distributed.rows_to_first(None if own is None else own.features)
     if features is None or not parts:
         return None
     layers = parts[0][0]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config import SOLVERS, Config
+from influence_cli.config.schema import SOLVERS, Config
 from influence_cli.ensemble import refuse_source
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts, TrainingFacts
@@ -29,10 +29,10 @@ from influence_cli.index_file import Index, index_path, missing, open_index
 from influence_cli.inverse import Inverse
 from influence_cli.precompute import Prepared, store_path
 from influence_cli.rank import Group, describe_run, group_size, make_inverses
+from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.scores import Strongest, removal, require_finite, strongest
 from influence_cli.selection import Selected
 from influence_cli.store import Store
-from influence_cli.terminal import Terminal, duration
 from influence_cli.testset import gradient_groups
 
 

@@ -18,24 +18,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from influence_cli.data import Split, file_input, raw_item, to_input
 from influence_cli.errors import InfluenceError, require_extra
 from influence_cli.facts import TestFacts
-from influence_cli.report.html import Card, thumbnail
+from influence_cli.pictures import overlay, scaled, thumbnail, view
+from influence_cli.report.html import Card
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.task import Task, logits_of
-from influence_cli.terminal import Terminal
 
 METHODS = ("integrated-gradients", "grad-cam", "occlusion")
 # Points of the path integral: the sum over pixels then meets f(x) − f(x₀) to about 1% on a network with ReLU.
 STEPS = 64
 # Copies of the image that go through the model at one time, and the numbers that they may have in all.
 COPIES, NUMBERS = 64, 2**22
-
-# Red and blue are told apart with every kind of colour vision.
-_FOR, _AGAINST = (178, 24, 43), (33, 102, 172)
 
 
 def check_attribution(method: str | None) -> None:
@@ -115,33 +112,6 @@ def attribute(task: Task, image: Tensor, target: int, method: str) -> np.ndarray
             # captum gives a pixel's value to each channel of the patch.
             found = found.mean(dim=1, keepdim=True)
     return np.asarray(found.detach()[0].cpu().double().sum(dim=0).numpy())
-
-
-def scaled(values: np.ndarray) -> np.ndarray:
-    """Scale attributions [H, W] into [−1, 1] by the largest absolute one; zeros stay zeros."""
-    largest = float(np.abs(values).max(initial=0.0))
-    return values / largest if largest > 0 and np.isfinite(largest) else np.zeros_like(values)
-
-
-def overlay(picture: Image.Image, values: np.ndarray) -> Image.Image:
-    """Colour an image by attributions: red speaks for the class, blue against it, the image in grey underneath.
-
-    Args:
-        picture: of any size and mode; an attribution belongs to the same part of it.
-        values: [H, W] in [−1, 1].
-
-    Returns:
-        An RGB image of the size of ``picture``.
-    """
-    grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None]
-    # Light grey, so that the colours show on black images as well.
-    under = 150.0 + grey / 255.0 * 105.0
-    fitted = Image.fromarray(values.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
-    strength = np.clip(np.asarray(fitted, dtype=np.float64), -1.0, 1.0)[..., None]
-    colour = np.where(strength > 0, np.array(_FOR, dtype=np.float64), np.array(_AGAINST, dtype=np.float64))
-    # The power brings out what is weak: of 784 pixels a few are near 1.
-    share = 0.9 * np.abs(strength) ** 0.75
-    return Image.fromarray((share * colour + (1 - share) * under).round().astype(np.uint8))
 
 
 def attribution_cards(
@@ -259,10 +229,3 @@ def _require_image(image: Tensor) -> None:
             f"--attribution: an input of the model is {image.dtype} of shape {list(image.shape)}",
             "pixels are drawn for images [channels, height, width] of floats",
         )
-
-
-def view(image: np.ndarray) -> Image.Image:
-    """Show an input [C, H, W] in grey, from its darkest to its lightest value."""
-    values = image.astype(np.float64).mean(axis=0)
-    low, high = float(values.min()), float(values.max())
-    return Image.fromarray(((values - low) / (high - low or 1.0) * 255).round().astype(np.uint8))

@@ -11,9 +11,9 @@ from influence_cli.curvature.choice import Choice
 from influence_cli.data import read_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.network import evaluate
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.store import READ, Store
 from influence_cli.task import Task
-from influence_cli.terminal import Terminal
 
 
 def check_code(task: Task, choice: Choice, store: Store, block: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from influence_cli.blocks import Block, largest
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.damping import choose_damping
 from influence_cli.curvature.ekfac import make_plan, stored_bytes

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.user_code import describe
+from influence_cli.errors import InfluenceError, describe, human_bytes
 
 NESTS = ("state_dict", "model_state_dict", "model", "net", "module", "ema", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from influence_cli import __version__, cluster
+from influence_cli import __version__
 from influence_cli.commands import (
     check,
     compare,
@@ -30,10 +30,11 @@ from influence_cli.commands import (
     verify,
 )
 from influence_cli.errors import InfluenceError, Stopped, one_line, printable
-from influence_cli.standard_streams import discard_stdout, open_missing, settle_stdout
-from influence_cli.terminal import Terminal
+from influence_cli.runtime import distributed
+from influence_cli.runtime.stdio import discard_stdout, open_missing, settle_stdout
+from influence_cli.runtime.terminal import Terminal
 
-# Commands whose work several processes share (cluster.py); any other is done by the first of them.
+# Commands whose work several processes share (runtime/distributed.py); any other is done by the first of them.
 SPREAD = ("gradients", "rank", "mislabels", "verify")
 # The base of what typer raises for a wrong option or argument; it has no public name there.
 _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -71,18 +72,18 @@ class _Group(TyperGroup):
                 _refuse_stdout(error)
                 raise typer.Exit(2) from None
             return result
-        except cluster.Finished:
+        except distributed.Finished:
             raise typer.Exit(0) from None
         except InfluenceError as error:
             _print_error(error.message, error.hint)
-            raise typer.Exit(cluster.ending(2)) from None
+            raise typer.Exit(distributed.ending(2)) from None
         except KeyboardInterrupt as error:
             kept = str(error) if isinstance(error, Stopped) else "finished work is kept; run the same command to go on"
-            if cluster.speaks(130):  # whichever process that is
+            if distributed.speaks(130):  # whichever process that is
                 Terminal().console.print(printable(f"interrupted: {kept}"), markup=False)
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            cluster.speaks(0)
+            distributed.speaks(0)
             discard_stdout()
             raise typer.Exit(0) from None
         except MemoryError:
@@ -92,7 +93,7 @@ class _Group(TyperGroup):
             _refuse_usage(error)
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort):
                 raise  # typer's own ways to end
-            from influence_cli.user_code import describe
+            from influence_cli.errors import describe
 
             _print_error(
                 f"nobody foresaw this: {describe(error)}",
@@ -134,10 +135,10 @@ def _print_error(message: str, hint: str) -> None:
 
     if os.environ.get("INFLUENCE_DEBUG"):
         traceback.print_exc()
-    if not cluster.speaks(2):
+    if not distributed.speaks(2):
         return
     console = Terminal().console
-    console.print(Text.assemble(("error: ", "bold red"), one_line(cluster.whose() + message)))
+    console.print(Text.assemble(("error: ", "bold red"), one_line(distributed.whose() + message)))
     if hint:
         console.print(Text(f"  {one_line(hint)}"))
 
@@ -169,12 +170,12 @@ def _options(
     ] = False,
 ) -> None:
     del version
-    count = cluster.started()[1]
+    count = distributed.started()[1]
     if count > 1 and context.invoked_subcommand not in SPREAD:
-        if not cluster.started_first():
+        if not distributed.started_first():
             raise typer.Exit(0)
         Terminal().say(f"{context.invoked_subcommand} is the work of one process: of {count} the others have ended")
-        cluster.stay_alone()
+        distributed.stay_alone()
 
 
 for _name, _module in (
@@ -198,10 +199,10 @@ for _name, _module in (
 def main() -> None:
     """Run the command line."""
     open_missing()
-    if not cluster.started_first():
+    if not distributed.started_first():
         discard_stdout()  # one process writes rows, --help and the version
     try:
         app()
     finally:
-        cluster.leave()
+        distributed.leave()
         settle_stdout()

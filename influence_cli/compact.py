@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from influence_cli import disk
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
-from influence_cli.locks import claim
+from influence_cli.runtime import disk
+from influence_cli.runtime.locks import claim
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.shards import remove_orphans
 from influence_cli.store import Store
 from influence_cli.store_file import create
-from influence_cli.terminal import Terminal
 
 
 def compact(path: Path, terminal: Terminal) -> None:

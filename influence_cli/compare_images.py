@@ -13,7 +13,7 @@ from influence_cli.report.table import Row
 from influence_cli.result_files import Result
 
 if TYPE_CHECKING:
-    from influence_cli.config import DataConfig
+    from influence_cli.config.schema import DataConfig
     from influence_cli.data import Split
 
 # Takes a row, gives the image as a file or the data set has it, or raises InfluenceError.
@@ -60,7 +60,7 @@ def image_reader(
                     f"run from where the images were, or leave out {option}",
                 )
         return lambda row: _of_file(row, item)
-    from influence_cli.config import load_config
+    from influence_cli.config.load import load_config
     from influence_cli.data import raw_item
     from influence_cli.task import load_split, load_splits
 

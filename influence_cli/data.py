@@ -20,9 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from influence_cli.data_files import DataFiles
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, describe
 from influence_cli.image_files import cut_off, lost_depth, open_image
-from influence_cli.user_code import describe
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli import cluster
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.ensemble import alone, last_checkpoints
 from influence_cli.facts import TestFacts
 from influence_cli.metrics import bootstrap_lds, lds
@@ -38,9 +37,10 @@ from influence_cli.retrain import (
     seed_of,
 )
 from influence_cli.retrain_files import Arrays, Job, do_all, open_folder, turn
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.selection import Selected
 from influence_cli.task import Task
-from influence_cli.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def datamodeling_score(
     open_folder(folder, made_of(config, task), MEANING)
     # Of several commands one makes the stores, the others begin to train; the processes of a job make them together.
     stores: dict[str, list[Prepared]] = {}
-    with turn(folder, wait=False) if cluster.is_first() else nullcontext(False) as mine:
-        if cluster.from_first(lambda: mine):
+    with turn(folder, wait=False) if distributed.is_first() else nullcontext(False) as mine:
+        if distributed.from_first(lambda: mine):
             stores = _prepare(methods, tasks, on_the_fly, terminal)
     halves = [half(seed_of(config.seed, HALVES), subset, n) for subset in range(subsets)]
     keys = [(repeat, subset) for repeat in range(repeats) for subset in range(subsets)]
@@ -158,8 +158,8 @@ def datamodeling_score(
     positions = split.indices[chosen]
     selected = [Selected(int(index), None, int(split.labels[index])) for index in positions]
     if not stores:
-        with turn(folder, wait=True) if cluster.is_first() else nullcontext():
-            cluster.barrier()
+        with turn(folder, wait=True) if distributed.is_first() else nullcontext():
+            distributed.barrier()
             stores = _prepare(methods, tasks, on_the_fly, terminal)
     predicted = np.array(
         [

@@ -18,7 +18,7 @@ import numpy as np
 from influence_cli.data_files import is_within
 from influence_cli.errors import InfluenceError, did_you_mean, near_path
 from influence_cli.label_files import Table, class_number, parts_above, read_table, same_end
-from influence_cli.report.cells import unguarded
+from influence_cli.runtime.csv_cells import unguarded
 
 if TYPE_CHECKING:
     from influence_cli.data import Split

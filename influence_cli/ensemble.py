@@ -38,14 +38,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.coordinates import Blocks, vector_coordinates
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.inverse import Inverse, Passage, warn_of_span
 from influence_cli.precompute import Prepared
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.scores import relaxation
 from influence_cli.streams import parameter_vectors
-from influence_cli.terminal import Terminal
 
 
 def weighted(inverses: Sequence[Inverse], times: Sequence[float]) -> list[Inverse]:

@@ -138,3 +138,11 @@ def did_you_mean(given: str, known: Iterable[str], *, listed: int = 12) -> str:
     shown = ", ".join(words[:listed]) + (f", … ({len(words)} in all)" if len(words) > listed else "")
     guess = f"did you mean {near[0]!r}? " if near else ""
     return f"{guess}known: {shown}"
+
+
+def describe(error: BaseException) -> str:
+    """Put an exception of somebody else's code in one line."""
+    text = " ".join(str(error).split())
+    if len(text) > 300:
+        text = text[:297] + "…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -12,8 +12,8 @@ from influence_cli.curvature.ekfac import EXACT_BLOCK, WIDEST, factor_bytes, mak
 from influence_cli.data import Batch
 from influence_cli.gradients import add_products, rest_products
 from influence_cli.layers import forward
-from influence_cli.memory import example_bytes
 from influence_cli.network import Network, loss_slopes
+from influence_cli.runtime.memory import example_bytes
 from influence_cli.task import Task
 
 

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from influence_cli import cluster
 from influence_cli.activations import ALL, Activations, activations, join_activations
 from influence_cli.data import Split, readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts
 from influence_cli.logistic import leave_one_out_logistic
-from influence_cli.memory import available_bytes
 from influence_cli.neighbours import distance, nearest, vote
 from influence_cli.probe import refuse_not_finite
 from influence_cli.readout import FLOOR, leave_one_out
+from influence_cli.runtime import distributed
+from influence_cli.runtime.memory import available_bytes
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.task import Task
-from influence_cli.terminal import Terminal
 
 # Below this share of the leave-one-out loss a model's loss on its own training labels is memory, not opinion.
 MEMORISED = 0.75
@@ -110,8 +110,8 @@ def gather_evidence(
         obstacle = _obstacle(found, task.classes)
         if obstacle is None:
             readouts.append(_readouts(found, task, summary, len(tasks), terminal, logistic))
-    cluster.hear(terminal.warnings, terminal.warn)
-    if not cluster.is_first():
+    distributed.hear(terminal.warnings, terminal.warn)
+    if not distributed.is_first():
         return None
     model = torch.stack(models).mean(dim=0).log_softmax(dim=1)
     facts = TrainingFacts(
@@ -188,15 +188,15 @@ def pool(opinions: Tensor, targets: Tensor) -> Tensor:
 
 def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first: bool) -> Activations | None:
     fits = int(FREE_SHARE * available_bytes(torch.device("cpu"))) // (4 * max(1, len(split)))
-    most = cluster.smallest(min(ALL, max(1, fits)))
-    indices = split.indices[cluster.share(len(split))]
+    most = distributed.smallest(min(ALL, max(1, fits)))
+    indices = split.indices[distributed.share(len(split))]
     if most < ALL and first:
         terminal.detail(f"at most {most:,} activations of an example, for lack of memory")
     with terminal.progress(len(indices), "activations of every layer") as advance:
         batches = readable_batches(
             split, indices, 256, task.loading, skip=skip, tell=terminal.warn if first else lambda _: None
         )
-        some = len(indices) or cluster.size() == 1
+        some = len(indices) or distributed.size() == 1
         own = activations(task.model, batches, task.device, advance, most, split.title) if some else None
     return join_activations(own)
 

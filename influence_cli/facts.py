@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import cluster
 from influence_cli.data import readable_batches
 from influence_cli.precompute import Prepared
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.store import READ, Store, predicted_classes
 from influence_cli.task import Task, logits_of
-from influence_cli.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def empty_facts(task: Task) -> TrainingFacts:
 
 def add_up(facts: TrainingFacts) -> None:
     """Give every process of a job what each has filled in of the facts."""
-    cluster.sum_array(facts.losses)
-    cluster.sum_array(facts.probabilities)
-    facts.read[:] = cluster.sum_array(facts.read.astype(np.uint8)) > 0
+    distributed.sum_array(facts.losses)
+    distributed.sum_array(facts.probabilities)
+    facts.read[:] = distributed.sum_array(facts.read.astype(np.uint8)) > 0
 
 
 def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False) -> np.ndarray:
@@ -122,14 +122,14 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False)
     """
     split = tasks[0].test_split()
     wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
-    own = split.indices[cluster.share(len(split))]
+    own = split.indices[distributed.share(len(split))]
     with terminal.progress(len(own), "predicting the test set") as advance:
         batches = readable_batches(split, own, 256, tasks[0].loading, skip=skip, tell=terminal.warn)
         for batch in batches:
             predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
             wrong.append(batch.indices[(predicted != batch.targets).numpy()])
             advance(len(batch))
-    found = np.concatenate(cluster.gathered(np.concatenate(wrong)))
+    found = np.concatenate(distributed.gathered(np.concatenate(wrong)))
     terminal.say(f"{len(found):,} of {len(split):,} test examples are misclassified")
     return found
 

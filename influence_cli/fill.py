@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from influence_cli import cluster
 from influence_cli.coordinates import Basis, coordinates
 from influence_cli.data import Batch, read_batches, readable_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
-from influence_cli.memory import is_out_of_memory
 from influence_cli.network import Network
 from influence_cli.probe import check_gradients
+from influence_cli.runtime import distributed
+from influence_cli.runtime.memory import is_out_of_memory
+from influence_cli.runtime.terminal import Advance, Terminal, duration
 from influence_cli.store import READ, SKIPPED, Rows, Store, block_sums
 from influence_cli.task import Task
-from influence_cli.terminal import Advance, Terminal, duration
 
 
 @dataclass
@@ -62,27 +62,27 @@ def fill_store(
     """
     with Store.open(path) as store:
         layout, files = store.layout, store.shards or [(path, range(store.layout.blocks))]
-    cluster.barrier()  # nobody reads any more what one of them is about to write
+    distributed.barrier()  # nobody reads any more what one of them is about to write
     filled, started = Filled(0, np.zeros(layout.k + 1), []), time.perf_counter()
     jobs = [(file, blocks, own) for file, blocks in files if len(own := todo[np.isin(todo, blocks)])]
     count = sum(len(task.train.indices[layout.rows(int(block))]) for block in todo)
     try:
         with terminal.progress(count, f"gradients of {path.name}") as bar:
-            advance = cluster.counted(bar)
-            for number in cluster.turns(len(jobs)):
+            advance = distributed.counted(bar)
+            for number in distributed.turns(len(jobs)):
                 file, blocks, own = jobs[number]
                 indices = task.train.indices[layout.span(blocks)]
                 fill_blocks(task, network, basis, file, own - blocks.start, indices, filled, advance, skip)
     except KeyboardInterrupt:
         done = layout.blocks - len(todo) + filled.blocks
-        kept = f"{done} of {layout.blocks} blocks" if cluster.size() == 1 else "finished blocks"
+        kept = f"{done} of {layout.blocks} blocks" if distributed.size() == 1 else "finished blocks"
         raise Stopped(f"{path}: {kept} are done and kept; run the same command to go on") from None
     for reason in filled.skipped:
         terminal.warn(f"skipped: {reason}")
-    cluster.hear(terminal.warnings, terminal.warn)
-    finished = sum(cluster.gathered(filled.blocks))
-    cluster.sum_array(filled.total)
-    if cluster.is_first():
+    distributed.hear(terminal.warnings, terminal.warn)
+    finished = sum(distributed.gathered(filled.blocks))
+    distributed.sum_array(filled.total)
+    if distributed.is_first():
         with Store.open(path) as store:
             size, readable = store.size(), store.readable()
         # Rounded rows are summed by a scan, so that a resumed store is the same to the byte.
@@ -91,7 +91,7 @@ def fill_store(
                 store.write_summary(filled.total / max(1, readable))
         spent = duration(time.perf_counter() - started)
         terminal.say(f"wrote {finished} of {layout.blocks} blocks of {path} ({human_bytes(size)}) in {spent}")
-    cluster.barrier()
+    distributed.barrier()
 
 
 def fill_blocks(

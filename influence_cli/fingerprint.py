@@ -16,13 +16,13 @@ import torch
 import xxhash
 from torch import nn
 
-from influence_cli import __version__, cluster
+from influence_cli import __version__
 from influence_cli.curvature.choice import Choice
 from influence_cli.data import Split, read_batches
 from influence_cli.data_files import near
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, describe
+from influence_cli.runtime import distributed
 from influence_cli.task import Task
-from influence_cli.user_code import describe
 
 # Examples hashed to recognise a data set that is not made of files.
 SAMPLED = 64
@@ -116,7 +116,7 @@ def agree_on(tasks: Sequence[Task], more: Mapping[str, str]) -> None:
         **DATA_MEANING,
         "versions": "the versions of torch, torchvision or influence",
     }
-    cluster.agree(facts, meaning)
+    distributed.agree(facts, meaning)
 
 
 def versions() -> str:

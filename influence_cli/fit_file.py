@@ -21,10 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from influence_cli import cluster, disk
 from influence_cli.curvature.progress import Progress
 from influence_cli.errors import InfluenceError, Stopped
-from influence_cli.terminal import Terminal
+from influence_cli.runtime import disk, distributed
+from influence_cli.runtime.terminal import Terminal
 
 # Seconds between two saves of an unfinished fit.
 SAVE_EVERY = 30.0
@@ -32,7 +32,7 @@ SAVE_EVERY = 30.0
 
 def fit_path(store: Path) -> Path:
     """Name the file of a store's unfinished fit; of several processes each has one."""
-    own = f".{cluster.rank()}-of-{cluster.size()}" if cluster.size() > 1 else ""
+    own = f".{distributed.rank()}-of-{distributed.size()}" if distributed.size() > 1 else ""
     return store.with_name(f"{store.name}.fit{own}")
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import cluster, disk
 from influence_cli.blocks import Block, describe, from_arrays, keep, to_arrays
 from influence_cli.coordinates import Basis, Blocks, Joint
 from influence_cli.culprit import refuse_culprit, refuse_product
@@ -39,12 +38,13 @@ from influence_cli.fill import training_batches
 from influence_cli.fit_file import fit_path, load_progress, saving
 from influence_cli.layers import forward
 from influence_cli.losses import may_lack_curvature
-from influence_cli.memory import available_bytes
 from influence_cli.network import evaluate
+from influence_cli.runtime import disk, distributed
+from influence_cli.runtime.memory import available_bytes
+from influence_cli.runtime.terminal import Advance, Terminal
 from influence_cli.spectrum import Spectrum, joint, layered
 from influence_cli.store import Store
 from influence_cli.task import Task, set_precision
-from influence_cli.terminal import Advance, Terminal
 
 # Directions left out of an explicit basis carry less than this share of the summed self-influence.
 DROPPED_SHARE = 1e-7
@@ -128,7 +128,7 @@ def fit_curvature(
     if choice.method == "arnoldi":
         return _fit_arnoldi(task, choice, terminal, own, batch, skip)
     matrix, what = _compute_matrix(task, choice, path, fingerprint, terminal, skip)
-    if not cluster.is_first():
+    if not distributed.is_first():
         return Fitted(facts=own)  # the first process decomposes it, and writes the store
     with terminal.status(f"eigenvectors of the {what} matrix"):
         basis, spectrum = eigenbasis(matrix)
@@ -194,7 +194,7 @@ def _fit_layers(
     own = dict(fingerprint) | {"seed": str(task.seed), "method": choice.method}
     progress = load_progress(file, own)
     # What is done is counted in batches: go on with ones of the same size, or anew if those do not fit the memory.
-    sizes = cluster.gathered(None if progress is None else int(progress.arrays["batch"]))
+    sizes = distributed.gathered(None if progress is None else int(progress.arrays["batch"]))
     known = [size for size in sizes if size is not None and size <= batch]
     if progress is not None and int(progress.arrays["batch"]) not in known[:1]:
         progress = None
@@ -203,7 +203,7 @@ def _fit_layers(
         terminal.say(f"going on with the factors of {file}: {progress.stage}, {progress.examples:,} examples done")
     begun = progress or Progress(STAGES[0], arrays={"seed": torch.tensor(task.seed), "batch": torch.tensor(batch)})
     catch_up(begun)
-    layers, part = len(make_plan(network).layers), cluster.size()
+    layers, part = len(make_plan(network).layers), distributed.size()
     sample, every = _sample(task, choice)
     totals = {"covariances": len(sample) // part, "eigenvectors": layers // part}
     bars = _Bars(terminal, choice.method, totals, len(task.train) // part, progress)
@@ -218,7 +218,7 @@ def _fit_layers(
 
     def is_finite(part: Batch) -> bool:
         try:
-            with cluster.apart():
+            with distributed.apart():
                 fit_batches(lambda _stage, start: [part][start:])
         except FloatingPointError:
             return False
@@ -236,8 +236,8 @@ def _batches(task: Task, indices: np.ndarray, start: int, size: int, skip: bool)
 
     Processes of a job take turns at the batches, which are cut alike however many there are.
     """
-    if cluster.size() > 1:
-        turns = range(cluster.rank() * size, len(indices), cluster.size() * size)
+    if distributed.size() > 1:
+        turns = range(distributed.rank() * size, len(indices), distributed.size() * size)
         indices = np.concatenate([indices[:0], *(indices[at : at + size] for at in turns)])
     for part in read_batches(task.train, indices[start * size :], size, task.loading):
         if not skip:
@@ -355,7 +355,7 @@ def _compute_matrix(
     # TF32 would round eigenvalues below zero: that precision is for gradients.
     set_precision("float32")
     try:
-        count = len(task.train) // cluster.size()
+        count = len(task.train) // distributed.size()
         with saving(file, own, terminal) as save, terminal.progress(count, what) as advance:
             advance(progress.examples)
             batches = _batches(task, task.train.indices, progress.done, BATCH, skip)

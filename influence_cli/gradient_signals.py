@@ -13,7 +13,6 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from influence_cli import cluster
 from influence_cli.coordinates import squared_norms
 from influence_cli.data import Split, readable_batches
 from influence_cli.ensemble import solved_vectors, test_stores
@@ -22,6 +21,8 @@ from influence_cli.facts import TrainingFacts, empty_facts, explained
 from influence_cli.inverse import Inverse
 from influence_cli.precompute import Prepared
 from influence_cli.probe import check_finite, check_gradients
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.scores import removal, require_finite
 from influence_cli.selection import Selected
 from influence_cli.store import READ, Store
@@ -33,7 +34,6 @@ from influence_cli.streams import (
     stored_self_influence,
     training_products,
 )
-from influence_cli.terminal import Terminal
 from influence_cli.testset import mean_gradients
 
 
@@ -96,7 +96,7 @@ def _require_finite(values: np.ndarray, what: str, split: Split) -> None:
 
 def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal, skip: bool) -> list[np.ndarray]:
     """Compute ‖gᵢ‖ under every checkpoint over all tracked parameters, float64 [n] each; NaN where not read."""
-    indices, norms = split.indices[cluster.share(len(split))], []
+    indices, norms = split.indices[distributed.share(len(split))], []
     for prepared in stores:
         network, own = prepared.choice.network, np.full(len(indices), np.nan)
         with terminal.progress(len(indices), f"gradient norms of the {split.name} examples") as advance:
@@ -109,7 +109,7 @@ def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal,
                 at = np.searchsorted(indices, batch.indices)
                 own[at] = squares.double().sqrt().cpu().numpy()
                 advance(len(batch))
-        norms.append(np.concatenate(cluster.gathered(own)))
+        norms.append(np.concatenate(distributed.gathered(own)))
     return norms
 
 
@@ -129,7 +129,7 @@ def _streamed_self_influences(
     stores: Sequence[Prepared], inverses: Sequence[Inverse], split: Split, terminal: Terminal, skip: bool
 ) -> np.ndarray:
     task = stores[0].task
-    indices = split.indices[cluster.share(len(split))]
+    indices = split.indices[distributed.share(len(split))]
     own = np.full(len(indices), np.nan)
     size = min(256, min(prepared.batch for prepared in stores))
     with terminal.progress(len(indices), f"gradients of the {split.name} examples") as advance:
@@ -143,4 +143,4 @@ def _streamed_self_influences(
                     raise InfluenceError("self-influence would take a solve an example")
                 own[at] += removal(inverse.own(rows), prepared.task.n).cpu().numpy() / len(stores)
             advance(len(batch))
-    return np.concatenate(cluster.gathered(own))
+    return np.concatenate(distributed.gathered(own))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts, TrainingFacts
 from influence_cli.group_files import Grouping
@@ -23,9 +23,9 @@ from influence_cli.label_files import class_number
 from influence_cli.metrics import bootstrap_means, least_by_chance
 from influence_cli.precompute import Prepared
 from influence_cli.rank import rank_training
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.scores import harmful_part, most_harmful_first
 from influence_cli.selection import Selected
-from influence_cli.terminal import Terminal
 
 # Share of the bootstrap samples in which a group has to come first, and to be harmful, to be named without a doubt; and
 # the share of random groupings in which the most harmful group may be as harmful.

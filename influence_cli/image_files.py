@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
-from influence_cli.errors import InfluenceError
-from influence_cli.user_code import describe
+from influence_cli.errors import InfluenceError, describe
 
 # Of an image of more pixels than MAX_IMAGE_PIXELS (89 million) Pillow warns, and decodes it up to twice as many.
 # Once for the process: to change filters around every image would show each warning of a data set again.

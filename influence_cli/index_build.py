@@ -24,19 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import disk
 from influence_cli.approximate import candidates, inside, recall_text, whitened
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.index_file import Index, belongings, index_path, padded, seal_index, write_index
 from influence_cli.inverse import Inverse
-from influence_cli.locks import claim
-from influence_cli.memory import available_bytes
 from influence_cli.precompute import Prepared
+from influence_cli.runtime import disk
+from influence_cli.runtime.locks import claim
+from influence_cli.runtime.memory import available_bytes
+from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.scores import Running, Strongest, removal
 from influence_cli.selection import Selected
 from influence_cli.store import READ, Store
 from influence_cli.streams import averaged, stored_products
-from influence_cli.terminal import Terminal, duration
 from influence_cli.testset import test_gradients
 
 # Fewer rows are not worth lists; lists of float16 rows up to so many bytes, product codes beyond.

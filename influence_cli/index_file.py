@@ -25,11 +25,11 @@ import numpy as np
 import torch
 import xxhash
 
-from influence_cli import disk
 from influence_cli.errors import InfluenceError
 from influence_cli.fingerprint import MEANING
 from influence_cli.inverse import Inverse
 from influence_cli.precompute import Prepared
+from influence_cli.runtime import disk
 from influence_cli.store import READ, Store
 
 FORMAT = b"influence-index1"

@@ -14,9 +14,8 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from influence_cli.errors import InfluenceError, did_you_mean, quoted
-from influence_cli.report.cells import unguarded
-from influence_cli.user_code import describe
+from influence_cli.errors import InfluenceError, describe, did_you_mean, quoted
+from influence_cli.runtime.csv_cells import unguarded
 
 NUMBER_COLUMNS = ("index", "indices")
 LABEL_COLUMNS = ("true_label", "label", "new_label")

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import cluster
 from influence_cli.data import ALONE, Loading, Split, raw_item, read_batches, to_input
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.memory import available_bytes, halving
-from influence_cli.terminal import Terminal
+from influence_cli.runtime import distributed
+from influence_cli.runtime.memory import available_bytes, halving
+from influence_cli.runtime.terminal import Terminal
 
 # Examples that are read for the measurement, and seconds after which it ends: at least a few of them.
 MOST, LEAST, SECONDS = 64, 8, 0.4
@@ -149,7 +149,7 @@ def cores_here() -> int:
         found = min(found, int(quota) / int(period))
     except (OSError, ValueError):
         pass  # no quota: the file is not there, or says max
-    return max(1, math.floor(found / cluster.on_this_host()))
+    return max(1, math.floor(found / distributed.on_this_host()))
 
 
 def _reading(split: Split, seed: int) -> tuple[float, Tensor | None]:
@@ -192,7 +192,7 @@ def _room() -> int:
     room = ROOM * available_bytes(torch.device("cpu"))
     try:
         status = os.statvfs(SHARED)
-        room = min(room, 0.75 * status.f_bavail * status.f_frsize / cluster.on_this_host())
+        room = min(room, 0.75 * status.f_bavail * status.f_frsize / distributed.on_this_host())
     except OSError:
         pass
     return int(room)

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_cli import cluster
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.curvature.explicit import MAX_PARAMETERS
 from influence_cli.data import readable_batches
 from influence_cli.errors import InfluenceError, counted
@@ -49,9 +48,10 @@ from influence_cli.retrain import (
     seed_of,
 )
 from influence_cli.retrain_files import Arrays, Job, do_all, open_folder
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.selection import Selected
 from influence_cli.task import Task
-from influence_cli.terminal import Terminal
 from influence_cli.testset import selected_batches
 
 BATCH = 256
@@ -257,13 +257,13 @@ def explained_outputs(
 def _newton_changes(found: AtMinimum, rows: np.ndarray, terminal: Terminal) -> np.ndarray:
     """Give the rise of each test loss without each row, by Newton steps: [rows, tests]."""
     problem, w = found.problem, found.w
-    own = rows[cluster.share(len(rows))]
+    own = rows[distributed.share(len(rows))]
     change = w.new_zeros(0, len(found.tests.targets))
     if len(own):
         with terminal.progress(len(own), "retraining without one example") as advance:
             ws = without_each(problem, w, torch.from_numpy(own).to(w.device), advance)
         change = losses_under(problem, ws, found.tests) - losses_under(problem, w[None], found.tests)
-    return np.concatenate(cluster.gathered(change.cpu().numpy()))
+    return np.concatenate(distributed.gathered(change.cpu().numpy()))
 
 
 @dataclass(frozen=True)

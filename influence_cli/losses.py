@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
+from influence_cli.config.user_code import bind, call, import_object
 from influence_cli.errors import InfluenceError, did_you_mean
-from influence_cli.user_code import bind, call, import_object
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

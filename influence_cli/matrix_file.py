@@ -9,10 +9,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from influence_cli import disk
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, describe
 from influence_cli.facts import TestFacts
-from influence_cli.user_code import describe
+from influence_cli.runtime import disk
 
 # Columns of a chunk: a piece of a scan fills whole ones, a reader of one row touches few.
 CHUNK = 4096

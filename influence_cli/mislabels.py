@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli import cluster
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.data import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.evidence import Evidence, gather_evidence
@@ -30,8 +29,9 @@ from influence_cli.metrics import percentile_rank
 from influence_cli.noise import Noise, estimate_noise
 from influence_cli.precompute import Prepared
 from influence_cli.rank import describe_run, make_inverses
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.task import Task
-from influence_cli.terminal import Terminal
 
 OPINIONS = ("combined", "readout", "neighbours", "logistic", "pred-probs")
 GRADIENTS = ("self-influence", "gradient-norm", "tracin", "test-influence")
@@ -148,7 +148,7 @@ def find_mislabels(
         except InfluenceError:
             if set(wanted) & set(GRADIENTS):
                 raise
-        cluster.dissolve()
+        distributed.dissolve()
         raise ValueError("only the first process has evidence")
     if evidence.obstacle is not None:
         if signal in OPINIONS and signal != "pred-probs":
@@ -168,7 +168,7 @@ def find_mislabels(
         if set(wanted) & set(GRADIENTS):
             raise
         terminal.warn(f"no self_influence: {error.message}")
-    cluster.dissolve()
+    distributed.dissolve()
     if signal not in signals:
         raise InfluenceError(f"--signal {signal}: it cannot be had here", f"there are: {', '.join(signals)}")
     opinions = {name: np.exp(own) for name, own in logs.items()}
@@ -230,7 +230,7 @@ def _gradient_signals(
             weights = config.model.times() if config.model.is_one_run else None
             signals["tracin"] = np.average(norms**2, axis=0, weights=weights)
     describe_run(stores, inverses, run, terminal)
-    cluster.hear(terminal.warnings, terminal.warn)
+    distributed.hear(terminal.warnings, terminal.warn)
     return signals
 
 

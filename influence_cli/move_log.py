@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 import xxhash
 
-from influence_cli import disk
 from influence_cli.errors import InfluenceError, near_path
+from influence_cli.runtime import disk
 
 if sys.platform != "win32":
     import fcntl

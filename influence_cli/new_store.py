@@ -1,6 +1,6 @@
 """Make the file of a store, or room in it for more rows: what comes before a gradient is computed.
 
-Of the processes of a job (cluster.py) all fit the curvature together, and the first one writes.
+Of the processes of a job (runtime/distributed.py) all fit the curvature together, and the first one writes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from influence_cli import cluster, disk
 from influence_cli.budget import check_budget, choose_coordinates, row_bytes, store_layout
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.coordinates import Basis, coordinates
 from influence_cli.curvature.choice import Choice
 from influence_cli.data import Batch, take
@@ -25,13 +24,14 @@ from influence_cli.estimate import estimate
 from influence_cli.fingerprint import data_facts, differing
 from influence_cli.fit_file import fit_files
 from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
-from influence_cli.locks import claim, is_claimed
-from influence_cli.memory import halving, plan_batch
+from influence_cli.runtime import disk, distributed
+from influence_cli.runtime.locks import claim, is_claimed
+from influence_cli.runtime.memory import halving, plan_batch
+from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.shards import create_sharded, extend, remove_orphans
 from influence_cli.store import Store
 from influence_cli.store_file import create
 from influence_cli.task import Task
-from influence_cli.terminal import Terminal, duration
 
 # Shards of a store that several processes fill, for each of them: a slow one keeps the others waiting for one at most.
 SHARDS = 8
@@ -44,9 +44,9 @@ def alone(path: Path) -> Iterator[None]:
     Raises:
         InfluenceError: another one is at it; the folder cannot be written to, or is not shared by all hosts.
     """
-    with claim(path) if cluster.is_first() else nullcontext():
-        cluster.barrier()
-        if not all(cluster.gathered(is_claimed(path))):
+    with claim(path) if distributed.is_first() else nullcontext():
+        distributed.barrier()
+        if not all(distributed.gathered(is_claimed(path))):
             raise InfluenceError(
                 f"{path} is not in a folder that every process of this job sees",
                 "set gradients.store to a file system that all hosts share",
@@ -77,17 +77,17 @@ def make_store(
     most = min(row_bytes(config, task, choice), budget)
     check_budget(config, task, choice)
     disk.check_space(path, most)
-    examples = cluster.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
+    examples = distributed.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
     plan = estimate(task, choice, batch, examples)
-    several = f" on {cluster.size()} processes" if cluster.size() > 1 else ""
+    several = f" on {distributed.size()} processes" if distributed.size() > 1 else ""
     terminal.say(
         f"making {path}: {len(task.train):,} training examples, {size:,} parameters, at most "
-        f"{human_bytes(most)}, about {duration(plan.seconds / cluster.size())}{several}"
+        f"{human_bytes(most)}, about {duration(plan.seconds / distributed.size())}{several}"
     )
     fitted, examples = halving_alone(
         lambda count: curvature_of(task, choice, path, wanted, terminal, count, skip), examples, terminal.warn
     )
-    cluster.from_first(lambda: _lay_out(config, task, choice, batch, path, wanted, fitted, terminal))
+    distributed.from_first(lambda: _lay_out(config, task, choice, batch, path, wanted, fitted, terminal))
     remove_fits(path)
 
 
@@ -137,8 +137,8 @@ def create_store(
         "indices": task.train.indices,
         "arrays": fitted.arrays | ({} if chosen is None else {"kept": chosen}),
     }
-    if rows and cluster.size() > 1:
-        create_sharded(path, store_layout(config, task, k), count=SHARDS * cluster.size(), **what)
+    if rows and distributed.size() > 1:
+        create_sharded(path, store_layout(config, task, k), count=SHARDS * distributed.size(), **what)
     else:
         create(path, store_layout(config, task, k), **what)
         remove_orphans(path)
@@ -160,31 +160,31 @@ def curvature_of(
 def known_curvature(choice: Choice, path: Path, wanted: dict[str, str]) -> Fitted | None:
     """Take the curvature from the store's file; None where it does not fit, or where a process does not see it."""
     found = stored_curvature(path, wanted, choice)
-    return found if all(cluster.gathered(found is not None)) else None
+    return found if all(distributed.gathered(found is not None)) else None
 
 
 def halving_alone(work: Callable[[int], Fitted], batch: int, tell: Callable[[str], Any]) -> tuple[Fitted, int]:
     """Fit with a batch size, halved as long as memory runs out; of several processes each would have to know."""
-    if cluster.size() > 1:
+    if distributed.size() > 1:
         return work(batch), batch
     return halving(work, batch, tell)
 
 
 def handed_round(fitted: Fitted) -> Fitted:
     """Give every process the curvature of the first one: eigenvectors of other machines have other signs."""
-    if cluster.size() == 1:
+    if distributed.size() == 1:
         return fitted
     arrays = {name: torch.from_numpy(np.array(values)) for name, values in fitted.arrays.items()}
-    arrays = arrays if cluster.is_first() else {}
-    cluster.hand_round(arrays)
-    facts = cluster.from_first(lambda: fitted.facts)
+    arrays = arrays if distributed.is_first() else {}
+    distributed.hand_round(arrays)
+    facts = distributed.from_first(lambda: fitted.facts)
     return Fitted({name: tensor.numpy() for name, tensor in arrays.items()}, facts)
 
 
 def remove_fits(path: Path) -> None:
     """Remove the files of unfinished fits, of this job and of ones with other numbers of processes."""
-    cluster.barrier()
-    if cluster.is_first():
+    distributed.barrier()
+    if distributed.is_first():
         for file in fit_files(path):
             disk.remove(file)
 
@@ -222,7 +222,7 @@ def extend_store(config: Config, task: Task, path: Path, wanted: dict[str, str],
     extend(
         path,
         layout,
-        count=SHARDS * cluster.size() if cluster.size() > 1 else 1,
+        count=SHARDS * distributed.size() if distributed.size() > 1 else 1,
         fingerprint=wanted,
         labels=task.train.labels[task.train.indices],
         indices=task.train.indices,

@@ -21,10 +21,9 @@ import torch
 from PIL import Image
 
 from influence_cli.data_files import DataFiles, RowPaths, find_files, near
-from influence_cli.errors import InfluenceError, did_you_mean, human_bytes, require_extra
+from influence_cli.errors import InfluenceError, describe, did_you_mean, human_bytes, require_extra
 from influence_cli.image_files import decode_rgb
-from influence_cli.memory import available_bytes
-from influence_cli.user_code import describe
+from influence_cli.runtime.memory import available_bytes
 
 # Row groups that a process keeps, as long as they take no more bytes: passes are in order, only a report jumps.
 KEPT, KEPT_BYTES = 4, 256 * 10**6

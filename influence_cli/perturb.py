@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.coordinates import products
 from influence_cli.data import Batch, read_batches, refuse_unreadable
 from influence_cli.ensemble import solved_vectors, test_stores
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, describe
 from influence_cli.facts import TestFacts
 from influence_cli.loo import explained_outputs, is_convex, to_minimum
 from influence_cli.near_minimum import follow
@@ -32,13 +32,12 @@ from influence_cli.newton import Outputs, Problem, factor_of, losses_under, outp
 from influence_cli.precompute import Prepared
 from influence_cli.rank import describe_run, group_size, make_inverses
 from influence_cli.retrain import check_whole
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.scores import perturbation, removal, require_finite
 from influence_cli.selection import Selected
 from influence_cli.streams import parameter_vectors
 from influence_cli.task import Task, logits_of
-from influence_cli.terminal import Terminal
 from influence_cli.testset import test_gradients
-from influence_cli.user_code import describe
 
 BATCH = 256
 

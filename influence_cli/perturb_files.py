@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from influence_cli.attribution import overlay, scaled, view
 from influence_cli.data import Split, file_input
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.label_files import load_npy
+from influence_cli.pictures import overlay, scaled, view
 from influence_cli.pixels import PixelScale, sixteen_bits
 from influence_cli.png16 import write_png16
-from influence_cli.report.formats import open_output
+from influence_cli.runtime.outputs import open_output
 
 MAPS = (".png", ".npy")
 # A map of 28 × 28 is enlarged until its shorter side has this many pixels.

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import cluster, disk
 from influence_cli.audit import changed_blocks, check_code
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, vector_coordinates
 from influence_cli.curvature.choice import Choice, choose_curvature
 from influence_cli.data import Batch
@@ -25,7 +24,6 @@ from influence_cli.errors import InfluenceError, human_bytes, near_path
 from influence_cli.fill import fill_store
 from influence_cli.fingerprint import compare, fingerprint
 from influence_cli.fitted import Fitted, open_basis
-from influence_cli.memory import plan_batch
 from influence_cli.network import flatten
 from influence_cli.new_store import (
     alone,
@@ -41,10 +39,12 @@ from influence_cli.new_store import (
     remove_fits,
 )
 from influence_cli.probe import checkpoint_warnings, probe
+from influence_cli.runtime import disk, distributed
+from influence_cli.runtime.memory import plan_batch
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.spectrum import Spectrum
 from influence_cli.store import READ, SKIPPED, Store, block_sums, predicted_classes
 from influence_cli.task import Task, set_precision
-from influence_cli.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -171,14 +171,14 @@ def prepare(
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
     if on_the_fly:
         return _without_rows(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
-    makes, grows, writes = cluster.from_first(lambda: _to_do(task, path, wanted, overwrite, repair))
+    makes, grows, writes = distributed.from_first(lambda: _to_do(task, path, wanted, overwrite, repair))
     # Whoever writes is alone from here on, so that two that begin together do not both fit the curvature.
     with alone(path) if writes else nullcontext():
         if makes:
             make_store(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
         elif grows:
-            cluster.from_first(lambda: extend_store(config, task, path, wanted, terminal))
-        todo = cluster.from_first(lambda: _todo(task, choice, path, wanted, terminal, fsck, repair))
+            distributed.from_first(lambda: extend_store(config, task, path, wanted, terminal))
+        todo = distributed.from_first(lambda: _todo(task, choice, path, wanted, terminal, fsck, repair))
         basis, spectrum = stored_basis(path, choice, task)
         if len(todo):
             remove_fits(path)  # a kill can leave it beside the store that has the whole curvature
@@ -250,7 +250,7 @@ def _without_rows(
 ) -> Prepared:
     """Fit the curvature and keep it in the store's file, without rows."""
     started = time.perf_counter()
-    size = cluster.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
+    size = distributed.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
     known = known_curvature(choice, path, wanted) if choice.has_basis else Fitted()
     if known is not None:
         fitted = known
@@ -259,7 +259,7 @@ def _without_rows(
             fitted, size = halving_alone(
                 lambda count: curvature_of(task, choice, path, wanted, terminal, count, skip), size, terminal.warn
             )
-            if cluster.is_first() and not path.exists():
+            if distributed.is_first() and not path.exists():
                 disk.check_space(path, fitted.bytes())
                 create_store(config, task, path, wanted, fitted, None, 0, size, rows=False)
                 terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), no rows")
@@ -274,7 +274,7 @@ def _prepared(
 ) -> Prepared:
     with Store.open(path, rows=False) as store:
         batch = int(store.facts["batch"])
-    summary = cluster.from_first(lambda: _summary(path))
+    summary = distributed.from_first(lambda: _summary(path))
     mean = torch.from_numpy(summary[:-1]).to(task.device, torch.float32)
     theta = flatten([parameter.detach() for parameter in choice.network.parameters().values()])
     if isinstance(basis, Joint):

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from influence_cli.data import Batch, Split, raw_item, read_batches, to_input
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, describe
 from influence_cli.gradients import make_network
 from influence_cli.network import Network, track
 from influence_cli.task import Task, logits_of
-from influence_cli.user_code import describe
 
 EXAMPLES = 8
 # A flip with probability ½ escapes this many readings once in 128 times.

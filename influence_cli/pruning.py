@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xxhash
 
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.data import take
 from influence_cli.errors import InfluenceError
 from influence_cli.retrain import (
@@ -27,8 +27,8 @@ from influence_cli.retrain import (
     seed_of,
 )
 from influence_cli.retrain_files import Arrays, Job, do_all, open_folder
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.task import Task
-from influence_cli.terminal import Terminal
 
 # What the examples to leave out are chosen by; nothing is left out under ``all``.
 BY = ("influence", "loss", "random")

@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import cluster
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.data import Split, read_batches, refuse_unreadable
 from influence_cli.ensemble import solved_vectors, source_inverses, test_stores, weighted
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts, TrainingFacts, add_up, empty_facts, explained, stored_facts
 from influence_cli.inverse import Inverse, make_inverse
 from influence_cli.iterative import Limits
-from influence_cli.memory import available_bytes
 from influence_cli.metrics import pearson
 from influence_cli.normalise import NONE, Norms, test_norms
 from influence_cli.precompute import Prepared
+from influence_cli.runtime import distributed
+from influence_cli.runtime.memory import available_bytes
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.scores import Running, Strongest, influence, merged, relative, removal, require_finite
 from influence_cli.selection import Selected
 from influence_cli.streams import averaged, of_all, training_products
-from influence_cli.terminal import Terminal
 from influence_cli.testset import gradient_groups, test_gradients
 
 # Numbers held at one time for a group of test examples: 2²⁷, 512 MB in float32; on the fly, where every group costs a
@@ -111,7 +111,7 @@ def rank_training(
     inverses = make_inverses(stores, config, terminal, strict)
     asked = test_stores(stores, inverses)
     # The numbers that sinks take of other processes are held until all of them are there.
-    takes = cluster.size() > 1 and any(cluster.gathered(bool(sinks)))
+    takes = distributed.size() > 1 and any(distributed.gathered(bool(sinks)))
     size = group_size([*stores, *asked], None if count is None or takes else 2 * count)
     if stores[0].on_the_fly and not aggregate and len(selected) > size:
         passes = -(-len(selected) // size)
@@ -264,8 +264,8 @@ def _strongest(
                 held.append((where, scores))
             for sink in [] if takes else sinks:
                 sink.add(where, scores)
-    if cluster.size() > 1:
-        cluster.sum_array(similar)
+    if distributed.size() > 1:
+        distributed.sum_array(similar)
         if first is not None:
             add_up(first)
         for where, scores in of_all(iter(held)):
@@ -276,7 +276,7 @@ def _strongest(
         found = [pearson(a, b) for a, b in zip(similar[0][:, read], similar[1][:, read], strict=True)]
         found = [value for value in found if np.isfinite(value)]  # of a single training example there is none
         run["identity_correlation"] = float(np.mean(found)) if found else None
-    return merged(cluster.gathered(running.results()), count) if cluster.size() > 1 else running.results()
+    return merged(distributed.gathered(running.results()), count) if distributed.size() > 1 else running.results()
 
 
 def _pair(split: Split, tests: Sequence[TestFacts | None], where: slice, test: int, row: int) -> str:

@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
 from influence_cli.move_log import Batch, last_open, read_log, refuse_held
 from influence_cli.moves import file_hash
-from influence_cli.report.formats import check_output, refuse_clashes
+from influence_cli.runtime.outputs import check_output, refuse_clashes
 
 
 def refuse_outputs(

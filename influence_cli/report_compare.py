@@ -10,7 +10,8 @@ from influence_cli.compare import CHANGES, VALUES, Comparison, Pair
 from influence_cli.compare_images import TEST, TRAINING, Item, Reader, image_reader
 from influence_cli.distances import Distances, Spread
 from influence_cli.errors import InfluenceError, near_path
-from influence_cli.report.html import Card, Page, Section, Table, Tone, thumbnail
+from influence_cli.pictures import thumbnail
+from influence_cli.report.html import Card, Page, Section, Table, Tone
 from influence_cli.report.html import Row as CardRow
 from influence_cli.report.table import Row, Scalar
 from influence_cli.report_distances import MEANING, distance_section, distance_table, drawn_note

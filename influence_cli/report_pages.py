@@ -12,15 +12,16 @@ import numpy as np
 import yaml
 
 from influence_cli.attribution import attribution_cards
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.data import Split, file_input, raw_image
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.facts import TestFacts, TrainingFacts, explained
 from influence_cli.normalise import MEANING
+from influence_cli.pictures import thumbnail
 from influence_cli.precompute import Prepared
 from influence_cli.rank import Group
 from influence_cli.report.charts import class_bars, histogram
-from influence_cli.report.html import Card, Page, Row, Section, Table, thumbnail
+from influence_cli.report.html import Card, Page, Row, Section, Table
 from influence_cli.report_sweep import sweep_parts
 from influence_cli.scores import Strongest
 from influence_cli.selection import Selected

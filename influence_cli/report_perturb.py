@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from influence_cli.data import Batch
 from influence_cli.perturb import Perturbed
 from influence_cli.perturb_files import draw_map
+from influence_cli.pictures import thumbnail
 from influence_cli.pixels import PixelScale
 from influence_cli.precompute import Prepared
-from influence_cli.report.html import Card, Page, Row, Section, thumbnail
+from influence_cli.report.html import Card, Page, Row, Section
 from influence_cli.report_pages import (
     SHOWN,
     command_line,

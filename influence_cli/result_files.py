@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import InfluenceError, counted
-from influence_cli.report.cells import unguarded
-from influence_cli.report.formats import run_file
 from influence_cli.report.table import Row, Scalar
+from influence_cli.runtime.csv_cells import unguarded
+from influence_cli.runtime.outputs import run_file
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 # What a result of each kind has: the columns that a comparison needs.

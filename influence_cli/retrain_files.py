@@ -19,10 +19,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from influence_cli import disk
-from influence_cli.errors import InfluenceError, Stopped, near_path
-from influence_cli.terminal import Advance, Terminal, duration
-from influence_cli.user_code import describe
+from influence_cli.errors import InfluenceError, Stopped, describe, near_path
+from influence_cli.runtime import disk
+from influence_cli.runtime.terminal import Advance, Terminal, duration
 
 FACTS, CLAIMS, TURNS = "made_of.json", "claims", "turns"
 # How often a process that has nothing left to claim looks whether the others are done, in seconds.

@@ -19,8 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from influence_cli import disk
 from influence_cli.errors import InfluenceError
+from influence_cli.runtime import disk
 from influence_cli.store_file import (
     ANEW,
     FIXED,

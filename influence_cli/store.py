@@ -20,8 +20,8 @@ import numpy as np
 import torch
 import xxhash
 
-from influence_cli import disk
 from influence_cli.errors import InfluenceError
+from influence_cli.runtime import disk
 from influence_cli.shards import open_shards
 from influence_cli.store_file import Layout, side_arrays
 from influence_cli.store_open import open_file

@@ -27,9 +27,9 @@ import h5py
 import numpy as np
 import xxhash
 
-from influence_cli import disk
 from influence_cli.errors import InfluenceError
-from influence_cli.locks import lock
+from influence_cli.runtime import disk
+from influence_cli.runtime.locks import lock
 
 FORMAT = "influence-store"
 VERSION = 1

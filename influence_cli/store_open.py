@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 
 from influence_cli.errors import InfluenceError
-from influence_cli.locks import lock
+from influence_cli.runtime.locks import lock
 from influence_cli.store_file import (
     ANEW,
     FORMAT,

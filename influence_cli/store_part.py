@@ -13,9 +13,9 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from influence_cli import disk
 from influence_cli.errors import InfluenceError
-from influence_cli.locks import unlock
+from influence_cli.runtime import disk
+from influence_cli.runtime.locks import unlock
 from influence_cli.store_file import Layout, row_columns
 from influence_cli.store_scan import Place, Reader, place_of
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import cluster
 from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, full_vectors, products, weighted_squares
 from influence_cli.data import Batch, readable_batches
 from influence_cli.errors import InfluenceError
@@ -23,10 +22,11 @@ from influence_cli.network import Network
 from influence_cli.normalise import Norms
 from influence_cli.precompute import Prepared
 from influence_cli.probe import check_finite
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Advance, Terminal
 from influence_cli.scores import removal
 from influence_cli.store import Store
 from influence_cli.task import Task
-from influence_cli.terminal import Advance, Terminal
 
 Piece = tuple[slice, np.ndarray]
 
@@ -58,7 +58,7 @@ def training_products(
     task = prepared.task
     if prepared.on_the_fly:
         return direct_products(prepared, left, facts or empty_facts(task), share, terminal, skip, norms)
-    own = cluster.share(len(task.train))
+    own = distributed.share(len(task.train))
     advance = stack.enter_context(terminal.progress(own.stop - own.start, f"scanning {prepared.path.name}"))
     return stored_products(prepared, left, advance, norms)
 
@@ -88,7 +88,7 @@ def stored_self_influence(prepared: Prepared, inverse: Inverse, terminal: Termin
     def work(where: slice, block: np.ndarray) -> Piece:
         return where, removal(solve(torch.from_numpy(block).to(task.device)), task.n)[None].cpu().numpy()
 
-    own = cluster.share(len(task.train))
+    own = distributed.share(len(task.train))
     with terminal.progress(own.stop - own.start, f"scanning {prepared.path.name}") as advance:
         yield from stored_pieces(prepared, work, advance)
 
@@ -96,7 +96,7 @@ def stored_self_influence(prepared: Prepared, inverse: Inverse, terminal: Termin
 def stored_pieces(prepared: Prepared, work: Callable[[slice, np.ndarray], Piece], advance: Advance) -> Iterator[Piece]:
     """Work on every block of a store (a job's process: on its part of them), on the CPU in threads, in order."""
     with Store.open(prepared.path) as store:
-        blocks = range(store.layout.blocks)[cluster.share(store.layout.blocks)]
+        blocks = range(store.layout.blocks)[distributed.share(store.layout.blocks)]
         if prepared.task.device.type == "cpu":
             pieces = store.map(work, blocks=blocks)
         else:
@@ -128,7 +128,7 @@ def direct_products(
     """
     network, task = prepared.choice.network, prepared.task
     size = None if norms is None else direct_norms(prepared, norms)
-    vectors, rows = parameter_vectors(network, prepared.basis, left), _Rows(cluster.share(len(task.train)))
+    vectors, rows = parameter_vectors(network, prepared.basis, left), _Rows(distributed.share(len(task.train)))
     with terminal.progress(rows.count, "training gradients on the fly") as advance:
         for batch in _batches(prepared, terminal, skip):
             values, losses, outputs = products(network, vectors, batch.inputs, batch.targets)
@@ -147,7 +147,7 @@ def direct_self_influence(
     """Compute the self-influence of all training examples from a layer pass: pieces [1, b]."""
     network, task, basis = prepared.choice.network, prepared.task, prepared.basis
     weights = _block_weights(prepared, inverse) if isinstance(basis, Blocks) else []
-    places = _Rows(cluster.share(len(task.train)))
+    places = _Rows(distributed.share(len(task.train)))
     with terminal.progress(places.count, "self-influence on the fly") as advance:
         for batch in _batches(prepared, terminal, skip):
             if isinstance(basis, Blocks):
@@ -192,7 +192,7 @@ def _block_weights(prepared: Prepared, inverse: Inverse) -> list[Tensor]:
 
 def _batches(prepared: Prepared, terminal: Terminal, skip: bool) -> Iterator[Batch]:
     split = prepared.task.train
-    own = split.indices[cluster.share(len(split))]
+    own = split.indices[distributed.share(len(split))]
     return readable_batches(split, own, prepared.batch, prepared.task.loading, skip=skip, tell=terminal.warn)
 
 
@@ -232,10 +232,10 @@ class _Rows:
 
 def of_all(stream: Iterator[Piece]) -> Iterator[Piece]:
     """Give every process of a job the pieces of all of them, in order of the rows."""
-    if cluster.size() == 1:
+    if distributed.size() == 1:
         yield from stream
         return
-    for pieces in cluster.gathered(list(stream)):
+    for pieces in distributed.gathered(list(stream)):
         yield from pieces
 
 

@@ -24,9 +24,8 @@ import numpy as np
 from PIL import Image
 
 from influence_cli.data_files import DataFiles, find_files, near
-from influence_cli.errors import InfluenceError, quoted
+from influence_cli.errors import InfluenceError, describe, quoted
 from influence_cli.image_files import decode_rgb
-from influence_cli.user_code import describe
 
 # WebDataset's rule for what is one example (webdataset/tariterators.py), and for members that are about the shard.
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")

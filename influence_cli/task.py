@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_cli import cluster
 from influence_cli.checkpoint import load_weights, read_checkpoint
-from influence_cli.config import Config, DataConfig
+from influence_cli.config.schema import Config, DataConfig
+from influence_cli.config.user_code import accepts, call, import_object
 from influence_cli.data import Loading, Split, raw_item, to_input
 from influence_cli.data_files import DataFiles
-from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.errors import InfluenceError, describe, did_you_mean
 from influence_cli.image_files import refuse_folder_loops
 from influence_cli.label_files import read_indices, read_labels
 from influence_cli.losses import Loss, load_loss
-from influence_cli.terminal import Terminal
-from influence_cli.user_code import accepts, call, describe, import_object
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
     from torchvision.transforms import InterpolationMode
@@ -126,8 +126,8 @@ def choose_device(name: str, where: str = "device") -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that exists here."""
     if name == "auto":
         if torch.cuda.is_available():
-            if cluster.size() > 1:  # each process of a job has one of its own
-                return torch.device("cuda", cluster.local_device(torch.cuda.device_count()))
+            if distributed.size() > 1:  # each process of a job has one of its own
+                return torch.device("cuda", distributed.local_device(torch.cuda.device_count()))
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, number = name.partition(":")

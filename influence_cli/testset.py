@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import cluster
 from influence_cli.data import Batch, Split, file_input, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts, mean_probabilities
 from influence_cli.label_files import class_number
 from influence_cli.precompute import Prepared
 from influence_cli.probe import check_gradients
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.selection import Selected
 from influence_cli.task import Task
-from influence_cli.terminal import Terminal
 
 
 def check_target(target: str, classes: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ def test_gradients(
     facts: list[TestFacts] = []
     rows: list[list[Tensor]] = [[] for _ in stores]
     size, share = min(256, min(prepared.batch for prepared in stores)), sum(task.explained for task in tasks)
-    own_part = selected[cluster.share(len(selected))]
+    own_part = selected[distributed.share(len(selected))]
     with terminal.progress(len(own_part), "test gradients") as advance:
         for batch, chosen in selected_batches(tasks[0], own_part, size, terminal, skip):
             soft = mean_probabilities(tasks, batch.inputs)
@@ -65,9 +65,9 @@ def test_gradients(
                 )
             advance(len(batch))
     found = [torch.cat(own) if own else torch.empty(0) for own in rows]
-    if cluster.size() > 1:
-        facts = [one for part in cluster.gathered(facts) for one in part]
-        parts = zip(*cluster.gathered([own.cpu() for own in found]), strict=True)
+    if distributed.size() > 1:
+        facts = [one for part in distributed.gathered(facts) for one in part]
+        parts = zip(*distributed.gathered([own.cpu() for own in found]), strict=True)
         whole = [[part for part in own if len(part)] for own in parts]
         found = [torch.cat(own).to(tasks[0].device) if own else torch.empty(0) for own in whole]
     return facts, found

@@ -21,8 +21,8 @@ from influence_cli.errors import InfluenceError
 from influence_cli.network import Network, frozen, output_layer, recurrent_backward, restrict, track
 from influence_cli.newton import Outputs, Problem, factor_of, make_problem, minimise, outputs_of, start_of
 from influence_cli.retrain import check_whole
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.task import Task, logits_of
-from influence_cli.terminal import Terminal
 
 BATCH = 256
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 
-from influence_cli import disk
+from influence_cli.runtime import disk
 
 # A file's bytes; None for a folder; of a file that has two names, its first one in the place of the second.
 State = dict[str, bytes | str | None]
@@ -94,7 +94,7 @@ def watch(
 ) -> Moments:
     """Put a layer between the program and the disk that looks before, in the midst of and after every change.
 
-    A name in the folder that is changed past ``influence_cli.disk`` is an error.
+    A name in the folder that is changed past ``influence_cli.runtime.disk`` is an error.
     """
     moments, inside = Moments(folder, patterns, done), threading.local()
     write_at, append = disk.write_at, disk.append
@@ -135,7 +135,7 @@ def watch(
         def do(path: Any, *args: Any, **more: Any) -> None:
             own = isinstance(path, str | Path) and any(Path(path).match(f"{folder}/{pattern}") for pattern in patterns)
             if own and not str(path).endswith(".lock"):
-                assert getattr(inside, "here", False), f"os.{name}({path}) is not made by influence_cli.disk"
+                assert getattr(inside, "here", False), f"os.{name}({path}) is not made by influence_cli.runtime.disk"
                 moments.look()
             call(path, *args, **more)
 

@@ -13,7 +13,8 @@ import pytest
 from conftest import Command, make_project
 from PIL import Image
 
-from influence_cli.config import Config, load_config
+from influence_cli.config.load import load_config
+from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError
 
 

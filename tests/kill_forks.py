@@ -26,11 +26,12 @@ import torch
 from crash_points import STORE, Moments, State
 from safetensors import safe_open
 
-from influence_cli import datamodeling, disk, fill, fit_file, retrain
+from influence_cli import fill, fit_file, metrics, retrain
 from influence_cli.cli import app
 from influence_cli.curvature import ekfac
 from influence_cli.metrics import bootstrap_lds
 from influence_cli.move_log import read_log
+from influence_cli.runtime import disk
 from influence_cli.store import Store
 
 SEED = 2
@@ -253,7 +254,7 @@ def main() -> None:
     torch.set_num_threads(1)
     fit_file.SAVE_EVERY = -1.0
     retrain.time = SimpleNamespace(perf_counter=lambda: 0.0)  # a file of a retraining has its seconds
-    datamodeling.bootstrap_lds = partial(bootstrap_lds, draws=10)
+    metrics.bootstrap_lds = partial(bootstrap_lds, draws=10)
     count_work(fill, "block_rows")
     count_work(ekfac, "_add_covariances", "_add_eigenvalues", "_decompose_layer")
     count_work(retrain.Again, "outcomes")

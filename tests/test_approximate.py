@@ -15,11 +15,11 @@ from small_project import flip, place_of, refusal
 
 from influence_cli import index_build
 from influence_cli.approximate import pair_products
-from influence_cli.config import load_config
+from influence_cli.config.load import load_config
 from influence_cli.precompute import prepare_all
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.store import Store
 from influence_cli.task import load_tasks
-from influence_cli.terminal import Terminal
 
 Row = dict[str, str]
 

@@ -21,15 +21,7 @@ from influence_cli.metrics import binomial_interval
 from influence_cli.newton import losses_under, minimise
 from influence_cli.perturb import input_slopes
 from influence_cli.pixels import PixelScale, pixel_scale
-from influence_cli.top_layer import (
-    TopLayer,
-    changed,
-    feature_slopes,
-    loss_slope,
-    pixel_slopes,
-    top_layer,
-    with_graph,
-)
+from influence_cli.top_layer import TopLayer, changed, feature_slopes, loss_slope, pixel_slopes, top_layer, with_graph
 
 # A body that a small change of its input moves far, as deep networks are: what a pixel does is 30 times as much.
 SHARP = """

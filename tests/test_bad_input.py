@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Command, edit
 
-from influence_cli.config import SOLVERS
+from influence_cli.config.schema import SOLVERS
 
 
 def error_of(influence: Command, cwd: Path, *words: object, stdin: str = "") -> tuple[str, str]:

@@ -23,8 +23,8 @@ from conftest import Command, edit
 from PIL import Image
 from small_project import EKFAC, N, make, with_training
 
-from influence_cli import cluster
 from influence_cli.errors import InfluenceError
+from influence_cli.runtime import distributed
 from influence_cli.scores import Running, merged
 from influence_cli.store import READ, SKIPPED, Store
 from influence_cli.streams import Piece, averaged
@@ -522,8 +522,8 @@ def test_shares_cover_all_once(monkeypatch: pytest.MonkeyPatch) -> None:
         for count in range(25):
             parts = []
             for rank in range(size):
-                monkeypatch.setattr(cluster, "_job", cluster._Job(rank, size))
-                parts.append(list(range(count))[cluster.share(count)])
+                monkeypatch.setattr(distributed, "_job", distributed._Job(rank, size))
+                parts.append(list(range(count))[distributed.share(count)])
             assert [one for part in parts for one in part] == list(range(count))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

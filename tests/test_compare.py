@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from influence_cli.commands import compare as compare_command
-from influence_cli.commands import rank
+from influence_cli.commands import rank_rows
 from influence_cli.commands.mislabels import COLUMNS as MISLABEL_COLUMNS
 from influence_cli.compare import compare_results, comparison_rows
 from influence_cli.errors import InfluenceError
@@ -302,7 +302,7 @@ def test_every_number_of_a_result_is_finite(tmp_path: Path) -> None:
 
 
 def test_the_columns_agree_wherever_they_are_listed() -> None:
-    columns = {"rank": set(rank.COLUMNS), "mislabels": set(MISLABEL_COLUMNS)}
+    columns = {"rank": set(rank_rows.COLUMNS), "mislabels": set(MISLABEL_COLUMNS)}
     assert columns.keys() == KINDS.keys()
     assert all(set(KINDS[kind]) <= columns[kind] for kind in KINDS)
     typed = {column for names in parquet.KINDS.values() for column in names}

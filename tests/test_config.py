@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from influence_cli.config import Config, load_config
+from influence_cli.config.load import load_config
+from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError
 
 MINIMAL = """\
@@ -665,7 +666,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(load: Load, tmp_path: 
 def test_reading_a_config_leaves_torch_out(tmp_path: Path) -> None:
     (tmp_path / "influence.yaml").write_text(FULL)
     code = (
-        "import sys; from pathlib import Path; from influence_cli.config import load_config; "
+        "import sys; from pathlib import Path; from influence_cli.config.load import load_config; "
         "print(load_config(Path('influence.yaml')).seed, 'torch' in sys.modules, 'numpy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

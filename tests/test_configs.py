@@ -39,7 +39,7 @@ class Cifar10:
 
 def untrained(folder: Path, factory: str, files: list[str], **args: int) -> None:
     """Save checkpoints of seeded, untrained models where a config expects trained ones."""
-    from influence_cli.user_code import import_object
+    from influence_cli.config.user_code import import_object
 
     (folder / "runs").mkdir(exist_ok=True)
     for seed, file in enumerate(files):
@@ -94,7 +94,7 @@ def lay_out(name: str, folder: Path, mnist: Path) -> list[str]:
 
 def lay_out_pair(name: str, folder: Path) -> list[str]:
     """Train one of the two models on a few photos, as `python configs/pair.py` does on all."""
-    from influence_cli.user_code import import_object
+    from influence_cli.config.user_code import import_object
 
     data = few_photos(folder / "data" / "tiny_imagenet10")
     examples = import_object("./pair.py:read_examples", folder, "test")(folder / name, data)

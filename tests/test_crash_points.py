@@ -24,7 +24,7 @@ from crash_points import STORE, State, watch
 from relabel_project import decide
 from small_project import BLOCKS, EKFAC, flip, make, place_of, with_training
 
-from influence_cli import datamodeling, disk, fill, fit_file, fitted, move_log, retrain
+from influence_cli import datamodeling, fill, fit_file, fitted, move_log, retrain
 from influence_cli.curvature import ekfac, explicit
 from influence_cli.curvature.progress import Progress
 from influence_cli.errors import InfluenceError
@@ -32,6 +32,7 @@ from influence_cli.metrics import bootstrap_lds
 from influence_cli.move_log import read_log
 from influence_cli.retrain import Again
 from influence_cli.retrain_files import Arrays
+from influence_cli.runtime import disk
 from influence_cli.store import Store
 
 RETRAINED = (*STORE, "influence.retrained", "influence.retrained/**/*", "rows.csv", "rows.csv.part")

@@ -9,7 +9,7 @@ import pytest
 from conftest import Command
 from relabel_project import decide, listing, make
 
-from influence_cli.config import load_config
+from influence_cli.config.load import load_config
 from influence_cli.decisions import read_decisions
 from influence_cli.errors import InfluenceError
 from influence_cli.task import load_split

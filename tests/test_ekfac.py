@@ -15,9 +15,10 @@ from influence_cli.blocks import describe as describe_blocks
 from influence_cli.blocks import from_arrays, groups, joined, keep, largest, to_arrays
 from influence_cli.coordinates import Blocks, coordinates, full_vectors, products, weighted_squares
 from influence_cli.curvature import ekfac
-from influence_cli.curvature.ekfac import Progress, fit, make_plan
+from influence_cli.curvature.ekfac import fit, make_plan
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.fisher_slopes import draws
+from influence_cli.curvature.progress import Progress
 from influence_cli.data import Batch
 from influence_cli.gradients import example_gradients, example_products, make_network
 from influence_cli.metrics import pearson, slope

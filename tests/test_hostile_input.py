@@ -20,7 +20,7 @@ from PIL import Image
 from small_project import growth, refusal
 from test_hostile_names import NAMES
 
-from influence_cli.config import SOLVERS
+from influence_cli.config.schema import SOLVERS
 
 COMMANDS = (("check",), ("gradients",), ("rank", 0), ("mislabels",))
 METHODS = ("explicit", "ekfac", "kfac", "arnoldi", "fisher", "identity", *SOLVERS)

@@ -12,15 +12,15 @@ from conftest import Command, edit
 from small_project import flip, refusal
 
 from influence_cli import index_build, index_file
-from influence_cli.config import load_config
+from influence_cli.config.load import load_config
 from influence_cli.errors import InfluenceError
 from influence_cli.index_build import build_indexes
 from influence_cli.index_file import PIECE, TAIL, Index, open_index, padded, seal_index, write_index
 from influence_cli.inverse import Inverse
 from influence_cli.precompute import Prepared, prepare_all
 from influence_cli.rank import make_inverses
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.task import load_tasks
-from influence_cli.terminal import Terminal
 
 NAME = "influence.h5.index"
 ANEW = "\n  influence index makes it anew"
@@ -175,7 +175,7 @@ def test_a_failed_write_leaves_what_was_there(
         assert "cannot be written: the disk is full, or has gone" in refusal(influence, indexed, "index")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "influence_cli.disk.flush", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            "influence_cli.runtime.disk.flush", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
         )
         assert "cannot be written" in refusal(influence, indexed, "index")
     assert {path.name: path.read_bytes() for path in indexed.glob("influence.h5*")} == before

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from conftest import Command
 
-from influence_cli.config import Config, DataConfig, load_config
+from influence_cli.config.load import load_config
+from influence_cli.config.schema import Config, DataConfig
 
 # Every key that the design documents, by section; "" for the top.
 KEYS = {

@@ -11,7 +11,7 @@ import torch
 from conftest import Command
 
 from influence_cli import iterative
-from influence_cli.config import SOLVERS
+from influence_cli.config.schema import SOLVERS
 from influence_cli.iterative import TOLERANCES, expected_products
 from influence_cli.solvers import conjugate_gradients
 

@@ -22,7 +22,7 @@ from influence_cli import loader_plan
 from influence_cli.data import ALONE, Loading, Split, read_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.loader_plan import best_workers, cores_here, fit, plan_loading, seconds_each
-from influence_cli.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal
 
 MANY = 10**6
 CPU = torch.device("cpu")

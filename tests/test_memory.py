@@ -16,7 +16,6 @@ import torch
 from conftest import Command
 from torch import Tensor, nn
 
-from influence_cli import memory
 from influence_cli.blocks import keep
 from influence_cli.coordinates import Blocks, coordinates
 from influence_cli.curvature import ekfac
@@ -25,9 +24,10 @@ from influence_cli.curvature.operator import Examples, mean_product
 from influence_cli.data import Batch
 from influence_cli.gradients import make_network
 from influence_cli.layers import Tape, forward
-from influence_cli.memory import available_bytes, example_bytes, halving, is_out_of_memory, plan_batch
 from influence_cli.network import Network, track
 from influence_cli.products import curvature_product
+from influence_cli.runtime import memory
+from influence_cli.runtime.memory import available_bytes, example_bytes, halving, is_out_of_memory, plan_batch
 from influence_cli.series import lissa
 from influence_cli.solvers import conjugate_gradients
 from influence_cli.store import Store

@@ -153,9 +153,9 @@ def test_what_overflows_only_in_the_scores_is_named_as_a_pair(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     influence("gradients", "-q", "-s", "curvature.method=identity", cwd=project)
-    from influence_cli import rank
+    from influence_cli import rank, streams
 
-    own = rank.averaged
+    own = streams.averaged
 
     def overflow(streams: list[Iterator[tuple[slice, np.ndarray]]]) -> Iterator[tuple[slice, np.ndarray]]:
         for where, values in own(streams):

@@ -23,7 +23,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
 from influence_cli import parquet_images
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.data import Loading, read_batches, take
 from influence_cli.fingerprint import file_facts
 from influence_cli.parquet_images import ParquetImages

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from influence_cli import fitted, load_config, load_tasks, precompute
+from influence_cli import fitted, load_config, load_tasks, precompute, probe
+from influence_cli.curvature import explicit
 from influence_cli.gradients import jacobians, make_network
-from influence_cli.memory import available_bytes, is_out_of_memory
 from influence_cli.network import recurrent_backward, track
 from influence_cli.precompute import decide, prepare_all
+from influence_cli.runtime.memory import available_bytes, is_out_of_memory
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.task import set_precision
-from influence_cli.terminal import Terminal
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +52,8 @@ def test_the_probe_and_an_exact_matrix_are_in_float32_whatever_the_precision(
         seen.append(tf32())
         return work(*words, **more)
 
-    monkeypatch.setattr(precompute, "probe", partial(watched, precompute.probe))
-    monkeypatch.setattr(fitted, "curvature_matrix", partial(watched, fitted.curvature_matrix))
+    monkeypatch.setattr(precompute, "probe", partial(watched, probe.probe))
+    monkeypatch.setattr(fitted, "curvature_matrix", partial(watched, explicit.curvature_matrix))
     config = load_config(Path("influence.yaml"), ["precision=tf32"])
     tasks = load_tasks(config)
     decide(config, tasks[0], Terminal(quiet=True))

@@ -20,9 +20,9 @@ from conftest import Command, edit
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from influence_cli.config import SOLVERS
+from influence_cli.config.schema import SOLVERS
+from influence_cli.runtime.terminal import Terminal
 from influence_cli.store import Rows, Store
-from influence_cli.terminal import Terminal
 
 SLOW = """
 import time

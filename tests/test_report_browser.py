@@ -14,8 +14,9 @@ from conftest import Command, Opened, Visit
 from PIL import Image
 from playwright.sync_api import Browser
 
+from influence_cli.pictures import thumbnail
 from influence_cli.report.charts import scatter
-from influence_cli.report.html import Card, Desk, Page, Review, Row, Section, Table, thumbnail, write_page
+from influence_cli.report.html import Card, Desk, Page, Review, Row, Section, Table, write_page
 
 COLUMNS = ["index", "path", "label", "decision", "new_label"]
 # What a data set may hold that a page, a CSV or a terminal has to survive.

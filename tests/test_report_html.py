@@ -16,21 +16,10 @@ from conftest import Command
 from PIL import Image
 
 from influence_cli.errors import InfluenceError
+from influence_cli.pictures import thumbnail
 from influence_cli.report import html
 from influence_cli.report.charts import Chart, ClassBars, Histogram
-from influence_cli.report.html import (
-    Card,
-    Desk,
-    Neighbour,
-    Page,
-    Review,
-    Row,
-    Section,
-    Table,
-    render_page,
-    thumbnail,
-    write_page,
-)
+from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table, render_page, write_page
 
 EVIL = "<script>alert(1)</script>\"'&\x1b[2J\udcff\n"
 VOID = {"meta", "img", "link", "br", "wbr", "input", "hr"}

@@ -18,7 +18,7 @@ import pytest
 from influence_cli.errors import InfluenceError, Stopped
 from influence_cli.retrain import source_hash
 from influence_cli.retrain_files import Arrays, Job, count_files, do_all, open_folder, read, turn
-from influence_cli.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal
 
 MEANING = {"data": "the data", "seed": "the seed"}
 JOBS = [Job(f"job_{number}", 1 + number) for number in range(8)]
@@ -27,7 +27,7 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 from influence_cli.retrain_files import Job, do_all, open_folder
-from influence_cli.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal
 
 folder, name, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 open_folder(folder, {"data": "a", "seed": "0"}, {"data": "the data", "seed": "the seed"})

@@ -19,9 +19,10 @@ from sharded_store import ARRAYS, BLOCK, FACTS, FINGERPRINT, N, fill, indices_of
 from sharded_store import rows_of as expected
 from small_project import flip
 
-from influence_cli import disk, new_store, shards
 from influence_cli import fill as filling
+from influence_cli import new_store, shards
 from influence_cli.errors import InfluenceError
+from influence_cli.runtime import disk
 from influence_cli.shards import Shard, create_sharded, extend, remove_orphans
 from influence_cli.store import Rows, Store
 from influence_cli.store_file import Layout

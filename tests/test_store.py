@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from sharded_store import scanned
 
 from influence_cli import store_scan
-from influence_cli.disk import check_space
 from influence_cli.errors import InfluenceError, human_bytes
+from influence_cli.runtime.disk import check_space
 from influence_cli.store import READ, SKIPPED, Rows, Store
 from influence_cli.store_file import Layout, create
 from influence_cli.store_rows import decode, encode, room_for

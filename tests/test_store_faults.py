@@ -21,9 +21,10 @@ from conftest import Command, edit
 from PIL import Image
 from small_project import BLOCK, BLOCKS, EKFAC, MODEL, N, flip, make
 
-from influence_cli import disk, fill, fingerprint, fit_file, new_store
+from influence_cli import fill, fingerprint, fit_file, new_store, store_file
 from influence_cli.errors import InfluenceError
-from influence_cli.locks import claim
+from influence_cli.runtime import disk
+from influence_cli.runtime.locks import claim
 from influence_cli.store import READ, Rows, Store
 from influence_cli.store_file import Layout, create
 
@@ -365,7 +366,7 @@ def test_a_full_disk_during_the_fit_costs_no_more_than_its_progress(
     whole = files(empty)
     (empty / "influence.h5").unlink()
     monkeypatch.setattr(fit_file, "SAVE_EVERY", -1.0)
-    limits, create_ = contextlib.ExitStack(), new_store.create
+    limits, create_ = contextlib.ExitStack(), store_file.create
 
     def make_room(*args: object, **how: object) -> None:
         limits.close()

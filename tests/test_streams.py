@@ -24,7 +24,7 @@ from conftest import Command, Ended, edit
 
 from influence_cli.cli import app
 from influence_cli.errors import quoted
-from influence_cli.standard_streams import stdin_lines
+from influence_cli.runtime.stdio import stdin_lines
 
 INFLUENCE = [sys.executable, "-m", "influence_cli"]
 COMMANDS = [("rank", "3", "--top", "2"), ("mislabels", "--top", "2"), ("check",)]

@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from influence_cli.config import Config
+from influence_cli.config.schema import Config
 from influence_cli.data import Loading, read_batches, take
 from influence_cli.fingerprint import file_facts
 from influence_cli.tar_images import TarImages

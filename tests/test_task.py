@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from influence_cli.config import load_config
+from influence_cli.config.load import load_config
 from influence_cli.data import read_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.fingerprint import file_facts

@@ -17,7 +17,7 @@ from conftest import Command, shared
 from PIL import Image
 from torch import Tensor, nn
 
-from influence_cli.config import load_config
+from influence_cli.config.load import load_config
 from influence_cli.data import read_batches
 from influence_cli.demo.project import read_images
 from influence_cli.gradients import example_gradients

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from influence_cli.errors import InfluenceError
-from influence_cli.user_code import accepts, call, describe, import_object
+from influence_cli.config.user_code import accepts, call, import_object
+from influence_cli.errors import InfluenceError, describe
 
 _COUNTER = itertools.count()
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from influence_cli.config.yaml_reader import Keys, read_yaml, scalar
 from influence_cli.errors import InfluenceError
-from influence_cli.yaml_lines import Keys, read_yaml, scalar
 
 SCALARS: list[tuple[str, object]] = [
     # YAML 1.1 reads these as something else.

@@ -81,8 +81,8 @@ def command(
     """
     from influence_cli.commands.session import begin_without_config, emit
     from influence_cli.compare import compare_results, comparison_rows
-    from influence_cli.report.formats import refuse_clashes, run_file
     from influence_cli.result_files import read_result
+    from influence_cli.runtime.outputs import refuse_clashes, run_file
 
     used = [
         (named, word)

@@ -30,7 +30,7 @@ def command(
       influence demo my-demo
     """
     from influence_cli.demo.project import write_project
-    from influence_cli.terminal import Terminal
+    from influence_cli.runtime.terminal import Terminal
 
     terminal = Terminal(quiet=quiet)
     with terminal.progress(6000, "writing images") as advance:
@@ -73,7 +73,7 @@ def _train(terminal: Any) -> None:
     """Train the project's model by its own training function, as its user would, and save the checkpoint."""
     import torch
 
-    from influence_cli.config import load_config
+    from influence_cli.config.load import load_config
     from influence_cli.retrain import fresh_model, load_training, train, training_pairs
     from influence_cli.task import choose_device, load_split
 
@@ -98,10 +98,10 @@ def _train(terminal: Any) -> None:
 
 def _first_misclassified() -> int:
     """Find the first test image that the new model gets wrong."""
-    from influence_cli.config import load_config
+    from influence_cli.config.load import load_config
     from influence_cli.facts import misclassified
+    from influence_cli.runtime.terminal import Terminal
     from influence_cli.task import load_tasks
-    from influence_cli.terminal import Terminal
 
     return int(misclassified(load_tasks(load_config(Path("influence.yaml"))), Terminal(quiet=True))[0])
 

@@ -51,8 +51,8 @@ def command(
 
       influence gradients --compact
     """
-    from influence_cli import cluster
     from influence_cli.commands.session import begin, load
+    from influence_cli.runtime import distributed
 
     session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, rows=False)
     from influence_cli.compact import compact as merge
@@ -69,7 +69,7 @@ def command(
         fsck=fsck,
         repair=repair,
     )
-    cluster.dissolve()
+    distributed.dissolve()
     for prepared in stores:
         if compact:
             merge(prepared.path, session.terminal)

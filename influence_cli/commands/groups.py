@@ -27,7 +27,7 @@ from influence_cli.commands.options import (
     with_precision,
 )
 from influence_cli.errors import InfluenceError, did_you_mean
-from influence_cli.standard_streams import stdin_lines
+from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     import numpy as np

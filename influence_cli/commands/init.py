@@ -20,9 +20,8 @@ def command(
 
       influence init my-project
     """
-    from influence_cli.errors import InfluenceError
-    from influence_cli.terminal import Terminal
-    from influence_cli.user_code import describe
+    from influence_cli.errors import InfluenceError, describe
+    from influence_cli.runtime.terminal import Terminal
 
     path = folder / "influence.yaml"
     text = files("influence_cli.commands").joinpath("starter.yaml").read_text(encoding="utf-8")

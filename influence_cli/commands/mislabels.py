@@ -145,7 +145,7 @@ def command(
         files=(report, plot),
         dialects=DIALECTS,
     )
-    from influence_cli.config import SOLVERS
+    from influence_cli.config.schema import SOLVERS
     from influence_cli.ensemble import refuse_source
     from influence_cli.explain import COLUMNS as EXPLAINED
     from influence_cli.explain import explain_rows, row_among
@@ -275,7 +275,7 @@ def _stores(
     """Prepare the stores that a signal needs; where none does, take those that are already complete."""
     from influence_cli.mislabels import GRADIENTS
     from influence_cli.precompute import all_complete, prepare_all
-    from influence_cli.terminal import Terminal
+    from influence_cli.runtime.terminal import Terminal
 
     if on_the_fly or set(wanted) & set(GRADIENTS):
         return prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
@@ -316,8 +316,8 @@ def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
     """Rank by self-influence at other λ; the signals without gradients have none."""
     from influence_cli.rank import make_inverses, training_facts
     from influence_cli.report_sweep import note_sweep
+    from influence_cli.runtime.terminal import Terminal
     from influence_cli.sweep import sweep_self_influence
-    from influence_cli.terminal import Terminal
 
     inverses = make_inverses(stores, session.config, Terminal(quiet=True))
     rows = sweep_self_influence(stores, inverses, training_facts(stores).read, top, session.terminal)

@@ -21,7 +21,7 @@ from influence_cli.commands.options import (
     Verbose,
 )
 from influence_cli.errors import InfluenceError
-from influence_cli.standard_streams import stdin_lines
+from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence_cli.errors import InfluenceError, counted
-from influence_cli.standard_streams import stdin_lines
+from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.attack import Attack
@@ -221,7 +221,7 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        from influence_cli.report.formats import unwritable
+        from influence_cli.runtime.outputs import unwritable
 
         raise unwritable(folder, error) from error
     return folder

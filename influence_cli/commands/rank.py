@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from influence_cli import cluster
 from influence_cli.commands.options import (
     DEFAULT_CONFIG,
     All,
@@ -32,7 +31,8 @@ from influence_cli.commands.options import (
 )
 from influence_cli.commands.rank_rows import COLUMNS, rank_rows, test_rows
 from influence_cli.errors import InfluenceError, require_extra
-from influence_cli.standard_streams import stdin_lines
+from influence_cli.runtime import distributed
+from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
@@ -289,7 +289,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     }
 
     def rows() -> Iterator[dict[str, object]]:
-        with matrix_file(options.matrix if cluster.is_first() else None, facts.indices) as matrix:
+        with matrix_file(options.matrix if distributed.is_first() else None, facts.indices) as matrix:
             sinks = [sink for sink in (matrix, held) if sink is not None]
             how: dict[str, Any] = {"sinks": sinks, "strict": options.strict, "normalise": options.normalise}
             groups = (
@@ -327,9 +327,9 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
 
 def _stdin(tests: Sequence[str]) -> Iterator[str]:
     """Give the lines of stdin; only the first of several processes can read it, for all of them."""
-    if cluster.size() == 1:
+    if distributed.size() == 1:
         return stdin_lines()
-    return iter(cluster.from_first(lambda: list(stdin_lines()) if "-" in tests else []))
+    return iter(distributed.from_first(lambda: list(stdin_lines()) if "-" in tests else []))
 
 
 def _sweep(
@@ -338,8 +338,8 @@ def _sweep(
     """Rank the same for the first few test examples (or the mean) at other λ."""
     from influence_cli.rank import group_size, make_inverses
     from influence_cli.report_sweep import note_sweep
+    from influence_cli.runtime.terminal import Terminal
     from influence_cli.sweep import COMPARED, sweep_influence
-    from influence_cli.terminal import Terminal
     from influence_cli.testset import mean_gradients, test_gradients
 
     quiet, top = Terminal(quiet=True), options.count or 10

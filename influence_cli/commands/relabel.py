@@ -122,7 +122,7 @@ def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[P
     from influence_cli.moves import manifest, plan_moves
     from influence_cli.relabel import decision_rows, label_files
     from influence_cli.relabel_checks import last_moves, refuse_open_moves, refuse_outputs
-    from influence_cli.together import take_back, write_together
+    from influence_cli.runtime.transaction import take_back, write_together
 
     moves = outputs[0].with_name("moves.csv" if on == "train" else "test-moves.csv")
     if take_back((*outputs, moves)):
@@ -229,7 +229,7 @@ def _move(session: Session, file: Path, on: str, log: Path) -> None:
     from influence_cli.moves import COLUMNS as MOVED
     from influence_cli.moves import DROPPED, apply_plan, continue_moves, plan_moves
     from influence_cli.relabel_checks import last_moves, refuse_named_files, refuse_open_moves
-    from influence_cli.report.formats import refuse_clashes
+    from influence_cli.runtime.outputs import refuse_clashes
 
     say, config = session.terminal.say, session.config
     refuse_clashes(((file, "the decisions"), (config.path, "the config"), (log, "the log of moves")), session.output)
@@ -271,7 +271,7 @@ def _undo(session: Session, log: Path, config: Path) -> None:
     from influence_cli.move_log import last_open, read_log
     from influence_cli.moves import COLUMNS as MOVED
     from influence_cli.moves import undo_moves
-    from influence_cli.report.formats import refuse_clashes
+    from influence_cli.runtime.outputs import refuse_clashes
 
     used = [(log, "the log of moves"), (config.parent / LOG, "the log of moves"), (config, "the config")]
     batches = read_log(log)

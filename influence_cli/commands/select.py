@@ -111,7 +111,7 @@ def _write(
     from influence_cli.commands.session import emit
     from influence_cli.pruning import kept_rows, order_by
     from influence_cli.relabel import exclusion_file
-    from influence_cli.together import write_together
+    from influence_cli.runtime.transaction import write_together
 
     split, say = tasks[0].train, session.terminal.say
     usefulness, losses = _usefulness(session, tasks, on_the_fly=on_the_fly, skip=skip)

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influence_cli import cluster
-from influence_cli.config import Config, load_config
+from influence_cli.config.load import load_config
+from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError
-from influence_cli.report.formats import check_output, choose_format, open_output, run_file, write_rows
-from influence_cli.terminal import Terminal
+from influence_cli.report.formats import choose_format, write_rows
+from influence_cli.runtime import distributed
+from influence_cli.runtime.outputs import check_output, open_output, run_file
+from influence_cli.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
     from influence_cli.task import Task
@@ -82,7 +84,7 @@ def begin(
     Raises:
         InfluenceError: in the config, the format, or a file or stdout that cannot be written.
     """
-    cluster.join()
+    distributed.join()
     loaded = load_config(config, overrides or ())
     session = begin_without_config(
         quiet=quiet, verbose=verbose, format=format, output=output, files=files, dialects=dialects, rows=rows
@@ -111,7 +113,7 @@ def begin_without_config(
     if rows and output is None and not sys.stdout.writable():
         raise InfluenceError("stdout is closed, and the rows would go there", "name a file for them: -o rows.csv")
     for path in (output, *files):
-        if path is not None and cluster.is_first():
+        if path is not None and distributed.is_first():
             check_output(path)
     return Session(None, Terminal(quiet=quiet, verbose=verbose), chosen, output)
 
@@ -122,25 +124,25 @@ def load(session: Session) -> list[Task]:
 
     with session.terminal.status("loading model and data"):
         tasks = load_tasks(session.config, session.terminal)
-        if cluster.size() > 1:
+        if distributed.size() > 1:
             from influence_cli.fingerprint import agree_on
 
             agree_on(tasks, {"command": " ".join(sys.argv[1:]), "config": json.dumps(session.config.resolved())})
-            session.run["processes"] = cluster.size()
+            session.run["processes"] = distributed.size()
     return tasks
 
 
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
     """Write rows to stdout or to a file, and the run's facts beside the file."""
     output = session.output
-    if not cluster.is_first():
+    if not distributed.is_first():
         for _ in rows:  # its part of the work is done as they are asked for
             pass
-        cluster.dissolve()
+        distributed.dissolve()
     # Rows on stdout are to be seen themselves.
     with open_output(output) as stream, nullcontext() if output is None else session.terminal.status("writing rows"):
         count = write_rows(rows, columns, session.format, stream)
-    cluster.dissolve()
+    distributed.dissolve()
     session.terminal.detail(f"done in {session.seconds:.1f} s")
     if output is not None:
         facts = run_facts(session) | {"rows": count}

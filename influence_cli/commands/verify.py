@@ -20,11 +20,11 @@ from influence_cli.commands.options import (
     Verbose,
 )
 from influence_cli.errors import InfluenceError
-from influence_cli.standard_streams import stdin_lines
+from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
-    from influence_cli.config import Config
+    from influence_cli.config.schema import Config
     from influence_cli.datamodeling import Datamodeling
     from influence_cli.facts import TrainingFacts
     from influence_cli.loo import LeftOut
@@ -271,7 +271,7 @@ def loo_rows(prepared: Prepared, found: Sequence[LeftOut], facts: TrainingFacts)
 
 def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods: str | None) -> dict[str, Config]:
     """Give each method a config: the run's own where it is that one's, else with a store named after it."""
-    from influence_cli.config import load_config
+    from influence_cli.config.load import load_config
 
     own = loaded.curvature.method
     if methods is None:

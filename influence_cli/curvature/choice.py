@@ -1,4 +1,4 @@
-"""Which curvature, over which parameters: the method ``auto`` and what it names on stderr."""
+"""Choose the curvature: `auto` by size, and which methods the model and the loss allow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from influence_cli.config import SOLVERS
+from influence_cli.config.schema import SOLVERS
 from influence_cli.curvature.explicit import MAX_PARAMETERS
 from influence_cli.errors import InfluenceError
 from influence_cli.network import Network, output_layer

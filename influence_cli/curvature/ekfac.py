@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import cluster
 from influence_cli.blocks import Block
 from influence_cli.contractions import covariances, gradient_squares, positions, rotated, sketched, turned_sides
 from influence_cli.coordinates import loose_gradients
@@ -30,6 +29,7 @@ from influence_cli.curvature.progress import Progress
 from influence_cli.data import Batch
 from influence_cli.layers import Call, forward
 from influence_cli.network import Network, owner_of
+from influence_cli.runtime import distributed
 
 # A factor wider than this has only its top eigenvectors, from a sketch.
 WIDEST, TOP, OVERSAMPLED = 8_192, 1_024, 128
@@ -188,27 +188,27 @@ def fit(
 
 def _add_up(progress: Progress) -> None:
     """Add up what the processes of a job have summed in a stage, and count its examples."""
-    cluster.sum_tensors(progress.arrays, lambda name: name.partition(".")[0] in OF_STAGE[progress.stage])
-    counts = sum(cluster.gathered(progress.examples))
+    distributed.sum_tensors(progress.arrays, lambda name: name.partition(".")[0] in OF_STAGE[progress.stage])
+    counts = sum(distributed.gathered(progress.examples))
     progress.arrays[f"{progress.stage}.n"] = torch.tensor(counts)
 
 
 def _own_layers(network: Network, plan: Plan) -> list[int]:
     """Choose the layers that this process decomposes: the widest first, each for whoever has the least to do."""
     cost = {number: network.layers[number].width ** 3 + network.layers[number].outputs ** 3 for number in plan.layers}
-    loads, owner = [0] * cluster.size(), dict[int, int]()
+    loads, owner = [0] * distributed.size(), dict[int, int]()
     for number in sorted(plan.layers, key=lambda number: -cost[number]):
         owner[number] = loads.index(min(loads))
         loads[owner[number]] += cost[number]
-    return [number for number in plan.layers if owner[number] == cluster.rank()]
+    return [number for number in plan.layers if owner[number] == distributed.rank()]
 
 
 def _hand_round(plan: Plan, progress: Progress) -> None:
     """Give every process the eigenvectors of all layers."""
-    if cluster.size() == 1:
+    if distributed.size() == 1:
         return
     made = {name: progress.arrays.pop(name) for name in list(progress.arrays) if name.partition(".")[0] in DECOMPOSED}
-    cluster.hand_round(made)
+    distributed.hand_round(made)
     for number in plan.layers:
         for side in ("a", "d"):
             progress.arrays.pop(f"{side}.{number}", None)
@@ -221,16 +221,16 @@ def catch_up(progress: Progress) -> None:
     A kill can come when some have saved what follows the end of a stage and others not; what was added up or handed
     round there is the same in all of them.
     """
-    stages = cluster.gathered(progress.stage)
+    stages = distributed.gathered(progress.stage)
     furthest = max(stages, key=STAGES.index)
     if len(set(stages)) == 1:
         return
     leader = stages.index(furthest)
     theirs = dict[str, Tensor]()
-    if cluster.rank() == leader:
+    if distributed.rank() == leader:
         own = OF_STAGE.get(furthest, DECOMPOSED)
         theirs = {name: value for name, value in progress.arrays.items() if name.partition(".")[0] not in own}
-    cluster.hand_round(theirs)
+    distributed.hand_round(theirs)
     if progress.stage != furthest:
         progress.arrays.clear()
         progress.arrays.update(theirs)

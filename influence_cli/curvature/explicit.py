@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from influence_cli import cluster
 from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.curvature.progress import Progress
 from influence_cli.data import Batch
@@ -26,6 +25,7 @@ from influence_cli.network import (
     output_curvature,
     recurrent_backward,
 )
+from influence_cli.runtime import distributed
 from influence_cli.task import logits_of
 
 # Past this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) leave the range of a workstation.
@@ -58,7 +58,7 @@ def curvature_matrix(
         save: told after every batch (of an output layer: every few); it decides when to write.
 
     Returns:
-        H [p, p] over the batches of all processes of a job (cluster.py), float64, symmetric,
+        H [p, p] over the batches of all processes of a job (runtime/distributed.py), float64, symmetric,
         on the model's device (the CPU for MPS, which has no float64).
     """
     device = _float64_device(network.device())
@@ -79,8 +79,8 @@ def curvature_matrix(
                 _add_batch_ggn(total, network, batch)
             on_examples(len(batch))
             finished(1, len(batch))
-        total = cluster.sum_tensor(total)
-    return (total + total.T) / (2 * max(sum(cluster.gathered(progress.examples)), 1))
+        total = distributed.sum_tensor(total)
+    return (total + total.T) / (2 * max(sum(distributed.gathered(progress.examples)), 1))
 
 
 def _sum_so_far(progress: Progress, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -161,7 +161,7 @@ def _output_layer(
             for d in range(c + 1):
                 lower[c, d] += ((a * curvature[:, c, d, None]).T @ a).to(lower)
         finished(count, len(a))
-    blocks = cluster.sum_tensor(lower.clone())
+    blocks = distributed.sum_tensor(lower.clone())
     for c in range(classes):
         for d in range(c):
             blocks[d, c] = blocks[c, d].T

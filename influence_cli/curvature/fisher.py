@@ -15,7 +15,7 @@ from torch import Tensor
 
 from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.memory import available_bytes
+from influence_cli.runtime.memory import available_bytes
 from influence_cli.store import Store
 
 # Past this, p × p and n × n both, the matrix and its eigenvectors leave the range of a workstation.

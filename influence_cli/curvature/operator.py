@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli import cluster
 from influence_cli.data import Batch
 from influence_cli.lanczos import power_iteration
 from influence_cli.network import Network
 from influence_cli.products import curvature_product
+from influence_cli.runtime import distributed
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def mean_product(
     def product(vectors: Tensor) -> Tensor:
         # Summed in float64: the rounding of hundreds of batches would otherwise set the solver's floor.
         total = torch.zeros(vectors.shape, dtype=_accumulator(vectors), device=vectors.device)
-        for start in range(0, len(examples), examples.batch)[cluster.rank() :: cluster.size()]:
+        for start in range(0, len(examples), examples.batch)[distributed.rank() :: distributed.size()]:
             x, y = examples.inputs[start : start + examples.batch], examples.targets[start : start + examples.batch]
             total += curvature_product(network, x, y, vectors, matrix)
             on_examples(len(y))
-        cluster.sum_tensor(total)
+        distributed.sum_tensor(total)
         return (total / len(examples) + shift * vectors).to(vectors.dtype)
 
     return product

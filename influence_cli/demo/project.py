@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from influence_cli.errors import InfluenceError
-from influence_cli.user_code import describe
+from influence_cli.errors import InfluenceError, describe
 
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle-boot")
 TRAIN = 5000

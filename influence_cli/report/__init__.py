@@ -1,1 +1,4 @@
-"""Results to text and pages: rows in every format, and one offline HTML page. Pure: no torch, no data sets."""
+"""Rows to text and pages: every format, and one offline HTML page. No torch, no data sets.
+
+Start with ``writer``; ``html`` draws pages that the package ``pages`` describes.
+"""

@@ -7,25 +7,20 @@ All but the table stream: a row is on its way before the next one is computed (p
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
-import os
-import shlex
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import IO, AnyStr, TextIO
 
-from influence_cli import disk
-from influence_cli.errors import InfluenceError, did_you_mean, near_path, require_extra
-from influence_cli.report.cells import guarded
+from influence_cli.errors import InfluenceError, did_you_mean, require_extra
 from influence_cli.report.dialects import DIALECTS
 from influence_cli.report.parquet import parquet_bytes
 from influence_cli.report.table import Row, Scalar, plain_table, terminal_table, word
+from influence_cli.runtime.csv_cells import guarded
+from influence_cli.runtime.outputs import unwritable
 
 FORMATS = ("table", "jsonl", "json", "csv", "tsv", "parquet")
 SUFFIXES = {
@@ -130,128 +125,6 @@ def _write(pieces: Iterable[AnyStr], to: IO[AnyStr], stream: TextIO) -> None:
             raise
         except OSError as error:
             raise unwritable(str(getattr(stream, "name", "the output")).strip("<>"), error) from error
-
-
-@contextmanager
-def open_output(output: Path | None) -> Iterator[TextIO]:
-    """Open stdout, or a file that appears under its name only when it is complete.
-
-    The file is written as ``FILE.part`` beside it, flushed and renamed at the end, and removed if the block fails.
-    Devices and named pipes are written in place. A link is kept: what it points to is replaced.
-
-    Args:
-        output: the file, or None for stdout.
-
-    Yields:
-        A UTF-8 text stream with ``\\n`` line ends; names that are not UTF-8 come out as their own bytes. Its ``buffer``
-        takes bytes instead.
-
-    Raises:
-        InfluenceError: it cannot be written.
-    """
-    if output is None:
-        yield _stdout()
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise unwritable("stdout", error) from error
-        return
-    check_output(output)
-    in_place = output.exists() and not output.is_file()
-    target = Path(os.path.realpath(output))
-    part = output if in_place else target.with_name(target.name + ".part")
-    try:
-        stream = part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
-    except OSError as error:
-        raise unwritable(output, error) from error
-    try:
-        yield stream
-        try:
-            if not in_place:
-                disk.flush(stream)
-            stream.close()
-            if not in_place:
-                disk.replace(part, target)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise unwritable(output, error) from error
-    except BaseException:
-        with suppress(OSError):
-            stream.close()
-        if not in_place:
-            disk.remove(part)
-        raise
-
-
-def check_output(output: Path) -> None:
-    """Refuse a file that cannot be written; worth a call before long work, not only after it.
-
-    Args:
-        output: the file to be written.
-
-    Raises:
-        InfluenceError: it is a folder, its folder is missing, or one of the two is not writable.
-    """
-    folder = output.parent
-    try:
-        if output.is_dir():
-            raise InfluenceError(f"{output} is a folder", "name a file in it")
-        if output.exists() and not output.is_file():
-            return
-        if not folder.exists():
-            raise InfluenceError(
-                f"{output} cannot be written: there is no folder {folder}", f"mkdir -p {shlex.quote(str(folder))}"
-            )
-        if not folder.is_dir():
-            raise InfluenceError(f"{output} cannot be written: {folder} is a file, not a folder")
-        for path in (folder, output):
-            if path.exists() and not os.access(path, os.W_OK):
-                raise InfluenceError(f"{output} cannot be written: no permission to write {path}")
-    except OSError as error:
-        raise unwritable(output, error) from error
-
-
-def run_file(path: Path) -> Path:
-    """Name the file beside a result with the facts of the run that wrote it."""
-    return path.with_name(path.name + ".run.json")
-
-
-def refuse_clashes(
-    used: Sequence[tuple[Path, str]], rows: Path | None, written: Sequence[tuple[Path, str]] = ()
-) -> None:
-    """Refuse to write a file that is in use, or two files of one name; no ``--force`` helps there.
-
-    Args:
-        used: files that stay as they are, each with what it is called.
-        rows: the file of ``-o``; its ``.run.json`` is written too.
-        written: the other files, likewise.
-    """
-    seen = {os.path.realpath(path): what for path, what in used}
-    if rows is not None:
-        written = ((rows, "the file of -o"), (run_file(rows), "the run file of -o"), *written)
-    for path, what in written:
-        real = os.path.realpath(path)
-        if real in seen:
-            raise InfluenceError(f"{near_path(path)} would be both {seen[real]} and {what}", "give them other names")
-        seen[real] = what
-
-
-def _stdout() -> TextIO:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        if sys.stdout.isatty():
-            # Its encoding is the terminal's; what that lacks is spelt out, never an exception.
-            sys.stdout.reconfigure(errors="backslashreplace")
-        else:
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
-    return sys.stdout
-
-
-def unwritable(output: object, error: OSError) -> InfluenceError:
-    """Tell that an output cannot be written, and why."""
-    return InfluenceError(f"{output} cannot be written: {error.strerror or error}")
 
 
 def _scalar(value: object, column: str, number: int) -> Scalar:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,12 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import jinja2
-import numpy as np
-from PIL import Image
 
 from influence_cli.errors import InfluenceError, printable
 from influence_cli.report.charts import Chart, ClassBars, Histogram, Scatter
-from influence_cli.report.formats import open_output
+from influence_cli.runtime.outputs import open_output
 
 MAX_BYTES = 5_000_000
 SUFFIXES = (".html", ".htm")
@@ -222,30 +218,6 @@ class Page:
         }
 
 
-def thumbnail(image: Image.Image, size: int = 96) -> str:
-    """Make a small picture of an image, as the model's loader sees it: no EXIF rotation, transparency dropped.
-
-    Args:
-        image: of any mode; 16-bit, integer and float images are stretched from their darkest to their lightest value.
-        size: of the longer side in pixels; a smaller image stays as it is, and the page enlarges it.
-
-    Returns:
-        A data URI: JPEG where the image was shrunk, else PNG.
-    """
-    picture = eight_bit(image)
-    # An ICC profile or a comment would travel into every thumbnail.
-    picture.info.clear()
-    buffer = io.BytesIO()
-    if max(picture.size) > size:
-        picture.thumbnail((size, size), reducing_gap=3.0)
-        picture.save(buffer, "JPEG", quality=85)
-        kind = "jpeg"
-    else:
-        picture.save(buffer, "PNG", optimize=True)
-        kind = "png"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
 def render_page(page: Page) -> str:
     """Fill the template; whatever comes from data is escaped.
 
@@ -295,22 +267,6 @@ def write_page(page: Page, path: Path) -> int:
     with open_output(path) as stream:
         stream.write(text)
     return len(text.encode())
-
-
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Copy an image of any mode into mode L or RGB."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64)
-        known = values[np.isfinite(values)]
-        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
-        values = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
-        return Image.fromarray((values * 255).round().astype(np.uint8))
-    if image.mode in ("1", "L", "LA", "La"):
-        return image.convert("LA").convert("L") if image.mode == "La" else image.convert("L")
-    if image.mode in ("P", "PA", "RGBa"):
-        # Straight to RGB, Pillow warns of a palette with transparency, and cannot do RGBa.
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
 
 
 def _fitting(page: Page, path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from influence_cli.errors import InfluenceError, did_you_mean, printable, require_extra
-from influence_cli.report.formats import open_output
+from influence_cli.runtime.outputs import open_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from influence_cli import cluster
 from influence_cli.errors import printable
+from influence_cli.runtime import distributed
 
 Advance = Callable[[float], None]
 
@@ -64,19 +64,19 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a line of what is done or found."""
-        if not self.quiet and cluster.is_first():
+        if not self.quiet and distributed.is_first():
             self.console.print(printable(text), markup=False)
 
     def detail(self, text: str) -> None:
         """Print a line for ``-v``."""
-        if self.verbose and not self.quiet and cluster.is_first():
+        if self.verbose and not self.quiet and distributed.is_first():
             self.console.print(printable(text), markup=False, style="dim")
 
     def warn(self, text: str) -> None:
         """Print a warning once: its cause and its remedy."""
         if text not in self.warnings:
             self.warnings.append(text)
-            if not cluster.is_first():
+            if not distributed.is_first():
                 return  # it hears of it (cluster.hear)
             self.console.print(Text.assemble(("warning: ", "yellow"), printable(text)))
 
@@ -112,7 +112,7 @@ class Terminal:
             yield
 
     def _shows(self) -> bool:
-        return not self.quiet and sys.stderr.isatty() and cluster.is_first()
+        return not self.quiet and sys.stderr.isatty() and distributed.is_first()
 
 
 def duration(seconds: float) -> str:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from influence_cli.config.schema import place_of
+from influence_cli.config.yaml_reader import Keys
 from influence_cli.errors import InfluenceError, did_you_mean
-from influence_cli.yaml_lines import Keys
 
 if TYPE_CHECKING:
-    from influence_cli.config import Config
+    from influence_cli.config.schema import Config
 
 # Curvatures with a basis and a spectrum, which is what SOURCE works on.
 SPECTRAL = ("auto", "explicit", "ekfac", "kfac", "arnoldi")
@@ -119,14 +120,6 @@ def _keys(location: Sequence[str | int], values: Any, known: Known) -> Keys:
             keys.append(part)
             holder = holder[part]
     return tuple(keys)
-
-
-def place_of(keys: Keys, places: Mapping[Keys, str]) -> str:
-    """Say where a key stands; the nearest section that does, otherwise."""
-    for length in range(len(keys), 0, -1):
-        if keys[:length] in places:
-            return places[keys[:length]]
-    return places[()]
 
 
 def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:

@@ -6,7 +6,6 @@ A config is code: whatever it names is imported and called with the rights of th
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import inspect
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.errors import InfluenceError, describe, did_you_mean
 
 
 def import_object(name: str, folder: Path, where: str) -> Any:
@@ -192,11 +191,3 @@ def _refuse_missing(
 
 def _public(holder: Any) -> list[str]:
     return [word for word in dir(holder) if not word.startswith("_")]
-
-
-def describe(error: BaseException) -> str:
-    """Put an exception of somebody else's code in one line."""
-    text = " ".join(str(error).split())
-    if len(text) > 300:
-        text = text[:297] + "…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,32 +1,16 @@
-"""The config of a run: YAML to frozen, typed values, with the file and line of every mistake."""
+"""The typed values of a config, section by section: defaults, types, units."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
-from influence_cli.config_mistakes import ensemble_mistake, first_mistake, place_of
-from influence_cli.errors import InfluenceError, did_you_mean, near_path
-from influence_cli.user_code import describe
-from influence_cli.yaml_lines import Keys, read_yaml, scalar
+from influence_cli.config.yaml_reader import Keys
 
-# Of a file: a hundred times what a config needs, and read in seconds whatever is in it.
-MAX_BYTES = 100_000
-# Arguments of these names are paths, taken relative to the YAML file.
-PATH_NAME = re.compile(r"(^|_)(root|path|dir|directory|folder|file|filename)s?$", re.IGNORECASE)
-OWN_PATHS = {
-    ("model", "checkpoint"),
-    ("train", "labels"),
-    ("train", "exclude"),
-    ("test", "labels"),
-    ("test", "exclude"),
-    ("gradients", "store"),
-}
 UNITS = {"": 1, "B": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("KMGT", start=1)
@@ -237,142 +221,9 @@ class Config(_Section):
         return self.model_dump(mode="json")
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config and check every key.
-
-    Args:
-        path: the YAML file; its relative paths are taken from its folder.
-        overrides: ``a.b=v``, split at the first ``=``, v parsed as YAML; paths in them are relative to the
-            current folder.
-
-    Raises:
-        InfluenceError: the first mistake, with file and line.
-    """
-    name = str(near_path(path.absolute()))
-    document = read_yaml(_read(path, name), name)
-    places = {keys: f"{name}:{line}" for keys, line in document.lines.items()}
-    places[()] = name
-    folder = path.absolute().parent
-    values: dict[str, Any] = _anchored((), document.values, folder)
-    for text in overrides:
-        _override(values, places, text)
-    gradients = values.setdefault("gradients", {})
-    if isinstance(gradients, dict) and gradients.get("store") is None:
-        gradients["store"] = str(folder / GradientsConfig().store)
-    if "path" in values:
-        raise InfluenceError(f"{places[('path',)]}: unknown key 'path'", did_you_mean("path", _known(())))
-    try:
-        config = Config.model_validate(values | {"path": path.absolute()})
-    except ValidationError as error:
-        raise first_mistake(error, values, places, _known) from error
-    if config.test is not None and config.test.n is not None:
-        raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs to train")
-    mistake = ensemble_mistake(config, lambda *keys: place_of(keys, places))
-    if mistake is not None:
-        raise mistake
-    if config.model.ensemble == "tracin":
-        identity = config.curvature.model_copy(update={"method": "identity"})
-        config = config.model_copy(update={"curvature": identity})
-    if config.test is not None and config.test.transform is None:
-        config = config.model_copy(
-            update={"test": config.test.model_copy(update={"transform": config.train.transform})}
-        )
-    config._places.update(places)
-    return config
-
-
-def _read(path: Path, name: str) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            # A pipe or a device has no size, and may have no end.
-            size = max(path.stat().st_size, len(content))
-            raise InfluenceError(f"{name}: {size:,} bytes or more; a config is a few kB", "is this the right file?")
-        return content.decode("utf-8")
-    except FileNotFoundError as error:
-        raise InfluenceError(
-            f"there is no config {name}",
-            "influence init writes a starter, influence demo a whole project; -c FILE names another",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InfluenceError(f"{name}: not a text file in UTF-8", "is this the right file?") from error
-    except OSError as error:
-        raise InfluenceError(f"{name} cannot be read: {describe(error)}") from error
-
-
-def _anchored(keys: Keys, value: Any, folder: Path) -> Any:
-    """Make the paths in a value absolute: our own keys, and arguments whose name says that they are one."""
-    if _is_path(keys):
-        return _absolute(value, folder)
-    if isinstance(value, dict):
-        return {key: _anchored((*keys, key), inner, folder) for key, inner in value.items()}
-    return value
-
-
-def _is_path(keys: Keys) -> bool:
-    if len(keys) == 3 and keys[1] == "args":
-        return bool(PATH_NAME.search(str(keys[2])))
-    return keys[:2] in OWN_PATHS
-
-
-def _absolute(value: Any, folder: Path) -> Any:
-    if isinstance(value, list):
-        return [_absolute(item, folder) for item in value]
-    if isinstance(value, str) and value:
-        # Not Path.expanduser: the home of somebody who does not exist is a file name, as in a shell.
-        return os.path.normpath(folder / os.path.expanduser(value))  # noqa: PTH111
-    return value
-
-
-def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> None:
-    key_text, equals, value_text = text.partition("=")
-    where = f"--set {text}"
-    if not equals or not all(key_text.split(".")):
-        raise InfluenceError(f"{where}: expected KEY=VALUE", "such as --set curvature.damping=0.01")
-    value = scalar(value_text, where)
-    keys = key_text.split(".")
-    holder: Any = values
-    path: list[str | int] = []
-    for position, key in enumerate(keys):
-        last = position == len(keys) - 1
-        if isinstance(holder, list):
-            if not (key.isascii() and key.isdecimal()) or int(key) >= len(holder):
-                raise InfluenceError(
-                    f"{where}: {'.'.join(map(str, path))} is a list of {len(holder)}",
-                    f"give a number below {len(holder)}",
-                )
-            path.append(int(key))
-        elif isinstance(holder, dict):
-            path.append(key)
-        else:
-            raise InfluenceError(f"{where}: {'.'.join(map(str, path))} holds a value, not keys")
-        step = path[-1]
-        if last:
-            holder[step] = _anchored(tuple(path), value, Path.cwd())
-        elif isinstance(holder, list):
-            holder = holder[int(step)]
-        else:
-            if holder.get(step) is None:
-                holder[step] = {}
-            holder = holder[step]
-    # What the override replaced, and everything below it, now comes from the command line.
-    for known in [place for place in places if place[: len(path)] == tuple(path)]:
-        del places[known]
-    places[tuple(path)] = where
-
-
-def _known(keys: Sequence[str | int]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "model": ModelConfig,
-        "loss": LossConfig,
-        "train": DataConfig,
-        "test": DataConfig,
-        "gradients": GradientsConfig,
-        "curvature": CurvatureConfig,
-        "training": TrainingConfig,
-    }
-    if not keys:
-        return [name for name in Config.model_fields if name != "path"]
-    section = sections.get(str(keys[0])) if len(keys) == 1 else None
-    return list(section.model_fields) if section is not None else []
+def place_of(keys: Keys, places: Mapping[Keys, str]) -> str:
+    """Say where a key stands; the nearest section that does, otherwise."""
+    for length in range(len(keys), 0, -1):
+        if keys[:length] in places:
+            return places[keys[:length]]
+    return places[()]

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from influence_cli import disk
 from influence_cli.errors import InfluenceError
+from influence_cli.runtime import disk
 
 
 def lock(raw: BinaryIO, path: Path, *, alone: bool, who: str = "another process") -> None:

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from influence_cli import cluster
 from influence_cli.layers import forward
 from influence_cli.network import Network
+from influence_cli.runtime import distributed
 
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -36,7 +36,7 @@ def available_bytes(device: torch.device) -> int:
         limit, used = _number(Path(limit_file)), _number(Path(used_file))
         if limit is not None and used is not None:
             free = min(free, max(0, limit - used + _cached_bytes(Path(used_file).parent)))
-    return free // cluster.on_this_host()
+    return free // distributed.on_this_host()
 
 
 def _machine_bytes() -> int:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import xxhash
 
-from influence_cli import disk
-from influence_cli.report.formats import check_output, unwritable
+from influence_cli.runtime import disk
+from influence_cli.runtime.outputs import check_output, unwritable
 
 
 @dataclass(frozen=True)
