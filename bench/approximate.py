@@ -36,8 +36,8 @@ from influence_cli.index_file import Index, padded, write_index
 from influence_cli.inverse import Inverse
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.scores import Running, Strongest, removal, strongest
-from influence_cli.store import Rows, Store
-from influence_cli.store_file import Layout, create
+from influence_cli.store.layout import Layout, create
+from influence_cli.store.store import Rows, Store
 
 BLOCK, CLASSES, TESTS, ALONE = 256, 8, 64, 8
 INVERSE = Inverse(lambda rows: rows, None, 0.0, None, whiten=lambda rows: rows)

@@ -33,7 +33,7 @@ from influence_cli.gradients import make_network
 from influence_cli.metrics import average_precision, bootstrap_lds, lds, spearman
 from influence_cli.network import track
 from influence_cli.spectrum import Spectrum, layered
-from influence_cli.store_rows import decode, encode
+from influence_cli.store.encoding import decode, encode
 
 BATCH = 500
 MULTIPLES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)

@@ -31,10 +31,10 @@ import numpy as np
 import torch
 
 from influence_cli.scores import influence
-from influence_cli.shards import create_sharded
-from influence_cli.store import Rows, Store
-from influence_cli.store_file import Layout
-from influence_cli.store_scan import in_order
+from influence_cli.store.layout import Layout
+from influence_cli.store.scan import in_order
+from influence_cli.store.shards import create_sharded
+from influence_cli.store.store import Rows, Store
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "fashion-mnist" / "FashionMNIST" / "raw"
 CONFIG = """

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 from influence_cli.scores import influence
-from influence_cli.store import Rows, Store
-from influence_cli.store_file import Layout, create
-from influence_cli.store_scan import in_order
+from influence_cli.store.layout import Layout, create
+from influence_cli.store.scan import in_order
+from influence_cli.store.store import Rows, Store
 
 BLOCK = 256
 

@@ -35,8 +35,8 @@ from influence_cli.curvature.preconditioner import ROWS, heaviest_rows, row_prec
 from influence_cli.data import Batch
 from influence_cli.gradients import example_gradients, jacobians, make_network
 from influence_cli.network import Network, track
-from influence_cli.nystrom import nystrom
-from influence_cli.solvers import Product, SolveInfo, conjugate_gradients
+from influence_cli.solvers.cg import Product, SolveInfo, conjugate_gradients
+from influence_cli.solvers.nystrom import nystrom
 
 TRAINED, TOLERANCE, TOGETHER, BATCH = 10_000, 1e-3, 8, 256
 MOST_IN_ROWS = 4_000

@@ -25,8 +25,8 @@ from influence_cli.decisions import DECISIONS, read_decisions
 from influence_cli.errors import InfluenceError, one_line, printable
 from influence_cli.label_files import read_indices, read_labels, read_truth
 from influence_cli.selection import select
-from influence_cli.store import READ, Rows, Store
-from influence_cli.store_file import FORMAT, SEAL_BYTES, VERSION, Layout, create
+from influence_cli.store.layout import FORMAT, SEAL_BYTES, VERSION, Layout, create
+from influence_cli.store.store import READ, Rows, Store
 
 CLASSES = ("cat", "dog", "=owl")
 PATHS = tuple(f"data/train/{CLASSES[number % 3]}/{number}.png" for number in range(9))

@@ -34,7 +34,7 @@ _HOMES = {
     "read_result": "result_files",
     "compare_results": "compare",
     "measure_distances": "distances",
-    "Store": "store",
+    "Store": "store.store",
     "Terminal": "runtime.terminal",
 }
 

@@ -32,7 +32,7 @@ from influence_cli.rank import Group, describe_run, group_size, make_inverses
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.scores import Strongest, removal, require_finite, strongest
 from influence_cli.selection import Selected
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 from influence_cli.testset import gradient_groups
 
 

@@ -12,7 +12,7 @@ from influence_cli.data import read_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.network import evaluate
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.store import READ, Store
+from influence_cli.store.store import READ, Store
 from influence_cli.task import Task
 
 

@@ -15,7 +15,7 @@ from influence_cli.curvature.ekfac import make_plan, stored_bytes
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.fitted import Fitted
 from influence_cli.spectrum import layered
-from influence_cli.store_file import Layout
+from influence_cli.store.layout import Layout
 from influence_cli.task import Task
 
 

@@ -25,7 +25,7 @@ from influence_cli.precompute import decide, store_path
 from influence_cli.probe import check_finite, checkpoint_warnings, near_chance
 from influence_cli.runtime.memory import plan_batch
 from influence_cli.runtime.terminal import Terminal, duration
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 from influence_cli.task import Task, load_tasks
 
 SAMPLE = 512

@@ -15,7 +15,7 @@ from influence_cli.data import readable_batches
 from influence_cli.precompute import Prepared
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.store import READ, Store, predicted_classes
+from influence_cli.store.store import READ, Store, predicted_classes
 from influence_cli.task import Task, logits_of
 
 

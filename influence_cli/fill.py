@@ -23,7 +23,7 @@ from influence_cli.probe import check_gradients
 from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import is_out_of_memory
 from influence_cli.runtime.terminal import Advance, Terminal, duration
-from influence_cli.store import READ, SKIPPED, Rows, Store, block_sums
+from influence_cli.store.store import READ, SKIPPED, Rows, Store, block_sums
 from influence_cli.task import Task
 
 

@@ -43,7 +43,7 @@ from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Advance, Terminal
 from influence_cli.spectrum import Spectrum, joint, layered
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 from influence_cli.task import Task, set_precision
 
 # Directions left out of an explicit basis carry less than this share of the summed self-influence.

@@ -25,7 +25,7 @@ from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.scores import removal, require_finite
 from influence_cli.selection import Selected
-from influence_cli.store import READ, Store
+from influence_cli.store.store import READ, Store
 from influence_cli.streams import (
     Piece,
     averaged,

@@ -35,7 +35,7 @@ from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.scores import Running, Strongest, removal
 from influence_cli.selection import Selected
-from influence_cli.store import READ, Store
+from influence_cli.store.store import READ, Store
 from influence_cli.streams import averaged, stored_products
 from influence_cli.testset import test_gradients
 

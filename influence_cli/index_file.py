@@ -30,7 +30,7 @@ from influence_cli.fingerprint import MEANING
 from influence_cli.inverse import Inverse
 from influence_cli.precompute import Prepared
 from influence_cli.runtime import disk
-from influence_cli.store import READ, Store
+from influence_cli.store.store import READ, Store
 
 FORMAT = b"influence-index1"
 TAIL = struct.Struct("<QQQQ16s")

@@ -13,7 +13,7 @@ from influence_cli.iterative import Limits, announce, make_iterative
 from influence_cli.precompute import Prepared
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.scores import effective_dimension, preconditioned
-from influence_cli.solvers import SolveInfo
+from influence_cli.solvers.cg import SolveInfo
 from influence_cli.spectrum import Spectrum
 
 # Below this share of the effective dimension what was left out may matter: half of it, by the datamodeling score.

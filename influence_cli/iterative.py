@@ -13,13 +13,13 @@ from influence_cli.curvature.operator import Examples, batch_product, hold, larg
 from influence_cli.curvature.preconditioner import heaviest_rows, row_preconditioner
 from influence_cli.data import readable_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.lanczos import lanczos
-from influence_cli.nystrom import nystrom
 from influence_cli.precompute import Prepared
 from influence_cli.runtime.terminal import Terminal, duration
-from influence_cli.series import MARGIN, lissa
-from influence_cli.solvers import Product, SolveInfo, check_limits, conjugate_gradients
-from influence_cli.store import READ, Store
+from influence_cli.solvers.cg import Product, SolveInfo, check_limits, conjugate_gradients
+from influence_cli.solvers.lanczos import lanczos
+from influence_cli.solvers.lissa import MARGIN, lissa
+from influence_cli.solvers.nystrom import nystrom
+from influence_cli.store.store import READ, Store
 
 BATCH = 256
 # Where the config says nothing: the relative residual, and products of a block (cg, nystrom) or steps (a series).

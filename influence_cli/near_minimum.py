@@ -23,7 +23,7 @@ from influence_cli.newton import (
     typical_gradient,
     value_at,
 )
-from influence_cli.solvers import conjugate_gradients
+from influence_cli.solvers.cg import conjugate_gradients
 
 # Of a Newton step, whose error is of its square anyway, and of s_test; steps of Newton's method.
 STEP_TOLERANCE, TOLERANCE, STEPS = 1e-3, 1e-8, 50

@@ -28,9 +28,9 @@ from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.locks import claim, is_claimed
 from influence_cli.runtime.memory import halving, plan_batch
 from influence_cli.runtime.terminal import Terminal, duration
-from influence_cli.shards import create_sharded, extend, remove_orphans
-from influence_cli.store import Store
-from influence_cli.store_file import create
+from influence_cli.store.layout import create
+from influence_cli.store.shards import create_sharded, extend, remove_orphans
+from influence_cli.store.store import Store
 from influence_cli.task import Task
 
 # Shards of a store that several processes fill, for each of them: a slow one keeps the others waiting for one at most.

@@ -43,7 +43,7 @@ from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.memory import plan_batch
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.spectrum import Spectrum
-from influence_cli.store import READ, SKIPPED, Store, block_sums, predicted_classes
+from influence_cli.store.store import READ, SKIPPED, Store, block_sums, predicted_classes
 from influence_cli.task import Task, set_precision
 
 

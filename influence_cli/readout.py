@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.errors import InfluenceError
+from influence_cli.solvers.eigen import eigenpairs
 
 # Ridges tried, as multiples of the mean eigenvalue of ΦᵀΦ/n.
 RIDGES = tuple(10.0 ** (power / 2) for power in range(-12, 5))

@@ -25,7 +25,7 @@ from influence_cli.probe import check_finite
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Advance, Terminal
 from influence_cli.scores import removal
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 from influence_cli.task import Task
 
 Piece = tuple[slice, np.ndarray]

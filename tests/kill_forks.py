@@ -32,7 +32,7 @@ from influence_cli.curvature import ekfac
 from influence_cli.metrics import bootstrap_lds
 from influence_cli.move_log import read_log
 from influence_cli.runtime import disk
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 
 SEED = 2
 # Every finished piece of work is a byte of this file, beside the projects, whichever process has done it.

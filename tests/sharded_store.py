@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from influence_cli.shards import create_sharded
-from influence_cli.store import READ, SKIPPED, Rows, Store
-from influence_cli.store_file import Layout, create
+from influence_cli.store.layout import Layout, create
+from influence_cli.store.shards import create_sharded
+from influence_cli.store.store import READ, SKIPPED, Rows, Store
 
 K, CLASSES, BLOCK = 3, 2, 4
 # Five blocks, the last one not full.

@@ -18,7 +18,7 @@ from influence_cli.approximate import pair_products
 from influence_cli.config.load import load_config
 from influence_cli.precompute import prepare_all
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 from influence_cli.task import load_tasks
 
 Row = dict[str, str]

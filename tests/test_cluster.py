@@ -26,7 +26,7 @@ from small_project import EKFAC, N, make, with_training
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import distributed
 from influence_cli.scores import Running, merged
-from influence_cli.store import READ, SKIPPED, Store
+from influence_cli.store.store import READ, SKIPPED, Store
 from influence_cli.streams import Piece, averaged
 
 # Rows of the store of most tests here: its last block is not full.

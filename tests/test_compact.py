@@ -12,11 +12,11 @@ from sharded_store import N, make, scanned
 from small_project import flip
 from test_shards import assert_whole, shard_files
 
-from influence_cli.compact import compact
 from influence_cli.errors import InfluenceError, Stopped
 from influence_cli.runtime import disk
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.store import Store
+from influence_cli.store.compact import compact
+from influence_cli.store.store import Store
 
 COLUMNS = ("coordinates", "scales", "losses", "outputs", "labels", "indices", "state")
 Usage = namedtuple("Usage", ["total", "used", "free"])

@@ -20,8 +20,8 @@ from influence_cli.commands.mislabels import COLUMNS as MISLABEL_COLUMNS
 from influence_cli.compare import compare_results, comparison_rows
 from influence_cli.errors import InfluenceError
 from influence_cli.report import parquet
-from influence_cli.report.formats import write_rows
 from influence_cli.report.table import Row
+from influence_cli.report.writer import write_rows
 from influence_cli.result_files import KINDS, NUMBERS, WHOLE, Result, read_result
 
 MISLABELS = ("rank", "index", "path", "label", "suggested", "score")

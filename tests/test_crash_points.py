@@ -33,7 +33,7 @@ from influence_cli.move_log import read_log
 from influence_cli.retrain import Again
 from influence_cli.retrain_files import Arrays
 from influence_cli.runtime import disk
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 
 RETRAINED = (*STORE, "influence.retrained", "influence.retrained/**/*", "rows.csv", "rows.csv.part")
 LABELS = ("labels.csv", "exclude.csv", "moves.csv")

@@ -16,8 +16,8 @@ from test_compare import without
 
 from influence_cli.commands.compare import COLUMNS, DISTANCE_COLUMNS
 from influence_cli.distances import Spread, in_words, mean_facts
-from influence_cli.report.formats import write_rows
 from influence_cli.report.table import Row
+from influence_cli.report.writer import write_rows
 
 TESTS = (3, 17)
 RANK = ("test", "test_path", "test_label", "test_predicted", "effect", "rank", "index", "path", "label", "influence")

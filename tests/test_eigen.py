@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.errors import InfluenceError
+from influence_cli.solvers.eigen import eigenpairs
 
 
 def symmetric(groups: int, width: int, zero: tuple[int, ...] = ()) -> Tensor:

@@ -16,8 +16,8 @@ from torchvision.datasets import ImageFolder
 from influence_cli.curvature import fisher
 from influence_cli.curvature.fisher import stored_moment
 from influence_cli.errors import InfluenceError
-from influence_cli.store import READ, SKIPPED, Rows, Store
-from influence_cli.store_file import Layout, create
+from influence_cli.store.layout import Layout, create
+from influence_cli.store.store import READ, SKIPPED, Rows, Store
 
 L2, DAMPING, BLOCK = 0.01, 0.05, 16
 METHOD = ("-s", "curvature.method=fisher", "-s", f"curvature.damping={DAMPING}")

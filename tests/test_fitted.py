@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import Command, edit, make_project
 
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 
 DEEP = """
 import torch

@@ -168,7 +168,7 @@ def test_a_store_cut_anywhere_is_refused() -> None:
 
 
 def opens(content: bytes) -> bool:
-    from influence_cli.store import Store
+    from influence_cli.store.store import Store
 
     path = folder() / "cut.h5"
     path.write_bytes(content)

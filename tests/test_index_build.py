@@ -22,8 +22,8 @@ from influence_cli.precompute import prepare_all
 from influence_cli.rank import make_inverses
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.scores import Strongest, strongest
-from influence_cli.store import Rows, Store
-from influence_cli.store_file import Layout, create
+from influence_cli.store.layout import Layout, create
+from influence_cli.store.store import Rows, Store
 from influence_cli.task import load_tasks
 
 PLAIN = Inverse(lambda rows: rows, None, 0.0, None, whiten=lambda rows: rows)

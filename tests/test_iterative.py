@@ -13,7 +13,7 @@ from conftest import Command
 from influence_cli import iterative
 from influence_cli.config.schema import SOLVERS
 from influence_cli.iterative import TOLERANCES, expected_products
-from influence_cli.solvers import conjugate_gradients
+from influence_cli.solvers.cg import conjugate_gradients
 
 
 @pytest.mark.parametrize("condition", [1.0, 10.0, 1e3, 1e4])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from influence_cli.lanczos import lanczos, power_iteration
+from influence_cli.solvers.lanczos import lanczos, power_iteration
 
 
 def test_power_iteration_finds_the_largest_eigenvalue() -> None:

@@ -28,9 +28,9 @@ from influence_cli.network import Network, track
 from influence_cli.products import curvature_product
 from influence_cli.runtime import memory
 from influence_cli.runtime.memory import available_bytes, example_bytes, halving, is_out_of_memory, plan_batch
-from influence_cli.series import lissa
-from influence_cli.solvers import conjugate_gradients
-from influence_cli.store import Store
+from influence_cli.solvers.cg import conjugate_gradients
+from influence_cli.solvers.lissa import lissa
+from influence_cli.store.store import Store
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 CPU = torch.device("cpu")

@@ -18,8 +18,8 @@ import pytest
 from conftest import Command
 
 from influence_cli.errors import InfluenceError
-from influence_cli.report.formats import write_rows
 from influence_cli.report.parquet import GROUP
+from influence_cli.report.writer import write_rows
 from influence_cli.runtime.outputs import open_output
 
 NASTY = "=a\tb\nc\rd\\e\x1b[2J,\"f\" 'g' ünï 漢字 \u202e \U0001f600"

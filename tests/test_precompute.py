@@ -22,7 +22,7 @@ from torchvision.datasets import ImageFolder
 
 from influence_cli.config.schema import SOLVERS
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.store import Rows, Store
+from influence_cli.store.store import Rows, Store
 
 SLOW = """
 import time

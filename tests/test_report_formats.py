@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from influence_cli.errors import InfluenceError
-from influence_cli.report.formats import FORMATS, choose_format, write_rows
+from influence_cli.report.writer import FORMATS, choose_format, write_rows
 from influence_cli.runtime.outputs import check_output, open_output
 
 NASTY = "a\tb\nc\rd\\e\x1b[2J,\"f\" 'g' ünï 漢字 \u202e"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from influence_cli.errors import printable
 from influence_cli.report import table
-from influence_cli.report.formats import write_rows
+from influence_cli.report.writer import write_rows
 
 RANK = (
     "test",

@@ -20,12 +20,13 @@ from sharded_store import rows_of as expected
 from small_project import flip
 
 from influence_cli import fill as filling
-from influence_cli import new_store, shards
+from influence_cli import new_store
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import disk
-from influence_cli.shards import Shard, create_sharded, extend, remove_orphans
-from influence_cli.store import Rows, Store
-from influence_cli.store_file import Layout
+from influence_cli.store import shards
+from influence_cli.store.layout import Layout
+from influence_cli.store.shards import Shard, create_sharded, extend, remove_orphans
+from influence_cli.store.store import Rows, Store
 
 
 @pytest.fixture

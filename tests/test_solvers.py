@@ -16,11 +16,11 @@ from influence_cli.curvature.preconditioner import heaviest_rows, row_preconditi
 from influence_cli.data import Batch
 from influence_cli.errors import InfluenceError
 from influence_cli.gradients import example_gradients, make_network
-from influence_cli.lanczos import lanczos
 from influence_cli.network import Network, track
-from influence_cli.nystrom import nystrom
-from influence_cli.series import lissa
-from influence_cli.solvers import SolveInfo, conjugate_gradients, orthonormal
+from influence_cli.solvers.cg import SolveInfo, conjugate_gradients, orthonormal
+from influence_cli.solvers.lanczos import lanczos
+from influence_cli.solvers.lissa import lissa
+from influence_cli.solvers.nystrom import nystrom
 
 Solve = Callable[..., tuple[Tensor, SolveInfo]]
 

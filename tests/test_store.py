@@ -24,13 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sharded_store import scanned
 
-from influence_cli import store_scan
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.runtime.disk import check_space
-from influence_cli.store import READ, SKIPPED, Rows, Store
-from influence_cli.store_file import Layout, create
-from influence_cli.store_rows import decode, encode, room_for
-from influence_cli.store_scan import in_order
+from influence_cli.store import scan
+from influence_cli.store.encoding import decode, encode, room_for
+from influence_cli.store.layout import Layout, create
+from influence_cli.store.scan import in_order
+from influence_cli.store.store import READ, SKIPPED, Rows, Store
 
 # 10 rows in blocks of 4: the last block has 2 rows of padding.
 N, K, CLASSES, BLOCK = 10, 3, 2, 4
@@ -146,9 +146,9 @@ def test_any_shape_comes_back_in_order(
     layout = Layout(n, k, 3, block, dtype)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / "s.h5"
-        patch.setattr(store_scan, "PIECE_BYTES", group)
-        patch.setattr(store_scan, "PART_BYTES", part)
-        patch.setattr(store_scan, "ROOM_ROWS", 2)
+        patch.setattr(scan, "PIECE_BYTES", group)
+        patch.setattr(scan, "PART_BYTES", part)
+        patch.setattr(scan, "ROOM_ROWS", 2)
         create(path, layout, fingerprint={}, facts={}, labels=np.zeros(n, int), indices=np.arange(n), arrays={})
         with Store.open(path, write=True) as store:
             for number in reversed(range(layout.blocks)):
@@ -473,7 +473,7 @@ from pathlib import Path
 import numpy as np
 
 from influence_cli.errors import InfluenceError
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 
 path, places = Path(sys.argv[1]), [int(word) for word in sys.argv[2].split(",")]
 
@@ -549,8 +549,8 @@ WIDE = Layout(317, 640, 2, 8)
 @pytest.fixture
 def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a store that is mapped in pieces of up to 2 blocks, and worked on a block at a time."""
-    monkeypatch.setattr(store_scan, "PIECE_BYTES", 60_000)
-    monkeypatch.setattr(store_scan, "PART_BYTES", 20_480)
+    monkeypatch.setattr(scan, "PIECE_BYTES", 60_000)
+    monkeypatch.setattr(scan, "PART_BYTES", 20_480)
     path = tmp_path / "wide.h5"
     labels, indices = np.zeros(WIDE.n, int), np.arange(WIDE.n)
     create(path, WIDE, fingerprint={}, facts={}, labels=labels, indices=indices, arrays={})
@@ -699,7 +699,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 
 
 def work(where, rows):
@@ -808,7 +808,7 @@ import os, sys
 from pathlib import Path
 
 from influence_cli.errors import InfluenceError
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 
 if os.geteuid() == 0:
     os.setuid(65534)
@@ -961,7 +961,7 @@ from pathlib import Path
 import numpy as np
 
 from influence_cli.errors import InfluenceError
-from influence_cli.store import Rows, Store
+from influence_cli.store.store import Rows, Store
 
 path = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -21,12 +21,13 @@ from conftest import Command, edit
 from PIL import Image
 from small_project import BLOCK, BLOCKS, EKFAC, MODEL, N, flip, make
 
-from influence_cli import fill, fingerprint, fit_file, new_store, store_file
+from influence_cli import fill, fingerprint, fit_file, new_store
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import disk
 from influence_cli.runtime.locks import claim
-from influence_cli.store import READ, Rows, Store
-from influence_cli.store_file import Layout, create
+from influence_cli.store import layout
+from influence_cli.store.layout import Layout, create
+from influence_cli.store.store import READ, Rows, Store
 
 MEMORY = """
 import torch
@@ -366,7 +367,7 @@ def test_a_full_disk_during_the_fit_costs_no_more_than_its_progress(
     whole = files(empty)
     (empty / "influence.h5").unlink()
     monkeypatch.setattr(fit_file, "SAVE_EVERY", -1.0)
-    limits, create_ = contextlib.ExitStack(), store_file.create
+    limits, create_ = contextlib.ExitStack(), layout.create
 
     def make_room(*args: object, **how: object) -> None:
         limits.close()

@@ -27,7 +27,7 @@ from influence_cli.mislabels import find_mislabels
 from influence_cli.precompute import Prepared, prepare_all
 from influence_cli.rank import rank_training, training_facts
 from influence_cli.selection import Selected
-from influence_cli.store import Store
+from influence_cli.store.store import Store
 
 CONVENTIONS = """EK-FAC with labels drawn from the model, all parameters, biases in the layers' blocks, norms as exact
 blocks; lambda 0.1 x mean eigenvalue of each layer; scores divided by n, > 0 where removing the example hurts."""

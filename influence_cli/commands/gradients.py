@@ -55,10 +55,10 @@ def command(
     from influence_cli.runtime import distributed
 
     session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, rows=False)
-    from influence_cli.compact import compact as merge
     from influence_cli.errors import human_bytes
     from influence_cli.precompute import prepare_all
-    from influence_cli.store import Store
+    from influence_cli.store.compact import compact as merge
+    from influence_cli.store.store import Store
 
     stores = prepare_all(
         session.config,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.config.load import load_config
 from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError
-from influence_cli.report.formats import choose_format, write_rows
+from influence_cli.report.writer import choose_format, write_rows
 from influence_cli.runtime import distributed
 from influence_cli.runtime.outputs import check_output, open_output, run_file
 from influence_cli.runtime.terminal import Terminal

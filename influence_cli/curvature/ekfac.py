@@ -23,13 +23,13 @@ from torch import Tensor
 from influence_cli.blocks import Block
 from influence_cli.contractions import covariances, gradient_squares, positions, rotated, sketched, turned_sides
 from influence_cli.coordinates import loose_gradients
-from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.curvature.fisher_slopes import EXACT, draws, part_seed
 from influence_cli.curvature.progress import Progress
 from influence_cli.data import Batch
 from influence_cli.layers import Call, forward
 from influence_cli.network import Network, owner_of
 from influence_cli.runtime import distributed
+from influence_cli.solvers.eigen import eigenpairs
 
 # A factor wider than this has only its top eigenvectors, from a sketch.
 WIDEST, TOP, OVERSAMPLED = 8_192, 1_024, 128

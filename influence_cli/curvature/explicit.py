@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.curvature.progress import Progress
 from influence_cli.data import Batch
 from influence_cli.gradients import jacobians
@@ -26,6 +25,7 @@ from influence_cli.network import (
     recurrent_backward,
 )
 from influence_cli.runtime import distributed
+from influence_cli.solvers.eigen import eigenpairs
 from influence_cli.task import logits_of
 
 # Past this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) leave the range of a workstation.

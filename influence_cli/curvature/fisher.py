@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from influence_cli.curvature.eigen import eigenpairs
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.runtime.memory import available_bytes
-from influence_cli.store import Store
+from influence_cli.solvers.eigen import eigenpairs
+from influence_cli.store.store import Store
 
 # Past this, p × p and n × n both, the matrix and its eigenvectors leave the range of a workstation.
 WIDEST = 12_000

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from influence_cli.data import Batch
-from influence_cli.lanczos import power_iteration
 from influence_cli.network import Network
 from influence_cli.products import curvature_product
 from influence_cli.runtime import distributed
+from influence_cli.solvers.lanczos import power_iteration
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import xxhash
 
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime.locks import lock
-from influence_cli.store_file import (
+from influence_cli.store.layout import (
     ANEW,
     FORMAT,
     LARGEST_SEAL,

@@ -11,9 +11,9 @@ from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.runtime import disk
 from influence_cli.runtime.locks import claim
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.shards import remove_orphans
-from influence_cli.store import Store
-from influence_cli.store_file import create
+from influence_cli.store.layout import create
+from influence_cli.store.shards import remove_orphans
+from influence_cli.store.store import Store
 
 
 def compact(path: Path, terminal: Terminal) -> None:

@@ -1,8 +1,8 @@
 """The gradient store: an HDF5 file of coordinates, a row a training example, with a flag and a checksum a block.
 
-Everything is laid out and reserved when the file is made (store_file.py). After that nothing but rows, checksums and
+Everything is laid out and reserved when the file is made (store/layout.py). After that nothing but rows, checksums and
 flags is written, in place and in that order, so a kill at any instant leaves a file that opens and has lost at most
-the block in hand. The rows may lie in several such files (shards.py); they are read as one.
+the block in hand. The rows may lie in several such files (store/shards.py); they are read as one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import xxhash
 
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import disk
-from influence_cli.shards import open_shards
-from influence_cli.store_file import Layout, side_arrays
-from influence_cli.store_open import open_file
-from influence_cli.store_part import Part
-from influence_cli.store_rows import checksum, encode, room_for
-from influence_cli.store_scan import Reader, damaged_block, in_order, mapped, most_rows, pieces, place_of
+from influence_cli.store.encoding import checksum, encode, room_for
+from influence_cli.store.header import open_file
+from influence_cli.store.layout import Layout, side_arrays
+from influence_cli.store.part import Part
+from influence_cli.store.scan import Reader, damaged_block, in_order, mapped, most_rows, pieces, place_of
+from influence_cli.store.shards import open_shards
 
 READ, SKIPPED = 1, 2
 # Columns that are written when the file is made.

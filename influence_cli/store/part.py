@@ -16,8 +16,8 @@ import numpy as np
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import disk
 from influence_cli.runtime.locks import unlock
-from influence_cli.store_file import Layout, row_columns
-from influence_cli.store_scan import Place, Reader, place_of
+from influence_cli.store.layout import Layout, row_columns
+from influence_cli.store.scan import Place, Reader, place_of
 
 
 @dataclass(frozen=True)

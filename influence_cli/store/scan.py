@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from influence_cli.errors import InfluenceError
-from influence_cli.store_file import Layout
-from influence_cli.store_rows import checksum, decode
+from influence_cli.store.encoding import checksum, decode
+from influence_cli.store.layout import Layout
 
 # Bytes of float32 rows, if a block is not larger: what is mapped at one time, and what of it is verified and worked on
 # at one time, small enough for the processor's cache.

@@ -3,8 +3,8 @@
 Right when a product over all data is affordable: exact, certified by its residual. All right sides are solved in one
 block, so that each profits from the directions of the others (O'Leary 1980), and any symmetric positive definite
 preconditioner may be given: it changes the number of products, not the answer. Series of mini-batches are in
-series.py, a preconditioner from random products is in nystrom.py, the ends of a spectrum are in
-lanczos.py.
+solvers/lissa.py, a preconditioner from random products is in solvers/nystrom.py, the ends of a spectrum are in
+solvers/lanczos.py.
 """
 
 from __future__ import annotations

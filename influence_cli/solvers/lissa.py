@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError
-from influence_cli.lanczos import lanczos, power_iteration
-from influence_cli.solvers import Product, SolveInfo, check_limits, finite, refuse_indefinite
+from influence_cli.solvers.cg import Product, SolveInfo, check_limits, finite, refuse_indefinite
+from influence_cli.solvers.lanczos import lanczos, power_iteration
 
 # σ beside the largest eigenvalue that power iteration finds from below.
 MARGIN = 1.2

@@ -21,7 +21,8 @@ import numpy as np
 
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import disk
-from influence_cli.store_file import (
+from influence_cli.store.header import SHARD, open_file
+from influence_cli.store.layout import (
     ANEW,
     FIXED,
     PER_BLOCK,
@@ -36,8 +37,7 @@ from influence_cli.store_file import (
     side_arrays,
     side_bytes,
 )
-from influence_cli.store_open import SHARD, open_file
-from influence_cli.store_part import Part
+from influence_cli.store.part import Part
 
 # Of the main file, for the virtual data sets of each shard.
 MAP_BYTES = 4096

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from influence_cli.solvers import Product, SolveInfo, conjugate_gradients, finite, orthonormal, refuse_indefinite
+from influence_cli.solvers.cg import Product, SolveInfo, conjugate_gradients, finite, orthonormal, refuse_indefinite
 
 RANK = 100
 # Numbers in the random vectors at most: 2²⁷, 512 MB in float32.
