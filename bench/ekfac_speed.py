@@ -27,7 +27,7 @@ from mislabels import write_project
 
 from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training
 from influence_cli.curvature import ekfac
-from influence_cli.data import read_batches
+from influence_cli.data.batches import read_batches
 from influence_cli.gradient_signals import self_influences
 from influence_cli.matrix_file import matrix_file
 from influence_cli.precompute import Prepared

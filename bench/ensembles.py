@@ -29,8 +29,8 @@ import lds_retrain
 
 from influence_cli.config.load import load_config
 from influence_cli.datamodeling import Datamodeling, datamodeling_score
+from influence_cli.model.task import load_tasks
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.task import load_tasks
 
 N, TESTS, SUBSETS, RUNS, CHECKPOINTS = 2_000, 100, 40, 6, 6
 BATCH, PEAK, MOMENTUM, L2 = 64, 0.03, 0.9, 1e-3

@@ -28,10 +28,10 @@ from influence_cli.blocks import Block, keep, largest
 from influence_cli.coordinates import Blocks, coordinates
 from influence_cli.curvature.damping import C
 from influence_cli.curvature.ekfac import SAMPLED_AT_LEAST, fit
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.gradients import make_network
 from influence_cli.metrics import average_precision, bootstrap_lds, lds, spearman
-from influence_cli.network import track
+from influence_cli.model.network import track
 from influence_cli.spectrum import Spectrum, layered
 from influence_cli.store.encoding import decode, encode
 

@@ -24,9 +24,9 @@ import torch
 
 from influence_cli import load_config
 from influence_cli.config.user_code import import_object
-from influence_cli.data import labelled_inputs
+from influence_cli.data.batches import labelled_inputs
+from influence_cli.data.datasets import load_split
 from influence_cli.demo.project import write_project
-from influence_cli.task import load_split
 
 SHARE = 0.1
 ARMS = ("mislabels", "random", "all")

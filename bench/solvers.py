@@ -32,9 +32,9 @@ from influence_cli.curvature.damping import C
 from influence_cli.curvature.ekfac import fit
 from influence_cli.curvature.operator import Examples, mean_product
 from influence_cli.curvature.preconditioner import ROWS, heaviest_rows, row_preconditioner
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.gradients import example_gradients, jacobians, make_network
-from influence_cli.network import Network, track
+from influence_cli.model.network import Network, track
 from influence_cli.solvers.cg import Product, SolveInfo, conjugate_gradients
 from influence_cli.solvers.nystrom import nystrom
 

@@ -30,9 +30,9 @@ from influence_cli.config.schema import Config
 from influence_cli.curvature import damping
 from influence_cli.datamodeling import Datamodeling, datamodeling_score, left_out
 from influence_cli.metrics import bootstrap_lds, lds
+from influence_cli.model.task import load_tasks
 from influence_cli.retrain import HALVES, half, seed_of
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.task import load_tasks
 
 MODELS, SUBSETS, REPEATS, TESTS = 5, 100, 2, 300
 # Conjugate gradients stop at a residual that a rank correlation does not see.

@@ -145,8 +145,8 @@ def train_top_layer(x: Tensor, y: Tensor, l2: float) -> nn.Module:
 def read_examples(config: Path, data: Path) -> tuple[Tensor, Tensor, float]:
     """Read the training examples as a config's transform gives them: inputs, labels, and its l2."""
     from influence_cli.config.load import load_config
-    from influence_cli.data import labelled_inputs
-    from influence_cli.task import load_split
+    from influence_cli.data.batches import labelled_inputs
+    from influence_cli.data.datasets import load_split
 
     loaded = load_config(config, [f"train.args.root={json.dumps(str(data.resolve() / 'train'))}"])
     inputs, labels = zip(*labelled_inputs(load_split(loaded, "train", loaded.train)), strict=True)

@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "InfluenceError": "errors",
     "load_config": "config.load",
-    "load_tasks": "task",
+    "load_tasks": "model.task",
     "check_run": "check",
     "prepare_all": "precompute",
     "select": "selection",

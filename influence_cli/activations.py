@@ -17,11 +17,11 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn import functional
 
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
 from influence_cli.layers import CONVOLUTIONS
+from influence_cli.model.outputs import logits_of
 from influence_cli.runtime import distributed
-from influence_cli.task import logits_of
 
 # Numbers that a layer may have after pooling; what the last layer reads, the penultimate activations; all together.
 LAYER, PENULTIMATE, ALL = 256, 1_024, 2_048

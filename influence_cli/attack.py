@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.data import read_batches, refuse_unreadable
+from influence_cli.data.batches import read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
 from influence_cli.near_minimum import STEP_TOLERANCE, follow, solve_at
 from influence_cli.newton import Outputs, losses_under

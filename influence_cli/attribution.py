@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_cli.data import Split, file_input, raw_item, to_input
+from influence_cli.data.images import file_input
+from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, require_extra
 from influence_cli.facts import TestFacts
+from influence_cli.model.outputs import logits_of
+from influence_cli.model.task import Task
 from influence_cli.pictures import overlay, scaled, thumbnail, view
 from influence_cli.report.html import Card
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.task import Task, logits_of
 
 METHODS = ("integrated-gradients", "grad-cam", "occlusion")
 # Points of the path integral: the sum over pixels then meets f(x) − f(x₀) to about 1% on a network with ReLU.

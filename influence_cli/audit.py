@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from influence_cli.curvature.choice import Choice
-from influence_cli.data import read_batches
+from influence_cli.data.batches import read_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.network import evaluate
+from influence_cli.model.network import evaluate
+from influence_cli.model.task import Task
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import READ, Store
-from influence_cli.task import Task
 
 
 def check_code(task: Task, choice: Choice, store: Store, block: int) -> None:

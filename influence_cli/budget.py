@@ -14,9 +14,9 @@ from influence_cli.curvature.damping import choose_damping
 from influence_cli.curvature.ekfac import make_plan, stored_bytes
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.fitted import Fitted
+from influence_cli.model.task import Task
 from influence_cli.spectrum import layered
 from influence_cli.store.layout import Layout
-from influence_cli.task import Task
 
 
 def row_bytes(config: Config, task: Task, choice: Choice) -> int:

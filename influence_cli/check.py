@@ -15,18 +15,19 @@ from influence_cli.budget import row_bytes
 from influence_cli.config.schema import Config
 from influence_cli.contractions import cheapest, positions
 from influence_cli.curvature.ekfac import EXACT_BLOCK, make_plan
-from influence_cli.data import Batch, Split, read_batches, readable_batches
+from influence_cli.data.batches import Batch, read_batches, readable_batches
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.estimate import estimate
 from influence_cli.gradients import example_gradients, summed_gradient
 from influence_cli.layers import forward
-from influence_cli.network import Network, evaluate, owner_of
+from influence_cli.model.network import Network, evaluate, owner_of
+from influence_cli.model.task import Task, load_tasks
 from influence_cli.precompute import decide, store_path
 from influence_cli.probe import check_finite, checkpoint_warnings, near_chance
 from influence_cli.runtime.memory import plan_batch
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.store.store import Store
-from influence_cli.task import Task, load_tasks
 
 SAMPLE = 512
 # Up to so many parameters every example of the sample has its gradient computed; beyond, a few.

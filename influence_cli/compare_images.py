@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influence_cli.data_files import is_within
+from influence_cli.data.file_sets import is_within
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.report.table import Row
 from influence_cli.result_files import Result
 
 if TYPE_CHECKING:
     from influence_cli.config.schema import DataConfig
-    from influence_cli.data import Split
+    from influence_cli.data.split import Split
 
 # Takes a row, gives the image as a file or the data set has it, or raises InfluenceError.
 Reader = Callable[[Row], Any]
@@ -61,8 +61,8 @@ def image_reader(
                 )
         return lambda row: _of_file(row, item)
     from influence_cli.config.load import load_config
-    from influence_cli.data import raw_item
-    from influence_cli.task import load_split, load_splits
+    from influence_cli.data.datasets import load_split, load_splits
+    from influence_cli.data.split import raw_item
 
     try:
         loaded = load_config(config, ())
@@ -90,7 +90,7 @@ def image_reader(
 
 
 def _of_file(row: Row, item: Item) -> Any:
-    from influence_cli.image_files import open_image
+    from influence_cli.data.image_files import open_image
 
     if row.get(item.path) is None:
         raise InfluenceError(f"a {item.word} of the results has neither a position nor a file")
@@ -110,7 +110,7 @@ def _check_labels(
 
     A result from before ``labels`` in the config has the labels of the data set itself, which is right too.
     """
-    from influence_cli.task import source_labels
+    from influence_cli.data.datasets import source_labels
 
     known = [split.labels] if section.labels is None else [split.labels, source_labels(split)]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from influence_cli.layers import Call
-from influence_cli.network import Layer, Network
+from influence_cli.model.network import Layer, Network
 
 # Columns from which on it pays to look for those that are zero throughout.
 WIDE = 512

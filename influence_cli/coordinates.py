@@ -18,7 +18,7 @@ from influence_cli.blocks import Kept
 from influence_cli.contractions import example_squares, flat_gradient, inner, rotated, turned_sides
 from influence_cli.gradients import example_gradients, rest_products
 from influence_cli.layers import Call, forward
-from influence_cli.network import Network, loss_slopes
+from influence_cli.model.network import Network, loss_slopes
 
 
 @dataclass(frozen=True)

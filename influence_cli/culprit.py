@@ -7,9 +7,10 @@ from typing import NoReturn
 
 import torch
 
-from influence_cli.data import Batch, Split
+from influence_cli.data.batches import Batch
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.network import Network, evaluate
+from influence_cli.model.network import Network, evaluate
 from influence_cli.probe import check_finite, refuse_not_finite
 from influence_cli.products import curvature_product
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence_cli.data_files import is_within
+from influence_cli.data.file_sets import is_within
+from influence_cli.data.label_files import class_number
+from influence_cli.data.tables import Table, parts_above, read_table, same_end
 from influence_cli.errors import InfluenceError, did_you_mean, near_path
-from influence_cli.label_files import Table, class_number, parts_above, read_table, same_end
 from influence_cli.runtime.csv_cells import unguarded
 
 if TYPE_CHECKING:
-    from influence_cli.data import Split
+    from influence_cli.data.split import Split
 
 DECISIONS = ("keep", "relabel", "drop", "unsure")
 COLUMNS = ("index", "path", "label", "decision", "new_label")

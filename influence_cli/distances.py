@@ -226,7 +226,7 @@ def _pixels(read: Reader, row: Row, item: Item) -> Image.Image:
     Raises:
         InfluenceError: it cannot be read, or has more than 8 bits: what its values would be in [0, 1] is not known.
     """
-    from influence_cli.data import as_picture
+    from influence_cli.data.images import as_picture
 
     yielded: Any = read(row)
     # A picture is made of other numbers too, by stretching them: those are not the image's own levels.

@@ -17,17 +17,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from influence_cli.activations import ALL, Activations, activations, join_activations
-from influence_cli.data import Split, readable_batches
+from influence_cli.data.batches import readable_batches
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts
 from influence_cli.logistic import leave_one_out_logistic
+from influence_cli.model.task import Task
 from influence_cli.neighbours import distance, nearest, vote
 from influence_cli.probe import refuse_not_finite
 from influence_cli.readout import FLOOR, leave_one_out
 from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.task import Task
 
 # Below this share of the leave-one-out loss a model's loss on its own training labels is memory, not opinion.
 MEMORISED = 0.75

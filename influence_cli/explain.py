@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from influence_cli.data import Split
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels import Mislabels

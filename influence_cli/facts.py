@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from influence_cli.data import readable_batches
+from influence_cli.model.task import Task
 from influence_cli.precompute import Prepared
 from influence_cli.runtime import distributed
-from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import READ, Store, predicted_classes
-from influence_cli.task import Task, logits_of
 
 
 @dataclass(frozen=True)
@@ -112,36 +108,3 @@ def add_up(facts: TrainingFacts) -> None:
     distributed.sum_array(facts.losses)
     distributed.sum_array(facts.probabilities)
     facts.read[:] = distributed.sum_array(facts.read.astype(np.uint8)) > 0
-
-
-def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False) -> np.ndarray:
-    """Find the test examples that the model (the mean of several) gets wrong: positions, rising.
-
-    Raises:
-        InfluenceError: one of them cannot be read, unless ``skip`` goes on without it.
-    """
-    split = tasks[0].test_split()
-    wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
-    own = split.indices[distributed.share(len(split))]
-    with terminal.progress(len(own), "predicting the test set") as advance:
-        batches = readable_batches(split, own, 256, tasks[0].loading, skip=skip, tell=terminal.warn)
-        for batch in batches:
-            predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
-            wrong.append(batch.indices[(predicted != batch.targets).numpy()])
-            advance(len(batch))
-    found = np.concatenate(distributed.gathered(np.concatenate(wrong)))
-    terminal.say(f"{len(found):,} of {len(split):,} test examples are misclassified")
-    return found
-
-
-def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
-    """Run every checkpoint that is explained forward and average their probabilities: [b, C], on the CPU."""
-    total: Tensor | None = None
-    tasks = [task for task in tasks if task.explained]
-    for task in tasks:
-        with torch.no_grad():
-            soft = logits_of(task.model(inputs.to(task.device))).softmax(dim=1).cpu()
-        total = soft if total is None else total + soft
-    if total is None:
-        raise ValueError("at least one task is needed")
-    return total / len(tasks)

@@ -7,7 +7,7 @@ at the same time. A block is written rows first, its flag last: a kill loses one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,15 @@ import numpy as np
 from torch import Tensor
 
 from influence_cli.coordinates import Basis, coordinates
-from influence_cli.data import Batch, read_batches, readable_batches, refuse_unreadable
+from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
-from influence_cli.network import Network
+from influence_cli.model.network import Network
+from influence_cli.model.task import Task
 from influence_cli.probe import check_gradients
 from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import is_out_of_memory
 from influence_cli.runtime.terminal import Advance, Terminal, duration
 from influence_cli.store.store import READ, SKIPPED, Rows, Store, block_sums
-from influence_cli.task import Task
 
 
 @dataclass
@@ -219,8 +219,3 @@ def _rows_in_place(pieces: list[np.ndarray], place: np.ndarray, shape: tuple[int
     if pieces:
         whole[place] = np.concatenate(pieces)
     return whole
-
-
-def training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]:
-    """Read the training examples once, for the curvature."""
-    return readable_batches(task.train, task.train.indices, size, task.loading, skip=skip)

@@ -32,19 +32,18 @@ from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.fisher_slopes import CHECKED_ROOT, EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
 from influence_cli.curvature.operator import hold, mean_product
 from influence_cli.curvature.progress import Progress
-from influence_cli.data import Batch, read_batches, refuse_unreadable
+from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.fill import training_batches
 from influence_cli.fit_file import fit_path, load_progress, saving
 from influence_cli.layers import forward
-from influence_cli.losses import may_lack_curvature
-from influence_cli.network import evaluate
+from influence_cli.model.losses import may_lack_curvature
+from influence_cli.model.network import evaluate
+from influence_cli.model.task import Task, set_precision, training_batches
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Advance, Terminal
 from influence_cli.spectrum import Spectrum, joint, layered
 from influence_cli.store.store import Store
-from influence_cli.task import Task, set_precision
 
 # Directions left out of an explicit basis carry less than this share of the summed self-influence.
 DROPPED_SHARE = 1e-7

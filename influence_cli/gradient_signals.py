@@ -14,7 +14,8 @@ from contextlib import ExitStack
 import numpy as np
 
 from influence_cli.coordinates import squared_norms
-from influence_cli.data import Split, readable_batches
+from influence_cli.data.batches import readable_batches
+from influence_cli.data.split import Split
 from influence_cli.ensemble import solved_vectors, test_stores
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts, empty_facts, explained

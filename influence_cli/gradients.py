@@ -20,16 +20,15 @@ from torch.func import functional_call, grad, vmap
 from influence_cli.contractions import flat_gradient
 from influence_cli.errors import InfluenceError
 from influence_cli.layers import Call, Tape, candidates, forward
-from influence_cli.network import (
+from influence_cli.model.network import (
     Layer,
     Network,
     differentiable_attention,
     evaluate,
     loss_slopes,
-    output_curvature,
     recurrent_backward,
 )
-from influence_cli.task import logits_of
+from influence_cli.model.outputs import logits_of, output_curvature
 
 # Of the norm of a parameter's gradient; and of the whole gradient's, below which only rounding is left.
 AGREES, ROUNDING = 1e-3, 1e-6

@@ -13,9 +13,9 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from influence_cli.data import Split
+from influence_cli.data.split import Split
+from influence_cli.data.tables import Table, parts_above, path_check, read_table
 from influence_cli.errors import InfluenceError, counted, did_you_mean, quoted
-from influence_cli.label_files import Table, parts_above, path_check, read_table
 from influence_cli.runtime.csv_cells import unguarded
 
 BY_CLASS, BLANK = "class", "(blank)"

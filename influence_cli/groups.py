@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from influence_cli.config.schema import Config
+from influence_cli.data.label_files import class_number
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts, TrainingFacts
 from influence_cli.group_files import Grouping
-from influence_cli.label_files import class_number
 from influence_cli.metrics import bootstrap_means, least_by_chance
 from influence_cli.precompute import Prepared
 from influence_cli.rank import rank_training

@@ -11,7 +11,7 @@ from torch import Tensor
 from influence_cli.curvature.damping import Damping, check_poles, choose_damping
 from influence_cli.curvature.operator import Examples, batch_product, hold, largest_batch_eigenvalue, mean_product
 from influence_cli.curvature.preconditioner import heaviest_rows, row_preconditioner
-from influence_cli.data import readable_batches
+from influence_cli.data.batches import readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.precompute import Prepared
 from influence_cli.runtime.terminal import Terminal, duration

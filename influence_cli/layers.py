@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_cli.network import Layer, Network, frozen, owner_of, recurrent_backward
-from influence_cli.task import logits_of
+from influence_cli.model.network import Layer, Network, frozen, owner_of, recurrent_backward
+from influence_cli.model.outputs import logits_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

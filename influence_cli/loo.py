@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from influence_cli.config.schema import Config
 from influence_cli.curvature.explicit import MAX_PARAMETERS
-from influence_cli.data import readable_batches
+from influence_cli.data.batches import readable_batches
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.facts import TestFacts, TrainingFacts
-from influence_cli.fingerprint import weights_hash
 from influence_cli.kept_influence import KeptInfluence
 from influence_cli.metrics import intercept, pearson, slope
+from influence_cli.model.fingerprint import weights_hash
+from influence_cli.model.task import Task
 from influence_cli.newton import (
     Outputs,
     Problem,
@@ -51,7 +52,6 @@ from influence_cli.retrain_files import Arrays, Job, do_all, open_folder
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.selection import Selected
-from influence_cli.task import Task
 from influence_cli.testset import selected_batches
 
 BATCH = 256

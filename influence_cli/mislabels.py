@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 
 from influence_cli.config.schema import Config
-from influence_cli.data import Split
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.evidence import Evidence, gather_evidence
 from influence_cli.facts import TrainingFacts
 from influence_cli.findings import Findings, find_besides
 from influence_cli.gradient_signals import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
+from influence_cli.model.task import Task
 from influence_cli.noise import Noise, estimate_noise
 from influence_cli.precompute import Prepared
 from influence_cli.rank import describe_run, make_inverses
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.task import Task
 
 OPINIONS = ("combined", "readout", "neighbours", "logistic", "pred-probs")
 GRADIENTS = ("self-influence", "gradient-norm", "tracin", "test-influence")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError
-from influence_cli.network import output_curvature
+from influence_cli.model.outputs import output_curvature
 from influence_cli.newton import (
     ACCURACY,
     ROUNDING,

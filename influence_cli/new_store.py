@@ -18,12 +18,15 @@ from influence_cli.budget import check_budget, choose_coordinates, row_bytes, st
 from influence_cli.config.schema import Config
 from influence_cli.coordinates import Basis, coordinates
 from influence_cli.curvature.choice import Choice
-from influence_cli.data import Batch, take
+from influence_cli.data.batches import Batch
+from influence_cli.data.fingerprint import data_facts
+from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.estimate import estimate
-from influence_cli.fingerprint import data_facts, differing
+from influence_cli.fingerprint import differing
 from influence_cli.fit_file import fit_files
 from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
+from influence_cli.model.task import Task
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.locks import claim, is_claimed
 from influence_cli.runtime.memory import halving, plan_batch
@@ -31,7 +34,6 @@ from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.store.layout import create
 from influence_cli.store.shards import create_sharded, extend, remove_orphans
 from influence_cli.store.store import Store
-from influence_cli.task import Task
 
 # Shards of a store that several processes fill, for each of them: a slow one keeps the others waiting for one at most.
 SHARDS = 8

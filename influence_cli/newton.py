@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
-from influence_cli.losses import Loss
-from influence_cli.network import Network, layer_inputs, output_curvature
+from influence_cli.model.network import Network, layer_inputs
+from influence_cli.model.outputs import Loss, output_curvature
 
 # A gradient norm is zero at this part of what leaving an example out adds, or of a single gradient where that is less.
 ACCURACY, ROUNDING = 1e-7, 1e-14

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from influence_cli.data import Split, file_input
+from influence_cli.data.images import file_input
+from influence_cli.data.split import Split
+from influence_cli.data.tables import load_npy
 from influence_cli.errors import InfluenceError, did_you_mean
-from influence_cli.label_files import load_npy
 from influence_cli.pictures import overlay, scaled, view
 from influence_cli.pixels import PixelScale, sixteen_bits
 from influence_cli.png16 import write_png16

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from influence_cli.data import Split, raw_item
+from influence_cli.data.split import Split, raw_item
 from influence_cli.errors import InfluenceError
 
 # A level of 16 bits is 1/257 of one of 8 bits: this far from a level, what is written in 16 bits still rounds to it.

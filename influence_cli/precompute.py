@@ -19,12 +19,13 @@ from influence_cli.audit import changed_blocks, check_code
 from influence_cli.config.schema import Config
 from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, vector_coordinates
 from influence_cli.curvature.choice import Choice, choose_curvature
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError, human_bytes, near_path
 from influence_cli.fill import fill_store
 from influence_cli.fingerprint import compare, fingerprint
 from influence_cli.fitted import Fitted, open_basis
-from influence_cli.network import flatten
+from influence_cli.model.network import flatten
+from influence_cli.model.task import Task, set_precision
 from influence_cli.new_store import (
     alone,
     create_store,
@@ -44,7 +45,6 @@ from influence_cli.runtime.memory import plan_batch
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.spectrum import Spectrum
 from influence_cli.store.store import READ, SKIPPED, Store, block_sums, predicted_classes
-from influence_cli.task import Task, set_precision
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from influence_cli.data.tables import load_npy
 from influence_cli.errors import InfluenceError, describe
-from influence_cli.label_files import load_npy
 
 # Sums may miss 1 by this much: probabilities are often written with few digits.
 TOLERANCE = 1e-3

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.data import Batch, Split, raw_item, read_batches, to_input
+from influence_cli.data.batches import Batch, read_batches
+from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.gradients import make_network
-from influence_cli.network import Network, track
-from influence_cli.task import Task, logits_of
+from influence_cli.model.network import Network, track
+from influence_cli.model.outputs import logits_of
+from influence_cli.model.task import Task
 
 EXAMPLES = 8
 # A flip with probability ½ escapes this many readings once in 128 times.

@@ -16,17 +16,16 @@ from torch import Tensor
 
 from influence_cli.contractions import flat_gradient, positions, sides
 from influence_cli.layers import Tape, forward
-from influence_cli.network import (
+from influence_cli.model.network import (
     GRADIENT_NUMBERS,
     Layer,
     Network,
     differentiable_attention,
     flatten,
-    output_curvature,
     recurrent_backward,
     unflatten,
 )
-from influence_cli.task import logits_of
+from influence_cli.model.outputs import logits_of, output_curvature
 
 
 def curvature_product(network: Network, inputs: Tensor, targets: Tensor, vectors: Tensor, matrix: str) -> Tensor:

@@ -13,8 +13,9 @@ import numpy as np
 import xxhash
 
 from influence_cli.config.schema import Config
-from influence_cli.data import take
+from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError
+from influence_cli.model.task import Task
 from influence_cli.retrain import (
     CHOSEN,
     KEPT,
@@ -28,7 +29,6 @@ from influence_cli.retrain import (
 )
 from influence_cli.retrain_files import Arrays, Job, do_all, open_folder
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.task import Task
 
 # What the examples to leave out are chosen by; nothing is left out under ``all``.
 BY = ("influence", "loss", "random")

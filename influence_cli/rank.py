@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from influence_cli.config.schema import Config
-from influence_cli.data import Split, read_batches, refuse_unreadable
+from influence_cli.data.batches import read_batches, refuse_unreadable
+from influence_cli.data.split import Split
 from influence_cli.ensemble import solved_vectors, source_inverses, test_stores, weighted
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts, TrainingFacts, add_up, empty_facts, explained, stored_facts

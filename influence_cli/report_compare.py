@@ -196,7 +196,7 @@ def _table(comparisons: Sequence[Comparison]) -> Table:
 def _pictures(read: Reader) -> Picture:
     """Make small pictures; None of what cannot be read, or is not like an image."""
 
-    from influence_cli.data import as_picture
+    from influence_cli.data.images import as_picture
 
     def picture(row: Row) -> str | None:
         try:

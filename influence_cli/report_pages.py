@@ -13,9 +13,11 @@ import yaml
 
 from influence_cli.attribution import attribution_cards
 from influence_cli.config.schema import Config
-from influence_cli.data import Split, file_input, raw_image
+from influence_cli.data.images import file_input, raw_image
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.facts import TestFacts, TrainingFacts, explained
+from influence_cli.model.task import Task
 from influence_cli.normalise import MEANING
 from influence_cli.pictures import thumbnail
 from influence_cli.precompute import Prepared
@@ -25,7 +27,6 @@ from influence_cli.report.html import Card, Page, Row, Section, Table
 from influence_cli.report_sweep import sweep_parts
 from influence_cli.scores import Strongest
 from influence_cli.selection import Selected
-from influence_cli.task import Task
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session

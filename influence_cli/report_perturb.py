@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.perturb import Perturbed
 from influence_cli.perturb_files import draw_map
 from influence_cli.pictures import thumbnail

@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from influence_cli.config.schema import Config
 from influence_cli.config.user_code import bind, import_object
-from influence_cli.data import Batch, Split, labelled_inputs, raw_item, readable_batches, to_input
+from influence_cli.data.batches import Batch, labelled_inputs, readable_batches
+from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
-from influence_cli.fingerprint import DATA_MEANING, split_facts
+from influence_cli.model.fingerprint import DATA_MEANING, split_facts
+from influence_cli.model.outputs import logits_of
+from influence_cli.model.task import Task, build_model
 from influence_cli.retrain_files import Arrays, Job
 from influence_cli.runtime.memory import available_bytes
-from influence_cli.task import Task, build_model, logits_of
 
 FORM = "train(model, data, *, l2, seed, progress)"
 # What verify gives; the rest of a training function's keywords are the config's.

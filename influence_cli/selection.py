@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from influence_cli.data import Split
+from influence_cli.data.label_files import class_number
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError, quoted
-from influence_cli.label_files import class_number
 
 FORMS = "TEST is an index, a slice a:b, an image file, misclassified, or - for a list on stdin"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from influence_cli.check import measure
 from influence_cli.config.schema import Config
 from influence_cli.coordinates import Blocks, Joint
-from influence_cli.data import readable_batches
+from influence_cli.data.batches import readable_batches
 from influence_cli.inverse import Inverse, make_inverse
 from influence_cli.iterative import LONG
 from influence_cli.precompute import Prepared, stored_basis

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, full_vectors, products, weighted_squares
-from influence_cli.data import Batch, readable_batches
+from influence_cli.data.batches import Batch, readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts, empty_facts
 from influence_cli.inverse import Inverse
-from influence_cli.network import Network
+from influence_cli.model.network import Network
+from influence_cli.model.task import Task
 from influence_cli.normalise import Norms
 from influence_cli.precompute import Prepared
 from influence_cli.probe import check_finite
@@ -26,7 +27,6 @@ from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Advance, Terminal
 from influence_cli.scores import removal
 from influence_cli.store.store import Store
-from influence_cli.task import Task
 
 Piece = tuple[slice, np.ndarray]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.config.schema import SOLVERS
-from influence_cli.data import Split
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.inverse import Inverse
 from influence_cli.metrics import pearson, spearman

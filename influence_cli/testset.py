@@ -9,16 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.data import Batch, Split, file_input, read_batches, refuse_unreadable
+from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
+from influence_cli.data.images import file_input
+from influence_cli.data.label_files import class_number
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TestFacts, mean_probabilities
-from influence_cli.label_files import class_number
+from influence_cli.facts import TestFacts
+from influence_cli.model.task import Task, mean_probabilities
 from influence_cli.precompute import Prepared
 from influence_cli.probe import check_gradients
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.selection import Selected
-from influence_cli.task import Task
 
 
 def check_target(target: str, classes: Sequence[str]) -> None:

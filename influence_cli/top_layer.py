@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.curvature.explicit import MAX_PARAMETERS
-from influence_cli.data import Batch, readable_batches
+from influence_cli.data.batches import Batch, readable_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.network import Network, frozen, output_layer, recurrent_backward, restrict, track
+from influence_cli.model.network import Network, frozen, output_layer, recurrent_backward, restrict, track
+from influence_cli.model.outputs import logits_of
+from influence_cli.model.task import Task
 from influence_cli.newton import Outputs, Problem, factor_of, make_problem, minimise, outputs_of, start_of
 from influence_cli.retrain import check_whole
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.task import Task, logits_of
 
 BATCH = 256
 

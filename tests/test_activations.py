@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from influence_cli.activations import ALL, LAYER, PENULTIMATE, activations, pooled
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
 
 CPU = torch.device("cpu")

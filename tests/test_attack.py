@@ -15,7 +15,7 @@ from torch import nn
 
 from influence_cli import Terminal, load_config, load_tasks
 from influence_cli.attack import attack_prediction, margins, rank_attackable, right_row
-from influence_cli.data import read_batches
+from influence_cli.data.batches import read_batches
 from influence_cli.gradients import example_gradients
 from influence_cli.metrics import binomial_interval
 from influence_cli.newton import losses_under, minimise

@@ -18,8 +18,8 @@ from torch import nn
 
 from influence_cli.attribution import COPIES, NUMBERS, attribute, check_attribution, last_convolution, patch
 from influence_cli.errors import InfluenceError
+from influence_cli.model.task import Task
 from influence_cli.pictures import overlay, scaled
-from influence_cli.task import Task
 
 
 class Backwards(nn.Module):

@@ -18,8 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from influence_cli.checkpoint import NESTS, load_weights, read_checkpoint
 from influence_cli.errors import InfluenceError
+from influence_cli.model.checkpoint import NESTS, load_weights, read_checkpoint
 
 WHERE = "influence.yaml:4"
 

@@ -17,23 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from influence_cli.data import (
-    Batch,
-    Loading,
-    Split,
-    as_picture,
-    file_input,
-    labelled_inputs,
-    raw_image,
-    raw_item,
-    read_batches,
-    refuse_unreadable,
-    take,
-    to_input,
-)
+from influence_cli.data.batches import Batch, Loading, labelled_inputs, read_batches, refuse_unreadable
+from influence_cli.data.fingerprint import file_facts
+from influence_cli.data.image_files import open_image
+from influence_cli.data.images import as_picture, file_input, raw_image
+from influence_cli.data.split import Split, raw_item, take, to_input
 from influence_cli.errors import InfluenceError
-from influence_cli.fingerprint import file_facts
-from influence_cli.image_files import open_image
 
 WHERE = "influence.yaml:3"
 

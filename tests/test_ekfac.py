@@ -19,10 +19,10 @@ from influence_cli.curvature.ekfac import fit, make_plan
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.fisher_slopes import draws
 from influence_cli.curvature.progress import Progress
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.gradients import example_gradients, example_products, make_network
 from influence_cli.metrics import pearson, slope
-from influence_cli.network import Network, track
+from influence_cli.model.network import Network, track
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 CPU = torch.device("cpu")

@@ -109,12 +109,12 @@ def test_the_whole_basis_on_the_fly_equals_a_store_of_it(influence: Command, pro
         assert store.layout.k == 0
     from influence_cli.config.load import load_config
     from influence_cli.coordinates import Blocks
-    from influence_cli.data import read_batches
+    from influence_cli.data.batches import read_batches
     from influence_cli.fingerprint import fingerprint
     from influence_cli.fitted import open_basis, stored_curvature
+    from influence_cli.model.task import load_tasks
     from influence_cli.precompute import decide
     from influence_cli.runtime.terminal import Terminal
-    from influence_cli.task import load_tasks
 
     config = load_config(project / "influence.yaml")
     task = load_tasks(config)[0]

@@ -13,8 +13,8 @@ from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from influence_cli.data.label_files import class_number, read_indices, read_labels, read_truth
 from influence_cli.errors import InfluenceError
-from influence_cli.label_files import class_number, read_indices, read_labels, read_truth
 
 WHERE = "influence.yaml:9"
 CLASSES = ("cat", "dog", "owl")

@@ -18,7 +18,7 @@ from influence_cli.contractions import cheapest, inner
 from influence_cli.coordinates import Blocks, coordinates, layer_matrices, products, squared_norms, weighted_squares
 from influence_cli.gradients import example_gradients, make_network
 from influence_cli.layers import Call, forward
-from influence_cli.network import Layer, Network, loss_slopes, track
+from influence_cli.model.network import Layer, Network, loss_slopes, track
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 CLOSE = 1e-5

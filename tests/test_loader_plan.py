@@ -18,10 +18,11 @@ import torch
 from conftest import Command
 from torch import Tensor
 
-from influence_cli import loader_plan
-from influence_cli.data import ALONE, Loading, Split, read_batches
+from influence_cli.data import loader_plan
+from influence_cli.data.batches import ALONE, Loading, read_batches
+from influence_cli.data.loader_plan import best_workers, cores_here, fit, plan_loading, seconds_each
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.loader_plan import best_workers, cores_here, fit, plan_loading, seconds_each
 from influence_cli.runtime.terminal import Terminal
 
 MANY = 10**6

@@ -21,10 +21,10 @@ from influence_cli.coordinates import Blocks, coordinates
 from influence_cli.curvature import ekfac
 from influence_cli.curvature.ekfac import fit
 from influence_cli.curvature.operator import Examples, mean_product
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.gradients import make_network
 from influence_cli.layers import Tape, forward
-from influence_cli.network import Network, track
+from influence_cli.model.network import Network, track
 from influence_cli.products import curvature_product
 from influence_cli.runtime import memory
 from influence_cli.runtime.memory import available_bytes, example_bytes, halving, is_out_of_memory, plan_batch

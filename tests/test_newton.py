@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
 from influence_cli.gradients import make_network
-from influence_cli.network import Network, track
+from influence_cli.model.network import Network, track
 from influence_cli.newton import (
     Outputs,
     Problem,

@@ -99,7 +99,7 @@ def test_on_the_fly_gives_the_same(influence: Command, project: Path, method: st
 def test_norms_layer_by_layer_are_those_of_the_coordinates(project: Path) -> None:
     """On the fly EK-FAC has every coordinate, where a store keeps some: the two ways to a norm, of the same."""
     from influence_cli import Terminal, load_config, load_tasks, prepare_all
-    from influence_cli.data import read_batches
+    from influence_cli.data.batches import read_batches
     from influence_cli.inverse import make_inverse
     from influence_cli.streams import direct_norms
 

@@ -15,7 +15,7 @@ from conftest import Command, edit
 from torch import nn
 
 from influence_cli import fill, fitted
-from influence_cli.data import Loading
+from influence_cli.data.batches import Loading
 
 CONFIG = """
 model: {factory: ./project.py:build, checkpoint: model.pt}

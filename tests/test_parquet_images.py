@@ -22,12 +22,13 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from influence_cli import parquet_images
 from influence_cli.config.schema import Config
-from influence_cli.data import Loading, read_batches, take
-from influence_cli.fingerprint import file_facts
-from influence_cli.parquet_images import ParquetImages
-from influence_cli.task import load_split
+from influence_cli.data import parquet_images
+from influence_cli.data.batches import Loading, read_batches
+from influence_cli.data.datasets import load_split
+from influence_cli.data.fingerprint import file_facts
+from influence_cli.data.parquet_images import ParquetImages
+from influence_cli.data.split import take
 
 CLASSES = ["ankle boot", "bag", "coat"]
 
@@ -146,7 +147,7 @@ def test_loader_processes_read_the_same_in_any_order(project: Path) -> None:
 
 
 def as_parquet(project: Path) -> Config:
-    return as_data_files(project, "influence_cli.parquet_images.ParquetImages", "{0}-*.parquet")
+    return as_data_files(project, "influence_cli.data.parquet_images.ParquetImages", "{0}-*.parquet")
 
 
 def test_every_command_says_the_same_as_of_the_image_folder(influence: Command, tmp_path: Path) -> None:

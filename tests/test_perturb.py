@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from influence_cli.errors import InfluenceError
 from influence_cli.gradients import example_gradients, make_network
 from influence_cli.metrics import pearson, slope
-from influence_cli.network import track
+from influence_cli.model.network import track
 from influence_cli.perturb import input_slopes, perturb_image
 from influence_cli.pixels import HIDDEN, PixelScale, ball, given_scale, pixel_scale, sixteen_bits
 from influence_cli.png16 import write_png16
@@ -277,7 +277,7 @@ def test_a_small_network_of_all_layers_has_a_map(influence: Command, project: Pa
 
 def scale_of(project: Path, transform: str) -> PixelScale:
     from influence_cli import load_config
-    from influence_cli.task import load_splits
+    from influence_cli.data.datasets import load_splits
 
     config = load_config(project / "influence.yaml", [f"train.transform={transform}"])
     return pixel_scale(load_splits(config)[0])

@@ -526,7 +526,7 @@ def test_other_layers_are_named(influence: Command, project: Path) -> None:
 
 
 def test_other_versions_are_named(influence: Command, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("influence_cli.fingerprint.version", lambda name: {"torchvision": "99.0"}[name])
+    monkeypatch.setattr("influence_cli.model.fingerprint.version", lambda name: {"torchvision": "99.0"}[name])
     done = influence("gradients", cwd=filled, code=2)
     assert "the versions of torch or torchvision (torch" in done.err
     assert "torchvision 99.0 now)" in done.err

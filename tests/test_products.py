@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from influence_cli import products
 from influence_cli.gradients import make_network
-from influence_cli.network import Network, restrict, track
+from influence_cli.model.network import Network, restrict, track
 from influence_cli.products import curvature_product
 
 loss = partial(nn.functional.cross_entropy, reduction="none")

@@ -203,11 +203,11 @@ def test_a_list_of_checkpoints_is_averaged(influence: Command, project: Path) ->
 def test_identity_is_the_gradient_product(influence: Command, project: Path) -> None:
     done = scores(influence, project, 3, "-s", "curvature.method=identity")
     from influence_cli.config.load import load_config
-    from influence_cli.data import read_batches
+    from influence_cli.data.batches import read_batches
     from influence_cli.gradients import example_gradients
+    from influence_cli.model.task import load_tasks
     from influence_cli.precompute import decide
     from influence_cli.runtime.terminal import Terminal
-    from influence_cli.task import load_tasks
 
     config = load_config(Path("influence.yaml"))
     task = load_tasks(config)[0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import Command
 
-from influence_cli.data import Split
+from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.selection import Selected, select
 

@@ -21,7 +21,8 @@ from conftest import Command, edit
 from PIL import Image
 from small_project import BLOCK, BLOCKS, EKFAC, MODEL, N, flip, make
 
-from influence_cli import fill, fingerprint, fit_file, new_store
+from influence_cli import fill, fit_file, new_store
+from influence_cli.data import fingerprint
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import disk
 from influence_cli.runtime.locks import claim

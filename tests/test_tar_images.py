@@ -19,10 +19,11 @@ from torchvision.datasets import ImageFolder
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from influence_cli.config.schema import Config
-from influence_cli.data import Loading, read_batches, take
-from influence_cli.fingerprint import file_facts
-from influence_cli.tar_images import TarImages
-from influence_cli.task import load_split
+from influence_cli.data.batches import Loading, read_batches
+from influence_cli.data.datasets import load_split
+from influence_cli.data.fingerprint import file_facts
+from influence_cli.data.split import take
+from influence_cli.data.tar_images import TarImages
 
 Members = Iterable[tuple[str, bytes]]
 
@@ -137,7 +138,7 @@ def as_shards(project: Path) -> Config:
                 key = f"{data.classes[label]}/{index:05d}"
                 members += [(f"{key}.png", Path(path).read_bytes()), (f"{key}.cls", data.classes[label].encode())]
             write(project / f"{part}-{number:03d}.tar", members)
-    return as_data_files(project, "influence_cli.tar_images.TarImages", "{0}-*.tar")
+    return as_data_files(project, "influence_cli.data.tar_images.TarImages", "{0}-*.tar")
 
 
 def test_every_command_says_the_same_as_of_the_image_folder(influence: Command, tmp_path: Path) -> None:

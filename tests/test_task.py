@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.config.load import load_config
-from influence_cli.data import read_batches
+from influence_cli.data.batches import read_batches
+from influence_cli.data.fingerprint import file_facts
 from influence_cli.errors import InfluenceError
-from influence_cli.fingerprint import file_facts
-from influence_cli.task import Task, choose_device, load_tasks, logits_of
+from influence_cli.model.outputs import logits_of
+from influence_cli.model.task import Task, choose_device, load_tasks
 
 # Line 1 is the model, line 2 the training set, line 3 the test set, line 4 whatever a test adds.
 CONFIG = """\
@@ -911,7 +912,7 @@ def test_a_device_that_is_not_there_is_told_at_its_line(project: Path, monkeypat
 def test_a_loss_with_tensors_of_its_own_is_moved_with_the_model(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The device of tensors without data stands in for a GPU: what stays behind on the CPU is seen.
     (project / "losses.py").write_text(LOSSES)
-    monkeypatch.setattr("influence_cli.task.choose_device", lambda *_: torch.device("meta"))
+    monkeypatch.setattr("influence_cli.model.task.choose_device", lambda *_: torch.device("meta"))
     task = load(project, extra="loss: {factory: ./losses.py:Weighted, args: {weights: [2.0, 1.0, 4.0]}}")
     assert next(task.model.parameters()).device.type == "meta"
     assert isinstance(task.loss, nn.Module)

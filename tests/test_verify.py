@@ -105,7 +105,7 @@ def test_residual_and_energy_are_those_of_a_dense_computation(influence: Command
     from influence_cli import Terminal, load_config, load_tasks, prepare_all
     from influence_cli.coordinates import Blocks, coordinates
     from influence_cli.curvature.explicit import curvature_matrix
-    from influence_cli.data import Batch, read_batches
+    from influence_cli.data.batches import Batch, read_batches
     from influence_cli.gradients import example_gradients
     from influence_cli.inverse import make_inverse
     from influence_cli.precompute import stored_basis
@@ -231,9 +231,9 @@ def test_a_network_is_retrained_by_its_training_function(influence: Command, pro
     )
     with_training(project, section="training: {factory: ./model.py:train, args: {steps: 30}}")
     from influence_cli import load_config
-    from influence_cli.data import labelled_inputs
+    from influence_cli.data.batches import labelled_inputs
+    from influence_cli.data.datasets import load_split
     from influence_cli.retrain import fresh_model, load_training, train
-    from influence_cli.task import load_split
 
     config = load_config(project / "influence.yaml")
     pairs = list(labelled_inputs(load_split(config, "train", config.train)))
@@ -291,9 +291,9 @@ def test_a_small_cnn_at_its_minimum_is_left_out_as_its_hessian_says(influence: C
     (project / "model.py").write_text(CNN)
     with_training(project, source="", section="training: {factory: ./model.py:train}")
     from influence_cli import load_config
-    from influence_cli.data import labelled_inputs
+    from influence_cli.data.batches import labelled_inputs
+    from influence_cli.data.datasets import load_split
     from influence_cli.retrain import fresh_model, load_training, train
-    from influence_cli.task import load_split
 
     config = load_config(project / "influence.yaml")
     pairs = list(labelled_inputs(load_split(config, "train", config.train)))

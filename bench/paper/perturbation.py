@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from influence_cli import Terminal, load_config, load_tasks, prepare_all
-from influence_cli.data import read_batches
+from influence_cli.data.batches import read_batches
 from influence_cli.metrics import pearson, slope
 from influence_cli.perturb import perturb_image
 from influence_cli.pixels import ball, pixel_scale

@@ -30,8 +30,8 @@ import torch
 
 from influence_cli import load_config, load_tasks
 from influence_cli.cli import app
-from influence_cli.data import readable_batches
-from influence_cli.task import logits_of
+from influence_cli.data.batches import readable_batches
+from influence_cli.model.outputs import logits_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS = {"pair_svm_rbf": "SVM, Gaussian kernel", "pair_frozen_body": "frozen body, top layer"}

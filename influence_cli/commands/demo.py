@@ -74,8 +74,9 @@ def _train(terminal: Any) -> None:
     import torch
 
     from influence_cli.config.load import load_config
+    from influence_cli.data.datasets import load_split
+    from influence_cli.model.task import choose_device
     from influence_cli.retrain import fresh_model, load_training, train, training_pairs
-    from influence_cli.task import choose_device, load_split
 
     config = load_config(Path("influence.yaml"))
     training = load_training(config)
@@ -99,9 +100,8 @@ def _train(terminal: Any) -> None:
 def _first_misclassified() -> int:
     """Find the first test image that the new model gets wrong."""
     from influence_cli.config.load import load_config
-    from influence_cli.facts import misclassified
+    from influence_cli.model.task import load_tasks, misclassified
     from influence_cli.runtime.terminal import Terminal
-    from influence_cli.task import load_tasks
 
     return int(misclassified(load_tasks(load_config(Path("influence.yaml"))), Terminal(quiet=True))[0])
 

@@ -163,11 +163,11 @@ class _Options:
 
 def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.commands.session import emit, load
-    from influence_cli.facts import misclassified
+    from influence_cli.data.label_files import class_number
     from influence_cli.group_files import group_by_class, read_groups
     from influence_cli.group_retrain import check_retrain
     from influence_cli.groups import group_influence, labelled, retrained, verdict
-    from influence_cli.label_files import class_number
+    from influence_cli.model.task import misclassified
     from influence_cli.precompute import prepare_all
     from influence_cli.rank import training_facts
     from influence_cli.selection import select

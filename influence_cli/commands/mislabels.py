@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from influence_cli.commands.session import Session
-    from influence_cli.data import Split
-    from influence_cli.label_files import Truth
+    from influence_cli.data.label_files import Truth
+    from influence_cli.data.split import Split
     from influence_cli.mislabels import Mislabels
+    from influence_cli.model.task import Task
     from influence_cli.precompute import Prepared
-    from influence_cli.task import Task
 
 COLUMNS = ("rank", "index", "path", "label", "suggested", "confidence", "score", "loss", "self_influence")
 
@@ -146,10 +146,10 @@ def command(
         dialects=DIALECTS,
     )
     from influence_cli.config.schema import SOLVERS
+    from influence_cli.data.label_files import read_truth
     from influence_cli.ensemble import refuse_source
     from influence_cli.explain import COLUMNS as EXPLAINED
     from influence_cli.explain import explain_rows, row_among
-    from influence_cli.label_files import read_truth
     from influence_cli.mislabels import find_mislabels, wanted_signals
     from influence_cli.probability_files import read_probabilities
 

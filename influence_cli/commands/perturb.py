@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from influence_cli.commands.session import Session
-    from influence_cli.data import Batch
+    from influence_cli.data.batches import Batch
+    from influence_cli.model.task import Task
     from influence_cli.perturb import Perturbed
     from influence_cli.pixels import Ball, PixelScale
     from influence_cli.selection import Selected
-    from influence_cli.task import Task
 
 COLUMNS = (
     "test",
@@ -266,7 +266,7 @@ def _sentence(one: Perturbed, index: int, delta: str | None) -> str:
 
 
 def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
-    from influence_cli.facts import misclassified
+    from influence_cli.model.task import misclassified
     from influence_cli.selection import select
 
     return select(words, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), stdin_lines())

@@ -14,8 +14,8 @@ from influence_cli.runtime.stdio import stdin_lines
 if TYPE_CHECKING:
     from influence_cli.attack import Attack
     from influence_cli.commands.session import Session
+    from influence_cli.model.task import Task
     from influence_cli.pixels import PixelScale
-    from influence_cli.task import Task
     from influence_cli.top_layer import TopLayer
 
 ATTACK_COLUMNS = (
@@ -185,7 +185,7 @@ def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
 
 
 def _positions(task: Task, session: Session, words: list[str]) -> list[int]:
-    from influence_cli.facts import misclassified
+    from influence_cli.model.task import misclassified
     from influence_cli.selection import select
 
     chosen = select(words, task.test, task.classes, lambda: misclassified([task], session.terminal), stdin_lines())

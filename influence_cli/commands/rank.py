@@ -250,9 +250,9 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.approximate import rank_approximate
     from influence_cli.attribution import check_attribution, check_model
     from influence_cli.commands.session import emit, load
-    from influence_cli.facts import misclassified
     from influence_cli.kept_influence import KeptInfluence
     from influence_cli.matrix_file import matrix_file
+    from influence_cli.model.task import misclassified
     from influence_cli.precompute import prepare_all
     from influence_cli.rank import rank_training, training_facts
     from influence_cli.report.html import write_page

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from influence_cli.commands.session import Session
+    from influence_cli.model.task import Task
     from influence_cli.pruning import Kept
-    from influence_cli.task import Task
 
 BY = ("influence", "loss", "random")
 COLUMNS = ("rank", "index", "path", "label", "usefulness", "loss")

@@ -20,7 +20,7 @@ from influence_cli.runtime.outputs import check_output, open_output, run_file
 from influence_cli.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
-    from influence_cli.task import Task
+    from influence_cli.model.task import Task
 
 
 @dataclass
@@ -120,12 +120,12 @@ def begin_without_config(
 
 def load(session: Session) -> list[Task]:
     """Load model and data, a task a checkpoint."""
-    from influence_cli.task import load_tasks
+    from influence_cli.model.task import load_tasks
 
     with session.terminal.status("loading model and data"):
         tasks = load_tasks(session.config, session.terminal)
         if distributed.size() > 1:
-            from influence_cli.fingerprint import agree_on
+            from influence_cli.model.fingerprint import agree_on
 
             agree_on(tasks, {"command": " ".join(sys.argv[1:]), "config": json.dumps(session.config.resolved())})
             session.run["processes"] = distributed.size()

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from influence_cli.datamodeling import Datamodeling
     from influence_cli.facts import TrainingFacts
     from influence_cli.loo import LeftOut
+    from influence_cli.model.task import Task
     from influence_cli.precompute import Prepared
     from influence_cli.selection import Selected
-    from influence_cli.task import Task
 
 CHECK_COLUMNS = ("item", "value", "unit", "meaning")
 LOO_COLUMNS = (
@@ -156,7 +156,7 @@ def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
 
 def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
     """Resolve TEST; by default the first misclassified test example, or the first where none is."""
-    from influence_cli.facts import misclassified
+    from influence_cli.model.task import misclassified
     from influence_cli.selection import select
 
     if not words:

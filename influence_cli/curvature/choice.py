@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from influence_cli.config.schema import SOLVERS
 from influence_cli.curvature.explicit import MAX_PARAMETERS
 from influence_cli.errors import InfluenceError
-from influence_cli.network import Network, output_layer
+from influence_cli.model.network import Network, output_layer
 
 # About 5,000, with room for the 10-class head of a ResNet-18 (5,130).
 AUTO_PARAMETERS = 6_000

@@ -25,9 +25,9 @@ from influence_cli.contractions import covariances, gradient_squares, positions,
 from influence_cli.coordinates import loose_gradients
 from influence_cli.curvature.fisher_slopes import EXACT, draws, part_seed
 from influence_cli.curvature.progress import Progress
-from influence_cli.data import Batch
+from influence_cli.data.batches import Batch
 from influence_cli.layers import Call, forward
-from influence_cli.network import Network, owner_of
+from influence_cli.model.network import Network, owner_of
 from influence_cli.runtime import distributed
 from influence_cli.solvers.eigen import eigenpairs
 

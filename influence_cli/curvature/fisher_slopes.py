@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.network import Network, loss_slopes, output_curvature
+from influence_cli.model.network import Network, loss_slopes
+from influence_cli.model.outputs import output_curvature
 
 # How the draws are made.
 SAMPLED, EXACT, ROOT, CHECKED_ROOT, EMPIRICAL = "sampled", "exact", "root", "checked root", "empirical"

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from influence_cli.curvature.operator import Examples
 from influence_cli.gradients import example_products
-from influence_cli.network import Network, evaluate, micro_batch, output_curvature
+from influence_cli.model.network import Network, evaluate, micro_batch
+from influence_cli.model.outputs import output_curvature
 
 Product = Callable[[Tensor], Tensor]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.layers import forward
-from influence_cli.network import Network
+from influence_cli.model.network import Network
 from influence_cli.runtime import distributed
 
 CGROUPS = (

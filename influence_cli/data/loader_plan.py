@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.data import ALONE, Loading, Split, raw_item, read_batches, to_input
+from influence_cli.data.batches import ALONE, Loading, read_batches
+from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import available_bytes, halving

@@ -1,7 +1,7 @@
 """Images in tar shards laid out for WebDataset, as a data set that a YAML file names: examples by number.
 
     train:
-      dataset: influence_cli.tar_images.TarImages
+      dataset: influence_cli.data.tar_images.TarImages
       args: {files: "data/shard-{000..009}.tar", image: "jpg;png", label: cls}
 
 The members that share a name up to its first dot are one example; its index is its position over all shards, sorted by
@@ -23,9 +23,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from influence_cli.data_files import DataFiles, find_files, near
+from influence_cli.data.file_sets import DataFiles, find_files, near
+from influence_cli.data.image_files import decode_rgb
 from influence_cli.errors import InfluenceError, describe, quoted
-from influence_cli.image_files import decode_rgb
 
 # WebDataset's rule for what is one example (webdataset/tariterators.py), and for members that are about the shard.
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")

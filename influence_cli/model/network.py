@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.errors import InfluenceError, did_you_mean
-from influence_cli.losses import Loss
-from influence_cli.task import logits_of
+from influence_cli.model.outputs import Loss, logits_of
 
 # Example gradients that exist at one time: 2²⁷ numbers, 512 MB in float32.
 GRADIENT_NUMBERS = 2**27
@@ -217,24 +216,6 @@ def loss_slopes(network: Network, outputs: Tensor, targets: Tensor) -> tuple[Ten
         losses = network.loss(outputs, targets)
         (slopes,) = torch.autograd.grad(losses.sum(), outputs, materialize_grads=True, allow_unused=True)
     return losses.detach(), slopes.detach()
-
-
-def output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Compute S = ∇²_f ℓ(f, y), the Hessian of each example's loss in its outputs: [b, C, C], symmetric.
-
-    For softmax cross-entropy this is diag(π) − π πᵀ with the model's probabilities π.
-    """
-    outputs = outputs.detach().requires_grad_(True)
-    with torch.enable_grad():
-        total = loss(outputs, targets).sum()
-        (slope,) = torch.autograd.grad(total, outputs, create_graph=True)
-        if not slope.requires_grad:  # linear in the outputs: no curvature
-            return outputs.new_zeros(*outputs.shape, outputs.shape[1]).detach()
-        rows = [
-            torch.autograd.grad(slope[:, c].sum(), outputs, retain_graph=True, materialize_grads=True)[0]
-            for c in range(outputs.shape[1])
-        ]
-    return torch.stack(rows, dim=1).detach()
 
 
 def output_layer(network: Network, inputs: Tensor) -> nn.Linear | None:

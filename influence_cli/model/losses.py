@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from influence_cli.config.schema import Config
 from influence_cli.config.user_code import bind, call, import_object
 from influence_cli.errors import InfluenceError, did_you_mean
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from influence_cli.model.outputs import Loss
 
 # Koh & Liang's: estimates agree with retraining there, r = .98 (bench/paper/hinge.py).
 TEMPERATURE = 0.001

@@ -5,69 +5,18 @@ All of them are ``.npy`` arrays or ``.csv`` tables with a header.
 
 from __future__ import annotations
 
-import csv
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
-from influence_cli.errors import InfluenceError, describe, did_you_mean, quoted
+from influence_cli.data.tables import LARGEST, NUMBER_COLUMNS, Table, _whole_number, load_npy, path_check, read_table
+from influence_cli.errors import InfluenceError, did_you_mean, quoted
 from influence_cli.runtime.csv_cells import unguarded
 
-NUMBER_COLUMNS = ("index", "indices")
 LABEL_COLUMNS = ("true_label", "label", "new_label")
-LARGEST = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class Table:
-    """A ``.csv``: its header, its columns, the line of each row, and what an error in it begins with."""
-
-    header: tuple[str, ...]
-    columns: dict[str, list[str]]
-    lines: list[int]
-    file: str
-
-    def at(self, row: int) -> str:
-        """Name a row's line: ``influence.yaml:9: labels.csv:3: ``."""
-        return f"{self.file}:{self.lines[row]}: "
-
-    def index_column(self) -> str | None:
-        """Find the column of positions, if there is one."""
-        return next((name for name in NUMBER_COLUMNS if name in self.columns), None)
-
-    def column(self, allowed: Sequence[str]) -> str:
-        """Find the first of some columns that is there."""
-        for name in allowed:
-            if name in self.columns:
-                return name
-        raise InfluenceError(
-            f"{self.file} has the columns {', '.join(map(repr, self.columns))}",
-            f"it needs one of: {', '.join(allowed)}",
-        )
-
-    def indices(self, name: str, length: int, paths: Sequence[str] | None = None) -> np.ndarray:
-        """Read a column of positions in a data set; where its files are given, the column ``path`` has to agree."""
-        moved = path_check(self, paths)
-        found = []
-        for row in range(len(self.lines)):
-            found.append(self.index(name, row, length))
-            moved(row, found[-1])
-        return np.array(found, dtype=np.int64)
-
-    def whole_number(self, name: str, row: int) -> int:
-        """Read one cell that has to be a whole number."""
-        return _whole_number(self.columns[name][row], self.at(row))
-
-    def index(self, name: str, row: int, length: int, hint: str = "") -> int:
-        """Read one position in a data set; ``hint`` is for one that it does not have."""
-        index = self.whole_number(name, row)
-        if not 0 <= index < length:
-            raise InfluenceError(f"{self.at(row)}names the index {index}; the data set has 0 to {length - 1}", hint)
-        return index
 
 
 def class_number(name: str, classes: Sequence[str], where: str) -> int:
@@ -207,119 +156,12 @@ def _refuse_repeats(table: Table, indices: np.ndarray) -> None:
         seen.add(index)
 
 
-def path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int], None]:
-    """Make the function that refuses a row and its position where another file is there now.
-
-    Paths count from the folder that all files lie in, so that a project that is moved as a whole stays the same.
-    """
-    if paths is None or "path" not in table.columns:
-        return lambda _row, _index: None
-    root = parts_above(paths)
-    column = table.columns["path"]
-
-    def check(row: int, index: int) -> None:
-        cell = column[row]
-        if not cell or cell == paths[index]:  # nearly always, and quick
-            return
-        now = PurePath(paths[index]).parts[root:]
-        if not any(same_end(PurePath(text).parts, now) for text in (cell, cell.strip(), unguarded(cell))):
-            raise InfluenceError(
-                f"{table.at(row)}index {index} is {paths[index]}, and was {cell}",
-                "files were moved, added or removed since this was written: make it anew",
-            )
-
-    return check
-
-
-def parts_above(paths: Sequence[str]) -> int:
-    """Count the parts of the folder that all files lie in."""
-    return len(PurePath(os.path.commonpath([os.path.dirname(path) for path in paths])).parts)  # noqa: PTH120
-
-
-def same_end(given: tuple[str, ...], now: tuple[str, ...]) -> bool:
-    """Say whether the shorter of two paths is the end of the other."""
-    length = min(len(given), len(now))
-    return length > 0 and given[-length:] == now[-length:]
-
-
 def _read(path: Path, where: str) -> np.ndarray | Table:
     if path.suffix == ".npy" and path.is_file():
         return load_npy(path, f"{where}: {path}").reshape(-1)
     if path.suffix != ".csv" and path.is_file():
         raise InfluenceError(f"{where}: {path} is neither .npy nor .csv")
     return read_table(path, where)
-
-
-def load_npy(path: Path, what: str) -> np.ndarray:
-    """Read a ``.npy`` of numbers that the file really has: its header may say any shape.
-
-    Raises:
-        InfluenceError: starting with ``what``; not an array, of Python objects, cut short.
-    """
-    try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(values, np.ndarray):  # an archive of several
-            raise ValueError("it holds several arrays")
-        return np.array(values)
-    except Exception as error:  # NumPy lets Python's parser read the header, which may fail in any way
-        raise InfluenceError(f"{what} is not a readable .npy file: {describe(error)}") from error
-
-
-def read_table(path: Path, where: str = "") -> Table:
-    """Read a ``.csv`` with a header, its cells as they stand.
-
-    Args:
-        path: the file.
-        where: start of any error; where empty, the file alone.
-
-    Returns:
-        The table, blank lines left out. Names of files and classes may have bytes that are not UTF-8.
-
-    Raises:
-        InfluenceError: unreadable, empty, or a line with another number of fields than the header.
-    """
-    before = f"{where}: " if where else ""
-    if not path.is_file():
-        raise InfluenceError(f"{before}there is no file {path}")
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.reader(file)
-            line = 1
-            for row in reader:
-                if row:
-                    rows.append(row)
-                    lines.append(line)
-                line = reader.line_num + 1
-    except (OSError, csv.Error) as error:
-        raise InfluenceError(f"{before}{path} is not a readable .csv file: {describe(error)}") from error
-    if not rows:
-        raise InfluenceError(f"{before}{path} is empty", "the first line names the columns: index,label")
-    header = tuple(name.strip() for name in rows.pop(0))
-    for row, line in zip(rows, lines[1:], strict=True):
-        if len(row) != len(header):
-            raise InfluenceError(f"{before}{path}:{line}: {len(row)} fields, the header has {len(header)}")
-    columns = {name: [row[position] for row in rows] for position, name in enumerate(header)}
-    for text in (*header, *(text for name in NUMBER_COLUMNS for text in columns.get(name, ()))):
-        if not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text):
-            raise InfluenceError(f"{before}{path} is not a readable .csv file: it is not UTF-8")
-    return Table(header, columns, lines[1:], f"{before}{path}")
-
-
-def _whole_number(text: str, where: str) -> int:
-    text = text.strip()
-    try:
-        number = float(text)
-    except ValueError as error:
-        raise InfluenceError(f"{where}{text!r} is not a whole number") from error
-    if not number.is_integer():
-        raise InfluenceError(f"{where}{text} is not whole")
-    # Not through float where it need not be: past 2⁵³ that would be another number.
-    whole = int(text) if text.lstrip("+-").isdecimal() else int(number)
-    if abs(whole) > LARGEST:
-        raise InfluenceError(f"{where}{text} is too large")
-    return whole
 
 
 def _whole_numbers(values: np.ndarray, path: Path, where: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Images in Parquet files, as a data set that a YAML file names: rows by number, through pyarrow.
 
     train:
-      dataset: influence_cli.parquet_images.ParquetImages
+      dataset: influence_cli.data.parquet_images.ParquetImages
       args: {files: data/train-*.parquet, image: image, label: label}
 
 The index of an example is its position over all files, sorted by name, in the order of their rows. Right for sets as
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from influence_cli.data_files import DataFiles, RowPaths, find_files, near
+from influence_cli.data.file_sets import DataFiles, RowPaths, find_files, near
+from influence_cli.data.image_files import decode_rgb
 from influence_cli.errors import InfluenceError, describe, did_you_mean, human_bytes, require_extra
-from influence_cli.image_files import decode_rgb
 from influence_cli.runtime.memory import available_bytes
 
 # Row groups that a process keeps, as long as they take no more bytes: passes are in order, only a report jumps.

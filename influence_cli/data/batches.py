@@ -1,0 +1,228 @@
+"""Read examples in batches, with or without loader processes; an unreadable one is named or skipped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from influence_cli.data.split import Split, raw_item, to_input
+from influence_cli.errors import InfluenceError, describe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples, ready for the model.
+
+    Attributes:
+        inputs: [b, …] on the CPU.
+        targets: int64 [b].
+        indices: int64 [b], positions in the data set.
+        unreadable: position and reason of the examples that could not be read (not among the others).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    indices: np.ndarray
+    unreadable: tuple[tuple[int, str], ...] = ()
+
+    def __len__(self) -> int:
+        """Count the examples that could be read."""
+        return len(self.indices)
+
+    def digest(self) -> int:
+        """Hash inputs, labels and positions (xxh3, 64 bits): has the data changed under a store?"""
+        state = xxhash.xxh3_64(self.indices.tobytes())
+        state.update(self.targets.numpy().tobytes())
+        state.update(np.ascontiguousarray(self.inputs.numpy()).data)
+        return state.intdigest()
+
+
+class _Reader(torch.utils.data.Dataset[Any]):
+    """Item i is (input, index), or the reason why it cannot be read: nothing is raised inside a worker."""
+
+    def __init__(self, split: Split, indices: np.ndarray) -> None:
+        self.split = split
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Tensor | None, int, str]:
+        index = int(self.indices[position])
+        try:
+            image, _ = raw_item(self.split, index)
+            return to_input(self.split, image, self.split.title(index)), index, ""
+        except InfluenceError as error:
+            return None, index, error.message
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Who reads the examples; what comes out is the same.
+
+    Attributes:
+        workers: loader processes; 0 reads in this one, between two batches.
+        ahead: examples that each of them has ready.
+        pin: whether inputs come in pinned pages, which go to a CUDA device while it computes.
+    """
+
+    workers: int = 0
+    ahead: int = 1024
+    pin: bool = False
+
+
+ALONE = Loading()
+
+
+def read_batches(
+    split: Split, indices: np.ndarray, size: int, loading: Loading = ALONE, timeout: float = 0
+) -> Iterator[Batch]:
+    """Read examples in batches, in the given order, the last one shorter.
+
+    Args:
+        split: where from.
+        indices: positions in the data set.
+        size: examples a batch.
+        loading: loader processes; of two batches or fewer there are none.
+        timeout: seconds that one may take for a batch; 0 for any.
+
+    Raises:
+        InfluenceError: two shapes, or a loader process cannot be started, or has died.
+    """
+    workers = loading.workers if len(indices) > 2 * size else 0
+    try:
+        loader: Iterator[_Read] = iter(
+            torch.utils.data.DataLoader(
+                _Reader(split, indices),
+                batch_size=size,
+                num_workers=workers,
+                collate_fn=_join,
+                prefetch_factor=max(1, loading.ahead // size) if workers else None,
+                # What the config names by file could not be imported in a process that starts afresh.
+                multiprocessing_context="fork" if workers else None,
+                timeout=timeout if workers else 0,
+            )
+        )
+    except OSError as error:
+        raise InfluenceError(
+            f"{split.where}: {workers} loader processes cannot be started: {describe(error)}",
+            "are there too many processes (ulimit -u), or too little memory? what is done is kept",
+        ) from error
+    for read in _watched(split, indices, size, loader):
+        batch = _collate(split, read)
+        yield replace(batch, inputs=batch.inputs.pin_memory()) if loading.pin and workers and len(batch) else batch
+
+
+def _watched(split: Split, indices: np.ndarray, size: int, loader: Iterator[_Read]) -> Iterator[_Read]:
+    """Name a loader process that has died (out of memory, a crash in a decoder), and what it may have been reading."""
+    at = 0
+    while True:
+        try:
+            read = next(loader)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            # The cause knows the signal, where torch was told of one.
+            text = f"{error.__cause__ or ''}. {error}"
+            if "DataLoader timed out" in text:
+                raise InfluenceError(f"{split.where}: the loader processes hang") from error
+            died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)([^.]*)", text)
+            if died is None:
+                raise
+            raise InfluenceError(
+                f"{split.where}: the loader process {died[1]}{died[2]}, in or after the {size} examples from "
+                f"{split.title(int(indices[at]))} on",
+                "was the memory full, or does one of those images crash its reader? what is done is kept",
+            ) from error
+        yield read
+        at = min(at + size, len(indices) - 1)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a loader process hands over: one tensor, for each is a file of its own on the way.
+
+    Attributes:
+        inputs: [b, …], those of the first one's shape.
+        indices: positions of all that could be read.
+        unreadable: position and reason of the others.
+        odd: position and shape of the first one of another shape.
+    """
+
+    inputs: Tensor
+    indices: list[int]
+    unreadable: tuple[tuple[int, str], ...]
+    odd: tuple[int, list[int]] | None
+
+
+def _join(items: Sequence[tuple[Tensor | None, int, str]]) -> _Read:
+    unreadable = tuple((index, reason) for tensor, index, reason in items if tensor is None)
+    good = [(tensor, index) for tensor, index, _ in items if tensor is not None]
+    if not good:
+        return _Read(torch.empty(0), [], unreadable, None)
+    shape = good[0][0].shape
+    odd = next(((index, list(tensor.shape)) for tensor, index in good if tensor.shape != shape), None)
+    inputs = torch.stack([tensor for tensor, _ in good if tensor.shape == shape])
+    return _Read(inputs, [index for _, index in good], unreadable, odd)
+
+
+def _collate(split: Split, read: _Read) -> Batch:
+    if read.odd is not None:
+        index, shape = read.odd
+        raise InfluenceError(
+            f"{split.where}: {split.title(index)} has the shape {shape}, {split.title(read.indices[0])} "
+            f"has {list(read.inputs.shape[1:])}",
+            "one shape is needed: add {Resize: {size: [224, 224]}} to the transform",
+        )
+    indices = np.array(read.indices, dtype=np.int64)
+    return Batch(read.inputs, torch.from_numpy(split.labels[indices]), indices, read.unreadable)
+
+
+def refuse_unreadable(batch: Batch) -> None:
+    """Stop at the first example that cannot be read."""
+    if batch.unreadable:
+        raise InfluenceError(
+            batch.unreadable[0][1],
+            "mend or remove it, list it under exclude, or pass --skip-unreadable to go on without it",
+        )
+
+
+def readable_batches(
+    split: Split,
+    indices: np.ndarray,
+    size: int,
+    loading: Loading = ALONE,
+    *,
+    skip: bool,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[Batch]:
+    """Read examples in batches, none empty.
+
+    Args:
+        split: where from.
+        indices: positions in the data set.
+        size: examples a batch.
+        loading: loader processes.
+        skip: go on without examples that cannot be read; otherwise the first of them is an error.
+        tell: takes a line for each that is skipped.
+    """
+    for batch in read_batches(split, indices, size, loading):
+        if not skip:
+            refuse_unreadable(batch)
+        for _, reason in batch.unreadable:
+            tell(f"skipped: {reason}")
+        if len(batch):
+            yield batch
+
+
+def labelled_inputs(split: Split) -> Iterator[tuple[Tensor, int]]:
+    """Give (input, label) pairs of all examples in use, as a training loop takes them."""
+    for batch in readable_batches(split, split.indices, 256, skip=False):
+        yield from zip(batch.inputs, batch.targets.tolist(), strict=True)

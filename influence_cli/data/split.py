@@ -1,0 +1,125 @@
+"""A data set as influence sees it: positions, labels, paths, and batches of transformed inputs.
+
+The transform is kept apart from the data set, so that the raw image is at hand for reports and an image file can go
+through the same transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import chdir, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from influence_cli.data.file_sets import DataFiles
+from influence_cli.data.image_files import lost_depth
+from influence_cli.errors import InfluenceError, describe
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training or the test examples, in the order that the data set yields them.
+
+    Attributes:
+        name: ``train`` or ``test``, for messages.
+        source: the user's data set; item ``i`` is (image, label).
+        transform: raw image to model input; None where the source yields inputs already.
+        labels: int64 [len(source)], after overrides; −1 where unknown.
+        indices: int64 [n], the positions in use (all but the excluded), rising.
+        paths: a file a position, or what stands for it (``train.parquet#17``), or None.
+        classes: class names by number, or None where the source has none.
+        mapping: the source's ``class_to_idx``, or None.
+        where: ``influence.yaml:12``, the section's line.
+        transform_text: the transform as the config has it; what it prints of itself lacks some arguments.
+        folder: current while an item is read, so that a source's relative paths work; None leaves it alone.
+        files: where the examples lie, if not in a file each.
+    """
+
+    name: str
+    source: Any
+    transform: Callable[[Any], Any] | None
+    labels: np.ndarray
+    indices: np.ndarray
+    paths: Sequence[str] | None
+    classes: tuple[str, ...] | None
+    mapping: dict[str, int] | None
+    where: str
+    transform_text: str = ""
+    folder: Path | None = None
+    files: DataFiles | None = None
+
+    def __len__(self) -> int:
+        """Count the examples in use."""
+        return len(self.indices)
+
+    def path(self, index: int) -> str | None:
+        """Name the file of the example at this position of the data set, if it has one."""
+        return self.paths[index] if self.paths is not None else None
+
+    def title(self, index: int) -> str:
+        """Name an example in a message: ``training example 17 (data/train/cat/3.png)``."""
+        kind = "training" if self.name == "train" else self.name
+        path = self.path(index)
+        return f"{kind} example {index}" + (f" ({path})" if path else "")
+
+
+def raw_item(split: Split, index: int) -> tuple[Any, Any]:
+    """Read (image, label) as the user's data set yields it; any failure names the example."""
+    try:
+        with nullcontext() if split.folder is None else chdir(split.folder):
+            item = split.source[index]
+    except Exception as error:
+        raise InfluenceError(f"{split.title(index)} cannot be read: {describe(error)}") from error
+    if isinstance(item, dict):
+        image = next((item[key] for key in ("image", "img", "pixel_values", "input", "x") if key in item), None)
+        label = next((item[key] for key in ("label", "labels", "target", "y") if key in item), None)
+    elif isinstance(item, tuple | list) and len(item) >= 2:
+        image, label = item[0], item[1]
+    else:
+        image = label = None
+    if image is None or label is None:
+        raise InfluenceError(
+            f"{split.where}: {split.title(index)} is a {type(item).__name__}, not (image, label)",
+            "let the data set yield (image, label), or a dict with 'image' and 'label'",
+        )
+    path = split.path(index) if split.files is None and isinstance(image, Image.Image) else None
+    if path and (lost := lost_depth(path, image)):
+        raise InfluenceError(f"{split.title(index)} cannot be read: {lost}")
+    return image, label
+
+
+def to_input(split: Split, image: Any, title: str) -> Tensor:
+    """Put a raw image through the split's transform.
+
+    Raises:
+        InfluenceError: the transform fails, or what comes out is not a tensor of numbers that a model takes.
+    """
+    if split.transform is not None:
+        try:
+            image = split.transform(image)
+        except Exception as error:
+            raise InfluenceError(f"{split.where}: the transform fails on {title}: {describe(error)}") from error
+    advice = "add to the transform: [ToImage, {ToDtype: {dtype: float32, scale: true}}]"
+    if isinstance(image, np.ndarray):
+        try:
+            # A copy in torch's own layout: it takes no negative strides, no other byte order, no read-only memory.
+            image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
+        except TypeError as error:
+            raise InfluenceError(f"{split.where}: {title} is an array of {image.dtype}, not of numbers") from error
+    if not isinstance(image, Tensor):
+        raise InfluenceError(f"{split.where}: {title} is a {type(image).__name__}, not a tensor", advice)
+    if image.dtype in (torch.uint8, torch.bool):
+        raise InfluenceError(f"{split.where}: {title} is a tensor of {image.dtype}, not of float32", advice)
+    tensor = image.detach().as_subclass(Tensor)
+    return tensor.float() if tensor.dtype in (torch.float64, torch.float16, torch.bfloat16) else tensor
+
+
+def take(split: Split, indices: np.ndarray) -> Split:
+    """Restrict a split to some positions (they keep their numbers)."""
+    return replace(split, indices=np.asarray(indices, dtype=np.int64))

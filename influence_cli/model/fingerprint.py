@@ -1,0 +1,89 @@
+"""What tells one checkpoint from another, and what two fingerprints differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+import torch
+import xxhash
+from torch import nn
+
+from influence_cli import __version__
+from influence_cli.data.fingerprint import data_facts
+from influence_cli.model.task import Task
+from influence_cli.runtime import distributed
+
+MEANING = {
+    "weights": "the checkpoint's weights",
+    "count": "the training examples in use (number, order or exclusions)",
+    "labels": "the training labels",
+    "files": "the training files (a path, size or time of change)",
+    "examples": "the training examples themselves",
+    "transform": "train.transform",
+    "layers": "the tracked layers",
+    "loss": "the loss",
+    "basis": "the curvature",
+    "seed": "the seed of the curvature's draws",
+    "precision": "the precision of the layer pass",
+    "store_dtype": "gradients.store_dtype",
+    "versions": "the versions of torch or torchvision",
+}
+
+_DATA = ("count", "labels", "files", "examples", "transform")
+# What the parts of ``split_facts`` are called.
+DATA_MEANING = {
+    **{f"train.{part}": MEANING[part] for part in _DATA},
+    **{f"test.{part}": MEANING[part].replace("training", "test").replace("train.", "test.") for part in _DATA},
+}
+
+
+def split_facts(task: Task) -> dict[str, str]:
+    """Describe the examples of both splits, the names beginning with ``train.`` and ``test.``."""
+    test = {} if task.test is None else data_facts(task.test)
+    return {
+        **{f"train.{part}": value for part, value in data_facts(task.train).items()},
+        **{f"test.{part}": value for part, value in test.items()},
+    }
+
+
+def agree_on(tasks: Sequence[Task], more: Mapping[str, str]) -> None:
+    """Refuse to begin where the processes of a job do not see the same model, data, command or versions.
+
+    Args:
+        tasks: a task a checkpoint.
+        more: what else has to be the same: the command, the config.
+
+    Raises:
+        InfluenceError: naming the process and what differs.
+    """
+    facts = {
+        **more,
+        **{f"weights.{number}": weights_hash(task.model) for number, task in enumerate(tasks)},
+        **split_facts(tasks[0]),
+        "versions": f"{versions()} influence {__version__}",
+    }
+    meaning = {
+        "config": "the config",
+        "command": "the command line",
+        **{f"weights.{number}": f"the weights of checkpoint {number}" for number in range(len(tasks))},
+        **DATA_MEANING,
+        "versions": "the versions of torch, torchvision or influence",
+    }
+    distributed.agree(facts, meaning)
+
+
+def versions() -> str:
+    """Name the installed torch and torchvision."""
+    # Read from the installed package: its import takes two seconds, and only some projects need it.
+    return f"torch {torch.__version__} torchvision {version('torchvision')}"
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash all parameters and buffers, by name."""
+    state = xxhash.xxh3_128()
+    for name, value in model.state_dict().items():
+        state.update(name.encode())
+        array = value.detach().cpu().contiguous()
+        state.update(array.reshape(-1).view(torch.uint8).numpy().data if array.numel() else b"")
+    return state.hexdigest()

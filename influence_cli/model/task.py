@@ -1,0 +1,243 @@
+"""From a config to what the mathematics takes: model, loss, data, device. The config stops here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from influence_cli.config.schema import Config
+from influence_cli.config.user_code import call, import_object
+from influence_cli.data.batches import Batch, Loading, readable_batches
+from influence_cli.data.datasets import load_splits
+from influence_cli.data.split import Split, raw_item, to_input
+from influence_cli.errors import InfluenceError, describe
+from influence_cli.model.checkpoint import load_weights, read_checkpoint
+from influence_cli.model.losses import load_loss
+from influence_cli.model.outputs import Loss, logits_of
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Task:
+    """One checkpoint and its data.
+
+    Attributes:
+        model: on ``device``, in eval mode.
+        loss: (outputs [b, C], targets [b]) to losses [b].
+        loss_name: the loss and its arguments, for fingerprints and reports.
+        train: training examples.
+        test: test examples, or None.
+        classes: class names by output number.
+        l2: λ₂ of the training objective.
+        n: number of training examples that the checkpoint was trained on.
+        checkpoint: the file.
+        device: where the model is.
+        convex_loss: whether the loss is known to be convex in the outputs.
+        seed: of everything random here.
+        explained: whether predictions and losses are reported of this checkpoint: of all independent models their
+            mean, of a run's checkpoints only the last.
+        terminal: told how data will be read.
+    """
+
+    model: nn.Module
+    loss: Loss
+    loss_name: str
+    train: Split
+    test: Split | None
+    classes: tuple[str, ...]
+    l2: float
+    n: int
+    checkpoint: Path
+    device: torch.device
+    convex_loss: bool
+    seed: int
+    explained: bool = True
+    terminal: Terminal = field(default_factory=lambda: Terminal(quiet=True), compare=False)
+
+    @cached_property
+    def loading(self) -> Loading:
+        """Plan the loader processes, from a measurement of a second at most when they are first asked for."""
+        from influence_cli.data.loader_plan import plan_loading  # which stands on the layers, and they on this file
+
+        return plan_loading(
+            self.train, lambda inputs: logits_of(self.model(inputs)), self.device, self.seed, self.terminal
+        )
+
+    def test_split(self) -> Split:
+        """Give the test examples; an error where the config names none."""
+        if self.test is None:
+            raise InfluenceError("the config has no test data set", "add a section test: {dataset: …, args: {…}}")
+        return self.test
+
+
+def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
+    """Load everything that the config names: a task a checkpoint, the data shared by all of them.
+
+    Args:
+        config: the run's config.
+        terminal: told how data will be read.
+
+    Raises:
+        InfluenceError: at the config's line, for whatever does not exist, fit or load.
+    """
+    device = choose_device(config.device, config.where("device"))
+    torch.manual_seed(config.seed)
+    set_precision("float32")
+    # The fused attention path of eval mode has no derivative for torch.func.
+    torch.backends.mha.set_fastpath_enabled(False)
+    train, test = load_splits(config)
+    loss, convex = load_loss(config)
+    if isinstance(loss, nn.Module):
+        loss.to(device)
+    loss_name = config.loss.factory + (f" {config.loss.args}" if config.loss.args else "")
+    tasks = []
+    for number, path in enumerate(config.model.checkpoint):
+        model = build_model(config)
+        where = config.where("model", "checkpoint", number)
+        load_weights(model, read_checkpoint(path, where), path, where)
+        model.to(device).eval()
+        outputs = _count_outputs(model, train, device, config)
+        classes = _class_names(train, test, outputs, config)
+        n = config.train.n if config.train.n is not None else len(train)
+        if n < len(train):
+            raise InfluenceError(
+                f"{config.where('train', 'n')}: train.n is {n}, but the data set has {len(train)} examples in use",
+                "n is the size of the set that the checkpoint was trained on; leave it out if that is all of this one",
+            )
+        explained = not config.model.is_one_run or number + 1 == len(config.model.checkpoint)
+        rest = (device, convex, config.seed, explained, terminal or Terminal(quiet=True))
+        tasks.append(Task(model, loss, loss_name, train, test, classes, config.l2, n, path, *rest))
+    return tasks
+
+
+def choose_device(name: str, where: str = "device") -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that exists here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            if distributed.size() > 1:  # each process of a job has one of its own
+                return torch.device("cuda", distributed.local_device(torch.cuda.device_count()))
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and torch.cuda.device_count() <= (int(number) if number.isdigit() else 0):
+        raise InfluenceError(
+            f"{where}: there is no {name} here ({torch.cuda.device_count()} CUDA devices)", "use device: auto, or cpu"
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InfluenceError(f"{where}: there is no mps device here", "use device: auto, or cpu")
+    return torch.device(name)
+
+
+def set_precision(precision: str) -> None:
+    """Allow TF32 products on CUDA, or forbid them: torch's default allows them for convolutions alone."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
+
+
+def build_model(config: Config) -> nn.Module:
+    """Call the model's factory; an error at the config's line where it is not what a config needs."""
+
+    def where(*keys: str) -> str:
+        return config.where("model", *(keys or ("factory",)))
+
+    factory = import_object(config.model.factory, config.folder, where())
+    model = call(factory, config.model.args, config.folder, config.model.factory, where)
+    if not isinstance(model, nn.Module):
+        raise InfluenceError(f"{where()}: {config.model.factory} returned a {type(model).__name__}, not a torch module")
+    return model
+
+
+def _count_outputs(model: nn.Module, train: Split, device: torch.device, config: Config) -> int:
+    """Run one example through the model: does the input fit, and how many outputs are there?"""
+    for index in train.indices[:8]:
+        try:
+            image, _ = raw_item(train, int(index))
+        except InfluenceError:
+            continue
+        tensor = to_input(train, image, train.title(int(index)))
+        try:
+            with torch.no_grad():
+                outputs = logits_of(model(tensor[None].to(device)))
+        except InfluenceError as error:
+            raise InfluenceError(f"{config.where('model', 'factory')}: {error.message}", error.hint) from error
+        except Exception as error:
+            raise InfluenceError(
+                f"{config.where('model', 'factory')}: the model fails on {train.title(int(index))} of shape "
+                f"{list(tensor.shape)}: {describe(error)}",
+                "does train.transform give what the model was trained on?",
+            ) from error
+        if outputs.ndim != 2:
+            raise InfluenceError(
+                f"{config.where('model', 'factory')}: the model returns {list(outputs.shape)} for one example",
+                "a classifier returns [batch, classes]",
+            )
+        return int(outputs.shape[1])
+    # All of the first few are unreadable: the pass reports the first of them, by name.
+    raw_item(train, int(train.indices[0]))
+    raise InfluenceError(f"{train.where}: no training example can be read")
+
+
+def _class_names(train: Split, test: Split | None, outputs: int, config: Config) -> tuple[str, ...]:
+    where = config.where("model", "factory")
+    if train.classes is not None and len(train.classes) != outputs:
+        raise InfluenceError(
+            f"{where}: the model has {outputs} outputs, the training data set {len(train.classes)} classes",
+            f"give the model {len(train.classes)} outputs, such as args: {{num_classes: {len(train.classes)}}}",
+        )
+    for split in (train, test):
+        if split is None:
+            continue
+        used = split.labels[split.indices]
+        outside = split.indices[(used < 0) | (used >= outputs)]
+        if len(outside):
+            index = int(outside[0])
+            raise InfluenceError(
+                f"{split.where}: {split.title(index)} has the label {split.labels[index]}, the model has {outputs} "
+                f"outputs (0 to {outputs - 1})",
+                f"{len(outside)} examples are outside; are labels counted from 0, and is this the right model?",
+            )
+    return train.classes if train.classes is not None else tuple(str(number) for number in range(outputs))
+
+
+def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False) -> np.ndarray:
+    """Find the test examples that the model (the mean of several) gets wrong: positions, rising.
+
+    Raises:
+        InfluenceError: one of them cannot be read, unless ``skip`` goes on without it.
+    """
+    split = tasks[0].test_split()
+    wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
+    own = split.indices[distributed.share(len(split))]
+    with terminal.progress(len(own), "predicting the test set") as advance:
+        batches = readable_batches(split, own, 256, tasks[0].loading, skip=skip, tell=terminal.warn)
+        for batch in batches:
+            predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
+            wrong.append(batch.indices[(predicted != batch.targets).numpy()])
+            advance(len(batch))
+    found = np.concatenate(distributed.gathered(np.concatenate(wrong)))
+    terminal.say(f"{len(found):,} of {len(split):,} test examples are misclassified")
+    return found
+
+
+def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
+    """Run every checkpoint that is explained forward and average their probabilities: [b, C], on the CPU."""
+    total: Tensor | None = None
+    tasks = [task for task in tasks if task.explained]
+    for task in tasks:
+        with torch.no_grad():
+            soft = logits_of(task.model(inputs.to(task.device))).softmax(dim=1).cpu()
+        total = soft if total is None else total + soft
+    if total is None:
+        raise ValueError("at least one task is needed")
+    return total / len(tasks)
+
+
+def training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]:
+    """Read the training examples once, for the curvature."""
+    return readable_batches(task.train, task.train.indices, size, task.loading, skip=skip)
