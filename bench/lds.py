@@ -24,15 +24,16 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 import lds_retrain
 
-from influence_cli.blocks import Block, keep, largest
-from influence_cli.coordinates import Blocks, coordinates
+from influence_cli.curvature.blocks import Block, keep, largest
+from influence_cli.curvature.coordinates import Blocks, coordinates
 from influence_cli.curvature.damping import C
-from influence_cli.curvature.ekfac import SAMPLED_AT_LEAST, fit
+from influence_cli.curvature.ekfac import fit
+from influence_cli.curvature.kronecker_plan import SAMPLED_AT_LEAST
+from influence_cli.curvature.spectrum import Spectrum, layered
 from influence_cli.data.batches import Batch
-from influence_cli.gradients import make_network
 from influence_cli.metrics import average_precision, bootstrap_lds, lds, spearman
 from influence_cli.model.network import track
-from influence_cli.spectrum import Spectrum, layered
+from influence_cli.passes.gradients import make_network
 from influence_cli.store.encoding import decode, encode
 
 BATCH = 500

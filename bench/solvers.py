@@ -25,16 +25,16 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 import lds_retrain
 
-from influence_cli import products
-from influence_cli.blocks import joined, keep
-from influence_cli.coordinates import Blocks, full_vectors, vector_coordinates
+from influence_cli.curvature.blocks import joined, keep
+from influence_cli.curvature.coordinates import Blocks, full_vectors, vector_coordinates
 from influence_cli.curvature.damping import C
 from influence_cli.curvature.ekfac import fit
 from influence_cli.curvature.operator import Examples, mean_product
 from influence_cli.curvature.preconditioner import ROWS, heaviest_rows, row_preconditioner
 from influence_cli.data.batches import Batch
-from influence_cli.gradients import example_gradients, jacobians, make_network
 from influence_cli.model.network import Network, track
+from influence_cli.passes import curvature_products
+from influence_cli.passes.gradients import example_gradients, jacobians, make_network
 from influence_cli.solvers.cg import Product, SolveInfo, conjugate_gradients
 from influence_cli.solvers.nystrom import nystrom
 
@@ -96,7 +96,7 @@ def time_products(network: Network, x: Tensor, y: Tensor, count: int = 300) -> N
     """Print what a product with many vectors takes by the layer pass and by reverse mode twice."""
     vectors = torch.randn(count, network.size, generator=torch.Generator().manual_seed(0))
     seconds = []
-    for way in (products.curvature_product, products.reverse_product):
+    for way in (curvature_products.curvature_product, curvature_products.reverse_product):
         way(network, x[:8], y[:8], vectors[:2], "ggn")
         started = time.process_time()
         way(network, x, y, vectors, "ggn")

@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
-from influence_cli.layers import CONVOLUTIONS
 from influence_cli.model.outputs import logits_of
+from influence_cli.passes.layers import CONVOLUTIONS
 from influence_cli.runtime import distributed
 
 # Numbers that a layer may have after pooling; what the last layer reads, the penultimate activations; all together.

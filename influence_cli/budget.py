@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from influence_cli.blocks import Block, largest
 from influence_cli.config.schema import Config
+from influence_cli.curvature.blocks import Block, largest
 from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.damping import choose_damping
-from influence_cli.curvature.ekfac import make_plan, stored_bytes
+from influence_cli.curvature.kronecker_plan import make_plan, stored_bytes
+from influence_cli.curvature.spectrum import layered
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.fitted import Fitted
 from influence_cli.model.task import Task
-from influence_cli.spectrum import layered
 from influence_cli.store.layout import Layout
 
 

@@ -13,19 +13,20 @@ import torch
 
 from influence_cli.budget import row_bytes
 from influence_cli.config.schema import Config
-from influence_cli.contractions import cheapest, positions
-from influence_cli.curvature.ekfac import EXACT_BLOCK, make_plan
+from influence_cli.curvature.kronecker_plan import EXACT_BLOCK, make_plan
 from influence_cli.data.batches import Batch, read_batches, readable_batches
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.estimate import estimate
-from influence_cli.gradients import example_gradients, summed_gradient
-from influence_cli.layers import forward
 from influence_cli.model.network import Network, evaluate, owner_of
 from influence_cli.model.task import Task, load_tasks
+from influence_cli.passes.batch_size import plan_batch
+from influence_cli.passes.contractions import cheapest, positions
+from influence_cli.passes.finite import check_finite
+from influence_cli.passes.gradients import example_gradients, summed_gradient
+from influence_cli.passes.layers import forward
+from influence_cli.passes.probe import checkpoint_warnings, near_chance
 from influence_cli.precompute import decide, store_path
-from influence_cli.probe import check_finite, checkpoint_warnings, near_chance
-from influence_cli.runtime.memory import plan_batch
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.store.store import Store
 

@@ -39,13 +39,12 @@ import torch
 from torch import Tensor
 
 from influence_cli.config.schema import Config
-from influence_cli.coordinates import Blocks, vector_coordinates
+from influence_cli.curvature.coordinates import Blocks, parameter_vectors, vector_coordinates
+from influence_cli.curvature.spectrum import relaxation
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.inverse import Inverse, Passage, warn_of_span
 from influence_cli.precompute import Prepared
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.scores import relaxation
-from influence_cli.streams import parameter_vectors
 
 
 def weighted(inverses: Sequence[Inverse], times: Sequence[float]) -> list[Inverse]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from influence_cli.curvature.choice import Choice
-from influence_cli.curvature.ekfac import EXACT_BLOCK, WIDEST, factor_bytes, make_plan
+from influence_cli.curvature.kronecker_plan import EXACT_BLOCK, WIDEST, factor_bytes, make_plan
 from influence_cli.data.batches import Batch
-from influence_cli.gradients import add_products, rest_products
-from influence_cli.layers import forward
 from influence_cli.model.network import Network, loss_slopes
 from influence_cli.model.task import Task
-from influence_cli.runtime.memory import example_bytes
+from influence_cli.passes.batch_size import example_bytes
+from influence_cli.passes.gradients import add_products, rest_products
+from influence_cli.passes.layers import forward
 
 
 @dataclass(frozen=True)

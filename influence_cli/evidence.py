@@ -24,7 +24,7 @@ from influence_cli.facts import TrainingFacts
 from influence_cli.logistic import leave_one_out_logistic
 from influence_cli.model.task import Task
 from influence_cli.neighbours import distance, nearest, vote
-from influence_cli.probe import refuse_not_finite
+from influence_cli.passes.finite import refuse_not_finite
 from influence_cli.readout import FLOOR, leave_one_out
 from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import available_bytes

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from influence_cli.coordinates import Basis, coordinates
+from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.model.network import Network
 from influence_cli.model.task import Task
-from influence_cli.probe import check_gradients
+from influence_cli.passes.finite import check_gradients
 from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import is_out_of_memory
 from influence_cli.runtime.terminal import Advance, Terminal, duration

@@ -13,36 +13,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.blocks import Block, describe, from_arrays, keep, to_arrays
-from influence_cli.coordinates import Basis, Blocks, Joint
-from influence_cli.culprit import refuse_culprit, refuse_product
 from influence_cli.curvature.arnoldi import top_eigenvectors
+from influence_cli.curvature.blocks import Block, describe, from_arrays, keep, to_arrays
 from influence_cli.curvature.choice import Choice
-from influence_cli.curvature.ekfac import (
-    SAMPLED_AT_LEAST,
-    STAGES,
-    catch_up,
-    factor_bytes,
-    fit,
-    make_plan,
-    remainders,
-    sample_sizes,
-)
+from influence_cli.curvature.coordinates import Basis, Blocks, Joint
+from influence_cli.curvature.ekfac import STAGES, catch_up, fit, remainders
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
-from influence_cli.curvature.fisher_slopes import CHECKED_ROOT, EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
+from influence_cli.curvature.fisher_draws import CHECKED_ROOT, EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
+from influence_cli.curvature.kronecker_plan import SAMPLED_AT_LEAST, factor_bytes, make_plan, sample_sizes
 from influence_cli.curvature.operator import hold, mean_product
 from influence_cli.curvature.progress import Progress
+from influence_cli.curvature.spectrum import Spectrum, joint, layered
 from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.fit_file import fit_path, load_progress, saving
-from influence_cli.layers import forward
 from influence_cli.model.losses import may_lack_curvature
 from influence_cli.model.network import evaluate
 from influence_cli.model.task import Task, set_precision, training_batches
+from influence_cli.passes.finite import refuse_culprit, refuse_product
+from influence_cli.passes.layers import forward
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Advance, Terminal
-from influence_cli.spectrum import Spectrum, joint, layered
 from influence_cli.store.store import Store
 
 # Directions left out of an explicit basis carry less than this share of the summed self-influence.

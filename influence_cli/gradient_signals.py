@@ -13,15 +13,15 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from influence_cli.coordinates import squared_norms
 from influence_cli.data.batches import readable_batches
 from influence_cli.data.split import Split
 from influence_cli.ensemble import solved_vectors, test_stores
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts, empty_facts, explained
 from influence_cli.inverse import Inverse
+from influence_cli.passes.finite import check_finite, check_gradients
+from influence_cli.passes.gradient_products import squared_norms
 from influence_cli.precompute import Prepared
-from influence_cli.probe import check_finite, check_gradients
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.scores import removal, require_finite

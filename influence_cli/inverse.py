@@ -9,12 +9,12 @@ from torch import Tensor
 
 from influence_cli.curvature.damping import Damping, check_poles, choose_damping
 from influence_cli.curvature.fisher import Moment, stored_moment
+from influence_cli.curvature.spectrum import Spectrum, effective_dimension
 from influence_cli.iterative import Limits, announce, make_iterative
 from influence_cli.precompute import Prepared
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.scores import effective_dimension, preconditioned
+from influence_cli.scores import preconditioned
 from influence_cli.solvers.cg import SolveInfo
-from influence_cli.spectrum import Spectrum
 
 # Below this share of the effective dimension what was left out may matter: half of it, by the datamodeling score.
 ENOUGH = 0.5

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.config.schema import Config
-from influence_cli.curvature.explicit import MAX_PARAMETERS
+from influence_cli.curvature.choice import MAX_PARAMETERS
 from influence_cli.data.batches import readable_batches
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.facts import TestFacts, TrainingFacts

@@ -16,8 +16,8 @@ import torch
 
 from influence_cli.budget import check_budget, choose_coordinates, row_bytes, store_layout
 from influence_cli.config.schema import Config
-from influence_cli.coordinates import Basis, coordinates
 from influence_cli.curvature.choice import Choice
+from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.data.batches import Batch
 from influence_cli.data.fingerprint import data_facts
 from influence_cli.data.split import take
@@ -27,9 +27,10 @@ from influence_cli.fingerprint import differing
 from influence_cli.fit_file import fit_files
 from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
 from influence_cli.model.task import Task
+from influence_cli.passes.batch_size import plan_batch
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.locks import claim, is_claimed
-from influence_cli.runtime.memory import halving, plan_batch
+from influence_cli.runtime.memory import halving
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.store.layout import create
 from influence_cli.store.shards import create_sharded, extend, remove_orphans

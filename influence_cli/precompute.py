@@ -17,8 +17,9 @@ from torch import Tensor
 
 from influence_cli.audit import changed_blocks, check_code
 from influence_cli.config.schema import Config
-from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, vector_coordinates
 from influence_cli.curvature.choice import Choice, choose_curvature
+from influence_cli.curvature.coordinates import Basis, Blocks, Joint, coordinates, vector_coordinates
+from influence_cli.curvature.spectrum import Spectrum
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError, human_bytes, near_path
 from influence_cli.fill import fill_store
@@ -39,11 +40,10 @@ from influence_cli.new_store import (
     make_store,
     remove_fits,
 )
-from influence_cli.probe import checkpoint_warnings, probe
+from influence_cli.passes.batch_size import plan_batch
+from influence_cli.passes.probe import checkpoint_warnings, probe
 from influence_cli.runtime import disk, distributed
-from influence_cli.runtime.memory import plan_batch
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.spectrum import Spectrum
 from influence_cli.store.store import READ, SKIPPED, Store, block_sums, predicted_classes
 
 

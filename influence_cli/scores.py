@@ -40,20 +40,6 @@ def preconditioned(coordinates: Tensor, spectrum: Tensor | None, shift: float | 
     return coordinates * inverse.to(coordinates)
 
 
-def relaxation(spectrum: Tensor, time: float) -> Tensor:
-    """Compute (1 − e^(−time·σ))/σ, how much of a gradient along σ gradient descent has followed: 1/σ in the end.
-
-    Args:
-        spectrum: σ = Λ + l2 [k], float64.
-        time: η·K, rate times steps; the limit at σ → 0.
-
-    Returns:
-        [k], in (0, time] for σ ≥ 0.
-    """
-    safe = torch.where(spectrum == 0, 1.0, spectrum)
-    return torch.where(spectrum == 0, time, -torch.expm1(-time * safe) / safe)
-
-
 def removal(product: Array, n: int) -> Array:
     """Turn s_testᵀgᵢ into influence: the estimated rise of the loss if example i is removed, + (1/n) s_testᵀgᵢ."""
     return product / n
@@ -270,12 +256,6 @@ def merged(parts: Sequence[Sequence[Strongest]], count: int | None) -> list[Stro
             running.add(positions[order], values[None], scores)
         found.append(running.results()[0])
     return found
-
-
-def effective_dimension(spectrum: Tensor, shift: float | Tensor) -> float:
-    """Compute d_eff = Σⱼ Λⱼ / (Λⱼ + shift), the number of directions that the data rather than the damping decide."""
-    positive = spectrum.double().clamp_min(0)
-    return float((positive / (positive + shift)).nan_to_num(0.0).sum())
 
 
 def require_finite(values: Tensor | np.ndarray, what: str, title: Callable[..., str]) -> None:

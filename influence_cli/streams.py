@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.coordinates import Basis, Blocks, Joint, coordinates, full_vectors, products, weighted_squares
+from influence_cli.curvature.coordinates import Blocks, coordinates, parameter_vectors, weighted_squares
 from influence_cli.data.batches import Batch, readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TrainingFacts, empty_facts
 from influence_cli.inverse import Inverse
-from influence_cli.model.network import Network
 from influence_cli.model.task import Task
 from influence_cli.normalise import Norms
+from influence_cli.passes.finite import check_finite
+from influence_cli.passes.gradient_products import products
 from influence_cli.precompute import Prepared
-from influence_cli.probe import check_finite
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Advance, Terminal
 from influence_cli.scores import removal
@@ -171,13 +171,6 @@ def direct_norms(prepared: Prepared, norms: Norms) -> Callable[[Batch], Tensor]:
         return lambda batch: norms.of_rows(coordinates(network, basis, batch.inputs, batch.targets)[0])
     weights = norms.weights(_block_weights(prepared, norms.inverse))
     return lambda batch: weighted_squares(network, basis, weights, batch.inputs, batch.targets)[0].sqrt()
-
-
-def parameter_vectors(network: Network, basis: Basis, left: Tensor) -> Tensor:
-    """Turn vectors of coordinates [m, k] into vectors over the parameters [m, p]."""
-    if isinstance(basis, Blocks):
-        return full_vectors(network, basis, left)
-    return left @ basis.vectors.T if isinstance(basis, Joint) else left
 
 
 def _block_weights(prepared: Prepared, inverse: Inverse) -> list[Tensor]:

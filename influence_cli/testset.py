@@ -16,8 +16,8 @@ from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.facts import TestFacts
 from influence_cli.model.task import Task, mean_probabilities
+from influence_cli.passes.finite import check_gradients
 from influence_cli.precompute import Prepared
-from influence_cli.probe import check_gradients
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.selection import Selected

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_cli.curvature.explicit import MAX_PARAMETERS
+from influence_cli.curvature.choice import MAX_PARAMETERS
 from influence_cli.data.batches import Batch, readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, frozen, output_layer, recurrent_backward, restrict, track

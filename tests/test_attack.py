@@ -16,9 +16,9 @@ from torch import nn
 from influence_cli import Terminal, load_config, load_tasks
 from influence_cli.attack import attack_prediction, margins, rank_attackable, right_row
 from influence_cli.data.batches import read_batches
-from influence_cli.gradients import example_gradients
 from influence_cli.metrics import binomial_interval
 from influence_cli.newton import losses_under, minimise
+from influence_cli.passes.gradients import example_gradients
 from influence_cli.perturb import input_slopes
 from influence_cli.pixels import PixelScale, pixel_scale
 from influence_cli.top_layer import TopLayer, changed, feature_slopes, loss_slope, pixel_slopes, top_layer, with_graph

@@ -11,18 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from influence_cli.blocks import describe as describe_blocks
-from influence_cli.blocks import from_arrays, groups, joined, keep, largest, to_arrays
-from influence_cli.coordinates import Blocks, coordinates, full_vectors, products, weighted_squares
-from influence_cli.curvature import ekfac
-from influence_cli.curvature.ekfac import fit, make_plan
+from influence_cli.curvature import ekfac, kronecker_plan
+from influence_cli.curvature.blocks import describe as describe_blocks
+from influence_cli.curvature.blocks import from_arrays, groups, joined, keep, largest, to_arrays
+from influence_cli.curvature.coordinates import Blocks, coordinates, full_vectors, weighted_squares
+from influence_cli.curvature.ekfac import fit
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
-from influence_cli.curvature.fisher_slopes import draws
+from influence_cli.curvature.fisher_draws import draws
+from influence_cli.curvature.kronecker_plan import make_plan
 from influence_cli.curvature.progress import Progress
 from influence_cli.data.batches import Batch
-from influence_cli.gradients import example_gradients, example_products, make_network
 from influence_cli.metrics import pearson, slope
 from influence_cli.model.network import Network, track
+from influence_cli.passes.gradient_products import products
+from influence_cli.passes.gradients import example_gradients, example_products, make_network
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 CPU = torch.device("cpu")
@@ -159,7 +161,7 @@ def test_loose_parameters_have_their_exact_block(case: tuple[Network, list[Batch
 
 
 def test_wide_loose_parameters_are_diagonal(case: tuple[Network, list[Batch]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ekfac, "EXACT_BLOCK", 5)
+    monkeypatch.setattr(kronecker_plan, "EXACT_BLOCK", 5)
     network, batches = case
     blocks = {block.name: block for block in fitted(network, batches, how="empirical")}
     rows = torch.cat([example_gradients(network, b.inputs, b.targets)[0] for b in batches])
@@ -273,9 +275,9 @@ def test_blocks_come_back_from_arrays(case: tuple[Network, list[Batch]]) -> None
 
 
 def test_a_wide_factor_has_its_top_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ekfac, "WIDEST", 20)
-    monkeypatch.setattr(ekfac, "TOP", 8)
-    monkeypatch.setattr(ekfac, "OVERSAMPLED", 10)
+    monkeypatch.setattr(kronecker_plan, "WIDEST", 20)
+    monkeypatch.setattr(kronecker_plan, "TOP", 8)
+    monkeypatch.setattr(kronecker_plan, "OVERSAMPLED", 10)
     torch.manual_seed(2)
     mixing = torch.randn(6, 40)
     batches = [Batch(torch.randn(64, 6) @ mixing, torch.randint(0, 3, (64,)), np.arange(64)) for _ in range(2)]
@@ -284,7 +286,7 @@ def test_a_wide_factor_has_its_top_eigenvectors(monkeypatch: pytest.MonkeyPatch)
     assert wide.q_in is not None
     assert wide.q_in.shape == (1, 41, 7)
     # The inputs have rank 6, and the bias one more: that is all that there is.
-    monkeypatch.setattr(ekfac, "WIDEST", 100)
+    monkeypatch.setattr(kronecker_plan, "WIDEST", 100)
     full, _ = fitted(network, batches)
     assert torch.allclose(wide.values[0, :, :7], full.values[0, :, :7], rtol=1e-3, atol=1e-6)
     assert wide.trace == pytest.approx(float(full.values.sum()), rel=1e-4)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
 from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training
+from influence_cli.curvature.spectrum import relaxation
 from influence_cli.ensemble import segments_of
 from influence_cli.kept_influence import KeptInfluence
 from influence_cli.metrics import pearson, slope
 from influence_cli.rank import training_facts
-from influence_cli.scores import relaxation
 from influence_cli.selection import select
 
 L2, TESTS = 0.01, 6
@@ -195,8 +195,8 @@ def test_tracin_of_few_steps_is_the_derivative_through_training(small_made: Path
 
 def test_blocks_carry_a_vector_from_one_basis_to_the_next(tiny: Path) -> None:
     """EK-FAC of two layers, a part of the coordinates kept: the same through dense matrices PΛPᵀ."""
-    from influence_cli.coordinates import Blocks, full_vectors
-    from influence_cli.gradients import example_gradients
+    from influence_cli.curvature.coordinates import Blocks, full_vectors
+    from influence_cli.passes.gradients import example_gradients
 
     (tiny / "model.py").write_text(DEEP)
     torch.manual_seed(0)
@@ -239,7 +239,7 @@ def test_what_a_gradient_has_been_followed_of() -> None:
 
 
 def test_the_directions_that_training_decides_are_counted_whole_or_bounded() -> None:
-    from influence_cli.spectrum import Group, Spectrum, joint
+    from influence_cli.curvature.spectrum import Group, Spectrum, joint
 
     values = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64)
     counts = [value * (1 - np.exp(-2 * (value + 0.1))) / (value + 0.1) for value in values.tolist()]

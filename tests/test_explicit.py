@@ -14,7 +14,7 @@ from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.operator import hold, mean_product
 from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network, output_layer, restrict, track
-from influence_cli.products import curvature_product
+from influence_cli.passes.curvature_products import curvature_product
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 

@@ -108,7 +108,7 @@ def test_the_whole_basis_on_the_fly_equals_a_store_of_it(influence: Command, pro
         assert store.facts["rows"] is False
         assert store.layout.k == 0
     from influence_cli.config.load import load_config
-    from influence_cli.coordinates import Blocks
+    from influence_cli.curvature.coordinates import Blocks
     from influence_cli.data.batches import read_batches
     from influence_cli.fingerprint import fingerprint
     from influence_cli.fitted import open_basis, stored_curvature
@@ -123,7 +123,7 @@ def test_the_whole_basis_on_the_fly_equals_a_store_of_it(influence: Command, pro
     assert fitted is not None
     basis, spectrum = open_basis(fitted, choice, None, task.device)
     assert isinstance(basis, Blocks)
-    from influence_cli.coordinates import coordinates
+    from influence_cli.curvature.coordinates import coordinates
 
     batch = next(read_batches(task.train, task.train.indices, 192))
     rows = coordinates(choice.network, basis, batch.inputs, batch.targets)[0].double()

@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from influence_cli.blocks import keep
-from influence_cli.coordinates import Blocks, coordinates
+from influence_cli.curvature.blocks import keep
+from influence_cli.curvature.coordinates import Blocks, coordinates
 from influence_cli.curvature.ekfac import fit
+from influence_cli.curvature.spectrum import Spectrum, layered
 from influence_cli.data.batches import Batch
 from influence_cli.demo.project import read_images
-from influence_cli.gradients import make_network
 from influence_cli.metrics import pearson, slope
 from influence_cli.model.network import track
+from influence_cli.passes.gradients import make_network
 from influence_cli.scores import removal
-from influence_cli.spectrum import Spectrum, layered
 
 REFERENCE = Path(__file__).parent / "data" / "kronfluence_reference.npz"
 N = 1000

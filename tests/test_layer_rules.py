@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from influence_cli import contractions
-from influence_cli.blocks import Block, keep
-from influence_cli.contractions import cheapest, inner
-from influence_cli.coordinates import Blocks, coordinates, layer_matrices, products, squared_norms, weighted_squares
-from influence_cli.gradients import example_gradients, make_network
-from influence_cli.layers import Call, forward
+from influence_cli.curvature.blocks import Block, keep
+from influence_cli.curvature.coordinates import Blocks, coordinates, weighted_squares
 from influence_cli.model.network import Layer, Network, loss_slopes, track
+from influence_cli.passes import contractions
+from influence_cli.passes.contractions import cheapest, inner
+from influence_cli.passes.gradient_products import layer_matrices, products, squared_norms
+from influence_cli.passes.gradients import example_gradients, make_network
+from influence_cli.passes.layers import Call, forward
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 CLOSE = 1e-5

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.explicit import curvature_matrix
-from influence_cli.curvature.fisher_slopes import ROOT, draws
+from influence_cli.curvature.fisher_draws import ROOT, draws
 from influence_cli.data.batches import Batch
 from influence_cli.fitted import curvature_fingerprint
 from influence_cli.model.losses import hinge, smooth_hinge

@@ -16,18 +16,20 @@ import torch
 from conftest import Command
 from torch import Tensor, nn
 
-from influence_cli.blocks import keep
-from influence_cli.coordinates import Blocks, coordinates
 from influence_cli.curvature import ekfac
+from influence_cli.curvature.blocks import keep
+from influence_cli.curvature.coordinates import Blocks, coordinates
 from influence_cli.curvature.ekfac import fit
 from influence_cli.curvature.operator import Examples, mean_product
 from influence_cli.data.batches import Batch
-from influence_cli.gradients import make_network
-from influence_cli.layers import Tape, forward
 from influence_cli.model.network import Network, track
-from influence_cli.products import curvature_product
+from influence_cli.passes import batch_size
+from influence_cli.passes.batch_size import example_bytes, plan_batch
+from influence_cli.passes.curvature_products import curvature_product
+from influence_cli.passes.gradients import make_network
+from influence_cli.passes.layers import Tape, forward
 from influence_cli.runtime import memory
-from influence_cli.runtime.memory import available_bytes, example_bytes, halving, is_out_of_memory, plan_batch
+from influence_cli.runtime.memory import available_bytes, halving, is_out_of_memory
 from influence_cli.solvers.cg import conjugate_gradients
 from influence_cli.solvers.lissa import lissa
 from influence_cli.store.store import Store
@@ -160,14 +162,14 @@ def test_the_batch_is_what_fits_and_at_most_a_block(monkeypatch: pytest.MonkeyPa
     each = example_bytes(network, inputs) + 12 * width
 
     def planned(free: float, block: int = 256) -> int:
-        monkeypatch.setattr(memory, "available_bytes", lambda _device: int(free))
+        monkeypatch.setattr(batch_size, "available_bytes", lambda _device: int(free))
         return plan_batch(network, inputs, width, block)
 
     assert planned(10**12) == 256
     assert planned(10**12, block=100) == 100
     assert planned(10**12, block=1) == 1
     for batch in (1, 2, 16, 64, 128):
-        needed = batch * each / memory.SHARE
+        needed = batch * each / batch_size.SHARE
         assert planned(1.01 * needed) == batch
         assert planned(1.9 * needed) == batch
     assert planned(0) == 1
@@ -188,7 +190,7 @@ def test_wide_rows_and_parameters_outside_the_pass_make_the_batch_smaller(monkey
     inputs = torch.randn(4, 6)
     network, covered = made(Loose(), inputs), made(nn.Sequential(nn.Tanh(), nn.Linear(6, 5)), inputs)
     assert network.rest == ("shift",)
-    monkeypatch.setattr(memory, "available_bytes", lambda _device: 10**5)
+    monkeypatch.setattr(batch_size, "available_bytes", lambda _device: 10**5)
     assert plan_batch(network, inputs, 10, 4096) < plan_batch(covered, inputs, 10, 4096)
     assert plan_batch(covered, inputs, 1000, 4096) < plan_batch(covered, inputs, 10, 4096)
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
-from influence_cli.gradients import make_network
 from influence_cli.model.network import Network, track
 from influence_cli.newton import (
     Outputs,
@@ -24,6 +23,7 @@ from influence_cli.newton import (
     without_each,
     without_groups,
 )
+from influence_cli.passes.gradients import make_network
 
 N, D, C, L2 = 40, 5, 3, 0.02
 cross_entropy = partial(nn.functional.cross_entropy, reduction="none")

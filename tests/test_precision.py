@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from influence_cli import fitted, load_config, load_tasks, precompute, probe
+from influence_cli import fitted, load_config, load_tasks, precompute
 from influence_cli.curvature import explicit
-from influence_cli.gradients import jacobians, make_network
 from influence_cli.model.network import recurrent_backward, track
 from influence_cli.model.task import set_precision
+from influence_cli.passes import probe
+from influence_cli.passes.gradients import jacobians, make_network
 from influence_cli.precompute import decide, prepare_all
 from influence_cli.runtime.memory import available_bytes, is_out_of_memory
 from influence_cli.runtime.terminal import Terminal

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from influence_cli import products
-from influence_cli.gradients import make_network
 from influence_cli.model.network import Network, restrict, track
-from influence_cli.products import curvature_product
+from influence_cli.passes import curvature_products
+from influence_cli.passes.curvature_products import curvature_product
+from influence_cli.passes.gradients import make_network
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 CLASSES = 3
@@ -93,7 +93,8 @@ def test_the_layer_pass_equals_a_dense_ggn(build: type, names: tuple[str, ...], 
     network, x, y = make(build(), names)
     v = torch.randn(5, network.size, dtype=torch.float64)
     found = sum(
-        products._layer_pass_product(network, a, b, v) for a, b in zip(x.split(step), y.split(step), strict=True)
+        curvature_products._layer_pass_product(network, a, b, v)
+        for a, b in zip(x.split(step), y.split(step), strict=True)
     )
     expected = v @ dense(network, x, y)
     assert float((torch.as_tensor(found) - expected).norm() / expected.norm()) < 1e-12
@@ -105,19 +106,19 @@ def test_both_ways_agree(build: type, names: tuple[str, ...], monkeypatch: pytes
     v = torch.randn(6, network.size, dtype=torch.float64)
     found = []
     for step in (0, 4):
-        monkeypatch.setattr(products, "_layer_pass_examples", lambda *_, step=step: step)
+        monkeypatch.setattr(curvature_products, "_layer_pass_examples", lambda *_, step=step: step)
         found.append(curvature_product(network, x, y, v, "ggn"))
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-12
 
 
 def test_many_vectors_go_through_the_layer_pass_and_one_does_not() -> None:
     network, x, _ = make(convolutional())
-    assert products._layer_pass_examples(network, x, 1) == 0
-    assert products._layer_pass_examples(network, x, 100) == len(x)
+    assert curvature_products._layer_pass_examples(network, x, 1) == 0
+    assert curvature_products._layer_pass_examples(network, x, 100) == len(x)
     # Of a perceptron whose outputs are many, J takes more than passes through it.
     network, x, _ = make(nn.Sequential(nn.Flatten(), nn.Linear(100, 50)))
-    assert products._layer_pass_examples(network, x, 20) == 0
-    assert products._layer_pass_examples(network, x, 200) == len(x)
+    assert curvature_products._layer_pass_examples(network, x, 20) == 0
+    assert curvature_products._layer_pass_examples(network, x, 200) == len(x)
 
 
 def test_what_the_layer_pass_does_not_cover_goes_by_reverse_mode() -> None:
@@ -131,7 +132,7 @@ def test_what_the_layer_pass_does_not_cover_goes_by_reverse_mode() -> None:
 
     network, x, y = make(Scaled())
     assert network.rest == ("scale",)
-    assert products._layer_pass_examples(network, x, 1000) == 0
+    assert curvature_products._layer_pass_examples(network, x, 1000) == 0
     v = torch.randn(30, network.size, dtype=torch.float64)
     expected = v @ dense(network, x, y)
     assert float((curvature_product(network, x, y, v, "ggn") - expected).norm() / expected.norm()) < 1e-12

@@ -204,8 +204,8 @@ def test_identity_is_the_gradient_product(influence: Command, project: Path) -> 
     done = scores(influence, project, 3, "-s", "curvature.method=identity")
     from influence_cli.config.load import load_config
     from influence_cli.data.batches import read_batches
-    from influence_cli.gradients import example_gradients
     from influence_cli.model.task import load_tasks
+    from influence_cli.passes.gradients import example_gradients
     from influence_cli.precompute import decide
     from influence_cli.runtime.terminal import Terminal
 

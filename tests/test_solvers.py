@@ -15,8 +15,8 @@ from influence_cli.curvature.operator import Examples, mean_product
 from influence_cli.curvature.preconditioner import heaviest_rows, row_preconditioner
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
-from influence_cli.gradients import example_gradients, make_network
 from influence_cli.model.network import Network, track
+from influence_cli.passes.gradients import example_gradients, make_network
 from influence_cli.solvers.cg import SolveInfo, conjugate_gradients, orthonormal
 from influence_cli.solvers.lanczos import lanczos
 from influence_cli.solvers.lissa import lissa

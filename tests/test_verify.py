@@ -103,13 +103,12 @@ def test_residual_and_energy_are_those_of_a_dense_computation(influence: Command
         assert residual is None
         return
     from influence_cli import Terminal, load_config, load_tasks, prepare_all
-    from influence_cli.coordinates import Blocks, coordinates
+    from influence_cli.curvature.coordinates import Blocks, coordinates, parameter_vectors
     from influence_cli.curvature.explicit import curvature_matrix
     from influence_cli.data.batches import Batch, read_batches
-    from influence_cli.gradients import example_gradients
     from influence_cli.inverse import make_inverse
+    from influence_cli.passes.gradients import example_gradients
     from influence_cli.precompute import stored_basis
-    from influence_cli.streams import parameter_vectors
 
     config = load_config(project / "influence.yaml", [word for word in words if word != "-s"])
     terminal = Terminal(quiet=True)

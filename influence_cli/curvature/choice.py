@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from influence_cli.config.schema import SOLVERS
-from influence_cli.curvature.explicit import MAX_PARAMETERS
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, output_layer
 
@@ -105,3 +104,7 @@ def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor,
             "track other layers (gradients.layers), or use curvature.method: identity",
         )
     return Choice(method, matrix, network, output, note)
+
+
+# Past this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) leave the range of a workstation.
+MAX_PARAMETERS = 10_500

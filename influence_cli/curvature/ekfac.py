@@ -14,111 +14,35 @@ network past `explicit`. Each stage can be interrupted: `Progress` holds everyth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.blocks import Block
-from influence_cli.contractions import covariances, gradient_squares, positions, rotated, sketched, turned_sides
-from influence_cli.coordinates import loose_gradients
-from influence_cli.curvature.fisher_slopes import EXACT, draws, part_seed
+from influence_cli.curvature import kronecker_plan
+from influence_cli.curvature.blocks import Block
+from influence_cli.curvature.fisher_draws import EXACT, draws, part_seed
+from influence_cli.curvature.kronecker_plan import Plan, make_plan
 from influence_cli.curvature.progress import Progress
 from influence_cli.data.batches import Batch
-from influence_cli.layers import Call, forward
 from influence_cli.model.network import Network, owner_of
+from influence_cli.passes.contractions import covariances, gradient_squares, rotated, sketched, turned_sides
+from influence_cli.passes.gradient_products import loose_gradients
+from influence_cli.passes.layers import Call, forward
 from influence_cli.runtime import distributed
 from influence_cli.solvers.eigen import eigenpairs
 
-# A factor wider than this has only its top eigenvectors, from a sketch.
-WIDEST, TOP, OVERSAMPLED = 8_192, 1_024, 128
-# Norms and loose parameters up to here have an exact block.
-EXACT_BLOCK = 4_096
 # What is summed over examples, by the start of its name: covariances, sketches, loose parameters, Λ, its trace.
 SUMS = ("a", "d", "m", "v", "s")
 # What each stage sums, positions (t) besides; what the decomposition of a layer gives.
 OF_STAGE = {"covariances": ("a", "d", "m", "t"), "eigenvalues": ("m", "v", "s")}
 DECOMPOSED = ("la", "ld", "qa", "qd")
-# Examples whose covariances choose the basis, at least.
-SAMPLED_AT_LEAST = 2_048
+
 STAGES = ("covariances", "eigenvectors", "eigenvalues", "done")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is fitted: Kronecker layers, and the parameters that are not in one.
-
-    Attributes:
-        layers: numbers in ``Network.layers``.
-        loose: parameters by module, in the model's order.
-    """
-
-    layers: tuple[int, ...]
-    loose: tuple[tuple[str, ...], ...]
-
 
 Batches = Callable[[str, int], Iterable[Batch]]
 Report = Callable[[str, int], None]
-
-
-def make_plan(network: Network) -> Plan:
-    """Divide the tracked parameters into blocks."""
-    layers = tuple(number for number, layer in enumerate(network.layers) if layer.is_matrix)
-    matrix = {name for number in layers for name in network.layers[number].names} | set(network.unused)
-    loose: dict[str, list[str]] = {}
-    for name in network.names:
-        if name not in matrix:
-            loose.setdefault(owner_of(name), []).append(name)
-    return Plan(layers, tuple(map(tuple, loose.values())))
-
-
-def factor_bytes(network: Network) -> int:
-    """Estimate the memory of the largest stage: covariances in float64, eigenvectors, Λ."""
-    plan, total = make_plan(network), 0
-    for number in plan.layers:
-        layer = network.layers[number]
-        for width in (layer.width, layer.outputs):
-            total += layer.groups * 12 * width * (width if width <= WIDEST else TOP + OVERSAMPLED)
-        total += 8 * layer.groups * layer.outputs * layer.width
-    for names in plan.loose:
-        size = sum(network.model.get_parameter(name).numel() for name in names)
-        total += 12 * size * size if size <= EXACT_BLOCK else 8 * size
-    return total
-
-
-def sample_sizes(network: Network, calls: Sequence[Sequence[Call]], n: int) -> dict[int, int]:
-    """Count the examples whose covariances a layer takes: some thousands, or eight times its width in positions.
-
-    Args:
-        network: the model.
-        calls: the layers' calls in a pass over any examples.
-        n: training examples.
-
-    Returns:
-        A count for the number of each matrix layer.
-    """
-    wanted = {}
-    for number, layer in enumerate(network.layers):
-        if layer.is_matrix:
-            own = calls[number] if number < len(calls) else []
-            tokens = max(1, positions(layer, own))
-            width = min(max(layer.width, layer.outputs), WIDEST)
-            wanted[number] = min(n, max(SAMPLED_AT_LEAST, -(-8 * width // tokens)))
-    return wanted
-
-
-def stored_bytes(network: Network) -> int:
-    """Count the bytes of the factors in a store: eigenvectors and Λ, float32."""
-    plan, total = make_plan(network), 0
-    for number in plan.layers:
-        layer = network.layers[number]
-        out, into = (TOP if width > WIDEST else width for width in (layer.outputs, layer.width))
-        total += 4 * layer.groups * (layer.outputs * out + layer.width * into + out * into)
-    for names in plan.loose:
-        size = sum(network.model.get_parameter(name).numel() for name in names)
-        total += 4 * size * (size + 1) if size <= EXACT_BLOCK else 4 * size
-    return total
 
 
 def fit(
@@ -284,7 +208,7 @@ def _add_covariances(
             if not own or not len(own[0].a):
                 continue
             layer = network.layers[number]
-            into, out, positions = covariances(network, layer, own, WIDEST)
+            into, out, positions = covariances(network, layer, own, kronecker_plan.WIDEST)
             for side, square, width in (("a", into, layer.width), ("d", out, layer.outputs)):
                 if side == "a" and draw:
                     continue  # the inputs are the same for every draw
@@ -310,13 +234,13 @@ def _add_loose(
     found = loose_gradients(network, calls, batch.inputs, slopes, plan.loose)
     for position, names in enumerate(plan.loose):
         grads = found[names]
-        exact = grads.shape[1] <= EXACT_BLOCK
+        exact = grads.shape[1] <= kronecker_plan.EXACT_BLOCK
         progress.add(f"m.{position}", grads.T @ grads if exact else grads.square().sum(dim=0))
 
 
 def _sketch(width: int, seed: int, number: int) -> Tensor:
     generator = torch.Generator().manual_seed(part_seed(seed, number))
-    return torch.randn(width, TOP + OVERSAMPLED, generator=generator)
+    return torch.randn(width, kronecker_plan.TOP + kronecker_plan.OVERSAMPLED, generator=generator)
 
 
 def _decompose_layer(network: Network, number: int, progress: Progress) -> None:
@@ -325,8 +249,8 @@ def _decompose_layer(network: Network, number: int, progress: Progress) -> None:
     for side, width in (("a", layer.width), ("d", layer.outputs)):
         matrix = progress.arrays.pop(f"{side}.{number}", None)
         if matrix is None:  # the layer never ran: no direction is better than another
-            matrix = torch.zeros(layer.groups, width, min(width, WIDEST), dtype=torch.float64)
-        if width > WIDEST:
+            matrix = torch.zeros(layer.groups, width, min(width, kronecker_plan.WIDEST), dtype=torch.float64)
+        if width > kronecker_plan.WIDEST:
             values, vectors = nystrom(matrix[0].cpu(), _sketch(width, progress_seed(progress), number).double())
             values, vectors = values[None], vectors[None]
         else:
@@ -357,7 +281,7 @@ def nystrom(image: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
     used = weights > 1e-7 * float(weights[-1].clamp_min(1e-300))
     half = image @ (turn[:, used] / weights[used].sqrt())
     vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
-    return singular.square()[:TOP], vectors[:, :TOP]
+    return singular.square()[: kronecker_plan.TOP], vectors[:, : kronecker_plan.TOP]
 
 
 def _add_eigenvalues(network: Network, plan: Plan, batch: Batch, progress: Progress, how: str, seed: int) -> None:
@@ -418,7 +342,7 @@ def remainders(blocks: Sequence[Block]) -> list[str]:
         if block.kind == "kronecker" and block.count < block.size:
             share = float(block.values.double().sum()) / max(block.trace, 1e-300)
             texts.append(
-                f"{block.name}: {block.size:,} parameters, too wide for all eigenvectors; the top {TOP:,} of a factor "
+                f"{block.name}: {block.size:,} parameters, too wide for all eigenvectors; the top {kronecker_plan.TOP:,} of a factor "
                 f"hold {share:.1%} of its curvature, the remainder is left out"
             )
     return texts

@@ -13,22 +13,20 @@ from torch import Tensor, nn
 
 from influence_cli.curvature.progress import Progress
 from influence_cli.data.batches import Batch
-from influence_cli.gradients import jacobians
 from influence_cli.model.network import (
     Network,
     differentiable_attention,
     evaluate,
     flatten,
     layer_inputs,
-    micro_batch,
     recurrent_backward,
 )
 from influence_cli.model.outputs import logits_of, output_curvature
+from influence_cli.passes.batch_size import micro_batch
+from influence_cli.passes.gradients import jacobians
 from influence_cli.runtime import distributed
 from influence_cli.solvers.eigen import eigenpairs
 
-# Past this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) leave the range of a workstation.
-MAX_PARAMETERS = 10_500
 # Examples of an output layer that go into one product.
 ROWS = 4096
 

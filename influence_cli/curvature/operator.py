@@ -11,7 +11,7 @@ from torch import Tensor
 
 from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network
-from influence_cli.products import curvature_product
+from influence_cli.passes.curvature_products import curvature_product
 from influence_cli.runtime import distributed
 from influence_cli.solvers.lanczos import power_iteration
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from influence_cli.curvature.operator import Examples
-from influence_cli.gradients import example_products
-from influence_cli.model.network import Network, evaluate, micro_batch
+from influence_cli.model.network import Network, evaluate
 from influence_cli.model.outputs import output_curvature
+from influence_cli.passes.batch_size import micro_batch
+from influence_cli.passes.gradients import example_products
 
 Product = Callable[[Tensor], Tensor]
 

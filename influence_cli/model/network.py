@@ -19,8 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.model.outputs import Loss, logits_of
 
-# Example gradients that exist at one time: 2²⁷ numbers, 512 MB in float32.
-GRADIENT_NUMBERS = 2**27
 PRECISIONS = ("float32", "tf32", "bf16")
 
 
@@ -180,17 +178,6 @@ def restrict(network: Network, names: Sequence[str]) -> Network:
         rest=tuple(name for name in network.rest if name in wanted),
         unused=tuple(name for name in network.unused if name in wanted),
     )
-
-
-def micro_batch(network: Network, block: int, columns: int = 1) -> int:
-    """Bound the examples computed at one time, by the model's size alone, so that the same block gives the same bytes.
-
-    Args:
-        network: the model.
-        block: rows in a block.
-        columns: gradients an example (1, or C for a Jacobian).
-    """
-    return max(1, min(block, GRADIENT_NUMBERS // (network.size * columns)))
 
 
 def evaluate(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from influence_cli.layers import forward
-from influence_cli.model.network import Network
 from influence_cli.runtime import distributed
 
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-# Of the free memory, what one batch may take: the rest is for contractions, data and other processes.
-SHARE = 0.4
+
 Result = TypeVar("Result")
 
 
@@ -66,53 +62,6 @@ def _cached_bytes(folder: Path) -> int:
         return 0
     # Of v1, whose plain numbers leave out the groups below.
     return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
-
-
-def example_bytes(network: Network, inputs: Tensor) -> int:
-    """Measure what one example holds in a forward and backward: saved tensors, layer inputs, output gradients.
-
-    Args:
-        network: the model, its layers decided.
-        inputs: [b, …], a few examples.
-    """
-    own = {p.untyped_storage().data_ptr() for p in network.model.parameters()}
-    own |= {b.untyped_storage().data_ptr() for b in network.model.buffers()}
-    seen: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        tape = forward(network, inputs)
-    for call in tape.calls:
-        note(call.a)
-    # Backward frees what forward saved as it goes, and slopes may take the very same places.
-    held = sum(seen.values())
-    seen.clear()
-    for own_calls in tape.backward(torch.ones_like(tape.outputs)):
-        for call in own_calls:
-            if call.delta is not None:
-                note(call.delta)
-    return max(1, (held + sum(seen.values()) + inputs.numel() * inputs.element_size()) // max(1, len(inputs)))
-
-
-def plan_batch(network: Network, inputs: Tensor, width: int, block: int) -> int:
-    """Choose how many examples go through the layer pass at one time: a whole block, or a power of two below it.
-
-    Args:
-        network: the model, its layers decided.
-        inputs: a few examples, for the measurement.
-        width: numbers a row of what comes out; of raw gradients p.
-        block: rows of a block.
-    """
-    rest = sum(network.model.get_parameter(name).numel() for name in network.rest)
-    # vmap keeps activations of its own beside the gradients of the rest.
-    each = example_bytes(network, inputs) * (3 if network.rest else 1) + 4 * (3 * width + 3 * rest)
-    batch = max(1, int(SHARE * available_bytes(network.device())) // each)
-    return min(block, 1 << (batch.bit_length() - 1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

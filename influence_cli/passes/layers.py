@@ -1,6 +1,6 @@
 """The layer pass: one forward and one backward, parameter gradients off, gives each layer's input a and slope δ.
 
-Everything that is wanted of a layer is a contraction of the two (contractions.py): the gradient of example i is
+Everything that is wanted of a layer is a contraction of the two (passes/contractions.py): the gradient of example i is
 Σ_τ δ_iτ a_iτᵀ over the positions τ (pixels, tokens, repeated calls), so no parameter gradient is ever asked of
 autograd, and for a layer without positions no example gradient is ever formed.
 """

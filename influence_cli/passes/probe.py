@@ -11,10 +11,11 @@ from torch import Tensor
 from influence_cli.data.batches import Batch, read_batches
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
-from influence_cli.gradients import make_network
 from influence_cli.model.network import Network, track
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task
+from influence_cli.passes.finite import check_finite
+from influence_cli.passes.gradients import make_network
 
 EXAMPLES = 8
 # A flip with probability ½ escapes this many readings once in 128 times.
@@ -129,32 +130,6 @@ def _check_loss(task: Task, outputs: Tensor, batch: Batch) -> None:
             "it must return one loss an example, [batch]: use reduction='none' (args: {reduction: none})",
         )
     check_finite(task.train, batch, losses)
-
-
-def check_gradients(split: Split, batch: Batch, losses: Tensor, grads: Tensor) -> None:
-    """Stop at the first example whose loss, gradient [b, p] or squared gradient norm is not finite, by name."""
-    norms = torch.linalg.vector_norm(grads, dim=1)
-    check_finite(split, batch, losses, (norms * norms)[:, None])
-
-
-def check_finite(split: Split, batch: Batch, losses: Tensor, grads: Tensor | None = None) -> None:
-    """Stop at the first example whose loss or gradient is not finite, by name."""
-    good = losses.isfinite()
-    what = "loss"
-    if bool(good.all()) and grads is not None:
-        # A sum over the row is finite exactly where all of it is, short of an overflow that is an error as well.
-        good, what = grads.sum(dim=1).isfinite(), "gradient, or its square,"
-    refuse_not_finite(split, batch.indices, good, what)
-
-
-def refuse_not_finite(split: Split, indices: np.ndarray, good: Tensor, what: str) -> None:
-    """Stop at the first of some examples whose number is not good, by name."""
-    if not bool(good.all()):
-        index = int(indices[int(torch.nonzero(~good.cpu())[0])])
-        raise InfluenceError(
-            f"the {what} of {split.title(index)} is NaN or infinite",
-            "look at that image and its label; list it under exclude to go on without it",
-        )
 
 
 def checkpoint_warnings(

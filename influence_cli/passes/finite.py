@@ -1,18 +1,19 @@
-"""Name the training example that made a sum over many NaN or infinite, once the sum has shown that there is one."""
+"""Check that losses and gradients are finite, and name the first example and layer that are not."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from influence_cli.data.batches import Batch
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, evaluate
-from influence_cli.probe import check_finite, refuse_not_finite
-from influence_cli.products import curvature_product
+from influence_cli.passes.curvature_products import curvature_product
 
 
 def refuse_culprit(
@@ -75,3 +76,29 @@ def refuse_product(split: Split, network: Network, batches: Iterable[Batch], mat
 
 def _part(batch: Batch, rows: slice) -> Batch:
     return Batch(batch.inputs[rows], batch.targets[rows], batch.indices[rows])
+
+
+def check_gradients(split: Split, batch: Batch, losses: Tensor, grads: Tensor) -> None:
+    """Stop at the first example whose loss, gradient [b, p] or squared gradient norm is not finite, by name."""
+    norms = torch.linalg.vector_norm(grads, dim=1)
+    check_finite(split, batch, losses, (norms * norms)[:, None])
+
+
+def check_finite(split: Split, batch: Batch, losses: Tensor, grads: Tensor | None = None) -> None:
+    """Stop at the first example whose loss or gradient is not finite, by name."""
+    good = losses.isfinite()
+    what = "loss"
+    if bool(good.all()) and grads is not None:
+        # A sum over the row is finite exactly where all of it is, short of an overflow that is an error as well.
+        good, what = grads.sum(dim=1).isfinite(), "gradient, or its square,"
+    refuse_not_finite(split, batch.indices, good, what)
+
+
+def refuse_not_finite(split: Split, indices: np.ndarray, good: Tensor, what: str) -> None:
+    """Stop at the first of some examples whose number is not good, by name."""
+    if not bool(good.all()):
+        index = int(indices[int(torch.nonzero(~good.cpu())[0])])
+        raise InfluenceError(
+            f"the {what} of {split.title(index)} is NaN or infinite",
+            "look at that image and its label; list it under exclude to go on without it",
+        )

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.blocks import Block, groups, joined
+from influence_cli.curvature.blocks import Block, groups, joined
 from influence_cli.curvature.damping import Damping
-from influence_cli.scores import effective_dimension, relaxation
 
 
 @dataclass(frozen=True)
@@ -101,3 +100,23 @@ def layered(blocks: Sequence[Block], chosen: np.ndarray | None) -> Spectrum:
         values, owner = values[index], owner[index]
     described = tuple(Group(block.name, block.size, block.trace, block.values) for block in blocks)
     return Spectrum(values, owner, described, 0.0)
+
+
+def relaxation(spectrum: Tensor, time: float) -> Tensor:
+    """Compute (1 − e^(−time·σ))/σ, how much of a gradient along σ gradient descent has followed: 1/σ in the end.
+
+    Args:
+        spectrum: σ = Λ + l2 [k], float64.
+        time: η·K, rate times steps; the limit at σ → 0.
+
+    Returns:
+        [k], in (0, time] for σ ≥ 0.
+    """
+    safe = torch.where(spectrum == 0, 1.0, spectrum)
+    return torch.where(spectrum == 0, time, -torch.expm1(-time * safe) / safe)
+
+
+def effective_dimension(spectrum: Tensor, shift: float | Tensor) -> float:
+    """Compute d_eff = Σⱼ Λⱼ / (Λⱼ + shift), the number of directions that the data rather than the damping decide."""
+    positive = spectrum.double().clamp_min(0)
+    return float((positive / (positive + shift)).nan_to_num(0.0).sum())

@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from influence_cli.contractions import flat_gradient
 from influence_cli.errors import InfluenceError
-from influence_cli.layers import Call, Tape, candidates, forward
 from influence_cli.model.network import (
     Layer,
     Network,
@@ -29,6 +27,8 @@ from influence_cli.model.network import (
     recurrent_backward,
 )
 from influence_cli.model.outputs import logits_of, output_curvature
+from influence_cli.passes.contractions import flat_gradient
+from influence_cli.passes.layers import Call, Tape, candidates, forward
 
 # Of the norm of a parameter's gradient; and of the whole gradient's, below which only rounding is left.
 AGREES, ROUNDING = 1e-3, 1e-6

@@ -2,7 +2,7 @@
 
 None        raw gradients: the parameters themselves
 Joint       one basis over all tracked parameters, P [p, k]
-Blocks      a basis a layer (blocks.py), of which some coordinates are kept
+Blocks      a basis a layer (curvature/blocks.py), of which some coordinates are kept
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from influence_cli.blocks import Kept
-from influence_cli.contractions import example_squares, flat_gradient, inner, rotated, turned_sides
-from influence_cli.gradients import example_gradients, rest_products
-from influence_cli.layers import Call, forward
+from influence_cli.curvature.blocks import Kept
 from influence_cli.model.network import Network, loss_slopes
+from influence_cli.passes.contractions import rotated, turned_sides
+from influence_cli.passes.gradient_products import layer_matrices, layer_number, loose_gradients
+from influence_cli.passes.gradients import example_gradients
+from influence_cli.passes.layers import Call, forward
 
 
 @dataclass(frozen=True)
@@ -138,35 +139,6 @@ def _outer_products(left: Tensor, right: Tensor, flat: Tensor, out: Tensor) -> N
             torch.mul(rows[:, row : row + 1], entries, out=out[:, start:stop])
 
 
-def layer_number(network: Network, name: str) -> int:
-    """Find a layer by its module's name."""
-    return next(number for number, layer in enumerate(network.layers) if layer.name == name)
-
-
-def loose_gradients(
-    network: Network,
-    calls: Sequence[Sequence[Call]],
-    inputs: Tensor,
-    slopes: Tensor,
-    wanted: Sequence[tuple[str, ...]],
-) -> dict[tuple[str, ...], Tensor]:
-    """Give the example gradients of norms, embeddings and the rest, joined for each wanted tuple of parameters."""
-    found: dict[str, Tensor] = {}
-    for layer, own in zip(network.layers, calls, strict=False):
-        if not layer.is_matrix:
-            for name in layer.names:
-                found[name] = torch.zeros(len(slopes), network.model.get_parameter(name).numel(), device=slopes.device)
-            if own:
-                flat_gradient(network, layer, own, found)
-    if network.rest:
-        products, start = rest_products(network, inputs, slopes), 0
-        for name in network.rest:
-            width = network.model.get_parameter(name).numel()
-            found[name] = products[:, start : start + width]
-            start += width
-    return {names: torch.cat([found[name] for name in names], dim=1) for names in wanted if names[0] in found}
-
-
 def full_vectors(network: Network, basis: Blocks, values: Tensor) -> Tensor:
     """Turn coordinates [m, k] back into vectors over the parameters, P c: [m, p]."""
     out = torch.zeros(len(values), network.size, dtype=values.dtype, device=values.device)
@@ -224,69 +196,6 @@ def _place(network: Network, name: str, matrices: Tensor, out: Tensor) -> None:
         out[:, network.slots[layer.bias]] = matrices[..., -1].flatten(1)
 
 
-def products(network: Network, vectors: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Multiply example gradients with vectors, gᵢᵀv, no gradient being stored and for most layers none formed.
-
-    Args:
-        network: the model.
-        vectors: V [m, p].
-        inputs: [b, …].
-        targets: [b].
-
-    Returns:
-        [b, m], losses [b], outputs [b, C].
-    """
-    tape = forward(network, inputs)
-    losses, slopes = loss_slopes(network, tape.outputs, targets.to(network.device()))
-    calls = tape.backward(slopes)
-    total = torch.zeros(len(slopes), len(vectors), dtype=vectors.dtype, device=vectors.device)
-    for layer, own in zip(network.layers, calls, strict=False):
-        if own and layer.is_matrix:
-            total += inner(network, layer, own, layer_matrices(network, layer.name, vectors))
-    loose = tuple(name for name in network.names if name in _loose_names(network))
-    if loose:
-        grads = loose_gradients(network, calls, inputs, slopes, [loose])[loose]
-        total += grads @ torch.cat([vectors[:, network.slots[name]] for name in loose], dim=1).T
-    return total, losses, tape.outputs.detach()
-
-
-def squared_norms(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute ‖gᵢ‖² over all tracked parameters, layer by layer.
-
-    Returns:
-        [b], losses [b], outputs [b, C].
-    """
-    tape = forward(network, inputs)
-    losses, slopes = loss_slopes(network, tape.outputs, targets.to(network.device()))
-    calls = tape.backward(slopes)
-    wide = torch.float64 if slopes.dtype == torch.float64 else torch.float32
-    total = torch.zeros(len(slopes), dtype=wide, device=slopes.device)
-    for layer, own in zip(network.layers, calls, strict=False):
-        if own and layer.is_matrix:
-            total += example_squares(network, layer, own)
-    loose = tuple(name for name in network.names if name in _loose_names(network))
-    if loose:
-        total += loose_gradients(network, calls, inputs, slopes, [loose])[loose].square().sum(dim=1)
-    return total, losses, tape.outputs.detach()
-
-
-def layer_matrices(network: Network, name: str, vectors: Tensor) -> Tensor:
-    """Cut a matrix layer's part out of vectors [m, p]: [m, g, O, K']."""
-    layer = network.layers[layer_number(network, name)]
-    shape = (len(vectors), layer.groups, layer.outputs)
-    parts = []
-    if layer.weight:
-        parts.append(vectors[:, network.slots[layer.weight]].reshape(*shape, layer.inputs))
-    if layer.bias:
-        parts.append(vectors[:, network.slots[layer.bias]].reshape(*shape, 1))
-    return torch.cat(parts, dim=3)
-
-
-def _loose_names(network: Network) -> set[str]:
-    matrix = {name for layer in network.layers if layer.is_matrix for name in layer.names}
-    return set(network.names) - matrix - set(network.unused)
-
-
 def weighted_squares(
     network: Network, basis: Blocks, weights: Sequence[Tensor], inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -331,3 +240,10 @@ def _kronecker_squares(
         return torch.einsum("bgr,grs,bgs->b", left, weight, right).double()
     parts = [part.square().flatten(1) @ weight.flatten() for part in rotated(network, layer, calls, *basis)]
     return torch.cat(parts).double()
+
+
+def parameter_vectors(network: Network, basis: Basis, left: Tensor) -> Tensor:
+    """Turn vectors of coordinates [m, k] into vectors over the parameters [m, p]."""
+    if isinstance(basis, Blocks):
+        return full_vectors(network, basis, left)
+    return left @ basis.vectors.T if isinstance(basis, Joint) else left

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from influence_cli.layers import Call
 from influence_cli.model.network import Layer, Network
+from influence_cli.passes.layers import Call
 
 # Columns from which on it pays to look for those that are zero throughout.
 WIDE = 512
