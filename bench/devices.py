@@ -30,10 +30,9 @@ sys.path.insert(0, str(HERE))
 from devices_project import Images, build
 
 from influence_cli import Terminal, find_mislabels, load_config, load_tasks, prepare_all, rank_training
-from influence_cli.facts import TestFacts
+from influence_cli.influence.example_facts import TestFacts, training_facts
+from influence_cli.influence.test_selection import Selected
 from influence_cli.mislabels import wanted_signals
-from influence_cli.rank import training_facts
-from influence_cli.selection import Selected
 
 FLY = "on the fly"
 

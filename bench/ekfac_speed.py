@@ -28,11 +28,12 @@ from mislabels import write_project
 from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training
 from influence_cli.curvature import ekfac
 from influence_cli.data.batches import read_batches
-from influence_cli.gradient_signals import self_influences
+from influence_cli.influence.ensemble import make_inverses
+from influence_cli.influence.example_facts import training_facts
+from influence_cli.influence.self_influence import self_influences
+from influence_cli.influence.test_selection import Selected
 from influence_cli.matrix_file import matrix_file
-from influence_cli.precompute import Prepared
-from influence_cli.rank import make_inverses, training_facts
-from influence_cli.selection import Selected
+from influence_cli.precompute.prepared import Prepared
 
 TESTS = 2_000
 STAGES = {"_add_covariances": "covariances", "_decompose_layer": "eigenvectors", "_add_eigenvalues": "eigenvalues"}

@@ -218,7 +218,7 @@ def steps(folder: Path, everything: bool) -> None:
     from influence_cli.mislabels import find_mislabels, wanted_signals
     from influence_cli.model.task import load_tasks
     from influence_cli.neighbours import nearest, vote
-    from influence_cli.precompute import prepare_all
+    from influence_cli.precompute.prepare import prepare_all
     from influence_cli.readout import leave_one_out
     from influence_cli.runtime.terminal import Terminal
     from influence_cli.solvers.eigen import eigenpairs

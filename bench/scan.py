@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from influence_cli.scores import influence
+from influence_cli.influence.scores import influence
 from influence_cli.store.layout import Layout, create
 from influence_cli.store.scan import in_order
 from influence_cli.store.store import Rows, Store

@@ -22,18 +22,19 @@ import torch
 from torch import Tensor
 
 from influence_cli.config.schema import SOLVERS, Config
-from influence_cli.ensemble import refuse_source
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TestFacts, TrainingFacts
 from influence_cli.index_file import Index, index_path, missing, open_index
-from influence_cli.inverse import Inverse
-from influence_cli.precompute import Prepared, store_path
-from influence_cli.rank import Group, describe_run, group_size, make_inverses
+from influence_cli.influence.ensemble import make_inverses, refuse_source
+from influence_cli.influence.example_facts import TestFacts, TrainingFacts
+from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.run_facts import describe_run
+from influence_cli.influence.scores import Strongest, removal, require_finite, strongest
+from influence_cli.influence.test_gradients import gradient_groups, group_size
+from influence_cli.influence.test_selection import Selected
+from influence_cli.precompute.prepared import Prepared, store_path
+from influence_cli.rank import Group
 from influence_cli.runtime.terminal import Terminal, duration
-from influence_cli.scores import Strongest, removal, require_finite, strongest
-from influence_cli.selection import Selected
 from influence_cli.store.store import Store
-from influence_cli.testset import gradient_groups
 
 
 def check_method(method: str, what: str) -> None:

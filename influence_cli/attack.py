@@ -19,12 +19,12 @@ from torch import Tensor
 
 from influence_cli.data.batches import read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
+from influence_cli.influence.scores import perturbation
 from influence_cli.near_minimum import STEP_TOLERANCE, follow, solve_at
 from influence_cli.newton import Outputs, losses_under
 from influence_cli.perturb import check_differentiable
 from influence_cli.pixels import PixelScale, ball
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.scores import perturbation
 from influence_cli.top_layer import TopLayer, as_inputs, changed, feature_slopes, loss_slope, pixel_slopes, with_graph
 
 # Training images whose pixels are looked at for an attack, and for each test example that is asked about.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from influence_cli.data.images import file_input
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, require_extra
-from influence_cli.facts import TestFacts
+from influence_cli.influence.example_facts import TestFacts
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task
 from influence_cli.pictures import overlay, scaled, thumbnail, view

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from influence_cli.config.schema import Config
-from influence_cli.ensemble import alone, last_checkpoints
-from influence_cli.facts import TestFacts
+from influence_cli.influence.ensemble import alone, last_checkpoints
+from influence_cli.influence.example_facts import TestFacts, training_facts
+from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.model.task import Task
-from influence_cli.precompute import Prepared, decide, prepare_all
-from influence_cli.rank import rank_training, training_facts
+from influence_cli.precompute.prepare import decide, prepare_all
+from influence_cli.precompute.prepared import Prepared
+from influence_cli.rank import rank_training
 from influence_cli.retrain import (
     CHOSEN,
     HALVES,
@@ -40,7 +42,6 @@ from influence_cli.retrain import (
 from influence_cli.retrain_files import Arrays, Job, do_all, open_folder, turn
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.selection import Selected
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from influence_cli.activations import ALL, Activations, activations, join_activa
 from influence_cli.data.batches import readable_batches
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TrainingFacts
+from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.logistic import leave_one_out_logistic
 from influence_cli.model.task import Task
 from influence_cli.neighbours import distance, nearest, vote

@@ -26,9 +26,9 @@ import torch
 import xxhash
 
 from influence_cli.errors import InfluenceError
-from influence_cli.inverse import Inverse
+from influence_cli.influence.inverse import Inverse
 from influence_cli.model.fingerprint import MEANING
-from influence_cli.precompute import Prepared
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import disk
 from influence_cli.store.store import READ, Store
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from influence_cli.facts import TestFacts
+from influence_cli.influence.example_facts import TestFacts
 
 
 class KeptInfluence:

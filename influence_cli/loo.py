@@ -19,7 +19,9 @@ from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import MAX_PARAMETERS
 from influence_cli.data.batches import readable_batches
 from influence_cli.errors import InfluenceError, counted
-from influence_cli.facts import TestFacts, TrainingFacts
+from influence_cli.influence.example_facts import TestFacts, TrainingFacts, training_facts
+from influence_cli.influence.test_gradients import selected_batches
+from influence_cli.influence.test_selection import Selected
 from influence_cli.kept_influence import KeptInfluence
 from influence_cli.metrics import intercept, pearson, slope
 from influence_cli.model.fingerprint import weights_hash
@@ -34,8 +36,8 @@ from influence_cli.newton import (
     start_of,
     without_each,
 )
-from influence_cli.precompute import Prepared
-from influence_cli.rank import rank_training, training_facts
+from influence_cli.precompute.prepared import Prepared
+from influence_cli.rank import rank_training
 from influence_cli.retrain import (
     CHOSEN,
     MEANING,
@@ -51,8 +53,6 @@ from influence_cli.retrain import (
 from influence_cli.retrain_files import Arrays, Job, do_all, open_folder
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.selection import Selected
-from influence_cli.testset import selected_batches
 
 BATCH = 256
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from influence_cli.errors import InfluenceError, describe
-from influence_cli.facts import TestFacts
+from influence_cli.influence.example_facts import TestFacts
 from influence_cli.runtime import disk
 
 # Columns of a chunk: a piece of a scan fills whole ones, a reader of one row touches few.

@@ -6,7 +6,7 @@ Signals, higher is more suspicious for all of them:
   seen it (evidence.py)
 - ``pred-probs``: likewise by probabilities from elsewhere, such as k-fold training
 - ``loss`` (the model's), ``margin`` (probability of the largest other class less that of the label)
-- ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: gradient_signals.py
+- ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: influence/self_influence.py
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from influence_cli.config.schema import Config
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.evidence import Evidence, gather_evidence
-from influence_cli.facts import TrainingFacts
 from influence_cli.findings import Findings, find_besides
-from influence_cli.gradient_signals import gradient_norms, harm_to_tests, self_influences
+from influence_cli.influence.ensemble import make_inverses
+from influence_cli.influence.example_facts import TrainingFacts
+from influence_cli.influence.run_facts import describe_run
+from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
 from influence_cli.model.task import Task
 from influence_cli.noise import Noise, estimate_noise
-from influence_cli.precompute import Prepared
-from influence_cli.rank import describe_run, make_inverses
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
 

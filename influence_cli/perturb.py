@@ -22,9 +22,13 @@ from torch import Tensor
 from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import parameter_vectors
 from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
-from influence_cli.ensemble import solved_vectors, test_stores
 from influence_cli.errors import InfluenceError, describe
-from influence_cli.facts import TestFacts
+from influence_cli.influence.ensemble import make_inverses, solved_vectors, test_stores
+from influence_cli.influence.example_facts import TestFacts
+from influence_cli.influence.run_facts import describe_run
+from influence_cli.influence.scores import perturbation, removal, require_finite
+from influence_cli.influence.test_gradients import group_size, test_gradients
+from influence_cli.influence.test_selection import Selected
 from influence_cli.loo import explained_outputs, is_convex, to_minimum
 from influence_cli.model.network import Network, differentiable_attention, recurrent_backward, unflatten
 from influence_cli.model.outputs import logits_of
@@ -32,13 +36,9 @@ from influence_cli.model.task import Task
 from influence_cli.near_minimum import follow
 from influence_cli.newton import Outputs, Problem, factor_of, losses_under, outputs_of
 from influence_cli.passes.gradient_products import products
-from influence_cli.precompute import Prepared
-from influence_cli.rank import describe_run, group_size, make_inverses
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.retrain import check_whole
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.scores import perturbation, removal, require_finite
-from influence_cli.selection import Selected
-from influence_cli.testset import test_gradients
 
 BATCH = 256
 

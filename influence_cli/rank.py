@@ -19,25 +19,21 @@ from torch import Tensor
 from influence_cli.config.schema import Config
 from influence_cli.data.batches import read_batches, refuse_unreadable
 from influence_cli.data.split import Split
-from influence_cli.ensemble import solved_vectors, source_inverses, test_stores, weighted
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TestFacts, TrainingFacts, add_up, empty_facts, explained, stored_facts
-from influence_cli.inverse import Inverse, make_inverse
-from influence_cli.iterative import Limits
+from influence_cli.influence.ensemble import make_inverses, solved_vectors, test_stores
+from influence_cli.influence.example_facts import TestFacts, TrainingFacts, add_up, explained
+from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.normalise import NONE, Norms, test_norms
+from influence_cli.influence.run_facts import describe_run
+from influence_cli.influence.scores import Running, Strongest, influence, merged, relative, removal, require_finite
+from influence_cli.influence.streams import averaged, of_all, training_products
+from influence_cli.influence.test_gradients import gradient_groups, group_size, test_gradients
+from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import pearson
-from influence_cli.normalise import NONE, Norms, test_norms
-from influence_cli.precompute import Prepared
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
-from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.scores import Running, Strongest, influence, merged, relative, removal, require_finite
-from influence_cli.selection import Selected
-from influence_cli.streams import averaged, of_all, training_products
-from influence_cli.testset import gradient_groups, test_gradients
 
-# Numbers held at one time for a group of test examples: 2²⁷, 512 MB in float32; on the fly, where every group costs a
-# pass over the training set, up to this share of the free memory, of a GPU's (nobody else wants it) the second one.
-GROUP_NUMBERS, FREE_SHARE, GPU_SHARE = 2**27, 1 / 8, 1 / 3
 # Test examples whose correlation with plain gradient similarity is measured.
 COMPARED = 8
 
@@ -63,13 +59,6 @@ class Group:
 
     tests: list[TestFacts]
     strongest: list[Strongest]
-
-
-def training_facts(stores: Sequence[Prepared]) -> TrainingFacts:
-    """Give what is known of the training examples: from the stores, or empty, to be filled in on the fly."""
-    if stores[0].on_the_fly:
-        return empty_facts(stores[0].task)
-    return stored_facts(stores)
 
 
 def rank_training(
@@ -103,7 +92,7 @@ def rank_training(
         run: takes the facts of the run (λ, effective dimension, residuals, correlation with ``identity``).
         sinks: take every number as well.
         strict: a solver that does not converge is an error.
-        normalise: rank by influence (``none``), or by what normalise.py has; sinks take influence.
+        normalise: rank by influence (``none``), or by what influence/normalise.py has; sinks take influence.
 
     Yields:
         Groups of test examples, in order; one group for an aggregate.
@@ -121,22 +110,6 @@ def rank_training(
         rest = (facts, count, terminal, skip_unreadable, run, sinks, takes, normalise)
         yield Group(tests, _strongest(stores, inverses, gradients, of, *rest))
     describe_run(stores, inverses, run, terminal)
-
-
-def group_size(stores: Sequence[Prepared], kept: int | None) -> int:
-    """Bound the test examples that are worked on at one time.
-
-    Args:
-        stores: what was prepared for each checkpoint.
-        kept: training examples kept for each of them; None for all.
-    """
-    numbers, width = GROUP_NUMBERS, max(prepared.width for prepared in stores)
-    if stores[0].on_the_fly:
-        width = max(prepared.choice.network.size for prepared in stores)
-        device = stores[0].task.device
-        share = GPU_SHARE if device.type == "cuda" else FREE_SHARE
-        numbers = max(numbers, int(share * available_bytes(device)) // 4)
-    return max(1, numbers // (4 * width + 3 * (len(stores[0].task.train) if kept is None else kept)))
 
 
 def rank_tests(
@@ -202,18 +175,6 @@ def row_of(split: Split, index: int) -> int:
             f"--train {index}: there is no such training example in use", f"positions are 0 to {len(split.source) - 1}"
         )
     return row
-
-
-def make_inverses(
-    stores: Sequence[Prepared], config: Config, terminal: Terminal, strict: bool = False
-) -> list[Inverse]:
-    """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver has to converge."""
-    given, kind = config.curvature, config.model.ensemble
-    if kind == "source":
-        return source_inverses(stores, config, terminal)
-    limits = Limits(given.tolerance, given.max_iterations, strict)
-    inverses = [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
-    return weighted(inverses, config.model.times()) if kind == "tracin" else inverses
 
 
 def _strongest(
@@ -285,48 +246,3 @@ def _pair(split: Split, tests: Sequence[TestFacts | None], where: slice, test: i
     explained = tests[test]
     on = "the mean of the test examples" if explained is None else explained.title()
     return f"{split.title(int(split.indices[where.start + row]))} on {on}"
-
-
-def describe_run(
-    stores: Sequence[Prepared], inverses: Sequence[Inverse], run: dict[str, Any], terminal: Terminal
-) -> None:
-    """Gather what belongs to the run, and say where curvature plays no part."""
-    run["stores"] = [
-        {
-            "store": None if prepared.on_the_fly else str(prepared.path),
-            "checkpoint": str(prepared.task.checkpoint),
-            "method": prepared.choice.method,
-            "matrix": prepared.choice.matrix,
-            "precision": prepared.choice.network.precision,
-            "parameters": prepared.choice.network.size,
-            "parameters_left_out": len(prepared.choice.network.left_out),
-            "coordinates": prepared.width,
-            "l2": prepared.task.l2,
-            "n": prepared.task.n,
-            "damping": _damping(inverse),
-            "damping_reason": inverse.damping.reason if inverse.damping else None,
-            "effective_dimension": inverse.effective_dimension,
-            "kept_share": inverse.kept,
-            "gradient_norm": prepared.gradient_norm,
-            "smallest_eigenvalue": inverse.smallest,
-            "solves": [vars(info) for info in inverse.solves],
-        }
-        for prepared, inverse in zip(stores, inverses, strict=True)
-    ]
-    correlation = run.get("identity_correlation")
-    if correlation is not None and np.isfinite(correlation):
-        terminal.say(f"correlation with plain gradient similarity: {correlation:.3f}")
-        if correlation > 0.98:
-            terminal.warn(
-                f"curvature plays hardly any part here (correlation {correlation:.3f} with identity): "
-                "λ is large beside the spectrum; a smaller curvature.damping would use it"
-            )
-    elif correlation is not None:
-        run["identity_correlation"] = None
-
-
-def _damping(inverse: Inverse) -> float | dict[str, float] | None:
-    """Give λ in absolute units: a number, or one a layer."""
-    if inverse.damping is None or inverse.damping.value is not None:
-        return inverse.damping.value if inverse.damping else None
-    return dict(zip(inverse.groups, inverse.damping.values, strict=True))

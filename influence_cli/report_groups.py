@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence_cli.facts import TrainingFacts
 from influence_cli.groups import GroupInfluence
-from influence_cli.precompute import Prepared
+from influence_cli.influence.example_facts import TrainingFacts
+from influence_cli.influence.scores import strongest
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.charts import class_bars, histogram
 from influence_cli.report.html import Page, Row, Section, Table
 from influence_cli.report_pages import IMAGES, command_line, config_text, sentence, training_cards
-from influence_cli.scores import strongest
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session

@@ -12,7 +12,7 @@ import xxhash
 from influence_cli.data.split import Split
 from influence_cli.mislabels import Mislabels
 from influence_cli.model.task import Task
-from influence_cli.precompute import Prepared
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.charts import Chart, histogram
 from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table
 from influence_cli.report_pages import command_line, config_text, example_thumbnail, path_fact, sentence

@@ -16,17 +16,17 @@ from influence_cli.config.schema import Config
 from influence_cli.data.images import file_input, raw_image
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError, near_path
-from influence_cli.facts import TestFacts, TrainingFacts, explained
+from influence_cli.influence.example_facts import TestFacts, TrainingFacts, explained
+from influence_cli.influence.normalise import MEANING
+from influence_cli.influence.scores import Strongest
+from influence_cli.influence.test_selection import Selected
 from influence_cli.model.task import Task
-from influence_cli.normalise import MEANING
 from influence_cli.pictures import thumbnail
-from influence_cli.precompute import Prepared
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.rank import Group
 from influence_cli.report.charts import class_bars, histogram
 from influence_cli.report.html import Card, Page, Row, Section, Table
 from influence_cli.report_sweep import sweep_parts
-from influence_cli.scores import Strongest
-from influence_cli.selection import Selected
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session

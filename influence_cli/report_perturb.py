@@ -10,7 +10,7 @@ from influence_cli.perturb import Perturbed
 from influence_cli.perturb_files import draw_map
 from influence_cli.pictures import thumbnail
 from influence_cli.pixels import PixelScale
-from influence_cli.precompute import Prepared
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.html import Card, Page, Row, Section
 from influence_cli.report_pages import (
     SHOWN,

@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.check import measure
 from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import Blocks, Joint, parameter_vectors
 from influence_cli.data.batches import readable_batches
-from influence_cli.inverse import Inverse, make_inverse
-from influence_cli.iterative import LONG
+from influence_cli.influence.inverse import Inverse, make_inverse
+from influence_cli.influence.iterative import LONG
+from influence_cli.influence.scores import preconditioned
+from influence_cli.influence.test_gradients import test_gradients
+from influence_cli.influence.test_selection import Selected
 from influence_cli.passes.curvature_products import curvature_product
-from influence_cli.precompute import Prepared, stored_basis
+from influence_cli.precompute.check import measure
+from influence_cli.precompute.prepare import stored_basis
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.scores import preconditioned
-from influence_cli.selection import Selected
-from influence_cli.testset import test_gradients
 
 # Test examples that are looked at: each costs a product with the curvature.
 AT_MOST = 8

@@ -18,12 +18,12 @@ from torch import Tensor
 from influence_cli.config.schema import SOLVERS
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.inverse import Inverse
+from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.scores import removal, require_finite
+from influence_cli.influence.streams import Piece, averaged, of_all, stored_pieces, training_products
 from influence_cli.metrics import pearson, spearman
-from influence_cli.precompute import Prepared
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.scores import removal, require_finite
-from influence_cli.streams import Piece, averaged, of_all, stored_pieces, training_products
 
 MULTIPLES = (0.01, 0.1, 1.0, 10.0, 100.0)
 # Test examples whose rankings are compared, and the share of the top that has to stay at a tenth and at ten times λ.

@@ -32,14 +32,15 @@ import small_project
 import torch
 import torch.distributed.rendezvous  # what a job would load
 
-from influence_cli import cli, fill, fit_file, retrain
+from influence_cli import cli, retrain
 from influence_cli.curvature import ekfac
+from influence_cli.precompute import fill_store, fit_file
 
 # Longer than any job takes that does not wait for ever.
 PATIENCE = 60
 # Pieces of work: what is called, and its argument that says which one it is.
 WORK = {
-    "block": (fill, "block_rows", lambda words: int(words[5][0])),
+    "block": (fill_store, "block_rows", lambda words: int(words[5][0])),
     "covariances": (ekfac, "_add_covariances", lambda words: int(words[2].indices[0])),
     "eigenvalues": (ekfac, "_add_eigenvalues", lambda words: int(words[2].indices[0])),
     "training": (retrain.Again, "outcomes", lambda words: 0),

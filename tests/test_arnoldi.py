@@ -208,7 +208,7 @@ def test_rank_equals_the_explicit_basis_cut_to_as_many_directions(
 
 
 def test_too_little_memory_ends_the_command(influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("influence_cli.fitted.available_bytes", lambda _device: 1000)
+    monkeypatch.setattr("influence_cli.precompute.fit.available_bytes", lambda _device: 1000)
     done = influence("rank", 3, "-s", "curvature.method=arnoldi", cwd=project, code=2)
     assert "curvature arnoldi keeps at least 24 vectors of 500 numbers" in done.err
     assert "use curvature.method: ekfac" in done.err

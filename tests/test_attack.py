@@ -206,8 +206,8 @@ def test_few_images_are_ordered_by_what_each_does_alone(top: TopLayer, scale: Pi
 def test_the_gain_is_what_one_step_to_the_corner_brings(top: TopLayer, scale: PixelScale) -> None:
     """A hundredth of the way, where the first order is all there is."""
     from influence_cli.attack import choose_images
+    from influence_cli.influence.scores import perturbation
     from influence_cli.pixels import ball
-    from influence_cli.scores import perturbation
 
     row = right_rows(top)[1]
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]

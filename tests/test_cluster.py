@@ -24,10 +24,10 @@ from PIL import Image
 from small_project import EKFAC, N, make, with_training
 
 from influence_cli.errors import InfluenceError
+from influence_cli.influence.scores import Running, merged
+from influence_cli.influence.streams import Piece, averaged
 from influence_cli.runtime import distributed
-from influence_cli.scores import Running, merged
 from influence_cli.store.store import READ, SKIPPED, Store
-from influence_cli.streams import Piece, averaged
 
 # Rows of the store of most tests here: its last block is not full.
 UNEVEN = 5

@@ -24,12 +24,13 @@ from crash_points import STORE, State, watch
 from relabel_project import decide
 from small_project import BLOCKS, EKFAC, flip, make, place_of, with_training
 
-from influence_cli import datamodeling, fill, fit_file, fitted, move_log, retrain
+from influence_cli import datamodeling, move_log, retrain
 from influence_cli.curvature import ekfac, explicit
 from influence_cli.curvature.progress import Progress
 from influence_cli.errors import InfluenceError
 from influence_cli.metrics import bootstrap_lds
 from influence_cli.move_log import read_log
+from influence_cli.precompute import fill_store, fit, fit_file
 from influence_cli.retrain import Again
 from influence_cli.retrain_files import Arrays
 from influence_cli.runtime import disk
@@ -95,7 +96,7 @@ def test_gradients_lose_one_block_at_most(influence: Command, project: Path, mon
     influence("gradients", "-q", cwd=project)
     whole = (project / "influence.h5").read_bytes()
     (project / "influence.h5").unlink()
-    computed = counted(monkeypatch, fill, "block_rows")
+    computed = counted(monkeypatch, fill_store, "block_rows")
     with monkeypatch.context() as patch:
         moments = watch(patch, project, lambda: len(computed))
         influence("gradients", "-q", cwd=project)
@@ -164,7 +165,7 @@ def test_a_fit_loses_one_batch_at_most(
     if kind == "explicit":
         with_training(project, deep=True)
     monkeypatch.setattr(fit_file, "SAVE_EVERY", -1.0)
-    monkeypatch.setattr(fitted, "BATCH", 8)
+    monkeypatch.setattr(fit, "BATCH", 8)
     monkeypatch.setattr(explicit, "ROWS", 8)
     batches = counted(monkeypatch, ekfac if kind == "ekfac" else explicit, *steps)
     with monkeypatch.context() as patch:

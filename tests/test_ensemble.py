@@ -18,11 +18,11 @@ from torchvision.datasets import ImageFolder
 
 from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training
 from influence_cli.curvature.spectrum import relaxation
-from influence_cli.ensemble import segments_of
+from influence_cli.influence.ensemble import segments_of
+from influence_cli.influence.example_facts import training_facts
+from influence_cli.influence.test_selection import select
 from influence_cli.kept_influence import KeptInfluence
 from influence_cli.metrics import pearson, slope
-from influence_cli.rank import training_facts
-from influence_cli.selection import select
 
 L2, TESTS = 0.01, 6
 # η and the steps up to each checkpoint; the first steps change most.

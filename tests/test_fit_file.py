@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from influence_cli import fit_file
 from influence_cli.curvature.progress import Progress
 from influence_cli.errors import InfluenceError
-from influence_cli.fit_file import fit_path, load_progress, save_progress
+from influence_cli.precompute import fit_file
+from influence_cli.precompute.fit_file import fit_path, load_progress, save_progress
 from influence_cli.runtime import disk
 
 FINGERPRINT = {"weights": "abc", "basis": "ekfac ggn"}

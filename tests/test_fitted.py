@@ -110,10 +110,10 @@ def test_the_whole_basis_on_the_fly_equals_a_store_of_it(influence: Command, pro
     from influence_cli.config.load import load_config
     from influence_cli.curvature.coordinates import Blocks
     from influence_cli.data.batches import read_batches
-    from influence_cli.fingerprint import fingerprint
-    from influence_cli.fitted import open_basis, stored_curvature
     from influence_cli.model.task import load_tasks
-    from influence_cli.precompute import decide
+    from influence_cli.precompute.fingerprint import fingerprint
+    from influence_cli.precompute.fitted import open_basis, stored_curvature
+    from influence_cli.precompute.prepare import decide
     from influence_cli.runtime.terminal import Terminal
 
     config = load_config(project / "influence.yaml")
@@ -219,7 +219,7 @@ def test_a_fit_that_is_killed_goes_on_and_ends_the_same(project: Path, tmp_path:
 
     whole = Path(shutil.copytree(project, tmp_path / "whole"))
     script = (
-        "import influence_cli.fit_file as f, torch, sys, time\n"
+        "import influence_cli.precompute.fit_file as f, torch, sys, time\n"
         "torch.set_num_threads(1)\n"
         "f.SAVE_EVERY = 0\n"
         "save = f.save_progress\n"
@@ -298,7 +298,7 @@ def test_a_zero_damping_of_a_singular_spectrum_is_refused(influence: Command, pr
 def test_factors_that_do_not_fit_the_memory_are_refused(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("influence_cli.fitted.available_bytes", lambda _device: 100_000)
+    monkeypatch.setattr("influence_cli.precompute.fit.available_bytes", lambda _device: 100_000)
     done = influence("gradients", cwd=project, code=2)
     assert "of memory for its factors" in done.err
     assert "track fewer layers" in done.err

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
 
-from influence_cli import facts
 from influence_cli.group_files import Grouping
 from influence_cli.groups import Doubt, GroupInfluence, GroupSink, retrained, verdict
+from influence_cli.influence import example_facts
 from influence_cli.metrics import bootstrap_means, least_by_chance, pearson, slope
 
 COLUMNS = [
@@ -397,7 +397,7 @@ def test_what_is_not_clear_is_said(influence: Command, project: Path) -> None:
 
 
 def test_where_retraining_finds_another_group_that_is_said() -> None:
-    test = facts.TestFacts(0, None, 0, 0, 0, 1.0, 1.0, 1.0)
+    test = example_facts.TestFacts(0, None, 0, 0, 0, 1.0, 1.0, 1.0)
     sums = np.array([[-2.0, -0.5, 1.0]])
     found = GroupInfluence(Grouping("site", ("a", "b", "c"), np.arange(3)), [test], sums, sums, sums[0])
     assert retrained(found, {0: np.array([-0.3]), 1: np.array([-0.1])}).startswith("retraining agrees: without a ")
@@ -422,7 +422,7 @@ def test_bootstrap_draws_rows_and_chance_deals_values() -> None:
 def test_memory_is_that_of_the_sums_not_of_all_pairs() -> None:
     tests, examples, piece = 200, 100_000, 500
     grouping = Grouping("site", tuple("abcd"), np.arange(examples) % 4)
-    test = facts.TestFacts(0, None, 0, 0, 0, 0.0, 1.0, 1.0)
+    test = example_facts.TestFacts(0, None, 0, 0, 0, 0.0, 1.0, 1.0)
     tracemalloc.start()
     sink = GroupSink(grouping)
     sink.begin([test] * tests)

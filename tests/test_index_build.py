@@ -17,12 +17,12 @@ from influence_cli.approximate import candidates, whitened
 from influence_cli.config.load import load_config
 from influence_cli.index_build import Plan, build, plan_index, recall, stored_rows
 from influence_cli.index_file import Index, write_index
-from influence_cli.inverse import Inverse
+from influence_cli.influence.ensemble import make_inverses
+from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.scores import Strongest, strongest
 from influence_cli.model.task import load_tasks
-from influence_cli.precompute import prepare_all
-from influence_cli.rank import make_inverses
+from influence_cli.precompute.prepare import prepare_all
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.scores import Strongest, strongest
 from influence_cli.store.layout import Layout, create
 from influence_cli.store.store import Rows, Store
 

@@ -16,10 +16,11 @@ from influence_cli.config.load import load_config
 from influence_cli.errors import InfluenceError
 from influence_cli.index_build import build_indexes
 from influence_cli.index_file import PIECE, TAIL, Index, open_index, padded, seal_index, write_index
-from influence_cli.inverse import Inverse
+from influence_cli.influence.ensemble import make_inverses
+from influence_cli.influence.inverse import Inverse
 from influence_cli.model.task import load_tasks
-from influence_cli.precompute import Prepared, prepare_all
-from influence_cli.rank import make_inverses
+from influence_cli.precompute.prepare import prepare_all
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
 
 NAME = "influence.h5.index"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import Command
 
-from influence_cli import iterative
 from influence_cli.config.schema import SOLVERS
-from influence_cli.iterative import TOLERANCES, expected_products
+from influence_cli.influence import iterative
+from influence_cli.influence.iterative import TOLERANCES, expected_products
 from influence_cli.solvers.cg import conjugate_gradients
 
 

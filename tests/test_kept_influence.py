@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training, select
+from influence_cli.influence.example_facts import training_facts
 from influence_cli.kept_influence import KeptInfluence
-from influence_cli.rank import training_facts
 
 
 @pytest.mark.parametrize("groups", [(5,), (2, 3), (1, 1, 1, 1, 1), (4, 1)])

@@ -20,10 +20,10 @@ from influence_cli.curvature.ekfac import fit
 from influence_cli.curvature.spectrum import Spectrum, layered
 from influence_cli.data.batches import Batch
 from influence_cli.demo.project import read_images
+from influence_cli.influence.scores import removal
 from influence_cli.metrics import pearson, slope
 from influence_cli.model.network import track
 from influence_cli.passes.gradients import make_network
-from influence_cli.scores import removal
 
 REFERENCE = Path(__file__).parent / "data" / "kronfluence_reference.npz"
 N = 1000

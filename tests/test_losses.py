@@ -16,10 +16,10 @@ from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.explicit import curvature_matrix
 from influence_cli.curvature.fisher_draws import ROOT, draws
 from influence_cli.data.batches import Batch
-from influence_cli.fitted import curvature_fingerprint
 from influence_cli.model.losses import hinge, smooth_hinge
 from influence_cli.model.network import Network, loss_slopes, track
 from influence_cli.model.outputs import output_curvature
+from influence_cli.precompute.fitted import curvature_fingerprint
 
 
 def near_the_margin(classes: int, count: int = 60, width: float = 1.0) -> tuple[Tensor, Tensor]:

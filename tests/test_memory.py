@@ -313,8 +313,8 @@ def test_a_first_batch_that_does_not_fit_is_halved(
 ) -> None:
     tried: list[int] = []
     used: list[int] = []
-    monkeypatch.setattr("influence_cli.new_store.coordinates", limited(16, tried))
-    monkeypatch.setattr("influence_cli.fill.coordinates", limited(16, used))
+    monkeypatch.setattr("influence_cli.precompute.make_store.coordinates", limited(16, tried))
+    monkeypatch.setattr("influence_cli.precompute.fill_store.coordinates", limited(16, used))
     done = influence("gradients", cwd=project)
     assert tried == [64, 32, 16]
     assert used == [16] * 20
@@ -355,7 +355,7 @@ def test_an_interrupted_fit_may_go_on_with_less_or_more_memory(
 ) -> None:
     words = ("gradients", "-s", "curvature.method=ekfac", "-s")
     influence(*words, "gradients.store=whole.h5", cwd=project)
-    monkeypatch.setattr("influence_cli.fit_file.SAVE_EVERY", 0)
+    monkeypatch.setattr("influence_cli.precompute.fit_file.SAVE_EVERY", 0)
     calls = 0
 
     def stopping(network: Network, inputs: Tensor) -> Tape:
@@ -367,10 +367,10 @@ def test_an_interrupted_fit_may_go_on_with_less_or_more_memory(
 
     with monkeypatch.context() as patch:
         patch.setattr(ekfac, "forward", stopping)
-        patch.setattr("influence_cli.new_store.plan_batch", lambda *_: first)
+        patch.setattr("influence_cli.precompute.make_store.plan_batch", lambda *_: first)
         influence(*words, "gradients.store=resumed.h5", cwd=project, code=130)
     assert (project / "resumed.h5.fit").exists()
-    monkeypatch.setattr("influence_cli.new_store.plan_batch", lambda *_: then)
+    monkeypatch.setattr("influence_cli.precompute.make_store.plan_batch", lambda *_: then)
     influence(*words, "gradients.store=resumed.h5", cwd=project)
     with Store.open(project / "whole.h5") as whole, Store.open(project / "resumed.h5") as resumed:
         values = [store.array("factor.0000.values") for store in (whole, resumed)]
@@ -389,7 +389,7 @@ def test_a_later_block_that_does_not_fit_keeps_the_ones_before(
             raise MemoryError
         return coordinates(network, basis, inputs, targets)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("influence_cli.fill.coordinates", third)
+    monkeypatch.setattr("influence_cli.precompute.fill_store.coordinates", third)
     done = influence("gradients", cwd=project, code=2)
     assert "out of memory in block" in done.err
     assert "with batches of 64" in done.err
@@ -413,7 +413,7 @@ def test_a_later_error_of_another_kind_is_not_taken_for_it(
     def fail(*_: object) -> object:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr("influence_cli.fill.coordinates", fail)
+    monkeypatch.setattr("influence_cli.precompute.fill_store.coordinates", fail)
     done = influence("gradients", cwd=project, code=2)
     assert "shapes do not fit" in done.err
     assert "out of memory" not in done.err

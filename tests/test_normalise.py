@@ -13,8 +13,8 @@ from conftest import Command, edit, save_minimum
 from torch import nn
 from torchvision.datasets import ImageFolder
 
-from influence_cli.normalise import MEANING, Norms
-from influence_cli.scores import Running, relative
+from influence_cli.influence.normalise import MEANING, Norms
+from influence_cli.influence.scores import Running, relative
 
 KINDS = tuple(MEANING)
 
@@ -100,8 +100,8 @@ def test_norms_layer_by_layer_are_those_of_the_coordinates(project: Path) -> Non
     """On the fly EK-FAC has every coordinate, where a store keeps some: the two ways to a norm, of the same."""
     from influence_cli import Terminal, load_config, load_tasks, prepare_all
     from influence_cli.data.batches import read_batches
-    from influence_cli.inverse import make_inverse
-    from influence_cli.streams import direct_norms
+    from influence_cli.influence.inverse import make_inverse
+    from influence_cli.influence.streams import direct_norms
 
     config, terminal = load_config(project / "influence.yaml", ["curvature.method=ekfac"]), Terminal(quiet=True)
     (prepared,) = prepare_all(config, load_tasks(config), terminal, on_the_fly=True)

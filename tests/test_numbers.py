@@ -14,8 +14,8 @@ import torch
 from conftest import Command, edit
 from torch import nn
 
-from influence_cli import fill, fitted
 from influence_cli.data.batches import Loading
+from influence_cli.precompute import fill_store, fit
 
 CONFIG = """
 model: {factory: ./project.py:build, checkpoint: model.pt}
@@ -153,7 +153,8 @@ def test_what_overflows_only_in_the_scores_is_named_as_a_pair(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     influence("gradients", "-q", "-s", "curvature.method=identity", cwd=project)
-    from influence_cli import rank, streams
+    from influence_cli import rank
+    from influence_cli.influence import streams
 
     own = streams.averaged
 
@@ -225,7 +226,7 @@ def test_block_size_loader_processes_and_threads_change_nothing(
         assert_same(run("threads"), expected)
     finally:
         torch.set_num_threads(1)
-    for module in (fill, fitted):
+    for module in (fill_store, fit):
         monkeypatch.setattr(module, "workers", lambda _task: Loading(2))
     assert_same(run("workers", "-s", "gradients.block=5"), expected)
 

@@ -117,7 +117,7 @@ def test_a_gradient_without_a_derivative_is_an_error() -> None:
 def test_estimates_are_the_changes_that_training_again_brings(project: Path) -> None:
     """Softmax regression on real images: many images, three kinds of change, one at a time, by Newton in float64."""
     from influence_cli import Terminal, load_config, load_tasks, prepare_all
-    from influence_cli.selection import Selected
+    from influence_cli.influence.test_selection import Selected
 
     config, terminal = load_config(project / "influence.yaml"), Terminal(quiet=True)
     stores = prepare_all(config, load_tasks(config), terminal, on_the_fly=True)

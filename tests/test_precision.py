@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from influence_cli import fitted, load_config, load_tasks, precompute
+from influence_cli import load_config, load_tasks
 from influence_cli.curvature import explicit
 from influence_cli.model.network import recurrent_backward, track
 from influence_cli.model.task import set_precision
 from influence_cli.passes import probe
 from influence_cli.passes.gradients import jacobians, make_network
-from influence_cli.precompute import decide, prepare_all
+from influence_cli.precompute import fit, prepare
+from influence_cli.precompute.prepare import decide, prepare_all
 from influence_cli.runtime.memory import available_bytes, is_out_of_memory
 from influence_cli.runtime.terminal import Terminal
 
@@ -53,8 +54,8 @@ def test_the_probe_and_an_exact_matrix_are_in_float32_whatever_the_precision(
         seen.append(tf32())
         return work(*words, **more)
 
-    monkeypatch.setattr(precompute, "probe", partial(watched, probe.probe))
-    monkeypatch.setattr(fitted, "curvature_matrix", partial(watched, explicit.curvature_matrix))
+    monkeypatch.setattr(prepare, "probe", partial(watched, probe.probe))
+    monkeypatch.setattr(fit, "curvature_matrix", partial(watched, explicit.curvature_matrix))
     config = load_config(Path("influence.yaml"), ["precision=tf32"])
     tasks = load_tasks(config)
     decide(config, tasks[0], Terminal(quiet=True))

@@ -8,7 +8,15 @@ import torch
 
 from influence_cli.curvature.spectrum import effective_dimension
 from influence_cli.errors import InfluenceError
-from influence_cli.scores import Running, effect, influence, preconditioned, require_finite, self_influence, strongest
+from influence_cli.influence.scores import (
+    Running,
+    effect,
+    influence,
+    preconditioned,
+    require_finite,
+    self_influence,
+    strongest,
+)
 
 
 def test_influence_equals_a_dense_solve() -> None:

@@ -12,7 +12,7 @@ from conftest import Command
 
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.selection import Selected, select
+from influence_cli.influence.test_selection import Selected, select
 
 CLASSES = ("cat", "dog", "7")
 LENGTH = 10

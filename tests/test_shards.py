@@ -19,9 +19,9 @@ from sharded_store import ARRAYS, BLOCK, FACTS, FINGERPRINT, N, fill, indices_of
 from sharded_store import rows_of as expected
 from small_project import flip
 
-from influence_cli import fill as filling
-from influence_cli import new_store
 from influence_cli.errors import InfluenceError
+from influence_cli.precompute import fill_store as filling
+from influence_cli.precompute import make_store
 from influence_cli.runtime import disk
 from influence_cli.store import shards
 from influence_cli.store.layout import Layout
@@ -310,7 +310,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_damaged_block_of_a_shard_is_found_and_mended(
     tiny: Path, influence: Command, monkeypatch: pytest.MonkeyPatch, computed: list[int]
 ) -> None:
-    monkeypatch.setattr(new_store, "create", partial(create_sharded, count=3))
+    monkeypatch.setattr(make_store, "create", partial(create_sharded, count=3))
     influence("gradients", "-q", cwd=tiny)
     file = shard_files(tiny / "influence.h5")[1]
     with h5py.File(tiny / "influence.h5") as whole, h5py.File(file) as own:

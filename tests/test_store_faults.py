@@ -21,9 +21,9 @@ from conftest import Command, edit
 from PIL import Image
 from small_project import BLOCK, BLOCKS, EKFAC, MODEL, N, flip, make
 
-from influence_cli import fill, fit_file, new_store
 from influence_cli.data import fingerprint
 from influence_cli.errors import InfluenceError
+from influence_cli.precompute import fill_store, fit_file, make_store
 from influence_cli.runtime import disk
 from influence_cli.runtime.locks import claim
 from influence_cli.store import layout
@@ -67,14 +67,14 @@ def empty(filled: Path) -> Path:
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The first row of every block that was computed to its end, in this order."""
-    rows, found = fill.block_rows, []
+    rows, found = fill_store.block_rows, []
 
     def count(*args: object) -> Rows:
         result = rows(*args)
         found.append(int(args[5][0]))
         return result
 
-    monkeypatch.setattr(fill, "block_rows", count)
+    monkeypatch.setattr(fill_store, "block_rows", count)
     return found
 
 
@@ -374,7 +374,7 @@ def test_a_full_disk_during_the_fit_costs_no_more_than_its_progress(
         limits.close()
         create_(*args, **how)
 
-    monkeypatch.setattr(new_store, "create", make_room)
+    monkeypatch.setattr(make_store, "create", make_room)
     with limits:
         limits.enter_context(largest_file(1000))
         done = influence("gradients", *EKFAC, cwd=empty)

@@ -106,9 +106,9 @@ def test_residual_and_energy_are_those_of_a_dense_computation(influence: Command
     from influence_cli.curvature.coordinates import Blocks, coordinates, parameter_vectors
     from influence_cli.curvature.explicit import curvature_matrix
     from influence_cli.data.batches import Batch, read_batches
-    from influence_cli.inverse import make_inverse
+    from influence_cli.influence.inverse import make_inverse
     from influence_cli.passes.gradients import example_gradients
-    from influence_cli.precompute import stored_basis
+    from influence_cli.precompute.prepare import stored_basis
 
     config = load_config(project / "influence.yaml", [word for word in words if word != "-s"])
     terminal = Terminal(quiet=True)

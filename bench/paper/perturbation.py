@@ -23,10 +23,10 @@ from torch import Tensor
 
 from influence_cli import Terminal, load_config, load_tasks, prepare_all
 from influence_cli.data.batches import read_batches
+from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import pearson, slope
 from influence_cli.perturb import perturb_image
 from influence_cli.pixels import ball, pixel_scale
-from influence_cli.selection import Selected
 from influence_cli.top_layer import top_layer
 
 MODEL = """

@@ -42,7 +42,7 @@ def command(
     from influence_cli.commands.session import begin, emit
 
     session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, format=format, output=output)
-    from influence_cli.check import check_run
+    from influence_cli.precompute.check import check_run
 
     findings = check_run(session.config, full=full, terminal=session.terminal, skip_unreadable=skip_unreadable)
     emit(session, (vars(finding) for finding in findings), ("item", "value", "unit"))

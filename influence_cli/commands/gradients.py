@@ -56,7 +56,7 @@ def command(
 
     session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, rows=False)
     from influence_cli.errors import human_bytes
-    from influence_cli.precompute import prepare_all
+    from influence_cli.precompute.prepare import prepare_all
     from influence_cli.store.compact import compact as merge
     from influence_cli.store.store import Store
 

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from influence_cli.commands.session import Session
     from influence_cli.groups import GroupInfluence
-    from influence_cli.precompute import Prepared
-    from influence_cli.selection import Selected
+    from influence_cli.influence.test_selection import Selected
+    from influence_cli.precompute.prepared import Prepared
 
 COLUMNS = (
     "test",
@@ -167,11 +167,11 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.group_files import group_by_class, read_groups
     from influence_cli.group_retrain import check_retrain
     from influence_cli.groups import group_influence, labelled, retrained, verdict
+    from influence_cli.influence.example_facts import training_facts
+    from influence_cli.influence.test_gradients import check_target
+    from influence_cli.influence.test_selection import select
     from influence_cli.model.task import misclassified
-    from influence_cli.precompute import prepare_all
-    from influence_cli.rank import training_facts
-    from influence_cli.selection import select
-    from influence_cli.testset import check_target
+    from influence_cli.precompute.prepare import prepare_all
 
     tasks = load(session)
     classes, train = tasks[0].classes, tasks[0].train
@@ -275,7 +275,7 @@ def group_rows(
 ) -> Iterator[dict[str, object]]:
     """Give the rows: a group each, the most harmful first; of every test example, or of their mean."""
     from influence_cli.commands.rank_rows import test_columns
-    from influence_cli.scores import effect
+    from influence_cli.influence.scores import effect
 
     for number in range(len(found.tests)) if each else (None,):
         test = None if number is None else found.tests[number]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from influence_cli.data.split import Split
     from influence_cli.mislabels import Mislabels
     from influence_cli.model.task import Task
-    from influence_cli.precompute import Prepared
+    from influence_cli.precompute.prepared import Prepared
 
 COLUMNS = ("rank", "index", "path", "label", "suggested", "confidence", "score", "loss", "self_influence")
 
@@ -147,9 +147,9 @@ def command(
     )
     from influence_cli.config.schema import SOLVERS
     from influence_cli.data.label_files import read_truth
-    from influence_cli.ensemble import refuse_source
     from influence_cli.explain import COLUMNS as EXPLAINED
     from influence_cli.explain import explain_rows, row_among
+    from influence_cli.influence.ensemble import refuse_source
     from influence_cli.mislabels import find_mislabels, wanted_signals
     from influence_cli.probability_files import read_probabilities
 
@@ -274,7 +274,7 @@ def _stores(
 ) -> Sequence[Prepared]:
     """Prepare the stores that a signal needs; where none does, take those that are already complete."""
     from influence_cli.mislabels import GRADIENTS
-    from influence_cli.precompute import all_complete, prepare_all
+    from influence_cli.precompute.prepare import all_complete, prepare_all
     from influence_cli.runtime.terminal import Terminal
 
     if on_the_fly or set(wanted) & set(GRADIENTS):
@@ -314,7 +314,8 @@ def _describe(session: Session, result: Mislabels, split: Split, classes: Sequen
 
 def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
     """Rank by self-influence at other λ; the signals without gradients have none."""
-    from influence_cli.rank import make_inverses, training_facts
+    from influence_cli.influence.ensemble import make_inverses
+    from influence_cli.influence.example_facts import training_facts
     from influence_cli.report_sweep import note_sweep
     from influence_cli.runtime.terminal import Terminal
     from influence_cli.sweep import sweep_self_influence

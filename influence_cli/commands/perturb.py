@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from influence_cli.commands.session import Session
     from influence_cli.data.batches import Batch
+    from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
     from influence_cli.perturb import Perturbed
     from influence_cli.pixels import Ball, PixelScale
-    from influence_cli.selection import Selected
 
 COLUMNS = (
     "test",
@@ -202,10 +202,10 @@ def _perturb(
     strict: bool,
 ) -> None:
     from influence_cli.commands.session import emit, load
+    from influence_cli.influence.test_gradients import check_target
     from influence_cli.perturb import perturb_image, read_training_image
     from influence_cli.perturb_files import check_image, write_map
-    from influence_cli.precompute import prepare_all
-    from influence_cli.testset import check_target
+    from influence_cli.precompute.prepare import prepare_all
 
     tasks = load(session)
     check_target(target, tasks[0].classes)
@@ -266,8 +266,8 @@ def _sentence(one: Perturbed, index: int, delta: str | None) -> str:
 
 
 def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
+    from influence_cli.influence.test_selection import select
     from influence_cli.model.task import misclassified
-    from influence_cli.selection import select
 
     return select(words, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), stdin_lines())
 

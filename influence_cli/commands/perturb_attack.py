@@ -185,8 +185,8 @@ def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
 
 
 def _positions(task: Task, session: Session, words: list[str]) -> list[int]:
+    from influence_cli.influence.test_selection import select
     from influence_cli.model.task import misclassified
-    from influence_cli.selection import select
 
     chosen = select(words, task.test, task.classes, lambda: misclassified([task], session.terminal), stdin_lines())
     positions = []

@@ -36,10 +36,10 @@ from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
-    from influence_cli.facts import TrainingFacts
-    from influence_cli.precompute import Prepared
+    from influence_cli.influence.example_facts import TrainingFacts
+    from influence_cli.influence.test_selection import Selected
+    from influence_cli.precompute.prepared import Prepared
     from influence_cli.rank import Group
-    from influence_cli.selection import Selected
 
 
 def command(
@@ -176,10 +176,10 @@ def command(
         output=output,
         files=(matrix, report, plot),
     )
-    from influence_cli.ensemble import refuse_source
+    from influence_cli.influence.ensemble import refuse_source
 
     if normalise != "none":
-        from influence_cli.normalise import check_normalise
+        from influence_cli.influence.normalise import check_normalise
 
         check_normalise(normalise, session.config.curvature.method)
         refuse_source(session.config, f"--normalise {normalise}", "there is no inverse curvature to measure a norm by")
@@ -250,16 +250,17 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.approximate import rank_approximate
     from influence_cli.attribution import check_attribution, check_model
     from influence_cli.commands.session import emit, load
+    from influence_cli.influence.example_facts import training_facts
+    from influence_cli.influence.test_gradients import check_target
+    from influence_cli.influence.test_selection import select
     from influence_cli.kept_influence import KeptInfluence
     from influence_cli.matrix_file import matrix_file
     from influence_cli.model.task import misclassified
-    from influence_cli.precompute import prepare_all
-    from influence_cli.rank import rank_training, training_facts
+    from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.rank import rank_training
     from influence_cli.report.html import write_page
     from influence_cli.report.plot import plot_influence
     from influence_cli.report_pages import SHOWN, plot_title, rank_page
-    from influence_cli.selection import select
-    from influence_cli.testset import check_target
 
     check_attribution(options.attribution)
     tasks = load(session)
@@ -336,11 +337,11 @@ def _sweep(
     session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], facts: TrainingFacts, options: _Options
 ) -> None:
     """Rank the same for the first few test examples (or the mean) at other λ."""
-    from influence_cli.rank import group_size, make_inverses
+    from influence_cli.influence.ensemble import make_inverses
+    from influence_cli.influence.test_gradients import group_size, mean_gradients, test_gradients
     from influence_cli.report_sweep import note_sweep
     from influence_cli.runtime.terminal import Terminal
     from influence_cli.sweep import COMPARED, sweep_influence
-    from influence_cli.testset import mean_gradients, test_gradients
 
     quiet, top = Terminal(quiet=True), options.count or 10
     if options.aggregate:
@@ -358,9 +359,10 @@ def _sweep(
 
 def _rank_tests(session: Session, train: int, target: str, count: int | None, skip: bool, strict: bool) -> None:
     from influence_cli.commands.session import emit, load
-    from influence_cli.precompute import prepare_all
-    from influence_cli.rank import rank_tests, row_of, training_facts
-    from influence_cli.testset import check_target
+    from influence_cli.influence.example_facts import training_facts
+    from influence_cli.influence.test_gradients import check_target
+    from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.rank import rank_tests, row_of
 
     tasks = load(session)
     check_target(target, tasks[0].classes)

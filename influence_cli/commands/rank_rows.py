@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from influence_cli.facts import TestFacts, TrainingFacts
-    from influence_cli.precompute import Prepared
+    from influence_cli.influence.example_facts import TestFacts, TrainingFacts
+    from influence_cli.precompute.prepared import Prepared
     from influence_cli.rank import Group
 
 COLUMNS = (
@@ -30,7 +30,7 @@ COLUMNS = (
 
 def rank_rows(prepared: Prepared, group: Group, facts: TrainingFacts, aggregate: bool) -> Iterator[dict[str, object]]:
     """Give the rows of a group: a test example after the other, helpful before harmful, strongest first."""
-    from influence_cli.scores import effect
+    from influence_cli.influence.scores import effect
 
     classes = prepared.task.classes
     tests = [None] if aggregate else group.tests
@@ -57,7 +57,7 @@ def test_rows(
     count: int | None,
 ) -> Iterator[dict[str, object]]:
     """Give the rows of --train: test examples ordered by the influence of one training example."""
-    from influence_cli.scores import effect, strongest
+    from influence_cli.influence.scores import effect, strongest
 
     classes = prepared.task.classes
     row = int(facts.indices.searchsorted(train))

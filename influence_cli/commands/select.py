@@ -136,9 +136,11 @@ def _usefulness(session: Session, tasks: list[Task], *, on_the_fly: bool, skip: 
     """Give the mean influence on the test examples and the loss of every training example: float64 [n] each."""
     import numpy as np
 
-    from influence_cli.gradient_signals import harm_to_tests
-    from influence_cli.precompute import prepare_all
-    from influence_cli.rank import describe_run, make_inverses, training_facts
+    from influence_cli.influence.ensemble import make_inverses
+    from influence_cli.influence.example_facts import training_facts
+    from influence_cli.influence.run_facts import describe_run
+    from influence_cli.influence.self_influence import harm_to_tests
+    from influence_cli.precompute.prepare import prepare_all
 
     stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
     inverses = make_inverses(stores, session.config, session.terminal)

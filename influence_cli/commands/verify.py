@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from influence_cli.commands.session import Session
     from influence_cli.config.schema import Config
     from influence_cli.datamodeling import Datamodeling
-    from influence_cli.facts import TrainingFacts
+    from influence_cli.influence.example_facts import TrainingFacts
+    from influence_cli.influence.test_selection import Selected
     from influence_cli.loo import LeftOut
     from influence_cli.model.task import Task
-    from influence_cli.precompute import Prepared
-    from influence_cli.selection import Selected
+    from influence_cli.precompute.prepared import Prepared
 
 CHECK_COLUMNS = ("item", "value", "unit", "meaning")
 LOO_COLUMNS = (
@@ -141,8 +141,8 @@ def command(
 
 def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
-    from influence_cli.ensemble import refuse_source
-    from influence_cli.precompute import prepare_all
+    from influence_cli.influence.ensemble import refuse_source
+    from influence_cli.precompute.prepare import prepare_all
     from influence_cli.self_check import check_estimates
 
     refuse_source(session.config, "verify without --lds", "there is no s_test to check")
@@ -156,8 +156,8 @@ def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
 
 def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
     """Resolve TEST; by default the first misclassified test example, or the first where none is."""
+    from influence_cli.influence.test_selection import select
     from influence_cli.model.task import misclassified
-    from influence_cli.selection import select
 
     if not words:
         wrong = misclassified(tasks, session.terminal)
@@ -170,9 +170,9 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
 
 def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
+    from influence_cli.influence.example_facts import training_facts
     from influence_cli.loo import leave_one_out
-    from influence_cli.precompute import prepare_all
-    from influence_cli.rank import training_facts
+    from influence_cli.precompute.prepare import prepare_all
     from influence_cli.report.plot import scatter
 
     tasks = load(session)

@@ -84,7 +84,7 @@ class TransformStep(_Section):
 
 
 class ModelConfig(_Section):
-    """The model: what makes it, its weights, and what several checkpoints are to each other (ensemble.py).
+    """The model: what makes it, its weights, and what several checkpoints are to each other (influence/ensemble.py).
 
     ``learning_rates`` and ``steps`` describe one run: η of each checkpoint, and the optimiser's steps since the
     checkpoint before it (of the first: since the start). A single number is that of every checkpoint.

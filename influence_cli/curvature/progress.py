@@ -1,4 +1,4 @@
-"""How far a fit of a curvature has come, so that it can be saved and gone on with (fit_file.py)."""
+"""How far a fit of a curvature has come, so that it can be saved and gone on with (precompute/fit_file.py)."""
 
 from __future__ import annotations
 

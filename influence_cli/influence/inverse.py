@@ -10,10 +10,10 @@ from torch import Tensor
 from influence_cli.curvature.damping import Damping, check_poles, choose_damping
 from influence_cli.curvature.fisher import Moment, stored_moment
 from influence_cli.curvature.spectrum import Spectrum, effective_dimension
-from influence_cli.iterative import Limits, announce, make_iterative
-from influence_cli.precompute import Prepared
+from influence_cli.influence.iterative import Limits, announce, make_iterative
+from influence_cli.influence.scores import preconditioned
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.scores import preconditioned
 from influence_cli.solvers.cg import SolveInfo
 
 # Below this share of the effective dimension what was left out may matter: half of it, by the datamodeling score.
@@ -26,7 +26,7 @@ NEARLY_ALL = 0.99
 class Passage:
     """How a change of the parameters passes through the part of a run that a checkpoint stands for.
 
-    ensemble.py makes it.
+    influence/ensemble.py makes it.
 
     Attributes:
         segment: number of the segment that the checkpoint is in.

@@ -14,8 +14,8 @@ from influence_cli.curvature.damping import choose_damping
 from influence_cli.curvature.kronecker_plan import make_plan, stored_bytes
 from influence_cli.curvature.spectrum import layered
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.fitted import Fitted
 from influence_cli.model.task import Task
+from influence_cli.precompute.fitted import Fitted
 from influence_cli.store.layout import Layout
 
 

@@ -8,26 +8,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from influence_cli.audit import changed_blocks, check_code
 from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import Choice, choose_curvature
-from influence_cli.curvature.coordinates import Basis, Blocks, Joint, coordinates, vector_coordinates
+from influence_cli.curvature.coordinates import Basis, Blocks, Joint, vector_coordinates
 from influence_cli.curvature.spectrum import Spectrum
 from influence_cli.data.batches import Batch
-from influence_cli.errors import InfluenceError, human_bytes, near_path
-from influence_cli.fill import fill_store
-from influence_cli.fingerprint import compare, fingerprint
-from influence_cli.fitted import Fitted, open_basis
+from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.model.network import flatten
 from influence_cli.model.task import Task, set_precision
-from influence_cli.new_store import (
+from influence_cli.passes.batch_size import plan_batch
+from influence_cli.passes.probe import checkpoint_warnings, probe
+from influence_cli.precompute.fill_store import fill_store
+from influence_cli.precompute.fingerprint import compare, fingerprint
+from influence_cli.precompute.fitted import Fitted, open_basis
+from influence_cli.precompute.make_store import (
     alone,
     create_store,
     curvature_of,
@@ -40,48 +40,11 @@ from influence_cli.new_store import (
     make_store,
     remove_fits,
 )
-from influence_cli.passes.batch_size import plan_batch
-from influence_cli.passes.probe import checkpoint_warnings, probe
+from influence_cli.precompute.prepared import Prepared, store_path
+from influence_cli.precompute.staleness import changed_blocks, check_code
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import READ, SKIPPED, Store, block_sums, predicted_classes
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A curvature and, unless it is used on the fly, a complete store.
-
-    Attributes:
-        task: one checkpoint and its data.
-        choice: the curvature in use.
-        path: the store.
-        basis: of the coordinates, on the task's device; None for raw gradients.
-        spectrum: Λ of the coordinates; None without a basis.
-        on_the_fly: no rows are stored: every coordinate is there, scores come from a layer pass.
-        batch: examples that go through the layer pass at one time.
-        gradient_norm: ‖∇R + l2·θ̂‖ over the tracked parameters (of a basis a layer: its kept coordinates): 0 at a
-            minimum; None on the fly.
-        seconds: what this call spent on curvature and gradients.
-    """
-
-    task: Task
-    choice: Choice
-    path: Path
-    basis: Basis
-    spectrum: Spectrum | None
-    on_the_fly: bool
-    batch: int
-    gradient_norm: float | None
-    seconds: float
-
-    def coordinates(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the coordinates [b, k] of some examples' gradients, their losses [b] and outputs [b, C]."""
-        return coordinates(self.choice.network, self.basis, inputs, targets)
-
-    @property
-    def width(self) -> int:
-        """Count the numbers in a row."""
-        return self.choice.network.size if self.basis is None else self.basis.width
 
 
 def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal, **how: bool) -> list[Prepared]:
@@ -92,14 +55,6 @@ def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal, **how
 def all_complete(config: Config, tasks: Sequence[Task]) -> bool:
     """Say whether the store of every checkpoint is there with all its rows; whether it fits is for prepare to say."""
     return all(_is_complete(store_path(config, number)) for number in range(len(tasks)))
-
-
-def store_path(config: Config, number: int) -> Path:
-    """Name the store of a checkpoint: the configured one, or with the number of several before the suffix."""
-    path = near_path(config.gradients.store)
-    if len(config.model.checkpoint) == 1:
-        return path
-    return path.with_name(f"{path.stem}.{number}{path.suffix}")
 
 
 def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batch]:

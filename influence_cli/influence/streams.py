@@ -16,16 +16,16 @@ from torch import Tensor
 from influence_cli.curvature.coordinates import Blocks, coordinates, parameter_vectors, weighted_squares
 from influence_cli.data.batches import Batch, readable_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TrainingFacts, empty_facts
-from influence_cli.inverse import Inverse
+from influence_cli.influence.example_facts import TrainingFacts, empty_facts
+from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.normalise import Norms
+from influence_cli.influence.scores import removal
 from influence_cli.model.task import Task
-from influence_cli.normalise import Norms
 from influence_cli.passes.finite import check_finite
 from influence_cli.passes.gradient_products import products
-from influence_cli.precompute import Prepared
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Advance, Terminal
-from influence_cli.scores import removal
 from influence_cli.store.store import Store
 
 Piece = tuple[slice, np.ndarray]

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from influence_cli.budget import check_budget, choose_coordinates, row_bytes, store_layout
 from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.coordinates import Basis, coordinates
@@ -22,12 +21,14 @@ from influence_cli.data.batches import Batch
 from influence_cli.data.fingerprint import data_facts
 from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.estimate import estimate
-from influence_cli.fingerprint import differing
-from influence_cli.fit_file import fit_files
-from influence_cli.fitted import Fitted, first_columns, fit_curvature, open_basis, stored_curvature
 from influence_cli.model.task import Task
 from influence_cli.passes.batch_size import plan_batch
+from influence_cli.precompute.budget import check_budget, choose_coordinates, row_bytes, store_layout
+from influence_cli.precompute.cost import estimate
+from influence_cli.precompute.fingerprint import differing
+from influence_cli.precompute.fit import fit_curvature
+from influence_cli.precompute.fit_file import fit_files
+from influence_cli.precompute.fitted import Fitted, first_columns, open_basis, stored_curvature
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.locks import claim, is_claimed
 from influence_cli.runtime.memory import halving

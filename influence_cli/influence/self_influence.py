@@ -15,19 +15,12 @@ import numpy as np
 
 from influence_cli.data.batches import readable_batches
 from influence_cli.data.split import Split
-from influence_cli.ensemble import solved_vectors, test_stores
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TrainingFacts, empty_facts, explained
-from influence_cli.inverse import Inverse
-from influence_cli.passes.finite import check_finite, check_gradients
-from influence_cli.passes.gradient_products import squared_norms
-from influence_cli.precompute import Prepared
-from influence_cli.runtime import distributed
-from influence_cli.runtime.terminal import Terminal
-from influence_cli.scores import removal, require_finite
-from influence_cli.selection import Selected
-from influence_cli.store.store import READ, Store
-from influence_cli.streams import (
+from influence_cli.influence.ensemble import solved_vectors, test_stores
+from influence_cli.influence.example_facts import TrainingFacts, empty_facts, explained
+from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.scores import removal, require_finite
+from influence_cli.influence.streams import (
     Piece,
     averaged,
     direct_self_influence,
@@ -35,7 +28,14 @@ from influence_cli.streams import (
     stored_self_influence,
     training_products,
 )
-from influence_cli.testset import mean_gradients
+from influence_cli.influence.test_gradients import mean_gradients
+from influence_cli.influence.test_selection import Selected
+from influence_cli.passes.finite import check_finite, check_gradients
+from influence_cli.passes.gradient_products import squared_norms
+from influence_cli.precompute.prepared import Prepared
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Terminal
+from influence_cli.store.store import READ, Store
 
 
 def self_influences(

@@ -2,7 +2,7 @@
 
 An example of large loss or gradient has a large influence on every test example, and heads every list. RelatIF asks
 which example explains this prediction *for what it changes elsewhere* (Barshan, Brunet & Dziugaite, AISTATS 2020,
-"RelatIF: identifying explanatory training samples via relative influence"). The formulas are in scores.py.
+"RelatIF: identifying explanatory training samples via relative influence"). The formulas are in influence/scores.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from influence_cli.config.schema import SOLVERS
 from influence_cli.errors import InfluenceError, did_you_mean
-from influence_cli.inverse import Inverse
-from influence_cli.scores import change_in_loss, change_in_parameters
+from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.scores import change_in_loss, change_in_parameters
 
 # What a score is, for the page and the run file.
 MEANING = {

@@ -13,7 +13,7 @@ from influence_cli.curvature.operator import Examples, batch_product, hold, larg
 from influence_cli.curvature.preconditioner import heaviest_rows, row_preconditioner
 from influence_cli.data.batches import readable_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.precompute import Prepared
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.solvers.cg import Product, SolveInfo, check_limits, conjugate_gradients
 from influence_cli.solvers.lanczos import lanczos

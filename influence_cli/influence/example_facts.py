@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from influence_cli.model.task import Task
-from influence_cli.precompute import Prepared
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
 from influence_cli.store.store import READ, Store, predicted_classes
 
@@ -108,3 +108,10 @@ def add_up(facts: TrainingFacts) -> None:
     distributed.sum_array(facts.losses)
     distributed.sum_array(facts.probabilities)
     facts.read[:] = distributed.sum_array(facts.read.astype(np.uint8)) > 0
+
+
+def training_facts(stores: Sequence[Prepared]) -> TrainingFacts:
+    """Give what is known of the training examples: from the stores, or empty, to be filled in on the fly."""
+    if stores[0].on_the_fly:
+        return empty_facts(stores[0].task)
+    return stored_facts(stores)

@@ -42,8 +42,9 @@ from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import Blocks, parameter_vectors, vector_coordinates
 from influence_cli.curvature.spectrum import relaxation
 from influence_cli.errors import InfluenceError, counted
-from influence_cli.inverse import Inverse, Passage, warn_of_span
-from influence_cli.precompute import Prepared
+from influence_cli.influence.inverse import Inverse, Passage, make_inverse, warn_of_span
+from influence_cli.influence.iterative import Limits
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
 
 
@@ -203,3 +204,15 @@ def last_checkpoints(config: Config, count: int) -> Config:
         }
     )
     return config.model_copy(update={"model": model})
+
+
+def make_inverses(
+    stores: Sequence[Prepared], config: Config, terminal: Terminal, strict: bool = False
+) -> list[Inverse]:
+    """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver has to converge."""
+    given, kind = config.curvature, config.model.ensemble
+    if kind == "source":
+        return source_inverses(stores, config, terminal)
+    limits = Limits(given.tolerance, given.max_iterations, strict)
+    inverses = [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
+    return weighted(inverses, config.model.times()) if kind == "tracin" else inverses

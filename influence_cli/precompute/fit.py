@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,79 +13,31 @@ import torch
 from torch import Tensor
 
 from influence_cli.curvature.arnoldi import top_eigenvectors
-from influence_cli.curvature.blocks import Block, describe, from_arrays, keep, to_arrays
+from influence_cli.curvature.blocks import Block, describe, to_arrays
 from influence_cli.curvature.choice import Choice
-from influence_cli.curvature.coordinates import Basis, Blocks, Joint
 from influence_cli.curvature.ekfac import STAGES, catch_up, fit, remainders
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.fisher_draws import CHECKED_ROOT, EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
 from influence_cli.curvature.kronecker_plan import SAMPLED_AT_LEAST, factor_bytes, make_plan, sample_sizes
 from influence_cli.curvature.operator import hold, mean_product
 from influence_cli.curvature.progress import Progress
-from influence_cli.curvature.spectrum import Spectrum, joint, layered
 from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.fit_file import fit_path, load_progress, saving
 from influence_cli.model.losses import may_lack_curvature
 from influence_cli.model.network import evaluate
 from influence_cli.model.task import Task, set_precision, training_batches
 from influence_cli.passes.finite import refuse_culprit, refuse_product
 from influence_cli.passes.layers import forward
+from influence_cli.precompute.fit_file import fit_path, load_progress, saving
+from influence_cli.precompute.fitted import Fitted, curvature_fingerprint
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Advance, Terminal
-from influence_cli.store.store import Store
 
 # Directions left out of an explicit basis carry less than this share of the summed self-influence.
 DROPPED_SHARE = 1e-7
 # Examples that an exact matrix takes at one time.
 BATCH = 256
-# Parts of a store's fingerprint that a fitted curvature depends on; the given labels count where they were used.
-DEPENDS = ("weights", "count", "files", "examples", "transform", "layers", "loss", "basis", "seed", "versions")
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A curvature as a store keeps it.
-
-    Attributes:
-        arrays: the basis and the spectrum, or the factors of each layer.
-        facts: what is no array, JSON-able.
-    """
-
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def bytes(self) -> int:
-        """Count the bytes of the arrays."""
-        return sum(values.nbytes for values in self.arrays.values())
-
-    def blocks(self) -> list[Block]:
-        """Give the factors of each layer."""
-        return from_arrays(self.facts["blocks"], self.arrays.get)
-
-
-def curvature_fingerprint(wanted: Mapping[str, str], choice: Choice) -> dict[str, str]:
-    """Describe what a fitted curvature depends on: fewer things than the rows, so it survives a change of labels."""
-    # Of the losses known here only the second derivative of cross-entropy is the same for every label.
-    free = choice.matrix == "ggn" and choice.is_layered and wanted.get("loss") == "cross_entropy"
-    labels = () if free else ("labels",)
-    return {name: wanted[name] for name in (*DEPENDS, *labels) if name in wanted}
-
-
-def stored_curvature(path: Path, wanted: Mapping[str, str], choice: Choice) -> Fitted | None:
-    """Take a curvature from a store's file, whatever its rows belong to; None where there is none that fits."""
-    if not path.is_file():
-        return None
-    try:
-        with Store.open(path, rows=False) as store:
-            if store.facts.get("curvature") != curvature_fingerprint(wanted, choice):
-                return None
-            names = [*store.names("factor."), *store.names("basis"), *store.names("spectrum")]
-            arrays = {name: store.array(name) for name in names}
-            return Fitted({name: values for name, values in arrays.items() if values is not None}, store.facts)
-    except InfluenceError:
-        return None  # in use, or damaged: its own message comes when it is opened for its rows
 
 
 def fit_curvature(
@@ -131,37 +82,6 @@ def fit_curvature(
         arrays,
         own | {"smallest": float(spectrum[-1]), "trace": float(spectrum.sum()), "largest": float(spectrum[0])},
     )
-
-
-def first_columns(fitted: Fitted, k: int) -> Fitted:
-    """Cut a joint basis to its first k coordinates; it is then no longer the whole that another run could take over."""
-    if k == len(fitted.arrays["spectrum"]):
-        return fitted
-    arrays = {"spectrum": fitted.arrays["spectrum"][:k], "basis": fitted.arrays["basis"][:, :k]}
-    return Fitted(arrays, {name: fact for name, fact in fitted.facts.items() if name != "curvature"})
-
-
-def open_basis(
-    fitted: Fitted, choice: Choice, chosen: np.ndarray | None, device: torch.device
-) -> tuple[Basis, Spectrum]:
-    """Give the basis of the chosen coordinates, on the device, and their spectrum.
-
-    Args:
-        fitted: the curvature.
-        choice: which one.
-        chosen: int64 [k], positions of the coordinates of a basis a layer, or None for all; of a joint basis the
-            first ``len(chosen)``.
-        device: where the basis goes.
-    """
-    if choice.is_layered:
-        blocks = fitted.blocks()
-        return Blocks(tuple(keep(blocks, chosen, device))), layered(blocks, chosen)
-    k = len(fitted.arrays["spectrum"]) if chosen is None else len(chosen)
-    vectors = torch.from_numpy(fitted.arrays["basis"][:, :k]).to(device)
-    values = torch.from_numpy(np.array(fitted.arrays["spectrum"][:k]))
-    facts = fitted.facts
-    size = choice.network.size
-    return Joint(vectors), joint(values, size=size, trace=float(facts["trace"]), smallest=float(facts["smallest"]))
 
 
 def _fit_layers(

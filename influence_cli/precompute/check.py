@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from influence_cli.budget import row_bytes
 from influence_cli.config.schema import Config
 from influence_cli.curvature.kronecker_plan import EXACT_BLOCK, make_plan
 from influence_cli.data.batches import Batch, read_batches, readable_batches
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.estimate import estimate
 from influence_cli.model.network import Network, evaluate, owner_of
 from influence_cli.model.task import Task, load_tasks
 from influence_cli.passes.batch_size import plan_batch
@@ -26,7 +24,10 @@ from influence_cli.passes.finite import check_finite
 from influence_cli.passes.gradients import example_gradients, summed_gradient
 from influence_cli.passes.layers import forward
 from influence_cli.passes.probe import checkpoint_warnings, near_chance
-from influence_cli.precompute import decide, store_path
+from influence_cli.precompute.budget import row_bytes
+from influence_cli.precompute.cost import estimate
+from influence_cli.precompute.prepare import decide
+from influence_cli.precompute.prepared import store_path
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.store.store import Store
 

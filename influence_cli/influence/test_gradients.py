@@ -14,13 +14,14 @@ from influence_cli.data.images import file_input
 from influence_cli.data.label_files import class_number
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.facts import TestFacts
+from influence_cli.influence.example_facts import TestFacts
+from influence_cli.influence.test_selection import Selected
 from influence_cli.model.task import Task, mean_probabilities
 from influence_cli.passes.finite import check_gradients
-from influence_cli.precompute import Prepared
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
+from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.selection import Selected
 
 
 def check_target(target: str, classes: Sequence[str]) -> None:
@@ -183,3 +184,24 @@ def explained_classes(target: str, classes: Sequence[str], chosen: Sequence[Sele
         return torch.full_like(predicted, class_number(target, classes, "--target"))
     labels = [int(predicted[j]) if item.label is None else item.label for j, item in enumerate(chosen)]
     return torch.tensor(labels)
+
+
+# Numbers held at one time for a group of test examples: 2²⁷, 512 MB in float32; on the fly, where every group costs a
+# pass over the training set, up to this share of the free memory, of a GPU's (nobody else wants it) the second one.
+GROUP_NUMBERS, FREE_SHARE, GPU_SHARE = 2**27, 1 / 8, 1 / 3
+
+
+def group_size(stores: Sequence[Prepared], kept: int | None) -> int:
+    """Bound the test examples that are worked on at one time.
+
+    Args:
+        stores: what was prepared for each checkpoint.
+        kept: training examples kept for each of them; None for all.
+    """
+    numbers, width = GROUP_NUMBERS, max(prepared.width for prepared in stores)
+    if stores[0].on_the_fly:
+        width = max(prepared.choice.network.size for prepared in stores)
+        device = stores[0].task.device
+        share = GPU_SHARE if device.type == "cuda" else FREE_SHARE
+        numbers = max(numbers, int(share * available_bytes(device)) // 4)
+    return max(1, numbers // (4 * width + 3 * (len(stores[0].task.train) if kept is None else kept)))
