@@ -30,11 +30,11 @@ import faiss
 import numpy as np
 import torch
 
-from influence_cli.approximate import candidates, pair_products
-from influence_cli.index_build import AT, NEAR, WANTED, build, plan_index, recall
-from influence_cli.index_file import Index, padded, write_index
 from influence_cli.influence.inverse import Inverse
 from influence_cli.influence.scores import Running, Strongest, removal, strongest
+from influence_cli.ranking.index_build import AT, NEAR, WANTED, build, plan_index, recall
+from influence_cli.ranking.index_file import Index, padded, write_index
+from influence_cli.ranking.index_search import candidates, pair_products
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.layout import Layout, create
 from influence_cli.store.store import Rows, Store

@@ -32,8 +32,8 @@ from influence_cli.influence.ensemble import make_inverses
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.influence.self_influence import self_influences
 from influence_cli.influence.test_selection import Selected
-from influence_cli.matrix_file import matrix_file
 from influence_cli.precompute.prepared import Prepared
+from influence_cli.ranking.sinks import matrix_file
 
 TESTS = 2_000
 STAGES = {"_add_covariances": "covariances", "_decompose_layer": "eigenvectors", "_add_eigenvalues": "eigenvalues"}

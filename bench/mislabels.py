@@ -212,14 +212,14 @@ def write_foreign(folder: Path) -> None:
 
 def steps(folder: Path, everything: bool) -> None:
     """Print the seconds of every step on one case, in forward passes and in forward and backward passes."""
-    from influence_cli.activations import activations
     from influence_cli.config.load import load_config
     from influence_cli.data.batches import read_batches
-    from influence_cli.mislabels import find_mislabels, wanted_signals
+    from influence_cli.mislabels.activations import activations
+    from influence_cli.mislabels.find import find_mislabels, wanted_signals
+    from influence_cli.mislabels.neighbours import nearest, vote
+    from influence_cli.mislabels.readout import leave_one_out
     from influence_cli.model.task import load_tasks
-    from influence_cli.neighbours import nearest, vote
     from influence_cli.precompute.prepare import prepare_all
-    from influence_cli.readout import leave_one_out
     from influence_cli.runtime.terminal import Terminal
     from influence_cli.solvers.eigen import eigenpairs
 

@@ -22,9 +22,9 @@ import yaml
 from influence_cli.config.load import load_config
 from influence_cli.data.label_files import read_indices, read_labels, read_truth
 from influence_cli.data.split import Split
-from influence_cli.decisions import DECISIONS, read_decisions
 from influence_cli.errors import InfluenceError, one_line, printable
 from influence_cli.influence.test_selection import select
+from influence_cli.relabel.decisions import DECISIONS, read_decisions
 from influence_cli.store.layout import FORMAT, SEAL_BYTES, VERSION, Layout, create
 from influence_cli.store.store import READ, Rows, Store
 

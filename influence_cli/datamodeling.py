@@ -24,7 +24,7 @@ from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepare import decide, prepare_all
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.rank import rank_training
+from influence_cli.ranking.rank import rank_training
 from influence_cli.retrain import (
     CHOSEN,
     HALVES,

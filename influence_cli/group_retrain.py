@@ -11,12 +11,12 @@ import xxhash
 
 from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError
-from influence_cli.group_files import Grouping
 from influence_cli.influence.example_facts import TestFacts
 from influence_cli.influence.test_selection import Selected
 from influence_cli.loo import Omission, at_minimum, by_newton, check_trainable, one_task, trained_changes
 from influence_cli.newton import losses_under, without_groups
 from influence_cli.precompute.prepared import Prepared
+from influence_cli.ranking.group_files import Grouping
 from influence_cli.runtime.terminal import Terminal
 
 WHAT = "retraining without one group"

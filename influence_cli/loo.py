@@ -22,7 +22,6 @@ from influence_cli.errors import InfluenceError, counted
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, training_facts
 from influence_cli.influence.test_gradients import selected_batches
 from influence_cli.influence.test_selection import Selected
-from influence_cli.kept_influence import KeptInfluence
 from influence_cli.metrics import intercept, pearson, slope
 from influence_cli.model.fingerprint import weights_hash
 from influence_cli.model.task import Task
@@ -37,7 +36,8 @@ from influence_cli.newton import (
     without_each,
 )
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.rank import rank_training
+from influence_cli.ranking.rank import rank_training
+from influence_cli.ranking.sinks import KeptInfluence
 from influence_cli.retrain import (
     CHOSEN,
     MEANING,

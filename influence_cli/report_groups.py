@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence_cli.groups import GroupInfluence
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.influence.scores import strongest
 from influence_cli.precompute.prepared import Prepared
+from influence_cli.ranking.groups import GroupInfluence
 from influence_cli.report.charts import class_bars, histogram
 from influence_cli.report.html import Page, Row, Section, Table
 from influence_cli.report_pages import IMAGES, command_line, config_text, sentence, training_cards

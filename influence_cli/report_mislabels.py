@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from influence_cli.data.split import Split
-from influence_cli.mislabels import Mislabels
+from influence_cli.mislabels.find import Mislabels
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.charts import Chart, histogram
@@ -250,7 +250,7 @@ def _recovery_chart(session: Session, signal: str) -> tuple[Chart, ...]:
 
 
 def _truth_table(session: Session) -> tuple[Table, ...]:
-    from influence_cli.quality import CHECKED
+    from influence_cli.mislabels.evaluation import CHECKED
 
     if "truth" not in session.run:
         return ()

@@ -23,7 +23,7 @@ from influence_cli.influence.test_selection import Selected
 from influence_cli.model.task import Task
 from influence_cli.pictures import thumbnail
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.rank import Group
+from influence_cli.ranking.rank import Group
 from influence_cli.report.charts import class_bars, histogram
 from influence_cli.report.html import Card, Page, Row, Section, Table
 from influence_cli.report_sweep import sweep_parts

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from influence_cli.ranking.damping_sweep import AtDamping, verdict
 from influence_cli.report.charts import Chart
 from influence_cli.report.html import Table
-from influence_cli.sweep import AtDamping, verdict
 
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session

@@ -30,8 +30,8 @@ from influence_cli import metrics, retrain
 from influence_cli.cli import app
 from influence_cli.curvature import ekfac
 from influence_cli.metrics import bootstrap_lds
-from influence_cli.move_log import read_log
 from influence_cli.precompute import fill_store, fit_file
+from influence_cli.relabel.move_log import read_log
 from influence_cli.runtime import disk
 from influence_cli.store.store import Store
 

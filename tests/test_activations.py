@@ -8,9 +8,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from influence_cli.activations import ALL, LAYER, PENULTIMATE, activations, pooled
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
+from influence_cli.mislabels.activations import ALL, LAYER, PENULTIMATE, activations, pooled
 
 CPU = torch.device("cpu")
 

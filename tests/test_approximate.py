@@ -13,11 +13,11 @@ import torch
 from conftest import Command, edit
 from small_project import flip, place_of, refusal
 
-from influence_cli import index_build
-from influence_cli.approximate import pair_products
 from influence_cli.config.load import load_config
 from influence_cli.model.task import load_tasks
 from influence_cli.precompute.prepare import prepare_all
+from influence_cli.ranking import index_build
+from influence_cli.ranking.index_search import pair_products
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import Store
 

@@ -24,13 +24,14 @@ from crash_points import STORE, State, watch
 from relabel_project import decide
 from small_project import BLOCKS, EKFAC, flip, make, place_of, with_training
 
-from influence_cli import datamodeling, move_log, retrain
+from influence_cli import datamodeling, retrain
 from influence_cli.curvature import ekfac, explicit
 from influence_cli.curvature.progress import Progress
 from influence_cli.errors import InfluenceError
 from influence_cli.metrics import bootstrap_lds
-from influence_cli.move_log import read_log
 from influence_cli.precompute import fill_store, fit, fit_file
+from influence_cli.relabel import move_log
+from influence_cli.relabel.move_log import read_log
 from influence_cli.retrain import Again
 from influence_cli.retrain_files import Arrays
 from influence_cli.runtime import disk

@@ -11,8 +11,8 @@ from relabel_project import decide, listing, make
 
 from influence_cli.config.load import load_config
 from influence_cli.data.datasets import load_split
-from influence_cli.decisions import read_decisions
 from influence_cli.errors import InfluenceError
+from influence_cli.relabel.decisions import read_decisions
 
 CLASSES = ("cat", "dog", "owl")
 NAMES = ("0.png", "1.png")

@@ -21,8 +21,8 @@ from influence_cli.curvature.spectrum import relaxation
 from influence_cli.influence.ensemble import segments_of
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.influence.test_selection import select
-from influence_cli.kept_influence import KeptInfluence
 from influence_cli.metrics import pearson, slope
+from influence_cli.ranking.sinks import KeptInfluence
 
 L2, TESTS = 0.01, 6
 # η and the steps up to each checkpoint; the first steps change most.

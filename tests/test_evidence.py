@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from influence_cli.config.load import load_config
 from influence_cli.data.batches import read_batches
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence import WITH_MODEL, WITHOUT, Evidence, gather_evidence, pool
+from influence_cli.mislabels.evidence import WITH_MODEL, WITHOUT, Evidence, gather_evidence, pool
 from influence_cli.model.task import Task, load_tasks
 from influence_cli.runtime.terminal import Terminal
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from influence_cli.findings import ALIKE, Findings, find_besides
+from influence_cli.mislabels.data_issues import ALIKE, Findings, find_besides
 
 
 def found(**changed: np.ndarray) -> Findings:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from fuzz.run import counts, main
 from fuzz.targets import CLASSES, PATHS, SEEDS, TARGETS, YAML, folder, forged, read_store, whole_store
-from influence_cli.decisions import COLUMNS, DECISIONS
 from influence_cli.errors import InfluenceError, one_line
+from influence_cli.relabel.decisions import COLUMNS, DECISIONS
 
 # The same inputs on every run: what fails once fails always.
 few = settings(derandomize=True, deadline=None, max_examples=40, database=None)

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import nn
 from torchvision.datasets import ImageFolder
 
-from influence_cli.group_files import Grouping
-from influence_cli.groups import Doubt, GroupInfluence, GroupSink, retrained, verdict
 from influence_cli.influence import example_facts
 from influence_cli.metrics import bootstrap_means, least_by_chance, pearson, slope
+from influence_cli.ranking.group_files import Grouping
+from influence_cli.ranking.groups import Doubt, GroupInfluence, GroupSink, retrained, verdict
 
 COLUMNS = [
     "test", "test_path", "test_label", "test_predicted", "effect", "rank", "group", "examples",

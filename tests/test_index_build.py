@@ -12,16 +12,16 @@ import torch
 from conftest import Command
 from small_project import refusal
 
-from influence_cli import index_build
-from influence_cli.approximate import candidates, whitened
 from influence_cli.config.load import load_config
-from influence_cli.index_build import Plan, build, plan_index, recall, stored_rows
-from influence_cli.index_file import Index, write_index
 from influence_cli.influence.ensemble import make_inverses
 from influence_cli.influence.inverse import Inverse
 from influence_cli.influence.scores import Strongest, strongest
 from influence_cli.model.task import load_tasks
 from influence_cli.precompute.prepare import prepare_all
+from influence_cli.ranking import index_build
+from influence_cli.ranking.index_build import Plan, build, plan_index, recall, stored_rows
+from influence_cli.ranking.index_file import Index, write_index
+from influence_cli.ranking.index_search import candidates, whitened
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.layout import Layout, create
 from influence_cli.store.store import Rows, Store

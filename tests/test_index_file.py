@@ -11,16 +11,16 @@ import pytest
 from conftest import Command, edit
 from small_project import flip, refusal
 
-from influence_cli import index_build, index_file
 from influence_cli.config.load import load_config
 from influence_cli.errors import InfluenceError
-from influence_cli.index_build import build_indexes
-from influence_cli.index_file import PIECE, TAIL, Index, open_index, padded, seal_index, write_index
 from influence_cli.influence.ensemble import make_inverses
 from influence_cli.influence.inverse import Inverse
 from influence_cli.model.task import load_tasks
 from influence_cli.precompute.prepare import prepare_all
 from influence_cli.precompute.prepared import Prepared
+from influence_cli.ranking import index_build, index_file
+from influence_cli.ranking.index_build import build_indexes
+from influence_cli.ranking.index_file import PIECE, TAIL, Index, open_index, padded, seal_index, write_index
 from influence_cli.runtime.terminal import Terminal
 
 NAME = "influence.h5.index"

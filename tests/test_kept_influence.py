@@ -9,7 +9,7 @@ import pytest
 
 from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training, select
 from influence_cli.influence.example_facts import training_facts
-from influence_cli.kept_influence import KeptInfluence
+from influence_cli.ranking.sinks import KeptInfluence
 
 
 @pytest.mark.parametrize("groups", [(5,), (2, 3), (1, 1, 1, 1, 1), (4, 1)])

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from influence_cli.matrix_file import CHUNK, matrix_file
+from influence_cli.ranking.sinks import CHUNK, matrix_file
 
 
 @pytest.mark.parametrize("width", [7, 256, CHUNK, 3 * CHUNK])

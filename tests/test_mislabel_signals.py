@@ -13,7 +13,7 @@ from conftest import Command
 from test_mislabels import Exact, by_index, exact, ranked, rows_of
 
 from influence_cli.metrics import average_precision, bootstrap_precision
-from influence_cli.quality import qualities
+from influence_cli.mislabels.evaluation import qualities
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import pytest
 from conftest import Command, edit
 from relabel_project import decide, listing, make, tree
 
-from influence_cli import move_log
 from influence_cli.config.load import load_config
-from influence_cli.move_log import Batch, last_open, open_log, read_log
-from influence_cli.moves import apply_plan, continue_moves, plan_moves, undo_moves
-from influence_cli.relabel import apply_decisions
+from influence_cli.relabel import move_log
+from influence_cli.relabel.labels import apply_decisions
+from influence_cli.relabel.move_log import Batch, last_open, open_log, read_log
+from influence_cli.relabel.moves import apply_plan, continue_moves, plan_moves, undo_moves
 from influence_cli.runtime import disk
 
 DECIDED = (

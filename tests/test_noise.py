@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from influence_cli.noise import estimate_noise
+from influence_cli.mislabels.noise import estimate_noise
 
 
 def drawn(n: int, rate: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

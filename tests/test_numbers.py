@@ -153,8 +153,8 @@ def test_what_overflows_only_in_the_scores_is_named_as_a_pair(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     influence("gradients", "-q", "-s", "curvature.method=identity", cwd=project)
-    from influence_cli import rank
     from influence_cli.influence import streams
+    from influence_cli.ranking import rank
 
     own = streams.averaged
 

@@ -14,7 +14,7 @@ from relabel_project import HEADER, decide, listing, make, rows_of, tree
 from influence_cli.config.load import load_config
 from influence_cli.data.datasets import load_split
 from influence_cli.errors import InfluenceError
-from influence_cli.relabel import apply_decisions
+from influence_cli.relabel.labels import apply_decisions
 from influence_cli.runtime.transaction import NewFile, write_together
 
 OUTPUTS = ("labels.csv", "exclude.csv", "moves.csv")

@@ -15,7 +15,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import nn
 
 from influence_cli.curvature.damping import Damping
-from influence_cli.sweep import MULTIPLES, AtDamping, verdict
+from influence_cli.ranking.damping_sweep import MULTIPLES, AtDamping, verdict
 
 LAM = 0.02
 

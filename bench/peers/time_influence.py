@@ -22,13 +22,13 @@ from influence_cli.curvature.blocks import keep
 from influence_cli.curvature.coordinates import Blocks, coordinates
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.influence.test_selection import Selected
-from influence_cli.mislabels import find_mislabels
+from influence_cli.mislabels.find import find_mislabels
 from influence_cli.passes.gradients import example_gradients
 from influence_cli.precompute.budget import store_layout
 from influence_cli.precompute.fitted import Fitted
 from influence_cli.precompute.prepare import prepare_all
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.rank import rank_training
+from influence_cli.ranking.rank import rank_training
 from influence_cli.store.store import Store
 
 CONVENTIONS = """EK-FAC with labels drawn from the model, all parameters, biases in the layers' blocks, norms as exact

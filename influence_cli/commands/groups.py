@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from influence_cli.commands.session import Session
-    from influence_cli.groups import GroupInfluence
     from influence_cli.influence.test_selection import Selected
     from influence_cli.precompute.prepared import Prepared
+    from influence_cli.ranking.groups import GroupInfluence
 
 COLUMNS = (
     "test",
@@ -164,14 +164,14 @@ class _Options:
 def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.data.label_files import class_number
-    from influence_cli.group_files import group_by_class, read_groups
     from influence_cli.group_retrain import check_retrain
-    from influence_cli.groups import group_influence, labelled, retrained, verdict
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.influence.test_selection import select
     from influence_cli.model.task import misclassified
     from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.ranking.group_files import group_by_class, read_groups
+    from influence_cli.ranking.groups import group_influence, labelled, retrained, verdict
 
     tasks = load(session)
     classes, train = tasks[0].classes, tasks[0].train

@@ -29,10 +29,10 @@ def command(
 
     require_extra("faiss", "index", "influence index")
     session = begin(config, set_, quiet=quiet, verbose=verbose, rows=False)
-    from influence_cli.approximate import check_method
-    from influence_cli.index_build import build_indexes
     from influence_cli.influence.ensemble import make_inverses, refuse_source
     from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.ranking.index_build import build_indexes
+    from influence_cli.ranking.index_search import check_method
 
     check_method(session.config.curvature.method, "influence index")
     refuse_source(session.config, "influence index", "a row has no preconditioner of its own")

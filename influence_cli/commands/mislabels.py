@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from influence_cli.commands.session import Session
     from influence_cli.data.label_files import Truth
     from influence_cli.data.split import Split
-    from influence_cli.mislabels import Mislabels
+    from influence_cli.mislabels.find import Mislabels
     from influence_cli.model.task import Task
     from influence_cli.precompute.prepared import Prepared
 
@@ -147,17 +147,17 @@ def command(
     )
     from influence_cli.config.schema import SOLVERS
     from influence_cli.data.label_files import read_truth
-    from influence_cli.explain import COLUMNS as EXPLAINED
-    from influence_cli.explain import explain_rows, row_among
     from influence_cli.influence.ensemble import refuse_source
-    from influence_cli.mislabels import find_mislabels, wanted_signals
-    from influence_cli.probability_files import read_probabilities
+    from influence_cli.mislabels.explain import COLUMNS as EXPLAINED
+    from influence_cli.mislabels.explain import explain_rows, row_among
+    from influence_cli.mislabels.find import find_mislabels, wanted_signals
+    from influence_cli.mislabels.pred_probs import read_probabilities
 
     if signal == "self-influence" or damping_sweep:
         option = "--damping-sweep" if damping_sweep else "--signal self-influence"
         refuse_source(session.config, option, "there is no self-influence")
     if damping_sweep:
-        from influence_cli.sweep import check_method
+        from influence_cli.ranking.damping_sweep import check_method
 
         check_method(session.config.curvature.method)
     tasks = load(session)
@@ -273,7 +273,7 @@ def _stores(
     session: Session, tasks: Sequence[Task], wanted: Collection[str], *, skip: bool, on_the_fly: bool
 ) -> Sequence[Prepared]:
     """Prepare the stores that a signal needs; where none does, take those that are already complete."""
-    from influence_cli.mislabels import GRADIENTS
+    from influence_cli.mislabels.find import GRADIENTS
     from influence_cli.precompute.prepare import all_complete, prepare_all
     from influence_cli.runtime.terminal import Terminal
 
@@ -316,9 +316,9 @@ def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
     """Rank by self-influence at other λ; the signals without gradients have none."""
     from influence_cli.influence.ensemble import make_inverses
     from influence_cli.influence.example_facts import training_facts
+    from influence_cli.ranking.damping_sweep import sweep_self_influence
     from influence_cli.report_sweep import note_sweep
     from influence_cli.runtime.terminal import Terminal
-    from influence_cli.sweep import sweep_self_influence
 
     inverses = make_inverses(stores, session.config, Terminal(quiet=True))
     rows = sweep_self_influence(stores, inverses, training_facts(stores).read, top, session.terminal)
@@ -337,7 +337,7 @@ def _plot(session: Session, result: Mislabels, classes: Sequence[str], path: Pat
 
 def _score(session: Session, result: Mislabels, known: Truth) -> None:
     """Say on stderr how well each signal finds the wrong labels; the same goes to the run file."""
-    from influence_cli.quality import CHECKED, qualities, recovery
+    from influence_cli.mislabels.evaluation import CHECKED, qualities, recovery
 
     facts = result.facts
     wrong = known.wrong[facts.indices]

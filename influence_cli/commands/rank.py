@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from influence_cli.influence.example_facts import TrainingFacts
     from influence_cli.influence.test_selection import Selected
     from influence_cli.precompute.prepared import Prepared
-    from influence_cli.rank import Group
+    from influence_cli.ranking.rank import Group
 
 
 def command(
@@ -185,12 +185,12 @@ def command(
         refuse_source(session.config, f"--normalise {normalise}", "there is no inverse curvature to measure a norm by")
         session.run["normalise"] = normalise
     if damping_sweep:
-        from influence_cli.sweep import check_method
+        from influence_cli.ranking.damping_sweep import check_method
 
         check_method(session.config.curvature.method)
         refuse_source(session.config, "--damping-sweep", "there is no λ")
     if approximate:
-        from influence_cli.approximate import check_index
+        from influence_cli.ranking.index_search import check_index
 
         check_index(session.config)
     count = None if all_ else top
@@ -247,17 +247,16 @@ def _check_approximate(given: Mapping[str, bool]) -> None:
 
 
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
-    from influence_cli.approximate import rank_approximate
     from influence_cli.attribution import check_attribution, check_model
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.influence.test_selection import select
-    from influence_cli.kept_influence import KeptInfluence
-    from influence_cli.matrix_file import matrix_file
     from influence_cli.model.task import misclassified
     from influence_cli.precompute.prepare import prepare_all
-    from influence_cli.rank import rank_training
+    from influence_cli.ranking.index_search import rank_approximate
+    from influence_cli.ranking.rank import rank_training
+    from influence_cli.ranking.sinks import KeptInfluence, matrix_file
     from influence_cli.report.html import write_page
     from influence_cli.report.plot import plot_influence
     from influence_cli.report_pages import SHOWN, plot_title, rank_page
@@ -339,9 +338,9 @@ def _sweep(
     """Rank the same for the first few test examples (or the mean) at other λ."""
     from influence_cli.influence.ensemble import make_inverses
     from influence_cli.influence.test_gradients import group_size, mean_gradients, test_gradients
+    from influence_cli.ranking.damping_sweep import COMPARED, sweep_influence
     from influence_cli.report_sweep import note_sweep
     from influence_cli.runtime.terminal import Terminal
-    from influence_cli.sweep import COMPARED, sweep_influence
 
     quiet, top = Terminal(quiet=True), options.count or 10
     if options.aggregate:
@@ -362,7 +361,7 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, sk
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.precompute.prepare import prepare_all
-    from influence_cli.rank import rank_tests, row_of
+    from influence_cli.ranking.rank import rank_tests, row_of
 
     tasks = load(session)
     check_target(target, tasks[0].classes)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from influence_cli.influence.example_facts import TestFacts, TrainingFacts
     from influence_cli.precompute.prepared import Prepared
-    from influence_cli.rank import Group
+    from influence_cli.ranking.rank import Group
 
 COLUMNS = (
     "test",

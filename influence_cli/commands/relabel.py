@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from influence_cli.commands.session import Session
-    from influence_cli.move_log import Batch
-    from influence_cli.moves import Plan
-    from influence_cli.relabel import Relabelled
+    from influence_cli.relabel.labels import Relabelled
+    from influence_cli.relabel.move_log import Batch
+    from influence_cli.relabel.moves import Plan
 
 LOG = "moves.log.csv"
 # Pairs of classes that are named.
@@ -118,10 +118,10 @@ def command(
 
 def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[Path], force: bool) -> None:
     from influence_cli.commands.session import emit
-    from influence_cli.decisions import COLUMNS
-    from influence_cli.moves import manifest, plan_moves
-    from influence_cli.relabel import decision_rows, label_files
-    from influence_cli.relabel_checks import last_moves, refuse_open_moves, refuse_outputs
+    from influence_cli.relabel.checks import last_moves, refuse_open_moves, refuse_outputs
+    from influence_cli.relabel.decisions import COLUMNS
+    from influence_cli.relabel.labels import decision_rows, label_files
+    from influence_cli.relabel.moves import manifest, plan_moves
     from influence_cli.runtime.transaction import take_back, write_together
 
     moves = outputs[0].with_name("moves.csv" if on == "train" else "test-moves.csv")
@@ -156,8 +156,8 @@ def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[P
 
 def _decide(session: Session, file: Path, on: str, log: Path, moved: Batch | None) -> Relabelled:
     """Read the decisions and note them for the run file; where files were moved since, an error says so."""
-    from influence_cli.decisions import DECISIONS
-    from influence_cli.relabel import apply_decisions
+    from influence_cli.relabel.decisions import DECISIONS
+    from influence_cli.relabel.labels import apply_decisions
 
     undo = f"influence relabel --undo {typed_path(log)}"
     try:
@@ -225,10 +225,10 @@ def _say_next(session: Session, result: Relabelled, on: str, outputs: Sequence[P
 
 def _move(session: Session, file: Path, on: str, log: Path) -> None:
     from influence_cli.commands.session import emit
-    from influence_cli.move_log import open_log
-    from influence_cli.moves import COLUMNS as MOVED
-    from influence_cli.moves import DROPPED, apply_plan, continue_moves, plan_moves
-    from influence_cli.relabel_checks import last_moves, refuse_named_files, refuse_open_moves
+    from influence_cli.relabel.checks import last_moves, refuse_named_files, refuse_open_moves
+    from influence_cli.relabel.move_log import open_log
+    from influence_cli.relabel.moves import COLUMNS as MOVED
+    from influence_cli.relabel.moves import DROPPED, apply_plan, continue_moves, plan_moves
     from influence_cli.runtime.outputs import refuse_clashes
 
     say, config = session.terminal.say, session.config
@@ -268,9 +268,9 @@ def _move(session: Session, file: Path, on: str, log: Path) -> None:
 
 def _undo(session: Session, log: Path, config: Path) -> None:
     from influence_cli.commands.session import emit
-    from influence_cli.move_log import last_open, read_log
-    from influence_cli.moves import COLUMNS as MOVED
-    from influence_cli.moves import undo_moves
+    from influence_cli.relabel.move_log import last_open, read_log
+    from influence_cli.relabel.moves import COLUMNS as MOVED
+    from influence_cli.relabel.moves import undo_moves
     from influence_cli.runtime.outputs import refuse_clashes
 
     used = [(log, "the log of moves"), (config.parent / LOG, "the log of moves"), (config, "the config")]

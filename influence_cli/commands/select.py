@@ -110,7 +110,7 @@ def _write(
 
     from influence_cli.commands.session import emit
     from influence_cli.pruning import kept_rows, order_by
-    from influence_cli.relabel import exclusion_file
+    from influence_cli.relabel.labels import exclusion_file
     from influence_cli.runtime.transaction import write_together
 
     split, say = tasks[0].train, session.terminal.say

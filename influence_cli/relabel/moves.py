@@ -18,8 +18,8 @@ from pathlib import Path
 import xxhash
 
 from influence_cli.errors import InfluenceError, Stopped, describe, near_path, typed_path
-from influence_cli.move_log import Batch, Move, MoveLog, last_open, open_log, read_log
-from influence_cli.relabel import Relabelled
+from influence_cli.relabel.labels import Relabelled
+from influence_cli.relabel.move_log import Batch, Move, MoveLog, last_open, open_log, read_log
 from influence_cli.report.writer import write_rows
 from influence_cli.runtime import disk
 from influence_cli.runtime.transaction import NewFile

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from influence_cli.readout import fit_temperature
+from influence_cli.mislabels.readout import fit_temperature
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
-from influence_cli.move_log import Batch, last_open, read_log, refuse_held
-from influence_cli.moves import file_hash
+from influence_cli.relabel.move_log import Batch, last_open, read_log, refuse_held
+from influence_cli.relabel.moves import file_hash
 from influence_cli.runtime.outputs import check_output, refuse_clashes
 
 

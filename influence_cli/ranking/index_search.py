@@ -23,7 +23,6 @@ from torch import Tensor
 
 from influence_cli.config.schema import SOLVERS, Config
 from influence_cli.errors import InfluenceError
-from influence_cli.index_file import Index, index_path, missing, open_index
 from influence_cli.influence.ensemble import make_inverses, refuse_source
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts
 from influence_cli.influence.inverse import Inverse
@@ -32,7 +31,8 @@ from influence_cli.influence.scores import Strongest, removal, require_finite, s
 from influence_cli.influence.test_gradients import gradient_groups, group_size
 from influence_cli.influence.test_selection import Selected
 from influence_cli.precompute.prepared import Prepared, store_path
-from influence_cli.rank import Group
+from influence_cli.ranking.index_file import Index, index_path, missing, open_index
+from influence_cli.ranking.rank import Group
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.store.store import Store
 

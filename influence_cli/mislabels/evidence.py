@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from influence_cli.activations import ALL, Activations, activations, join_activations
 from influence_cli.data.batches import readable_batches
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TrainingFacts
-from influence_cli.logistic import leave_one_out_logistic
+from influence_cli.mislabels.activations import ALL, Activations, activations, join_activations
+from influence_cli.mislabels.logistic import leave_one_out_logistic
+from influence_cli.mislabels.neighbours import distance, nearest, vote
+from influence_cli.mislabels.readout import FLOOR, leave_one_out
 from influence_cli.model.task import Task
-from influence_cli.neighbours import distance, nearest, vote
 from influence_cli.passes.finite import refuse_not_finite
-from influence_cli.readout import FLOOR, leave_one_out
 from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Terminal

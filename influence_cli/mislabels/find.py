@@ -3,7 +3,7 @@
 Signals, higher is more suspicious for all of them:
 
 - ``combined`` (the default), ``readout``, ``neighbours``, ``logistic``: −log p of the label by opinions that have not
-  seen it (evidence.py)
+  seen it (mislabels/evidence.py)
 - ``pred-probs``: likewise by probabilities from elsewhere, such as k-fold training
 - ``loss`` (the model's), ``margin`` (probability of the largest other class less that of the label)
 - ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: influence/self_influence.py
@@ -21,15 +21,15 @@ import numpy as np
 from influence_cli.config.schema import Config
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence import Evidence, gather_evidence
-from influence_cli.findings import Findings, find_besides
 from influence_cli.influence.ensemble import make_inverses
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.influence.run_facts import describe_run
 from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
+from influence_cli.mislabels.data_issues import Findings, find_besides
+from influence_cli.mislabels.evidence import Evidence, gather_evidence
+from influence_cli.mislabels.noise import Noise, estimate_noise
 from influence_cli.model.task import Task
-from influence_cli.noise import Noise, estimate_noise
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal

@@ -17,8 +17,8 @@ from influence_cli.config.schema import Config, DataConfig
 from influence_cli.data.datasets import load_split, load_splits, source_labels
 from influence_cli.data.label_files import read_indices, read_labels
 from influence_cli.data.split import Split
-from influence_cli.decisions import Decisions, read_decisions
 from influence_cli.errors import InfluenceError, near_path
+from influence_cli.relabel.decisions import Decisions, read_decisions
 from influence_cli.report.writer import write_rows
 from influence_cli.runtime.transaction import NewFile
 

@@ -1,4 +1,4 @@
-"""Write all of influence[t, i] to an HDF5 file as it is computed, never holding it."""
+"""Where all scores of a ranking go, beside the strongest: a matrix file, or memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,29 @@ import numpy as np
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.influence.example_facts import TestFacts
 from influence_cli.runtime import disk
+
+
+class KeptInfluence:
+    """Takes the numbers of `rank_training` as they are computed, and holds those of the first test examples.
+
+    Attributes:
+        values: influence float32 [m, n] on them (one row for an aggregate); NaN of what could not be read.
+    """
+
+    def __init__(self, tests: int, training: int) -> None:
+        self.values = np.full((tests, training), np.nan, dtype=np.float32)
+        self._next = 0
+        self._rows = slice(0, 0)
+
+    def begin(self, tests: Sequence[TestFacts | None]) -> None:
+        """Take the next test examples; those past the first few are let go."""
+        self._rows = slice(self._next, min(self._next + len(tests), len(self.values)))
+        self._next = self._rows.stop
+
+    def add(self, where: slice, values: np.ndarray) -> None:
+        """Take their influence [m, b] on a range of training examples."""
+        self.values[self._rows, where] = values[: self._rows.stop - self._rows.start]
+
 
 # Columns of a chunk: a piece of a scan fills whole ones, a reader of one row touches few.
 CHUNK = 4096

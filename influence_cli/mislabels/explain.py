@@ -9,7 +9,7 @@ import numpy as np
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.metrics import percentile_rank
-from influence_cli.mislabels import Mislabels
+from influence_cli.mislabels.find import Mislabels
 
 COLUMNS = ("kind", "name", "value", "percentile", "suggested", "confidence", "index", "path", "label")
 SHOWN = 10

@@ -18,13 +18,13 @@ import torch
 from influence_cli.config.schema import Config
 from influence_cli.data.label_files import class_number
 from influence_cli.errors import InfluenceError
-from influence_cli.group_files import Grouping
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts
 from influence_cli.influence.scores import harmful_part, most_harmful_first
 from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import bootstrap_means, least_by_chance
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.rank import rank_training
+from influence_cli.ranking.group_files import Grouping
+from influence_cli.ranking.rank import rank_training
 from influence_cli.runtime.terminal import Terminal
 
 # Share of the bootstrap samples in which a group has to come first, and to be harmful, to be named without a doubt; and

@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.approximate import candidates, inside, recall_text, whitened
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.index_file import Index, belongings, index_path, padded, seal_index, write_index
 from influence_cli.influence.inverse import Inverse
 from influence_cli.influence.scores import Running, Strongest, removal
 from influence_cli.influence.streams import averaged, stored_products
 from influence_cli.influence.test_gradients import test_gradients
 from influence_cli.influence.test_selection import Selected
 from influence_cli.precompute.prepared import Prepared
+from influence_cli.ranking.index_file import Index, belongings, index_path, padded, seal_index, write_index
+from influence_cli.ranking.index_search import candidates, inside, recall_text, whitened
 from influence_cli.runtime import disk
 from influence_cli.runtime.locks import claim
 from influence_cli.runtime.memory import available_bytes

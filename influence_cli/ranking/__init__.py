@@ -1,0 +1,4 @@
+"""`influence rank`, `groups` and `index`: the strongest training examples.
+
+Start with ``rank``.
+"""
