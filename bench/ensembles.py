@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import lds_retrain
 
 from influence_cli.config.load import load_config
-from influence_cli.datamodeling import Datamodeling, datamodeling_score
 from influence_cli.model.task import load_tasks
+from influence_cli.retrain.lds import Datamodeling, datamodeling_score
 from influence_cli.runtime.terminal import Terminal
 
 N, TESTS, SUBSETS, RUNS, CHECKPOINTS = 2_000, 100, 40, 6, 6

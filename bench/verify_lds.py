@@ -28,10 +28,10 @@ import verify_lds_project as project
 from influence_cli.config.load import load_config
 from influence_cli.config.schema import Config
 from influence_cli.curvature import damping
-from influence_cli.datamodeling import Datamodeling, datamodeling_score, left_out
 from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.model.task import load_tasks
-from influence_cli.retrain import HALVES, half, seed_of
+from influence_cli.retrain.lds import Datamodeling, datamodeling_score, left_out
+from influence_cli.retrain.training import HALVES, half, seed_of
 from influence_cli.runtime.terminal import Terminal
 
 MODELS, SUBSETS, REPEATS, TESTS = 5, 100, 2, 300

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import yaml
 
-from influence_cli.attribution import attribution_cards
 from influence_cli.config.schema import Config
 from influence_cli.data.images import file_input, raw_image
 from influence_cli.data.split import Split
@@ -21,6 +20,7 @@ from influence_cli.influence.normalise import MEANING
 from influence_cli.influence.scores import Strongest
 from influence_cli.influence.test_selection import Selected
 from influence_cli.model.task import Task
+from influence_cli.perturb.attribution import attribution_cards
 from influence_cli.pictures import thumbnail
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import Group

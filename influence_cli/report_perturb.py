@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from influence_cli.data.batches import Batch
-from influence_cli.perturb import Perturbed
-from influence_cli.perturb_files import draw_map
+from influence_cli.perturb.eight_bit import PixelScale
+from influence_cli.perturb.estimate import Perturbed
+from influence_cli.perturb.files import draw_map
 from influence_cli.pictures import thumbnail
-from influence_cli.pixels import PixelScale
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.html import Card, Page, Row, Section
 from influence_cli.report_pages import (

@@ -26,12 +26,13 @@ import torch
 from crash_points import STORE, Moments, State
 from safetensors import safe_open
 
-from influence_cli import metrics, retrain
+from influence_cli import metrics
 from influence_cli.cli import app
 from influence_cli.curvature import ekfac
 from influence_cli.metrics import bootstrap_lds
 from influence_cli.precompute import fill_store, fit_file
 from influence_cli.relabel.move_log import read_log
+from influence_cli.retrain import training
 from influence_cli.runtime import disk
 from influence_cli.store.store import Store
 
@@ -254,11 +255,11 @@ def kill(name: str, kills: int) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     fit_file.SAVE_EVERY = -1.0
-    retrain.time = SimpleNamespace(perf_counter=lambda: 0.0)  # a file of a retraining has its seconds
+    training.time = SimpleNamespace(perf_counter=lambda: 0.0)  # a file of a retraining has its seconds
     metrics.bootstrap_lds = partial(bootstrap_lds, draws=10)
     count_work(fill_store, "block_rows")
     count_work(ekfac, "_add_covariances", "_add_eigenvalues", "_decompose_layer")
-    count_work(retrain.Again, "outcomes")
+    count_work(training.Again, "outcomes")
     count_work(disk, "unlink")
     for name in sys.argv[2:]:
         with contextlib.chdir(name):

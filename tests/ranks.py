@@ -32,9 +32,10 @@ import small_project
 import torch
 import torch.distributed.rendezvous  # what a job would load
 
-from influence_cli import cli, retrain
+from influence_cli import cli
 from influence_cli.curvature import ekfac
 from influence_cli.precompute import fill_store, fit_file
+from influence_cli.retrain import training
 
 # Longer than any job takes that does not wait for ever.
 PATIENCE = 60
@@ -43,7 +44,7 @@ WORK = {
     "block": (fill_store, "block_rows", lambda words: int(words[5][0])),
     "covariances": (ekfac, "_add_covariances", lambda words: int(words[2].indices[0])),
     "eigenvalues": (ekfac, "_add_eigenvalues", lambda words: int(words[2].indices[0])),
-    "training": (retrain.Again, "outcomes", lambda words: 0),
+    "training": (training.Again, "outcomes", lambda words: 0),
 }
 
 

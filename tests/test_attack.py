@@ -14,14 +14,22 @@ from PIL import Image
 from torch import nn
 
 from influence_cli import Terminal, load_config, load_tasks
-from influence_cli.attack import attack_prediction, margins, rank_attackable, right_row
 from influence_cli.data.batches import read_batches
 from influence_cli.metrics import binomial_interval
-from influence_cli.newton import losses_under, minimise
 from influence_cli.passes.gradients import example_gradients
-from influence_cli.perturb import input_slopes
-from influence_cli.pixels import PixelScale, pixel_scale
-from influence_cli.top_layer import TopLayer, changed, feature_slopes, loss_slope, pixel_slopes, top_layer, with_graph
+from influence_cli.perturb.attack import attack_prediction, margins, rank_attackable, right_row
+from influence_cli.perturb.eight_bit import PixelScale, pixel_scale
+from influence_cli.perturb.estimate import input_slopes
+from influence_cli.retrain.newton import losses_under, minimise
+from influence_cli.retrain.top_layer import (
+    TopLayer,
+    changed,
+    feature_slopes,
+    loss_slope,
+    pixel_slopes,
+    top_layer,
+    with_graph,
+)
 
 # A body that a small change of its input moves far, as deep networks are: what a pixel does is 30 times as much.
 SHARP = """
@@ -177,7 +185,7 @@ def test_ten_images_flip_what_one_does_not(top: TopLayer, scale: PixelScale) -> 
 
 def test_images_are_chosen_by_what_their_pixels_can_do(top: TopLayer, scale: PixelScale) -> None:
     """The first of all training images, by the gain of every one of them."""
-    from influence_cli.attack import choose_images, gains_of
+    from influence_cli.perturb.attack import choose_images, gains_of
 
     row = right_rows(top)[2]
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
@@ -188,7 +196,7 @@ def test_images_are_chosen_by_what_their_pixels_can_do(top: TopLayer, scale: Pix
 
 
 def test_few_images_are_ordered_by_what_each_does_alone(top: TopLayer, scale: PixelScale) -> None:
-    from influence_cli.attack import TRIAL, TRIED, attack_order, choose_images
+    from influence_cli.perturb.attack import TRIAL, TRIED, attack_order, choose_images
 
     row = right_rows(top)[2]
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
@@ -205,9 +213,9 @@ def test_few_images_are_ordered_by_what_each_does_alone(top: TopLayer, scale: Pi
 
 def test_the_gain_is_what_one_step_to_the_corner_brings(top: TopLayer, scale: PixelScale) -> None:
     """A hundredth of the way, where the first order is all there is."""
-    from influence_cli.attack import choose_images
     from influence_cli.influence.scores import perturbation
-    from influence_cli.pixels import ball
+    from influence_cli.perturb.attack import choose_images
+    from influence_cli.perturb.eight_bit import ball
 
     row = right_rows(top)[1]
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]

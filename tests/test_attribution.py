@@ -16,9 +16,9 @@ from conftest import Command, edit
 from PIL import Image
 from torch import nn
 
-from influence_cli.attribution import COPIES, NUMBERS, attribute, check_attribution, last_convolution, patch
 from influence_cli.errors import InfluenceError
 from influence_cli.model.task import Task
+from influence_cli.perturb.attribution import COPIES, NUMBERS, attribute, check_attribution, last_convolution, patch
 from influence_cli.pictures import overlay, scaled
 
 

@@ -24,7 +24,6 @@ from crash_points import STORE, State, watch
 from relabel_project import decide
 from small_project import BLOCKS, EKFAC, flip, make, place_of, with_training
 
-from influence_cli import datamodeling, retrain
 from influence_cli.curvature import ekfac, explicit
 from influence_cli.curvature.progress import Progress
 from influence_cli.errors import InfluenceError
@@ -32,8 +31,9 @@ from influence_cli.metrics import bootstrap_lds
 from influence_cli.precompute import fill_store, fit, fit_file
 from influence_cli.relabel import move_log
 from influence_cli.relabel.move_log import read_log
-from influence_cli.retrain import Again
-from influence_cli.retrain_files import Arrays
+from influence_cli.retrain import lds, training
+from influence_cli.retrain.jobs import Arrays
+from influence_cli.retrain.training import Again
 from influence_cli.runtime import disk
 from influence_cli.store.store import Store
 
@@ -227,7 +227,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return result
 
     monkeypatch.setattr(Again, "outcomes", count)
-    monkeypatch.setattr(retrain, "time", SimpleNamespace(perf_counter=lambda: 0.0))
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: 0.0))
     return found
 
 
@@ -257,7 +257,7 @@ def test_verify_trains_one_half_again_at_most(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, trained: list[int]
 ) -> None:
     """With its store, which is made before the first training."""
-    monkeypatch.setattr(datamodeling, "bootstrap_lds", partial(bootstrap_lds, draws=10))
+    monkeypatch.setattr(lds, "bootstrap_lds", partial(bootstrap_lds, draws=10))
     words = ("--lds", "--subsets", 3, "--repeats", 1, "--tests", 6, "-s", "gradients.block=24")
     check_verify(influence, with_training(project), monkeypatch, trained, words, 3)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, track
-from influence_cli.newton import (
+from influence_cli.passes.gradients import make_network
+from influence_cli.retrain.newton import (
     Outputs,
     Problem,
     losses_under,
@@ -23,7 +24,6 @@ from influence_cli.newton import (
     without_each,
     without_groups,
 )
-from influence_cli.passes.gradients import make_network
 
 N, D, C, L2 = 40, 5, 3, 0.02
 cross_entropy = partial(nn.functional.cross_entropy, reduction="none")
@@ -115,8 +115,8 @@ def test_many_are_left_out_at_one_time_and_the_pieces_do_not_show(monkeypatch: p
     problem, w = solved(network, layer, batch)
     rows, seen = torch.arange(N), []
     whole = without_each(problem, w, rows)
-    monkeypatch.setattr("influence_cli.newton.TOGETHER", 7)
-    monkeypatch.setattr("influence_cli.newton.PIECE", 100)
+    monkeypatch.setattr("influence_cli.retrain.newton.TOGETHER", 7)
+    monkeypatch.setattr("influence_cli.retrain.newton.PIECE", 100)
     cut = without_each(problem, w, rows, seen.append)
     assert sum(seen) == N
     assert torch.allclose(whole, cut, atol=1e-9)
@@ -135,8 +135,8 @@ def test_groups_are_left_out_whether_they_settle_or_not(monkeypatch: pytest.Monk
         alone, _, _ = minimise(Problem(examples, problem.loss, L2 * N / int(kept.sum())), w)
         assert torch.allclose(own, alone, atol=1e-6)
     assert torch.allclose(found[2], without_each(problem, w, torch.tensor([5]))[0], atol=1e-7)
-    monkeypatch.setattr("influence_cli.newton.TOGETHER", 3)
-    monkeypatch.setattr("influence_cli.newton.PIECE", 100)
+    monkeypatch.setattr("influence_cli.retrain.newton.TOGETHER", 3)
+    monkeypatch.setattr("influence_cli.retrain.newton.PIECE", 100)
     assert torch.allclose(without_groups(problem, w, groups, "abcd"), found, atol=1e-6)
 
 

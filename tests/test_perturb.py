@@ -16,9 +16,9 @@ from influence_cli.errors import InfluenceError
 from influence_cli.metrics import pearson, slope
 from influence_cli.model.network import track
 from influence_cli.passes.gradients import example_gradients, make_network
-from influence_cli.perturb import input_slopes, perturb_image
-from influence_cli.pixels import HIDDEN, PixelScale, ball, given_scale, pixel_scale, sixteen_bits
-from influence_cli.png16 import write_png16
+from influence_cli.perturb.eight_bit import HIDDEN, PixelScale, ball, given_scale, pixel_scale, sixteen_bits
+from influence_cli.perturb.estimate import input_slopes, perturb_image
+from influence_cli.perturb.files import write_png16
 
 
 def rows_of(done: Ended) -> list[dict[str, object]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
 from influence_cli.errors import InfluenceError
-from influence_cli.pruning import Kept, compare_kept, kept_rows, order_by
+from influence_cli.retrain.subsets import Kept, compare_kept, kept_rows, order_by
 
 
 def dense_usefulness(project: Path) -> np.ndarray:

@@ -20,9 +20,9 @@ import torch
 from conftest import Command, Ended, edit, save_minimum
 from torch import nn
 
-from influence_cli.datamodeling import Datamodeling
 from influence_cli.metrics import bootstrap_lds, pearson, slope, spearman
-from influence_cli.retrain import HALVES, half, seed_of
+from influence_cli.retrain.lds import Datamodeling
+from influence_cli.retrain.training import HALVES, half, seed_of
 
 # Softmax regression by LBFGS from a random start: close to its minimum, not at it, so that the seed shows.
 TRAIN = """
@@ -232,7 +232,7 @@ def test_a_network_is_retrained_by_its_training_function(influence: Command, pro
     from influence_cli import load_config
     from influence_cli.data.batches import labelled_inputs
     from influence_cli.data.datasets import load_split
-    from influence_cli.retrain import fresh_model, load_training, train
+    from influence_cli.retrain.training import fresh_model, load_training, train
 
     config = load_config(project / "influence.yaml")
     pairs = list(labelled_inputs(load_split(config, "train", config.train)))
@@ -292,7 +292,7 @@ def test_a_small_cnn_at_its_minimum_is_left_out_as_its_hessian_says(influence: C
     from influence_cli import load_config
     from influence_cli.data.batches import labelled_inputs
     from influence_cli.data.datasets import load_split
-    from influence_cli.retrain import fresh_model, load_training, train
+    from influence_cli.retrain.training import fresh_model, load_training, train
 
     config = load_config(project / "influence.yaml")
     pairs = list(labelled_inputs(load_split(config, "train", config.train)))
@@ -309,7 +309,7 @@ def test_a_small_cnn_at_its_minimum_is_left_out_as_its_hessian_says(influence: C
 def test_the_verdict_gives_a_reason_that_fits_the_slope(
     influence: Command, project: Path, slope_: float, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("influence_cli.loo.LeftOut.fit", lambda *_: (0.995, slope_, 0.0))
+    monkeypatch.setattr("influence_cli.retrain.leave_one_out.LeftOut.fit", lambda *_: (0.995, slope_, 0.0))
     assert reason in influence("verify", 3, "--loo", 4, cwd=project).err
 
 

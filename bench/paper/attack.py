@@ -29,11 +29,11 @@ import numpy as np
 import torch
 
 from influence_cli import Terminal, load_config, load_tasks
-from influence_cli.attack import TRIED, attack_order, attack_prediction, check_attack, margins
 from influence_cli.metrics import binomial_interval
-from influence_cli.newton import Outputs, factor_of, losses_under, minimise
-from influence_cli.pixels import pixel_scale
-from influence_cli.top_layer import TopLayer, top_layer
+from influence_cli.perturb.attack import TRIED, attack_order, attack_prediction, check_attack, margins
+from influence_cli.perturb.eight_bit import pixel_scale
+from influence_cli.retrain.newton import Outputs, factor_of, losses_under, minimise
+from influence_cli.retrain.top_layer import TopLayer, top_layer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Tried in cross-validation.

@@ -41,7 +41,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from influence_cli.cli import app
-from influence_cli.newton import Outputs, Problem, minimise
+from influence_cli.retrain.newton import Outputs, Problem, minimise
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SITES, PLANTED, L2 = 9, "planted", 0.01

@@ -34,8 +34,8 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.demo import project_model
-from influence_cli.near_minimum import follow
-from influence_cli.newton import Outputs, Problem, factor_of, minimise
+from influence_cli.retrain.newton import Outputs, Problem, factor_of, minimise
+from influence_cli.retrain.newton_update import follow
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from make_demo_data import read_idx

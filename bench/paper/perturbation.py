@@ -25,9 +25,9 @@ from influence_cli import Terminal, load_config, load_tasks, prepare_all
 from influence_cli.data.batches import read_batches
 from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import pearson, slope
-from influence_cli.perturb import perturb_image
-from influence_cli.pixels import ball, pixel_scale
-from influence_cli.top_layer import top_layer
+from influence_cli.perturb.eight_bit import ball, pixel_scale
+from influence_cli.perturb.estimate import perturb_image
+from influence_cli.retrain.top_layer import top_layer
 
 MODEL = """
 import torch

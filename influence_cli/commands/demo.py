@@ -76,7 +76,7 @@ def _train(terminal: Any) -> None:
     from influence_cli.config.load import load_config
     from influence_cli.data.datasets import load_split
     from influence_cli.model.task import choose_device
-    from influence_cli.retrain import fresh_model, load_training, train, training_pairs
+    from influence_cli.retrain.training import fresh_model, load_training, train, training_pairs
 
     config = load_config(Path("influence.yaml"))
     training = load_training(config)

@@ -164,7 +164,6 @@ class _Options:
 def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.data.label_files import class_number
-    from influence_cli.group_retrain import check_retrain
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.influence.test_selection import select
@@ -172,6 +171,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.group_files import group_by_class, read_groups
     from influence_cli.ranking.groups import group_influence, labelled, retrained, verdict
+    from influence_cli.retrain.leave_groups_out import check_retrain
 
     tasks = load(session)
     classes, train = tasks[0].classes, tasks[0].train
@@ -234,8 +234,8 @@ def _retrain(
     session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], found: GroupInfluence, options: _Options
 ) -> dict[int, np.ndarray]:
     """Train again without each group that is shown: the rise of each test loss, by group."""
-    from influence_cli.group_retrain import leave_groups_out
     from influence_cli.metrics import pearson, slope
+    from influence_cli.retrain.leave_groups_out import leave_groups_out
 
     sums = [found.on(test) for test in range(len(found.tests))] if options.each else [found.total()]
     shown = sorted({int(group) for one in sums for group in one.order[: options.count] if one.examples[group]})

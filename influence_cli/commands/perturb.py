@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from influence_cli.data.batches import Batch
     from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
-    from influence_cli.perturb import Perturbed
-    from influence_cli.pixels import Ball, PixelScale
+    from influence_cli.perturb.eight_bit import Ball, PixelScale
+    from influence_cli.perturb.estimate import Perturbed
 
 COLUMNS = (
     "test",
@@ -157,7 +157,7 @@ def command(
       influence perturb --attack --test 17 --images 2 --to attack
     """
     from influence_cli.commands.session import begin
-    from influence_cli.perturb_files import check_map
+    from influence_cli.perturb.files import check_map
     from influence_cli.report.html import check_page
 
     if attack and attackable:
@@ -203,8 +203,9 @@ def _perturb(
 ) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.perturb import perturb_image, read_training_image
-    from influence_cli.perturb_files import check_image, write_map
+    from influence_cli.perturb.estimate import perturb_image
+    from influence_cli.perturb.files import check_image, write_map
+    from influence_cli.perturb.inputs import read_training_image
     from influence_cli.precompute.prepare import prepare_all
 
     tasks = load(session)
@@ -276,7 +277,7 @@ def _room(
     session: Session, task: Task, batch: Batch, pixels: tuple[str | None, str | None]
 ) -> tuple[PixelScale | None, Ball | None]:
     """Find where 8-bit levels lie in the model's input; where that is unknown and not asked for, do without."""
-    from influence_cli.pixels import ball, given_scale, pixel_scale
+    from influence_cli.perturb.eight_bit import ball, given_scale, pixel_scale
 
     title = task.train.title(int(batch.indices[0]))
     if pixels[0] is not None:
@@ -294,7 +295,7 @@ def _change(
     session: Session, task: Task, batch: Batch, delta: Path | None, room: Ball | None
 ) -> Callable[[Tensor], Tensor] | None:
     """Give δ from the slope: the one of --delta, or the steepest that rounding to 8 bits hides."""
-    from influence_cli.perturb_files import read_change
+    from influence_cli.perturb.files import read_change
 
     x = batch.inputs[0]
     if delta is not None:

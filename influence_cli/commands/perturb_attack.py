@@ -12,11 +12,11 @@ from influence_cli.errors import InfluenceError, counted
 from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
-    from influence_cli.attack import Attack
     from influence_cli.commands.session import Session
     from influence_cli.model.task import Task
-    from influence_cli.pixels import PixelScale
-    from influence_cli.top_layer import TopLayer
+    from influence_cli.perturb.attack import Attack
+    from influence_cli.perturb.eight_bit import PixelScale
+    from influence_cli.retrain.top_layer import TopLayer
 
 ATTACK_COLUMNS = (
     "test",
@@ -64,11 +64,11 @@ class AttackOptions:
 
 def run_attack(session: Session, options: AttackOptions) -> None:
     """Attack every selected test prediction, one after the other."""
-    from influence_cli.attack import attack_prediction, check_attack
     from influence_cli.commands.session import emit, load
     from influence_cli.metrics import binomial_interval
-    from influence_cli.perturb import read_training_image
-    from influence_cli.top_layer import top_layer
+    from influence_cli.perturb.attack import attack_prediction, check_attack
+    from influence_cli.perturb.inputs import read_training_image
+    from influence_cli.retrain.top_layer import top_layer
 
     task = _one_task(load(session))
     if options.index is not None:
@@ -105,9 +105,9 @@ def run_attackable(session: Session, options: AttackOptions) -> None:
     """Rank the test predictions that a single training image could flip."""
     import numpy as np
 
-    from influence_cli.attack import check_attack, rank_attackable
     from influence_cli.commands.session import emit, load
-    from influence_cli.top_layer import top_layer
+    from influence_cli.perturb.attack import check_attack, rank_attackable
+    from influence_cli.retrain.top_layer import top_layer
 
     task = _one_task(load(session))
     scale = _scale(task, options.pixels)
@@ -179,7 +179,7 @@ def _one_task(tasks: list[Task]) -> Task:
 
 
 def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
-    from influence_cli.pixels import given_scale, pixel_scale
+    from influence_cli.perturb.eight_bit import given_scale, pixel_scale
 
     return pixel_scale(task.train) if pixels[0] is None else given_scale(pixels[0], pixels[1])
 
@@ -199,7 +199,7 @@ def _positions(task: Task, session: Session, words: list[str]) -> list[int]:
 
 def _right(session: Session, top: TopLayer, positions: Sequence[int], words: list[str]) -> list[int]:
     """Give the rows of test examples that are predicted right; one that was named and is wrong is an error."""
-    from influence_cli.attack import right_row
+    from influence_cli.perturb.attack import right_row
 
     named = {int(word) for word in words if re.fullmatch(r"\d+", word, re.ASCII)}
     rows, wrong, last = [], 0, None
@@ -228,7 +228,7 @@ def _made(folder: Path) -> Path:
 
 
 def _write(folder: Path, scale: PixelScale, found: Attack) -> None:
-    from influence_cli.perturb_files import write_image
+    from influence_cli.perturb.files import write_image
 
     for index, x in zip(found.images, found.inputs, strict=True):
         write_image(folder, f"test{found.test:05d}_train{index:07d}", scale, x)

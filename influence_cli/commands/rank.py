@@ -247,12 +247,12 @@ def _check_approximate(given: Mapping[str, bool]) -> None:
 
 
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
-    from influence_cli.attribution import check_attribution, check_model
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.influence.test_selection import select
     from influence_cli.model.task import misclassified
+    from influence_cli.perturb.attribution import check_attribution, check_model
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.index_search import rank_approximate
     from influence_cli.ranking.rank import rank_training

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from influence_cli.commands.session import Session
     from influence_cli.model.task import Task
-    from influence_cli.pruning import Kept
+    from influence_cli.retrain.subsets import Kept
 
 BY = ("influence", "loss", "random")
 COLUMNS = ("rank", "index", "path", "label", "usefulness", "loss")
@@ -109,8 +109,8 @@ def _write(
     import numpy as np
 
     from influence_cli.commands.session import emit
-    from influence_cli.pruning import kept_rows, order_by
     from influence_cli.relabel.labels import exclusion_file
+    from influence_cli.retrain.subsets import kept_rows, order_by
     from influence_cli.runtime.transaction import write_together
 
     split, say = tasks[0].train, session.terminal.say
@@ -169,8 +169,8 @@ def _rows(task: Task, rows: np.ndarray, usefulness: np.ndarray, losses: np.ndarr
 
 def _retrain(session: Session, tasks: list[Task], keep: float, repeats: int, *, on_the_fly: bool, skip: bool) -> None:
     from influence_cli.commands.session import emit
-    from influence_cli.pruning import compare_kept, order_by, retrain_kept, split_tests
-    from influence_cli.retrain import load_training
+    from influence_cli.retrain.subsets import compare_kept, order_by, retrain_kept, split_tests
+    from influence_cli.retrain.training import load_training
 
     load_training(session.config)  # what cannot be trained is told before a store is made
     seed = session.config.seed

@@ -25,12 +25,12 @@ from influence_cli.runtime.stdio import stdin_lines
 if TYPE_CHECKING:
     from influence_cli.commands.session import Session
     from influence_cli.config.schema import Config
-    from influence_cli.datamodeling import Datamodeling
     from influence_cli.influence.example_facts import TrainingFacts
     from influence_cli.influence.test_selection import Selected
-    from influence_cli.loo import LeftOut
     from influence_cli.model.task import Task
     from influence_cli.precompute.prepared import Prepared
+    from influence_cli.retrain.lds import Datamodeling
+    from influence_cli.retrain.leave_one_out import LeftOut
 
 CHECK_COLUMNS = ("item", "value", "unit", "meaning")
 LOO_COLUMNS = (
@@ -143,7 +143,7 @@ def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.ensemble import refuse_source
     from influence_cli.precompute.prepare import prepare_all
-    from influence_cli.self_check import check_estimates
+    from influence_cli.retrain.self_check import check_estimates
 
     refuse_source(session.config, "verify without --lds", "there is no s_test to check")
     tasks = load(session)
@@ -171,9 +171,9 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
 def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
-    from influence_cli.loo import leave_one_out
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.report.plot import scatter
+    from influence_cli.retrain.leave_one_out import leave_one_out
 
     tasks = load(session)
     selected = _select(session, tasks, words)
@@ -296,7 +296,7 @@ def _lds(
     session: Session, methods: dict[str, Config], subsets: int, repeats: int, tests: int, on_the_fly: bool
 ) -> None:
     from influence_cli.commands.session import emit, load
-    from influence_cli.datamodeling import datamodeling_score
+    from influence_cli.retrain.lds import datamodeling_score
 
     found = datamodeling_score(
         methods,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from influence_cli.errors import InfluenceError
 from influence_cli.model.outputs import output_curvature
-from influence_cli.newton import (
+from influence_cli.retrain.newton import (
     ACCURACY,
     ROUNDING,
     SHARED_STEPS,

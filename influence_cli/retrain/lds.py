@@ -25,7 +25,8 @@ from influence_cli.model.task import Task
 from influence_cli.precompute.prepare import decide, prepare_all
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import rank_training
-from influence_cli.retrain import (
+from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder, turn
+from influence_cli.retrain.training import (
     CHOSEN,
     HALVES,
     MEANING,
@@ -39,7 +40,6 @@ from influence_cli.retrain import (
     retrained_folder,
     seed_of,
 )
-from influence_cli.retrain_files import Arrays, Job, do_all, open_folder, turn
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -13,9 +16,8 @@ from influence_cli.data.images import file_input
 from influence_cli.data.split import Split
 from influence_cli.data.tables import load_npy
 from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.perturb.eight_bit import PixelScale, sixteen_bits
 from influence_cli.pictures import overlay, scaled, view
-from influence_cli.pixels import PixelScale, sixteen_bits
-from influence_cli.png16 import write_png16
 from influence_cli.runtime.outputs import open_output
 
 MAPS = (".png", ".npy")
@@ -113,3 +115,19 @@ def write_image(folder: Path, name: str, scale: PixelScale, x: Tensor) -> list[P
         with open_output(written[1]) as stream:
             write_png16(stream.buffer, sixteen_bits(scale, x))
     return written
+
+
+_COLOUR_TYPES = {1: 0, 3: 2}
+
+
+def write_png16(file: BinaryIO, pixels: np.ndarray) -> None:
+    """Write uint16 pixels [H, W, C], C = 1 (grey) or 3 (RGB), without loss."""
+    height, width, channels = pixels.shape
+    # A PNG is big-endian, and every line begins with its filter: 0 is none.
+    lines = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
+    raw = np.concatenate([np.zeros((height, 1), np.uint8), lines], axis=1).tobytes()
+    header = struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPES[channels], 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(raw, 6)), (b"IEND", b"")]
+    file.write(b"\x89PNG\r\n\x1a\n")
+    for kind, data in parts:
+        file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))

@@ -16,7 +16,8 @@ from influence_cli.config.schema import Config
 from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError
 from influence_cli.model.task import Task
-from influence_cli.retrain import (
+from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder
+from influence_cli.retrain.training import (
     CHOSEN,
     KEPT,
     MEANING,
@@ -27,7 +28,6 @@ from influence_cli.retrain import (
     retrained_folder,
     seed_of,
 )
-from influence_cli.retrain_files import Arrays, Job, do_all, open_folder
 from influence_cli.runtime.terminal import Terminal
 
 # What the examples to leave out are chosen by; nothing is left out under ``all``.

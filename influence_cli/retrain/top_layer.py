@@ -1,7 +1,7 @@
 """A frozen body and a trained top layer: the setting in which training again is exact, and an attack is practical.
 
 The top layer is the linear layer that gives the model's output; here it is at the minimum of the objective, found by
-Newton steps in float64 (newton.py). Of its gradient g = r ãᵀ (r = ∂ℓ/∂f, ã the layer's input and a 1 for
+Newton steps in float64 (retrain/newton.py). Of its gradient g = r ãᵀ (r = ∂ℓ/∂f, ã the layer's input and a 1 for
 the bias) the derivative in the pixels is v · ∂a/∂x with v = ∂(rᵀ S ã)/∂a for s_test as S [C, d]: closed up to the
 body, and one backward pass through that.
 """
@@ -21,8 +21,8 @@ from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, frozen, output_layer, recurrent_backward, restrict, track
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task
-from influence_cli.newton import Outputs, Problem, factor_of, make_problem, minimise, outputs_of, start_of
-from influence_cli.retrain import check_whole
+from influence_cli.retrain.newton import Outputs, Problem, factor_of, make_problem, minimise, outputs_of, start_of
+from influence_cli.retrain.training import check_whole
 from influence_cli.runtime.terminal import Terminal
 
 BATCH = 256

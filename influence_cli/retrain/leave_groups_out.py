@@ -13,10 +13,11 @@ from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TestFacts
 from influence_cli.influence.test_selection import Selected
-from influence_cli.loo import Omission, at_minimum, by_newton, check_trainable, one_task, trained_changes
-from influence_cli.newton import losses_under, without_groups
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.group_files import Grouping
+from influence_cli.retrain.leave_one_out import Omission, trained_changes
+from influence_cli.retrain.newton import losses_under, without_groups
+from influence_cli.retrain.output_layer import at_minimum, by_newton, check_trainable, one_task
 from influence_cli.runtime.terminal import Terminal
 
 WHAT = "retraining without one group"

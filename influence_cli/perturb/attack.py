@@ -20,12 +20,20 @@ from torch import Tensor
 from influence_cli.data.batches import read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.scores import perturbation
-from influence_cli.near_minimum import STEP_TOLERANCE, follow, solve_at
-from influence_cli.newton import Outputs, losses_under
-from influence_cli.perturb import check_differentiable
-from influence_cli.pixels import PixelScale, ball
+from influence_cli.perturb.eight_bit import PixelScale, ball
+from influence_cli.perturb.inputs import check_differentiable
+from influence_cli.retrain.newton import Outputs, losses_under
+from influence_cli.retrain.newton_update import STEP_TOLERANCE, follow, solve_at
+from influence_cli.retrain.top_layer import (
+    TopLayer,
+    as_inputs,
+    changed,
+    feature_slopes,
+    loss_slope,
+    pixel_slopes,
+    with_graph,
+)
 from influence_cli.runtime.terminal import Terminal
-from influence_cli.top_layer import TopLayer, as_inputs, changed, feature_slopes, loss_slope, pixel_slopes, with_graph
 
 # Training images whose pixels are looked at for an attack, and for each test example that is asked about.
 LOOKED_AT, ASKED = 50, 10

@@ -1,6 +1,6 @@
 """`influence verify --loo`: train again without an example, and compare the change of a test loss with its influence.
 
-The smallest change puts a deep network on another path, so that there this is mostly noise: datamodeling.py has the
+The smallest change puts a deep network on another path, so that there this is mostly noise: retrain/lds.py has the
 measure for those (Bae et al. 2022, "If influence functions are the answer").
 """
 
@@ -13,48 +13,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from influence_cli.config.schema import Config
-from influence_cli.curvature.choice import MAX_PARAMETERS
-from influence_cli.data.batches import readable_batches
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, training_facts
-from influence_cli.influence.test_gradients import selected_batches
 from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import intercept, pearson, slope
 from influence_cli.model.fingerprint import weights_hash
 from influence_cli.model.task import Task
-from influence_cli.newton import (
-    Outputs,
-    Problem,
-    losses_under,
-    make_problem,
-    minimise,
-    outputs_of,
-    start_of,
-    without_each,
-)
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import rank_training
 from influence_cli.ranking.sinks import KeptInfluence
-from influence_cli.retrain import (
+from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder
+from influence_cli.retrain.newton import losses_under, without_each
+from influence_cli.retrain.output_layer import AtMinimum, at_minimum, by_newton, check_trainable, one_task
+from influence_cli.retrain.training import (
     CHOSEN,
     MEANING,
     WITHOUT,
-    check_whole,
     job_of,
-    load_training,
     made_of,
     make_again,
     retrained_folder,
     seed_of,
 )
-from influence_cli.retrain_files import Arrays, Job, do_all, open_folder
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -145,47 +129,6 @@ def leave_one_out(
     ]
 
 
-def is_convex(prepared: Prepared) -> bool:
-    """Say whether the tracked parameters are an output layer under a convex loss, small enough for Newton steps."""
-    choice, task = prepared.choice, prepared.task
-    # The hinge is convex, but has no curvature for a Newton step.
-    smooth = task.convex_loss and task.loss_name != "hinge"
-    return choice.output is not None and smooth and choice.network.size <= MAX_PARAMETERS
-
-
-def by_newton(prepared: Prepared, config: Config) -> bool:
-    """Say whether examples are left out by Newton steps; if not, the training function leaves them out.
-
-    An output layer under a convex loss needs no training function. But ``smooth_hinge`` stands in for the hinge that a
-    model was trained with: leaving out means training with the hinge again, if the config names a function for that.
-    It trains the whole model, so all of that has to be tracked.
-    """
-    stands_in = config.loss.factory == "smooth_hinge" and config.training is not None
-    size = sum(weight.numel() for weight in prepared.task.model.parameters())
-    return is_convex(prepared) and not (stands_in and prepared.choice.network.size == size)
-
-
-def one_task(tasks: Sequence[Task], option: str) -> Task:
-    """Refuse several checkpoints, and a list that is not all of the training set."""
-    if len(tasks) > 1:
-        raise InfluenceError(
-            f"{option} retrains one checkpoint, the config lists {len(tasks)}",
-            f"-s model.checkpoint={tasks[0].checkpoint}",
-        )
-    check_whole(tasks[0])
-    return tasks[0]
-
-
-def check_trainable(config: Config, selected: Sequence[Selected]) -> None:
-    """Tell a mistake in the training function before any work, and refuse test examples that it knows nothing of."""
-    load_training(config)
-    if any(item.file is not None for item in selected):
-        raise InfluenceError(
-            "an image file as TEST goes only with an output layer under a convex loss",
-            "give positions of the test set",
-        )
-
-
 def _choose(influence: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Choose rows: half the most influential, strongest first, half at random from the others."""
     read = np.flatnonzero(np.isfinite(influence))
@@ -193,65 +136,6 @@ def _choose(influence: np.ndarray, count: int, seed: int) -> np.ndarray:
     rest = np.setdiff1d(read, most)
     random = np.random.default_rng(seed).choice(rest, min(len(rest), count - len(most)), replace=False)
     return np.concatenate([most, np.sort(random)])
-
-
-@dataclass(frozen=True)
-class AtMinimum:
-    """An output layer at the minimum of its objective, and test examples as it sees them.
-
-    Attributes:
-        problem: the objective.
-        w: its minimum W [C, d].
-        tests: the test examples, their targets those that are explained.
-    """
-
-    problem: Problem
-    w: Tensor
-    tests: Outputs
-
-
-def at_minimum(
-    prepared: Prepared,
-    selected: Sequence[Selected],
-    tests: Sequence[TestFacts],
-    terminal: Terminal,
-    run: dict[str, Any],
-) -> AtMinimum:
-    """Train the output layer to its minimum, and run the test examples up to it."""
-    layer = prepared.choice.output
-    if layer is None:
-        raise ValueError("an output layer is needed")
-    problem, w, run["newton"] = to_minimum(prepared, layer, terminal)
-    return AtMinimum(problem, w, explained_outputs(prepared, layer, selected, tests, terminal))
-
-
-def to_minimum(prepared: Prepared, layer: nn.Linear, terminal: Terminal) -> tuple[Problem, Tensor, dict[str, float]]:
-    """Train the output layer to its minimum by Newton steps in float64.
-
-    Returns:
-        The objective, its minimum W [C, d], and the gradient norms before and after, for the facts of the run.
-    """
-    task, network = prepared.task, prepared.choice.network
-    with terminal.status("training the output layer to its minimum (Newton)"):
-        batches = readable_batches(task.train, task.train.indices, BATCH, skip=False)
-        problem = make_problem(network, layer, batches, task.l2)
-        w, before, after = minimise(problem, start_of(network, layer, problem.examples.a))
-    terminal.say(f"gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64")
-    return problem, w, {"gradient_norm_before": before, "gradient_norm_after": after}
-
-
-def explained_outputs(
-    prepared: Prepared,
-    layer: nn.Linear,
-    selected: Sequence[Selected],
-    tests: Sequence[TestFacts],
-    terminal: Terminal,
-) -> Outputs:
-    """Run test examples up to the output layer; their targets are whose loss is explained."""
-    batches = (batch for batch, _ in selected_batches(prepared.task, selected, BATCH, terminal, skip=False))
-    found = outputs_of(prepared.choice.network, layer, batches)
-    found.targets.copy_(torch.tensor([test.target for test in tests]))
-    return found
 
 
 def _newton_changes(found: AtMinimum, rows: np.ndarray, terminal: Terminal) -> np.ndarray:

@@ -30,7 +30,7 @@ from influence_cli.errors import InfluenceError, describe
 from influence_cli.model.fingerprint import DATA_MEANING, split_facts
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, build_model
-from influence_cli.retrain_files import Arrays, Job
+from influence_cli.retrain.jobs import Arrays, Job
 from influence_cli.runtime.memory import available_bytes
 
 FORM = "train(model, data, *, l2, seed, progress)"

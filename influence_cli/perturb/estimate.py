@@ -21,7 +21,7 @@ from torch import Tensor
 
 from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import parameter_vectors
-from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
+from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.influence.ensemble import make_inverses, solved_vectors, test_stores
 from influence_cli.influence.example_facts import TestFacts
@@ -29,15 +29,15 @@ from influence_cli.influence.run_facts import describe_run
 from influence_cli.influence.scores import perturbation, removal, require_finite
 from influence_cli.influence.test_gradients import group_size, test_gradients
 from influence_cli.influence.test_selection import Selected
-from influence_cli.loo import explained_outputs, is_convex, to_minimum
 from influence_cli.model.network import Network, differentiable_attention, recurrent_backward, unflatten
 from influence_cli.model.outputs import logits_of
-from influence_cli.model.task import Task
-from influence_cli.near_minimum import follow
-from influence_cli.newton import Outputs, Problem, factor_of, losses_under, outputs_of
 from influence_cli.passes.gradient_products import products
+from influence_cli.perturb.inputs import read_training_image
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.retrain import check_whole
+from influence_cli.retrain.newton import Outputs, Problem, factor_of, losses_under, outputs_of
+from influence_cli.retrain.newton_update import follow
+from influence_cli.retrain.output_layer import explained_outputs, is_convex, to_minimum
+from influence_cli.retrain.training import check_whole
 from influence_cli.runtime.terminal import Terminal
 
 BATCH = 256
@@ -64,45 +64,6 @@ class Perturbed:
     estimated: float | None = None
     replaced: float | None = None
     actual: float | None = None
-
-
-def read_training_image(task: Task, index: int) -> Batch:
-    """Read one training example as the model takes it.
-
-    Raises:
-        InfluenceError: it is not in use, cannot be read, or the model is not differentiable there.
-    """
-    split = task.train
-    if not 0 <= index < len(split.source):
-        raise InfluenceError(f"there is no training example {index}; the training set has 0 to {len(split.source) - 1}")
-    if index not in split.indices:
-        raise InfluenceError(f"{split.title(index)} is excluded (train.exclude)", "choose one that is in use")
-    batch = next(read_batches(split, np.array([index]), 1))
-    refuse_unreadable(batch)
-    check_differentiable(task, batch)
-    return batch
-
-
-def check_differentiable(task: Task, batch: Batch) -> None:
-    """Refuse inputs that are whole numbers, and a model through which no derivative reaches its input."""
-    title = task.train.title(int(batch.indices[0]))
-    if not batch.inputs.is_floating_point():
-        raise InfluenceError(
-            f"the input of {title} is of {batch.inputs.dtype}: a model of whole numbers has no derivative in its input",
-            "perturb works on images of floats; influence rank and verify work here",
-        )
-    x = batch.inputs.to(task.device).clone().requires_grad_(True)
-    with torch.enable_grad(), recurrent_backward(task.model):
-        outputs = logits_of(task.model(x.clone()))
-        # Parameters are frozen in some models: then what is cut off from its input has no graph at all.
-        cut = not outputs.requires_grad or torch.autograd.grad(outputs.sum(), x, allow_unused=True)[0] is None
-    if cut:
-        raise InfluenceError(
-            f"{_name(task)} is not differentiable in its input: none of its outputs depends on the pixels by "
-            "operations that autograd follows",
-            "something detaches them, such as .detach(), torch.no_grad(), numpy or rounding to whole numbers inside "
-            "the model: let it do that to a copy, or move it to train.transform",
-        )
 
 
 def input_slopes(network: Network, vector: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -316,7 +277,3 @@ def replaced_rows(problem: Problem, rows: np.ndarray, a: Tensor, fixed: Tensor) 
     examples, at = problem.examples, torch.from_numpy(rows).to(problem.examples.a.device)
     changed = replace(examples, a=examples.a.index_copy(0, at, a), fixed=examples.fixed.index_copy(0, at, fixed))
     return replace(problem, examples=changed)
-
-
-def _name(task: Task) -> str:
-    return f"model ({task.checkpoint.name})"

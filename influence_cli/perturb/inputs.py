@@ -1,0 +1,55 @@
+"""The training image that a perturbation changes, read and checked."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
+from influence_cli.errors import InfluenceError
+from influence_cli.model.network import recurrent_backward
+from influence_cli.model.outputs import logits_of
+from influence_cli.model.task import Task
+
+
+def read_training_image(task: Task, index: int) -> Batch:
+    """Read one training example as the model takes it.
+
+    Raises:
+        InfluenceError: it is not in use, cannot be read, or the model is not differentiable there.
+    """
+    split = task.train
+    if not 0 <= index < len(split.source):
+        raise InfluenceError(f"there is no training example {index}; the training set has 0 to {len(split.source) - 1}")
+    if index not in split.indices:
+        raise InfluenceError(f"{split.title(index)} is excluded (train.exclude)", "choose one that is in use")
+    batch = next(read_batches(split, np.array([index]), 1))
+    refuse_unreadable(batch)
+    check_differentiable(task, batch)
+    return batch
+
+
+def check_differentiable(task: Task, batch: Batch) -> None:
+    """Refuse inputs that are whole numbers, and a model through which no derivative reaches its input."""
+    title = task.train.title(int(batch.indices[0]))
+    if not batch.inputs.is_floating_point():
+        raise InfluenceError(
+            f"the input of {title} is of {batch.inputs.dtype}: a model of whole numbers has no derivative in its input",
+            "perturb works on images of floats; influence rank and verify work here",
+        )
+    x = batch.inputs.to(task.device).clone().requires_grad_(True)
+    with torch.enable_grad(), recurrent_backward(task.model):
+        outputs = logits_of(task.model(x.clone()))
+        # Parameters are frozen in some models: then what is cut off from its input has no graph at all.
+        cut = not outputs.requires_grad or torch.autograd.grad(outputs.sum(), x, allow_unused=True)[0] is None
+    if cut:
+        raise InfluenceError(
+            f"{_name(task)} is not differentiable in its input: none of its outputs depends on the pixels by "
+            "operations that autograd follows",
+            "something detaches them, such as .detach(), torch.no_grad(), numpy or rounding to whole numbers inside "
+            "the model: let it do that to a copy, or move it to train.transform",
+        )
+
+
+def _name(task: Task) -> str:
+    return f"model ({task.checkpoint.name})"
