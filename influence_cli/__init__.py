@@ -31,9 +31,9 @@ _HOMES = {
     "perturb_image": "perturb.estimate",
     "attack_prediction": "perturb.attack",
     "rank_attackable": "perturb.attack",
-    "read_result": "result_files",
-    "compare_results": "compare",
-    "measure_distances": "distances",
+    "read_result": "results.reader",
+    "compare_results": "results.compare",
+    "measure_distances": "results.distances",
     "Store": "store.store",
     "Terminal": "runtime.terminal",
 }

@@ -17,7 +17,6 @@ from influence_cli import __version__
 from influence_cli.commands import (
     check,
     compare,
-    demo,
     gradients,
     groups,
     index,
@@ -29,6 +28,7 @@ from influence_cli.commands import (
     select,
     verify,
 )
+from influence_cli.demo import command
 from influence_cli.errors import InfluenceError, Stopped, one_line, printable
 from influence_cli.runtime import distributed
 from influence_cli.runtime.stdio import discard_stdout, open_missing, settle_stdout
@@ -179,7 +179,7 @@ def _options(
 
 
 for _name, _module in (
-    ("demo", demo),
+    ("demo", command),
     ("init", init),
     ("check", check),
     ("gradients", gradients),

@@ -15,14 +15,14 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from influence_cli.commands import compare as compare_command
-from influence_cli.commands import rank_rows
-from influence_cli.commands.mislabels import COLUMNS as MISLABEL_COLUMNS
-from influence_cli.compare import compare_results, comparison_rows
 from influence_cli.errors import InfluenceError
 from influence_cli.report import parquet
 from influence_cli.report.table import Row
 from influence_cli.report.writer import write_rows
-from influence_cli.result_files import KINDS, NUMBERS, WHOLE, Result, read_result
+from influence_cli.results import rank_rows
+from influence_cli.results.compare import compare_results, comparison_rows
+from influence_cli.results.mislabel_rows import COLUMNS as MISLABEL_COLUMNS
+from influence_cli.results.reader import KINDS, NUMBERS, WHOLE, Result, read_result
 
 MISLABELS = ("rank", "index", "path", "label", "suggested", "score")
 RANK = ("test", "test_path", "effect", "rank", "index", "path", "label", "influence")
@@ -463,7 +463,7 @@ def test_without_files_the_images_come_from_the_configs_data_set(
 def test_what_changed_far_down_a_long_list_is_on_the_page(
     tmp_path: Path, influence: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("influence_cli.report_compare.PLACES", 3)
+    monkeypatch.setattr("influence_cli.pages.compare.PLACES", 3)
     for index in range(12):
         Image.new("L", (8, 8)).save(tmp_path / f"{index}.png")
     for name, indices in (("a.csv", range(11)), ("b.csv", [*range(10), 11])):

@@ -15,9 +15,9 @@ from scipy.stats import spearmanr
 from test_compare import without
 
 from influence_cli.commands.compare import COLUMNS, DISTANCE_COLUMNS
-from influence_cli.distances import Spread, in_words, mean_facts
 from influence_cli.report.table import Row
 from influence_cli.report.writer import write_rows
+from influence_cli.results.distances import Spread, in_words, mean_facts
 
 TESTS = (3, 17)
 RANK = ("test", "test_path", "test_label", "test_predicted", "effect", "rank", "index", "path", "label", "influence")
@@ -119,7 +119,7 @@ def test_a_model_that_compares_pixels_is_told_from_one_that_does_not() -> None:
 def test_images_of_any_size_and_mode_are_compared_at_the_size_of_the_test_image(
     tmp_path: Path, influence: Command, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
-    monkeypatch.setattr("influence_cli.distances.HELD", held)
+    monkeypatch.setattr("influence_cli.results.distances.HELD", held)
     random = np.random.default_rng(1)
     images = {
         "a": Image.fromarray(random.integers(0, 256, (6, 9, 3), dtype=np.uint8)),
@@ -207,7 +207,7 @@ def test_the_page_draws_every_image_of_either_result(pair: Path, influence: Comm
 def test_a_scatter_of_many_draws_some_and_says_so(
     pair: Path, influence: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("influence_cli.report_distances.DRAWN", 50)
+    monkeypatch.setattr("influence_cli.pages.distances.DRAWN", 50)
     influence("compare", "a.csv", "b.csv", "--distance", "--top", 3, "--report", "c.html", cwd=pair)
     page = (pair / "c.html").read_text()
     drawn = re.findall(r'<path class="kind-\d" d="([^"]*)"/>\s*\n', page)

@@ -10,10 +10,10 @@ import typer
 from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, Output, Quiet, Report
 
 if TYPE_CHECKING:
-    from influence_cli.commands.session import Session
-    from influence_cli.compare import Comparison
-    from influence_cli.distances import Distances
-    from influence_cli.result_files import Result
+    from influence_cli.results.compare import Comparison
+    from influence_cli.results.distances import Distances
+    from influence_cli.results.reader import Result
+    from influence_cli.results.run import Session
 
 COLUMNS = (
     "test",
@@ -80,8 +80,8 @@ def command(
       influence compare svm.csv deep.csv --distance --report pair.html
     """
     from influence_cli.commands.session import begin_without_config, emit
-    from influence_cli.compare import compare_results, comparison_rows
-    from influence_cli.result_files import read_result
+    from influence_cli.results.compare import compare_results, comparison_rows
+    from influence_cli.results.reader import read_result
     from influence_cli.runtime.outputs import refuse_clashes, run_file
 
     used = [
@@ -102,7 +102,7 @@ def command(
     session.run["comparisons"] = [_facts(found) for found in comparisons]
     distances = None
     if distance:
-        from influence_cli.distances import measure_distances
+        from influence_cli.results.distances import measure_distances
 
         distances = measure_distances((first, second), comparisons, config, session.terminal)
     _describe(session, comparisons)
@@ -111,7 +111,7 @@ def command(
     page = None
     if report is not None:
         # Before the rows: an image that has moved is an error, and then nothing is written.
-        from influence_cli.report_compare import compare_page
+        from influence_cli.pages.compare import compare_page
 
         page = compare_page(session, (first, second), comparisons, config, distances)
     rows = comparison_rows(comparisons, first.kind, None if distances is None else distances.columns)
@@ -123,7 +123,7 @@ def command(
 
 
 def _facts(found: Comparison) -> dict[str, object]:
-    from influence_cli.compare import CHANGES
+    from influence_cli.results.compare import CHANGES
 
     facts = {key: value for key, value in vars(found).items() if key != "pairs"}
     return facts | {change: found.count(change) for change in CHANGES}
@@ -148,8 +148,8 @@ def _describe(session: Session, comparisons: list[Comparison]) -> None:
 
 def _describe_distances(session: Session, results: tuple[Result, Result], distances: Distances) -> None:
     """Say on stderr how influence goes with the distance in either result: each of a few tests, the mean of many."""
-    from influence_cli.distances import in_words, mean_facts
     from influence_cli.errors import near_path
+    from influence_cli.results.distances import in_words, mean_facts
 
     names = [f"{letter} ({near_path(result.path)})" for letter, result in zip("AB", results, strict=True)]
     session.run["distances"] = [

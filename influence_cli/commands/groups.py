@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,30 +27,16 @@ from influence_cli.commands.options import (
     with_precision,
 )
 from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.results.group_rows import COLUMNS, group_rows
 from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from influence_cli.commands.session import Session
     from influence_cli.influence.test_selection import Selected
     from influence_cli.precompute.prepared import Prepared
     from influence_cli.ranking.groups import GroupInfluence
-
-COLUMNS = (
-    "test",
-    "test_path",
-    "test_label",
-    "test_predicted",
-    "effect",
-    "rank",
-    "group",
-    "examples",
-    "influence",
-    "mean_influence",
-    "harmful_share",
-    "first",
-)
+    from influence_cli.results.run import Session
 
 
 def command(
@@ -221,8 +207,8 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     if truth:
         session.terminal.say(truth)
     if options.report is not None:
+        from influence_cli.pages.groups import groups_page
         from influence_cli.report.html import write_page
-        from influence_cli.report_groups import groups_page
 
         page = groups_page(session, stores, found, facts, doubt.first, sentence, actual, options.count)
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
@@ -263,34 +249,3 @@ def _finite(value: float) -> float | None:
     import math
 
     return value if math.isfinite(value) else None
-
-
-def group_rows(
-    prepared: Prepared,
-    found: GroupInfluence,
-    first: np.ndarray | None,
-    each: bool,
-    count: int | None,
-    actual: dict[int, np.ndarray],
-) -> Iterator[dict[str, object]]:
-    """Give the rows: a group each, the most harmful first; of every test example, or of their mean."""
-    from influence_cli.commands.rank_rows import test_columns
-    from influence_cli.influence.scores import effect
-
-    for number in range(len(found.tests)) if each else (None,):
-        test = None if number is None else found.tests[number]
-        sums = found.total() if number is None else found.on(number)
-        for rank, group in enumerate(sums.order[:count].tolist(), start=1):
-            changes = actual.get(group)
-            yield {
-                **test_columns(prepared.task.classes, test),
-                "effect": effect(sums.influence[group]),
-                "rank": rank,
-                "group": found.grouping.names[group],
-                "examples": int(sums.examples[group]),
-                "influence": float(sums.influence[group]),
-                "mean_influence": float(sums.mean[group]),
-                "harmful_share": float(sums.share[group]),
-                "first": None if each or first is None else float(first[group]),
-                "actual": None if changes is None else float(changes.mean() if number is None else changes[number]),
-            }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,18 +28,17 @@ from influence_cli.commands.options import (
 from influence_cli.errors import InfluenceError
 from influence_cli.report.dialects import COLUMNS as DIALECT_COLUMNS
 from influence_cli.report.dialects import DIALECTS, in_dialect
+from influence_cli.results.mislabel_rows import COLUMNS, mislabel_rows, signal_column
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from influence_cli.commands.session import Session
     from influence_cli.data.label_files import Truth
     from influence_cli.data.split import Split
     from influence_cli.mislabels.find import Mislabels
     from influence_cli.model.task import Task
     from influence_cli.precompute.prepared import Prepared
-
-COLUMNS = ("rank", "index", "path", "label", "suggested", "confidence", "score", "loss", "self_influence")
+    from influence_cli.results.run import Session
 
 
 def command(
@@ -222,8 +220,8 @@ def command(
     if plot is not None:
         _plot(session, result, classes, plot, signal)
     if report is not None:
+        from influence_cli.pages.mislabels import PAGE, mislabels_page
         from influence_cli.report.html import write_page
-        from influence_cli.report_mislabels import PAGE, mislabels_page
 
         page = mislabels_page(session, tasks, stores, result, split, min(count, PAGE), signal)
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
@@ -233,31 +231,6 @@ def command(
     if fail_above is not None and findings > fail_above:
         session.terminal.say(f"{findings:,} labels are probably wrong: that is above --fail-above {fail_above}")
         raise typer.Exit(1)
-
-
-def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], count: int) -> Iterator[dict[str, object]]:
-    """Give the rows of the ranking, most suspicious first, every signal included, and whether a label is flagged."""
-    facts, own, flagged = result.facts, result.signals.get("self-influence"), len(result.flagged)
-    for number, row in enumerate(result.order[:count], start=1):
-        index, suggested = int(facts.indices[row]), int(result.suggested[row])
-        yield {
-            "rank": number,
-            "index": index,
-            "path": split.path(index),
-            "label": classes[int(facts.labels[row])],
-            "suggested": classes[suggested],
-            "confidence": float(result.opinion[row, suggested]),
-            "score": float(result.score[row]),
-            "loss": float(facts.losses[row]),
-            "self_influence": None if own is None else float(own[row]),
-            "flagged": number <= flagged,
-            **{signal_column(name): float(values[row]) for name, values in result.signals.items()},
-        }
-
-
-def signal_column(name: str) -> str:
-    """Name the column of a signal: ``signal_self_influence``."""
-    return "signal_" + name.replace("-", "_")
 
 
 def _rows_to_show(top: str) -> int | None:
@@ -289,7 +262,7 @@ def _stores(
 
 def _describe(session: Session, result: Mislabels, split: Split, classes: Sequence[str]) -> None:
     """Say on stderr how many labels are wrong and what else was found; the run file lists all of it."""
-    from influence_cli.report_mislabels import besides_facts, noise_facts
+    from influence_cli.pages.mislabels import besides_facts, noise_facts
 
     session.run["besides"] = besides_facts(result, split, classes)
     if result.noise is None:
@@ -316,8 +289,8 @@ def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
     """Rank by self-influence at other λ; the signals without gradients have none."""
     from influence_cli.influence.ensemble import make_inverses
     from influence_cli.influence.example_facts import training_facts
+    from influence_cli.pages.damping_sweep import note_sweep
     from influence_cli.ranking.damping_sweep import sweep_self_influence
-    from influence_cli.report_sweep import note_sweep
     from influence_cli.runtime.terminal import Terminal
 
     inverses = make_inverses(stores, session.config, Terminal(quiet=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,38 +21,19 @@ from influence_cli.commands.options import (
     Verbose,
 )
 from influence_cli.errors import InfluenceError
+from influence_cli.results.perturb_rows import COLUMNS, HIDDEN, perturb_rows
 from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from influence_cli.commands.session import Session
     from influence_cli.data.batches import Batch
     from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
     from influence_cli.perturb.eight_bit import Ball, PixelScale
     from influence_cli.perturb.estimate import Perturbed
+    from influence_cli.results.run import Session
 
-COLUMNS = (
-    "test",
-    "test_path",
-    "test_label",
-    "test_predicted",
-    "test_loss",
-    "index",
-    "path",
-    "label",
-    "influence",
-    "delta",
-    "estimated",
-    "replaced",
-    "actual",
-    "channel",
-    "row",
-    "column",
-    "slope",
-)
-HIDDEN = "hidden"
 # Test examples with a sentence of their own on stderr.
 SAID = 3
 
@@ -244,8 +225,8 @@ def _perturb(
         write_map(map_, batch.inputs[0], found[0].slope, scale)
         session.terminal.say(f"wrote {map_}{' of the first test example' if len(found) > 1 else ''}")
     if report is not None:
+        from influence_cli.pages.perturb import perturb_page
         from influence_cli.report.html import write_page
-        from influence_cli.report_perturb import perturb_page
 
         page = perturb_page(session, stores, batch, found, scale, name)
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
@@ -305,36 +286,3 @@ def _change(
         session.terminal.say("no 8-bit level is known here, so the slope alone is given; --delta FILE, or --pixel-step")
         return None
     return lambda slope: room.corner(x, slope).double() - x.double()
-
-
-def perturb_rows(
-    task: Task, batch: Batch, found: Sequence[Perturbed], delta: str | None
-) -> Iterator[dict[str, object]]:
-    """Give a row a test example."""
-    import numpy as np
-
-    classes, split, index = task.classes, task.train, int(batch.indices[0])
-    for one in found:
-        test, slope = one.test, one.slope
-        place = [int(number) for number in np.unravel_index(int(np.abs(slope).argmax()), slope.shape)]
-        # An input that is no image has its position in the last of them.
-        channel, row, column = [None] * (3 - len(place)) + place if len(place) <= 3 else [None] * 3
-        yield {
-            "test": test.index,
-            "test_path": test.path,
-            "test_label": classes[test.label] if test.label is not None else None,
-            "test_predicted": classes[test.predicted],
-            "test_loss": test.loss,
-            "index": index,
-            "path": split.path(index),
-            "label": classes[int(batch.targets[0])],
-            "influence": one.influence,
-            "delta": delta,
-            "estimated": one.estimated,
-            "replaced": one.replaced,
-            "actual": one.actual,
-            "channel": channel,
-            "row": row,
-            "column": column,
-            "slope": float(slope.flat[int(np.abs(slope).argmax())]),
-        }

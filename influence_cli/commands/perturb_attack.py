@@ -9,44 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence_cli.errors import InfluenceError, counted
+from influence_cli.results.perturb_rows import ATTACK_COLUMNS, ATTACKABLE_COLUMNS, attack_row
 from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
-    from influence_cli.commands.session import Session
     from influence_cli.model.task import Task
     from influence_cli.perturb.attack import Attack
     from influence_cli.perturb.eight_bit import PixelScale
+    from influence_cli.results.run import Session
     from influence_cli.retrain.top_layer import TopLayer
-
-ATTACK_COLUMNS = (
-    "test",
-    "test_path",
-    "test_label",
-    "predicted_before",
-    "predicted_after",
-    "flipped",
-    "images",
-    "rounds",
-    "loss_before",
-    "loss_after",
-    "margin_before",
-    "margin_after",
-    "estimated",
-    "flips",
-    "moved",
-)
-ATTACKABLE_COLUMNS = (
-    "rank",
-    "test",
-    "test_path",
-    "test_label",
-    "other",
-    "margin",
-    "index",
-    "path",
-    "gain",
-    "ratio",
-)
 
 
 @dataclass(frozen=True)
@@ -145,28 +116,6 @@ def run_attackable(session: Session, options: AttackOptions) -> None:
     )
     if found:
         session.terminal.say(f"next: influence perturb --attack --test {found[0].test} tries the first")
-
-
-def attack_row(task: Task, found: Attack) -> dict[str, object]:
-    """Give the row of an attack."""
-    classes = task.classes
-    return {
-        "test": found.test,
-        "test_path": task.test_split().path(found.test),
-        "test_label": classes[found.label],
-        "predicted_before": classes[found.label],
-        "predicted_after": classes[found.after],
-        "flipped": found.flipped,
-        "images": " ".join(map(str, found.images)),
-        "rounds": found.rounds,
-        "loss_before": found.loss[0],
-        "loss_after": found.loss[1],
-        "margin_before": found.margin[0],
-        "margin_after": found.margin[1],
-        "estimated": found.estimated,
-        "flips": found.flips,
-        "moved": found.moved,
-    }
 
 
 def _one_task(tasks: list[Task]) -> Task:

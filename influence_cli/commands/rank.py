@@ -29,17 +29,17 @@ from influence_cli.commands.options import (
     Verbose,
     with_precision,
 )
-from influence_cli.commands.rank_rows import COLUMNS, rank_rows, test_rows
 from influence_cli.errors import InfluenceError, require_extra
+from influence_cli.results.rank_rows import COLUMNS, rank_rows, test_rows
 from influence_cli.runtime import distributed
 from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
-    from influence_cli.commands.session import Session
     from influence_cli.influence.example_facts import TrainingFacts
     from influence_cli.influence.test_selection import Selected
     from influence_cli.precompute.prepared import Prepared
     from influence_cli.ranking.rank import Group
+    from influence_cli.results.run import Session
 
 
 def command(
@@ -252,6 +252,8 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.influence.test_selection import select
     from influence_cli.model.task import misclassified
+    from influence_cli.pages.parts import SHOWN
+    from influence_cli.pages.rank import plot_title, rank_page
     from influence_cli.perturb.attribution import check_attribution, check_model
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.index_search import rank_approximate
@@ -259,7 +261,6 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.ranking.sinks import KeptInfluence, matrix_file
     from influence_cli.report.html import write_page
     from influence_cli.report.plot import plot_influence
-    from influence_cli.report_pages import SHOWN, plot_title, rank_page
 
     check_attribution(options.attribution)
     tasks = load(session)
@@ -338,8 +339,8 @@ def _sweep(
     """Rank the same for the first few test examples (or the mean) at other λ."""
     from influence_cli.influence.ensemble import make_inverses
     from influence_cli.influence.test_gradients import group_size, mean_gradients, test_gradients
+    from influence_cli.pages.damping_sweep import note_sweep
     from influence_cli.ranking.damping_sweep import COMPARED, sweep_influence
-    from influence_cli.report_sweep import note_sweep
     from influence_cli.runtime.terminal import Terminal
 
     quiet, top = Terminal(quiet=True), options.count or 10

@@ -13,10 +13,10 @@ from influence_cli.errors import InfluenceError, counted, near_path, typed_path
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from influence_cli.commands.session import Session
     from influence_cli.relabel.labels import Relabelled
     from influence_cli.relabel.move_log import Batch
     from influence_cli.relabel.moves import Plan
+    from influence_cli.results.run import Session
 
 LOG = "moves.log.csv"
 # Pairs of classes that are named.

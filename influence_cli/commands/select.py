@@ -24,8 +24,8 @@ from influence_cli.errors import InfluenceError, did_you_mean, near_path, typed_
 if TYPE_CHECKING:
     import numpy as np
 
-    from influence_cli.commands.session import Session
     from influence_cli.model.task import Task
+    from influence_cli.results.run import Session
     from influence_cli.retrain.subsets import Kept
 
 BY = ("influence", "loss", "random")

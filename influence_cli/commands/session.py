@@ -4,56 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from influence_cli.config.load import load_config
-from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError
 from influence_cli.report.writer import choose_format, write_rows
+from influence_cli.results.run import Session, run_facts
 from influence_cli.runtime import distributed
 from influence_cli.runtime.outputs import check_output, open_output, run_file
 from influence_cli.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
     from influence_cli.model.task import Task
-
-
-@dataclass
-class Session:
-    """One run of a command.
-
-    Attributes:
-        loaded: the resolved config, or None for a command that needs none.
-        terminal: stderr.
-        format: how rows are written.
-        output: the file of ``-o``, or None for stdout.
-        run: facts of the run, written beside ``-o``.
-        started: when it began.
-    """
-
-    loaded: Config | None
-    terminal: Terminal
-    format: str
-    output: Path | None
-    run: dict[str, Any] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def config(self) -> Config:
-        """Give the resolved config."""
-        if self.loaded is None:
-            raise ValueError("a command that reads no config")
-        return self.loaded
-
-    @property
-    def seconds(self) -> float:
-        """Count the seconds since the command began."""
-        return time.perf_counter() - self.started
 
 
 def begin(
@@ -151,22 +117,3 @@ def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequen
             json.dump(facts, stream, indent=2, ensure_ascii=False, default=str, allow_nan=False)
             stream.write("\n")
         session.terminal.say(f"wrote {output} ({count:,} rows) and {path.name}")
-
-
-def run_facts(session: Session) -> dict[str, Any]:
-    """Gather what belongs to the run: command, versions, config, seconds, warnings and what the command noted."""
-    import platform
-
-    # A command that works on files alone has not loaded it.
-    loaded = sys.modules.get("torch")
-    torch = {} if loaded is None else {"torch": str(loaded.__version__)}
-    from influence_cli import __version__
-
-    return {
-        "command": ["influence", *sys.argv[1:]],
-        "versions": {"influence": __version__, "python": platform.python_version(), **torch},
-        "seconds": round(session.seconds, 3),
-        "warnings": session.terminal.warnings,
-        **({"config": session.loaded.resolved()} if session.loaded is not None else {}),
-        **session.run,
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,49 +19,18 @@ from influence_cli.commands.options import (
     Verbose,
 )
 from influence_cli.errors import InfluenceError
+from influence_cli.results.verify_rows import CHECK_COLUMNS, LDS_COLUMNS, LOO_COLUMNS, lds_rows, loo_rows
 from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
-    from influence_cli.commands.session import Session
     from influence_cli.config.schema import Config
-    from influence_cli.influence.example_facts import TrainingFacts
     from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
     from influence_cli.precompute.prepared import Prepared
+    from influence_cli.results.run import Session
     from influence_cli.retrain.lds import Datamodeling
     from influence_cli.retrain.leave_one_out import LeftOut
 
-CHECK_COLUMNS = ("item", "value", "unit", "meaning")
-LOO_COLUMNS = (
-    "test",
-    "test_path",
-    "test_label",
-    "test_predicted",
-    "chosen",
-    "index",
-    "path",
-    "label",
-    "predicted",
-    "loss",
-    "estimated",
-    "actual",
-)
-LDS_COLUMNS = (
-    "method",
-    "lds",
-    "low",
-    "high",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "subsets",
-    "repeats",
-    "tests",
-    "checkpoints",
-    "gain",
-    "gain_low",
-    "gain_high",
-)
 # Correlations from which estimates count as right and as roughly so; how far a slope may be from 1.
 RIGHT, ROUGHLY, NEARLY_ONE = 0.99, 0.8, 0.05
 
@@ -247,28 +215,6 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def loo_rows(prepared: Prepared, found: Sequence[LeftOut], facts: TrainingFacts) -> Iterator[dict[str, object]]:
-    """Give the rows of --loo: a left-out training example each."""
-    from influence_cli.commands.rank_rows import training_columns
-
-    classes = prepared.task.classes
-    for left_out in found:
-        test = left_out.test
-        for number, (row, estimated, actual) in enumerate(
-            zip(left_out.rows, left_out.estimated, left_out.actual, strict=True)
-        ):
-            yield {
-                "test": test.index,
-                "test_path": test.path,
-                "test_label": classes[test.label] if test.label is not None else None,
-                "test_predicted": classes[test.predicted],
-                "chosen": "influential" if number < left_out.influential else "random",
-                **training_columns(prepared, facts, int(row)),
-                "estimated": float(estimated),
-                "actual": float(actual),
-            }
-
-
 def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods: str | None) -> dict[str, Config]:
     """Give each method a config: the run's own where it is that one's, else with a store named after it."""
     from influence_cli.config.load import load_config
@@ -338,29 +284,3 @@ def _describe_lds(session: Session, found: Datamodeling) -> None:
             value, low, high = found.gain(number, at)
             verdict = "adds" if low > 0 else "costs" if high < 0 else "changes nothing that can be told:"
             say(f"{name}: checkpoint {at + 1} {verdict} {value:+.3f} ({low:+.3f} to {high:+.3f})")
-
-
-def lds_rows(found: Datamodeling) -> Iterator[dict[str, object]]:
-    """Give the rows of --lds: a method and number of checkpoints each, all of them last.
-
-    difference is to the first method by as many checkpoints, gain to the same method by one fewer.
-    """
-    repeats, tests, subsets = found.actual.shape
-    none = (None, None, None)
-    for number, name in enumerate(found.methods):
-        for at in range(found.scores.shape[1]):
-            value, low, high = found.mean(number, at)
-            difference = found.difference(number, at) if number else none
-            gain = found.gain(number, at) if at else none
-            yield {
-                "method": name,
-                "lds": value,
-                "low": low,
-                "high": high,
-                **dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True)),
-                "subsets": subsets,
-                "repeats": repeats,
-                "tests": tests,
-                "checkpoints": at + 1,
-                **dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True)),
-            }

@@ -13,22 +13,16 @@ loss and speaks for the class, below zero it speaks against it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_cli.data.images import file_input
-from influence_cli.data.split import Split, raw_item, to_input
+from influence_cli.data.split import raw_item, to_input
 from influence_cli.errors import InfluenceError, require_extra
-from influence_cli.influence.example_facts import TestFacts
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task
-from influence_cli.pictures import overlay, scaled, thumbnail, view
-from influence_cli.report.html import Card
-from influence_cli.runtime.terminal import Terminal
 
 METHODS = ("integrated-gradients", "grad-cam", "occlusion")
 # Points of the path integral: the sum over pixels then meets f(x) − f(x₀) to about 1% on a network with ReLU.
@@ -114,68 +108,6 @@ def attribute(task: Task, image: Tensor, target: int, method: str) -> np.ndarray
             # captum gives a pixel's value to each channel of the patch.
             found = found.mean(dim=1, keepdim=True)
     return np.asarray(found.detach()[0].cpu().double().sum(dim=0).numpy())
-
-
-def attribution_cards(
-    task: Task, tests: Sequence[TestFacts], method: str, checkpoints: int, terminal: Terminal
-) -> list[Card]:
-    """Give pictures of what in each test image its loss goes back to, for the page.
-
-    Args:
-        task: of the first checkpoint, the one that is explained.
-        tests: test examples that could be read.
-        method: one of `METHODS`.
-        checkpoints: how many the ranking is the mean of.
-        terminal: progress.
-
-    Returns:
-        A card each, whose image is the model's own view of the example: cropped and resized by the transform as the
-        attributions are.
-    """
-    cards = []
-    with terminal.progress(len(tests), "attributing to pixels") as advance:
-        for test in tests:
-            cards.append(_card(task, test, method, checkpoints))
-            advance(1)
-    return cards
-
-
-def _card(task: Task, test: TestFacts, method: str, checkpoints: int) -> Card:
-    split = task.test or task.train
-    if test.index is not None:
-        x = to_input(split, raw_item(split, test.index)[0], split.title(test.index))
-    else:
-        x = file_input(split, Path(str(test.path)))[0]
-    values = scaled(attribute(task, x, test.target, method))
-    name = task.classes[test.target]
-    meaning = [("red", f"lowers the loss of {name}")]
-    if method != "grad-cam":
-        meaning.append(("blue", "raises it"))
-    if not values.any():
-        meaning = [("note", f"no pixel moves the loss of {name}")]
-    return Card(
-        image=thumbnail(overlay(view(x.detach().cpu().numpy()), values), 160),
-        alt=f"the same image, coloured by which pixels lower and raise the loss of {name}",
-        title="",
-        facts=(
-            *_caption(task, split, x, method),
-            *meaning,
-            *((("of", f"{task.checkpoint.name}, the first of {checkpoints} checkpoints"),) if checkpoints > 1 else ()),
-        ),
-        tone="plain",
-    )
-
-
-def _caption(task: Task, split: Split, x: Tensor, method: str) -> tuple[tuple[str, str], ...]:
-    """Say how the pixels were found, and beside what."""
-    if method == "integrated-gradients":
-        zeros = "an input of zeros" + (" (Normalize's mean)" if "Normalize" in split.transform_text else "")
-        return ("pixels", "integrated gradients"), ("baseline", zeros)
-    if method == "grad-cam":
-        names: dict[nn.Module, str] = {module: name for name, module in task.model.named_modules()}
-        layer = names[last_convolution(task.model, x.to(task.device))]
-        return ("pixels", "Grad-CAM"), ("layer", f"{layer}, the last convolution")
-    return ("pixels", "occlusion"), ("patches", " × ".join(map(str, patch(x))) + ", set to the image's mean")
 
 
 def patch(image: Tensor) -> tuple[int, int]:

@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from influence_cli.compare import CHANGES, VALUES, Comparison, Pair
-from influence_cli.compare_images import TEST, TRAINING, Item, Reader, image_reader
-from influence_cli.distances import Distances, Spread
 from influence_cli.errors import InfluenceError, near_path
+from influence_cli.pages.distances import MEANING, distance_section, distance_table, drawn_note
 from influence_cli.pictures import thumbnail
 from influence_cli.report.html import Card, Page, Section, Table, Tone
 from influence_cli.report.html import Row as CardRow
 from influence_cli.report.table import Row, Scalar
-from influence_cli.report_distances import MEANING, distance_section, distance_table, drawn_note
-from influence_cli.report_pages import command_line
-from influence_cli.result_files import Result
+from influence_cli.results.compare import CHANGES, VALUES, Comparison, Pair
+from influence_cli.results.distances import Distances, Spread
+from influence_cli.results.images import TEST, TRAINING, Item, Reader, image_reader
+from influence_cli.results.reader import Result
+from influence_cli.results.run import command_line
 
 if TYPE_CHECKING:
-    from influence_cli.commands.session import Session
+    from influence_cli.results.run import Session
 
 # Lists with images on one page, places of each that both have, and places in all lists together that only one has.
 LISTS, PLACES, CHANGED = 20, 50, 500

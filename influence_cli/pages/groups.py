@@ -9,14 +9,15 @@ import numpy as np
 
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.influence.scores import strongest
+from influence_cli.pages.parts import IMAGES, config_text, sentence, training_cards
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.groups import GroupInfluence
 from influence_cli.report.charts import class_bars, histogram
 from influence_cli.report.html import Page, Row, Section, Table
-from influence_cli.report_pages import IMAGES, command_line, config_text, sentence, training_cards
+from influence_cli.results.run import command_line
 
 if TYPE_CHECKING:
-    from influence_cli.commands.session import Session
+    from influence_cli.results.run import Session
 
 
 def groups_page(

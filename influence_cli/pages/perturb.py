@@ -6,25 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from influence_cli.data.batches import Batch
+from influence_cli.pages.parts import SHOWN, config_text, example_thumbnail, path_fact, sentence, test_card, test_title
 from influence_cli.perturb.eight_bit import PixelScale
 from influence_cli.perturb.estimate import Perturbed
 from influence_cli.perturb.files import draw_map
 from influence_cli.pictures import thumbnail
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.html import Card, Page, Row, Section
-from influence_cli.report_pages import (
-    SHOWN,
-    command_line,
-    config_text,
-    example_thumbnail,
-    path_fact,
-    sentence,
-    test_card,
-    test_title,
-)
+from influence_cli.results.run import command_line
 
 if TYPE_CHECKING:
-    from influence_cli.commands.session import Session
+    from influence_cli.results.run import Session
 
 # Large enough for single pixels of a small image to be told apart.
 SIZE = 280

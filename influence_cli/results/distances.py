@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from influence_cli.compare import Comparison, grouped, test_of
-from influence_cli.compare_images import TEST, TRAINING, Item, Reader, image_reader
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.metrics import spearman
 from influence_cli.pictures import eight_bit
 from influence_cli.report.table import Row, Scalar
-from influence_cli.result_files import Result
+from influence_cli.results.compare import Comparison, grouped, test_of
+from influence_cli.results.images import TEST, TRAINING, Item, Reader, image_reader
+from influence_cli.results.reader import Result
 from influence_cli.runtime.terminal import Terminal
 
 # Test images that are held at one time, in bytes: one pass over the training images for each so many.

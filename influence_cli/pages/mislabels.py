@@ -12,14 +12,15 @@ import xxhash
 from influence_cli.data.split import Split
 from influence_cli.mislabels.find import Mislabels
 from influence_cli.model.task import Task
+from influence_cli.pages.damping_sweep import sweep_parts
+from influence_cli.pages.parts import config_text, example_thumbnail, path_fact, sentence
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.charts import Chart, histogram
 from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table
-from influence_cli.report_pages import command_line, config_text, example_thumbnail, path_fact, sentence
-from influence_cli.report_sweep import sweep_parts
+from influence_cli.results.run import command_line
 
 if TYPE_CHECKING:
-    from influence_cli.commands.session import Session
+    from influence_cli.results.run import Session
 
 # Labels on one page: an afternoon's work, and most of its images fit 5 MB.
 PAGE = 500

@@ -11,7 +11,7 @@ import numpy as np
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.metrics import spearman
 from influence_cli.report.table import Row, Scalar
-from influence_cli.result_files import Result
+from influence_cli.results.reader import Result
 
 VALUES = {"rank": "influence", "mislabels": "score"}
 CHANGES = ("kept", "entered", "left")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from influence_cli.distances import Distances, Spread, in_words
 from influence_cli.errors import near_path
 from influence_cli.report.charts import scatter
 from influence_cli.report.html import Card, Section, Table
 from influence_cli.report.table import Row, Scalar
-from influence_cli.result_files import Result
+from influence_cli.results.distances import Distances, Spread, in_words
+from influence_cli.results.reader import Result
 
 MEANING = (
     "Pixel distance: the root of the summed squared differences of all pixels and colours, both images as RGB in "

@@ -10,7 +10,7 @@ from influence_cli.report.charts import Chart
 from influence_cli.report.html import Table
 
 if TYPE_CHECKING:
-    from influence_cli.commands.session import Session
+    from influence_cli.results.run import Session
 
 COLUMNS = ("λ ×", "λ", "effective dimension kept", "same top", "Spearman", "correlation with identity")
 

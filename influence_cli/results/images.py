@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from influence_cli.data.file_sets import is_within
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.report.table import Row
-from influence_cli.result_files import Result
+from influence_cli.results.reader import Result
 
 if TYPE_CHECKING:
     from influence_cli.config.schema import DataConfig

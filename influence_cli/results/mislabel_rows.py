@@ -1,0 +1,37 @@
+"""Rows and columns of `influence mislabels`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from influence_cli.data.split import Split
+    from influence_cli.mislabels.find import Mislabels
+
+COLUMNS = ("rank", "index", "path", "label", "suggested", "confidence", "score", "loss", "self_influence")
+
+
+def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], count: int) -> Iterator[dict[str, object]]:
+    """Give the rows of the ranking, most suspicious first, every signal included, and whether a label is flagged."""
+    facts, own, flagged = result.facts, result.signals.get("self-influence"), len(result.flagged)
+    for number, row in enumerate(result.order[:count], start=1):
+        index, suggested = int(facts.indices[row]), int(result.suggested[row])
+        yield {
+            "rank": number,
+            "index": index,
+            "path": split.path(index),
+            "label": classes[int(facts.labels[row])],
+            "suggested": classes[suggested],
+            "confidence": float(result.opinion[row, suggested]),
+            "score": float(result.score[row]),
+            "loss": float(facts.losses[row]),
+            "self_influence": None if own is None else float(own[row]),
+            "flagged": number <= flagged,
+            **{signal_column(name): float(values[row]) for name, values in result.signals.items()},
+        }
+
+
+def signal_column(name: str) -> str:
+    """Name the column of a signal: ``signal_self_influence``."""
+    return "signal_" + name.replace("-", "_")

@@ -1,0 +1,119 @@
+"""Rows and columns of `influence perturb` and its attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from influence_cli.data.batches import Batch
+    from influence_cli.model.task import Task
+    from influence_cli.perturb.attack import Attack
+    from influence_cli.perturb.estimate import Perturbed
+
+COLUMNS = (
+    "test",
+    "test_path",
+    "test_label",
+    "test_predicted",
+    "test_loss",
+    "index",
+    "path",
+    "label",
+    "influence",
+    "delta",
+    "estimated",
+    "replaced",
+    "actual",
+    "channel",
+    "row",
+    "column",
+    "slope",
+)
+HIDDEN = "hidden"
+
+
+def perturb_rows(
+    task: Task, batch: Batch, found: Sequence[Perturbed], delta: str | None
+) -> Iterator[dict[str, object]]:
+    """Give a row a test example."""
+    import numpy as np
+
+    classes, split, index = task.classes, task.train, int(batch.indices[0])
+    for one in found:
+        test, slope = one.test, one.slope
+        place = [int(number) for number in np.unravel_index(int(np.abs(slope).argmax()), slope.shape)]
+        # An input that is no image has its position in the last of them.
+        channel, row, column = [None] * (3 - len(place)) + place if len(place) <= 3 else [None] * 3
+        yield {
+            "test": test.index,
+            "test_path": test.path,
+            "test_label": classes[test.label] if test.label is not None else None,
+            "test_predicted": classes[test.predicted],
+            "test_loss": test.loss,
+            "index": index,
+            "path": split.path(index),
+            "label": classes[int(batch.targets[0])],
+            "influence": one.influence,
+            "delta": delta,
+            "estimated": one.estimated,
+            "replaced": one.replaced,
+            "actual": one.actual,
+            "channel": channel,
+            "row": row,
+            "column": column,
+            "slope": float(slope.flat[int(np.abs(slope).argmax())]),
+        }
+
+
+ATTACK_COLUMNS = (
+    "test",
+    "test_path",
+    "test_label",
+    "predicted_before",
+    "predicted_after",
+    "flipped",
+    "images",
+    "rounds",
+    "loss_before",
+    "loss_after",
+    "margin_before",
+    "margin_after",
+    "estimated",
+    "flips",
+    "moved",
+)
+ATTACKABLE_COLUMNS = (
+    "rank",
+    "test",
+    "test_path",
+    "test_label",
+    "other",
+    "margin",
+    "index",
+    "path",
+    "gain",
+    "ratio",
+)
+
+
+def attack_row(task: Task, found: Attack) -> dict[str, object]:
+    """Give the row of an attack."""
+    classes = task.classes
+    return {
+        "test": found.test,
+        "test_path": task.test_split().path(found.test),
+        "test_label": classes[found.label],
+        "predicted_before": classes[found.label],
+        "predicted_after": classes[found.after],
+        "flipped": found.flipped,
+        "images": " ".join(map(str, found.images)),
+        "rounds": found.rounds,
+        "loss_before": found.loss[0],
+        "loss_after": found.loss[1],
+        "margin_before": found.margin[0],
+        "margin_after": found.margin[1],
+        "estimated": found.estimated,
+        "flips": found.flips,
+        "moved": found.moved,
+    }

@@ -1,0 +1,69 @@
+"""One run of a command: what ran, with which options, what came out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from influence_cli.config.schema import Config
+from influence_cli.runtime.terminal import Terminal
+
+
+def command_line() -> str:
+    return shlex.join(["influence", *sys.argv[1:]])
+
+
+@dataclass
+class Session:
+    """One run of a command.
+
+    Attributes:
+        loaded: the resolved config, or None for a command that needs none.
+        terminal: stderr.
+        format: how rows are written.
+        output: the file of ``-o``, or None for stdout.
+        run: facts of the run, written beside ``-o``.
+        started: when it began.
+    """
+
+    loaded: Config | None
+    terminal: Terminal
+    format: str
+    output: Path | None
+    run: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def config(self) -> Config:
+        """Give the resolved config."""
+        if self.loaded is None:
+            raise ValueError("a command that reads no config")
+        return self.loaded
+
+    @property
+    def seconds(self) -> float:
+        """Count the seconds since the command began."""
+        return time.perf_counter() - self.started
+
+
+def run_facts(session: Session) -> dict[str, Any]:
+    """Gather what belongs to the run: command, versions, config, seconds, warnings and what the command noted."""
+    import platform
+
+    # A command that works on files alone has not loaded it.
+    loaded = sys.modules.get("torch")
+    torch = {} if loaded is None else {"torch": str(loaded.__version__)}
+    from influence_cli import __version__
+
+    return {
+        "command": ["influence", *sys.argv[1:]],
+        "versions": {"influence": __version__, "python": platform.python_version(), **torch},
+        "seconds": round(session.seconds, 3),
+        "warnings": session.terminal.warnings,
+        **({"config": session.loaded.resolved()} if session.loaded is not None else {}),
+        **session.run,
+    }

@@ -1,0 +1,92 @@
+"""Rows and columns of `influence verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from influence_cli.influence.example_facts import TrainingFacts
+    from influence_cli.precompute.prepared import Prepared
+    from influence_cli.retrain.lds import Datamodeling
+    from influence_cli.retrain.leave_one_out import LeftOut
+
+CHECK_COLUMNS = ("item", "value", "unit", "meaning")
+LOO_COLUMNS = (
+    "test",
+    "test_path",
+    "test_label",
+    "test_predicted",
+    "chosen",
+    "index",
+    "path",
+    "label",
+    "predicted",
+    "loss",
+    "estimated",
+    "actual",
+)
+LDS_COLUMNS = (
+    "method",
+    "lds",
+    "low",
+    "high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "subsets",
+    "repeats",
+    "tests",
+    "checkpoints",
+    "gain",
+    "gain_low",
+    "gain_high",
+)
+
+
+def loo_rows(prepared: Prepared, found: Sequence[LeftOut], facts: TrainingFacts) -> Iterator[dict[str, object]]:
+    """Give the rows of --loo: a left-out training example each."""
+    from influence_cli.results.rank_rows import training_columns
+
+    classes = prepared.task.classes
+    for left_out in found:
+        test = left_out.test
+        for number, (row, estimated, actual) in enumerate(
+            zip(left_out.rows, left_out.estimated, left_out.actual, strict=True)
+        ):
+            yield {
+                "test": test.index,
+                "test_path": test.path,
+                "test_label": classes[test.label] if test.label is not None else None,
+                "test_predicted": classes[test.predicted],
+                "chosen": "influential" if number < left_out.influential else "random",
+                **training_columns(prepared, facts, int(row)),
+                "estimated": float(estimated),
+                "actual": float(actual),
+            }
+
+
+def lds_rows(found: Datamodeling) -> Iterator[dict[str, object]]:
+    """Give the rows of --lds: a method and number of checkpoints each, all of them last.
+
+    difference is to the first method by as many checkpoints, gain to the same method by one fewer.
+    """
+    repeats, tests, subsets = found.actual.shape
+    none = (None, None, None)
+    for number, name in enumerate(found.methods):
+        for at in range(found.scores.shape[1]):
+            value, low, high = found.mean(number, at)
+            difference = found.difference(number, at) if number else none
+            gain = found.gain(number, at) if at else none
+            yield {
+                "method": name,
+                "lds": value,
+                "low": low,
+                "high": high,
+                **dict(zip(("difference", "difference_low", "difference_high"), difference, strict=True)),
+                "subsets": subsets,
+                "repeats": repeats,
+                "tests": tests,
+                "checkpoints": at + 1,
+                **dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True)),
+            }
