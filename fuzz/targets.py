@@ -1,7 +1,7 @@
 """What is fuzzed: one function a target, from bytes to nothing.
 
 A target returns, or raises InfluenceError with one line to show; any other exception is a failure, and so are data
-that are not what was stored. tests/test_fuzz.py runs them on made-up inputs, fuzz/run.py by coverage.
+that are not what was stored. tests/system/test_fuzz.py runs them on made-up inputs, fuzz/run.py by coverage.
 """
 
 from __future__ import annotations

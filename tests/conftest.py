@@ -146,15 +146,15 @@ def project(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_made(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project of small_project.py, without a store; do not change it."""
-    from small_project import make
+    """The project of tests/support/small_project.py, without a store; do not change it."""
+    from tests.support.small_project import make
 
     return make(tmp_path_factory.mktemp("small") / "project")
 
 
 @pytest.fixture
 def tiny(small_made: Path, tmp_path: Path) -> Path:
-    """A copy of the project of small_project.py that a test may change."""
+    """A copy of the project of tests/support/small_project.py that a test may change."""
     return Path(shutil.copytree(small_made, tmp_path / "project"))
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from conftest import Command, edit, run_influence
 
 import influence_cli
 from influence_cli.__main__ import main
 from influence_cli.cli import app
+from tests.conftest import Command, edit, run_influence
 
 INFLUENCE = [sys.executable, "-m", "influence_cli"]
 COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]

@@ -30,7 +30,7 @@ from influence_cli.model.network import Network, owner_of
 from influence_cli.passes.contractions import covariances, gradient_squares, rotated, sketched, turned_sides
 from influence_cli.passes.gradient_products import loose_gradients
 from influence_cli.passes.layers import Call, forward
-from influence_cli.runtime import distributed
+from influence_cli.runtime import distributed, exchange
 from influence_cli.solvers.eigen import eigenpairs
 
 # What is summed over examples, by the start of its name: covariances, sketches, loose parameters, Λ, its trace.
@@ -112,7 +112,7 @@ def fit(
 
 def _add_up(progress: Progress) -> None:
     """Add up what the processes of a job have summed in a stage, and count its examples."""
-    distributed.sum_tensors(progress.arrays, lambda name: name.partition(".")[0] in OF_STAGE[progress.stage])
+    exchange.sum_tensors(progress.arrays, lambda name: name.partition(".")[0] in OF_STAGE[progress.stage])
     counts = sum(distributed.gathered(progress.examples))
     progress.arrays[f"{progress.stage}.n"] = torch.tensor(counts)
 
@@ -132,7 +132,7 @@ def _hand_round(plan: Plan, progress: Progress) -> None:
     if distributed.size() == 1:
         return
     made = {name: progress.arrays.pop(name) for name in list(progress.arrays) if name.partition(".")[0] in DECOMPOSED}
-    distributed.hand_round(made)
+    exchange.hand_round(made)
     for number in plan.layers:
         for side in ("a", "d"):
             progress.arrays.pop(f"{side}.{number}", None)
@@ -154,7 +154,7 @@ def catch_up(progress: Progress) -> None:
     if distributed.rank() == leader:
         own = OF_STAGE.get(furthest, DECOMPOSED)
         theirs = {name: value for name, value in progress.arrays.items() if name.partition(".")[0] not in own}
-    distributed.hand_round(theirs)
+    exchange.hand_round(theirs)
     if progress.stage != furthest:
         progress.arrays.clear()
         progress.arrays.update(theirs)

@@ -24,7 +24,7 @@ from influence_cli.model.network import (
 from influence_cli.model.outputs import logits_of, output_curvature
 from influence_cli.passes.batch_size import micro_batch
 from influence_cli.passes.gradients import jacobians
-from influence_cli.runtime import distributed
+from influence_cli.runtime import distributed, exchange
 from influence_cli.solvers.eigen import eigenpairs
 
 # Examples of an output layer that go into one product.
@@ -76,7 +76,7 @@ def curvature_matrix(
                 _add_batch_ggn(total, network, batch)
             on_examples(len(batch))
             finished(1, len(batch))
-        total = distributed.sum_tensor(total)
+        total = exchange.sum_tensor(total)
     return (total + total.T) / (2 * max(sum(distributed.gathered(progress.examples)), 1))
 
 
@@ -158,7 +158,7 @@ def _output_layer(
             for d in range(c + 1):
                 lower[c, d] += ((a * curvature[:, c, d, None]).T @ a).to(lower)
         finished(count, len(a))
-    blocks = distributed.sum_tensor(lower.clone())
+    blocks = exchange.sum_tensor(lower.clone())
     for c in range(classes):
         for d in range(c):
             blocks[d, c] = blocks[c, d].T

@@ -12,7 +12,7 @@ from torch import Tensor
 from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network
 from influence_cli.passes.curvature_products import curvature_product
-from influence_cli.runtime import distributed
+from influence_cli.runtime import distributed, exchange
 from influence_cli.solvers.lanczos import power_iteration
 
 
@@ -67,7 +67,7 @@ def mean_product(
             x, y = examples.inputs[start : start + examples.batch], examples.targets[start : start + examples.batch]
             total += curvature_product(network, x, y, vectors, matrix)
             on_examples(len(y))
-        distributed.sum_tensor(total)
+        exchange.sum_tensor(total)
         return (total / len(examples) + shift * vectors).to(vectors.dtype)
 
     return product

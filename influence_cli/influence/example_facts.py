@@ -11,7 +11,7 @@ import numpy as np
 
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.runtime import distributed
+from influence_cli.runtime import exchange
 from influence_cli.store.store import READ, Store, predicted_classes
 
 
@@ -105,9 +105,9 @@ def empty_facts(task: Task) -> TrainingFacts:
 
 def add_up(facts: TrainingFacts) -> None:
     """Give every process of a job what each has filled in of the facts."""
-    distributed.sum_array(facts.losses)
-    distributed.sum_array(facts.probabilities)
-    facts.read[:] = distributed.sum_array(facts.read.astype(np.uint8)) > 0
+    exchange.sum_array(facts.losses)
+    exchange.sum_array(facts.probabilities)
+    facts.read[:] = exchange.sum_array(facts.read.astype(np.uint8)) > 0
 
 
 def training_facts(stores: Sequence[Prepared]) -> TrainingFacts:

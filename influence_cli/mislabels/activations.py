@@ -21,7 +21,7 @@ from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
 from influence_cli.model.outputs import logits_of
 from influence_cli.passes.layers import CONVOLUTIONS
-from influence_cli.runtime import distributed
+from influence_cli.runtime import distributed, exchange
 
 # Numbers that a layer may have after pooling; what the last layer reads, the penultimate activations; all together.
 LAYER, PENULTIMATE, ALL = 256, 1_024, 2_048
@@ -119,7 +119,7 @@ def join_activations(own: Activations | None) -> Activations | None:
         return own
     rest = None if own is None else (own.layers, own.indices, own.targets, own.hashes)
     parts = [part for part in distributed.gathered(rest) if part is not None]
-    features = distributed.rows_to_first(None if own is None else own.features)
+    features = exchange.rows_to_first(None if own is None else own.features)
     if features is None or not parts:
         return None
     layers = parts[0][0]

@@ -17,8 +17,9 @@ from torch import Tensor
 from influence_cli.model.network import Layer, Network, differentiable_attention, flatten, recurrent_backward, unflatten
 from influence_cli.model.outputs import logits_of, output_curvature
 from influence_cli.passes.batch_size import GRADIENT_NUMBERS
-from influence_cli.passes.contractions import flat_gradient, positions, sides
+from influence_cli.passes.contractions import flat_gradient, positions
 from influence_cli.passes.layers import Tape, forward
+from influence_cli.passes.sides import sides
 
 
 def curvature_product(network: Network, inputs: Tensor, targets: Tensor, vectors: Tensor, matrix: str) -> Tensor:

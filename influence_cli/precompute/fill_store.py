@@ -21,7 +21,7 @@ from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.model.network import Network
 from influence_cli.model.task import Task
 from influence_cli.passes.finite import check_gradients
-from influence_cli.runtime import distributed
+from influence_cli.runtime import distributed, exchange
 from influence_cli.runtime.memory import is_out_of_memory
 from influence_cli.runtime.terminal import Advance, Terminal, duration
 from influence_cli.store.store import READ, SKIPPED, Rows, Store, block_sums
@@ -81,7 +81,7 @@ def fill_store(
         terminal.warn(f"skipped: {reason}")
     distributed.hear(terminal.warnings, terminal.warn)
     finished = sum(distributed.gathered(filled.blocks))
-    distributed.sum_array(filled.total)
+    exchange.sum_array(filled.total)
     if distributed.is_first():
         with Store.open(path) as store:
             size, readable = store.size(), store.readable()

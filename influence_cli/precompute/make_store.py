@@ -29,7 +29,7 @@ from influence_cli.precompute.fingerprint import differing
 from influence_cli.precompute.fit import fit_curvature
 from influence_cli.precompute.fit_file import fit_files
 from influence_cli.precompute.fitted import Fitted, first_columns, open_basis, stored_curvature
-from influence_cli.runtime import disk, distributed
+from influence_cli.runtime import disk, distributed, exchange
 from influence_cli.runtime.locks import claim, is_claimed
 from influence_cli.runtime.memory import halving
 from influence_cli.runtime.terminal import Terminal, duration
@@ -180,7 +180,7 @@ def handed_round(fitted: Fitted) -> Fitted:
         return fitted
     arrays = {name: torch.from_numpy(np.array(values)) for name, values in fitted.arrays.items()}
     arrays = arrays if distributed.is_first() else {}
-    distributed.hand_round(arrays)
+    exchange.hand_round(arrays)
     facts = distributed.from_first(lambda: fitted.facts)
     return Fitted({name: tensor.numpy() for name, tensor in arrays.items()}, facts)
 

@@ -31,7 +31,7 @@ from influence_cli.influence.test_gradients import gradient_groups, group_size, 
 from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import pearson
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.runtime import distributed
+from influence_cli.runtime import distributed, exchange
 from influence_cli.runtime.terminal import Terminal
 
 # Test examples whose correlation with plain gradient similarity is measured.
@@ -227,7 +227,7 @@ def _strongest(
             for sink in [] if takes else sinks:
                 sink.add(where, scores)
     if distributed.size() > 1:
-        distributed.sum_array(similar)
+        exchange.sum_array(similar)
         if first is not None:
             add_up(first)
         for where, scores in of_all(iter(held)):

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from influence_cli.errors import InfluenceError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
+    pass
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # Rank 0 may decompose a matrix or write a page for as long as that takes; a process that has died is noticed at once.
@@ -221,7 +220,7 @@ def gathered(value: Value) -> list[Value]:
     from torch import distributed
 
     found: list[Any] = [None] * _job.size
-    with _listening():
+    with listening():
         distributed.all_gather_object(found, value)
     return found
 
@@ -233,103 +232,9 @@ def from_first(make: Callable[[], Value]) -> Value:
     from torch import distributed
 
     made: list[Any] = [make() if is_first() else None]
-    with _listening():
+    with listening():
         distributed.broadcast_object_list(made, src=0)
     return made[0]  # type: ignore[no-any-return]
-
-
-def sum_tensor(tensor: Tensor) -> Tensor:
-    """Add a tensor up over the processes, in place: each gets the same bytes."""
-    if _job.size > 1:
-        from torch import distributed
-
-        # Neither backend knows other devices.
-        there = tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()
-        there = there.contiguous()
-        with _listening():
-            distributed.all_reduce(there)
-        if there is not tensor:
-            tensor.copy_(there)
-    return tensor
-
-
-def sum_array(values: np.ndarray) -> np.ndarray:
-    """Add an array up over the processes, in place."""
-    if _job.size > 1:
-        import torch
-
-        sum_tensor(torch.from_numpy(values))
-    return values
-
-
-def sum_tensors(tensors: dict[str, Tensor], chosen: Callable[[str], bool]) -> None:
-    """Add tensors up by name over the processes, in place; one that a process lacks is zero there."""
-    if _job.size == 1:
-        return
-    import torch
-
-    own = {name: (tuple(t.shape), t.dtype, t.device.type) for name, t in tensors.items() if chosen(name)}
-    known: dict[str, Any] = {}
-    for others in gathered(own):
-        known |= others
-    for name in sorted(known):
-        shape, dtype, kind = known[name]
-        if name not in tensors:
-            there = torch.device(kind, local_device(torch.cuda.device_count())) if kind == "cuda" else kind
-            tensors[name] = torch.zeros(shape, dtype=dtype, device=there)
-        tensors[name] = sum_tensor(tensors[name].contiguous())
-
-
-def hand_round(tensors: dict[str, Tensor]) -> None:
-    """Give every process the tensors that one of them has; a name belongs to one process."""
-    if _job.size == 1:
-        return
-    import torch
-    from torch import distributed
-
-    owners = gathered({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
-    for owner, names in enumerate(owners):
-        for name in sorted(names):
-            shape, dtype = names[name]
-            # Through the CPU: they are small beside what made them, and lie there in the end.
-            there = tensors[name].cpu().contiguous() if owner == _job.rank else torch.empty(shape, dtype=dtype)
-            with _listening():
-                distributed.broadcast(there, src=owner)
-            if owner != _job.rank:
-                tensors[name] = there
-
-
-def rows_to_first(own: Tensor | None) -> Tensor | None:
-    """Give the first process the rows of all, joined in order; None in the others.
-
-    Args:
-        own: [b, d] on the CPU; None where there are none.
-    """
-    if _job.size == 1:
-        return own
-    import torch
-    from torch import distributed
-
-    counts = gathered(None if own is None else (len(own), own.shape[1], own.dtype))
-    known = [count for count in counts if count is not None]
-    if not is_first() or not known:
-        if own is not None:
-            with _listening():
-                distributed.send(own.contiguous(), 0)
-        return None
-    whole = torch.empty(sum(count[0] for count in known), known[0][1], dtype=known[0][2])
-    start = 0
-    for source, count in enumerate(counts):
-        if count is None:
-            continue
-        rows = whole[start : start + count[0]]
-        start += count[0]
-        if source == 0 and own is not None:
-            rows.copy_(own)
-        else:
-            with _listening():
-                distributed.recv(rows, source)
-    return whole
 
 
 def smallest(value: int) -> int:
@@ -350,7 +255,7 @@ def turns(count: int) -> Iterator[int]:
     _job.counters += 1
     name = f"influence/turns/{_job.counters}"
     while True:
-        with _listening():
+        with listening():
             number = int(_job.store.add(name, 1)) - 1
         if number >= count:
             return
@@ -370,7 +275,7 @@ def counted(advance: Callable[[float], None]) -> Callable[[float], None]:
 
     def note(count: float) -> None:
         nonlocal shown
-        with _listening():
+        with listening():
             total = int(_job.store.add(name, int(count)))
         advance(total - shown)
         shown = total
@@ -407,7 +312,7 @@ def hear(warnings: Sequence[str], warn: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _listening() -> Iterator[None]:
+def listening() -> Iterator[None]:
     """Tell it in one line where another process has gone."""
     try:
         yield

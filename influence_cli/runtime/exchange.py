@@ -1,0 +1,106 @@
+"""Tensors that the processes of a job add up, hand round or gather; alone in a process each is what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from influence_cli.runtime import distributed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+def sum_tensor(tensor: Tensor) -> Tensor:
+    """Add a tensor up over the processes, in place: each gets the same bytes."""
+    if distributed.size() > 1:
+        import torch.distributed as channel
+
+        # Neither backend knows other devices.
+        there = tensor if tensor.device.type in ("cpu", "cuda") else tensor.cpu()
+        there = there.contiguous()
+        with distributed.listening():
+            channel.all_reduce(there)
+        if there is not tensor:
+            tensor.copy_(there)
+    return tensor
+
+
+def sum_array(values: np.ndarray) -> np.ndarray:
+    """Add an array up over the processes, in place."""
+    if distributed.size() > 1:
+        import torch
+
+        sum_tensor(torch.from_numpy(values))
+    return values
+
+
+def sum_tensors(tensors: dict[str, Tensor], chosen: Callable[[str], bool]) -> None:
+    """Add tensors up by name over the processes, in place; one that a process lacks is zero there."""
+    if distributed.size() == 1:
+        return
+    import torch
+
+    own = {name: (tuple(t.shape), t.dtype, t.device.type) for name, t in tensors.items() if chosen(name)}
+    known: dict[str, Any] = {}
+    for others in distributed.gathered(own):
+        known |= others
+    for name in sorted(known):
+        shape, dtype, kind = known[name]
+        if name not in tensors:
+            there = torch.device(kind, distributed.local_device(torch.cuda.device_count())) if kind == "cuda" else kind
+            tensors[name] = torch.zeros(shape, dtype=dtype, device=there)
+        tensors[name] = sum_tensor(tensors[name].contiguous())
+
+
+def hand_round(tensors: dict[str, Tensor]) -> None:
+    """Give every process the tensors that one of them has; a name belongs to one process."""
+    if distributed.size() == 1:
+        return
+    import torch
+    import torch.distributed as channel
+
+    owners = distributed.gathered({name: (tuple(t.shape), t.dtype) for name, t in tensors.items()})
+    for owner, names in enumerate(owners):
+        for name in sorted(names):
+            shape, dtype = names[name]
+            # Through the CPU: they are small beside what made them, and lie there in the end.
+            there = tensors[name].cpu().contiguous() if owner == distributed.rank() else torch.empty(shape, dtype=dtype)
+            with distributed.listening():
+                channel.broadcast(there, src=owner)
+            if owner != distributed.rank():
+                tensors[name] = there
+
+
+def rows_to_first(own: Tensor | None) -> Tensor | None:
+    """Give the first process the rows of all, joined in order; None in the others.
+
+    Args:
+        own: [b, d] on the CPU; None where there are none.
+    """
+    if distributed.size() == 1:
+        return own
+    import torch
+    import torch.distributed as channel
+
+    counts = distributed.gathered(None if own is None else (len(own), own.shape[1], own.dtype))
+    known = [count for count in counts if count is not None]
+    if not distributed.is_first() or not known:
+        if own is not None:
+            with distributed.listening():
+                channel.send(own.contiguous(), 0)
+        return None
+    whole = torch.empty(sum(count[0] for count in known), known[0][1], dtype=known[0][2])
+    start = 0
+    for source, count in enumerate(counts):
+        if count is None:
+            continue
+        rows = whole[start : start + count[0]]
+        start += count[0]
+        if source == 0 and own is not None:
+            rows.copy_(own)
+        else:
+            with distributed.listening():
+                channel.recv(rows, source)
+    return whole
