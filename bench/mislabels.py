@@ -1,7 +1,7 @@
 """How well, and how fast, the signals of `influence mislabels` find wrong labels that are known.
 
     make bench-mislabels                                  (half an hour, after two hours of training)
-    python bench/mislabels.py --work FOLDER [CASE ...]    the tables of bench/RESULTS.md, of the cases in FOLDER
+    python bench/mislabels.py --work FOLDER [CASE ...]    the tables of bench/results/mislabels.md, for FOLDER's cases
 
 For each case of bench/label_noise.py it runs the command with --signals --truth on its folder, and reads the file of
 the run. --time all measures the steps on 60,000 images instead, --rescore prints from the files that are there.

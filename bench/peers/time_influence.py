@@ -159,7 +159,7 @@ def main() -> None:
 
 
 def fewer_coordinates(log: Log, config: Any, tasks: list[Any], whole: Prepared, terminal: Terminal) -> None:
-    """Time 100 tests over a store whose budget leaves 4,096 coordinates, as good for this network: RESULTS.md."""
+    """Time 100 tests over a store whose budget leaves 4,096 coordinates, as good for this network (results/lds.md)."""
     task = whole.task
     rows = [store_layout(config, task, k).bytes() for k in (0, 1)]
     budget = rows[0] + stored_factors(whole).bytes() + 4_096 * (rows[1] - rows[0])

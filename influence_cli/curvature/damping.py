@@ -9,8 +9,8 @@ import numpy as np
 
 from influence_cli.errors import InfluenceError
 
-# λ = C × the mean eigenvalue of each layer. By the linear datamodeling scores of two networks (bench/RESULTS.md) the
-# best C is 1 for one of them and below 0.01 for the other; 0.1 loses the least on both.
+# λ = C × the mean eigenvalue of each layer. By the linear datamodeling scores of two networks
+# (bench/results/lds.md) the best C is 1 for one of them and below 0.01 for the other; 0.1 loses the least on both.
 C = 0.1
 # Of an exact matrix over all layers. Most of its eigenvalues are next to nothing, and where λ is as well the picture is
 # not linear: by the same scores 0.1 and 1 times the mean lose to EK-FAC or equal it, 10 times beats it.

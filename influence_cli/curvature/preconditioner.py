@@ -3,7 +3,7 @@
 With Sᵢ = Σ_c w_ic u_ic u_icᵀ the curvature of example i's loss in its outputs, the GGN is the mean of r rᵀ over rows
 r = √w_ic Jᵢᵀu_ic. A trained network is sure of most examples: few rows have weight, so that some thousands of them hold
 most of the curvature. In their span the preconditioner is exact; EK-FAC's factors would be smaller, but on a trained
-network they need more products than no preconditioner (bench/RESULTS.md).
+network they need more products than no preconditioner (bench/results/solvers.md).
 
 A preconditioner is to be symmetric and positive definite, no more: it changes how many products with the curvature a
 solver needs, not what it finds. So λ is chosen without it, and a Hessian is solved with that of the GGN.

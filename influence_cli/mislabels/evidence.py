@@ -33,7 +33,7 @@ from influence_cli.runtime.terminal import Terminal
 # Below this share of the leave-one-out loss a model's loss on its own training labels is memory, not opinion.
 MEMORISED = 0.75
 # The weight of each opinion, with the model and without: three make up a mean, which is calibrated; of two a little
-# more ranks better. Fixed on label noise of Fashion-MNIST (bench/RESULTS.md).
+# more ranks better. Fixed on label noise of Fashion-MNIST (bench/results/mislabels.md).
 WITH_MODEL, WITHOUT = 1 / 3, 2 / 3
 # Of the free memory, for the activations; the regression holds as much twice again.
 FREE_SHARE = 0.25

@@ -1,4 +1,8 @@
-"""The commands of the README run as they stand, in the demo project, of whose images a quarter is kept."""
+"""The commands of README and docs run as they stand, in the demo project, of whose images a quarter is kept.
+
+Blocks marked ``sh`` are such commands; a block that needs something else has no language. Beside that: README and docs
+are linked, and every page says what it answers.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,23 @@ from torchvision.datasets import ImageFolder
 
 from tests.conftest import Demo, run_influence
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+# Every page that others link to and that links to others.
+LINKED = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *PAGES,
+    *sorted((ROOT / "bench/results").glob("*.md")),
+]
 # A line that stands there twice runs once.
 LINES = list(
     dict.fromkeys(
         line.partition("   #")[0].strip()
-        for block in re.findall(r"```sh\n(.*?)```", README.read_text(), flags=re.DOTALL)
+        for page in (README, *PAGES)
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
         for line in block.splitlines()
         if line.startswith(("influence ", "ls ", "mkdir "))
     )
@@ -111,20 +126,95 @@ def test_it_runs_as_typed(line: str, project: Path) -> None:
 
 
 def test_the_python_example_prints_what_the_command_does(project: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "formats.md").read_text(), flags=re.DOTALL)
+    (code,) = (block for block in blocks if "from influence_cli import" in block)
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
     rows = run_influence("mislabels", "--top", "50", cwd=project).stdout.splitlines()
     assert re.findall(r"\d+", done.stdout) == [str(json.loads(row)["index"]) for row in rows]
 
 
-def test_the_linked_files_exist() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README.read_text()):
-        if not target.startswith("http"):
-            assert (README.parent / target).exists(), target
+def headings(page: Path) -> set[str]:
+    """Give the anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    found = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http:", "https:")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in headings(file), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("folder", [DOCS, ROOT / "bench/results"], ids=lambda folder: folder.name)
+def test_the_index_links_every_page(folder: Path) -> None:
+    pages = {page.name for page in folder.glob("*.md")} - {"README.md"}
+    assert pages
+    assert pages <= set(re.findall(r"\]\(([^)\s]+)\)", (folder / "README.md").read_text()))
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "README.md"], ids=lambda page: page.relative_to(ROOT).name
+)
+def test_a_page_opens_with_the_question_that_it_answers(page: Path) -> None:
+    title, paragraph = (part.strip() for part in page.read_text().split("\n\n")[:2])
+    assert title.startswith("# ")
+    assert "\n" not in title
+    assert paragraph.endswith("?")
+
+
+def test_a_page_of_results_names_its_command_machine_and_commit() -> None:
+    pages = [page for page in (ROOT / "bench/results").glob("*.md") if page.name != "README.md"]
+    for page in pages:
+        text = page.read_text()
+        commands = re.findall(r"^- Command: .*?(?=^- )", text, flags=re.MULTILINE | re.DOTALL)
+        assert len(commands) == 1, page.name
+        for target in re.findall(r"`make ([\w-]+)`", commands[0]):
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), target
+        for script in re.findall(r"bench/[\w/]+\.py", commands[0]):
+            assert (ROOT / script).is_file(), script
+        assert re.search(r"^- Machine: \w", text, flags=re.MULTILINE), page.name
+        assert re.search(r"^- Recorded at commits?: `[0-9a-f]{7}`", text, flags=re.MULTILINE), page.name
+
+
+def test_no_command_needs_a_folder_outside_the_checkout() -> None:
+    for page in LINKED:
+        assert not re.search(r"\.\./shared|shared/data", page.read_text()), page
+
+
+def test_the_configs_of_the_docs_are_read(tmp_path: Path) -> None:
+    from influence_cli import load_config
+
+    file = tmp_path / "influence.yaml"
+    whole = [
+        block
+        for page in (README, DOCS / "config.md")
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.DOTALL)
+        if block.startswith("model:")
+    ]
+    assert len(whole) == 2
+    for block in whole:
+        file.write_text(block)
+        config = load_config(file)
+        assert config.l2 == 1e-4
+        assert config.test is not None
+        assert config.test.transform == config.train.transform
 
 
 def test_every_command_is_named() -> None:
     from influence_cli.cli import app
 
+    text = README.read_text()
     for command in app.registered_commands:
-        assert f"`influence {command.name}" in README.read_text()
+        assert re.search(rf"`influence {command.name}[ `]", text), command.name
