@@ -1,0 +1,162 @@
+"""Serve the command line from one warm process: torch is imported once, and every command is a fork of it.
+
+A client (client.py) sends its words, its environment, its folder and its three standard streams through a Unix socket,
+and receives the exit code. No thread runs here, so a fork is safe. Only ``influence_cli.__main__.main`` is called by
+name: the modules of the package may move.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+# Imported before the first fork where they are installed, so that no command pays for them.
+SLOW_IMPORTS = (
+    "torch",
+    "torchvision.transforms.v2",
+    "torchvision.datasets",
+    "torch.func",
+    "torch.utils.data",
+    "typer",
+    "rich.progress",
+    "rich.table",
+    "pydantic",
+    "yaml",
+    "jinja2",
+    "h5py",
+    "PIL.Image",
+    "safetensors.torch",
+    "xxhash",
+    "cleanlab",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.backends.backend_agg",
+    "pyarrow.parquet",
+    "captum.attr",
+    "faiss",
+)
+
+
+def main() -> None:
+    """Import everything, listen at the socket of the first argument, and say on stdout that it is ready."""
+    # The folder of this script: its modules are not those of a user.
+    sys.path.pop(0)
+    # How data is read, and what is said of it, is planned by the cores and a measurement: one core needs none. Really
+    # being tied to a core would make a busy machine slower.
+    os.sched_getaffinity = lambda _: {0}
+    _import_all()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(sys.argv[1])
+    listener.listen()
+    if threading.active_count() > 1:
+        raise SystemExit(f"a thread runs before the first fork: {threading.enumerate()}")
+    import influence_cli
+
+    print(Path(influence_cli.__file__).parents[1], flush=True)
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            _answer(connection)
+        connection.close()
+        _reap()
+
+
+def _import_all() -> None:
+    for name in SLOW_IMPORTS:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            print(f"{name} is not installed", file=sys.stderr)
+    import torch
+
+    torch.set_num_threads(1)
+    package = importlib.import_module("influence_cli")
+    for module in pkgutil.walk_packages(package.__path__, "influence_cli."):
+        # A module that cannot be imported is for the command that needs it to report.
+        try:
+            importlib.import_module(module.name)
+        except Exception:
+            print(f"{module.name} cannot be imported:\n{traceback.format_exc()}", file=sys.stderr)
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _answer(connection: socket.socket) -> None:
+    """Run one command in a child and send its exit code."""
+    head, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    size = int.from_bytes(head, "big")
+    body = b""
+    while len(body) < size:
+        part = connection.recv(1 << 16)
+        if not part:
+            os._exit(1)
+        body += part
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        _run(json.loads(body), streams)
+    for stream in streams:
+        os.close(stream)
+    _, status = os.waitpid(child, 0)
+    connection.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
+    os._exit(0)
+
+
+def _run(request: dict[str, Any], streams: list[int]) -> None:
+    """Become the process that the client stands for."""
+    for place, stream in enumerate(streams):
+        os.dup2(stream, place)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["influence", *request["words"]]
+    # As Python opens them itself: a pipe has no line buffering, a terminal has.
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1 if os.isatty(1) else -1, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    os._exit(_exit_code())
+
+
+def _exit_code() -> int:
+    """Call the command line, and end as Python does."""
+    import atexit
+
+    try:
+        from influence_cli.__main__ import main as run
+
+        run()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    return code
+
+
+if __name__ == "__main__":
+    main()
