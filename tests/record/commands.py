@@ -515,7 +515,8 @@ JOB = _group(
 
 DEMO = _group("demo", "", "influence demo whole", slow=True)
 
+# What other groups begin from stands before them; otherwise the quick ones come first.
 GROUPS = (
-    HELP, STORE, README, LAYER, FORMATTED, PAGES, VARIANTS, ENSEMBLE, GRADIENTS, VERIFY, DEEP, INDEX, RELABEL, INIT,
-    MISTAKES, JOB, DEMO,
+    HELP, INIT, LAYER, MISTAKES, RELABEL, FORMATTED, GRADIENTS, PAGES, VARIANTS, ENSEMBLE, VERIFY, STORE, INDEX, README,
+    DEEP, JOB, DEMO,
 )  # fmt: skip

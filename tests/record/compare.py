@@ -13,13 +13,18 @@ from normalise import normalise
 LINES, WIDTH = 40, 400
 
 
-def compare(a: Path, b: Path) -> tuple[list[str], int, int]:
+def compare(a: Path, b: Path, only: str = "") -> tuple[list[str], int, int]:
     """Compare two recordings.
+
+    Args:
+        a: one.
+        b: the other.
+        only: names of groups, with commas between; "" is all.
 
     Returns:
         The lines to print, how many commands there are, and how many of them differ.
     """
-    first, second = _commands(a), _commands(b)
+    first, second = _commands(a, only), _commands(b, only)
     places = _places(a), _places(b)
     lines, differ = [], 0
     names = list(dict.fromkeys([*first, *second]))
@@ -31,17 +36,20 @@ def compare(a: Path, b: Path) -> tuple[list[str], int, int]:
     return lines, len(names), differ
 
 
-def _commands(recording: Path) -> dict[str, Path]:
-    """Find what was recorded, in the order of the list: a line of the shell and its group to a folder."""
+def _commands(recording: Path, only: str) -> dict[str, Path]:
+    """Find what was recorded, in its order: a group and a line of the shell to a folder."""
     if not (recording / "recording.json").is_file():
-        raise SystemExit(f"{recording} is not a finished recording")
+        raise SystemExit(f"{recording} is not a recording, or no group of it was finished")
     found: dict[str, Path] = {}
-    for folder in sorted((recording / "commands").iterdir()):
-        command = json.loads((folder / "command.json").read_text(encoding="utf-8"))
-        name = f"[{command['group']}] {command['line']}" + (" (terminal)" if command["terminal"] else "")
-        # The same line again, such as a second undo.
-        number = sum(known.partition(" #")[0] == name for known in found)
-        found[f"{name} #{number + 1}" if number else name] = folder
+    for group in json.loads((recording / "recording.json").read_text(encoding="utf-8"))["groups"]:
+        if only and group not in only.split(","):
+            continue
+        for folder in sorted((recording / "commands" / group).iterdir()):
+            command = json.loads((folder / "command.json").read_text(encoding="utf-8"))
+            name = f"[{group}] {command['line']}" + (" (terminal)" if command["terminal"] else "")
+            # The same line again, such as a second undo.
+            number = sum(known.rpartition(" #")[0] == name or known == name for known in found)
+            found[f"{name} #{number + 1}" if number else name] = folder
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,21 @@ Stamp = tuple[int, int, int]
 
 def stamps(folder: Path) -> dict[str, Stamp]:
     """Say for every file below a folder what changes when it is written: inode, time and size."""
-    found = {}
-    for path in folder.rglob("*"):
-        if "__pycache__" not in path.parts and not path.is_dir():
-            status = path.lstat()
-            found[str(path.relative_to(folder))] = (status.st_ino, status.st_mtime_ns, status.st_size)
+    found: dict[str, Stamp] = {}
+    _stamp(str(folder), "", found)
     return found
+
+
+def _stamp(folder: str, prefix: str, found: dict[str, Stamp]) -> None:
+    # Not pathlib: this looks at some thousand files after every command.
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name != "__pycache__":
+                    _stamp(entry.path, f"{prefix}{entry.name}/", found)
+            else:
+                status = entry.stat(follow_symlinks=False)
+                found[prefix + entry.name] = (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def changes(before: dict[str, Stamp], after: dict[str, Stamp]) -> tuple[list[str], list[str]]:

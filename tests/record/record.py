@@ -43,17 +43,18 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="record the list of commands")
     run.add_argument("--code", type=Path, default=CHECKOUT, help="the checkout whose package runs; default: this one")
-    run.add_argument("--out", type=Path, required=True, help="the folder of the recording; replaced")
+    run.add_argument("--out", type=Path, required=True, help="the folder of the recording")
     run.add_argument("--project", type=Path, default=CHECKOUT / "build/record/project", help="made if it is not there")
     run.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "influence-record")
     run.add_argument("--slow", action="store_true", help="also the groups that take minutes")
-    run.add_argument("--only", default="", help="only groups whose name has this in it, and those they start from")
+    run.add_argument("--only", default="", metavar="GROUP,…", help=f"not all of {', '.join(g.name for g in GROUPS)}")
     both = commands.add_parser("compare", help="compare two recordings; exit code 1 if a command differs")
     both.add_argument("a", type=Path)
     both.add_argument("b", type=Path)
+    both.add_argument("--only", default="", metavar="GROUP,…", help="compare these groups alone")
     options = parser.parse_args()
     if options.command == "compare":
-        lines, count, differ = compare(options.a, options.b)
+        lines, count, differ = compare(options.a, options.b, options.only)
         print("\n".join([*lines, f"{count} commands, {differ} differ"]))
         return int(differ > 0)
     record(
@@ -74,20 +75,31 @@ def record(code: Path, out: Path, project: Path, work: Path, groups: list[Group]
         fcntl.flock(lock, fcntl.LOCK_EX)  # two recordings at one path would record each other
         shutil.rmtree(work)
         work.mkdir()
-        shutil.rmtree(out, ignore_errors=True)
         environment = _environment(code, work)
         with _warm(code, work, environment):
             if not project.is_dir():
                 make_project(project, environment)
-            count = sum(_run_group(group, out, project, work, environment) for group in groups)
-        places = {str(work): "<work>", str(code): "<code>", str(CHECKOUT): "<checkout>", sys.prefix: "<python>"}
-        (out / "recording.json").write_text(json.dumps({"places": places, "commands": count}) + "\n", encoding="utf-8")
+            places = {str(work): "<work>", str(code): "<code>", str(CHECKOUT): "<checkout>", sys.prefix: "<python>"}
+            count = 0
+            for group in groups:
+                count += _run_group(group, out, project, work, environment)
+                # Group by group: a recording that is cut off has those that it finished.
+                _note(out, places, group.name)
         shutil.rmtree(work)
     print(f"recorded {count} commands of {code} in {out}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
+def _note(out: Path, places: dict[str, str], name: str) -> None:
+    path = out / "recording.json"
+    known = json.loads(path.read_text(encoding="utf-8"))["groups"] if path.exists() else []
+    groups = [*(other for other in known if other != name), name]
+    path.write_text(json.dumps({"places": places, "groups": groups}) + "\n", encoding="utf-8")
+
+
 def _chosen(only: str, *, slow: bool) -> list[Group]:
-    wanted = {group.name for group in GROUPS if only in group.name and (slow or not group.slow)}
+    wanted = set(only.split(",")) if only else {group.name for group in GROUPS if slow or not group.slow}
+    if unknown := wanted - {group.name for group in GROUPS}:
+        raise SystemExit(f"there is no group {', '.join(sorted(unknown))}")
     for group in reversed(GROUPS):
         if group.name in wanted and group.start:
             wanted.add(group.start)
@@ -145,13 +157,14 @@ def _warm(code: Path, work: Path, environment: dict[str, str]) -> Iterator[None]
 
 
 def _run_group(group: Group, out: Path, project: Path, work: Path, environment: dict[str, str]) -> int:
-    folder = work / "project"
+    folder, recorded = work / "project", out / "commands" / group.name
+    shutil.rmtree(recorded, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     # Times of change are kept: a store knows the files by them.
     shutil.copytree(work / "kept" / group.start if group.start else project, folder, symlinks=True)
     before = stamps(folder)
     for number, command in enumerate(group.commands, 1):
-        place = out / "commands" / f"{GROUPS.index(group):02d}-{group.name.replace(' ', '-')}-{number:03d}"
+        place = recorded / f"{number:03d}"
         place.mkdir(parents=True)
         started = time.perf_counter()
         ended = _run(command.line, command.terminal, folder, place, environment)
@@ -164,7 +177,7 @@ def _run_group(group: Group, out: Path, project: Path, work: Path, environment: 
             kept.write_text(describe(folder / name), encoding="utf-8", newline="")
         if gone:
             (place / "gone").write_text("\n".join(gone) + "\n", encoding="utf-8")
-        before = stamps(folder)
+        before = after
         facts = {"group": group.name, "line": command.line, "terminal": command.terminal}
         (place / "command.json").write_text(json.dumps(facts, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"{time.perf_counter() - started:6.1f} s  exit {ended}  [{group.name}] {command.line}", file=sys.stderr)

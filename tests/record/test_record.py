@@ -59,7 +59,7 @@ def test_a_picture_in_a_page_stays_different() -> None:
 
 def recording(folder: Path, **texts: str) -> Path:
     """Write what a recording of one command holds."""
-    place = folder / "commands" / "00-one-001"
+    place = folder / "commands" / "one" / "001"
     (place / "files").mkdir(parents=True)
     facts = {"group": "one", "line": "influence rank 17", "terminal": False}
     (place / "command.json").write_text(json.dumps(facts))
@@ -67,7 +67,7 @@ def recording(folder: Path, **texts: str) -> Path:
         {"stdout": "a\n", "stderr": "in 3 s\n", "code": "0\n", "files/a.csv.txt": "b\n"} | texts
     ).items():
         (place / name).write_text(text)
-    (folder / "recording.json").write_text(json.dumps({"places": PLACES}))
+    (folder / "recording.json").write_text(json.dumps({"places": PLACES, "groups": ["one"]}))
     return folder
 
 
@@ -88,13 +88,13 @@ def test_a_changed_byte_is_found(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("text", ["a", "a\r\n"])
 def test_the_end_of_a_line_counts(tmp_path: Path, text: str) -> None:
     changed = recording(tmp_path / "b")
-    (changed / "commands" / "00-one-001" / "stdout").write_text(text, newline="")
+    (changed / "commands" / "one" / "001" / "stdout").write_text(text, newline="")
     assert compare(recording(tmp_path / "a"), changed)[2] == 1
 
 
-def test_a_recording_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+def test_a_recording_without_a_finished_group_is_refused(tmp_path: Path) -> None:
     (recording(tmp_path / "a") / "recording.json").unlink()
-    with pytest.raises(SystemExit, match="not a finished recording"):
+    with pytest.raises(SystemExit, match="no group of it was finished"):
         compare(tmp_path / "a", recording(tmp_path / "b"))
 
 

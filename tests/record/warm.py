@@ -8,6 +8,7 @@ name: the modules of the package may move.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -58,6 +59,9 @@ def main() -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(sys.argv[1])
     listener.listen()
+    # Else every child copies all of this memory at its first collection.
+    gc.collect()
+    gc.freeze()
     if threading.active_count() > 1:
         raise SystemExit(f"a thread runs before the first fork: {threading.enumerate()}")
     import influence_cli
