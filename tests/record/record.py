@@ -130,6 +130,8 @@ def _environment(code: Path, work: Path) -> dict[str, str]:
         "TERM": "dumb",
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
+        # The allocator of pyarrow, which pandas imports, would start a thread before the forks.
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
     }
 
 

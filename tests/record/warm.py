@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import pkgutil
+import select
 import signal
 import socket
 import sys
@@ -21,7 +22,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# Imported before the first fork where they are installed, so that no command pays for them.
+# Imported before the first fork where they are installed, so that no command pays for them; not what few commands
+# need, for a fork takes longer, the more memory there is.
 SLOW_IMPORTS = (
     "torch",
     "torchvision.transforms.v2",
@@ -42,9 +44,6 @@ SLOW_IMPORTS = (
     "matplotlib.figure",
     "matplotlib.backends.backend_svg",
     "matplotlib.backends.backend_agg",
-    "pyarrow.parquet",
-    "captum.attr",
-    "faiss",
 )
 
 
@@ -62,18 +61,35 @@ def main() -> None:
     # Else every child copies all of this memory at its first collection.
     gc.collect()
     gc.freeze()
-    if threading.active_count() > 1:
-        raise SystemExit(f"a thread runs before the first fork: {threading.enumerate()}")
+    if len(list(Path("/proc/self/task").iterdir())) > 1:
+        raise SystemExit("a thread runs before the first fork")
     import influence_cli
 
     print(Path(influence_cli.__file__).parents[1], flush=True)
+    _serve(listener)
+
+
+def _serve(listener: socket.socket) -> None:
+    """Fork a child for every connection, and send its exit code when it has ended."""
+    running: dict[int, tuple[int, socket.socket]] = {}
     while True:
-        connection, _ = listener.accept()
-        if os.fork() == 0:
-            listener.close()
-            _answer(connection)
-        connection.close()
-        _reap()
+        ready, _, _ = select.select([listener, *running], [], [])
+        for ended in ready:
+            if ended is listener:
+                connection, _ = listener.accept()
+                child = os.fork()
+                if child == 0:
+                    _answer(
+                        connection, [listener.fileno(), *running, *(other.fileno() for _, other in running.values())]
+                    )
+                running[os.pidfd_open(child)] = (child, connection)
+            else:
+                child, connection = running.pop(ended)
+                os.close(ended)
+                _, status = os.waitpid(child, 0)
+                with contextlib.suppress(OSError):
+                    connection.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
+                connection.close()
 
 
 def _import_all() -> None:
@@ -94,14 +110,10 @@ def _import_all() -> None:
             print(f"{module.name} cannot be imported:\n{traceback.format_exc()}", file=sys.stderr)
 
 
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
-def _answer(connection: socket.socket) -> None:
-    """Run one command in a child and send its exit code."""
+def _answer(connection: socket.socket, others: list[int]) -> None:
+    """Read what the client wants and become it; this never returns."""
+    for other in others:
+        os.close(other)
     head, streams, _, _ = socket.recv_fds(connection, 8, 3)
     size = int.from_bytes(head, "big")
     body = b""
@@ -110,15 +122,9 @@ def _answer(connection: socket.socket) -> None:
         if not part:
             os._exit(1)
         body += part
-    child = os.fork()
-    if child == 0:
-        connection.close()
-        _run(json.loads(body), streams)
-    for stream in streams:
-        os.close(stream)
-    _, status = os.waitpid(child, 0)
-    connection.sendall(bytes([os.waitstatus_to_exitcode(status) % 256]))
-    os._exit(0)
+    # The server has it too, and sends the code.
+    connection.close()
+    _run(json.loads(body), streams)
 
 
 def _run(request: dict[str, Any], streams: list[int]) -> None:
