@@ -27,8 +27,8 @@ RULES: tuple[tuple[str, Replacement], ...] = (
     # The same as numbers of a JSON file: "seconds": 1.5, "search_seconds": 0.2.
     (r'("(?:\w+_)?seconds": ?)-?[\d.]+(?:e-?\d+)?', r"\1<seconds>"),
     # The same as a row of check: the number, then the words; the padding of a table goes with them.
-    (r"(time to fill it, about)(\W+)[\d.e-]+( *)(\W*)<time>", r"\1\2<seconds> \4<time>"),
-    (r'("item": ?"time to fill it, about", ?"value": ?)[\d.e-]+', r"\1<seconds>"),
+    (r"(time to fill it, about\W+)[\d.e-]+([,\t ]) *<time>", r"\1<seconds>\2<time>"),
+    (r'("item": ?"time to fill it, about", ?"value": ?)"?[\d.e-]+"?', r"\1<seconds>"),
     # Rates: 1,234/s.
     (r"\b[\d,.]+/s\b", "<rate>"),
     # Versions of what was run: in run files, and in stores as attributes.

@@ -24,6 +24,12 @@ PLACES = {"/tmp/work": "<work>", "/home/me/code": "<code>"}
         ("at most 1.1 GB, about 2 h 5 min", "at most 1.1 GB, about <time>"),
         ('"seconds": 1.503,', '"seconds": <seconds>,'),
         ('"search_seconds":1e-05}', '"search_seconds":<seconds>}'),
+        (
+            '{"item": "time to fill it, about", "value": 2.11, "unit": "2.1 s"}',
+            '{"item": "time to fill it, about", "value": <seconds>, "unit": "<time>"}',
+        ),
+        ("time to fill it, about   14.27         14 s", "time to fill it, about   <seconds> <time>"),
+        ('"time to fill it, about",2.11,2.1 s', '"time to fill it, about",<seconds>,<time>'),
         ('"torch": "2.14.0+cpu"', '"torch": "<version>"'),
         ("1,234/s", "<rate>"),
         ("2026-11-30T11:28:36+00:00,1,move", "<date>,1,move"),
