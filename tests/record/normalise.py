@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 Replacement = str | Callable[[re.Match[str]], str]
 
 # A time as the package writes it for people: 8 s, 3.2 s, 3 min 20 s, 2 h 5 min.
-_DURATION = r"(?:\d[\d,]* h \d+ min|\d+ min \d+ s|\d[\d,]*(?:\.\d+)? s)"
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_DURATION = rf"(?:{_WHOLE} h \d+ min|\d+ min \d+ s|{_WHOLE}(?:\.\d+)? s)"
 
 
 def _picture(match: re.Match[str]) -> str:
