@@ -370,6 +370,18 @@ RELABEL = _group(
     """,
 )
 
+DROPPED = _group(
+    "dropped",
+    "layer",
+    """
+    sed -E 's/[^,]*,relabel$/,drop/;3s/,drop$/,keep/;4s/,drop$/,unsure/' decisions.csv > dropped.csv && influence relabel dropped.csv
+    influence mislabels --top 2 -s train.exclude=exclude.csv
+    influence relabel dropped.csv --apply-moves -v
+    influence relabel --undo -v
+    influence rank 17 --top 1
+    """,
+)
+
 INIT = _group(
     "init",
     "",
@@ -517,6 +529,6 @@ DEMO = _group("demo", "", "influence demo whole", slow=True)
 
 # What other groups begin from stands before them; otherwise the quick ones come first.
 GROUPS = (
-    HELP, INIT, LAYER, MISTAKES, RELABEL, FORMATTED, GRADIENTS, PAGES, VARIANTS, ENSEMBLE, VERIFY, STORE, INDEX, README,
+    HELP, INIT, LAYER, MISTAKES, RELABEL, DROPPED, FORMATTED, GRADIENTS, PAGES, VARIANTS, ENSEMBLE, VERIFY, STORE, INDEX, README,
     DEEP, JOB, DEMO,
 )  # fmt: skip

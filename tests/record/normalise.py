@@ -22,7 +22,7 @@ RULES: tuple[tuple[str, Replacement], ...] = (
     # A picture inside a page becomes its hash, so that a difference fits on a line. Nothing is lost.
     (r"base64,([A-Za-z0-9+/=]{40,})", _picture),
     # Times of the clock: of the log of moves, of pages and run files.
-    (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?", "<date>"),
+    (r"\b20\d\d-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?", "<date>"),
     # Times that something took or may take.
     (rf"\b{_DURATION}(?![\w/])", "<time>"),
     # The same as numbers of a JSON file: "seconds": 1.5, "search_seconds": 0.2.
