@@ -82,17 +82,19 @@ def record(code: Path, out: Path, project: Path, work: Path, groups: list[Group]
             places = {str(work): "<work>", str(code): "<code>", str(CHECKOUT): "<checkout>", sys.prefix: "<python>"}
             count = 0
             for group in groups:
-                count += _run_group(group, out, project, work, environment)
                 # Group by group: a recording that is cut off has those that it finished.
-                _note(out, places, group.name)
+                _note(out, places, group.name, finished=False)
+                count += _run_group(group, out, project, work, environment)
+                _note(out, places, group.name, finished=True)
         shutil.rmtree(work)
     print(f"recorded {count} commands of {code} in {out}, {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
-def _note(out: Path, places: dict[str, str], name: str) -> None:
+def _note(out: Path, places: dict[str, str], name: str, *, finished: bool) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     path = out / "recording.json"
     known = json.loads(path.read_text(encoding="utf-8"))["groups"] if path.exists() else []
-    groups = [*(other for other in known if other != name), name]
+    groups = [other for other in known if other != name] + [name] * finished
     path.write_text(json.dumps({"places": places, "groups": groups}) + "\n", encoding="utf-8")
 
 
