@@ -23,6 +23,8 @@ RULES: tuple[tuple[str, Replacement], ...] = (
     (r"base64,([A-Za-z0-9+/=]{40,})", _picture),
     # Times of the clock: of the log of moves, of pages and run files.
     (r"\b20\d\d-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?", "<date>"),
+    # The checksum of a line of the log of moves, which covers the time before it.
+    (r'("<date>"),"[0-9a-f]{16}"', r'\1,"<checksum>"'),
     # Times that something took or may take.
     (rf"\b{_DURATION}(?![\w/])", "<time>"),
     # The same as numbers of a JSON file: "seconds": 1.5, "search_seconds": 0.2.

@@ -33,6 +33,7 @@ PLACES = {"/tmp/work": "<work>", "/home/me/code": "<code>"}
         ('"torch": "2.14.0+cpu"', '"torch": "<version>"'),
         ("1,234/s", "<rate>"),
         ("2026-11-30T11:28:36+00:00,1,move", "<date>,1,move"),
+        ('"1","2026-11-30T11:28:36+00:00","ee0fd1701e5ad4c3"', '"1","<date>","<checksum>"'),
         ("its 114 files were moved on 2026-11-30", "its 114 files were moved on <date>"),
         ("process 4711 has it", "process <pid> has it"),
         ("/home/me/code/influence_cli/cli.py, /tmp/work/project", "<code>/influence_cli/cli.py, <work>/project"),
