@@ -1,6 +1,6 @@
 """The fixed list of commands that are recorded.
 
-A line is never changed, so that recordings stay comparable; add new ones. The lines of the README are frozen here as they stood when the list was made.
+A line is never changed, so that recordings stay comparable; add new ones. readme_lines.py and mistakes.py have the long groups.
 """
 
 # A line of the shell stands on one line here too.
@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import mistakes
+import readme_lines
 
 
 @dataclass(frozen=True)
@@ -81,44 +84,7 @@ STORE = _group(
     """,
 )
 
-README = _group(
-    "readme",
-    "store",
-    """
-    influence rank misclassified --report why.html
-    influence mislabels --report labels.html
-    influence mislabels --format jsonl --top 50 | jq -r .path
-    influence rank misclassified --format csv | head -1
-    mkdir bad && cp test/Shirt/050*.png bad/
-    ls bad/*.png | influence rank - --format tsv
-    influence rank 0:100 --aggregate -o hundred.csv
-    influence rank 17 --target predicted --matrix scores.h5 --format json
-    influence groups --of Shirt --format csv
-    influence mislabels --all -o everything.csv && influence groups --metadata everything.csv --by suggested
-    influence rank --train 300 --top 3 | jq -r '[.effect, .test_path, .influence] | @tsv'
-    influence mislabels --truth truth.csv --signal loss --top 3 -s curvature.damping=0.01
-    influence mislabels --on test --fail-above 500 -q > /dev/null && echo "test labels look sound"
-    influence mislabels --top auto -o suspects.csv
-    influence mislabels --explain 17 --format csv | grep ^neighbour
-    influence rank 17 24 --on-the-fly --format tsv
-    influence mislabels --all -o all.parquet
-    influence mislabels --all --format cleanlab -o issues.csv
-    influence mislabels --truth truth.csv --plot labels.png
-    influence mislabels --signal loss -o loss.csv && influence mislabels -o all.csv && influence compare loss.csv all.csv
-    influence rank 17 --damping-sweep --format csv > /dev/null
-    influence rank 17 --normalise relatif
-    influence rank 17 --plot why.svg
-    influence rank 17 --attribution integrated-gradients --report pixels.html
-    influence mislabels --top 500 --report labels.html
-    influence relabel decisions.csv
-    influence check -s train.labels=labels.csv -s train.exclude=exclude.csv
-    influence select --keep 0.8 --force
-    influence perturb 12 --test 17 -s 'gradients.layers=["9"]' --map pixels.png --report perturb.html --retrain
-    influence perturb --attackable --test 0:20 --top 5
-    influence perturb --attack --test 1 --images 2 --rounds 5 --to attack
-    python -c 'from pathlib import Path; from influence_cli import Terminal, find_mislabels, load_config, load_tasks; config, terminal = load_config(Path("influence.yaml")), Terminal(quiet=True); found = find_mislabels(load_tasks(config), config=config, terminal=terminal); print(found.facts.indices[found.order[:50]])'
-    """,
-)
+README = _group("readme", "store", readme_lines.LINES)
 
 # On the layer that gives the output, where every command takes about a second.
 LAYER = _group(
@@ -394,125 +360,7 @@ INIT = _group(
     """,
 )
 
-MISTAKES = _group(
-    "mistakes",
-    "layer",
-    """
-    influence rnak 17
-    influence rank
-    influence rank 17 --tpo 3
-    influence rank 17 --top 0
-    influence rank 17 --top many
-    influence rank 99999
-    influence rank 30:20
-    influence rank nowhere.png
-    influence rank influence.yaml
-    influence rank test
-    influence rank 17 --train 3
-    influence rank --train 99999
-    influence rank 17 --target Shoe
-    influence rank 17 --format xml
-    influence rank 17 -o nowhere/out.csv
-    influence rank 17 --report nowhere/out.html
-    influence rank 17 -o out.xml
-    influence rank 17 -o same.html --report same.html
-    influence rank 17 --format parquet
-    influence rank 17 --plot why.bmp
-    influence rank 17 --normalise none-such
-    influence rank 17 --normalise relatif --damping-sweep
-    influence rank 17 --attribution saliency
-    influence rank 17 --attribution none-such --report a.html
-    influence rank 17 --on-the-fly --damping-sweep
-    influence rank --train 3 --aggregate
-    influence rank 17 -c missing.yaml
-    influence rank 17 -s curvatur.damping=1
-    influence rank 17 -s curvature.dampng=1
-    influence rank 17 -s curvature.damping=-1
-    influence rank 17 -s curvature.damping
-    influence rank 17 -s curvature.method=ekfca
-    influence rank 17 -s gradients.layers='["77"]'
-    influence rank 17 -s model.checkpoint=missing.pt
-    influence rank 17 -s model.checkpoint=influence.yaml
-    influence rank 17 -s model.factory=./model.py:biuld
-    influence rank 17 -s model.factory=torchvision.models.resnet18
-    influence rank 17 -s train.dataset=torchvision.datasets.ImagFolder
-    influence rank 17 -s 'train.args={rooot: train}'
-    influence rank 17 -s 'train.args={root: nowhere}'
-    influence rank 17 -s 'train.transform=[ToImgae]'
-    influence rank 17 -s 'train.transform=[ToImage]'
-    influence rank 17 -s loss=hinge
-    influence rank 17 -s loss=crossentropy
-    influence rank 17 -s device=cuda:9
-    influence rank 17 --precision float8
-    influence rank 17 --precision bf16
-    printf '17\\nnothing\\n' | influence rank -
-    influence rank - < /dev/null
-    printf 'l2: [1\\n' > broken.yaml; influence check -c broken.yaml
-    printf 'model: 3\\nmodel: 4\\n' > twice.yaml; influence check -c twice.yaml
-    printf '' > empty.yaml; influence check -c empty.yaml
-    sed 's/l2: 1e-3/l2: lots/' influence.yaml > lots.yaml; influence check -c lots.yaml
-    printf 'raise ValueError("no model")\\n' > raising.py; influence check -s model.factory=./raising.py:build
-    printf 'def build(:\\n' > syntax.py; influence check -s model.factory=./syntax.py:build
-    head -c 500 model.pt > short.pt; influence check -s model.checkpoint=short.pt
-    influence mislabels --signal none-such
-    influence mislabels --on validation
-    influence mislabels --top 0
-    influence mislabels --top some
-    influence mislabels --explain 99999
-    influence mislabels --explain 17 --format cleanlab
-    influence mislabels --explain 17 --plot a.png
-    influence mislabels --on test --damping-sweep
-    influence mislabels --truth missing.csv
-    influence mislabels --truth influence.yaml
-    influence mislabels --fail-above -1
-    printf 'index,label\\n3,Shoe\\n' > wrong.csv; influence mislabels -s train.labels=wrong.csv
-    printf 'index\\n99999\\n' > beyond.csv; influence mislabels -s train.exclude=beyond.csv
-    influence groups --of Shoe
-    influence groups --by suggested
-    influence groups --metadata everything.csv --by none_such
-    influence groups --metadata missing.csv --by a
-    head -20 everything.csv > part.csv; influence groups --metadata part.csv --by suggested
-    influence groups --top 0
-    influence compare one.csv
-    influence compare one.csv missing.csv
-    influence compare one.csv everything.csv
-    influence compare one.csv influence.yaml
-    influence compare one.csv other.csv --report c.html -o c.html
-    influence compare everything.csv loss.csv --distance
-    influence verify --loo 0
-    influence verify --loo 2 --lds
-    influence verify 17 --lds
-    influence verify 17 --plot a.png
-    influence verify --methods ekfac
-    influence verify --lds --methods ekfac,ekfac
-    influence verify --lds --methods none-such
-    influence verify --lds -s training=null
-    influence verify --lds -s training.factory=./model.py:trian
-    influence select
-    influence select --keep 2
-    influence select --keep 0.5 --by age
-    influence select --keep 0.5 --exclude a.txt
-    influence perturb
-    influence perturb 12
-    influence perturb 99999 --test 17
-    influence perturb 12 --test 99999
-    influence perturb 12 --test 17 --delta missing.npy
-    influence perturb 12 --test 17 --black 0
-    influence perturb 12 --test 17 --pixel-step none
-    influence perturb --attack --attackable --test 1
-    influence perturb --attack --test 1 --to train
-    influence perturb 12 --test 17 --map a.txt
-    influence gradients --fsck --repair
-    influence gradients --format csv
-    influence relabel
-    influence relabel missing.csv
-    influence relabel influence.yaml
-    influence relabel --undo
-    influence relabel decisions.csv --undo --force
-    influence relabel decisions.csv --on validation
-    influence init influence.yaml
-    """,
-)
+MISTAKES = _group("mistakes", "layer", mistakes.LINES)
 
 # As a job of two processes: real starts of Python.
 JOB = _group(
@@ -529,6 +377,6 @@ DEMO = _group("demo", "", "influence demo whole", slow=True)
 
 # What other groups begin from stands before them; otherwise the quick ones come first.
 GROUPS = (
-    HELP, INIT, LAYER, MISTAKES, RELABEL, DROPPED, FORMATTED, GRADIENTS, PAGES, VARIANTS, ENSEMBLE, VERIFY, STORE, INDEX, README,
-    DEEP, JOB, DEMO,
+    HELP, INIT, LAYER, MISTAKES, RELABEL, DROPPED, FORMATTED, GRADIENTS, PAGES, VARIANTS, ENSEMBLE, VERIFY, STORE,
+    INDEX, README, DEEP, JOB, DEMO,
 )  # fmt: skip
