@@ -1,6 +1,7 @@
 """The fixed list of commands that are recorded.
 
-A line is never changed, so that recordings stay comparable; add new ones. readme_lines.py and mistakes.py have the long groups.
+A line is never changed, so that recordings stay comparable; add new ones. The long groups
+are in readme_lines.py and mistakes.py.
 """
 
 # A line of the shell stands on one line here too.

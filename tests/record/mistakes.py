@@ -1,7 +1,5 @@
 """What a user can get wrong: each line has one error, or does what it says."""
 
-# A line of the shell stands on one line here too.
-# ruff: noqa: E501
 LINES = """
     influence rnak 17
     influence rank

@@ -79,7 +79,8 @@ def record(code: Path, out: Path, project: Path, work: Path, groups: list[Group]
         with _warm(code, work, environment):
             if not project.is_dir():
                 make_project(project, environment)
-            places = {str(work): "<work>", str(code): "<code>", str(CHECKOUT): "<checkout>", sys.prefix: "<python>"}
+            # The code last: it may be this checkout.
+            places = {sys.prefix: "<python>", str(CHECKOUT): "<checkout>", str(work): "<work>", str(code): "<code>"}
             count = 0
             for group in groups:
                 # Group by group: a recording that is cut off has those that it finished.
