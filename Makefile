@@ -17,7 +17,14 @@ MNIST ?= build/mnist
 # What make lock may change: make lock UPGRADE=--upgrade, or UPGRADE='--upgrade-package rich'.
 UPGRADE ?=
 
-.PHONY: demo test test-slow fuzz lint lock sbom audit
+# Where make record writes, and the checkout whose package it runs; what make record-compare compares.
+OUT ?= build/record/new
+CODE ?= .
+PROJECT ?= build/record/project
+A ?= build/record/old
+B ?= build/record/new
+
+.PHONY: demo test test-slow record record-compare fuzz lint lock sbom audit
 .PHONY: bench bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
 .PHONY: bench-loo bench-paper-hinge bench-paper-understanding bench-paper-attack bench-paper-domain-mismatch
 .PHONY: bench-paper-mislabeled bench-paper-perturbation
@@ -45,6 +52,14 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -rP
+
+# What a fixed list of commands prints and writes: make record CODE=../before OUT=build/record/old, and after a change
+# make record OUT=build/record/new, then make record-compare A=build/record/old B=build/record/new.
+record: $(VENV)/.installed
+	$(BIN)/python tests/record/record.py run --code $(CODE) --out $(OUT) --project $(PROJECT)
+
+record-compare: $(VENV)/.installed
+	$(BIN)/python tests/record/record.py compare $(A) $(B)
 
 # Beside $(VENV), whose packages the targets run with, and not in it: the bill of materials does not list the fuzzer.
 $(FUZZER)/.installed: requirements-fuzz.lock $(VENV)/.installed
