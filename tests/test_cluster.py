@@ -10,17 +10,16 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from conftest import Command, edit
 from PIL import Image
+from ranks import Job, run
 from small_project import EKFAC, N, make, with_training
 
 from influence_cli import cluster
@@ -38,62 +37,13 @@ COLUMNS = ("coordinates", "scales", "losses", "outputs", "labels", "indices", "s
 FIT = ("gradients", *EKFAC, "-s", "gradients.block=2")
 
 
-@dataclass
-class Job:
-    """How the processes of a job have ended.
-
-    Attributes:
-        codes: exit codes by rank.
-        out: stdout by rank.
-        err: stderr by rank.
-        work: the pieces of work that were done.
-    """
-
-    codes: list[int]
-    out: list[str]
-    err: list[str]
-    work: list[str]
-
-    def done(self, what: str) -> list[int]:
-        """List which pieces of one kind were done."""
-        return sorted(int(line.split()[1]) for line in self.work if line.startswith(f"{what} "))
-
-
 Run = Callable[..., Job]
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Run a job: ``job(folder, "rank", 3, ranks=4, code=2)``; of more than one process only the first may speak."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("ranks.py"))],
-        cwd=tmp_path_factory.mktemp("ranks"),
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
-    with server:
-
-        def run(folder: Path | Sequence[Path], *words: object, ranks: int = 2, code: int | None = 0, **how: Any) -> Job:
-            assert server.stdin is not None
-            assert server.stdout is not None
-            place = str(folder) if isinstance(folder, Path) else [str(own) for own in folder]
-            asked = {"folder": place, "words": [str(word) for word in words], "ranks": ranks, **how}
-            server.stdin.write(json.dumps(asked) + "\n")
-            server.stdin.flush()
-            done = Job(**json.loads(server.stdout.readline()))
-            assert "Traceback" not in "".join(done.err), "".join(done.err)
-            if code is not None:
-                assert done.codes == [code] * ranks, (done.codes, done.err)
-                assert not any(done.out[1:]), done.out
-            return done
-
-        yield run
-        server.stdin.close()
+def job() -> Run:
+    """Run a job: ``job(folder, "rank", 3, ranks=4, code=2)``."""
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import functools
 import json
 import os
 import struct
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import fork_server
 import numpy as np
 import pytest
 from conftest import Command
@@ -158,7 +158,7 @@ def test_postscript_is_not_run_whatever_the_file_is_called(tiny: Path, tmp_path:
     environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
     for words in (["gradients"], ["rank", "odd.png", "--skip-unreadable"]):
         command = [sys.executable, "-m", "influence_cli", *words]
-        done = subprocess.run(command, cwd=tiny, env=environment, capture_output=True, text=True, check=False)
+        done = fork_server.run(command, cwd=tiny, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert "Ghostscript" in done.stderr
     assert not (tmp_path / "ran").exists()

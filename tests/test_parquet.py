@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fork_server
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -137,9 +138,9 @@ def test_rank_writes_the_same_numbers_as_jsonl(influence: Command, stored: Path,
 @pytest.mark.slow
 def test_a_pipe_takes_it_and_may_close(stored: Path) -> None:
     command = [sys.executable, "-m", "influence_cli", "rank", "3", "-q", "--format", "parquet"]
-    done = subprocess.run(command, cwd=stored, capture_output=True, check=True)
+    done = fork_server.run(command, cwd=stored, capture_output=True, check=True)
     assert pq.read_table(io.BytesIO(done.stdout)).num_rows == 20
-    with subprocess.Popen(command, cwd=stored, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with fork_server.Popen(command, cwd=stored, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()

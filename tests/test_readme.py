@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import pytest
 from conftest import Demo, run_influence
 from torchvision.datasets import ImageFolder
@@ -81,9 +82,10 @@ def test_it_runs_as_typed(line: str, project: Path) -> None:
     if "jq" in line and shutil.which("jq") is None:
         pytest.skip("jq is not installed")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     words = ["bash", "-o", "pipefail", "-c", line]
-    done = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=project, env=fork_server.path(environment), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "error" not in done.stderr
     assert "Traceback" not in done.stderr

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import fork_server
 import pytest
 from conftest import Command, Ended, edit
 
@@ -70,12 +71,12 @@ def variables(**more: str) -> dict[str, str]:
 
 
 def shell(line: str, cwd: Path, environment: Mapping[str, str] | None = None) -> Ended:
-    """Run a line of a shell; INFLUENCE in it is the command."""
+    """Run a line of a shell; `influence` in it is a fork, INFLUENCE the command as Python starts it."""
     done = subprocess.run(
         ["bash", "-c", line.replace("INFLUENCE", " ".join(INFLUENCE))],
         cwd=cwd,
         capture_output=True,
-        env=variables() if environment is None else environment,
+        env=fork_server.path(variables()) if environment is None else environment,
     )
     found = Ended(done.returncode, *(part.decode("utf-8", "surrogateescape") for part in (done.stdout, done.stderr)))
     for sign in ("Traceback", "Exception ignored", "nobody foresaw"):
@@ -95,7 +96,7 @@ def error_of(err: str) -> str:
 @pytest.mark.parametrize("words", [*COMMANDS, ("--version",), ("rank", "--help")], ids=" ".join)
 def test_a_closed_stdout_is_an_error_before_any_work(trained: Path, words: tuple[str, ...]) -> None:
     before = set(trained.iterdir())
-    done = shell(f"INFLUENCE {' '.join(words)} >&-", trained)
+    done = shell(f"influence {' '.join(words)} >&-", trained)
     assert done.code == 2
     assert re.match("error: stdout (is closed|cannot be written)", error_of(done.err))
     assert set(trained.iterdir()) == before
@@ -149,16 +150,16 @@ def results(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_full
 @pytest.mark.parametrize("words", ["compare one.csv two.csv", "--version", "--help", "rank --help"])
 def test_a_full_stdout_leaves_nothing_to_complain_of_at_the_end(results: Path, words: str) -> None:
-    done = shell(f"INFLUENCE {words} > /dev/full", results)
+    done = shell(f"influence {words} > /dev/full", results)
     assert done.code == 2
     assert error_of(done.err) == "error: stdout cannot be written: No space left on device"
 
 
 @needs_full
 def test_a_full_stderr_does_not_stop_the_work(results: Path) -> None:
-    said = shell("INFLUENCE compare one.csv two.csv", results)
+    said = shell("influence compare one.csv two.csv", results)
     assert said.err
-    done = shell("INFLUENCE compare one.csv two.csv 2> /dev/full", results)
+    done = shell("influence compare one.csv two.csv 2> /dev/full", results)
     assert (done.code, done.out) == (said.code, said.out)
 
 
@@ -262,9 +263,9 @@ def test_ctrl_c_in_the_work_ends_it_with_130_and_says_what_is_kept(
 ) -> None:
     (project / "slow.py").write_text(SLOW)
     edit(project, "torchvision.datasets.ImageFolder\n  args: {root: train}", "./slow.py:Slow\n  args: {root: train}")
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [*INFLUENCE, *words, "-o", "rows.csv", "--report", "page.html"], cwd=project, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=variables(), preexec_fn=interruptible,
+        stderr=subprocess.PIPE, text=True, env=variables(),
     )  # fmt: skip
     while not (project / "reading").exists():
         assert process.poll() is None, process.communicate()

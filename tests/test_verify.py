@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -333,9 +334,9 @@ def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder, [json.loads(line) for line in out.getvalue().splitlines()], err.getvalue()
 
 
-def started(folder: Path, *words: str) -> subprocess.Popen[str]:
+def started(folder: Path, *words: str) -> fork_server.Popen:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    return subprocess.Popen(
+    return fork_server.Popen(
         [sys.executable, "-m", "influence_cli", *LDS, *HARMLESS, *words],
         cwd=folder,
         stdout=subprocess.PIPE,
