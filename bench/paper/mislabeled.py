@@ -308,9 +308,7 @@ def main() -> None:
     """Run the repeats that are missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the projects and the finished repeats")
-    parser.add_argument(
-        "--data", type=Path, help="with mnist and fashion-mnist (default: see bench/public_data.py)"
-    )
+    parser.add_argument("--data", type=Path, help="with mnist and fashion-mnist (default: see bench/public_data.py)")
     parser.add_argument("--only", choices=tuple(CASES), help="one of the two models")
     parser.add_argument("--repeats", type=int, help="how many, at least 2 (default: 40 and 5)")
     options = parser.parse_args()
