@@ -366,12 +366,13 @@ def take_streams(given: Mapping[int, int]) -> None:
         stream = None
         if number in given:
             os.dup2(given[number], number)
-            if mode == "w" and os.environ.get("PYTHONUNBUFFERED"):
-                raw = open(number, "wb", 0, closefd=False)  # noqa: SIM115
-                stream = io.TextIOWrapper(raw, own.encoding, own.errors, write_through=True)
-            else:
-                buffering = 1 if name == "stderr" or os.isatty(number) else -1
-                stream = open(number, mode, buffering, own.encoding, own.errors, closefd=False)  # noqa: SIM115
+            raw = io.FileIO(number, mode, closefd=False)
+            raw.name = f"<{name}>"  # which errors call it by
+            through = mode == "w" and bool(os.environ.get("PYTHONUNBUFFERED"))
+            buffer = raw if through else io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw)
+            lines = not through and (name == "stderr" or os.isatty(number))
+            stream = io.TextIOWrapper(buffer, own.encoding, own.errors, line_buffering=lines, write_through=through)
+            stream.mode = mode
         else:
             os.close(number)
         setattr(sys, name, stream)

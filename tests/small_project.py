@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
-import fork_server
 import h5py
 import numpy as np
 import torch
@@ -153,8 +153,11 @@ def refusal(influence: Command, project: Path, *words: object, stdin: str = "") 
 
 
 def growth(project: Path, *commands: list[str]) -> tuple[list[int], int]:
-    """Run commands in a process of their own; give the exit codes of all but the first, and the growth in MB."""
-    done = fork_server.run(
+    """Run commands in a process of their own; give the exit codes of all but the first, and the growth in MB.
+
+    No fork: what it shares with the process that it comes from counts only once it is touched.
+    """
+    done = subprocess.run(
         [sys.executable, "-c", GROWTH, json.dumps(commands)], cwd=project, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

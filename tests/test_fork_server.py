@@ -14,7 +14,8 @@ import pytest
 
 CODE = """
 import os, sys
-print(sys.argv, __name__, os.getcwd(), os.environ.get("GIVEN"), os.environ.get("HOME"), sys.stdin.read())
+print(sys.argv, __name__, sys.stdout.name, sys.stdin.name, sys.stderr.mode)
+print(os.getcwd(), os.environ.get("GIVEN"), os.environ.get("HOME"), sys.stdin.read())
 sys.stderr.write("told\\n")
 sys.exit(int(sys.argv[1]))
 """
@@ -29,7 +30,7 @@ def test_words_streams_environment_folder_and_exit_code_arrive(tmp_path: Path, k
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 3
-    assert done.stdout == f"['-c', '3', 'é'] __main__ {tmp_path} 1 None in\n"
+    assert done.stdout == f"['-c', '3', 'é'] __main__ <stdout> <stdin> w\n{tmp_path} 1 None in\n"
     assert done.stderr == "told\n"
 
 
