@@ -462,6 +462,8 @@ def test_the_interval_of_a_difference_is_paired() -> None:
         actual,
         np.array([[lds(values, actual[0])] for values in predicted]),
         bootstrap_lds([first, second], actual[0], draws=200)[:, :, None],
+        0.0,
+        {},
     )
     value, low, high = found.difference(1)
     assert low <= value <= high
