@@ -17,7 +17,7 @@ MNIST ?= build/mnist
 # What make lock may change: make lock UPGRADE=--upgrade, or UPGRADE='--upgrade-package rich'.
 UPGRADE ?=
 
-.PHONY: demo test test-slow fuzz lint lock sbom audit
+.PHONY: demo test test-slow faults fuzz lint lock sbom audit
 .PHONY: bench bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
 .PHONY: bench-loo bench-paper-hinge bench-paper-understanding bench-paper-attack bench-paper-domain-mismatch
 .PHONY: bench-paper-mislabeled bench-paper-perturbation
@@ -45,6 +45,11 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -rP
+
+# One-line faults planted in copies of the package, each of which the tests named for it have to notice: a quarter of an
+# hour on two cores.
+faults: $(VENV)/.installed
+	$(BIN)/python tests/faults/run.py
 
 # Beside $(VENV), whose packages the targets run with, and not in it: the bill of materials does not list the fuzzer.
 $(FUZZER)/.installed: requirements-fuzz.lock $(VENV)/.installed

@@ -25,6 +25,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.shards import Shard, create_sharded, extend, remove_orphans
 from influence_cli.store import Rows, Store
 from influence_cli.store_file import Layout
+from influence_cli.store_open import check_shards
 
 
 @pytest.fixture
@@ -246,6 +247,20 @@ def test_a_header_whose_shards_are_not_all_blocks_once_is_refused(path: Path, bl
         shards._write_main(path, layout_of(), FINGERPRINT, FACTS, ARRAYS, found)
     with pytest.raises(InfluenceError):
         Store.open(path)
+
+
+def test_shards_of_a_header_are_one_behind_another() -> None:
+    def shards_of(*places: tuple[int, int]) -> list[dict[str, object]]:
+        names = [f"s.shards-00000000/{number:04d}.h5" for number in range(len(places))]
+        return [
+            {"file": name, "first": first, "blocks": count, "header": "0" * 16}
+            for name, (first, count) in zip(names, places, strict=True)
+        ]
+
+    assert check_shards(shards_of((0, 2), (2, 3)), 5)
+    # As many blocks as there are, but not each once, and not in order.
+    for places in ([(0, 2), (1, 3)], [(1, 2), (2, 3)], [(2, 3), (0, 2)], [(0, 6), (6, -1)]):
+        assert not check_shards(shards_of(*places), 5), places
 
 
 def test_more_shards_than_files_may_be_open(path: Path) -> None:
