@@ -30,11 +30,11 @@ FAULTS = (
         tests=("test_votes_weigh_as_the_square_of_the_similarity",),
     ),
     Fault(
-        name="noise-joint",
+        name="noise-precision",
         file="noise.py",
-        old="channel[:, present] = joint[:, present] / rates[present]",
-        new="channel[:, present] = joint[:, present]",
-        why="the probabilities of given labels do not sum to 1",
+        old="np.cumsum(self.wrong[order])",
+        new="np.cumsum(1 - self.wrong[order])",
+        why="the expected precision of a ranking is that of finding right labels",
         tests=("test_the_rate_and_the_precision_are_about_the_true_ones",),
     ),
     Fault(
@@ -136,9 +136,9 @@ FAULTS = (
     Fault(
         name="claimed-twice",
         file="retrain_files.py",
-        old="if read(folder, job) is not None:  # another process has finished it",
-        new="if before < 0:  # another process has finished it",
-        why="what another process has trained is trained again",
+        old="elif _claim(claims, job):",
+        new="elif _claim(claims, job) or job:",
+        why="two processes train the same",
         tests=("test_two_processes_take_different_jobs_and_both_have_all_results",),
     ),
     Fault(

@@ -115,7 +115,7 @@ FAULTS = (
         old="for sums, part in zip(self._parts[-1], (known, harmful_part(known)), strict=True):",
         new="for sums, part in zip(self._parts[-1], (known, known), strict=True):",
         why="a group's share of the harm counts what helps as well",
-        tests=("test_sums_by_class_are_those_of_a_dense_loop",),
+        tests=("test_the_share_of_each_test_example_is_of_its_own_harm",),
     ),
     Fault(
         name="cut-off-result",
