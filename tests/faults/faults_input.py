@@ -150,14 +150,6 @@ FAULTS = (
         tests=("test_the_files_say_what_was_decided",),
     ),
     Fault(
-        name="rank-number",
-        file="cluster.py",
-        old="if not 0 <= rank < size:",
-        new="if not 0 <= rank <= size:",
-        why="a process more than there are joins the job",
-        tests=("test_a_rank_that_there_is_not_is_refused",),
-    ),
-    Fault(
         name="rank-share",
         file="cluster.py",
         old="slice(count * _job.rank // _job.size, count * (_job.rank + 1) // _job.size)",

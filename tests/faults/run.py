@@ -19,6 +19,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -42,6 +43,8 @@ KILLED, SURVIVED, NOT_APPLIED, BROKEN, USELESS = (
 )
 # Of a test with a fault: one that makes a loop endless is noticed by that.
 SECONDS = 120
+# Of all tests of a fault: nothing interrupts a wait inside a library.
+LONGEST = 900
 # What the tests load that is neither ours nor a plugin of pytest, where it is installed.
 PRELOADED = (
     *("torch", "torch.distributed", "torchvision.datasets", "torchvision.transforms.v2", "cleanlab.count"),
@@ -165,11 +168,15 @@ def copy_of(code: Path, tree: Path) -> Tree:
 
 
 def wait_for(running: dict[int, Tree]) -> tuple[Tree, int]:
-    """Wait until one of the forks ends: its copy, and the exit code of pytest."""
+    """Wait until one of the forks ends: its copy, and the exit code of pytest; one that hangs is ended."""
     while True:
-        child, status = os.wait()
+        for child, tree in running.items():
+            if time.perf_counter() - tree.started > LONGEST:
+                os.kill(child, signal.SIGKILL)
+        child, status = os.waitpid(-1, os.WNOHANG)
         if child in running:
             return running.pop(child), os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
 
 
 def passing(trees: Sequence[Tree], tests: Sequence[str]) -> set[str]:
