@@ -46,8 +46,7 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -rP
 
-# One-line faults planted in copies of the package, each of which the tests named for it have to notice: a quarter of an
-# hour on two cores.
+# One-line faults planted in copies of the package, each of which the tests named for it have to notice.
 faults: $(VENV)/.installed
 	$(BIN)/python tests/faults/run.py
 

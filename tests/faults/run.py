@@ -6,23 +6,18 @@
 
 Each test that has noticed a fault then runs without it: one that fails by itself notices nothing. Exit code 1 where a
 fault lives on, does not apply, or was noticed by such a test.
-
-Every run of tests is a fork of this process, which has loaded torch and what else is not ours: to load it again for
-each fault would take longer than the tests do.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
 import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,12 +40,8 @@ KILLED, SURVIVED, NOT_APPLIED, BROKEN, USELESS = (
 SECONDS = 120
 # Of all tests of a fault: nothing interrupts a wait inside a library.
 LONGEST = 900
-# What the tests load that is neither ours nor a plugin of pytest, where it is installed.
-PRELOADED = (
-    *("torch", "torch.distributed", "torchvision.datasets", "torchvision.transforms.v2", "cleanlab.count"),
-    *("h5py", "jinja2", "numpy", "PIL.Image", "pydantic", "rich.console", "rich.table"),
-    *("safetensors.torch", "typer", "xxhash", "yaml"),
-)
+# The first word of a run of tests, which is this file too: it writes down how each test ended.
+TESTS = "--run-tests"
 
 
 @dataclass(frozen=True)
@@ -96,6 +87,7 @@ class Tree:
     path: Path
     fault: Fault | None = None
     started: float = 0.0
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def log(self) -> Path:
@@ -108,31 +100,20 @@ class Tree:
         return list(json.loads(path.read_text())[kind]) if path.exists() else []
 
     def start(self, words: Sequence[str]) -> int:
-        """Run pytest in a fork of this process, and give its process number."""
-        self.started = time.perf_counter()
-        self.log.with_suffix(".json").unlink(missing_ok=True)
-        sys.stdout.flush()
-        child = os.fork()
-        if not child:
-            code = 70
-            try:
-                with self.log.open("wb") as log:
-                    for number in (1, 2):
-                        os.dup2(log.fileno(), number)
-                os.chdir(self.path)
-                os.environ |= {"PYTHONPATH": str(self.path), "OMP_NUM_THREADS": "1"}
-                # Before the package that is installed.
-                sys.path.insert(0, str(self.path))
-                options = ["-q", "-p", "no:cacheprovider", "--tb=short", f"--rootdir={self.path}"]
-                recorder = Recorder(self.log.with_suffix(".json"))
-                code = int(pytest.main([*options, f"--timeout={SECONDS}", *words], plugins=[recorder]))
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        return child
+        """Run pytest on this copy's package, in a process of its own, and give its number."""
+        self.started, ended = time.perf_counter(), self.log.with_suffix(".json")
+        ended.unlink(missing_ok=True)
+        options = ["-q", "-p", "no:cacheprovider", "--tb=short", f"--rootdir={self.path}", f"--timeout={SECONDS}"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, TESTS, str(ended), *options, *words],
+                cwd=self.path,
+                # Before the package that is installed; one thread: those of several copies would share the cores.
+                env=os.environ | {"PYTHONPATH": str(self.path), "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        return self.process.pid
 
     def plant(self, fault: Fault, code: Path) -> None:
         """Put a fault into this copy."""
@@ -168,14 +149,13 @@ def copy_of(code: Path, tree: Path) -> Tree:
 
 
 def wait_for(running: dict[int, Tree]) -> tuple[Tree, int]:
-    """Wait until one of the forks ends: its copy, and the exit code of pytest; one that hangs is ended."""
+    """Wait until one of the runs ends: its copy, and the exit code of pytest; one that hangs is ended."""
     while True:
-        for child, tree in running.items():
-            if time.perf_counter() - tree.started > LONGEST:
-                os.kill(child, signal.SIGKILL)
-        child, status = os.waitpid(-1, os.WNOHANG)
-        if child in running:
-            return running.pop(child), os.waitstatus_to_exitcode(status)
+        for number, tree in running.items():
+            if tree.process is not None and (code := tree.process.poll()) is not None:
+                return running.pop(number), code
+            if tree.process is not None and time.perf_counter() - tree.started > LONGEST:
+                tree.process.kill()
         time.sleep(0.05)
 
 
@@ -206,9 +186,6 @@ def judge(
         jobs: how many are tried at one time.
         tell: takes a line.
     """
-    for name in PRELOADED:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
     trees = [copy_of(code, work / str(number)) for number in range(jobs)]
     verdicts: dict[str, Verdict] = {}
     nodes: dict[str, tuple[str, ...]] = {}
@@ -282,8 +259,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"there is no fault {', '.join(sorted(unknown))}")
     chosen = [fault for fault in FAULTS if not given.only or fault.name in given.only]
-    # One thread each: those of several copies would wait for each other.
-    os.environ["OMP_NUM_THREADS"] = "1"
 
     def tell(line: str) -> None:
         print(line, flush=True)
@@ -296,5 +271,12 @@ def main(words: Sequence[str] | None = None) -> int:
     return int(any(one.word != KILLED for one in verdicts))
 
 
+def run_tests(words: Sequence[str]) -> int:
+    """Run pytest, and write how each test ended to the file that comes first."""
+    # A shell lets what it starts in the background ignore Ctrl-C, which tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return int(pytest.main(list(words[1:]), plugins=[Recorder(Path(words[0]))]))
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_tests(sys.argv[2:]) if sys.argv[1:2] == [TESTS] else main())

@@ -60,7 +60,6 @@ sys.path.insert(0, sys.argv[1])
 import run
 from fault import Fault
 
-run.PRELOADED = ()
 code, work = Path(sys.argv[2]), Path(sys.argv[3])
 asked = [
     ("minus", "a + b", "a - b", "test_two"),
@@ -87,7 +86,6 @@ VERDICTS = {
 
 def test_the_run_tells_what_lives_on(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
-    # In a process of its own: it forks, and the copies are to import another influence_cli than the one that is here.
     words = [sys.executable, "-c", SCRIPT, Path(__file__).parent, small(tmp_path / "code"), tmp_path / "work"]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert not done.returncode, done.stderr
