@@ -14,6 +14,7 @@ from influence_cli.influence.scores import (
     Running,
     effect,
     influence,
+    perturbation,
     preconditioned,
     removal,
     require_finite,
@@ -35,6 +36,13 @@ def test_influence_equals_a_dense_solve() -> None:
     spectrum = joint(values, size=8, trace=float(values.sum()), smallest=float(values[0]))
     spectral = Spectral(spectrum, Damping((0.05,), "given"), l2=0.02)
     assert torch.allclose(removal(spectral.self_influence(g_train @ basis), 20), expected)
+
+
+def test_a_change_is_one_example_removed_and_another_put_in() -> None:
+    torch.manual_seed(1)
+    s_test, before, after = (torch.randn(3, 8, dtype=torch.float64) for _ in range(3))
+    expected = influence(s_test, before, 20) - influence(s_test, after, 20)
+    assert torch.allclose(perturbation(s_test @ (after - before).T, 20), expected)
 
 
 def test_identity_has_no_spectrum() -> None:
