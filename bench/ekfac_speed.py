@@ -129,7 +129,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     def scores(stores: list[Prepared]) -> None:
         facts = training_facts(stores)
         with matrix_file(Path("scores.h5"), split.indices) as sink:
-            for _ in rank_training(stores, selected, config=config, facts=facts, terminal=terminal, sink=sink):
+            for _ in rank_training(stores, selected, facts=facts, terminal=terminal, sink=sink):
                 pass
 
     clock.step("read the images once", read)
@@ -137,7 +137,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
         stores = clock.step("fit", lambda: prepare_all(config, tasks, terminal, on_the_fly=True))
     print("".join(f"| of it {stage} | {seconds:.1f} | |\n" for stage, seconds in spent.items()), end="")
     clock.step(f"influence on {tests:,} tests, on the fly", lambda: scores(stores))
-    inverses = make_inverses(stores, config, terminal)
+    inverses = make_inverses(stores, terminal)
     own = clock.step(
         "self-influence of all, on the fly", lambda: self_influences(stores, inverses, split, terminal, False)
     )
@@ -146,7 +146,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     size = Path("influence.h5").stat().st_size
     print(f"| of {stores[0].width:,} coordinates, {size / 1e9:.1f} GB | | |")
     clock.step(f"influence on {tests:,} tests, from the store", lambda: scores(stores))
-    inverses = make_inverses(stores, config, terminal)
+    inverses = make_inverses(stores, terminal)
     kept = clock.step(
         "self-influence of all, from the store", lambda: self_influences(stores, inverses, split, terminal, False)
     )

@@ -38,7 +38,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import Blocks, parameter_vectors, vector_coordinates
 from influence_cli.curvature.spectrum import relaxation
 from influence_cli.errors import InfluenceError, counted
@@ -73,23 +72,22 @@ def segments_of(count: int, segments: int | None) -> list[int]:
     return [number for number, part in enumerate(parts) for _ in part]
 
 
-def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[Inverse]:
+def source_inverses(stores: Sequence[Prepared], terminal: Terminal) -> list[Inverse]:
     """Make what SOURCE has in place of the inverse curvature, for every checkpoint.
 
     Args:
         stores: what was prepared for each checkpoint, in order of training.
-        config: for the rates, steps and segments of ``model``.
         terminal: takes what is said in place of λ.
     """
-    times, count = config.model.times(), len(stores)
-    owner = segments_of(count, config.model.segments)
+    times, count = times_of(stores), len(stores)
+    owner = segments_of(count, stores[0].settings.segments)
     whole = [sum(time for time, own in zip(times, owner, strict=True) if own == segment) for segment in owner]
     terminal.say(
         f"SOURCE: {counted(count, 'checkpoint')} in {counted(max(owner) + 1, 'segment')}, η·steps "
         f"{', '.join(f'{whole[owner.index(segment)]:.3g}' for segment in sorted(set(owner)))}; there is no λ: an "
         "eigenvalue σ counts (1 − exp(−η·steps·σ))/σ, at most η·steps"
     )
-    if config.curvature.damping != "auto":
+    if stores[0].settings.damping != "auto":
         terminal.warn("curvature.damping is not used: SOURCE has no λ")
     return [
         _source_inverse(prepared, segment, own, time, count / owner.count(segment), terminal)
@@ -168,51 +166,46 @@ def solved_vectors(inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> 
     return found[::-1]
 
 
-def refuse_source(config: Config, option: str, why: str) -> None:
+def refuse_source(ensemble: str, option: str, why: str) -> None:
     """Refuse what takes an inverse curvature, before any work.
 
     Args:
-        config: of the run.
+        ensemble: ``model.ensemble``.
         option: such as ``--damping-sweep``.
         why: what SOURCE has not.
 
     Raises:
         InfluenceError: ``model.ensemble`` is ``source``.
     """
-    if config.model.ensemble == "source":
+    if ensemble == "source":
         raise InfluenceError(f"{option}: {why} under model.ensemble source", "-s model.ensemble=mean")
 
 
-def alone(config: Config) -> Config:
-    """Give the config of a checkpoint by itself, whatever it is a part of."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"ensemble": "mean"})})
+def alone(prepared: Prepared) -> Prepared:
+    """Give a checkpoint by itself, whatever it is a part of."""
+    return replace(prepared, settings=replace(prepared.settings, ensemble="mean"))
 
 
-def last_checkpoints(config: Config, count: int) -> Config:
-    """Give the config of a run of which only the last ``count`` checkpoints were kept.
+def last_checkpoints(stores: Sequence[Prepared], count: int) -> list[Prepared]:
+    """Give the last ``count`` checkpoints of a run, as if no other had been kept.
 
     The first of them stands for all of the training before it: its η·steps is the sum of theirs.
     """
-    times = config.model.times()
-    first = len(times) - count
-    model = config.model.model_copy(
-        update={
-            "checkpoint": config.model.checkpoint[first:],
-            "learning_rates": (sum(times[: first + 1]), *times[first + 1 :]),
-            "steps": (1.0,) if config.model.steps else (),
-            "segments": None if config.model.segments is None else min(config.model.segments, count),
-        }
-    )
-    return config.model_copy(update={"model": model})
+    first = len(stores) - count
+    time = sum(times_of(stores)[: first + 1])
+    return [replace(stores[first], settings=replace(stores[first].settings, time=time)), *stores[first + 1 :]]
 
 
-def make_inverses(
-    stores: Sequence[Prepared], config: Config, terminal: Terminal, strict: bool = False
-) -> list[Inverse]:
+def times_of(stores: Sequence[Prepared]) -> list[float]:
+    """Give η · steps of each checkpoint: the training time that it stands for; without steps the η alone."""
+    return [prepared.settings.time for prepared in stores]
+
+
+def make_inverses(stores: Sequence[Prepared], terminal: Terminal, strict: bool = False) -> list[Inverse]:
     """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver has to converge."""
-    given, kind = config.curvature, config.model.ensemble
-    if kind == "source":
-        return source_inverses(stores, config, terminal)
+    given = stores[0].settings
+    if given.ensemble == "source":
+        return source_inverses(stores, terminal)
     limits = Limits(given.tolerance, given.max_iterations, strict)
     inverses = [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
-    return weighted(inverses, config.model.times()) if kind == "tracin" else inverses
+    return weighted(inverses, times_of(stores)) if given.ensemble == "tracin" else inverses

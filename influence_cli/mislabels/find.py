@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from influence_cli.config.schema import Config
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.influence.ensemble import make_inverses
+from influence_cli.influence.ensemble import make_inverses, times_of
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.influence.run_facts import describe_run
 from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
@@ -111,7 +110,6 @@ def find_mislabels(
     tasks: Sequence[Task],
     stores: Sequence[Prepared] = (),
     *,
-    config: Config,
     on: str = "train",
     signal: str = "combined",
     wanted: Collection[str] = ("combined",),
@@ -126,7 +124,6 @@ def find_mislabels(
     Args:
         tasks: a task a checkpoint; signals are averaged over them.
         stores: what was prepared for each checkpoint, or none: then there is no self-influence.
-        config: for ``curvature.damping``.
         on: ``train`` or ``test``; for a test example self-influence is what it would be as a training example.
         signal: which of ``SIGNALS`` to rank by.
         wanted: signals to compute.
@@ -142,7 +139,7 @@ def find_mislabels(
     run = {} if run is None else run
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic="logistic" in wanted)
-    gradients = partial(_gradient_signals, stores, split, wanted, config, terminal, skip_unreadable, run, strict)
+    gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip_unreadable, run, strict)
     if evidence is None:  # in all but the first process of a job: it does the rest
         try:
             gradients()
@@ -209,7 +206,6 @@ def _gradient_signals(
     stores: Sequence[Prepared],
     split: Split,
     wanted: Collection[str],
-    config: Config,
     terminal: Terminal,
     skip: bool,
     run: dict[str, Any],
@@ -218,7 +214,7 @@ def _gradient_signals(
     """Compute what the stores give, [n] each: self-influence wherever there are any, the others where wanted."""
     if not stores:
         return {}
-    inverses = make_inverses(stores, config, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict)
     signals: dict[str, np.ndarray] = {}
     if all(inverse.own is not None for inverse in inverses):
         signals["self-influence"] = self_influences(stores, inverses, split, terminal, skip)
@@ -228,7 +224,7 @@ def _gradient_signals(
         norms = np.stack(gradient_norms(stores, split, terminal, skip))
         signals["gradient-norm"] = norms.mean(axis=0)
         if "tracin" in wanted:
-            weights = config.model.times() if config.model.is_one_run else None
+            weights = times_of(stores) if stores[0].settings.ensemble != "mean" else None
             signals["tracin"] = np.average(norms**2, axis=0, weights=weights)
     describe_run(stores, inverses, run, terminal)
     distributed.hear(terminal.warnings, terminal.warn)

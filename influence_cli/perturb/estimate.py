@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import parameter_vectors
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError, describe
@@ -119,7 +118,6 @@ def perturb_image(
     index: int,
     selected: Sequence[Selected],
     *,
-    config: Config,
     change: Callable[[Tensor], Tensor] | None = None,
     target: str = "label",
     retrain: bool = False,
@@ -133,7 +131,6 @@ def perturb_image(
         stores: what was prepared for each checkpoint; rows are not needed; estimates are averaged.
         index: position of the training image.
         selected: which test examples.
-        config: for ``curvature``.
         change: from the slope [C, H, W] to a δ of its shape; None for the slope alone.
         target: whose loss is explained, as for ``rank_training``.
         retrain: train an output layer again with x + δ, for the actual rise.
@@ -152,7 +149,7 @@ def perturb_image(
     task = stores[0].task
     batch = read_training_image(task, index)
     again = _Again(stores, batch, terminal) if retrain else None
-    inverses = make_inverses(stores, config, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict)
     found: list[Perturbed] = []
     asked = test_stores(stores, inverses)
     size = group_size([*stores, *asked], 1)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from influence_cli.config.schema import Config
 from influence_cli.data.label_files import class_number
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts
@@ -162,7 +161,6 @@ def group_influence(
     selected: Sequence[Selected],
     grouping: Grouping,
     *,
-    config: Config,
     facts: TrainingFacts,
     target: str = "label",
     terminal: Terminal,
@@ -176,7 +174,6 @@ def group_influence(
         stores: what was prepared for each checkpoint; scores are averaged over them.
         selected: which test examples.
         grouping: which group each training example in use belongs to.
-        config: for ``curvature.damping``.
         facts: of the training examples (``training_facts``); filled in on the fly.
         target: whose loss is explained: ``label``, ``predicted``, or a class name.
         terminal: progress, λ, residuals, warnings.
@@ -188,7 +185,6 @@ def group_influence(
     for group in rank_training(
         stores,
         selected,
-        config=config,
         facts=facts,
         count=1,
         target=target,

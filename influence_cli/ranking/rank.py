@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import Config
 from influence_cli.data.batches import read_batches, refuse_unreadable
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
@@ -65,7 +64,6 @@ def rank_training(
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
     *,
-    config: Config,
     facts: TrainingFacts,
     count: int | None = 10,
     target: str = "label",
@@ -82,7 +80,6 @@ def rank_training(
     Args:
         stores: what was prepared for each checkpoint; scores are averaged over them.
         selected: which test examples.
-        config: for ``curvature.damping``.
         facts: of the training examples (``training_facts``); filled in on the fly.
         count: training examples an effect, or None for all of them.
         target: whose loss is explained: ``label``, ``predicted``, or a class name.
@@ -98,7 +95,7 @@ def rank_training(
         Groups of test examples, in order; one group for an aggregate.
     """
     run = {} if run is None else run
-    inverses = make_inverses(stores, config, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict)
     asked = test_stores(stores, inverses)
     # The numbers that sinks take of other processes are held until all of them are there.
     takes = distributed.size() > 1 and any(distributed.gathered(bool(sinks)))
@@ -116,7 +113,6 @@ def rank_tests(
     stores: Sequence[Prepared],
     index: int,
     *,
-    config: Config,
     target: str = "label",
     terminal: Terminal,
     skip_unreadable: bool = False,
@@ -134,7 +130,7 @@ def rank_tests(
     run = {} if run is None else run
     split = stores[0].task.train
     row_of(split, index)
-    inverses = make_inverses(stores, config, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)
     asked = test_stores(stores, inverses)

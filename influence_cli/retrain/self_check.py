@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import Blocks, Joint, parameter_vectors
 from influence_cli.data.batches import readable_batches
 from influence_cli.influence.inverse import Inverse, make_inverse
@@ -55,15 +54,12 @@ class Checked:
     meaning: str
 
 
-def check_estimates(
-    stores: Sequence[Prepared], selected: Sequence[Selected], *, config: Config, terminal: Terminal
-) -> list[Checked]:
+def check_estimates(stores: Sequence[Prepared], selected: Sequence[Selected], *, terminal: Terminal) -> list[Checked]:
     """Measure what influence stands on, without training again.
 
     Args:
         stores: what was prepared for each checkpoint.
         selected: test examples; the first 8 are looked at.
-        config: of the run.
         terminal: progress, λ.
 
     Returns:
@@ -76,7 +72,7 @@ def check_estimates(
         if len(stores) > 1:
             found.append(Checked("checkpoint", number, prepared.task.checkpoint.name, "what follows is about this one"))
         found += _minimum(prepared, terminal)
-        inverse = make_inverse(prepared, config.curvature.damping, terminal)
+        inverse = make_inverse(prepared, prepared.settings.damping, terminal)
         if inverse.damping is None:
             text = "gradient similarity solves nothing: no residual, no energy; its size has no unit"
             found.append(Checked("residual of s_test", None, "", text))

@@ -138,7 +138,7 @@ def test_estimates_are_the_changes_that_training_again_brings(project: Path) -> 
         one
         for change in (noise, brighter, steepest)
         for index in (0, 45, 201, 319)
-        for one in perturb_image(stores, index, selected, config=config, change=change, retrain=True, terminal=terminal)
+        for one in perturb_image(stores, index, selected, change=change, retrain=True, terminal=terminal)
     ]
     estimated, replaced, actual = (
         np.array([getattr(one, name) for one in found], dtype=np.float64)
