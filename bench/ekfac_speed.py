@@ -32,6 +32,7 @@ from influence_cli.influence.ensemble import make_inverses
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.influence.self_influence import self_influences
 from influence_cli.influence.test_selection import Selected
+from influence_cli.model.task import measure_loading
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.sinks import matrix_file
 
@@ -121,6 +122,8 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     """Run every step."""
     split, test = tasks[0].train, tasks[0].test_split()
     selected = [Selected(index, None, int(test.labels[index])) for index in range(tests)]
+
+    measure_loading(tasks[0], terminal)
 
     def read() -> None:
         for _ in read_batches(split, split.indices, 256, tasks[0].loading):

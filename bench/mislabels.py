@@ -216,7 +216,7 @@ def steps(folder: Path, everything: bool) -> None:
     from influence_cli.mislabels.find import find_mislabels, wanted_signals
     from influence_cli.mislabels.neighbours import nearest, vote
     from influence_cli.mislabels.readout import leave_one_out
-    from influence_cli.model.task import load_tasks
+    from influence_cli.model.task import load_tasks, measure_loading
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.runtime.terminal import Terminal
     from influence_cli.solvers.eigen import eigenpairs
@@ -232,6 +232,8 @@ def steps(folder: Path, everything: bool) -> None:
             result = work()
             seconds[what] = time.perf_counter() - started
             return result
+
+        measure_loading(task, quiet)
 
         def batches() -> Any:
             return read_batches(split, split.indices, 256, task.loading)

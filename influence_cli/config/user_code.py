@@ -16,9 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from influence_cli.config.moved import new_name
+from influence_cli.config import moved
 from influence_cli.errors import InfluenceError, describe, did_you_mean
-from influence_cli.runtime.terminal import Terminal
 
 
 def import_object(name: str, folder: Path, where: str) -> Any:
@@ -39,9 +38,9 @@ def import_object(name: str, folder: Path, where: str) -> Any:
         return _from_file(name, folder, where)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-    if (moved := new_name(name)) is not None:
-        _say_moved(name, moved, where)
-        name = moved
+    if (new := moved.new_name(name)) is not None:
+        _say_moved(name, new, where)
+        name = new
     parts = name.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise InfluenceError(
@@ -71,7 +70,7 @@ def import_object(name: str, folder: Path, where: str) -> Any:
 @cache
 def _say_moved(old: str, new: str, where: str) -> None:
     """Warn once per process of a name that only works for one more release."""
-    Terminal().warn(f"{where}: {old} is called {new} now; the old name works until the next release")
+    moved.tell(f"{where}: {old} is called {new} now; the old name works until the next release")
 
 
 def _from_file(name: str, folder: Path, where: str) -> Any:

@@ -44,7 +44,7 @@ from influence_cli.errors import InfluenceError, counted
 from influence_cli.influence.inverse import Inverse, Passage, make_inverse, warn_of_span
 from influence_cli.influence.iterative import Limits
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 
 def weighted(inverses: Sequence[Inverse], times: Sequence[float]) -> list[Inverse]:
@@ -201,8 +201,9 @@ def times_of(stores: Sequence[Prepared]) -> list[float]:
     return [prepared.settings.time for prepared in stores]
 
 
-def make_inverses(stores: Sequence[Prepared], terminal: Terminal, strict: bool = False) -> list[Inverse]:
+def make_inverses(stores: Sequence[Prepared], terminal: Terminal | None = None, strict: bool = False) -> list[Inverse]:
     """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver has to converge."""
+    terminal = or_silent(terminal)
     given = stores[0].settings
     if given.ensemble == "source":
         return source_inverses(stores, terminal)

@@ -31,7 +31,7 @@ from influence_cli.mislabels.noise import Noise, estimate_noise
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 OPINIONS = ("combined", "readout", "neighbours", "logistic", "pred-probs")
 GRADIENTS = ("self-influence", "gradient-norm", "tracin", "test-influence")
@@ -114,7 +114,7 @@ def find_mislabels(
     signal: str = "combined",
     wanted: Collection[str] = ("combined",),
     probabilities: np.ndarray | None = None,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     run: dict[str, Any] | None = None,
     strict: bool = False,
@@ -136,6 +136,7 @@ def find_mislabels(
     Raises:
         InfluenceError: the signal cannot be had: no readout, an example of a store that could not be read.
     """
+    terminal = or_silent(terminal)
     run = {} if run is None else run
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic="logistic" in wanted)

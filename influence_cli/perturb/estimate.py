@@ -37,7 +37,7 @@ from influence_cli.retrain.newton import Outputs, Problem, factor_of, losses_und
 from influence_cli.retrain.newton_update import follow
 from influence_cli.retrain.output_layer import explained_outputs, is_convex, to_minimum
 from influence_cli.retrain.training import check_whole
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 BATCH = 256
 
@@ -121,7 +121,7 @@ def perturb_image(
     change: Callable[[Tensor], Tensor] | None = None,
     target: str = "label",
     retrain: bool = False,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     run: dict[str, Any] | None = None,
     strict: bool = False,
 ) -> list[Perturbed]:
@@ -145,6 +145,7 @@ def perturb_image(
         InfluenceError: the image is not in use, the model is not differentiable in its input, or ``retrain`` of what
             is no output layer under a convex loss.
     """
+    terminal = or_silent(terminal)
     run = {} if run is None else run
     task = stores[0].task
     batch = read_training_image(task, index)

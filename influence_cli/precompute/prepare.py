@@ -43,12 +43,13 @@ from influence_cli.precompute.make_store import (
 from influence_cli.precompute.prepared import InverseSettings, Prepared, settings_of, store_path, store_paths
 from influence_cli.precompute.staleness import changed_blocks, check_code
 from influence_cli.runtime import disk, distributed
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 from influence_cli.store.store import READ, SKIPPED, Store, block_sums, predicted_classes
 
 
-def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal, **how: bool) -> list[Prepared]:
+def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal | None = None, **how: bool) -> list[Prepared]:
     """Give the curvature and the complete store of every checkpoint; ``how`` goes to ``prepare``."""
+    terminal = or_silent(terminal)
     return [prepare(config, number, task, terminal, **how) for number, task in enumerate(tasks)]
 
 
@@ -95,7 +96,7 @@ def prepare(
     config: Config,
     number: int,
     task: Task,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     *,
     overwrite: bool = False,
     skip_unreadable: bool = False,
@@ -120,6 +121,7 @@ def prepare(
         InfluenceError: the store belongs to something else, is too large for budget or disk, is damaged, an example
             cannot be read or has no finite loss.
     """
+    terminal = or_silent(terminal)
     started = time.perf_counter()
     path = store_path(config, number)
     choice, batch = decide(config, task, terminal)

@@ -24,7 +24,7 @@ from influence_cli.metrics import bootstrap_means, least_by_chance
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.group_files import Grouping
 from influence_cli.ranking.rank import rank_training
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Share of the bootstrap samples in which a group has to come first, and to be harmful, to be named without a doubt; and
 # the share of random groupings in which the most harmful group may be as harmful.
@@ -163,7 +163,7 @@ def group_influence(
     *,
     facts: TrainingFacts,
     target: str = "label",
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     run: dict[str, Any] | None = None,
     strict: bool = False,
@@ -181,6 +181,7 @@ def group_influence(
         run: takes the facts of the run.
         strict: a solver that does not converge is an error.
     """
+    terminal = or_silent(terminal)
     sink, tests = GroupSink(grouping), list[TestFacts]()
     for group in rank_training(
         stores,

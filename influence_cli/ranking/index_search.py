@@ -34,7 +34,7 @@ from influence_cli.influence.test_selection import Selected
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.index_file import Index, index_path, missing, open_index
 from influence_cli.ranking.rank import Group
-from influence_cli.runtime.terminal import Terminal, duration
+from influence_cli.runtime.terminal import Terminal, duration, or_silent
 from influence_cli.store.store import Store
 
 
@@ -81,7 +81,7 @@ def rank_approximate(
     count: int = 10,
     target: str = "label",
     aggregate: bool = False,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     run: dict[str, Any] | None = None,
 ) -> Iterator[Group]:
@@ -96,6 +96,7 @@ def rank_approximate(
     Raises:
         InfluenceError: an index is missing, damaged or older than its store.
     """
+    terminal = or_silent(terminal)
     run = {} if run is None else run
     inverses = make_inverses(stores, terminal)
     indexes = [

@@ -31,7 +31,7 @@ from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import pearson
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed, exchange
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Test examples whose correlation with plain gradient similarity is measured.
 COMPARED = 8
@@ -68,7 +68,7 @@ def rank_training(
     count: int | None = 10,
     target: str = "label",
     aggregate: bool = False,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     run: dict[str, Any] | None = None,
     sinks: Sequence[Sink] = (),
@@ -94,6 +94,7 @@ def rank_training(
     Yields:
         Groups of test examples, in order; one group for an aggregate.
     """
+    terminal = or_silent(terminal)
     run = {} if run is None else run
     inverses = make_inverses(stores, terminal, strict)
     asked = test_stores(stores, inverses)
@@ -114,7 +115,7 @@ def rank_tests(
     index: int,
     *,
     target: str = "label",
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     run: dict[str, Any] | None = None,
     strict: bool = False,
@@ -127,6 +128,7 @@ def rank_tests(
     Returns:
         All test examples, and influence [m].
     """
+    terminal = or_silent(terminal)
     run = {} if run is None else run
     split = stores[0].task.train
     row_of(split, index)

@@ -38,7 +38,7 @@ from influence_cli.retrain.training import (
     seed_of,
 )
 from influence_cli.runtime import distributed
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def datamodeling_score(
     repeats: int = 2,
     tests: int = 300,
     on_the_fly: bool = False,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     run: dict[str, Any] | None = None,
 ) -> Datamodeling:
     """Score methods by how well they rank what training on random halves gives.
@@ -120,6 +120,7 @@ def datamodeling_score(
     Raises:
         InfluenceError: no training function, one that fails, a store that cannot be made, too few examples.
     """
+    terminal = or_silent(terminal)
     run = {} if run is None else run
     task = tasks[0]
     check_whole(task)

@@ -18,7 +18,7 @@ from influence_cli.retrain.leave_one_out import Omission, trained_changes
 from influence_cli.retrain.newton import losses_under, without_groups
 from influence_cli.retrain.output_layer import at_minimum, by_newton, check_trainable, one_task
 from influence_cli.retrain.retraining import Retraining
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 WHAT = "retraining without one group"
 
@@ -47,7 +47,7 @@ def leave_groups_out(
     *,
     retraining: Retraining,
     repeats: int = 1,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     run: dict[str, Any],
 ) -> np.ndarray:
     """Train again without each of some groups, in the manner of ``leave_one_out``.
@@ -66,6 +66,7 @@ def leave_groups_out(
     Returns:
         The rise of each test loss, float64 [groups, tests].
     """
+    terminal = or_silent(terminal)
     rows = [np.flatnonzero(grouping.members == group) for group in groups]
     names = [grouping.names[group] for group in groups]
     if by_newton(prepared, retraining):

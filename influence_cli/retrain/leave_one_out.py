@@ -35,7 +35,7 @@ from influence_cli.retrain.training import (
     seed_of,
 )
 from influence_cli.runtime import distributed
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def leave_one_out(
     count: int,
     repeats: int = 1,
     facts: TrainingFacts | None = None,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     run: dict[str, Any] | None = None,
 ) -> list[LeftOut]:
     """Compare influence with retraining without each of some training examples.
@@ -93,6 +93,7 @@ def leave_one_out(
     Raises:
         InfluenceError: K is larger than the training set, several checkpoints, or a training that fails.
     """
+    terminal = or_silent(terminal)
     run = {} if run is None else run
     task = one_task([prepared.task for prepared in stores], "--loo")
     prepared, n = stores[0], len(task.train)

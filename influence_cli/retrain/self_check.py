@@ -21,11 +21,12 @@ from influence_cli.influence.iterative import LONG
 from influence_cli.influence.scores import preconditioned
 from influence_cli.influence.test_gradients import test_gradients
 from influence_cli.influence.test_selection import Selected
+from influence_cli.model.task import measure_loading
 from influence_cli.passes.curvature_products import curvature_product
 from influence_cli.precompute.check import measure
 from influence_cli.precompute.prepare import stored_basis
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Test examples that are looked at: each costs a product with the curvature.
 AT_MOST = 8
@@ -54,7 +55,9 @@ class Checked:
     meaning: str
 
 
-def check_estimates(stores: Sequence[Prepared], selected: Sequence[Selected], *, terminal: Terminal) -> list[Checked]:
+def check_estimates(
+    stores: Sequence[Prepared], selected: Sequence[Selected], *, terminal: Terminal | None = None
+) -> list[Checked]:
     """Measure what influence stands on, without training again.
 
     Args:
@@ -65,6 +68,7 @@ def check_estimates(stores: Sequence[Prepared], selected: Sequence[Selected], *,
     Returns:
         Lines in reading order, for one checkpoint after another.
     """
+    terminal = or_silent(terminal)
     if len(selected) > AT_MOST:
         terminal.say(f"the first {AT_MOST} of {len(selected):,} test examples are looked at")
     found: list[Checked] = []
@@ -114,6 +118,7 @@ def _residual(
     generator = np.random.default_rng(task.seed)
     order = generator.permutation(task.train.indices)
     with terminal.progress(len(order), "products with the curvature") as advance:
+        measure_loading(task, terminal)
         for batch in readable_batches(task.train, order, min(prepared.batch, BATCH), task.loading, skip=True):
             total += curvature_product(network, batch.inputs, batch.targets, s, matrix).cpu().double()
             # The first batch also warms up.

@@ -24,7 +24,7 @@ from influence_cli.retrain.training import (
     check_whole,
     seed_of,
 )
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # What the examples to leave out are chosen by; nothing is left out under ``all``.
 BY = ("influence", "loss", "random")
@@ -112,7 +112,7 @@ def retrain_kept(
     orders: Callable[[str, int], np.ndarray],
     keep: float,
     repeats: int,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
 ) -> list[Kept]:
     """Train from scratch on all examples and on what each way to choose keeps, and measure the test accuracy.
 
@@ -127,6 +127,7 @@ def retrain_kept(
     Raises:
         InfluenceError: no training function, one that fails, or a training set of which only a part is listed.
     """
+    terminal = or_silent(terminal)
     check_whole(task)
     again = retraining.again(task)
     kept = {
