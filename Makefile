@@ -75,6 +75,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check influence_cli tests bench fuzz
 	$(BIN)/ruff check influence_cli tests bench fuzz
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Versions stay as they are unless pyproject.toml or UPGRADE asks for others; for every platform at once.
 lock: export UV_CUSTOM_COMPILE_COMMAND = make lock
