@@ -48,16 +48,16 @@ def test_no_public_function_prints_without_a_terminal(project: Path, capfd: pyte
     selected = select(["misclassified"], task.test, task.classes, lambda: misclassified(tasks))[:2]
     facts = training_facts(stores)
     assert list(rank_training(stores, selected, facts=facts))
-    assert rank_tests(stores, 3)[0]
+    assert rank_tests(stores, 3).tests
     assert group_influence(stores, selected, group_by_class(task.train, task.classes), facts=facts).tests
     assert len(find_mislabels(tasks).order)
     wanted = [name for name in SIGNALS if name not in ("pred-probs", "tracin")]
     assert len(find_mislabels(tasks, stores, wanted=wanted).signals) >= len(wanted)
     assert check_estimates(stores, selected)
     retraining = Retraining(config)
-    assert leave_one_out(stores, selected, retraining=retraining, count=2)
+    assert leave_one_out(stores, selected, retraining=retraining, count=2).left_out
     assert datamodeling_score({"auto": config}, tasks, retraining=retraining, subsets=2, repeats=1, tests=2).tests.size
-    assert perturb_image(stores, 0, selected)
+    assert perturb_image(stores, 0, selected).effects
     rank_attackable(top_layer(task), [0, 1], pixel_scale(task.train))
     assert capfd.readouterr() == ("", "")
 
