@@ -35,8 +35,8 @@ def command(
     from influence_cli.ranking.index_search import check_method
 
     check_method(session.config.curvature.method, "influence index")
-    refuse_source(session.config, "influence index", "a row has no preconditioner of its own")
+    refuse_source(session.config.model.ensemble, "influence index", "a row has no preconditioner of its own")
     stores = prepare_all(session.config, load(session), session.terminal, skip_unreadable=skip_unreadable)
-    inverses = make_closed_forms(stores, session.config, session.terminal)
+    inverses = make_closed_forms(stores, session.terminal)
     build_indexes(stores, inverses, terminal=session.terminal, skip_unreadable=skip_unreadable)
     session.terminal.say("next: influence rank 17 --approximate")

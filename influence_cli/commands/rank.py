@@ -178,21 +178,23 @@ def command(
     )
     from influence_cli.influence.ensemble import refuse_source
 
+    method, ensemble = session.config.curvature.method, session.config.model.ensemble
     if normalise != "none":
         from influence_cli.influence.normalise import check_normalise
 
-        check_normalise(normalise, session.config.curvature.method)
-        refuse_source(session.config, f"--normalise {normalise}", "there is no inverse curvature to measure a norm by")
+        check_normalise(normalise, method)
+        refuse_source(ensemble, f"--normalise {normalise}", "there is no inverse curvature to measure a norm by")
         session.run.normalise = normalise
     if damping_sweep:
         from influence_cli.ranking.damping_sweep import check_method
 
-        check_method(session.config.curvature.method)
-        refuse_source(session.config, "--damping-sweep", "there is no λ")
+        check_method(method)
+        refuse_source(ensemble, "--damping-sweep", "there is no λ")
     if approximate:
+        from influence_cli.precompute.prepared import store_paths
         from influence_cli.ranking.index_search import check_index
 
-        check_index(session.config)
+        check_index(method, ensemble, store_paths(session.config))
     count = None if all_ else top
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable, strict)
@@ -279,7 +281,6 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     held = KeptInfluence(shown, len(facts.indices)) if drawn else None
 
     common: dict[str, Any] = {
-        "config": session.config,
         "facts": facts,
         "count": options.count,
         "target": options.target,
@@ -352,7 +353,7 @@ def _sweep(
     else:
         tests, gradients = test_gradients(stores, selected[:COMPARED], options.target, quiet, options.skip)
         what = "the test example" if len(tests) == 1 else f"mean over the first {len(tests)} test examples"
-    inverses = make_divisions(stores, session.config, quiet)
+    inverses = make_divisions(stores, quiet)
     rows = sweep_influence(stores, inverses, gradients, facts.read, top, session.terminal)
     note_sweep(session, rows, top, f"influence on {what}" if options.aggregate else f"influence, {what}")
 
@@ -371,7 +372,6 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, sk
     ranked = rank_tests(
         stores,
         train,
-        config=session.config,
         target=target,
         terminal=session.terminal,
         skip_unreadable=skip,

@@ -30,6 +30,7 @@ from influence_cli.influence.streams import (
 )
 from influence_cli.influence.test_gradients import mean_gradients
 from influence_cli.influence.test_selection import Selected
+from influence_cli.model.task import measure_loading
 from influence_cli.passes.finite import check_finite, check_gradients
 from influence_cli.passes.gradient_products import squared_norms
 from influence_cli.precompute.prepared import Prepared
@@ -101,6 +102,7 @@ def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal,
     for prepared in stores:
         network, own = prepared.choice.network, np.full(len(indices), np.nan)
         with terminal.progress(len(indices), f"gradient norms of the {split.name} examples") as advance:
+            measure_loading(prepared.task, terminal)
             batches = readable_batches(
                 split, indices, prepared.batch, prepared.task.loading, skip=skip, tell=terminal.warn
             )
@@ -134,6 +136,7 @@ def _streamed_self_influences(
     influences = np.full(len(indices), np.nan)
     size = min(256, min(prepared.batch for prepared in stores))
     with terminal.progress(len(indices), f"gradients of the {split.name} examples") as advance:
+        measure_loading(task, terminal)
         for batch in readable_batches(split, indices, size, task.loading, skip=skip, tell=terminal.warn):
             at = np.searchsorted(indices, batch.indices)
             influences[at] = 0

@@ -20,7 +20,7 @@ from influence_cli.influence.example_facts import TrainingFacts, empty_facts
 from influence_cli.influence.inverse import ClosedForm, Spectral
 from influence_cli.influence.normalise import Norms
 from influence_cli.influence.scores import removal
-from influence_cli.model.task import Task
+from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import check_finite
 from influence_cli.passes.gradient_products import products
 from influence_cli.precompute.prepared import Prepared
@@ -189,6 +189,7 @@ def _block_weights(prepared: Prepared, basis: Blocks, inverse: Spectral) -> list
 def _batches(prepared: Prepared, terminal: Terminal, skip: bool) -> Iterator[Batch]:
     split = prepared.task.train
     own = split.indices[distributed.share(len(split))]
+    measure_loading(prepared.task, terminal)
     return readable_batches(split, own, prepared.batch, prepared.task.loading, skip=skip, tell=terminal.warn)
 
 
