@@ -28,7 +28,6 @@ from influence_cli.commands.options import (
 )
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.results.group_rows import COLUMNS, group_rows
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,12 +147,10 @@ class _Options:
 
 
 def _groups(session: Session, words: list[str], options: _Options) -> None:
-    from influence_cli.commands.session import emit, load
+    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.data.label_files import class_number
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.group_files import group_by_class, read_groups
     from influence_cli.ranking.groups import group_influence, labelled, retrained, verdict
@@ -168,8 +165,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         grouping = group_by_class(train, classes)
     else:
         grouping = read_groups(options.metadata, options.by, train)
-    selected = select(words, tasks[0].test, classes, lambda: misclassified(tasks, session.terminal), stdin_lines())
-    selected = labelled(selected, options.of, classes)
+    selected = labelled(selected_tests(session, tasks, words), options.of, classes)
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )

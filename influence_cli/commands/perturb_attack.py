@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.results.perturb_rows import ATTACK_COLUMNS, ATTACKABLE_COLUMNS, attack_row
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.model.task import Task
@@ -134,12 +133,10 @@ def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
 
 
 def _positions(task: Task, session: Session, words: list[str]) -> list[int]:
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
+    from influence_cli.commands.session import selected_tests
 
-    chosen = select(words, task.test, task.classes, lambda: misclassified([task], session.terminal), stdin_lines())
     positions = []
-    for item in chosen:
+    for item in selected_tests(session, [task], words):
         if item.index is None:
             raise InfluenceError(f"{item.file} is a file: an attack needs its label", "give positions of the test set")
         positions.append(item.index)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +31,6 @@ from influence_cli.commands.options import (
 from influence_cli.errors import InfluenceError, require_extra
 from influence_cli.results.rank_rows import COLUMNS, rank_rows, test_rows
 from influence_cli.runtime import distributed
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.influence.example_facts import TrainingFacts
@@ -247,11 +245,9 @@ def _check_approximate(given: Mapping[str, bool]) -> None:
 
 
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
-    from influence_cli.commands.session import emit, load
+    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
     from influence_cli.pages.parts import SHOWN
     from influence_cli.pages.rank import plot_title, rank_page
     from influence_cli.perturb.attribution import check_attribution, check_model
@@ -267,8 +263,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     check_target(options.target, tasks[0].classes)
     if options.attribution is not None:
         check_model(tasks[0], options.attribution)
-    wrong = partial(misclassified, tasks, session.terminal, options.skip)
-    selected = select(tests, tasks[0].test, tasks[0].classes, wrong, _stdin(tests))
+    selected = selected_tests(session, tasks, tests, skip=options.skip)
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
@@ -324,13 +319,6 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     else:
         instead = " instead of --approximate" if options.approximate else ""
         session.terminal.say(f"next: --report why.html{instead} shows the images")
-
-
-def _stdin(tests: Sequence[str]) -> Iterator[str]:
-    """Give the lines of stdin; only the first of several processes can read it, for all of them."""
-    if distributed.size() == 1:
-        return stdin_lines()
-    return iter(distributed.from_first(lambda: list(stdin_lines()) if "-" in tests else []))
 
 
 def _sweep(

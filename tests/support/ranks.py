@@ -4,7 +4,7 @@ Run by tests/runtime/test_distributed.py: a line of JSON on stdin is a job, a li
 Of a job:
 
 - ``words``: of the command; ``folder``: where it runs, or one a rank; ``ranks``: how many, 1 for a process alone;
-- ``stdin``: what the first one reads;
+- ``stdin``: what the first one reads; ``shared``: whether all have the same stdin, so that each reads what is left;
 - ``kill``: [rank, work, number]: the rank that sends itself SIGKILL when it is about to begin that piece of work;
 - ``interrupt``: [work, number]: at which piece Ctrl-C reaches each rank;
 - ``pause``: seconds before each piece, so that every rank gets some; ``closed``: stdout's reader has gone;
@@ -75,7 +75,7 @@ def watch(log: Path, rank: int, job: dict[str, Any]) -> None:
         wrap(name)
 
 
-def child(job: dict[str, Any], rank: int, port: int, place: Path) -> None:
+def child(job: dict[str, Any], rank: int, port: int, place: Path, stdin: int) -> None:
     """Be one process of a job, to its end."""
     count = job["ranks"]
     if count > 1:
@@ -85,8 +85,7 @@ def child(job: dict[str, Any], rank: int, port: int, place: Path) -> None:
         os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(job["restart"])}
     if job.get("late", [None])[0] == rank:
         time.sleep(job["late"][1])
-    (place / "stdin").write_text(job.get("stdin", ""))
-    os.dup2(os.open(place / "stdin" if rank == 0 else os.devnull, os.O_RDONLY), 0)
+    os.dup2(stdin if rank == 0 or job.get("shared") else os.open(os.devnull, os.O_RDONLY), 0)
     out = os.open(place / f"out.{rank}", os.O_WRONLY | os.O_CREAT)
     if job.get("closed"):
         reader, out = os.pipe()
@@ -154,12 +153,15 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "work").touch()
+        (place / "stdin").write_text(job.get("stdin", ""))
+        stdin = os.open(place / "stdin", os.O_RDONLY)  # one place in it for all
         children = []
         for rank in range(job["ranks"]):
             process = os.fork()
             if process == 0:
-                child(job, rank, port, place)
+                child(job, rank, port, place, stdin)
             children.append(process)
+        os.close(stdin)
         codes = wait(children)
         out, err = ([(place / f"{kind}.{rank}").read_text() for rank in range(job["ranks"])] for kind in ("out", "err"))
         return {"codes": codes, "out": out, "err": err, "work": (place / "work").read_text().splitlines()}
