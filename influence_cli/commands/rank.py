@@ -350,11 +350,11 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, sk
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.precompute.prepare import prepare_all
-    from influence_cli.ranking.rank import rank_tests, row_of
+    from influence_cli.ranking.rank import check_train, rank_tests
 
     tasks = load(session)
     check_target(target, tasks[0].classes)
-    row_of(tasks[0].train, train)
+    check_train(tasks[0].train, train)
     stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip)
     tests, values = rank_tests(
         stores,

@@ -22,6 +22,7 @@ from torch import Tensor
 from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import parameter_vectors
 from influence_cli.data.batches import Batch
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.influence.ensemble import make_inverses, solved_vectors, test_stores
 from influence_cli.influence.example_facts import TestFacts
@@ -254,7 +255,7 @@ class _Again:
         self._inverse = torch.cholesky_inverse(factor_of(self._problem, self._w))
         # The last change and the weights with it: one change is asked about for many test examples.
         self._done: tuple[np.ndarray, Tensor] | None = None
-        self._row = int(np.searchsorted(prepared.task.train.indices, batch.indices[0]))
+        self._row = int(rows_of(prepared.task.train.indices, batch.indices[:1])[0])
 
     def held_out(self, selected: Sequence[Selected], tests: Sequence[TestFacts]) -> Outputs:
         """Run test examples up to the output layer."""
