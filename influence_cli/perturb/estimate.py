@@ -32,6 +32,7 @@ from influence_cli.influence.test_gradients import group_size, test_gradients
 from influence_cli.influence.test_selection import Selected
 from influence_cli.model.network import Network, differentiable_attention, recurrent_backward, unflatten
 from influence_cli.model.outputs import logits_of
+from influence_cli.model.task import only_task
 from influence_cli.passes.gradient_products import products
 from influence_cli.perturb.inputs import read_training_image
 from influence_cli.precompute.prepared import Prepared
@@ -237,11 +238,7 @@ class _Again:
     """Trains an output layer to its minimum, and again for every changed image, by Newton steps in float64."""
 
     def __init__(self, stores: Sequence[Prepared], batch: Batch, terminal: Terminal) -> None:
-        if len(stores) > 1:
-            raise InfluenceError(
-                f"--retrain trains one checkpoint again, the config lists {len(stores)}",
-                f"-s model.checkpoint={stores[0].task.checkpoint}",
-            )
+        only_task([prepared.task for prepared in stores], "--retrain trains one checkpoint again")
         prepared = stores[0]
         layer = prepared.choice.output
         check_whole(prepared.task)
