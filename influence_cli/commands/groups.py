@@ -24,6 +24,7 @@ from influence_cli.commands.options import (
     Strict,
     Top,
     Verbose,
+    refuse_together,
     with_precision,
 )
 from influence_cli.errors import InfluenceError, did_you_mean
@@ -108,11 +109,12 @@ def command(
             f"--by {by}: without --metadata groups are classes",
             f"{did_you_mean(str(by), ['class'])}; or name the file with that column: --metadata FILE.csv --by {by}",
         )
-    if retrain and skip_unreadable:
-        raise InfluenceError(
-            "--retrain trains on every example, so it does not go with --skip-unreadable",
-            "list what cannot be read under train.exclude",
-        )
+    refuse_together(
+        retrain,
+        skip_unreadable,
+        message="--retrain trains on every example, so it does not go with --skip-unreadable",
+        hint="list what cannot be read under train.exclude",
+    )
     check_page(report)
     session = begin(
         config,

@@ -19,6 +19,8 @@ from influence_cli.commands.options import (
     Set,
     Strict,
     Verbose,
+    given,
+    refuse_together,
 )
 from influence_cli.errors import InfluenceError
 from influence_cli.results.perturb_rows import COLUMNS, HIDDEN, perturb_rows
@@ -139,14 +141,16 @@ def command(
     from influence_cli.perturb.files import check_map
     from influence_cli.report.html import check_page
 
-    if attack and attackable:
-        raise InfluenceError("--attack and --attackable are two commands", "run one after the other")
-    if (attack or attackable) and (delta or retrain or map_ or report or target != "label"):
-        raise InfluenceError(
-            f"{'--attack' if attack else '--attackable'} goes with none of --delta, --map, --report, --retrain and "
-            "--target",
-            "leave them out: an attack trains again by itself, and on the label's loss",
-        )
+    refuse_together(
+        attack, attackable, message="--attack and --attackable are two commands", hint="run one after the other"
+    )
+    refuse_together(
+        given(attack, attackable),
+        given(delta, retrain, map_, report, target != "label"),
+        message=f"{'--attack' if attack else '--attackable'} goes with none of --delta, --map, --report, --retrain and "
+        "--target",
+        hint="leave them out: an attack trains again by itself, and on the label's loss",
+    )
     if not tests and not attackable:
         raise InfluenceError("perturb needs the test example whose loss is explained", "influence perturb 12 --test 17")
     if index is None and not (attack or attackable):

@@ -26,6 +26,8 @@ from influence_cli.commands.options import (
     Strict,
     Top,
     Verbose,
+    given,
+    refuse_together,
     with_precision,
 )
 from influence_cli.errors import InfluenceError, require_extra
@@ -132,24 +134,31 @@ def command(
         raise InfluenceError(
             "rank needs TEST examples, or --train I, not both", "influence rank 17, or influence rank --train 4211"
         )
-    if train is not None and (aggregate or matrix or report or plot or on_the_fly):
-        raise InfluenceError(
-            "--train does not go with --aggregate, --matrix, --on-the-fly, --plot or --report", "leave one of them out"
-        )
+    refuse_together(
+        train,
+        given(aggregate, matrix, report, plot, on_the_fly),
+        message="--train does not go with --aggregate, --matrix, --on-the-fly, --plot or --report",
+        hint="leave one of them out",
+    )
     if attribution is not None and (report is None or aggregate):
         raise InfluenceError(
             "--attribution colours the pixels of each test image in the page of --report"
             + (", and --aggregate has none" if aggregate else ""),
             "influence rank 17 --attribution integrated-gradients --report why.html",
         )
-    if damping_sweep and (train is not None or on_the_fly):
-        raise InfluenceError("--damping-sweep goes with neither --train nor --on-the-fly", "leave one of them out")
-    if normalise != "none" and (train is not None or damping_sweep):
-        raise InfluenceError(
-            "--normalise goes neither with --train (of one training example, whose norm is always the same) nor with "
-            "--damping-sweep",
-            "leave one of them out",
-        )
+    refuse_together(
+        damping_sweep,
+        given(train, on_the_fly),
+        message="--damping-sweep goes with neither --train nor --on-the-fly",
+        hint="leave one of them out",
+    )
+    refuse_together(
+        normalise != "none",
+        given(train, damping_sweep),
+        message="--normalise goes neither with --train (of one training example, whose norm is always the same) nor "
+        "with --damping-sweep",
+        hint="leave one of them out",
+    )
     if approximate:
         _check_approximate(
             {

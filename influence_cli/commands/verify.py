@@ -17,6 +17,7 @@ from influence_cli.commands.options import (
     Quiet,
     Set,
     Verbose,
+    refuse_together,
 )
 from influence_cli.errors import InfluenceError
 from influence_cli.results.verify_rows import CHECK_COLUMNS, LDS_COLUMNS, LOO_COLUMNS, lds_rows, loo_rows
@@ -87,10 +88,10 @@ def command(
     from influence_cli.commands.session import begin
     from influence_cli.report.plot import check_plot
 
-    if loo is not None and lds:
-        raise InfluenceError("--loo and --lds are two commands", "run one after the other")
-    if lds and tests:
-        raise InfluenceError("--lds draws its test examples: it takes no TEST", "--tests N says how many")
+    refuse_together(loo, lds, message="--loo and --lds are two commands", hint="run one after the other")
+    refuse_together(
+        lds, tests, message="--lds draws its test examples: it takes no TEST", hint="--tests N says how many"
+    )
     if plot is not None and loo is None:
         raise InfluenceError("--plot draws estimated against actual effects", "it goes with --loo K")
     if methods is not None and not lds:
