@@ -15,7 +15,7 @@ from influence_cli.model.task import Task
 from influence_cli.pages.damping_sweep import sweep_parts
 from influence_cli.pages.parts import config_text, example_thumbnail, path_fact, sentence
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.report.charts import Chart, histogram
+from influence_cli.report.charts import Chart, histogram, recovery_chart
 from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table
 from influence_cli.results.run import command_line
 
@@ -241,13 +241,10 @@ def _recovery_chart(session: Session, signal: str) -> tuple[Chart, ...]:
     """Draw what the ranking finds beside the loss, the best other signal, and random order."""
     if "recovery" not in session.run:
         return ()
-    found = dict(session.run["recovery"])
-    checked = found.pop("checked")
+    found = session.run["recovery"]
     best = [q["signal"] for q in session.run["truth"] if q["signal"] not in (signal, "loss", "random")]
     names = [name for name in dict.fromkeys((signal, "loss", *best[:1])) if name in found]
-    curves = [(name, tuple(zip(checked, found[name], strict=True))) for name in names]
-    curves.append(("random", tuple((share, share) for share in checked)))
-    return (Chart("Recovery", "of the examples checked", "wrong labels found", tuple(curves)),)
+    return (recovery_chart("Recovery", found, names),)
 
 
 def _truth_table(session: Session) -> tuple[Table, ...]:
