@@ -177,16 +177,15 @@ def round_numbers(low: float, high: float, most: int = 8) -> list[float]:
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
-def recovery_chart(heading: str, found: Mapping[str, Sequence[float]], names: Sequence[str]) -> Chart:
+def recovery_chart(heading: str, found: Mapping[str, Sequence[float]], checked: Sequence[float]) -> Chart:
     """Describe which share of the wrong labels is found by looking at which share of all, and what random order finds.
 
     Args:
         heading: of the chart.
-        found: curves by name over the shares ``checked``.
-        names: of the curves to draw, the strongest first.
+        found: curves by name over the shares, the one to be drawn strongest first.
+        checked: shares of all that are looked at, rising.
     """
-    checked = found["checked"]
-    curves = [(name, tuple(zip(checked, found[name], strict=True))) for name in names]
+    curves = [(name, tuple(zip(checked, shares, strict=True))) for name, shares in found.items()]
     curves.append(("random", tuple((share, share) for share in checked)))
     return Chart(heading, "of the examples checked", "wrong labels found", tuple(curves))
 

@@ -79,8 +79,9 @@ def plot_scores(
         grid = _grid(figure, len(chart.lines), 1 if recovery is None else 2)
         _histograms(figure, grid, chart, names)
         if recovery is not None:
-            curves = [name for name in recovery if name != "checked"]
-            _curves(figure.add_subplot(grid[:, 1]), recovery_chart("Recovery, by the truth", recovery, curves))
+            curves = {name: found for name, found in recovery.items() if name != "checked"}
+            recovered = recovery_chart("Recovery, by the truth", curves, recovery["checked"])
+            _curves(figure.add_subplot(grid[:, 1]), recovered)
 
 
 def plot_influence(
