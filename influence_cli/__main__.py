@@ -1,5 +1,6 @@
 """The command `influence`, and python -m influence_cli."""
 
+import os
 import sys
 
 
@@ -8,7 +9,8 @@ def main() -> None:
     try:
         from influence_cli.cli import main as run
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted before it began\n")
+        if os.environ.get("RANK", "0") == "0":  # of several processes one tells
+            sys.stderr.write("interrupted before it began\n")
         raise SystemExit(130) from None
     run()
 

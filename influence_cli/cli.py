@@ -55,7 +55,8 @@ class _Group(TyperGroup):
             _refuse_stdout(error)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            Terminal().say("interrupted before it began")
+            if distributed.speaks(130):
+                Terminal().say("interrupted before it began")
             raise SystemExit(130) from None
         except Exception as error:
             _refuse_usage(error)

@@ -24,12 +24,12 @@ from influence_cli.commands.options import (
     Strict,
     Top,
     Verbose,
+    refuse_together,
     with_precision,
 )
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.results.group_rows import COLUMNS, group_rows
 from influence_cli.results.record import GroupRetrainRecord, GroupsRecord
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,11 +110,12 @@ def command(
             f"--by {by}: without --metadata groups are classes",
             f"{did_you_mean(str(by), ['class'])}; or name the file with that column: --metadata FILE.csv --by {by}",
         )
-    if retrain and skip_unreadable:
-        raise InfluenceError(
-            "--retrain trains on every example, so it does not go with --skip-unreadable",
-            "list what cannot be read under train.exclude",
-        )
+    refuse_together(
+        retrain,
+        skip_unreadable,
+        message="--retrain trains on every example, so it does not go with --skip-unreadable",
+        hint="list what cannot be read under train.exclude",
+    )
     check_page(report)
     session = begin(
         config,
@@ -149,12 +150,10 @@ class _Options:
 
 
 def _groups(session: Session, words: list[str], options: _Options) -> None:
-    from influence_cli.commands.session import emit, load
+    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.data.label_files import class_number
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.group_files import group_by_class, read_groups
     from influence_cli.ranking.groups import group_influence, labelled, verdict
@@ -170,8 +169,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         grouping = group_by_class(train, classes)
     else:
         grouping = read_groups(options.metadata, options.by, train)
-    selected = select(words, tasks[0].test, classes, lambda: misclassified(tasks, session.terminal), stdin_lines())
-    selected = labelled(selected, options.of, classes)
+    selected = labelled(selected_tests(session, tasks, words), options.of, classes)
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )

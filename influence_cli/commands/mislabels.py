@@ -23,6 +23,8 @@ from influence_cli.commands.options import (
     SkipUnreadable,
     Strict,
     Verbose,
+    given,
+    refuse_together,
     with_precision,
 )
 from influence_cli.errors import InfluenceError
@@ -120,18 +122,31 @@ def command(
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
     shown = _rows_to_show(top)
-    if explain is not None and format in DIALECTS:
-        raise InfluenceError(f"--explain does not go with --format {format}", "that takes a row a label")
-    if explain is not None and plot is not None:
-        raise InfluenceError("--explain does not go with --plot", "that draws all labels: leave one of them out")
-    if damping_sweep and (on == "test" or on_the_fly or explain is not None):
-        raise InfluenceError(
-            "--damping-sweep is of the training labels, from a store: it goes with none of --on test, --on-the-fly and "
-            "--explain",
-            "leave one of them out",
-        )
-    if explain is not None and report is not None:
-        raise InfluenceError("--explain does not go with --report", "that shows all labels: leave one of them out")
+    refuse_together(
+        explain,
+        format in DIALECTS,
+        message=f"--explain does not go with --format {format}",
+        hint="that takes a row a label",
+    )
+    refuse_together(
+        explain,
+        plot,
+        message="--explain does not go with --plot",
+        hint="that draws all labels: leave one of them out",
+    )
+    refuse_together(
+        damping_sweep,
+        given(on == "test", on_the_fly, explain),
+        message="--damping-sweep is of the training labels, from a store: it goes with none of --on test, --on-the-fly "
+        "and --explain",
+        hint="leave one of them out",
+    )
+    refuse_together(
+        explain,
+        report,
+        message="--explain does not go with --report",
+        hint="that shows all labels: leave one of them out",
+    )
     check_plot(plot)
     check_page(report)
     session = begin(

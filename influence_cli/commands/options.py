@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from influence_cli.errors import InfluenceError
+
 ConfigFile = Annotated[
     Path, typer.Option("-c", "--config", envvar="INFLUENCE_CONFIG", help="The YAML file of the run.", metavar="FILE")
 ]
@@ -67,6 +69,26 @@ SkipUnreadable = Annotated[
 ]
 
 DEFAULT_CONFIG = Path("influence.yaml")
+
+
+def given(*values: object) -> bool:
+    """Say whether any of some options was given: a flag that is set, or a value that is there, 0 included."""
+    return any(value is not None and value is not False and value != [] for value in values)
+
+
+def refuse_together(*options: object, message: str, hint: str) -> None:
+    """Refuse options that exclude each other.
+
+    Args:
+        options: their values; it is an error where every one was given.
+        message: what is wrong with that.
+        hint: what to do instead.
+
+    Raises:
+        InfluenceError: all of them were given.
+    """
+    if all(given(value) for value in options):
+        raise InfluenceError(message, hint)
 
 
 def with_precision(overrides: list[str] | None, precision: str | None) -> list[str]:

@@ -19,16 +19,16 @@ from influence_cli.commands.options import (
     Set,
     Strict,
     Verbose,
+    given,
+    refuse_together,
 )
 from influence_cli.errors import InfluenceError
 from influence_cli.results.perturb_rows import COLUMNS, HIDDEN, perturb_rows
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from influence_cli.data.batches import Batch
-    from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
     from influence_cli.perturb.eight_bit import Ball, PixelScale
     from influence_cli.perturb.estimate import Perturbed
@@ -141,14 +141,16 @@ def command(
     from influence_cli.perturb.files import check_map
     from influence_cli.report.html import check_page
 
-    if attack and attackable:
-        raise InfluenceError("--attack and --attackable are two commands", "run one after the other")
-    if (attack or attackable) and (delta or retrain or map_ or report or target != "label"):
-        raise InfluenceError(
-            f"{'--attack' if attack else '--attackable'} goes with none of --delta, --map, --report, --retrain and "
-            "--target",
-            "leave them out: an attack trains again by itself, and on the label's loss",
-        )
+    refuse_together(
+        attack, attackable, message="--attack and --attackable are two commands", hint="run one after the other"
+    )
+    refuse_together(
+        given(attack, attackable),
+        given(delta, retrain, map_, report, target != "label"),
+        message=f"{'--attack' if attack else '--attackable'} goes with none of --delta, --map, --report, --retrain and "
+        "--target",
+        hint="leave them out: an attack trains again by itself, and on the label's loss",
+    )
     if not tests and not attackable:
         raise InfluenceError("perturb needs the test example whose loss is explained", "influence perturb 12 --test 17")
     if index is None and not (attack or attackable):
@@ -182,7 +184,7 @@ def _perturb(
     report: Path | None,
     strict: bool,
 ) -> None:
-    from influence_cli.commands.session import emit, load
+    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.perturb.estimate import perturb_image
     from influence_cli.perturb.files import check_image, write_map
@@ -195,7 +197,7 @@ def _perturb(
     for file, option in ((report, "--report"), (map_, "--map")):
         if file is not None and file.suffix.lower() != ".npy":
             check_image(batch.inputs[0], option)
-    selected = _select(session, tasks, words)
+    selected = selected_tests(session, tasks, words)
     scale, room = _room(session, tasks[0], batch, pixels)
     change = _change(session, tasks[0], batch, delta, room)
     if retrain and change is None:
@@ -244,13 +246,6 @@ def _sentence(one: Perturbed, index: int, delta: str | None) -> str:
         f"{what} in training image {index} moves the loss of {one.test.title()} by about {one.estimated:+.3g}, "
         f"{one.test.loss:.3g} now{actual}"
     )
-
-
-def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
-
-    return select(words, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), stdin_lines())
 
 
 def _room(

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.results.perturb_rows import ATTACK_COLUMNS, ATTACKABLE_COLUMNS, attack_row
 from influence_cli.results.record import AttackRecord
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.model.task import Task
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from influence_cli.perturb.eight_bit import PixelScale
     from influence_cli.results.run import Session
     from influence_cli.retrain.top_layer import TopLayer
+
+ONE = "an attack is on one checkpoint"
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,12 @@ def run_attack(session: Session, options: AttackOptions) -> None:
     """Attack every selected test prediction, one after the other."""
     from influence_cli.commands.session import emit, load
     from influence_cli.metrics import binomial_interval
+    from influence_cli.model.task import only_task
     from influence_cli.perturb.attack import attack_prediction, check_attack
     from influence_cli.perturb.inputs import read_training_image
     from influence_cli.retrain.top_layer import top_layer
 
-    task = _one_task(load(session))
+    task = only_task(load(session), ONE)
     if options.index is not None:
         read_training_image(task, options.index)
     if options.index is None and options.images > len(task.train):
@@ -75,18 +77,18 @@ def run_attack(session: Session, options: AttackOptions) -> None:
 
 def run_attackable(session: Session, options: AttackOptions) -> None:
     """Rank the test predictions that a single training image could flip."""
-    import numpy as np
-
     from influence_cli.commands.session import emit, load
+    from influence_cli.data.split import rows_of
+    from influence_cli.model.task import only_task
     from influence_cli.perturb.attack import check_attack, rank_attackable
     from influence_cli.retrain.top_layer import top_layer
 
-    task = _one_task(load(session))
+    task = only_task(load(session), ONE)
     scale = _scale(task, options.pixels)
     positions = _positions(task, session, options.tests) if options.tests else task.test_split().indices.tolist()
     top = top_layer(task, session.terminal)
     check_attack(top, scale)
-    rows = np.searchsorted(top.test_indices, np.array(positions)).tolist()
+    rows = rows_of(top.test_indices, positions).tolist()
     found = rank_attackable(top, rows, scale, session.terminal)
     could = sum(one.ratio >= 1 for one in found)
     session.run.attackable = could
@@ -119,15 +121,6 @@ def run_attackable(session: Session, options: AttackOptions) -> None:
         session.terminal.say(f"next: influence perturb --attack --test {found[0].test} tries the first")
 
 
-def _one_task(tasks: list[Task]) -> Task:
-    if len(tasks) > 1:
-        raise InfluenceError(
-            f"an attack is on one checkpoint, the config lists {len(tasks)}",
-            f"-s model.checkpoint={tasks[0].checkpoint}",
-        )
-    return tasks[0]
-
-
 def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
     from influence_cli.perturb.eight_bit import given_scale, pixel_scale
 
@@ -135,12 +128,10 @@ def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
 
 
 def _positions(task: Task, session: Session, words: list[str]) -> list[int]:
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
+    from influence_cli.commands.session import selected_tests
 
-    chosen = select(words, task.test, task.classes, lambda: misclassified([task], session.terminal), stdin_lines())
     positions = []
-    for item in chosen:
+    for item in selected_tests(session, [task], words):
         if item.index is None:
             raise InfluenceError(f"{item.file} is a file: an attack needs its label", "give positions of the test set")
         positions.append(item.index)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,12 +26,13 @@ from influence_cli.commands.options import (
     Strict,
     Top,
     Verbose,
+    given,
+    refuse_together,
     with_precision,
 )
 from influence_cli.errors import InfluenceError, require_extra
 from influence_cli.results.rank_rows import COLUMNS, rank_rows, test_rows
 from influence_cli.runtime import distributed
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.influence.example_facts import TrainingFacts
@@ -134,24 +134,31 @@ def command(
         raise InfluenceError(
             "rank needs TEST examples, or --train I, not both", "influence rank 17, or influence rank --train 4211"
         )
-    if train is not None and (aggregate or matrix or report or plot or on_the_fly):
-        raise InfluenceError(
-            "--train does not go with --aggregate, --matrix, --on-the-fly, --plot or --report", "leave one of them out"
-        )
+    refuse_together(
+        train,
+        given(aggregate, matrix, report, plot, on_the_fly),
+        message="--train does not go with --aggregate, --matrix, --on-the-fly, --plot or --report",
+        hint="leave one of them out",
+    )
     if attribution is not None and (report is None or aggregate):
         raise InfluenceError(
             "--attribution colours the pixels of each test image in the page of --report"
             + (", and --aggregate has none" if aggregate else ""),
             "influence rank 17 --attribution integrated-gradients --report why.html",
         )
-    if damping_sweep and (train is not None or on_the_fly):
-        raise InfluenceError("--damping-sweep goes with neither --train nor --on-the-fly", "leave one of them out")
-    if normalise != "none" and (train is not None or damping_sweep):
-        raise InfluenceError(
-            "--normalise goes neither with --train (of one training example, whose norm is always the same) nor with "
-            "--damping-sweep",
-            "leave one of them out",
-        )
+    refuse_together(
+        damping_sweep,
+        given(train, on_the_fly),
+        message="--damping-sweep goes with neither --train nor --on-the-fly",
+        hint="leave one of them out",
+    )
+    refuse_together(
+        normalise != "none",
+        given(train, damping_sweep),
+        message="--normalise goes neither with --train (of one training example, whose norm is always the same) nor "
+        "with --damping-sweep",
+        hint="leave one of them out",
+    )
     if approximate:
         _check_approximate(
             {
@@ -249,11 +256,9 @@ def _check_approximate(given: Mapping[str, bool]) -> None:
 
 
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
-    from influence_cli.commands.session import emit, load
+    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
     from influence_cli.pages.parts import SHOWN
     from influence_cli.pages.rank import plot_title, rank_page
     from influence_cli.perturb.attribution import check_attribution, check_model
@@ -269,8 +274,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     check_target(options.target, tasks[0].classes)
     if options.attribution is not None:
         check_model(tasks[0], options.attribution)
-    wrong = partial(misclassified, tasks, session.terminal, options.skip)
-    selected = select(tests, tasks[0].test, tasks[0].classes, wrong, _stdin(tests))
+    selected = selected_tests(session, tasks, tests, skip=options.skip)
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
@@ -327,13 +331,6 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         session.terminal.say(f"next: --report why.html{instead} shows the images")
 
 
-def _stdin(tests: Sequence[str]) -> Iterator[str]:
-    """Give the lines of stdin; only the first of several processes can read it, for all of them."""
-    if distributed.size() == 1:
-        return stdin_lines()
-    return iter(distributed.from_first(lambda: list(stdin_lines()) if "-" in tests else []))
-
-
 def _sweep(
     session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], facts: TrainingFacts, options: _Options
 ) -> None:
@@ -363,11 +360,11 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, sk
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.precompute.prepare import prepare_all
-    from influence_cli.ranking.rank import rank_tests, row_of
+    from influence_cli.ranking.rank import check_train, rank_tests
 
     tasks = load(session)
     check_target(target, tasks[0].classes)
-    row_of(tasks[0].train, train)
+    check_train(tasks[0].train, train)
     stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip)
     ranked = rank_tests(
         stores,

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, Output, Quiet, Set, Verbose
+from influence_cli.commands.options import (
+    DEFAULT_CONFIG,
+    ConfigFile,
+    Format,
+    Output,
+    Quiet,
+    Set,
+    Verbose,
+    given,
+    refuse_together,
+)
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
 from influence_cli.results.record import DecisionCounts, RelabelledPair
 
@@ -81,12 +91,18 @@ def command(
 
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
-    if undo and (apply_moves or labels or exclude or force):
-        raise InfluenceError("--undo goes with no other option of relabel", "influence relabel --undo [LOG]")
-    if apply_moves and (labels or exclude or force):
-        raise InfluenceError(
-            "--apply-moves writes no label file: the folders are the labels then", "leave out --labels and --exclude"
-        )
+    refuse_together(
+        undo,
+        given(apply_moves, labels, exclude, force),
+        message="--undo goes with no other option of relabel",
+        hint="influence relabel --undo [LOG]",
+    )
+    refuse_together(
+        apply_moves,
+        given(labels, exclude, force),
+        message="--apply-moves writes no label file: the folders are the labels then",
+        hint="leave out --labels and --exclude",
+    )
     if file is None and not undo:
         raise InfluenceError(
             "relabel needs a file of decisions",

@@ -18,6 +18,8 @@ from influence_cli.commands.options import (
     Set,
     SkipUnreadable,
     Verbose,
+    given,
+    refuse_together,
 )
 from influence_cli.errors import InfluenceError, did_you_mean, near_path, typed_path
 
@@ -88,8 +90,12 @@ def command(
         raise InfluenceError(f"--by {by}: nothing can be chosen by that", did_you_mean(by, BY))
     if not 0 < keep < 1:
         raise InfluenceError(f"--keep {keep:g}: a share above 0 and below 1", "such as --keep 0.8")
-    if retrain and (exclude is not None or by != "influence"):
-        raise InfluenceError("--retrain compares all ways and writes no exclusion file", "run select again without it")
+    refuse_together(
+        retrain,
+        given(exclude, by != "influence"),
+        message="--retrain compares all ways and writes no exclusion file",
+        hint="run select again without it",
+    )
     if exclude is not None and exclude.suffix != ".csv":
         raise InfluenceError(f"--exclude {exclude}: exclusions are written as .csv", "such as --exclude selected.csv")
     session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output)

@@ -16,9 +16,11 @@ from influence_cli.report.writer import choose_format, write_rows
 from influence_cli.results.run import Session, run_facts
 from influence_cli.runtime import distributed
 from influence_cli.runtime.outputs import check_output, open_output, run_file
+from influence_cli.runtime.stdio import stdin_lines
 from influence_cli.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
+    from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
 
 
@@ -96,6 +98,27 @@ def load(session: Session) -> list[Task]:
             agree_on(tasks, {"command": " ".join(sys.argv[1:]), "config": json.dumps(session.config.resolved())})
             session.run.processes = distributed.size()
     return tasks
+
+
+def selected_tests(
+    session: Session, tasks: Sequence[Task], words: Sequence[str], *, skip: bool = False
+) -> list[Selected]:
+    """Resolve the TEST arguments of a command, a list on stdin included.
+
+    Args:
+        session: the command's.
+        tasks: from ``load``.
+        words: the arguments.
+        skip: go on without test examples that cannot be read.
+
+    Raises:
+        InfluenceError: a word of another form, an index out of range, a label that does not exist, nothing selected.
+    """
+    from influence_cli.influence.test_selection import select
+    from influence_cli.model.task import misclassified
+
+    test, classes = tasks[0].test, tasks[0].classes
+    return select(words, test, classes, lambda: misclassified(tasks, session.terminal, skip), stdin_lines())
 
 
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:

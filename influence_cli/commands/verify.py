@@ -17,11 +17,11 @@ from influence_cli.commands.options import (
     Quiet,
     Set,
     Verbose,
+    refuse_together,
 )
 from influence_cli.errors import InfluenceError
 from influence_cli.results.record import DatamodelingRecord, FitRecord, LeftOutRecord
 from influence_cli.results.verify_rows import CHECK_COLUMNS, LDS_COLUMNS, LOO_COLUMNS, lds_rows, loo_rows
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.config.schema import Config
@@ -89,10 +89,10 @@ def command(
     from influence_cli.commands.session import begin
     from influence_cli.report.plot import check_plot
 
-    if loo is not None and lds:
-        raise InfluenceError("--loo and --lds are two commands", "run one after the other")
-    if lds and tests:
-        raise InfluenceError("--lds draws its test examples: it takes no TEST", "--tests N says how many")
+    refuse_together(loo, lds, message="--loo and --lds are two commands", hint="run one after the other")
+    refuse_together(
+        lds, tests, message="--lds draws its test examples: it takes no TEST", hint="--tests N says how many"
+    )
     if plot is not None and loo is None:
         raise InfluenceError("--plot draws estimated against actual effects", "it goes with --loo K")
     if methods is not None and not lds:
@@ -125,7 +125,7 @@ def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
 
 def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
     """Resolve TEST; by default the first misclassified test example, or the first where none is."""
-    from influence_cli.influence.test_selection import select
+    from influence_cli.commands.session import selected_tests
     from influence_cli.model.task import misclassified
 
     if not words:
@@ -134,7 +134,7 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
         kind = "the first that is misclassified" if len(wrong) else "the first of all, as none is misclassified"
         session.terminal.say(f"test example {first}: {kind}")
         words = [str(first)]
-    return select(words, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), stdin_lines())
+    return selected_tests(session, tasks, words)
 
 
 def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, on_the_fly: bool) -> None:

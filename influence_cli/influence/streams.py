@@ -15,6 +15,7 @@ from torch import Tensor
 
 from influence_cli.curvature.coordinates import Blocks, coordinates, parameter_vectors, weighted_squares
 from influence_cli.data.batches import Batch, readable_batches
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TrainingFacts, empty_facts
 from influence_cli.influence.inverse import ClosedForm, Spectral
@@ -196,7 +197,7 @@ def _batches(prepared: Prepared, terminal: Terminal, skip: bool) -> Iterator[Bat
 def _note(
     task: Task, facts: TrainingFacts, indices: np.ndarray, losses: Tensor, outputs: Tensor, share: int
 ) -> np.ndarray:
-    at = np.searchsorted(facts.indices, indices)
+    at = rows_of(facts.indices, indices)
     if task.explained:
         facts.losses[at] += losses.float().cpu().numpy() / share
         facts.probabilities[at] += outputs.float().softmax(dim=1).cpu().numpy() / share

@@ -17,7 +17,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from influence_cli.data.split import Split
+from influence_cli.data.split import Split, rows_of
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import make_inverses, times_of
 from influence_cli.influence.example_facts import TrainingFacts
@@ -234,7 +234,7 @@ def _gradient_signals(
 
 def _of_read(signals: dict[str, np.ndarray], split: Split, facts: TrainingFacts) -> dict[str, np.ndarray]:
     """Restrict signals to the examples that could be read."""
-    at = np.searchsorted(split.indices, facts.indices)
+    at = rows_of(split.indices, facts.indices)
     for name, values in signals.items():
         lost = np.flatnonzero(np.isnan(values[at]))
         if len(lost):

@@ -236,6 +236,21 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, skip:
     return found
 
 
+def only_task(tasks: Sequence[Task], what: str) -> Task:
+    """Give the one task of a config with one checkpoint.
+
+    Args:
+        tasks: a task a checkpoint.
+        what: is done with one, such as ``an attack is on one checkpoint``.
+
+    Raises:
+        InfluenceError: there are several.
+    """
+    if len(tasks) > 1:
+        raise InfluenceError(f"{what}, the config lists {len(tasks)}", f"-s model.checkpoint={tasks[0].checkpoint}")
+    return tasks[0]
+
+
 def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
     """Run every checkpoint that is explained forward and average their probabilities: [b, C], on the CPU."""
     total: Tensor | None = None

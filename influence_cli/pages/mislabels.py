@@ -16,7 +16,7 @@ from influence_cli.model.task import Task
 from influence_cli.pages.damping_sweep import sweep_parts
 from influence_cli.pages.parts import config_text, example_thumbnail, path_fact, sentence
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.report.charts import Chart, histogram
+from influence_cli.report.charts import Chart, histogram, recovery_chart
 from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table
 from influence_cli.results.record import (
     BesidesRecord,
@@ -248,9 +248,7 @@ def _recovery_chart(session: Session, signal: str) -> tuple[Chart, ...]:
         return ()
     best = [q.signal for q in truth if q.signal not in (signal, "loss", "random")]
     names = [name for name in dict.fromkeys((signal, "loss", *best[:1])) if name in recovery.found]
-    curves = [(name, tuple(zip(recovery.checked, recovery.found[name], strict=True))) for name in names]
-    curves.append(("random", tuple((share, share) for share in recovery.checked)))
-    return (Chart("Recovery", "of the examples checked", "wrong labels found", tuple(curves)),)
+    return (recovery_chart("Recovery", {name: recovery.found[name] for name in names}, recovery.checked),)
 
 
 def _truth_table(session: Session) -> tuple[Table, ...]:

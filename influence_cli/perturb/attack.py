@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.data.batches import read_batches, refuse_unreadable
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.scores import perturbation
 from influence_cli.perturb.eight_bit import PixelScale, ball
@@ -131,7 +132,7 @@ def right_row(top: TopLayer, index: int) -> int:
     Raises:
         InfluenceError: it is already wrong.
     """
-    row = int(np.searchsorted(top.test_indices, index))
+    row = int(rows_of(top.test_indices, [index])[0])
     outputs, label = top.outputs(top.w)[row], int(top.tests.targets[row])
     predicted = int(outputs.argmax())
     if predicted != label:
@@ -165,7 +166,7 @@ def attack_prediction(
     task = top.task
     if isinstance(images, int):
         images = attack_order(top, row, scale, images)[:images]
-    chosen = torch.from_numpy(np.searchsorted(task.train.indices, np.array(images)))
+    chosen = torch.from_numpy(rows_of(task.train.indices, images))
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
     found = _climb(top, row, scale, chosen, rounds)
     before, after = top.outputs(top.w), top.outputs(found.w)

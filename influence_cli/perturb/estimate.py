@@ -21,6 +21,7 @@ from torch import Tensor
 
 from influence_cli.curvature.coordinates import parameter_vectors
 from influence_cli.data.batches import Batch
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.influence.ensemble import make_inverses, solved_vectors, test_stores
 from influence_cli.influence.example_facts import TestFacts
@@ -30,6 +31,7 @@ from influence_cli.influence.test_gradients import group_size, test_gradients
 from influence_cli.influence.test_selection import Selected
 from influence_cli.model.network import Network, differentiable_attention, recurrent_backward, unflatten
 from influence_cli.model.outputs import logits_of
+from influence_cli.model.task import only_task
 from influence_cli.passes.gradient_products import products
 from influence_cli.perturb.inputs import read_training_image
 from influence_cli.precompute.prepared import Prepared
@@ -241,11 +243,7 @@ class _Again:
     """Trains an output layer to its minimum, and again for every changed image, by Newton steps in float64."""
 
     def __init__(self, stores: Sequence[Prepared], batch: Batch, terminal: Terminal) -> None:
-        if len(stores) > 1:
-            raise InfluenceError(
-                f"--retrain trains one checkpoint again, the config lists {len(stores)}",
-                f"-s model.checkpoint={stores[0].task.checkpoint}",
-            )
+        only_task([prepared.task for prepared in stores], "--retrain trains one checkpoint again")
         prepared = stores[0]
         layer = prepared.choice.output
         check_whole(prepared.task)
@@ -259,7 +257,7 @@ class _Again:
         self._inverse = torch.cholesky_inverse(factor_of(self._problem, self._w))
         # The last change and the weights with it: one change is asked about for many test examples.
         self._done: tuple[np.ndarray, Tensor] | None = None
-        self._row = int(np.searchsorted(prepared.task.train.indices, batch.indices[0]))
+        self._row = int(rows_of(prepared.task.train.indices, batch.indices[:1])[0])
 
     def held_out(self, selected: Sequence[Selected], tests: Sequence[TestFacts]) -> Outputs:
         """Run test examples up to the output layer."""

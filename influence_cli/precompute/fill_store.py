@@ -17,6 +17,7 @@ from torch import Tensor
 
 from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.model.network import Network
 from influence_cli.model.task import Task, measure_loading
@@ -198,7 +199,7 @@ def block_rows(
         pieces.append((_host(own), _host(losses), _host(outputs)))
         advance(len(piece))
     width = network.size if basis is None else basis.width
-    place = np.searchsorted(indices, batch.indices)
+    place = rows_of(indices, batch.indices)
     rows, all_losses, all_outputs = (
         _rows_in_place([piece[column] for piece in pieces], place, (len(indices), *shape))
         for column, shape in enumerate(((width,), (), (len(task.classes),)))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.data.batches import read_batches, refuse_unreadable
-from influence_cli.data.split import Split
+from influence_cli.data.split import Split, row_of
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import make_inverses, solved_vectors, source_parts, test_stores
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, add_up, explained
@@ -162,7 +162,7 @@ def rank_tests(
     """
     terminal = or_silent(terminal)
     split = stores[0].task.train
-    row_of(split, index)
+    check_train(split, index)
     inverses = make_inverses(stores, terminal, strict)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)
@@ -192,18 +192,16 @@ def rank_tests(
     return RankedTests(tests, result, record)
 
 
-def row_of(split: Split, index: int) -> int:
-    """Give the row of a training example among those in use.
+def check_train(split: Split, index: int) -> None:
+    """Refuse a training example that is not in use.
 
     Raises:
         InfluenceError: there is none at this position, or it is excluded.
     """
-    row = int(np.searchsorted(split.indices, index))
-    if index < 0 or row >= len(split) or split.indices[row] != index:
+    if row_of(split.indices, index) is None:
         raise InfluenceError(
             f"--train {index}: there is no such training example in use", f"positions are 0 to {len(split.source) - 1}"
         )
-    return row
 
 
 def _strongest(

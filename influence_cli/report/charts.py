@@ -1,8 +1,11 @@
-"""What a page draws from numbers: curves, histograms, bars and scatters, as points of an SVG; the template draws."""
+"""What is drawn from numbers: curves, histograms, bars and scatters, each with its axes, its series and its notes.
+
+Two draw them: the template of a page, which takes the places of their points in an SVG from here, and plot.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +42,21 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Some of the values of a histogram, drawn over the layers before.
+
+    Attributes:
+        name: of these values.
+        tone: ``plain``, ``marked``, ``helpful`` or ``harmful``.
+        counts: of each line, the counts of all bins.
+    """
+
+    name: str
+    tone: str
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Histogram:
     """How often each score occurs, a line of bars a label over one common axis.
 
@@ -48,6 +66,8 @@ class Histogram:
         low: where the first bin begins.
         high: where the last one ends.
         lines: by label, the counts of all bins and the median.
+        notes: of each line, what stands beside it; none for a page, which has the count and the median there.
+        layers: for a plot, what its bars are made of; a page has one bar for all.
     """
 
     heading: str
@@ -55,6 +75,8 @@ class Histogram:
     low: float
     high: float
     lines: tuple[tuple[str, tuple[int, ...], float], ...]
+    notes: tuple[str, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
     def bars(self, counts: tuple[int, ...]) -> list[tuple[float, float, float]]:
         """Place the bars of a line in a box 400 wide and 16 high: x, height, width of each that is not empty.
@@ -103,6 +125,7 @@ class Scatter:
         across: from where to where the axis to the right goes.
         up: likewise, 0 within.
         kinds: by name, (x, y) pairs; the first is drawn as dots, the second as crosses over them.
+        equal: for a plot, the name of the line on which both are equal.
     """
 
     heading: str
@@ -112,6 +135,7 @@ class Scatter:
     across: tuple[float, float]
     up: tuple[float, float]
     kinds: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+    equal: str = ""
 
     def right(self, x: float) -> float:
         """Place an x in a box 400 wide."""
@@ -151,6 +175,19 @@ def round_numbers(low: float, high: float, most: int = 8) -> list[float]:
     # An end that is a multiple itself is one of them in spite of rounding; and 3 × 0.1 is 0.3 only through text.
     first, last = int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9))
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+
+
+def recovery_chart(heading: str, found: Mapping[str, Sequence[float]], checked: Sequence[float]) -> Chart:
+    """Describe which share of the wrong labels is found by looking at which share of all, and what random order finds.
+
+    Args:
+        heading: of the chart.
+        found: curves by name over the shares, the one to be drawn strongest first.
+        checked: shares of all that are looked at, rising.
+    """
+    curves = [(name, tuple(zip(checked, shares, strict=True))) for name, shares in found.items()]
+    curves.append(("random", tuple((share, share) for share in checked)))
+    return Chart(heading, "of the examples checked", "wrong labels found", tuple(curves))
 
 
 def scatter(

@@ -57,10 +57,11 @@ def test_rows(
     count: int | None,
 ) -> Iterator[dict[str, object]]:
     """Give the rows of --train: test examples ordered by the influence of one training example."""
+    from influence_cli.data.split import rows_of
     from influence_cli.influence.scores import effect, strongest
 
     classes = prepared.task.classes
-    row = int(facts.indices.searchsorted(train))
+    row = int(rows_of(facts.indices, [train])[0])
     for order, values in strongest(influence, count).effects():
         for number, (position, value) in enumerate(zip(order, values, strict=True), start=1):
             yield {

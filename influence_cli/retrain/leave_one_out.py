@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, training_facts
 from influence_cli.influence.run_facts import ScoreRecord
@@ -227,7 +228,7 @@ def trained_changes(
         return again.outcomes(model, kept, task.l2 * n / len(kept), seed, title, progress)
 
     found = do_all(folder, list(jobs), run_one, terminal, what)
-    order = np.searchsorted(task.test_split().indices, np.array([test.index for test in tests], dtype=np.int64))
+    order = rows_of(task.test_split().indices, np.array([test.index for test in tests], dtype=np.int64))
     losses = np.array([arrays["losses"][order] for arrays in found]).reshape(repeats, 1 + len(omissions), len(tests))
     change: np.ndarray = (losses[:, 1:] - losses[:, :1]).mean(axis=0)
     return change

@@ -14,7 +14,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TestFacts
 from influence_cli.influence.test_gradients import selected_batches
 from influence_cli.influence.test_selection import Selected
-from influence_cli.model.task import Task
+from influence_cli.model.task import Task, only_task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.retrain.newton import Outputs, Problem, make_problem, minimise, outputs_of, start_of
 from influence_cli.retrain.retraining import Retraining
@@ -46,13 +46,9 @@ def by_newton(prepared: Prepared, retraining: Retraining) -> bool:
 
 def one_task(tasks: Sequence[Task], option: str) -> Task:
     """Refuse several checkpoints, and a list that is not all of the training set."""
-    if len(tasks) > 1:
-        raise InfluenceError(
-            f"{option} retrains one checkpoint, the config lists {len(tasks)}",
-            f"-s model.checkpoint={tasks[0].checkpoint}",
-        )
-    check_whole(tasks[0])
-    return tasks[0]
+    task = only_task(tasks, f"{option} retrains one checkpoint")
+    check_whole(task)
+    return task
 
 
 def check_trainable(retraining: Retraining, selected: Sequence[Selected]) -> None:

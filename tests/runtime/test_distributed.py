@@ -166,6 +166,7 @@ def test_a_job_makes_the_store_that_one_process_makes(
     [
         pytest.param(4, ("0", "3", "misclassified", "5", "--all", "--matrix", "matrix.h5"), "", id="all-matrix"),
         pytest.param(2, ("-", "--aggregate", "--top", "7"), "1\n4\n2\n", id="stdin-aggregate"),
+        pytest.param(2, ("0", "-", "5", "-", "--top", "3"), "1\n4\n2\n", id="stdin-named-twice"),
         pytest.param(2, ("0", "2", "--on-the-fly", "--normalise", "relatif"), "", id="on-the-fly-relatif"),
         pytest.param(2, ("1", "-s", "curvature.method=cg"), "", id="cg"),
         pytest.param(2, ("--train", "5"), "", id="train"),
@@ -210,17 +211,21 @@ def test_mislabels_gives_the_rows_of_one_process(
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "stdin"),
     [
-        pytest.param((), id="self-check"),
-        pytest.param(("--loo", "4"), id="newton"),
-        pytest.param(("--lds", "--subsets", "4", "--repeats", "2", "--tests", "3"), id="lds"),
+        pytest.param((), "", id="self-check"),
+        pytest.param(("-",), "1\n4\n", id="self-check-stdin"),
+        pytest.param(("--loo", "4"), "", id="newton"),
+        pytest.param(("-", "--loo", "4"), "0\n3\n", id="newton-stdin"),
+        pytest.param(("--lds", "--subsets", "4", "--repeats", "2", "--tests", "3"), "", id="lds"),
     ],
 )
-def test_verify_gives_the_rows_of_one_process(pair: tuple[Path, Path], job: Run, words: tuple[str, ...]) -> None:
+def test_verify_gives_the_rows_of_one_process(
+    pair: tuple[Path, Path], job: Run, words: tuple[str, ...], stdin: str
+) -> None:
     one, several = pair
-    alone = job(one, "verify", *words, "--format", "csv", ranks=1)
-    done = job(several, "verify", *words, "--format", "csv")
+    alone = job(one, "verify", *words, "--format", "csv", ranks=1, stdin=stdin)
+    done = job(several, "verify", *words, "--format", "csv", stdin=stdin, shared=True)
     assert_same_rows(rows_of(done.out[0], several), rows_of(alone.out[0], one))
     trained = sorted(path.name for path in several.rglob("*.npz"))
     assert trained == sorted(path.name for path in one.rglob("*.npz"))
