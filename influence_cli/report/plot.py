@@ -1,6 +1,6 @@
-"""Plots for people without the page: arrays in, a .png or .svg out; matplotlib is imported only when asked for.
+"""Draws plots from arrays, as .png or .svg. matplotlib is imported only when it is needed.
 
-The same arrays give the same bytes: no date, fixed ids, matplotlib's own style and font whatever the user's settings.
+The same arrays give the same bytes: no date, fixed ids, the style and font of matplotlib whatever the user's settings.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.gridspec import GridSpec
 
 SUFFIXES = (".png", ".svg")
-# Labels with a histogram of their own; the rest share one.
+# Labels that get their own histogram; the rest share one.
 SHOWN = 12
 BINS = 40
 
-# Blue and orange, told apart with every kind of colour vision and in grey; the page's colours for the two effects.
+# Blue and orange differ with every kind of colour vision and in grey. The two effects have the colours of the page.
 _PLAIN, _MARKED = "#8fb3d9", "#d1570a"
 _HELPFUL, _HARMFUL = "#08705f", "#b3361b"
 _CURVES = (("#0b57a4", "-", 2.0), ("#d1570a", "--", 1.6), ("#08705f", "-.", 1.6), ("#59616b", ":", 1.4))
@@ -37,15 +37,15 @@ def check_plot(path: Path | None) -> None:
     """Refuse a plot that cannot be made, before any work.
 
     Args:
-        path: the file of ``--plot``; None where there is to be none.
+        path: the file of ``--plot``; None for no plot.
 
     Raises:
-        InfluenceError: another suffix than .png and .svg, or matplotlib is not installed.
+        InfluenceError: the suffix is neither .png nor .svg, or matplotlib is not installed.
     """
     if path is None:
         return
     if path.suffix.lower() not in SUFFIXES:
-        raise InfluenceError(f"--plot {path}: a plot is .png or .svg", did_you_mean(path.suffix.lower(), SUFFIXES))
+        raise InfluenceError(f"--plot {path}: a plot must be .png or .svg", did_you_mean(path.suffix.lower(), SUFFIXES))
     require_extra("matplotlib", "plot", "--plot")
 
 
@@ -58,9 +58,10 @@ def plot_scores(
     signal: str,
     recovery: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Draw how suspicious the labels are: a histogram of the scores for each label, and what the ranking finds.
+    """Draw how suspicious the labels are: one histogram of scores per label, and what the ranking finds.
 
-    Of more labels than `SHOWN` those with the most flagged examples have their own, the others one together.
+    If there are more labels than `SHOWN`, those with the most flagged examples get their own histogram. The rest share
+    one.
 
     Args:
         path: a .png or .svg; it appears when it is complete.
@@ -68,8 +69,8 @@ def plot_scores(
         labels: int [n], the given ones.
         classes: names by number.
         flagged: positions of the labels that are probably wrong.
-        signal: what the scores are of.
-        recovery: curves by name over the shares ``checked``, the strongest first; None without the truth.
+        signal: the signal of the scores.
+        recovery: curves by name over the shares ``checked``, the strongest first; None if the truth is not known.
 
     Raises:
         InfluenceError: the file cannot be written.
@@ -91,11 +92,11 @@ def plot_scores(
         if wrong.any():
             layers.append(("probably wrong", _MARKED, wrong))
         bottom = _histograms(figure, grid, scores, bins, parts, layers)
-        bottom.set_xlabel(f"score ({signal}), high is suspicious")
+        bottom.set_xlabel(f"score ({signal}), higher is more suspicious")
         figure.suptitle(
             f"{int(wrong.sum()):,} of {len(scores):,} labels are probably wrong"
             if wrong.any()
-            else f"Suspicion of {len(scores):,} labels"
+            else f"How suspicious {len(scores):,} labels are"
         )
         if recovery is not None:
             _recovery(figure.add_subplot(grid[:, 1]), recovery)
@@ -104,13 +105,13 @@ def plot_scores(
 def plot_influence(
     path: Path, influence: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str, unit: str
 ) -> None:
-    """Draw the influence of all training examples on one test example: a histogram for each training label.
+    """Draw the influence of all training examples on one test example: one histogram per training label.
 
-    Of more labels than `SHOWN` those with the largest sum of absolute influence have their own.
+    If there are more labels than `SHOWN`, those with the largest sum of absolute influence get their own histogram.
 
     Args:
         path: a .png or .svg; it appears when it is complete.
-        influence: [n], > 0 helpful; NaN for examples that take no part.
+        influence: [n], > 0 helpful; NaN for examples without a value.
         labels: int [n], of the training examples.
         classes: names by number.
         title: which test example.
@@ -127,7 +128,7 @@ def plot_influence(
     largest = float(np.abs(values).max(initial=0.0)) or 1.0
     with _drawing(path) as (figure, names):
         grid = _grid(figure, len(groups), 1)
-        # Zero is an edge: no bar is of both effects.
+        # Zero is an edge, so that no bar has both effects.
         bins = np.linspace(-largest, largest, 2 * (BINS // 2) + 1)
         parts = [(names(name), f"sum {values[own].sum():+.2g}", own) for name, own in groups]
         layers = [
@@ -141,7 +142,7 @@ def plot_influence(
 
 
 def scatter(path: Path, estimated: np.ndarray, actual: np.ndarray, r: float, slope: float) -> None:
-    """Draw estimated against actual effects of leaving examples out, with the line on which the two are equal.
+    """Draw estimated against actual effects of leaving examples out, with the line where both are equal.
 
     Args:
         path: a .png or .svg; it appears when it is complete.
@@ -171,13 +172,13 @@ def scatter(path: Path, estimated: np.ndarray, actual: np.ndarray, r: float, slo
 
 
 class _Names:
-    """Spells class names so that none breaks a plot or vanishes from it."""
+    """Writes class names so that none breaks a plot or disappears from it."""
 
     def __init__(self, path: Path) -> None:
         from matplotlib import font_manager
 
         font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-        # The viewer of an .svg has fonts of its own; a .png has what the font of the plot has.
+        # The viewer of an .svg has its own fonts; a .png has only the letters of the plot's font.
         self._known = None if path.suffix.lower() == ".svg" else frozenset(font.get_charmap())
 
     def __call__(self, name: str, limit: int = 24) -> str:
@@ -194,13 +195,13 @@ def _code(letter: str) -> str:
 
 @contextmanager
 def _drawing(path: Path) -> Iterator[tuple[Figure, _Names]]:
-    """Give an empty figure, and write what the block draws on it."""
+    """Give an empty figure, and write the file after the block has drawn on it."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
     kind = path.suffix.lower().removeprefix(".")
     settings = {
-        # A dollar sign in a class name is no formula.
+        # A dollar sign in a class name does not begin a formula.
         "text.parse_math": False,
         "svg.hashsalt": "influence",
         "svg.fonttype": "none",
@@ -212,7 +213,7 @@ def _drawing(path: Path) -> Iterator[tuple[Figure, _Names]]:
     }
     drawn = io.BytesIO()
     with style.context(["default", settings]), warnings.catch_warnings():
-        # Letters that the viewer of an .svg has to have are measured without a glyph.
+        # Letters that only the viewer of an .svg has are measured without a glyph.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure = Figure()
         yield figure, _Names(path)
@@ -222,7 +223,7 @@ def _drawing(path: Path) -> Iterator[tuple[Figure, _Names]]:
 
 
 def _groups(labels: np.ndarray, order: Sequence[int], classes: Sequence[str]) -> list[tuple[str, np.ndarray]]:
-    """Split examples by label, the first labels of the order on their own and the rest together."""
+    """Split examples by label: one group per label for the first labels, and one group for the rest."""
     first = order if len(order) <= SHOWN + 1 else order[:SHOWN]
     groups = [(classes[label], np.asarray(labels == label)) for label in first]
     if len(order) > len(first):
@@ -231,7 +232,7 @@ def _groups(labels: np.ndarray, order: Sequence[int], classes: Sequence[str]) ->
 
 
 def _grid(figure: Figure, rows: int, columns: int) -> GridSpec:
-    """Lay the figure out, in inches: a row a label, a second column for a chart beside them."""
+    """Lay out the figure in inches: one row per label, and a second column for a chart next to them."""
     width, height = (7.5 if columns == 1 else 11.5), max(3.4, 1.5 + 0.46 * rows)
     figure.set_size_inches(width, height)
     return figure.add_gridspec(
@@ -255,15 +256,15 @@ def _histograms(
     parts: Sequence[tuple[str, str, np.ndarray]],
     layers: Sequence[tuple[str, str, np.ndarray]],
 ) -> Axes:
-    """Draw a histogram a part, one above the other on the same axes, counts on a log scale: a few among thousands show.
+    """Draw one histogram per part, above each other on the same axes. Counts are on a log scale, so that few show.
 
     Args:
-        figure: where.
-        grid: with a row a part.
+        figure: to draw on.
+        grid: with one row per part.
         values: [n].
         bins: edges.
-        parts: (name, note, which values) of each row.
-        layers: (name, colour, which values), each drawn over the one before, from the base.
+        parts: (name, note, which values) per row.
+        layers: (name, colour, which values), each drawn over the previous one, from the base.
 
     Returns:
         The lowest axes.
@@ -277,7 +278,7 @@ def _histograms(
     for number, ((name, note, _), row) in enumerate(zip(parts, counts, strict=True)):
         axes = figure.add_subplot(grid[number, 0])
         for (_, colour, _), count in zip(layers, row, strict=True):
-            # Half of one is the base, so that a single example has a height.
+            # The base is 0.5, so that a single example has a height.
             axes.stairs(np.maximum(count, 0.5), bins, baseline=0.5, fill=True, color=colour, linewidth=0)
         axes.set_yscale("log")
         axes.set(xlim=(bins[0], bins[-1]), ylim=(0.5, 2.0 * max(top, 1)))
@@ -303,7 +304,7 @@ def _histograms(
 
 
 def _recovery(axes: Axes, recovery: Mapping[str, Sequence[float]]) -> None:
-    """Draw which share of the wrong labels is found by looking at which share of all."""
+    """Draw the share of the wrong labels found by the share of examples checked."""
     checked = recovery["checked"]
     curves = [(name, found) for name, found in recovery.items() if name != "checked"]
     for (name, found), (colour, line, width) in zip([*curves, ("random", checked)], _styles(len(curves)), strict=True):
@@ -312,8 +313,10 @@ def _recovery(axes: Axes, recovery: Mapping[str, Sequence[float]]) -> None:
     axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
     shares = np.linspace(0.0, max(checked), 5)
     axes.set_xticks(shares, [f"{share:.3g}%" for share in 100 * shares])
-    axes.set(xlim=(0, max(checked)), ylim=(0, 1.02), xlabel="of the examples checked", ylabel="wrong labels found")
-    axes.set_title("Recovery, by the truth")
+    axes.set(
+        xlim=(0, max(checked)), ylim=(0, 1.02), xlabel="share of examples checked", ylabel="share of wrong labels found"
+    )
+    axes.set_title("Wrong labels found")
     axes.set_box_aspect(0.75)
     axes.set_anchor("N")
     axes.grid(color="#d9dce0", linewidth=0.6)
@@ -321,5 +324,5 @@ def _recovery(axes: Axes, recovery: Mapping[str, Sequence[float]]) -> None:
 
 
 def _styles(curves: int) -> list[tuple[str, str, float]]:
-    """Give each curve a look, and the last one to random order."""
+    """Give each curve a style; the last style is for random order."""
     return [*(_CURVES[min(number, 2)] for number in range(curves)), _CURVES[3]]
