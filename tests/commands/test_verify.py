@@ -482,7 +482,7 @@ def test_the_interval_of_a_difference_is_paired() -> None:
         (("--plot", "a.svg"), "--plot needs --loo: it draws estimated against actual"),
         (("--methods", "ekfac"), "--methods needs --lds"),
         (("--lds", "--methods", "ekfac,ekfca"), "curvature.method is 'ekfca': expected"),
-        (("--lds", "--methods", "ekfac,ekfac"), "ekfac is there twice"),
+        (("--lds", "--methods", "ekfac,ekfac"), "ekfac is listed twice"),
         (("--loo", "320"), "there are 320 training examples"),
         (("--loo", "0"), "invalid value for '--loo'"),
         (("--lds", "--subsets", "2"), "invalid value for '--subsets'"),
