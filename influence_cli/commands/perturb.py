@@ -217,7 +217,7 @@ def _perturb(
     # Only the inverse curvature is needed, on all its coordinates, so no rows are stored. Fisher is made from the rows.
     rows = session.config.curvature.method == "fisher"
     stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=not rows)
-    found = perturb_image(
+    result = perturb_image(
         stores,
         index,
         selected,
@@ -226,9 +226,9 @@ def _perturb(
         target=target,
         retrain=retrain,
         terminal=session.terminal,
-        run=session.run,
         strict=strict,
     )
+    found, session.run.scores, session.run.newton = result.effects, result.scores, result.newton
     name = None if change is None else str(delta) if delta is not None else HIDDEN
     emit(session, perturb_rows(tasks[0], batch, found, name), COLUMNS)
     for one in found[:SAID]:

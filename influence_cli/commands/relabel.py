@@ -9,6 +9,7 @@ import typer
 
 from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, Output, Quiet, Set, Verbose
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
+from influence_cli.results.record import DecisionCounts, RelabelledPair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,17 +184,16 @@ def _decide(session: Session, file: Path, on: str, log: Path, moved: Batch | Non
             f"files were moved on {moved.time[:10]} ({LOG}), so positions have changed, and {file} does not name files",
             f"add the column path, or run {undo} first",
         )
-    session.run["decisions"] = {word: result.decisions.count(word) for word in DECISIONS}
-    session.run["relabelled"] = [{"label": old, "new_label": new, "count": count} for old, new, count in result.pairs()]
+    session.run.decisions = DecisionCounts(**{word: result.decisions.count(word) for word in DECISIONS})
+    session.run.relabelled = tuple(RelabelledPair(*pair) for pair in result.pairs())
     return result
 
 
 def _describe(session: Session, result: Relabelled) -> None:
     """Say what was decided."""
-    say, decided = session.terminal.say, result.decisions
-    counts, pairs = session.run["decisions"], result.pairs()
+    say, decided, pairs = session.terminal.say, result.decisions, result.pairs()
     words = {"relabel": "relabelled", "drop": "dropped", "keep": "kept", "unsure": "unsure (left as they are)"}
-    parts = [f"{counts[decision]:,} {word}" for decision, word in words.items() if counts[decision]]
+    parts = [f"{decided.count(decision):,} {word}" for decision, word in words.items() if decided.count(decision)]
     say(f"{counted(len(decided.rows), 'decision')}{': ' if parts else ''}{', '.join(parts)}")
     if pairs:
         say(

@@ -94,7 +94,7 @@ def rank_page(
         "Look at the harmful images first. They may have a wrong label, duplicate an image with another label, or fit "
         "none of the classes.",
     ]
-    if (normalise := session.run.get("normalise")) is not None:
+    if (normalise := session.run.normalise) is not None:
         meaning.append(f"Images are ranked by normalised: {MEANING[normalise]}. Bars and histogram show influence.")
     most = float(np.abs(values).max(initial=0.0))
     tables, charts = sweep_parts(session)

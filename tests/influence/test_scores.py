@@ -12,6 +12,7 @@ from influence_cli.influence.scores import (
     Running,
     effect,
     influence,
+    perturbation,
     preconditioned,
     require_finite,
     self_influence,
@@ -31,6 +32,13 @@ def test_influence_equals_a_dense_solve() -> None:
     assert torch.allclose(influence(s_test, g_train @ basis, 20), g_test @ inverse @ g_train.T / 20)
     expected = torch.einsum("ip,pq,iq->i", g_train, inverse, g_train) / 20
     assert torch.allclose(self_influence(g_train @ basis, values, shift, 20), expected)
+
+
+def test_a_change_is_one_example_removed_and_another_put_in() -> None:
+    torch.manual_seed(1)
+    s_test, before, after = (torch.randn(3, 8, dtype=torch.float64) for _ in range(3))
+    expected = influence(s_test, before, 20) - influence(s_test, after, 20)
+    assert torch.allclose(perturbation(s_test @ (after - before).T, 20), expected)
 
 
 def test_identity_has_no_spectrum() -> None:

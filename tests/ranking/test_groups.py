@@ -17,6 +17,7 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 
 from influence_cli.influence import example_facts
+from influence_cli.influence.run_facts import ScoreRecord
 from influence_cli.metrics import bootstrap_means, least_by_chance, pearson, slope
 from influence_cli.ranking.group_files import Grouping
 from influence_cli.ranking.groups import Doubt, GroupInfluence, GroupSink, retrained, verdict
@@ -153,6 +154,18 @@ def test_each_gives_rows_a_test_example_whose_mean_is_the_sum(influence: Command
         assert sum(both) / 2 == pytest.approx(value, abs=1e-8)
     one = rows_of(influence("groups", 3, "--metadata", "sites.csv", "--top", 2, cwd=project).out)
     assert [row["group"] for row in one] == [row["group"] for row in each[:2]]
+
+
+def test_the_share_of_each_test_example_is_of_its_own_harm(influence: Command, project: Path) -> None:
+    each = rows_of(influence("groups", 3, 17, "--each", cwd=project).out)
+    assert len(each) == 20
+    dense = Dense(project)
+    harm = dict(zip((3, 17), np.minimum(dense.influence([3, 17]), 0), strict=True))
+    labels, classes = dense.y.numpy(), ImageFolder(project / "train").classes
+    for row in each:
+        own = harm[int(str(row["test"]))]
+        share = own[labels == classes.index(str(row["group"]))].sum() / own.sum()
+        assert row["harmful_share"] == pytest.approx(share, rel=1e-3)
 
 
 def test_the_errors_on_one_class(influence: Command, project: Path) -> None:
@@ -399,7 +412,9 @@ def test_what_is_not_clear_is_said(influence: Command, project: Path) -> None:
 def test_where_retraining_finds_another_group_that_is_said() -> None:
     test = example_facts.TestFacts(0, None, 0, 0, 0, 1.0, 1.0, 1.0)
     sums = np.array([[-2.0, -0.5, 1.0]])
-    found = GroupInfluence(Grouping("site", ("a", "b", "c"), np.arange(3)), [test], sums, sums, sums[0])
+    found = GroupInfluence(
+        Grouping("site", ("a", "b", "c"), np.arange(3)), [test], sums, sums, sums[0], ScoreRecord(())
+    )
     assert retrained(found, {0: np.array([-0.3]), 1: np.array([-0.1])}).startswith("retraining agrees: without a ")
     said = retrained(found, {0: np.array([0.1]), 1: np.array([-0.2])})
     assert said.startswith("retraining disagrees: without b the mean loss changes by -0.2, without a by +0.1; ")
@@ -428,7 +443,7 @@ def test_memory_is_that_of_the_sums_not_of_all_pairs() -> None:
     sink.begin([test] * tests)
     for start in range(0, examples, piece):
         sink.add(slice(start, start + piece), np.full((tests, piece), -1.0, dtype=np.float32))
-    found = sink.result(grouping, [test] * tests)
+    found = sink.result(grouping, [test] * tests, ScoreRecord(()))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.total().influence.tolist() == [-25_000.0] * 4
