@@ -43,36 +43,37 @@ if TYPE_CHECKING:
 def command(
     tests: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEST]...", help="As for rank; default: misclassified."),
+        typer.Argument(metavar="[TEST]...", help="Test images, as for rank. Default: misclassified."),
     ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
     set_: Set = None,
     by: Annotated[
         str | None,
-        typer.Option(
-            "--by", metavar="class|COLUMN", help="Group by the label (default), or by a column of the metadata."
-        ),
+        typer.Option("--by", metavar="class|COLUMN", help="Group by label (default), or by a column of the metadata."),
     ] = None,
     metadata: Annotated[
         Path | None,
         typer.Option(
             "--metadata",
             metavar="FILE.csv",
-            help="A row a training example: its index (from 0) or path, and columns to group by.",
+            help="One row per training example: its index (from 0) or path, and columns to group by.",
         ),
     ] = None,
     of: Annotated[
-        str | None, typer.Option("--of", metavar="CLASS", help="Only the test examples with this label.")
+        str | None, typer.Option("--of", metavar="CLASS", help="Use only the test examples with this label.")
     ] = None,
     target: Annotated[
-        str, typer.Option("--target", metavar="label|predicted|NAME", help="Whose loss is explained, as for rank.")
+        str,
+        typer.Option(
+            "--target", metavar="label|predicted|NAME", help="The class whose loss is explained, as for rank."
+        ),
     ] = "label",
-    each: Annotated[bool, typer.Option("--each", help="Rows for each TEST instead of for their mean loss.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="Rows per TEST instead of for their mean loss.")] = False,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Also leave each group that is shown out for real: the column actual.")
+        bool, typer.Option("--retrain", help="Also train without each group that is shown. Adds the column actual.")
     ] = False,
     repeats: Annotated[
-        int, typer.Option("--repeats", min=1, metavar="R", help="Trainings of each by the training function.")
+        int, typer.Option("--repeats", min=1, metavar="R", help="With --retrain: trainings per group.")
     ] = 1,
     top: Top = 10,
     all_: All = False,
@@ -86,11 +87,11 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find the group of training examples that drives errors: influence summed by class or by a metadata column.
+    """Find the group of training examples that drives the errors.
 
-    influence of a group is the estimated rise of the mean loss of all TESTs (nats) if the whole group were removed;
-    the most harmful group comes first. harmful_share is its part of all harmful influence, first how often it comes
-    first if the test examples are drawn anew.
+    A group is a class, or a value of a metadata column. The influence of a group is the estimated rise of the mean loss
+    of all TESTs (nats) if the whole group were removed. The most harmful group comes first. harmful_share is its share
+    of all harmful influence. first is how often it comes first in bootstrap samples of the test examples.
 
     Examples:
 
@@ -107,14 +108,14 @@ def command(
 
     if metadata is None and by not in (None, "class"):
         raise InfluenceError(
-            f"--by {by}: without --metadata groups are classes",
+            f"--by {by}: without --metadata the groups are classes",
             f"{did_you_mean(str(by), ['class'])}; or name the file with that column: --metadata FILE.csv --by {by}",
         )
     refuse_together(
         retrain,
         skip_unreadable,
-        message="--retrain trains on every example, so it does not go with --skip-unreadable",
-        hint="list what cannot be read under train.exclude",
+        message="--retrain trains on every example, so it cannot be combined with --skip-unreadable",
+        hint="list the unreadable examples under train.exclude",
     )
     check_page(report)
     session = begin(
@@ -205,13 +206,13 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         page = groups_page(session, stores, found, facts, doubt.first, sentence, actual, options.count)
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     elif not options.retrain:
-        session.terminal.say("next: --report groups.html shows the images, --retrain leaves the groups out for real")
+        session.terminal.say("next: --report groups.html shows the images, --retrain trains without the groups")
 
 
 def _retrain(
     session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], found: GroupInfluence, options: _Options
 ) -> dict[int, np.ndarray]:
-    """Train again without each group that is shown: the rise of each test loss, by group."""
+    """Train again without each group that is shown, and give the rise of each test loss per group."""
     from influence_cli.metrics import pearson, slope
     from influence_cli.ranking.groups import retrained
     from influence_cli.retrain.leave_groups_out import leave_groups_out

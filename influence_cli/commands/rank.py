@@ -54,7 +54,7 @@ def command(
         typer.Option(
             "--target",
             metavar="label|predicted|NAME",
-            help="Whose loss is explained: the label's, the predicted class's, or a class's.",
+            help="The class whose loss is explained: the label, the predicted class, or a class by name.",
         ),
     ] = "label",
     aggregate: Annotated[bool, typer.Option("--aggregate", help="Explain the mean loss of all TESTs.")] = False,
@@ -64,11 +64,11 @@ def command(
             "--train",
             min=0,
             metavar="I",
-            help="The other way round: the test examples that training example I helps and hurts.",
+            help="Instead of TEST: rank the test examples that training example I helps and hurts.",
         ),
     ] = None,
     matrix: Annotated[
-        Path | None, typer.Option("--matrix", metavar="FILE.h5", help="Also write all of influence[t, i].")
+        Path | None, typer.Option("--matrix", metavar="FILE.h5", help="Save the full test × train matrix (HDF5).")
     ] = None,
     top: Top = 10,
     all_: All = False,
@@ -81,7 +81,8 @@ def command(
         typer.Option(
             "--attribution",
             metavar="NAME",
-            help="With --report: colour the pixels of the test images by integrated-gradients, grad-cam or occlusion.",
+            help="With --report: colour the pixels that matter in the test images: integrated-gradients, grad-cam or "
+            "occlusion.",
         ),
     ] = None,
     normalise: Annotated[
@@ -89,15 +90,16 @@ def command(
         typer.Option(
             "--normalise",
             metavar="none|relatif|relatif-loss|cosine",
-            help="Against outliers that lead every list, rank by influence per change that removing the example makes: "
-            "relatif: of the parameters; relatif-loss: of the losses; cosine: the same of the test example too.",
+            help="Keep outliers from leading every list: divide influence by the change of the parameters (relatif) or "
+            "of the losses (relatif-loss) that removing the example makes; cosine also divides by that of the test "
+            "example.",
         ),
     ] = "none",
     damping_sweep: DampingSweep = False,
     on_the_fly: OnTheFly = False,
     approximate: Annotated[
         bool,
-        typer.Option("--approximate", help="Search the index that influence index made, instead of scanning all rows."),
+        typer.Option("--approximate", help="Search the index made by influence index instead of scanning all rows."),
     ] = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
@@ -105,10 +107,10 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Rank the training examples by their influence on a prediction.
+    """Rank training examples by their influence on a prediction.
 
-    influence is the estimated rise of the test example's loss (nats) if the training example were removed:
-    above zero helpful (removing it hurts), below zero harmful.
+    influence is the estimated rise of the test example's loss (nats) if the training example were removed. Above zero
+    the example is helpful (removing it hurts), below zero it is harmful.
 
     Examples:
 
@@ -132,31 +134,32 @@ def command(
 
     if (train is None) == (not tests):
         raise InfluenceError(
-            "rank needs TEST examples, or --train I, not both", "influence rank 17, or influence rank --train 4211"
+            "rank takes TEST or --train I, not both" if tests else "say which test images to explain",
+            "influence rank misclassified, influence rank 17, or influence rank --train 4211",
         )
     refuse_together(
         train,
         given(aggregate, matrix, report, plot, on_the_fly),
-        message="--train does not go with --aggregate, --matrix, --on-the-fly, --plot or --report",
+        message="--train cannot be combined with --aggregate, --matrix, --on-the-fly, --plot or --report",
         hint="leave one of them out",
     )
     if attribution is not None and (report is None or aggregate):
         raise InfluenceError(
-            "--attribution colours the pixels of each test image in the page of --report"
-            + (", and --aggregate has none" if aggregate else ""),
+            "--attribution colours the pixels of each test image on the page of --report"
+            + (", and --aggregate shows no single test image" if aggregate else ""),
             "influence rank 17 --attribution integrated-gradients --report why.html",
         )
     refuse_together(
         damping_sweep,
         given(train, on_the_fly),
-        message="--damping-sweep goes with neither --train nor --on-the-fly",
+        message="--damping-sweep cannot be combined with --train or --on-the-fly",
         hint="leave one of them out",
     )
     refuse_together(
         normalise != "none",
         given(train, damping_sweep),
-        message="--normalise goes neither with --train (of one training example, whose norm is always the same) nor "
-        "with --damping-sweep",
+        message="--normalise cannot be combined with --train (one training example has one norm) or with "
+        "--damping-sweep",
         hint="leave one of them out",
     )
     if approximate:
@@ -249,7 +252,7 @@ def _check_approximate(given: Mapping[str, bool]) -> None:
     named = [name for name, is_given in given.items() if is_given]
     if named:
         raise InfluenceError(
-            f"--approximate finds the strongest influences alone: it does not go with {' or '.join(named)}",
+            f"--approximate finds only the strongest influences: it cannot be combined with {' or '.join(named)}",
             "leave one of them out",
         )
     require_extra("faiss", "index", "--approximate")
@@ -312,7 +315,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         _sweep(session, stores, selected, facts, options)
     emit(session, rows(), COLUMNS if options.normalise == "none" else (*COLUMNS, "normalised"))
     if any(item.file is not None and item.label is None for item in selected) and options.target == "label":
-        session.terminal.say("an image file without a label: the loss of the predicted class is explained")
+        session.terminal.say("for an image file without a label, the loss of the predicted class is explained")
     if options.matrix is not None:
         session.terminal.say(f"wrote {options.matrix}")
     if options.plot is not None and held is not None:
@@ -334,7 +337,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
 def _sweep(
     session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], facts: TrainingFacts, options: _Options
 ) -> None:
-    """Rank the same for the first few test examples (or the mean) at other λ."""
+    """Rank again at other λ, for the first few test examples or for the mean."""
     from influence_cli.influence.ensemble import make_divisions
     from influence_cli.influence.test_gradients import group_size, mean_gradients, test_gradients
     from influence_cli.pages.damping_sweep import note_sweep

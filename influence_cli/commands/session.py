@@ -1,4 +1,4 @@
-"""What every command does around its one call: config, terminal, rows out, run file."""
+"""What every command does around its one call: config, terminal, rows, run file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def begin(
     dialects: Sequence[str] = (),
     rows: bool = True,
 ) -> Session:
-    """Read the config, check where results are to go before any work, then load torch behind a line that says so.
+    """Read the config, check that the results can be written, then load torch with a status line.
 
     Args:
         config: the YAML file.
@@ -46,11 +46,11 @@ def begin(
         format: ``--format``.
         output: ``-o``.
         files: other files that the command will write.
-        dialects: formats of other tools that its rows can be put into.
+        dialects: formats of other tools that its rows can be written in.
         rows: whether it has rows to write at all.
 
     Raises:
-        InfluenceError: in the config, the format, or a file or stdout that cannot be written.
+        InfluenceError: the config or the format is wrong, or a file or stdout cannot be written.
     """
     distributed.join()
     loaded = load_config(config, overrides or ())
@@ -72,14 +72,14 @@ def begin_without_config(
     dialects: Sequence[str] = (),
     rows: bool = True,
 ) -> Session:
-    """Check where results are to go, for a command that works on files alone.
+    """Check that the results can be written, for a command that works on files alone.
 
     Raises:
-        InfluenceError: in the format, or a file or stdout that cannot be written.
+        InfluenceError: the format is wrong, or a file or stdout cannot be written.
     """
     chosen = choose_format(format, output, sys.stdout.isatty(), dialects)
     if rows and output is None and not sys.stdout.writable():
-        raise InfluenceError("stdout is closed, and the rows would go there", "name a file for them: -o rows.csv")
+        raise InfluenceError("stdout is closed, so the rows cannot be written", "name a file for them: -o rows.csv")
     for path in (output, *files):
         if path is not None and distributed.is_first():
             check_output(path)
@@ -87,7 +87,7 @@ def begin_without_config(
 
 
 def load(session: Session) -> list[Task]:
-    """Load model and data, a task a checkpoint."""
+    """Load model and data: one task per checkpoint."""
     from influence_cli.model.task import load_tasks
 
     with session.terminal.status("loading model and data"):
@@ -122,13 +122,13 @@ def selected_tests(
 
 
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """Write rows to stdout or to a file, and the run's facts beside the file."""
+    """Write rows to stdout or to a file, and the facts of the run next to the file."""
     output = session.output
     if not distributed.is_first():
-        for _ in rows:  # its part of the work is done as they are asked for
+        for _ in rows:  # asking for the rows does this process's part of the work
             pass
         distributed.dissolve()
-    # Rows on stdout are to be seen themselves.
+    # Rows on stdout show the progress themselves.
     with open_output(output) as stream, nullcontext() if output is None else session.terminal.status("writing rows"):
         count = write_rows(rows, columns, session.format, stream)
     distributed.dissolve()

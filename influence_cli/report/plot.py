@@ -1,6 +1,6 @@
-"""Plots for people without the page: a .png or .svg of charts; matplotlib is imported only when asked for.
+"""Draws charts as .png or .svg. matplotlib is imported only when it is needed.
 
-The same arrays give the same bytes: no date, fixed ids, matplotlib's own style and font whatever the user's settings.
+The same arrays give the same bytes: no date, fixed ids, the style and font of matplotlib whatever the user's settings.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.gridspec import GridSpec
 
 SUFFIXES = (".png", ".svg")
-# Labels with a histogram of their own; the rest share one.
+# Labels that get their own histogram; the rest share one.
 SHOWN = 12
 
-# Blue and orange, told apart with every kind of colour vision and in grey; the page's colours for the two effects.
+# Blue and orange differ with every kind of colour vision and in grey. The two effects have the colours of the page.
 _TONES = {"plain": "#8fb3d9", "marked": "#d1570a", "helpful": "#08705f", "harmful": "#b3361b"}
 _LINES = (("#0b57a4", "-", 2.0), ("#d1570a", "--", 1.6), ("#08705f", "-.", 1.6), ("#59616b", ":", 1.4))
 
@@ -37,15 +37,15 @@ def check_plot(path: Path | None) -> None:
     """Refuse a plot that cannot be made, before any work.
 
     Args:
-        path: the file of ``--plot``; None where there is to be none.
+        path: the file of ``--plot``; None for no plot.
 
     Raises:
-        InfluenceError: another suffix than .png and .svg, or matplotlib is not installed.
+        InfluenceError: the suffix is neither .png nor .svg, or matplotlib is not installed.
     """
     if path is None:
         return
     if path.suffix.lower() not in SUFFIXES:
-        raise InfluenceError(f"--plot {path}: a plot is .png or .svg", did_you_mean(path.suffix.lower(), SUFFIXES))
+        raise InfluenceError(f"--plot {path}: a plot must be .png or .svg", did_you_mean(path.suffix.lower(), SUFFIXES))
     require_extra("matplotlib", "plot", "--plot")
 
 
@@ -58,18 +58,19 @@ def plot_scores(
     signal: str,
     recovery: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Draw how suspicious the labels are: a histogram of the scores for each label, and what the ranking finds.
+    """Draw how suspicious the labels are: one histogram of scores per label, and what the ranking finds.
 
-    Of more labels than `SHOWN` those with the most flagged examples have their own, the others one together.
+    If there are more labels than `SHOWN`, those with the most flagged examples get their own histogram. The rest share
+    one.
 
     Args:
         path: a .png or .svg; it appears when it is complete.
-        scores: [n] in [0, 1], high is suspicious.
+        scores: [n] in [0, 1], higher is more suspicious.
         labels: int [n], the given ones.
         classes: names by number.
         flagged: positions of the labels that are probably wrong.
-        signal: what the scores are of.
-        recovery: curves by name over the shares ``checked``, the strongest first; None without the truth.
+        signal: the signal of the scores.
+        recovery: curves by name over the shares ``checked``, the strongest first; None if the truth is not known.
 
     Raises:
         InfluenceError: the file cannot be written.
@@ -80,20 +81,20 @@ def plot_scores(
         _histograms(figure, grid, chart, names)
         if recovery is not None:
             curves = {name: found for name, found in recovery.items() if name != "checked"}
-            recovered = recovery_chart("Recovery, by the truth", curves, recovery["checked"])
+            recovered = recovery_chart("Wrong labels found", curves, recovery["checked"])
             _curves(figure.add_subplot(grid[:, 1]), recovered)
 
 
 def plot_influence(
     path: Path, influence: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str, unit: str
 ) -> None:
-    """Draw the influence of all training examples on one test example: a histogram for each training label.
+    """Draw the influence of all training examples on one test example: one histogram per training label.
 
-    Of more labels than `SHOWN` those with the largest sum of absolute influence have their own.
+    If there are more labels than `SHOWN`, those with the largest sum of absolute influence get their own histogram.
 
     Args:
         path: a .png or .svg; it appears when it is complete.
-        influence: [n], > 0 helpful; NaN for examples that take no part.
+        influence: [n], > 0 helpful; NaN for examples without a value.
         labels: int [n], of the training examples.
         classes: names by number.
         title: which test example.
@@ -109,7 +110,7 @@ def plot_influence(
 
 
 def scatter(path: Path, estimated: np.ndarray, actual: np.ndarray, r: float, slope: float) -> None:
-    """Draw estimated against actual effects of leaving examples out, with the line on which the two are equal.
+    """Draw estimated against actual effects of leaving examples out, with the line where both are equal.
 
     Args:
         path: a .png or .svg; it appears when it is complete.
@@ -138,13 +139,13 @@ def scatter(path: Path, estimated: np.ndarray, actual: np.ndarray, r: float, slo
 
 
 class _Names:
-    """Spells class names so that none breaks a plot or vanishes from it."""
+    """Writes class names so that none breaks a plot or disappears from it."""
 
     def __init__(self, path: Path) -> None:
         from matplotlib import font_manager
 
         font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-        # The viewer of an .svg has fonts of its own; a .png has what the font of the plot has.
+        # The viewer of an .svg has its own fonts; a .png has only the letters of the plot's font.
         self._known = None if path.suffix.lower() == ".svg" else frozenset(font.get_charmap())
 
     def __call__(self, name: str, limit: int = 24) -> str:
@@ -161,13 +162,13 @@ def _code(letter: str) -> str:
 
 @contextmanager
 def _drawing(path: Path) -> Iterator[tuple[Figure, _Names]]:
-    """Give an empty figure, and write what the block draws on it."""
+    """Give an empty figure, and write the file after the block has drawn on it."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
     kind = path.suffix.lower().removeprefix(".")
     settings = {
-        # A dollar sign in a class name is no formula.
+        # A dollar sign in a class name does not begin a formula.
         "text.parse_math": False,
         "svg.hashsalt": "influence",
         "svg.fonttype": "none",
@@ -179,7 +180,7 @@ def _drawing(path: Path) -> Iterator[tuple[Figure, _Names]]:
     }
     drawn = io.BytesIO()
     with style.context(["default", settings]), warnings.catch_warnings():
-        # Letters that the viewer of an .svg has to have are measured without a glyph.
+        # Letters that only the viewer of an .svg has are measured without a glyph.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure = Figure()
         yield figure, _Names(path)
@@ -189,7 +190,7 @@ def _drawing(path: Path) -> Iterator[tuple[Figure, _Names]]:
 
 
 def _grid(figure: Figure, rows: int, columns: int) -> GridSpec:
-    """Lay the figure out, in inches: a row a label, a second column for a chart beside them."""
+    """Lay out the figure in inches: one row per label, and a second column for a chart next to them."""
     width, height = (7.5 if columns == 1 else 11.5), max(3.4, 1.5 + 0.46 * rows)
     figure.set_size_inches(width, height)
     return figure.add_gridspec(
@@ -206,11 +207,11 @@ def _grid(figure: Figure, rows: int, columns: int) -> GridSpec:
 
 
 def _histograms(figure: Figure, grid: GridSpec, chart: Histogram, names: _Names) -> Axes:
-    """Draw the lines of a histogram one above the other, counts on a log scale: a few among thousands show.
+    """Draw the lines of a histogram above each other on the same axes. Counts are on a log scale, so that few show.
 
     Args:
-        figure: where.
-        grid: with a row a line.
+        figure: to draw on.
+        grid: with one row per line.
         chart: its layers are drawn over one another, from the base.
         names: spells what it says.
 
@@ -227,7 +228,7 @@ def _histograms(figure: Figure, grid: GridSpec, chart: Histogram, names: _Names)
     for number, ((name, _, _), note) in enumerate(zip(chart.lines, chart.notes, strict=True)):
         axes = figure.add_subplot(grid[number, 0])
         for layer in chart.layers:
-            # Half of one is the base, so that a single example has a height.
+            # The base is 0.5, so that a single example has a height.
             heights = np.maximum(layer.counts[number], 0.5)
             axes.stairs(heights, bins, baseline=0.5, fill=True, color=_TONES[layer.tone], linewidth=0)
         axes.set_yscale("log")
@@ -272,5 +273,5 @@ def _curves(axes: Axes, chart: Chart) -> None:
 
 
 def _styles(curves: int) -> list[tuple[str, str, float]]:
-    """Give each curve a look, and the last one to random order."""
+    """Give each curve a style; the last style is for random order."""
     return [*(_LINES[min(number, 2)] for number in range(curves)), _LINES[3]]

@@ -18,7 +18,7 @@ def suspicion(
     """Describe how suspicious the labels are, and which of them are probably wrong; the most flagged labels first.
 
     Args:
-        scores: [n] in [0, 1], high is suspicious.
+        scores: [n] in [0, 1], higher is more suspicious.
         labels: int [n], the given ones.
         classes: names by number.
         flagged: positions of the labels that are probably wrong.
@@ -37,8 +37,8 @@ def suspicion(
     return _layered(
         f"{int(wrong.sum()):,} of {len(scores):,} labels are probably wrong"
         if wrong.any()
-        else f"Suspicion of {len(scores):,} labels",
-        f"score ({signal}), high is suspicious",
+        else f"How suspicious {len(scores):,} labels are",
+        f"score ({signal}), higher is more suspicious",
         (0.0, 1.0),
         scores,
         _by_label(labels, order, classes, shown),

@@ -153,7 +153,7 @@ def test_a_job_makes_the_store_that_one_process_makes(
     before = content(several / "influence.h5")
     told = influence(*words, "--compact", "--fsck", cwd=several).err
     assert "wrote" not in told, "nothing is computed"
-    assert "every checksum and every example fits" in told
+    assert "every checksum is right and every example is unchanged" in told
     assert not list(several.glob("influence.h5.*"))
     after = content(several / "influence.h5")
     assert before.keys() == after.keys()
@@ -242,7 +242,7 @@ def test_help_and_the_version_are_printed_once(project: Path, job: Run) -> None:
 
 def test_a_command_that_is_not_shared_runs_in_the_first_process(project: Path, job: Run) -> None:
     done = job(project, "check", ranks=4)
-    assert "check is the work of one process: of 4 the others have ended" in done.err[0]
+    assert "check runs in one process: 3 of 4 processes have ended" in done.err[0]
     assert done.err[1:] == [""] * 3
 
 
