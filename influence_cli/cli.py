@@ -28,6 +28,7 @@ from influence_cli.commands import (
     select,
     verify,
 )
+from influence_cli.config import moved
 from influence_cli.demo import command
 from influence_cli.errors import InfluenceError, Stopped, one_line, printable
 from influence_cli.runtime import distributed
@@ -62,6 +63,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error becomes one line on stderr and an exit code."""
+        moved.tell = Terminal().warn
         try:
             result = super().invoke(ctx)
             try:

@@ -160,6 +160,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.ranking.group_files import group_by_class, read_groups
     from influence_cli.ranking.groups import group_influence, labelled, verdict
     from influence_cli.retrain.leave_groups_out import check_retrain
+    from influence_cli.retrain.retraining import Retraining
 
     tasks = load(session)
     classes, train = tasks[0].classes, tasks[0].train
@@ -176,13 +177,12 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
     if options.retrain:
-        check_retrain(stores, selected, grouping, session.config)
+        check_retrain(stores, selected, grouping, Retraining(session.config))
     facts = training_facts(stores)
     found = group_influence(
         stores,
         selected,
         grouping,
-        config=session.config,
         facts=facts,
         target=options.target,
         terminal=session.terminal,
@@ -218,6 +218,7 @@ def _retrain(
     from influence_cli.metrics import pearson, slope
     from influence_cli.ranking.groups import retrained
     from influence_cli.retrain.leave_groups_out import leave_groups_out
+    from influence_cli.retrain.retraining import Retraining
 
     sums = [found.on(test) for test in range(len(found.tests))] if options.each else [found.total()]
     shown = sorted({int(group) for one in sums for group in one.order[: options.count] if one.examples[group]})
@@ -227,7 +228,7 @@ def _retrain(
         found.tests,
         found.grouping,
         shown,
-        config=session.config,
+        retraining=Retraining(session.config),
         repeats=options.repeats,
         terminal=session.terminal,
     )

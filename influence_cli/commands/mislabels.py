@@ -153,7 +153,7 @@ def command(
         files=(report, plot),
         dialects=DIALECTS,
     )
-    from influence_cli.config.schema import SOLVERS
+    from influence_cli.curvature.choice import SOLVERS
     from influence_cli.data.label_files import read_truth
     from influence_cli.influence.ensemble import refuse_source
     from influence_cli.mislabels.explain import COLUMNS as EXPLAINED
@@ -163,7 +163,7 @@ def command(
 
     if signal == "self-influence" or damping_sweep:
         option = "--damping-sweep" if damping_sweep else "--signal self-influence"
-        refuse_source(session.config, option, "there is no self-influence")
+        refuse_source(session.config.model.ensemble, option, "there is no self-influence")
     if damping_sweep:
         from influence_cli.ranking.damping_sweep import check_method
 
@@ -195,7 +195,6 @@ def command(
     result = find_mislabels(
         tasks,
         stores,
-        config=session.config,
         on=on,
         signal=signal,
         wanted=wanted,
@@ -264,7 +263,7 @@ def _stores(
     if on_the_fly or set(wanted) & set(GRADIENTS):
         return prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
     try:
-        if all_complete(session.config, tasks):
+        if all_complete(session.config):
             return prepare_all(session.config, tasks, Terminal(quiet=True), skip_unreadable=skip)
     except InfluenceError as error:
         session.terminal.warn(f"no self_influence: {error.message}")
@@ -319,13 +318,13 @@ def _data_issues(besides: Findings, classes: Sequence[str]) -> list[str]:
 
 def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
     """Rank by self-influence at other λ. Signals without gradients do not depend on λ."""
-    from influence_cli.influence.ensemble import make_inverses
+    from influence_cli.influence.ensemble import make_divisions
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.pages.damping_sweep import note_sweep
     from influence_cli.ranking.damping_sweep import sweep_self_influence
     from influence_cli.runtime.terminal import Terminal
 
-    inverses = make_inverses(stores, session.config, Terminal(quiet=True))
+    inverses = make_divisions(stores, Terminal(quiet=True))
     rows = sweep_self_influence(stores, inverses, training_facts(stores).read, top, session.terminal)
     note_sweep(session, rows, top, "self-influence")
 

@@ -221,7 +221,6 @@ def _perturb(
         stores,
         index,
         selected,
-        config=session.config,
         change=change,
         target=target,
         retrain=retrain,

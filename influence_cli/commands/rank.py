@@ -181,21 +181,23 @@ def command(
     )
     from influence_cli.influence.ensemble import refuse_source
 
+    method, ensemble = session.config.curvature.method, session.config.model.ensemble
     if normalise != "none":
         from influence_cli.influence.normalise import check_normalise
 
-        check_normalise(normalise, session.config.curvature.method)
-        refuse_source(session.config, f"--normalise {normalise}", "there is no inverse curvature to measure a norm by")
+        check_normalise(normalise, method)
+        refuse_source(ensemble, f"--normalise {normalise}", "there is no inverse curvature to measure a norm by")
         session.run.normalise = normalise
     if damping_sweep:
         from influence_cli.ranking.damping_sweep import check_method
 
-        check_method(session.config.curvature.method)
-        refuse_source(session.config, "--damping-sweep", "there is no λ")
+        check_method(method)
+        refuse_source(ensemble, "--damping-sweep", "there is no λ")
     if approximate:
+        from influence_cli.precompute.prepared import store_paths
         from influence_cli.ranking.index_search import check_index
 
-        check_index(session.config)
+        check_index(method, ensemble, store_paths(session.config))
     count = None if all_ else top
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable, strict)
@@ -282,7 +284,6 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     held = KeptInfluence(shown, len(facts.indices)) if drawn else None
 
     common: dict[str, Any] = {
-        "config": session.config,
         "facts": facts,
         "count": options.count,
         "target": options.target,
@@ -340,7 +341,7 @@ def _sweep(
     session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], facts: TrainingFacts, options: _Options
 ) -> None:
     """Rank again at other λ, for the first few test examples or for the mean."""
-    from influence_cli.influence.ensemble import make_inverses
+    from influence_cli.influence.ensemble import make_divisions
     from influence_cli.influence.test_gradients import group_size, mean_gradients, test_gradients
     from influence_cli.pages.damping_sweep import note_sweep
     from influence_cli.ranking.damping_sweep import COMPARED, sweep_influence
@@ -355,7 +356,7 @@ def _sweep(
     else:
         tests, gradients = test_gradients(stores, selected[:COMPARED], options.target, quiet, options.skip)
         what = "the test example" if len(tests) == 1 else f"mean over the first {len(tests)} test examples"
-    inverses = make_inverses(stores, session.config, quiet)
+    inverses = make_divisions(stores, quiet)
     rows = sweep_influence(stores, inverses, gradients, facts.read, top, session.terminal)
     note_sweep(session, rows, top, f"influence on {what}" if options.aggregate else f"influence, {what}")
 
@@ -374,7 +375,6 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, sk
     ranked = rank_tests(
         stores,
         train,
-        config=session.config,
         target=target,
         terminal=session.terminal,
         skip_unreadable=skip,

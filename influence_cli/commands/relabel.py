@@ -130,16 +130,17 @@ def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[P
     from influence_cli.commands.session import emit
     from influence_cli.relabel.checks import last_moves, refuse_open_moves, refuse_outputs
     from influence_cli.relabel.decisions import COLUMNS
-    from influence_cli.relabel.labels import decision_rows, label_files
+    from influence_cli.relabel.labels import configured_labels, decision_rows, label_files
     from influence_cli.relabel.moves import manifest, plan_moves
     from influence_cli.runtime.transaction import take_back, write_together
 
     moves = outputs[0].with_name("moves.csv" if on == "train" else "test-moves.csv")
     if take_back((*outputs, moves)):
         session.terminal.say("rolled back files left half-written by an interrupted run")
-    refuse_open_moves(session.config, log, file)
+    refuse_open_moves(session.config.path, log, file)
     moved = last_moves(log, file)
-    refuse_outputs(session.config, on, file, log, (*outputs, moves), session.output, force=force)
+    used = configured_labels(session.config, on)
+    refuse_outputs(used, file, log, (*outputs, moves), session.output, force=force)
     result = _decide(session, file, on, log, moved)
     files = label_files(result, outputs[0], outputs[1])
     try:
@@ -234,6 +235,7 @@ def _say_next(session: Session, result: Relabelled, on: str, outputs: Sequence[P
 def _move(session: Session, file: Path, on: str, log: Path) -> None:
     from influence_cli.commands.session import emit
     from influence_cli.relabel.checks import last_moves, refuse_named_files, refuse_open_moves
+    from influence_cli.relabel.labels import configured_labels
     from influence_cli.relabel.move_log import open_log
     from influence_cli.relabel.moves import COLUMNS as MOVED
     from influence_cli.relabel.moves import DROPPED, apply_plan, continue_moves, plan_moves
@@ -242,13 +244,13 @@ def _move(session: Session, file: Path, on: str, log: Path) -> None:
     say, config = session.terminal.say, session.config
     refuse_clashes(((file, "the decisions"), (config.path, "the config"), (log, "the log of moves")), session.output)
     with open_log(log) as held:
-        batch = refuse_open_moves(config, log, file, resume=True)
+        batch = refuse_open_moves(config.path, log, file, resume=True)
         if batch is not None:
             say(f"{near_path(log)} has unfinished moves from an interrupted run: finishing them")
             with session.terminal.progress(len(batch.moves), "moving files") as advance:
                 done = continue_moves(held, batch, advance)
         else:
-            refuse_named_files(config, on)
+            refuse_named_files(configured_labels(config, on))
             result = _decide(session, file, on, log, last_moves(log, file))
             plan = plan_moves(result)
             _describe(session, result)

@@ -152,7 +152,7 @@ def _usefulness(session: Session, tasks: list[Task], *, on_the_fly: bool, skip: 
     from influence_cli.precompute.prepare import prepare_all
 
     stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
-    inverses = make_inverses(stores, session.config, session.terminal)
+    inverses = make_inverses(stores, session.terminal)
     facts = training_facts(stores)
     usefulness = -harm_to_tests(stores, inverses, session.terminal, skip, facts)
     session.run.scores = describe_run(stores, inverses, None, session.terminal)
@@ -178,10 +178,11 @@ def _rows(task: Task, rows: np.ndarray, usefulness: np.ndarray, losses: np.ndarr
 
 def _retrain(session: Session, tasks: list[Task], keep: float, repeats: int, *, on_the_fly: bool, skip: bool) -> None:
     from influence_cli.commands.session import emit
+    from influence_cli.retrain.retraining import Retraining
     from influence_cli.retrain.subsets import compare_kept, order_by, retrain_kept, split_tests
-    from influence_cli.retrain.training import load_training
 
-    load_training(session.config)  # a config without training fails before a store is made
+    retraining = Retraining(session.config)
+    retraining.check()  # a config without training fails before a store is made
     seed = session.config.seed
     halves = [split_tests(task, seed) for task in tasks]
     chosen, measured = halves[0][0].test_split(), halves[0][1]
@@ -191,7 +192,7 @@ def _retrain(session: Session, tasks: list[Task], keep: float, repeats: int, *, 
     usefulness, losses = _usefulness(session, [first for first, _ in halves], on_the_fly=on_the_fly, skip=skip)
     labels = tasks[0].train.labels[tasks[0].train.indices]
     found = retrain_kept(
-        session.config,
+        retraining,
         measured,
         lambda by, repeat: order_by(by, usefulness, losses, labels, seed + repeat),
         keep,

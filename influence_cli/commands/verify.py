@@ -130,11 +130,11 @@ def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.retrain.self_check import check_estimates
 
-    refuse_source(session.config, "verify without --lds", "there is no s_test to check")
+    refuse_source(session.config.model.ensemble, "verify without --lds", "there is no s_test to check")
     tasks = load(session)
     selected = _select(session, tasks, words)
     stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
-    found = check_estimates(stores, selected, config=session.config, terminal=session.terminal)
+    found = check_estimates(stores, selected, terminal=session.terminal)
     emit(session, (vars(line) for line in found), CHECK_COLUMNS)
     session.terminal.say("next: influence verify --loo 20 (a convex model), or influence verify --lds (any network)")
 
@@ -159,6 +159,7 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.report.plot import scatter
     from influence_cli.retrain.leave_one_out import leave_one_out
+    from influence_cli.retrain.retraining import Retraining
 
     tasks = load(session)
     selected = _select(session, tasks, words)
@@ -167,7 +168,7 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
     result = leave_one_out(
         stores,
         selected,
-        config=session.config,
+        retraining=Retraining(session.config),
         count=count,
         repeats=repeats,
         facts=facts,
@@ -262,11 +263,12 @@ def _lds(
 ) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.retrain.lds import datamodeling_score
+    from influence_cli.retrain.retraining import Retraining
 
     found = datamodeling_score(
         methods,
         load(session),
-        config=session.config,
+        retraining=Retraining(session.config),
         subsets=subsets,
         repeats=repeats,
         tests=tests,

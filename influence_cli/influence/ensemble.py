@@ -32,39 +32,75 @@ and other rates a parameter both are no more than an analogy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import Config
-from influence_cli.curvature.coordinates import Blocks, parameter_vectors, vector_coordinates
+from influence_cli.curvature.coordinates import Blocks, Joint, parameter_vectors, vector_coordinates
 from influence_cli.curvature.spectrum import relaxation
 from influence_cli.errors import InfluenceError, counted
-from influence_cli.influence.inverse import Inverse, Passage, make_inverse, warn_of_span
+from influence_cli.influence.inverse import (
+    ClosedForm,
+    Division,
+    Inverse,
+    Summary,
+    make_closed_form,
+    make_division,
+    make_identity,
+    make_inverse,
+    warn_of_span,
+)
 from influence_cli.influence.iterative import Limits
+from influence_cli.model.network import Network
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 
-def weighted(inverses: Sequence[Inverse], times: Sequence[float]) -> list[Inverse]:
-    """Weight the scores of each checkpoint, so that their mean is Σ_c (weight_c × score of c).
+@dataclass(frozen=True)
+class SourcePart:
+    """What SOURCE has in place of the inverse curvature, for one checkpoint and the part of a run that it stands for.
 
-    Args:
-        inverses: one a checkpoint.
-        times: weights: η_c K_c.
+    Attributes:
+        network: the model, for the layout of its parameters.
+        basis: of the checkpoint's coordinates.
+        segment: number of the segment that the checkpoint is in.
+        factors: (1 − e^(−ηKσ))/σ over the whole segment, of each coordinate [k], times its weight in the mean.
+        decay: e^(−ηKΛ) − 1 of each coordinate [k].
+        time: η·K of the checkpoint's own part.
+        shift: l2; there is no λ.
+        summary: what the run file says of it.
     """
-    return [_scaled(inverse, len(times) * time) for inverse, time in zip(inverses, times, strict=True)]
 
+    network: Network
+    basis: Joint | Blocks
+    segment: int
+    factors: Tensor
+    decay: Tensor
+    time: float
+    shift: float
+    summary: Summary
 
-def _scaled(inverse: Inverse, scale: float) -> Inverse:
-    own = inverse.own
-    return replace(
-        inverse,
-        apply=lambda coordinates: scale * inverse.apply(coordinates),
-        own=None if own is None else lambda rows: scale * own(rows),
-    )
+    @property
+    def damping(self) -> None:
+        """Give None: there is no λ."""
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Multiply coordinates [m, k] of what reaches the end of the segment by what it follows of each."""
+        return rows * self.factors
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Project vectors over the parameters [m, p] on the checkpoint's coordinates [m, k]."""
+        if isinstance(self.basis, Blocks):
+            return vector_coordinates(self.network, self.basis, vectors)
+        return vectors @ self.basis.vectors
+
+    def carry(self, vectors: Tensor) -> Tensor:
+        """Carry vectors over the parameters [m, p] at the end of its part of the run to those at its beginning."""
+        # exp(−ηK(PΛPᵀ + l2·I)) = e^(−ηK·l2) (I + P(e^(−ηKΛ) − 1)Pᵀ)
+        kept = parameter_vectors(self.network, self.basis, self.project(vectors) * self.decay)
+        return float(np.exp(-self.time * self.shift)) * (vectors + kept)
 
 
 def segments_of(count: int, segments: int | None) -> list[int]:
@@ -73,23 +109,22 @@ def segments_of(count: int, segments: int | None) -> list[int]:
     return [number for number, part in enumerate(parts) for _ in part]
 
 
-def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[Inverse]:
+def source_inverses(stores: Sequence[Prepared], terminal: Terminal) -> list[SourcePart]:
     """Make what SOURCE has in place of the inverse curvature, for every checkpoint.
 
     Args:
         stores: what was prepared for each checkpoint, in order of training.
-        config: for the rates, steps and segments of ``model``.
         terminal: takes what is said in place of λ.
     """
-    times, count = config.model.times(), len(stores)
-    owner = segments_of(count, config.model.segments)
+    times, count = times_of(stores), len(stores)
+    owner = segments_of(count, stores[0].settings.segments)
     whole = [sum(time for time, own in zip(times, owner, strict=True) if own == segment) for segment in owner]
     terminal.say(
         f"SOURCE: {counted(count, 'checkpoint')} in {counted(max(owner) + 1, 'segment')}, η·steps "
         f"{', '.join(f'{whole[owner.index(segment)]:.3g}' for segment in sorted(set(owner)))}; there is no λ: an "
         "eigenvalue σ counts (1 − exp(−η·steps·σ))/σ, at most η·steps"
     )
-    if config.curvature.damping != "auto":
+    if stores[0].settings.damping != "auto":
         terminal.warn("curvature.damping is not used: SOURCE has no λ")
     return [
         _source_inverse(prepared, segment, own, time, count / owner.count(segment), terminal)
@@ -99,7 +134,7 @@ def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Termin
 
 def _source_inverse(
     prepared: Prepared, segment: int, own: float, time: float, scale: float, terminal: Terminal
-) -> Inverse:
+) -> SourcePart:
     """Make it for one checkpoint: ``own`` is its η·K, ``time`` that of its whole segment."""
     spectrum, basis, network, l2 = prepared.spectrum, prepared.basis, prepared.choice.network, prepared.task.l2
     if spectrum is None or basis is None:
@@ -115,30 +150,18 @@ def _source_inverse(
     )
     warn_of_span(prepared, kept, "the directions that training decides", "raise gradients.budget", terminal)
     factors = (scale * counts).float().to(device)
+    summary = Summary(tuple(group.name for group in spectrum.groups), d_eff, kept)
+    return SourcePart(network, basis, segment, factors, decay, own, l2, summary)
 
-    def project(vectors: Tensor) -> Tensor:
-        return vector_coordinates(network, basis, vectors) if isinstance(basis, Blocks) else vectors @ basis.vectors
 
-    def carry(vectors: Tensor) -> Tensor:
-        # exp(−ηK(PΛPᵀ + l2·I)) = e^(−ηK·l2) (I + P(e^(−ηKΛ) − 1)Pᵀ)
-        kept = parameter_vectors(network, prepared.basis, project(vectors) * decay)
-        return float(np.exp(-own * l2)) * (vectors + kept)
-
-    return Inverse(
-        lambda coordinates: coordinates * factors,
-        None,
-        l2,
-        None,
-        tuple(group.name for group in spectrum.groups),
-        d_eff,
-        kept,
-        passage=Passage(segment, project, carry),
-    )
+def source_parts(inverses: Sequence[Inverse]) -> list[SourcePart]:
+    """Give the checkpoints of a run under SOURCE: all of them take part, or none does."""
+    return [inverse for inverse in inverses if isinstance(inverse, SourcePart)]
 
 
 def test_stores(stores: Sequence[Prepared], inverses: Sequence[Inverse]) -> list[Prepared]:
     """Give the checkpoints under which test gradients are needed: all, or for SOURCE the last, as raw gradients."""
-    if inverses[-1].passage is None:
+    if not source_parts(inverses):
         return list(stores)
     return [replace(stores[-1], basis=None, spectrum=None)]
 
@@ -152,67 +175,76 @@ def solved_vectors(inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> 
         inverses: one a checkpoint.
         gradients: of the test examples, one a checkpoint of ``test_stores``: coordinates [m, k], raw ones [m, p].
     """
-    if inverses[-1].passage is None:
-        return [inverse.apply(own) for inverse, own in zip(inverses, gradients, strict=True)]
+    parts = source_parts(inverses)
+    if not parts:
+        return [inverse.apply(rows) for inverse, rows in zip(inverses, gradients, strict=True)]
     (vectors,) = gradients
-    found: list[Tensor] = []
+    solved: list[Tensor] = []
     at_end, segment = vectors, -1
-    for inverse in reversed(inverses):
-        passage = inverse.passage
-        if passage is None:
-            raise ValueError("all checkpoints of a run take part in SOURCE, or none")
-        if passage.segment != segment:
-            at_end, segment = vectors, passage.segment
-        found.append(inverse.apply(passage.project(at_end)))
-        vectors = passage.carry(vectors)
-    return found[::-1]
+    for part in reversed(parts):
+        if part.segment != segment:
+            at_end, segment = vectors, part.segment
+        solved.append(part.apply(part.project(at_end)))
+        vectors = part.carry(vectors)
+    return solved[::-1]
 
 
-def refuse_source(config: Config, option: str, why: str) -> None:
+def refuse_source(ensemble: str, option: str, why: str) -> None:
     """Refuse what takes an inverse curvature, before any work.
 
     Args:
-        config: of the run.
+        ensemble: ``model.ensemble``.
         option: such as ``--damping-sweep``.
         why: what SOURCE has not.
 
     Raises:
         InfluenceError: ``model.ensemble`` is ``source``.
     """
-    if config.model.ensemble == "source":
+    if ensemble == "source":
         raise InfluenceError(f"{option}: {why} under model.ensemble source", "-s model.ensemble=mean")
 
 
-def alone(config: Config) -> Config:
-    """Give the config of a checkpoint by itself, whatever it is a part of."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"ensemble": "mean"})})
+def alone(prepared: Prepared) -> Prepared:
+    """Give a checkpoint by itself, whatever it is a part of."""
+    return replace(prepared, settings=replace(prepared.settings, ensemble="mean"))
 
 
-def last_checkpoints(config: Config, count: int) -> Config:
-    """Give the config of a run of which only the last ``count`` checkpoints were kept.
+def last_checkpoints(stores: Sequence[Prepared], count: int) -> list[Prepared]:
+    """Give the last ``count`` checkpoints of a run, as if no other had been kept.
 
     The first of them stands for all of the training before it: its η·steps is the sum of theirs.
     """
-    times = config.model.times()
-    first = len(times) - count
-    model = config.model.model_copy(
-        update={
-            "checkpoint": config.model.checkpoint[first:],
-            "learning_rates": (sum(times[: first + 1]), *times[first + 1 :]),
-            "steps": (1.0,) if config.model.steps else (),
-            "segments": None if config.model.segments is None else min(config.model.segments, count),
-        }
-    )
-    return config.model_copy(update={"model": model})
+    first = len(stores) - count
+    time = sum(times_of(stores)[: first + 1])
+    return [replace(stores[first], settings=replace(stores[first].settings, time=time)), *stores[first + 1 :]]
 
 
-def make_inverses(
-    stores: Sequence[Prepared], config: Config, terminal: Terminal, strict: bool = False
-) -> list[Inverse]:
+def times_of(stores: Sequence[Prepared]) -> list[float]:
+    """Give η · steps of each checkpoint: the training time that it stands for; without steps the η alone."""
+    return [prepared.settings.time for prepared in stores]
+
+
+def make_inverses(stores: Sequence[Prepared], terminal: Terminal | None = None, strict: bool = False) -> list[Inverse]:
     """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver has to converge."""
-    given, kind = config.curvature, config.model.ensemble
-    if kind == "source":
-        return source_inverses(stores, config, terminal)
+    terminal = or_silent(terminal)
+    given = stores[0].settings
+    if given.ensemble == "source":
+        return list(source_inverses(stores, terminal))
+    if given.ensemble == "tracin":
+        return list(make_closed_forms(stores, terminal))
     limits = Limits(given.tolerance, given.max_iterations, strict)
-    inverses = [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
-    return weighted(inverses, config.model.times()) if kind == "tracin" else inverses
+    return [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
+
+
+def make_closed_forms(stores: Sequence[Prepared], terminal: Terminal) -> list[ClosedForm]:
+    """Do what ``make_inverses`` does where no method is a solver, and the run is not under SOURCE."""
+    given = stores[0].settings
+    if given.ensemble == "tracin":
+        # Their mean is Σ_c η_c K_c × the score of c.
+        return [replace(make_identity(given.damping, terminal), weight=len(stores) * time) for time in times_of(stores)]
+    return [make_closed_form(prepared, given.damping, terminal) for prepared in stores]
+
+
+def make_divisions(stores: Sequence[Prepared], terminal: Terminal) -> list[Division]:
+    """Do what ``make_inverses`` does where every method divides, by a λ that can be another."""
+    return [make_division(prepared, stores[0].settings.damping, terminal) for prepared in stores]

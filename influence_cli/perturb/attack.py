@@ -33,7 +33,7 @@ from influence_cli.retrain.top_layer import (
     pixel_slopes,
     with_graph,
 )
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Training images whose pixels are looked at for an attack, and for each test example that is asked about.
 LOOKED_AT, ASKED = 50, 10
@@ -305,7 +305,9 @@ def _largest(top: TopLayer, s: Tensor, count: int) -> Tensor:
     return torch.argsort(norms, descending=True, stable=True)[:count].cpu()
 
 
-def rank_attackable(top: TopLayer, rows: Sequence[int], scale: PixelScale, terminal: Terminal) -> list[Attackable]:
+def rank_attackable(
+    top: TopLayer, rows: Sequence[int], scale: PixelScale, terminal: Terminal | None = None
+) -> list[Attackable]:
     """Rank test examples by how easily one training image flips their prediction.
 
     Of each, the margin m is that between its label and the next class, its slope ∇_W(−m) takes the place of the loss's,
@@ -321,6 +323,7 @@ def rank_attackable(top: TopLayer, rows: Sequence[int], scale: PixelScale, termi
     Returns:
         The largest gain / margin first; ties by position.
     """
+    terminal = or_silent(terminal)
     outputs, labels = top.outputs(top.w), top.tests.targets
     right = [row for row in rows if int(outputs[row].argmax()) == int(labels[row])]
     found: list[Attackable] = []

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import parameter_vectors
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError, describe
@@ -38,7 +37,7 @@ from influence_cli.retrain.newton import Outputs, Problem, factor_of, losses_und
 from influence_cli.retrain.newton_update import follow
 from influence_cli.retrain.output_layer import NewtonRecord, explained_outputs, is_convex, to_minimum
 from influence_cli.retrain.training import check_whole
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 BATCH = 256
 
@@ -134,11 +133,10 @@ def perturb_image(
     index: int,
     selected: Sequence[Selected],
     *,
-    config: Config,
     change: Callable[[Tensor], Tensor] | None = None,
     target: str = "label",
     retrain: bool = False,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     strict: bool = False,
 ) -> Perturbation:
     """Estimate what changes of a training image do to the loss of test examples.
@@ -147,7 +145,6 @@ def perturb_image(
         stores: what was prepared for each checkpoint; rows are not needed; estimates are averaged.
         index: position of the training image.
         selected: which test examples.
-        config: for ``curvature``.
         change: from the slope [C, H, W] to a δ of its shape; None for the slope alone.
         target: whose loss is explained, as for ``rank_training``.
         retrain: train an output layer again with x + δ, for the actual rise.
@@ -158,10 +155,11 @@ def perturb_image(
         InfluenceError: the image is not in use, the model is not differentiable in its input, or ``retrain`` of what
             is no output layer under a convex loss.
     """
+    terminal = or_silent(terminal)
     task = stores[0].task
     batch = read_training_image(task, index)
     again = _Again(stores, batch, terminal) if retrain else None
-    inverses = make_inverses(stores, config, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict)
     found: list[Perturbed] = []
     asked = test_stores(stores, inverses)
     size = group_size([*stores, *asked], 1)

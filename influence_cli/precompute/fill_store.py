@@ -19,7 +19,7 @@ from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.model.network import Network
-from influence_cli.model.task import Task
+from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import check_gradients
 from influence_cli.runtime import distributed, exchange
 from influence_cli.runtime.memory import is_out_of_memory
@@ -71,6 +71,7 @@ def fill_store(
             advance = distributed.counted(bar)
             for number in distributed.turns(len(jobs)):
                 file, blocks, own = jobs[number]
+                measure_loading(task, terminal)
                 indices = task.train.indices[layout.span(blocks)]
                 fill_blocks(task, network, basis, file, own - blocks.start, indices, filled, advance, skip)
     except KeyboardInterrupt:

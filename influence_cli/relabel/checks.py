@@ -6,21 +6,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
+from influence_cli.relabel.labels import ConfiguredLabels
 from influence_cli.relabel.move_log import Batch, last_open, read_log, refuse_held
 from influence_cli.relabel.moves import file_hash
 from influence_cli.runtime.outputs import check_output, refuse_clashes
 
 
 def refuse_outputs(
-    config: Config, on: str, file: Path, log: Path, outputs: Sequence[Path], rows: Path | None, *, force: bool
+    files: ConfiguredLabels, file: Path, log: Path, outputs: Sequence[Path], rows: Path | None, *, force: bool
 ) -> None:
     """Refuse outputs that are each other, an input, or there already.
 
     Args:
-        config: names the files that are in use.
-        on: ``train`` or ``test``.
+        files: that are in use.
         file: the decisions.
         log: of moves.
         outputs: labels, exclusions and moves.
@@ -30,41 +29,38 @@ def refuse_outputs(
     words = ("the labels", "the exclusions", "the moves")
     for path in outputs:
         check_output(path)
-    used = ((file, "the decisions"), (config.path, "the config"), (log, "the log of moves"))
+    used = ((file, "the decisions"), (files.config, "the config"), (log, "the log of moves"))
     refuse_clashes(used, rows, tuple(zip(outputs, words, strict=True)))
-    section = config.train if on == "train" else config.test
     for path, key in zip(outputs, ("labels", "exclude", ""), strict=True):
         if force or not os.path.lexists(path):
             continue
         hint = "--force replaces it"
-        if key and section is not None:
-            named = getattr(section, key)
+        if key in files.named:
+            named = files.named[key]
             if named is not None and named.resolve() == path.resolve():
-                hint += f", and keeps what it holds: {config.where(on, key)} names it"
+                hint += f", and keeps what it holds: {files.places[key]} names it"
             else:
-                hint += f" and drops what it holds, since no {on}.{key} names it; --{key} FILE writes another"
+                hint += f" and drops what it holds, since no {files.on}.{key} names it; --{key} FILE writes another"
         raise InfluenceError(f"{near_path(path)} exists already", hint)
 
 
-def refuse_named_files(config: Config, on: str) -> None:
+def refuse_named_files(files: ConfiguredLabels) -> None:
     """Refuse moves while the config would go on applying label files to positions that are no longer theirs."""
-    section = config.train if on == "train" else config.test
-    for key in ("labels", "exclude"):
-        path = getattr(section, key, None)
-        where = config.where(on, key)
+    for key, path in files.named.items():
+        where, option = files.places[key], f"{files.on}.{key}"
         # Given for this run alone it is applied with the moves, and named nowhere afterwards.
         if path is not None and not where.startswith("--set"):
             raise InfluenceError(
-                f"{where}: {on}.{key} and moves do not go together: after them its positions are other images",
-                f"take the line out, and have it moved too by giving it this once: -s {on}.{key}={near_path(path)}",
+                f"{where}: {option} and moves do not go together: after them its positions are other images",
+                f"take the line out, and have it moved too by giving it this once: -s {option}={near_path(path)}",
             )
 
 
-def refuse_open_moves(config: Config, log: Path, file: Path, *, resume: bool = False) -> Batch | None:
+def refuse_open_moves(config: Path, log: Path, file: Path, *, resume: bool = False) -> Batch | None:
     """Refuse to work between moves that were cut off; give them where the same decisions are to go on.
 
     Args:
-        config: for the command that goes on.
+        config: the config's file, for the command that goes on.
         log: held by the caller where ``resume``.
         file: the decisions.
         resume: whether it is moves that are asked for.
@@ -79,7 +75,7 @@ def refuse_open_moves(config: Config, log: Path, file: Path, *, resume: bool = F
         raise InfluenceError(f"{near_path(log)}: taking moves back was cut off", f"first: {undo}")
     if resume and file.is_file() and file_hash(file) == batch.decisions[1]:
         return batch
-    named = "" if config.path.absolute() == Path("influence.yaml").absolute() else f"-c {typed_path(config.path)} "
+    named = "" if config.absolute() == Path("influence.yaml").absolute() else f"-c {typed_path(config)} "
     decisions = Path(batch.decisions[0])
     raise InfluenceError(
         f"{near_path(log)}: moves by {near_path(decisions)} were cut off",

@@ -24,7 +24,7 @@ from influence_cli.report.table import Row, Scalar
 from influence_cli.results.compare import Comparison, grouped, test_of
 from influence_cli.results.images import TEST, TRAINING, Item, Reader, image_reader
 from influence_cli.results.reader import Result
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Bytes of test images that are held at one time. There is one pass over the training images per so many bytes.
 HELD = 2**28
@@ -96,7 +96,7 @@ class Distances:
 
 
 def measure_distances(
-    results: tuple[Result, Result], comparisons: Sequence[Comparison], config: Path, terminal: Terminal
+    results: tuple[Result, Result], comparisons: Sequence[Comparison], config: Path, terminal: Terminal | None = None
 ) -> Distances:
     """Measure the distance of every training image that a result lists from the test image.
 
@@ -110,6 +110,7 @@ def measure_distances(
         InfluenceError: the results do not belong to single test images, a test example has no label, or an image
             cannot be read.
     """
+    terminal = or_silent(terminal)
     tests = list(dict.fromkeys(found.key for found in comparisons))
     _refuse(results, comparisons, set(tests))
     a, b = (_by_test(result, tests) for result in results)

@@ -107,7 +107,7 @@ def scores(folder: Path, *values: str, store: str = "own.h5") -> np.ndarray:
     chosen = select([f"0:{TESTS}"], tasks[0].test, tasks[0].classes, lambda: np.empty(0, np.int64), [])
     kept = KeptInfluence(TESTS, N)
     facts = training_facts(stores)
-    for _ in rank_training(stores, chosen, config=config, facts=facts, terminal=terminal, sinks=[kept]):
+    for _ in rank_training(stores, chosen, facts=facts, terminal=terminal, sinks=[kept]):
         pass
     return kept.values.astype(np.float64)
 

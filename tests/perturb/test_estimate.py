@@ -135,7 +135,7 @@ def test_estimates_are_the_changes_that_training_again_brings(project: Path) -> 
     def steepest(slope: Tensor) -> Tensor:
         return 0.5 / 255 * slope.sign()
 
-    perturb = partial(perturb_image, stores, config=config, retrain=True, terminal=terminal)
+    perturb = partial(perturb_image, stores, retrain=True, terminal=terminal)
     found = [
         one
         for change in (noise, brighter, steepest)

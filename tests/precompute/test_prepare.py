@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from influence_cli.config.schema import SOLVERS
+from influence_cli.curvature.choice import SOLVERS
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import Rows, Store
 from tests.conftest import Command, edit

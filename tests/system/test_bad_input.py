@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from influence_cli.config.schema import SOLVERS
+from influence_cli.curvature.choice import SOLVERS
 from tests.conftest import Command, edit
 
 
