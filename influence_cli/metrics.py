@@ -167,7 +167,7 @@ def percentile_rank(values: np.ndarray) -> np.ndarray:
     """Rank each value among the others: (number below + half of the other equal ones) / (n − 1), in [0, 1]."""
     values = np.asarray(values, dtype=np.float64)
     if np.isnan(values).any():
-        raise InfluenceError("a percentile of NaN is asked for")
+        raise InfluenceError("cannot take a percentile of NaN")
     return np.asarray((_midranks(values) - 1) / (len(values) - 1)) if len(values) > 1 else np.full(len(values), 0.5)
 
 
@@ -175,11 +175,11 @@ def _steps(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Count hits and checked examples at the end of every group of equal scores, from the highest down."""
     scores, truth = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=bool)
     if scores.shape != truth.shape:
-        raise InfluenceError(f"{len(scores)} scores do not line up with {len(truth)} truths")
+        raise InfluenceError(f"{len(scores)} scores do not match {len(truth)} truth values")
     if np.isnan(scores).any():
         raise InfluenceError("a score is NaN")
     if not truth.any() or truth.all():
-        raise InfluenceError(f"{int(truth.sum())} of {len(truth)} are true: a ranking needs both kinds to be measured")
+        raise InfluenceError(f"{int(truth.sum())} of {len(truth)} are true: measuring a ranking needs both true and false ones")
     order, ends = _groups(scores)
     return np.cumsum(truth[order])[ends], ends + 1
 
@@ -203,7 +203,7 @@ class _Sorted:
     def __init__(self, values: np.ndarray) -> None:
         values = np.asarray(values, dtype=np.float64)
         if np.isnan(values).any():
-            raise InfluenceError("a prediction or a loss of the linear datamodeling score is NaN")
+            raise InfluenceError("a prediction or a loss for the linear datamodeling score is NaN")
         self._order = values.argsort(axis=1, kind="stable")
         rising = np.take_along_axis(values, self._order, axis=1)
         new = np.ones(values.shape, dtype=bool)

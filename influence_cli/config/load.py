@@ -67,7 +67,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         raise first_mistake(error, values, places, _known) from error
     if config.test is not None and config.test.n is not None:
-        raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs to train")
+        raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs under train")
     mistake = ensemble_mistake(config, lambda *keys: place_of(keys, places))
     if mistake is not None:
         raise mistake
@@ -94,7 +94,7 @@ def _read(path: Path, name: str) -> str:
     except FileNotFoundError as error:
         raise InfluenceError(
             f"there is no config {name}",
-            "influence init writes a starter, influence demo a whole project; -c FILE names another",
+            "influence init writes a starter, influence demo writes a whole project; -c FILE names another config",
         ) from error
     except UnicodeDecodeError as error:
         raise InfluenceError(f"{name}: not a text file in UTF-8", "is this the right file?") from error

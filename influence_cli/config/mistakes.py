@@ -134,19 +134,19 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
     first = next((key for key in (*given, "segments") if getattr(model, key)), None)
     if first is not None and "ensemble" not in model.model_fields_set:
         return InfluenceError(
-            f"{where('model', first)}: model.{first} is given, but no model.ensemble",
-            "model.ensemble: tracin or source (checkpoints of one run), or mean (independent models, which need none)",
+            f"{where('model', first)}: model.{first} is given without model.ensemble",
+            "set model.ensemble: tracin or source (checkpoints of one run); mean (independent models) does not use it",
         )
     for key, numbers in given.items():
         if len(numbers) not in (0, 1, count):
             return InfluenceError(
-                f"{where('model', key)}: model.{key} has {len(numbers)} numbers, model.checkpoint {count} files",
-                "one a checkpoint, in the same order, or a single number for all of them",
+                f"{where('model', key)}: model.{key} has {len(numbers)} numbers, but model.checkpoint has {count} files",
+                "give one per checkpoint, in the same order, or a single number for all of them",
             )
     if model.segments is not None and model.segments > count:
         return InfluenceError(
-            f"{where('model', 'segments')}: model.segments is {model.segments}, model.checkpoint has {count} files",
-            "at most one segment a checkpoint; left out, it is that",
+            f"{where('model', 'segments')}: model.segments is {model.segments}, but model.checkpoint has {count} files",
+            "use at most one segment per checkpoint, which is also the default",
         )
     if kind == "mean":
         return None
@@ -155,23 +155,23 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
     if missing is not None:
         return InfluenceError(
             f"{where('model', 'ensemble')}: model.ensemble {kind} needs model.{missing}",
-            "learning_rates: the η of each checkpoint; steps: the optimiser's steps since the checkpoint before it",
+            "learning_rates: η at each checkpoint; steps: the optimiser's steps since the previous checkpoint",
         )
     method, matrix = config.curvature.method, config.curvature.matrix
     if kind == "tracin" and method not in ("auto", "identity"):
         return InfluenceError(
-            f"{where('curvature', 'method')}: model.ensemble tracin has no curvature, curvature.method is {method}",
-            "leave curvature.method out, or use model.ensemble: source, which has one",
+            f"{where('curvature', 'method')}: model.ensemble tracin has no curvature, but curvature.method is {method}",
+            "remove curvature.method, or use model.ensemble: source, which has one",
         )
     if kind == "source" and method not in SPECTRAL:
         return InfluenceError(
-            f"{where('curvature', 'method')}: model.ensemble source needs a spectrum, which {method} has not",
+            f"{where('curvature', 'method')}: model.ensemble source needs a spectrum, but {method} has none",
             f"curvature.method: one of {', '.join(SPECTRAL)}",
         )
     if kind == "source" and matrix == "hessian":
         return InfluenceError(
-            f"{where('curvature', 'matrix')}: model.ensemble source takes no Hessian: along a negative eigenvalue "
-            "a change grows without bound",
+            f"{where('curvature', 'matrix')}: model.ensemble source cannot use the Hessian: a change "
+            "along a negative eigenvalue grows without bound",
             "use curvature.matrix: ggn",
         )
     return None

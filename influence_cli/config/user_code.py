@@ -64,14 +64,14 @@ def import_object(name: str, folder: Path, where: str) -> Any:
         return found
     raise InfluenceError(
         f"{where}: no module named {parts[0]!r}",
-        f"install it beside influence, or name a file of your own: ./{parts[0]}.py:{parts[-1]}",
+        f"install it next to influence, or name your own file: ./{parts[0]}.py:{parts[-1]}",
     )
 
 
 @cache
 def _say_moved(old: str, new: str, where: str) -> None:
     """Warn once per process of a name that only works for one more release."""
-    Terminal().warn(f"{where}: {old} is called {new} now; the old name works until the next release")
+    Terminal().warn(f"{where}: {old} is now called {new}; the old name works until the next release")
 
 
 def _from_file(name: str, folder: Path, where: str) -> Any:
@@ -149,7 +149,7 @@ def call(
         raise InfluenceError(f"{where()}: {error.message}", error.hint) from error
     except (Exception, SystemExit) as error:
         raise InfluenceError(
-            f"{where()}: {name} failed: {describe(error)}", "INFLUENCE_DEBUG=1 shows where inside it"
+            f"{where()}: {name} failed: {describe(error)}", "INFLUENCE_DEBUG=1 shows where it failed"
         ) from error
 
 

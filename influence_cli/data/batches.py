@@ -112,8 +112,8 @@ def read_batches(
         )
     except OSError as error:
         raise InfluenceError(
-            f"{split.where}: {workers} loader processes cannot be started: {describe(error)}",
-            "are there too many processes (ulimit -u), or too little memory? what is done is kept",
+            f"{split.where}: cannot start {workers} loader processes: {describe(error)}",
+            "check the process limit (ulimit -u) and free memory; finished work is kept",
         ) from error
     for read in _watched(split, indices, size, loader):
         batch = _collate(split, read)
@@ -132,14 +132,14 @@ def _watched(split: Split, indices: np.ndarray, size: int, loader: Iterator[_Rea
             # The cause knows the signal, where torch was told of one.
             text = f"{error.__cause__ or ''}. {error}"
             if "DataLoader timed out" in text:
-                raise InfluenceError(f"{split.where}: the loader processes hang") from error
+                raise InfluenceError(f"{split.where}: the loader processes stopped responding") from error
             died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)([^.]*)", text)
             if died is None:
                 raise
             raise InfluenceError(
-                f"{split.where}: the loader process {died[1]}{died[2]}, in or after the {size} examples from "
+                f"{split.where}: the loader process {died[1]}{died[2]}, during or after the {size} examples from "
                 f"{split.title(int(indices[at]))} on",
-                "was the memory full, or does one of those images crash its reader? what is done is kept",
+                "was memory full, or does one of those images crash its decoder? finished work is kept",
             ) from error
         yield read
         at = min(at + size, len(indices) - 1)
@@ -177,9 +177,9 @@ def _collate(split: Split, read: _Read) -> Batch:
     if read.odd is not None:
         index, shape = read.odd
         raise InfluenceError(
-            f"{split.where}: {split.title(index)} has the shape {shape}, {split.title(read.indices[0])} "
+            f"{split.where}: {split.title(index)} has the shape {shape}, but {split.title(read.indices[0])} "
             f"has {list(read.inputs.shape[1:])}",
-            "one shape is needed: add {Resize: {size: [224, 224]}} to the transform",
+            "all inputs need one shape: add {Resize: {size: [224, 224]}} to the transform",
         )
     indices = np.array(read.indices, dtype=np.int64)
     return Batch(read.inputs, torch.from_numpy(split.labels[indices]), indices, read.unreadable)
@@ -190,7 +190,7 @@ def refuse_unreadable(batch: Batch) -> None:
     if batch.unreadable:
         raise InfluenceError(
             batch.unreadable[0][1],
-            "mend or remove it, list it under exclude, or pass --skip-unreadable to go on without it",
+            "fix or remove it, list it under exclude, or pass --skip-unreadable to continue without it",
         )
 
 

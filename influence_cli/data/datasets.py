@@ -44,8 +44,8 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
     source = call(factory, section.args, config.folder, section.dataset, where)
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
         raise InfluenceError(
-            f"{where()}: {section.dataset} returned a {type(source).__name__}, without a length or items by number",
-            "a map-style data set is needed: __len__ and __getitem__",
+            f"{where()}: {section.dataset} returned a {type(source).__name__}, which has no length or no items by index",
+            "use a map-style data set, with __len__ and __getitem__",
         )
     if len(source) == 0:
         raise InfluenceError(f"{where()}: the {name} data set is empty", "check its args")
@@ -159,8 +159,8 @@ def _build_transform(config: Config, name: str, section: DataConfig, factory: An
             )
         if step.name.startswith("Random"):
             raise InfluenceError(
-                f"{at}: {step.name} is random: an example would have another gradient each time it is read",
-                "give the transform of evaluation, without augmentation",
+                f"{at}: {step.name} is random: an example's gradient would change with every reading",
+                "give the evaluation transform, without augmentation",
             )
         args = dict(step.args)
         for key, value in args.items():
@@ -205,6 +205,6 @@ def _check_mapping(train: Split, test: Split) -> None:
         moved = sorted(name for name in train.mapping if train.mapping[name] != test.mapping.get(name))
         raise InfluenceError(
             f"{test.where}: class_to_idx differs between train and test: "
-            + ("; ".join(only) or f"other numbers for {', '.join(moved[:6])}"),
-            "both folders need the same class folders, so that a number means one class",
+            + ("; ".join(only) or f"different numbers for {', '.join(moved[:6])}"),
+            "train and test need the same class folders, so that a number means the same class",
         )

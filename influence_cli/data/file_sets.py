@@ -80,8 +80,8 @@ def find_files(patterns: str | Sequence[str]) -> tuple[str, ...]:
         if not here:
             folder = Path(pattern).parent
             raise InfluenceError(
-                f"no file fits {pattern}",
-                "relative paths count from the folder of the YAML file"
+                f"no file matches {pattern}",
+                "a path is relative to the folder of the YAML file"
                 if not folder.is_dir()
                 else did_you_mean(
                     Path(pattern).name, [entry.name for entry in itertools.islice(folder.iterdir(), 1000)]

@@ -49,7 +49,7 @@ def decode_rgb(content: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
-        raise UnidentifiedImageError(f"these {len(content):,} bytes are no image of a known kind") from None
+        raise UnidentifiedImageError(f"these {len(content):,} bytes are not an image of a known format") from None
     with image:
         if lost := cut_off(image):
             raise ValueError(lost)
@@ -92,8 +92,8 @@ def cut_off(image: Image.Image) -> str:
     if low >= 0 and high <= 255 and (values.dtype.kind in "iu" or np.array_equal(values, np.floor(values))):
         return ""
     return (
-        f"its values, {low:g} to {high:g}, are no bytes, and would be cut off at 0 and 255: save it with 8 bits, or "
-        "name a data set that scales it"
+        f"its values ({low:g} to {high:g}) do not fit in 8 bits and would be clipped to 0 to 255: save it with 8 bits, "
+        "or use a data set that scales it"
     )
 
 
@@ -119,8 +119,8 @@ def refuse_folder_loops(root: Path, where: str) -> None:
                 continue
             if (status.st_dev, status.st_ino) in seen:
                 raise InfluenceError(
-                    f"{where}: {folder} leads to {os.path.realpath(folder)} again: its images would be listed twice, "
-                    "or without end",
+                    f"{where}: {folder} leads back to {os.path.realpath(folder)}: its images would be listed "
+                    "twice or endlessly",
                     "remove the link",
                 )
             seen.add((status.st_dev, status.st_ino))

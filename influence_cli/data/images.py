@@ -57,7 +57,7 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
     if not isinstance(example, Image.Image):
         if split.transform is None:
             raise InfluenceError(
-                f"{path}: the {split.name} data set yields tensors, so an image file has no known way into the model",
+                f"{path}: the {split.name} data set yields tensors, so an image file cannot be turned into a model input",
                 f"give {split.name}.transform in the YAML file",
             )
     elif image.mode != example.mode:
@@ -67,7 +67,7 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
             image = image.convert(example.mode)
         except ValueError as error:
             raise InfluenceError(
-                f"{path} is an image of mode {image.mode}, the {split.name} images are {example.mode}: "
+                f"{path} is an image of mode {image.mode}, but the {split.name} images are {example.mode}: "
                 f"{describe(error)}",
                 "save it as an RGB or grey image",
             ) from error
@@ -75,7 +75,7 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
     expected = to_input(split, example, split.title(int(split.indices[0]))).shape
     if tensor.shape != expected:
         raise InfluenceError(
-            f"{path} becomes an input of shape {list(tensor.shape)}, the {split.name} examples are {list(expected)}",
+            f"{path} becomes an input of shape {list(tensor.shape)}, not {list(expected)} like the {split.name} examples",
             "add {Resize: {size: [height, width]}} to the transform, or resize the file",
         )
     return tensor, image

@@ -167,7 +167,7 @@ def _read(path: Path, where: str) -> np.ndarray | Table:
 def _whole_numbers(values: np.ndarray, path: Path, where: str) -> np.ndarray:
     kind = values.dtype.kind
     if kind not in "biuf":
-        raise InfluenceError(f"{where}: {path} holds {values.dtype}, which is not a whole number")
+        raise InfluenceError(f"{where}: {path} holds {values.dtype}, not whole numbers")
     if kind == "f" and not (np.isfinite(values).all() and np.array_equal(values, np.floor(values))):
         raise InfluenceError(f"{where}: {path} holds numbers that are not whole")
     # Floats go through Python: near 2⁶³ a comparison in floats would let one too many pass.
@@ -179,8 +179,8 @@ def _whole_numbers(values: np.ndarray, path: Path, where: str) -> np.ndarray:
 def _as_long_as(values: np.ndarray, length: int, path: Path, where: str) -> np.ndarray:
     if len(values) != length:
         raise InfluenceError(
-            f"{where}: {path} has {len(values)} labels, the data set {length} examples",
-            "give one an example, or a .csv with a column 'index' beside 'label'",
+            f"{where}: {path} has {len(values)} labels, but the data set has {length} examples",
+            "give one label per example, or a .csv with the columns 'index' and 'label'",
         )
     return values
 
@@ -188,5 +188,5 @@ def _as_long_as(values: np.ndarray, length: int, path: Path, where: str) -> np.n
 def _within(indices: np.ndarray, length: int, path: Path, where: str) -> np.ndarray:
     outside = indices[(indices < 0) | (indices >= length)]
     if len(outside):
-        raise InfluenceError(f"{where}: {path} names the index {outside[0]}; the data set has 0 to {length - 1}")
+        raise InfluenceError(f"{where}: {path} names the index {outside[0]}; valid indices are 0 to {length - 1}")
     return indices

@@ -70,7 +70,7 @@ def plan_loading(
     threads = 1 if on_gpu else min(torch.get_num_threads(), cores)
     passing = BOTH_WAYS * _forward_seconds(forward, inputs, device)
     workers = best_workers(read, passing, cores, threads, n)
-    speeds = f"an example takes {1e3 * read:.3g} ms to read, {1e3 * passing:.3g} ms in the model"
+    speeds = f"one example takes {1e3 * read:.3g} ms to read and {1e3 * passing:.3g} ms in the model"
     if not workers:
         terminal.detail(f"reading in this process: {speeds}, {cores} cores")
         return ALONE
@@ -82,11 +82,11 @@ def plan_loading(
         obstacle = _obstacle(split, planned)
     else:
         obstacle = (
-            f"a batch takes {human_bytes(batch)}, and {SHARED} or the memory has {human_bytes(room)} for batches on "
-            "their way (in a container: --shm-size)"
+            f"a batch takes {human_bytes(batch)}, and {SHARED} or free memory has room for only {human_bytes(room)} "
+            "(in a container: --shm-size)"
         )
     if obstacle:
-        terminal.warn(f"loader processes would pay, but {obstacle}: reading in this process; {speeds}")
+        terminal.warn(f"loader processes would be faster, but {obstacle}: reading in this process; {speeds}")
         return ALONE
     terminal.detail(f"{workers} loader processes, {ready} batches ready in each: {speeds}, {cores} cores")
     return planned
@@ -208,4 +208,4 @@ def _obstacle(split: Split, planned: Loading) -> str:
         return error.message
     here = list(read_batches(split, few, 1))
     same = [mine.digest() == other.digest() for mine, other in zip(here, there, strict=True)]
-    return "" if all(same) else "they read other pixels than this process"
+    return "" if all(same) else "they read different pixels than this process"

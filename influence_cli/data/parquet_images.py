@@ -70,12 +70,12 @@ class ParquetImages:
                 classes.append(_class_names(file, label))
             if classes[-1] != classes[0]:
                 raise InfluenceError(
-                    f"{near(name)} has other class names than {near(names[0])}",
-                    "one set of files has one set of classes",
+                    f"{near(name)} has different class names than {near(names[0])}",
+                    "all files of a data set need the same classes",
                 )
             if labels[-1].type != labels[0].type:
                 raise InfluenceError(
-                    f"{near(name)}: the column {label!r} is {labels[-1].type}, in {near(names[0])} {labels[0].type}"
+                    f"{near(name)}: the column {label!r} is {labels[-1].type}, but {labels[0].type} in {near(names[0])}"
                 )
         self.files = DataFiles(names, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
         self.targets, found = _numbered(labels)
@@ -190,9 +190,9 @@ def _check_memory(file: Any, name: str, image: str) -> None:
     free = available_bytes(torch.device("cpu"))
     if largest > SHARE * free:
         raise InfluenceError(
-            f"{near(name)}: a row group holds {human_bytes(largest)} of images, {human_bytes(free)} of memory "
-            "are free, and each process that reads holds one",
-            "write it with smaller ones: pyarrow.parquet.write_table(…, row_group_size=1000)",
+            f"{near(name)}: a row group holds {human_bytes(largest)} of images, but {human_bytes(free)} of memory "
+            "is free; each reading process holds one row group",
+            "write the file with smaller ones: pyarrow.parquet.write_table(…, row_group_size=1000)",
         )
 
 

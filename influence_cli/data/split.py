@@ -86,7 +86,7 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     if image is None or label is None:
         raise InfluenceError(
             f"{split.where}: {split.title(index)} is a {type(item).__name__}, not (image, label)",
-            "let the data set yield (image, label), or a dict with 'image' and 'label'",
+            "the data set must yield (image, label), or a dict with 'image' and 'label'",
         )
     path = split.path(index) if split.files is None and isinstance(image, Image.Image) else None
     if path and (lost := lost_depth(path, image)):

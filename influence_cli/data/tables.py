@@ -62,7 +62,7 @@ class Table:
         """Read one position in a data set; ``hint`` is for one that it does not have."""
         index = self.whole_number(name, row)
         if not 0 <= index < length:
-            raise InfluenceError(f"{self.at(row)}names the index {index}; the data set has 0 to {length - 1}", hint)
+            raise InfluenceError(f"{self.at(row)}names the index {index}; valid indices are 0 to {length - 1}", hint)
         return index
 
 
@@ -83,8 +83,8 @@ def path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int]
         now = PurePath(paths[index]).parts[root:]
         if not any(same_end(PurePath(text).parts, now) for text in (cell, cell.strip(), unguarded(cell))):
             raise InfluenceError(
-                f"{table.at(row)}index {index} is {paths[index]}, and was {cell}",
-                "files were moved, added or removed since this was written: make it anew",
+                f"{table.at(row)}index {index} is now {paths[index]}, but was {cell}",
+                "files were moved, added or removed since this was written: write it again",
             )
 
     return check
@@ -150,7 +150,7 @@ def read_table(path: Path, where: str = "") -> Table:
     header = tuple(name.strip() for name in rows.pop(0))
     for row, line in zip(rows, lines[1:], strict=True):
         if len(row) != len(header):
-            raise InfluenceError(f"{before}{path}:{line}: {len(row)} fields, the header has {len(header)}")
+            raise InfluenceError(f"{before}{path}:{line}: {len(row)} fields, but the header has {len(header)}")
     columns = {name: [row[position] for row in rows] for position, name in enumerate(header)}
     for text in (*header, *(text for name in NUMBER_COLUMNS for text in columns.get(name, ()))):
         if not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text):
@@ -165,7 +165,7 @@ def _whole_number(text: str, where: str) -> int:
     except ValueError as error:
         raise InfluenceError(f"{where}{text!r} is not a whole number") from error
     if not number.is_integer():
-        raise InfluenceError(f"{where}{text} is not whole")
+        raise InfluenceError(f"{where}{text} is not a whole number")
     # Not through float where it need not be: past 2⁵³ that would be another number.
     whole = int(text) if text.lstrip("+-").isdecimal() else int(number)
     if abs(whole) > LARGEST:

@@ -75,7 +75,7 @@ class TarImages:
         if examples and not any(example.name for example in examples):
             there = ", ".join(f".{suffix} ({count:,})" for suffix, count in seen.most_common(6))
             raise InfluenceError(
-                f"no member of {near(names[0])} ends in .{', .'.join(suffixes)}", f"there are: {there}"
+                f"no member of {near(names[0])} ends in .{', .'.join(suffixes)}", f"its members end in: {there}"
             )
         self.files = DataFiles(names, np.array(starts, dtype=np.int64))
         self.paths = [
@@ -127,7 +127,7 @@ def _index(name: str, images: Sequence[str], label: str, seen: Counter[str]) -> 
                 examples.append(_Example(key))
                 own, rank = set(), len(images)
             if suffix in own:
-                raise InfluenceError(f"{where}: two members are {key}.{suffix}", "an example has one of each kind")
+                raise InfluenceError(f"{where}: two members are {key}.{suffix}", "an example has one member per suffix")
             own.add(suffix)
             seen[suffix] += 1
             example = examples[-1]
@@ -144,15 +144,15 @@ def _index(name: str, images: Sequence[str], label: str, seen: Counter[str]) -> 
 def _require_label(last: Sequence[_Example], where: str, label: str) -> None:
     if last and last[0].label is None:
         raise InfluenceError(
-            f"{where}: {last[0].key} has no label, a member {last[0].key}.{label}",
-            "args: {label: …} names the suffix of labels; the members of an example stand one after the other",
+            f"{where}: {last[0].key} has no label (a member {last[0].key}.{label})",
+            "args: {label: …} sets the suffix of labels; the members of an example must follow one another",
         )
 
 
 def _label(content: bytes, where: str) -> str:
     text = content.decode(errors="replace").strip()
     if not text or "\n" in text or len(content) > LONGEST_LABEL:
-        raise InfluenceError(f"{where} is {quoted(text, 40)}, not a label", "it holds a class number or name alone")
+        raise InfluenceError(f"{where} is {quoted(text, 40)}, not a label", "it must hold only a class number or name")
     return text
 
 
@@ -180,7 +180,7 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
                     found = tarfile.TarInfo.fromtarfile(tar)
                     member, size, offset, at = found.name, found.size, found.offset_data, tar.offset
                 if offset + size > end:
-                    raise tarfile.ReadError(f"{member} takes {size:,} bytes, {end - offset:,} are left")
+                    raise tarfile.ReadError(f"{member} takes {size:,} bytes, but only {end - offset:,} are left")
                 last = member
                 if plain is not None or found.isreg():
                     yield member, offset, size
@@ -188,10 +188,10 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
         if head == bytes(tarfile.BLOCKSIZE):  # the mark of the end
             return
         raise InfluenceError(
-            f"{near(name)} is cut off or damaged after {last}: {describe(error)}"
+            f"{near(name)} is truncated or damaged after {last}: {describe(error)}"
             if last
-            else f"{near(name)} is no tar file: {describe(error)}",
-            "copy or write it again" if last else "a compressed one has no place to read an image from: unpack it",
+            else f"{near(name)} is not a tar file: {describe(error)}",
+            "copy or write it again" if last else "single images cannot be read from a compressed one: decompress it",
         ) from error
 
 
@@ -219,8 +219,8 @@ def _numbered(labels: Sequence[str], paths: Sequence[str]) -> tuple[np.ndarray, 
     if any(whole):
         odd = whole.index(not whole[0])
         raise InfluenceError(
-            f"{paths[odd]} has the label {quoted(labels[odd], 40)}, {paths[0]} has {quoted(labels[0], 40)}",
-            "labels are all numbers or all names",
+            f"{paths[odd]} has the label {quoted(labels[odd], 40)}, but {paths[0]} has {quoted(labels[0], 40)}",
+            "labels must be all numbers or all names",
         )
     names = sorted(set(labels))
     numbers = {name: number for number, name in enumerate(names)}

@@ -66,7 +66,7 @@ def _refuse_packed(path: Path, where: str) -> None:
     size = path.stat().st_size
     if whole > size:
         raise InfluenceError(
-            f"{where}: {path} is packed, {human_bytes(whole)} in a file of {human_bytes(size)}; none of it was read",
+            f"{where}: {path} is compressed, {human_bytes(whole)} in a file of {human_bytes(size)}; nothing was read",
             "save one with torch.save(model.state_dict(), FILE)",
         )
 
@@ -78,8 +78,8 @@ def _refused(path: Path, where: str, error: Exception) -> InfluenceError:
     if marker in text:
         blocked = text.split(marker, 1)[1].split()[0].strip("`'\",.")
         return InfluenceError(
-            f"{where}: {path} carries more than tensors ({blocked}); nothing of it was run",
-            "save the weights alone: torch.save(model.state_dict(), FILE)",
+            f"{where}: {path} contains more than tensors ({blocked}); none of it was run",
+            "save only the weights: torch.save(model.state_dict(), FILE)",
         )
     return InfluenceError(
         f"{where}: {path} is not a readable checkpoint: {describe(error)[:160]}",
@@ -105,8 +105,8 @@ def _find_state_dict(content: object, path: Path, where: str) -> dict[str, Tenso
         else f"a {type(content).__name__}"
     )
     raise InfluenceError(
-        f"{where}: {path} holds {found}, no state dict",
-        f"it is looked for at the top and under {', '.join(NESTS)}; save torch.save(model.state_dict(), FILE)",
+        f"{where}: {path} holds {found}, not a state dict",
+        f"it may be at the top or under {', '.join(NESTS)}; save with torch.save(model.state_dict(), FILE)",
     )
 
 
@@ -124,13 +124,13 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, wher
     if lazy:
         raise InfluenceError(
             f"{where}: the model does not know the shape of {', '.join(lazy[:4])} before it has run once",
-            "run it on one input inside the factory, or give the sizes (Linear for LazyLinear)",
+            "run it on one input inside the factory, or give the sizes (Linear instead of LazyLinear)",
         )
     state = _strip_prefixes(dict(state), set(own))
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     misshapen = [
-        f"{key} is {list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
+        f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
@@ -147,7 +147,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, wher
     broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
         raise InfluenceError(
-            f"{where}: {path} holds NaN or infinity in {', '.join(broken[:4])}", "take a checkpoint from before that"
+            f"{where}: {path} holds NaN or infinity in {', '.join(broken[:4])}", "use an earlier checkpoint"
         )
     whole = OrderedDict(state)
     # Some modules read the version that torch keeps beside the weights; the keys fit, so it is the model's own.

@@ -74,7 +74,7 @@ def _excess(outputs: Tensor, targets: Tensor) -> Tensor:
     over the classes exactly.
     """
     if outputs.shape[1] < 2:
-        raise ValueError("a hinge needs the scores of two classes or more, one output each")
+        raise ValueError("a hinge needs two or more classes, one output per class")
     own = outputs.gather(1, targets[:, None])
     label = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
     return (1 + (outputs - own)).masked_fill(label, 0.0)
@@ -144,7 +144,7 @@ def _temperature(given: Any, where: str) -> float:
     if not (math.isfinite(given) and given >= LEAST_TEMPERATURE):
         raise InfluenceError(
             f"{where}: temperature is {given:g}: expected a finite number ≥ {LEAST_TEMPERATURE:g}",
-            "the hinge itself is loss: hinge; float32 scores tell no finer bend apart"
+            "for the hinge itself use loss: hinge; float32 scores cannot resolve a smaller temperature"
             if given < 1
             else "such as 0.001",
         )

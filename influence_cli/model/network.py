@@ -141,7 +141,7 @@ def track(model: nn.Module, loss: Loss, patterns: Sequence[str], where: str) -> 
     if not names:
         raise InfluenceError(
             f"{where}: the layers {', '.join(map(repr, patterns))} hold no trained parameter",
-            "all of them have requires_grad off, or the layers have no parameters; choose others",
+            "their parameters have requires_grad off, or they have none; choose other layers",
         )
     return Network(model, loss, tuple(names), tuple(left_out), size, rest=tuple(names))
 

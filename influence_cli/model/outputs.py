@@ -23,8 +23,8 @@ def logits_of(outputs: Any) -> Tensor:
         return outputs[0]
     keys = f" with the keys {', '.join(map(repr, outputs))}" if isinstance(outputs, dict) else ""
     raise InfluenceError(
-        f"the model returns a {type(outputs).__name__}{keys}, in which no logits are found",
-        "let it return a tensor, a tuple whose first item is the logits, or a dict with 'logits'",
+        f"the model returns a {type(outputs).__name__}{keys}, which has no logits",
+        "it must return a tensor, a tuple whose first item is the logits, or a dict with 'logits'",
     )
 
 

@@ -109,7 +109,7 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
         if n < len(train):
             raise InfluenceError(
                 f"{config.where('train', 'n')}: train.n is {n}, but the data set has {len(train)} examples in use",
-                "n is the size of the set that the checkpoint was trained on; leave it out if that is all of this one",
+                "n is the size of the set that the checkpoint was trained on; leave it out if that is this whole set",
             )
         explained = not config.model.is_one_run or number + 1 == len(config.model.checkpoint)
         rest = (device, convex, config.seed, explained, terminal or Terminal(quiet=True))
@@ -187,7 +187,7 @@ def _class_names(train: Split, test: Split | None, outputs: int, config: Config)
     where = config.where("model", "factory")
     if train.classes is not None and len(train.classes) != outputs:
         raise InfluenceError(
-            f"{where}: the model has {outputs} outputs, the training data set {len(train.classes)} classes",
+            f"{where}: the model has {outputs} outputs, but the training data set has {len(train.classes)} classes",
             f"give the model {len(train.classes)} outputs, such as args: {{num_classes: {len(train.classes)}}}",
         )
     for split in (train, test):
@@ -198,9 +198,9 @@ def _class_names(train: Split, test: Split | None, outputs: int, config: Config)
         if len(outside):
             index = int(outside[0])
             raise InfluenceError(
-                f"{split.where}: {split.title(index)} has the label {split.labels[index]}, the model has {outputs} "
+                f"{split.where}: {split.title(index)} has the label {split.labels[index]}, but the model has {outputs} "
                 f"outputs (0 to {outputs - 1})",
-                f"{len(outside)} examples are outside; are labels counted from 0, and is this the right model?",
+                f"{len(outside)} examples are out of range; do labels start at 0, and is this the right model?",
             )
     return train.classes if train.classes is not None else tuple(str(number) for number in range(outputs))
 

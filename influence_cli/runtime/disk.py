@@ -139,16 +139,16 @@ def remove_tree(path: Path) -> None:
 def check_space(path: Path, need: int) -> None:
     """Refuse a store that the disk cannot hold, before anything is written."""
     if not path.parent.is_dir():
-        raise InfluenceError(f"{path}: there is no folder {path.parent}", "make it, or set gradients.store")
+        raise InfluenceError(f"{path}: there is no folder {path.parent}", "create it, or set gradients.store")
     free = shutil.disk_usage(path.parent).free
     if need <= free:
         return
     hint = "track fewer layers (gradients.layers), use store_dtype: float16 or int8, or set gradients.store elsewhere"
     if path.exists() and need <= free + path.stat().st_size:
-        hint = f"remove {path} first: an old store stays until the new one is whole; or set gradients.store elsewhere"
+        hint = f"remove {path} first: the old store is kept until the new one is complete; or set gradients.store elsewhere"
     raise InfluenceError(
-        f"{path} needs {human_bytes(need)}, the disk has {human_bytes(free)} free: {human_bytes(need - free)} more "
-        "are needed",
+        f"{path} needs {human_bytes(need)}, but the disk has {human_bytes(free)} free: "
+        f"{human_bytes(need - free)} more is needed",
         hint,
     )
 
@@ -176,9 +176,9 @@ def failure(error: Exception, path: Path, size: int) -> str:
         held, free = _largest(), 0
     lacking = size - held - free
     if lacking > 0:
-        return f"{reason}, {human_bytes(lacking)} more are needed"
+        return f"{reason}, {human_bytes(lacking)} more is needed"
     # A quota, or somebody made room just now.
-    return f"{reason}, {human_bytes(size)} are needed in all"
+    return f"{reason}, {human_bytes(size)} is needed in total"
 
 
 def _largest() -> int:

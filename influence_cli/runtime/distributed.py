@@ -126,9 +126,9 @@ def join() -> None:
         distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
         raise InfluenceError(
-            f"the {count} processes of this job do not come together at "
+            f"the {count} processes of this job cannot connect to each other at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {' '.join(str(error).split())[:200]}",
-            "can every host reach that address? GLOO_SOCKET_IFNAME names the network interface",
+            "check that every host can reach that address; GLOO_SOCKET_IFNAME sets the network interface",
         ) from error
     _job = _Job(number, count, store)
 
@@ -298,7 +298,7 @@ def agree(facts: Mapping[str, str], meaning: Mapping[str, str]) -> None:
         different = [meaning.get(name, name) for name in {**first[1], **own} if first[1].get(name) != own.get(name)]
         if different:
             raise InfluenceError(
-                f"rank {number} (host {host}) does not see what rank 0 (host {first[0]}) does; what differs: "
+                f"rank {number} (host {host}) does not see the same as rank 0 (host {first[0]}); what differs: "
                 f"{'; '.join(different)}",
                 "every process needs the same config and the same data: a folder that all hosts share, or equal copies",
             )
@@ -319,6 +319,5 @@ def listening() -> Iterator[None]:
     except RuntimeError as error:
         raise PeerLost(
             "another process of this job has ended",
-            "what is finished is kept, and the same command goes on; torchrun --max-restarts N starts it again by "
-            "itself",
+            "finished work is kept; run the same command to resume (torchrun --max-restarts N restarts it by itself)",
         ) from error

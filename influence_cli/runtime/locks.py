@@ -92,11 +92,11 @@ def _claimed(file: Path, path: Path) -> BinaryIO:
             raw = file.open("a+b", buffering=0)
         except FileNotFoundError as error:
             raise InfluenceError(
-                f"{path}: there is no folder {path.parent}", "make it, or set gradients.store"
+                f"{path}: there is no folder {path.parent}", "create it, or set gradients.store"
             ) from error
         except OSError as error:
             raise InfluenceError(
-                f"{path} cannot be made or finished, its folder cannot be written to: {error.strerror}",
+                f"{path} cannot be created or finished: its folder is not writable ({error.strerror})",
                 "make the folder writable, or set gradients.store to another place",
             ) from error
         try:

@@ -86,6 +86,6 @@ def halving(work: Callable[[int], Result], batch: int, tell: Callable[[str], Any
             if batch == 1 or not is_out_of_memory(error):
                 raise
         batch //= 2
-        tell(f"out of memory: going on with batches of {batch}")
+        tell(f"out of memory: continuing with batches of {batch}")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
