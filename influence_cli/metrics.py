@@ -179,7 +179,9 @@ def _steps(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarra
     if np.isnan(scores).any():
         raise InfluenceError("a score is NaN")
     if not truth.any() or truth.all():
-        raise InfluenceError(f"{int(truth.sum())} of {len(truth)} are true: measuring a ranking needs both true and false ones")
+        raise InfluenceError(
+            f"{int(truth.sum())} of {len(truth)} are true: measuring a ranking needs both true and false ones"
+        )
     order, ends = _groups(scores)
     return np.cumsum(truth[order])[ends], ends + 1
 

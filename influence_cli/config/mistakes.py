@@ -140,7 +140,7 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
     for key, numbers in given.items():
         if len(numbers) not in (0, 1, count):
             return InfluenceError(
-                f"{where('model', key)}: model.{key} has {len(numbers)} numbers, but model.checkpoint has {count} files",
+                f"{where('model', key)}: model.{key} has {len(numbers)} numbers, but there are {count} checkpoints",
                 "give one per checkpoint, in the same order, or a single number for all of them",
             )
     if model.segments is not None and model.segments > count:

@@ -154,7 +154,9 @@ def _text(node: yaml.Node, name: str) -> str:
         # JSON spells a letter beyond the first 65,536 as two halves, which belong together.
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError as error:
-        raise InfluenceError(f"{name}:{_line(node)}: half a character in {quoted(text)}", "write the whole character") from error
+        raise InfluenceError(
+            f"{name}:{_line(node)}: half a character in {quoted(text)}", "write the whole character"
+        ) from error
 
 
 def _scalar(node: yaml.Node, name: str) -> Any:

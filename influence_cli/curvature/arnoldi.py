@@ -75,8 +75,8 @@ def top_eigenvectors(
         fits = int(0.5 * free) // (like.element_size() * size)
         if fits < 24:
             raise InfluenceError(
-                f"curvature arnoldi keeps at least 24 vectors of {size:,} numbers "
-                f"({human_bytes(48 * like.element_size() * size)}), {human_bytes(free)} are free",
+                f"curvature arnoldi needs at least 24 vectors of {size:,} numbers "
+                f"({human_bytes(48 * like.element_size() * size)}), but {human_bytes(free)} is free",
                 "track fewer layers (gradients.layers), or use curvature.method: ekfac",
             )
         krylov = min(krylov, fits)

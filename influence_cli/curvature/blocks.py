@@ -56,7 +56,7 @@ class Block:
     def sides(self) -> tuple[Tensor, Tensor]:
         """Give Q_G and Q_A of a Kronecker block."""
         if self.q_out is None or self.q_in is None:
-            raise ValueError(f"{self.name} is no Kronecker block")
+            raise ValueError(f"{self.name} is not a Kronecker block")
         return self.q_out, self.q_in
 
 

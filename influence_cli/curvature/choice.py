@@ -88,13 +88,13 @@ def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor,
         )
     if method in LAYERED and matrix == "hessian":
         raise InfluenceError(
-            f"{where}: curvature {method} has no Hessian: it factors the GGN",
-            "use curvature.matrix: ggn; a Hessian goes with explicit (fewer layers), arnoldi, cg, nystrom, lissa or "
-            "neumann",
+            f"{where}: curvature {method} cannot use the Hessian: it factors the GGN",
+            "use curvature.matrix: ggn, or a method for the Hessian: explicit (fewer layers), arnoldi, cg, nystrom, "
+            "lissa or neumann",
         )
     if method not in LAYERED and matrix == "empirical":
         raise InfluenceError(
-            f"{where}: curvature {method} takes matrix ggn or hessian; empirical goes with ekfac and kfac",
+            f"{where}: curvature {method} takes matrix ggn or hessian; empirical is for ekfac and kfac",
             "use curvature.matrix: ggn",
         )
     if method in LAYERED and not any(layer.is_matrix for layer in network.layers):

@@ -80,7 +80,7 @@ def choose_damping(
     """
     if not isinstance(given, str):
         if not 0 <= given < np.inf:
-            raise InfluenceError(f"a damping of {given:g}: expected auto or a number ≥ 0", "λ = 0 is none at all")
+            raise InfluenceError(f"a damping of {given:g}: expected auto or a number ≥ 0", "λ = 0 means no damping")
         return Damping((float(given),) * len(means), "given")
     if convex and l2 > 0:
         return Damping((0.0,) * len(means), "auto: the objective is convex and l2 > 0")
@@ -88,8 +88,8 @@ def choose_damping(
     if matrix == "hessian" and smallest < -1e-6 * abs(largest):
         return Damping(
             (2 * abs(smallest),) * len(means),
-            f"auto: 2 × |min Λ|, the Hessian's smallest eigenvalue being {smallest:.3g}",
-            "the Hessian is not positive definite here: curvature.matrix: ggn has no such direction",
+            f"auto: 2 × |min Λ|; the Hessian's smallest eigenvalue is {smallest:.3g}",
+            "the Hessian is not positive definite here; curvature.matrix: ggn has no negative eigenvalue",
         )
     c = C if layered or convex else C_EXACT
     each = " of each layer" if len(means) > 1 else ""
@@ -109,7 +109,7 @@ def check_poles(smallest: float, shift: float | np.ndarray) -> None:
     least = float(np.min(shift))
     if smallest + least <= 0:
         raise InfluenceError(
-            f"the curvature is singular or indefinite: −min Λ = {-smallest:.3g}, l2 + λ = {least:.3g} is not above it",
+            f"the curvature is singular or indefinite: l2 + λ = {least:.3g} is not above −min Λ = {-smallest:.3g}",
             f"set curvature.damping above {max(-smallest, 0.0):.3g}, or leave it at auto"
             + (", or use curvature.matrix: ggn" if smallest < 0 else ""),
         )

@@ -342,7 +342,7 @@ def remainders(blocks: Sequence[Block]) -> list[str]:
         if block.kind == "kronecker" and block.count < block.size:
             share = float(block.values.double().sum()) / max(block.trace, 1e-300)
             texts.append(
-                f"{block.name}: {block.size:,} parameters, too wide for all eigenvectors; the top "
-                f"{kronecker_plan.TOP:,} of a factor hold {share:.1%} of its curvature, the remainder is left out"
+                f"{block.name}: {block.size:,} parameters are too many for all eigenvectors; the top "
+                f"{kronecker_plan.TOP:,} per factor hold {share:.1%} of its curvature; the rest is left out"
             )
     return texts

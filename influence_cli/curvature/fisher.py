@@ -55,8 +55,8 @@ def stored_moment(path: Path, on_examples: Callable[[int], None] = lambda _: Non
         need, free = 8 * small * (3 * small + (2 * p if p > n else p)), available_bytes(torch.device("cpu"))
         if small > WIDEST or need > free:
             raise InfluenceError(
-                f"{where}: the second moment of {n:,} gradients of {p:,} parameters takes {human_bytes(need)}; "
-                f"the limit is {WIDEST:,} parameters or examples, {human_bytes(free)} are free",
+                f"{where}: the second moment of {n:,} gradients of {p:,} parameters needs {human_bytes(need)}; "
+                f"the limit is {WIDEST:,} parameters or examples, and {human_bytes(free)} is free",
                 "track fewer layers (gradients.layers), or use curvature.method: ekfac",
             )
         if p <= n:

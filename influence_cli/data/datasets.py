@@ -44,7 +44,7 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
     source = call(factory, section.args, config.folder, section.dataset, where)
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
         raise InfluenceError(
-            f"{where()}: {section.dataset} returned a {type(source).__name__}, which has no length or no items by index",
+            f"{where()}: {section.dataset} returned a {type(source).__name__}, without a length or items by index",
             "use a map-style data set, with __len__ and __getitem__",
         )
     if len(source) == 0:

@@ -57,7 +57,7 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
     if not isinstance(example, Image.Image):
         if split.transform is None:
             raise InfluenceError(
-                f"{path}: the {split.name} data set yields tensors, so an image file cannot be turned into a model input",
+                f"{path}: the {split.name} data set yields tensors, so an image file cannot become a model input",
                 f"give {split.name}.transform in the YAML file",
             )
     elif image.mode != example.mode:
@@ -75,7 +75,8 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
     expected = to_input(split, example, split.title(int(split.indices[0]))).shape
     if tensor.shape != expected:
         raise InfluenceError(
-            f"{path} becomes an input of shape {list(tensor.shape)}, not {list(expected)} like the {split.name} examples",
+            f"{path} becomes an input of shape {list(tensor.shape)}, but the {split.name} examples have "
+            f"{list(expected)}",
             "add {Resize: {size: [height, width]}} to the transform, or resize the file",
         )
     return tensor, image

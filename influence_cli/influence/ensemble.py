@@ -86,8 +86,8 @@ def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Termin
     whole = [sum(time for time, own in zip(times, owner, strict=True) if own == segment) for segment in owner]
     terminal.say(
         f"SOURCE: {counted(count, 'checkpoint')} in {counted(max(owner) + 1, 'segment')}, η·steps "
-        f"{', '.join(f'{whole[owner.index(segment)]:.3g}' for segment in sorted(set(owner)))}; there is no λ: an "
-        "eigenvalue σ counts (1 − exp(−η·steps·σ))/σ, at most η·steps"
+        f"{', '.join(f'{whole[owner.index(segment)]:.3g}' for segment in sorted(set(owner)))}; λ is not used: an "
+        "eigenvalue σ is weighted by (1 − exp(−η·steps·σ))/σ, at most η·steps"
     )
     if config.curvature.damping != "auto":
         terminal.warn("curvature.damping is not used: SOURCE has no λ")
@@ -109,11 +109,12 @@ def _source_inverse(
     decay = torch.expm1(-own * spectrum.values).float().to(device)
     d_eff, every = spectrum.decided(l2, time)
     kept = min(1.0, d_eff / every) if every > 0 else 1.0
-    terminal.say(
-        f"{prepared.task.checkpoint.name}: training decides {every:,.1f} directions; {len(counts):,} of "
+    terminal.say(f"{prepared.task.checkpoint.name}: the store keeps {kept:.0%} of the signal.")
+    terminal.detail(
+        f"{prepared.task.checkpoint.name}: training determines {every:,.1f} directions; {len(counts):,} of "
         f"{network.size:,} coordinates kept ({kept:.2%} of that)"
     )
-    warn_of_span(prepared, kept, "the directions that training decides", "raise gradients.budget", terminal)
+    warn_of_span(prepared, kept, "the directions that training determines", "raise gradients.budget", terminal)
     factors = (scale * counts).float().to(device)
 
     def project(vectors: Tensor) -> Tensor:

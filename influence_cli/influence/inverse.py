@@ -94,7 +94,7 @@ def make_inverse(
     choice = prepared.choice
     if choice.method == "identity":
         if given != "auto":
-            terminal.warn("curvature identity has no damping: the score is gᵗg/n, without a unit; λ is not used")
+            terminal.warn("curvature identity does not use λ: the score is gᵗg/n, without a unit")
         return Inverse(lambda rows: rows, lambda rows: rows.square().sum(dim=1), 0.0, None, whiten=lambda rows: rows)
     if prepared.spectrum is not None:
         return _spectral(prepared, prepared.spectrum, given, terminal)
@@ -124,8 +124,9 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
     announce(damping, l2, terminal)
     _, whole = spectrum.dimension(damping, l2)
     kept, size = inverse.kept, prepared.choice.network.size
-    terminal.say(
-        f"effective dimension {whole:,.1f}; {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
+    terminal.say(f"The store keeps {kept:.0%} of the signal.")
+    terminal.detail(
+        f"effective dimension {whole:,.1f};  {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
     )
     warn_of_span(prepared, kept, "the effective dimension", "raise gradients.budget or the damping", terminal)
     return inverse
@@ -180,7 +181,7 @@ def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -
     )
     inverse = _of_moment(found, damping, task.l2)
     announce(damping, task.l2, terminal)
-    terminal.say(f"effective dimension {inverse.effective_dimension:,.1f} of at most {len(found.values):,}")
+    terminal.detail(f"effective dimension {inverse.effective_dimension:,.1f} of at most  {len(found.values):,}")
     return inverse
 
 

@@ -235,7 +235,7 @@ def _forecast(system: _System, vectors: Tensor, terminal: Terminal) -> None:
         count = min(count, expected_products(method, system.scale, system.shift, system.tolerance))
     seconds = count * spent * (1.0 if system.is_series else len(examples) / examples.batch)
     terminal.say(
-        f"{method} for {len(vectors)} right sides: at most about {count:,} products with the curvature "
+        f"{method} for {len(vectors)} right-hand sides: at most about {count:,} products with the curvature "
         f"({'of mini-batches' if system.is_series else 'of all examples'}), {duration(seconds)}"
     )
     if seconds > LONG:
@@ -258,12 +258,12 @@ def _report(info: SolveInfo, most: int, strict: bool, terminal: Terminal) -> Non
     terminal.say(text)
     if info.converged:
         return
-    problem = f"{info.method} did not converge: relative residual {info.residual:.1e}, wanted {info.tolerance:.0e}"
+    problem = f"{info.method} did not converge: relative residual {info.residual:.1e}, target {info.tolerance:.0e}"
     stopped = info.iterations >= most
     remedy = (
         f"raise curvature.max_iterations ({most:,}), use a larger curvature.damping"
         if stopped
-        else "rounding goes no further: use a larger curvature.damping or curvature.tolerance"
+        else "rounding allows no better: use a larger curvature.damping or curvature.tolerance"
     ) + ", or curvature.method: explicit on fewer layers"
     if strict:
         raise InfluenceError(f"{problem} (--strict)", remedy)

@@ -38,7 +38,7 @@ def check_normalise(kind: str, method: str) -> None:
         raise InfluenceError(f"--normalise {kind}: there is no such score", did_you_mean(kind, (NONE, *MEANING)))
     if kind != NONE and method in SOLVERS:
         raise InfluenceError(
-            f"--normalise {kind}: under {method} the norm of every training example would take a solve of its own",
+            f"--normalise {kind}: under {method} the norm of every training example would need its own solve",
             "-s curvature.method=auto (or explicit, ekfac, kfac, arnoldi, fisher, identity)",
         )
 

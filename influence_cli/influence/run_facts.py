@@ -40,11 +40,11 @@ def describe_run(
     ]
     correlation = run.get("identity_correlation")
     if correlation is not None and np.isfinite(correlation):
-        terminal.say(f"correlation with plain gradient similarity: {correlation:.3f}")
+        terminal.detail(f"correlation with plain gradient similarity: {correlation:.3f}")
         if correlation > 0.98:
             terminal.warn(
-                f"curvature plays hardly any part here (correlation {correlation:.3f} with identity): "
-                "λ is large beside the spectrum; a smaller curvature.damping would use it"
+                f"the curvature has almost no effect here (correlation {correlation:.3f} with identity): "
+                "λ is large relative to the spectrum; use a smaller curvature.damping"
             )
     elif correlation is not None:
         run["identity_correlation"] = None

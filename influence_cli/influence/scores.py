@@ -274,7 +274,7 @@ def require_finite(values: Tensor | np.ndarray, what: str, title: Callable[..., 
         place = torch.nonzero(~finite)[0].tolist()
         raise InfluenceError(
             f"the {what} of {title(*place)} is NaN or infinite",
-            "use a larger curvature.damping, or look at that image; list it under exclude to go on without it",
+            "use a larger curvature.damping, or check that image; list it under exclude to continue without it",
         )
 
 

@@ -141,7 +141,7 @@ def _streamed_self_influences(
                 rows, losses, _ = prepared.coordinates(batch.inputs, batch.targets)
                 check_gradients(split, batch, losses, rows)
                 if inverse.own is None:
-                    raise InfluenceError("self-influence would take a solve an example")
+                    raise InfluenceError("self-influence would need one solve per example")
                 own[at] += removal(inverse.own(rows), prepared.task.n).cpu().numpy() / len(stores)
             advance(len(batch))
     return np.concatenate(distributed.gathered(own))

@@ -83,7 +83,7 @@ def stored_self_influence(prepared: Prepared, inverse: Inverse, terminal: Termin
     """Compute the self-influence of all training examples from the rows of a store: pieces [1, b]."""
     solve, task = inverse.own, prepared.task
     if solve is None:
-        raise ValueError("self-influence would take a solve an example")
+        raise ValueError("self-influence would need one solve per example")
 
     def work(where: slice, block: np.ndarray) -> Piece:
         return where, removal(solve(torch.from_numpy(block).to(task.device)), task.n)[None].cpu().numpy()
@@ -155,7 +155,7 @@ def direct_self_influence(
             else:
                 rows, losses, outputs = coordinates(network, basis, batch.inputs, batch.targets)
                 if inverse.own is None:
-                    raise ValueError("self-influence would take a solve an example")
+                    raise ValueError("self-influence would need one solve per example")
                 values = inverse.own(rows)
             check_finite(task.train, batch, losses, values[:, None])
             at = _note(task, facts, batch.indices, losses, outputs, share)
@@ -177,7 +177,7 @@ def _block_weights(prepared: Prepared, inverse: Inverse) -> list[Tensor]:
     """Cut 1/(Λ + l2 + λ) into the shapes of the blocks' spectra."""
     basis, spectrum = prepared.basis, prepared.spectrum
     if not isinstance(basis, Blocks) or spectrum is None:
-        raise ValueError("a basis a layer is needed")
+        raise ValueError("one basis per layer is needed")
     weights = (1 / (spectrum.values + inverse.shift)).float().to(prepared.task.device)
     parts = weights.split([len(kept) for kept in basis.kept])
     return [part.view(kept.block.values.shape) for part, kept in zip(parts, basis.kept, strict=True)]
@@ -243,8 +243,8 @@ def averaged(streams: Sequence[Iterator[Piece]]) -> Iterator[Piece]:
         return
     if len({where.start for where, _ in held}) > 1:
         raise InfluenceError(
-            "the stores of the checkpoints have blocks of different sizes, so their parts do not meet",
-            "make them with one gradients.block (influence gradients --overwrite), or run one process",
+            "the stores of the checkpoints have different block sizes, so their blocks do not line up",
+            "build them with the same gradients.block (influence gradients --overwrite), or run one process",
         )
     while True:
         start, stop = held[0][0].start, min(where.stop for where, _ in held)

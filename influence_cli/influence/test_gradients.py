@@ -153,7 +153,9 @@ def selected_batches(
                 tensor, _ = file_input(split, item.file)
             except InfluenceError as error:
                 if not skip:
-                    raise InfluenceError(error.message, error.hint or "--skip-unreadable goes on without it") from error
+                    raise InfluenceError(
+                        error.message, error.hint or "--skip-unreadable continues without it"
+                    ) from error
                 terminal.warn(f"skipped: {error.message}")
                 continue
             label = item.label if item.label is not None else -1

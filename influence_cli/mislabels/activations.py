@@ -97,7 +97,7 @@ def activations(
         hashes.append([xxhash.xxh3_64_intdigest(np.ascontiguousarray(one).data) for one in batch.inputs.numpy()])
         on_examples(len(batch))
     if not parts:
-        raise InfluenceError("there is no example whose activations could be read")
+        raise InfluenceError("no example's activations could be read")
     layers, start = {}, 0
     for name, own in parts.items():
         layers[name] = slice(start, start + own[0].shape[1])
@@ -196,5 +196,5 @@ def _refuse_not_finite(outputs: Tensor, batch: Batch, title: Callable[[int], str
         index = int(batch.indices[int(torch.nonzero(~finite)[0])])
         raise InfluenceError(
             f"the model's activations or outputs for {title(index)} are NaN or infinite",
-            "look at that image; list it under exclude to go on without it",
+            "check that image; list it under exclude to continue without it",
         )

@@ -57,7 +57,7 @@ def qualities(
     if not wrong.any() or wrong.all():
         raise InfluenceError(
             f"--truth says that {int(wrong.sum())} of {len(wrong)} labels are wrong",
-            "it needs both right and wrong ones",
+            "it needs both correct and wrong labels",
         )
     table = [
         Quality(

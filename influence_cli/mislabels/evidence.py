@@ -134,7 +134,8 @@ def gather_evidence(
     readout = opinions["readout"]
     summary |= {"readout_loss": _loss(readout, targets), "readout_accuracy": _accuracy(readout, targets)}
     memorised = split.name == "train" and summary["model_loss"] < MEMORISED * summary["readout_loss"]
-    terminal.say(_diagnosis(split.name, summary, memorised))
+    terminal.say(_diagnosis(split.name, memorised))
+    terminal.detail(_compared(summary))
     heard = torch.stack([readout, opinions["neighbours"], *([] if memorised else [model])])
     weights = torch.full((len(heard),), WITHOUT if memorised else WITH_MODEL)
     if split.name != "train":
@@ -192,7 +193,7 @@ def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first:
     most = distributed.smallest(min(ALL, max(1, fits)))
     indices = split.indices[distributed.share(len(split))]
     if most < ALL and first:
-        terminal.detail(f"at most {most:,} activations of an example, for lack of memory")
+        terminal.detail(f"memory is short: at most {most:,} activations per example")
     with terminal.progress(len(indices), "activations of every layer") as advance:
         batches = readable_batches(
             split, indices, 256, task.loading, skip=skip, tell=terminal.warn if first else lambda _: None
@@ -220,7 +221,7 @@ def _readouts(
     if readout.floored:
         terminal.warn(
             f"{readout.floored:,} examples have leverage above {1 - FLOOR}: the readout fits them whatever their "
-            "label; it has too many activations for so few examples"
+            "label is; it has too many activations for so few examples"
         )
     for name, value in (
         ("ridge", readout.ridge),
@@ -255,7 +256,7 @@ def _obstacle(found: Activations, classes: Sequence[str]) -> InfluenceError | No
         which = "the only label is" if count == 1 else f"all {count:,} labels are"
         return InfluenceError(
             f"{which} {classes[int(counts.argmax())]}: no label can be suspected",
-            "name a data set with two classes or more",
+            "use a data set with two or more classes",
         )
     if not found.hidden.shape[1]:
         return InfluenceError(
@@ -266,19 +267,22 @@ def _obstacle(found: Activations, classes: Sequence[str]) -> InfluenceError | No
     if len(rare):
         named = ", ".join(f"{classes[int(c)]} ({counts[c]})" for c in rare[:6]) + (", …" if len(rare) > 6 else "")
         return InfluenceError(
-            f"a class needs at least 3 examples for a readout without one of them; fewer have: {named}",
+            f"the leave-one-out readout needs at least 3 examples per class; these have fewer: {named}",
             "use --signal loss or self-influence, or list them under exclude",
         )
     return None
 
 
-def _diagnosis(split: str, summary: dict[str, float], memorised: bool) -> str:
-    seen = (
-        f"accuracy {summary['model_accuracy']:.1%} and loss {summary['model_loss']:.3f} on the given labels, by a "
-        f"readout without the label {summary['readout_accuracy']:.1%} and {summary['readout_loss']:.3f}"
+def _compared(summary: dict[str, float]) -> str:
+    return (
+        f"given labels: the model has accuracy {summary['model_accuracy']:.1%} and loss {summary['model_loss']:.3f}, "
+        f"the readout without the label {summary['readout_accuracy']:.1%} and {summary['readout_loss']:.3f}"
     )
+
+
+def _diagnosis(split: str, memorised: bool) -> str:
     if split != "train":
-        return f"test set: {seen}; the model's own loss counts, it has not seen these labels"
+        return "The model was not trained on these labels, so its loss counts as evidence."
     if memorised:
-        return f"memorised: {seen}; loss, margin and self-influence say little here, trust readout and neighbours"
-    return f"not memorised: {seen}; the model's own loss is evidence too"
+        return "The model has memorised its labels; ranking by similar images instead."
+    return "The model has not memorised its labels, so its loss counts as evidence."

@@ -25,7 +25,7 @@ def row_among(indices: np.ndarray, index: int, split: Split) -> int:
     if row >= len(indices) or indices[row] != index:
         raise InfluenceError(
             f"--explain {index}: there is no such {split.name} example in use",
-            f"positions are 0 to {len(split.source) - 1}, less those excluded",
+            f"valid indices are 0 to {len(split.source) - 1}, except excluded ones",
         )
     return row
 

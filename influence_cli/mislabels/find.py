@@ -97,9 +97,9 @@ def wanted_signals(
         raise InfluenceError(f"--signal {signal}: there is no such signal", f"known: {', '.join(SIGNALS)}")
     why = {
         "pred-probs": (not probabilities, "it needs --pred-probs FILE"),
-        "tracin": (checkpoints < 2, "it needs several checkpoints; of one it is gradient-norm"),
-        "test-influence": (on == "test" or not tests, "it is of training examples, on a test set in the config"),
-        "self-influence": (solves, "it would take a solve an example; use -s curvature.method=auto"),
+        "tracin": (checkpoints < 2, "it needs several checkpoints; with one it equals gradient-norm"),
+        "test-influence": (on == "test" or not tests, "it scores training examples and needs a test set in the config"),
+        "self-influence": (solves, "it would need one solve per example; use -s curvature.method=auto"),
     }
     missing = {name: reason for name, (cannot, reason) in why.items() if cannot}
     if signal in missing:
@@ -171,7 +171,7 @@ def find_mislabels(
         terminal.warn(f"no self_influence: {error.message}")
     distributed.dissolve()
     if signal not in signals:
-        raise InfluenceError(f"--signal {signal}: it cannot be had here", f"there are: {', '.join(signals)}")
+        raise InfluenceError(f"--signal {signal}: not available here", f"available:  {', '.join(signals)}")
     opinions = {name: np.exp(own) for name, own in logs.items()}
     leading = signal if signal in logs else next(iter(logs), None)
     opinion = facts.probabilities if leading is None or signal in ("loss", "margin") else opinions[leading]
@@ -243,6 +243,6 @@ def _of_read(signals: dict[str, np.ndarray], split: Split, facts: TrainingFacts)
         if len(lost):
             raise InfluenceError(
                 f"{name}: {split.title(int(facts.indices[lost[0]]))} can be read now, but not when the store was made",
-                "influence gradients --overwrite makes the store again",
+                "influence gradients --overwrite rebuilds the store",
             )
     return {name: values[at] for name, values in signals.items()}

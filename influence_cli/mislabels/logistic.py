@@ -40,7 +40,7 @@ def leave_one_out_logistic(components: Tensor, targets: Tensor, classes: int) ->
     width = min(components.shape[1], WEIGHTS // classes - 1)
     if width < 1:
         raise InfluenceError(
-            f"--signal logistic: a dense Hessian has room for {WEIGHTS // 2:,} classes, there are {classes:,}",
+            f"--signal logistic: a dense Hessian allows up to {WEIGHTS // 2:,} classes, but there are {classes:,}",
             "use --signal readout",
         )
     wide = torch.float32 if components.device.type == "mps" else torch.float64

@@ -36,7 +36,7 @@ def read_probabilities(path: Path, length: int, classes: Sequence[str]) -> np.nd
     if values.shape != (length, len(classes)):
         raise InfluenceError(
             f"{where} has the shape {list(values.shape)}, not [{length}, {len(classes)}]",
-            "a row an example of the data set, excluded ones too, and a column a class are needed",
+            "give one row per example of the data set, excluded ones too, and one column per class",
         )
     bad = np.flatnonzero(~((values >= 0) & (values <= 1 + TOLERANCE)).all(axis=1))
     if len(bad):
@@ -57,7 +57,7 @@ def read_probabilities(path: Path, length: int, classes: Sequence[str]) -> np.nd
 def _read_npy(path: Path, where: str) -> np.ndarray:
     values = load_npy(path, where)
     if values.dtype.kind not in "fiu":
-        raise InfluenceError(f"{where} holds {values.dtype}, which is not a number")
+        raise InfluenceError(f"{where} holds {values.dtype}, not numbers")
     return np.asarray(values, dtype=np.float64)
 
 

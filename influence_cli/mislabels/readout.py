@@ -72,7 +72,7 @@ def leave_one_out(features: Tensor, targets: Tensor, classes: int) -> Readout:
     """
     n = len(features)
     if n < 3:
-        raise InfluenceError(f"a leave-one-out readout needs at least 3 examples, there are {n}")
+        raise InfluenceError(f"a leave-one-out readout needs at least 3 examples, but there are {n}")
     turned, values, weights, mean = _regression(features, targets, classes)
     onehot = functional.one_hot(targets, classes).to(features)
     ridges = [multiple * float(values.mean()) for multiple in RIDGES]
@@ -138,7 +138,7 @@ def _regression(features: Tensor, targets: Tensor, classes: int) -> tuple[Tensor
     centre, spread = features.mean(dim=0), features.std(dim=0)
     varies = spread > 1e-6 * spread.max().clamp_min(1e-30)
     if not bool(varies.any()):
-        raise InfluenceError("the activations of all examples are the same", "is the checkpoint the right one?")
+        raise InfluenceError("the activations of all examples are the same", "is this the right checkpoint?")
 
     def standardised() -> Iterator[Tensor]:
         """Yield Φ in parts: of many examples a copy of it would be most of the memory that is used."""

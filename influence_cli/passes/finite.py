@@ -45,11 +45,11 @@ def refuse_culprit(
             if len(batch) == 1:
                 refuse_not_finite(split, batch.indices, torch.zeros(1, dtype=torch.bool), what)
             raise InfluenceError(
-                f"the {what} of {len(batch)} examples together, from {title} on, is too large for float32",
-                "look at those images for extreme pixels",
+                f"the {what} summed over {len(batch)} examples, from {title} on, is too large for float32",
+                "check those images for extreme pixels",
             )
     raise InfluenceError(
-        f"the {what} of all training examples together is too large for float32", "look for extreme pixels or weights"
+        f"the {what} summed over all training examples is too large for float32", "check for extreme pixels or weights"
     )
 
 
@@ -100,5 +100,5 @@ def refuse_not_finite(split: Split, indices: np.ndarray, good: Tensor, what: str
         index = int(indices[int(torch.nonzero(~good.cpu())[0])])
         raise InfluenceError(
             f"the {what} of {split.title(index)} is NaN or infinite",
-            "look at that image and its label; list it under exclude to go on without it",
+            "check that image and its label; list it under exclude to continue without it",
         )

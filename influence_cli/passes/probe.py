@@ -62,8 +62,8 @@ def check_repeatable(split: Split) -> None:
         again = to_input(split, raw_item(split, index)[0], title)
         if again.shape != first.shape or not torch.equal(again, first):
             raise InfluenceError(
-                f"{split.where}: the {split.name} transform is random: {title} read twice differs",
-                "give the transform of evaluation, without augmentation: a gradient belongs to one fixed input",
+                f"{split.where}: the {split.name} transform is random: two readings of {title} differ",
+                "give the evaluation transform, without augmentation: a gradient belongs to one fixed input",
             )
 
 
@@ -81,7 +81,7 @@ def _check_outputs(task: Task, network: Network, batch: Batch) -> Tensor:
     where = f"model ({task.checkpoint.name})"
     if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
         bad = int(batch.indices[int(torch.nonzero(~inputs.isfinite().flatten(1).all(1))[0])])
-        raise InfluenceError(f"{task.train.title(bad)} has NaN or infinite pixels", "mend it, or list it under exclude")
+        raise InfluenceError(f"{task.train.title(bad)} has NaN or infinite pixels", "fix it, or list it under exclude")
     outputs = _forward(task, inputs)
     if not torch.equal(outputs, _forward(task, inputs)):
         raise InfluenceError(
@@ -94,15 +94,15 @@ def _check_outputs(task: Task, network: Network, batch: Batch) -> Tensor:
     if not torch.allclose(outputs, alone, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()) + 1e-6):
         raise InfluenceError(
             f"{where}: an example's output depends on the rest of its batch",
-            "such a model has no gradient of a single example; BatchNorm without running statistics does this",
+            "such a model has no per-example gradient; BatchNorm without running statistics causes this",
         )
     sums = outputs.sum(dim=1)
     probabilities = bool(((outputs >= 0) & (outputs <= 1)).all()) and bool(((sums - 1).abs() < 1e-4).all())
     if probabilities and task.loss_name == "cross_entropy" and outputs.shape[1] > 1:
         raise InfluenceError(
             f"{where}: the outputs are probabilities (in [0, 1], summing to 1), but cross_entropy takes logits",
-            "return the layer before the softmax; if it really was trained like this, "
-            "name the loss in a file of your own: loss: {factory: ./losses.py:mine}",
+            "return the outputs before the softmax; if the model really was trained like this, "
+            "name your own loss: loss: {factory: ./losses.py:mine}",
         )
     return outputs
 
@@ -127,7 +127,7 @@ def _check_loss(task: Task, outputs: Tensor, batch: Batch) -> None:
         one = isinstance(losses, Tensor) and losses.numel() == 1
         raise InfluenceError(
             f"loss {task.loss_name} returns {'one number' if one else shape} for a batch of {len(targets)}",
-            "it must return one loss an example, [batch]: use reduction='none' (args: {reduction: none})",
+            "it must return one loss per example, [batch]: use reduction='none' (args: {reduction: none})",
         )
     check_finite(task.train, batch, losses)
 
@@ -147,13 +147,12 @@ def checkpoint_warnings(
     warnings = []
     if near_chance(accuracy, classes):
         warnings.append(
-            f"training accuracy {accuracy:.1%} is near chance: is the transform, the class order or the "
-            "checkpoint right?"
+            f"training accuracy {accuracy:.1%} is near chance: check the transform, the class order and the checkpoint"
         )
     if not_minimum(gradient_norm, typical_norm, examples):
         warnings.append(
-            f"the checkpoint is not near a minimum: ‖∇R + l2·θ‖ = {gradient_norm:.3g} over the tracked "
-            f"parameters, a single gradient is {typical_norm:.3g}; train on, or check l2 and the transform"
+            "training stopped early (usual with augmentation): trust the order, not the sizes; mislabels is "
+            "unaffected; if training did not stop early, check l2 and the transform"
         )
     return warnings
 

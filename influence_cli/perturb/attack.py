@@ -137,9 +137,10 @@ def right_row(top: TopLayer, index: int) -> int:
     if predicted != label:
         classes = top.task.classes
         raise InfluenceError(
-            f"{top.task.test_split().title(index)} is already wrong: {classes[predicted]}, labelled {classes[label]}; "
+            f"{top.task.test_split().title(index)} is already misclassified: predicted {classes[predicted]}, "
+            f"labelled {classes[label]}; "
             "there is nothing to flip",
-            "attack one that is predicted right; influence rank says why this one is wrong",
+            "attack a correctly predicted one; influence rank explains why this one is wrong",
         )
     return row
 
@@ -324,7 +325,7 @@ def rank_attackable(top: TopLayer, rows: Sequence[int], scale: PixelScale, termi
     outputs, labels = top.outputs(top.w), top.tests.targets
     right = [row for row in rows if int(outputs[row].argmax()) == int(labels[row])]
     found: list[Attackable] = []
-    with terminal.progress(len(right), "what one image could do") as advance:
+    with terminal.progress(len(right), "effect of each single image") as advance:
         for start in range(0, len(right), SOLVED):
             part = right[start : start + SOLVED]
             second = [_next(outputs[row], int(labels[row])) for row in part]

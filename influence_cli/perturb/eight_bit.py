@@ -25,7 +25,7 @@ ROUNDING = 0.05
 # Steps that leave the scale of float pixels as it is, before Normalize; Pad and Grayscale mix nothing but levels.
 _NEUTRAL = ("Resize", "CenterCrop", "Pad", "Grayscale", "RGB", "ToPureTensor", "Identity", "ToImage")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-ADVICE = "say how large one 8-bit level is in the model's input: --pixel-step 1/255, or one a channel (--black too)"
+ADVICE = "give the size of one 8-bit level in the model's input: --pixel-step 1/255, or one per channel (also --black)"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def ball(scale: PixelScale, x: Tensor, title: str) -> Ball:
     """
     if len(scale.step) not in (1, len(x)):
         raise InfluenceError(
-            f"--pixel-step has {len(scale.step)} numbers, {title} has {len(x)} channels", "give one, or one a channel"
+            f"--pixel-step has {len(scale.step)} numbers, but {title} has {len(x)} channels",
+            "give one, or one per channel",
         )
     levels = scale.levels(x)
     least, most = float(levels.min()), float(levels.max())
@@ -136,7 +137,7 @@ def pixel_scale(split: Split) -> PixelScale:
         elif name not in _NEUTRAL or (normalised and name in ("Grayscale", "RGB")):
             raise _unknown(split, name)
     if not floats:
-        raise InfluenceError(f"{split.where}: the size of an 8-bit level is unknown: nothing makes floats", ADVICE)
+        raise InfluenceError(f"{split.where}: the size of an 8-bit level is unknown: no step makes floats", ADVICE)
     return PixelScale(step, black)
 
 
@@ -151,9 +152,11 @@ def given_scale(step: str, black: str | None) -> PixelScale:
     if len(blacks) == 1:
         blacks = blacks * len(steps)
     if len(blacks) != len(steps):
-        raise InfluenceError(f"--black has {len(blacks)} numbers, --pixel-step {len(steps)}", "give as many of each")
+        raise InfluenceError(
+            f"--black has {len(blacks)} numbers, but --pixel-step has {len(steps)}", "give as many of each"
+        )
     if min(steps) <= 0:
-        raise InfluenceError(f"--pixel-step {step}: a level is larger than 0", "such as 1/255")
+        raise InfluenceError(f"--pixel-step {step}: a level must be larger than 0", "such as 1/255")
     return PixelScale(torch.tensor(steps, dtype=torch.float64), torch.tensor(blacks, dtype=torch.float64))
 
 
@@ -173,7 +176,7 @@ def _numbers(text: str, option: str) -> list[float]:
             value = float("nan")
         if not np.isfinite(value):
             raise InfluenceError(
-                f"{option} {text}: {part!r} is not a number", "such as 1/255, or one a channel: 0.1,0.2,0.1"
+                f"{option} {text}: {part!r} is not a number", "such as 1/255, or one per channel: 0.1,0.2,0.1"
             )
         found.append(value)
     return found

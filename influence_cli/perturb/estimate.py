@@ -95,8 +95,8 @@ def input_slopes(network: Network, vector: Tensor, inputs: Tensor, targets: Tens
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise InfluenceError(
-                f"the gradient of the model has no derivative in its input: {describe(error)}",
-                "perturb differentiates twice; a layer with a backward pass of its own may allow that only once",
+                f"the model's gradient has no derivative with respect to its input: {describe(error)}",
+                "perturb differentiates twice; a layer with a custom backward pass may allow only one",
             ) from error
     return found.detach()
 
@@ -174,13 +174,13 @@ def perturb_image(
         run["newton"] = again.facts
     if any(_bends(one) for one in found):
         terminal.warn(
-            "estimated and replaced differ by more than half: the change is not small for this model, as where it "
-            "crosses kinks of ReLU or max pooling (a black ground is full of ties); go by replaced"
+            "estimated and replaced differ by more than half: the change is not small for this model, for example "
+            "because it crosses kinks of ReLU or max pooling (a black background has many ties); trust replaced"
         )
     if found and not any(one.slope.any() for one in found):
         terminal.warn(
-            "no pixel moves the loss: the derivative is 0 everywhere, as where the model rounds its input or the "
-            "training loss of this image is 0"
+            "no pixel moves the loss: the derivative is 0 everywhere, for example because the model rounds its "
+            "input or the training loss of this image is 0"
         )
     return found
 
@@ -238,7 +238,7 @@ class _Again:
     def __init__(self, stores: Sequence[Prepared], batch: Batch, terminal: Terminal) -> None:
         if len(stores) > 1:
             raise InfluenceError(
-                f"--retrain trains one checkpoint again, the config lists {len(stores)}",
+                f"--retrain retrains one checkpoint, but the config lists {len(stores)}",
                 f"-s model.checkpoint={stores[0].task.checkpoint}",
             )
         prepared = stores[0]
@@ -246,7 +246,7 @@ class _Again:
         check_whole(prepared.task)
         if layer is None or not is_convex(prepared):
             raise InfluenceError(
-                "--retrain needs an output layer under a smooth convex loss: only that has a minimum to return to",
+                "--retrain needs an output layer under a smooth convex loss: only that has a minimum to retrain to",
                 "track the last layer alone (gradients.layers), or leave --retrain out",
             )
         self._prepared, self._layer, self._batch, self._terminal = prepared, layer, batch, terminal

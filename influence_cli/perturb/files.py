@@ -46,8 +46,8 @@ def read_change(path: Path, split: Split, x: Tensor, title: str) -> Tensor:
     shape = list(x.shape)
     if list(values.shape) != shape:
         raise InfluenceError(
-            f"--delta {path} has the shape {list(values.shape)}, the input of {title} has {shape}",
-            "δ is added to what the transform makes of the image: channels first, one number for each of its numbers",
+            f"--delta {path} has the shape {list(values.shape)}, but the input of {title} has {shape}",
+            "δ is added to the transformed image: channels first, one number per input value",
         )
     if not np.isfinite(values).all():
         raise InfluenceError(f"--delta {path} has NaN or infinite numbers")
@@ -57,7 +57,7 @@ def read_change(path: Path, split: Split, x: Tensor, title: str) -> Tensor:
 def check_map(path: Path | None) -> None:
     """Refuse a map of another kind than `MAPS`, before any work."""
     if path is not None and path.suffix.lower() not in MAPS:
-        raise InfluenceError(f"--map {path}: a map is .png or .npy", did_you_mean(path.suffix.lower(), MAPS))
+        raise InfluenceError(f"--map {path}: a map must be .png or .npy", did_you_mean(path.suffix.lower(), MAPS))
 
 
 def check_image(x: Tensor, option: str) -> None:

@@ -43,7 +43,7 @@ def check_budget(config: Config, task: Task, choice: Choice) -> None:
         if need > budget:
             raise InfluenceError(
                 f"{where}: the gradients of {len(task.train):,} examples × {size:,} parameters take "
-                f"{human_bytes(need)}, gradients.budget is {human_bytes(budget)}",
+                f"{human_bytes(need)}, but gradients.budget is {human_bytes(budget)}",
                 "track fewer layers (gradients.layers), use store_dtype: float16 or int8, curvature.method: ekfac, "
                 "--on-the-fly, or raise the budget",
             )
@@ -52,10 +52,10 @@ def check_budget(config: Config, task: Task, choice: Choice) -> None:
     basis = 4 * size if choice.is_joint else stored_bytes(choice.network)
     least = store_layout(config, task, 0).bytes() + columns * _column_bytes(config, task) + basis
     if budget < least:
-        each = "one coordinate" if choice.is_joint else f"one coordinate for each of {columns} layers, and the factors"
+        each = "one coordinate" if choice.is_joint else f"one coordinate per layer ({columns} layers) and the factors"
         raise InfluenceError(
-            f"{where}: gradients.budget is {human_bytes(budget)}; a store of {len(task.train):,} examples with "
-            f"{each} takes at least {human_bytes(least)}",
+            f"{where}: gradients.budget is {human_bytes(budget)}, but a store of {len(task.train):,} examples "
+            f"with {each} takes at least {human_bytes(least)}",
             f"raise it: -s gradients.budget={math.ceil(least / 1e6)}MB, or use --on-the-fly",
         )
 

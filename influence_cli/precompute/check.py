@@ -137,7 +137,7 @@ def _task_findings(
         test = measure(task, task.test, network, full, terminal, skip, gradients=False)
         findings.append(Finding("test accuracy", test.accuracy, f"over {test.count:,} examples"))
         if near_chance(test.accuracy, len(task.classes)) and not near_chance(train.accuracy, len(task.classes)):
-            terminal.warn(f"test accuracy {test.accuracy:.1%} is near chance: are the classes of both sets the same?")
+            terminal.warn(f"test accuracy {test.accuracy:.1%} is near chance: do both sets have the same classes?")
     path = store_path(config, number)
     need = min(row_bytes(config, task, choice), config.gradients.budget)
     examples = plan_batch(network, batch.inputs, 0 if choice.has_basis else network.size, config.gradients.block)
@@ -145,7 +145,7 @@ def _task_findings(
     matrix = f" {choice.matrix}" if choice.method not in ("identity", "fisher") else ""
     findings += [
         Finding("curvature", f"{choice.method}{matrix}"),
-        Finding("store", str(path), "exists" if path.exists() else "not made yet"),
+        Finding("store", str(path), "exists" if path.exists() else "not created yet"),
         Finding("store size, at most", need, human_bytes(need)),
         Finding("examples in a batch", examples, "within the free memory"),
         Finding("memory, about", plan.memory, human_bytes(plan.memory)),
@@ -156,7 +156,7 @@ def _task_findings(
     folder = path.parent
     if folder.is_dir() and not path.exists() and shutil.disk_usage(folder).free < need:
         free = human_bytes(shutil.disk_usage(folder).free)
-        terminal.warn(f"{folder} has {free} free, the store needs up to {human_bytes(need)}")
+        terminal.warn(f"{folder} has {free} free, but the store needs up to {human_bytes(need)}")
     return findings
 
 
@@ -183,7 +183,7 @@ def _layer_findings(network: Network, batch: Batch, path: Path) -> list[Finding]
         tokens = positions(layer, calls[number]) if number < len(calls) else 0
         order = cheapest(max(1, tokens), (layer.outputs, layer.outputs), (layer.width, layer.width))
         text = f"{layer.outputs} ⊗ {layer.width}" + (f", {layer.groups} groups" if layer.groups > 1 else "")
-        first = "a and δ turned first" if order == "sides" else "gradient formed first"
+        first = "a and δ rotated first" if order == "sides" else "gradient computed first"
         findings.append(
             Finding(f"layer {layer.name}", text, f"{layer.kind}, {tokens:,} positions, {first}{kept(position)}")
         )
@@ -243,7 +243,7 @@ def measure(
     examples = _readable_batch(split, chosen)
     step = 256 if examples is None else plan_batch(network, examples, each, 256)
     normed = 0
-    with terminal.progress(len(chosen), f"looking at the {split.name} examples") as advance:
+    with terminal.progress(len(chosen), f"checking the {split.name} examples") as advance:
         for batch in readable_batches(split, chosen, step, skip=skip, tell=terminal.warn):
             if each:
                 grads, part, outputs = example_gradients(network, batch.inputs, batch.targets)

@@ -76,7 +76,7 @@ def fill_store(
     except KeyboardInterrupt:
         done = layout.blocks - len(todo) + filled.blocks
         kept = f"{done} of {layout.blocks} blocks" if distributed.size() == 1 else "finished blocks"
-        raise Stopped(f"{path}: {kept} are done and kept; run the same command to go on") from None
+        raise Stopped(f"{path}: {kept} are kept; run the same command to resume") from None
     for reason in filled.skipped:
         terminal.warn(f"skipped: {reason}")
     distributed.hear(terminal.warnings, terminal.warn)
@@ -153,7 +153,7 @@ def fill_blocks(
                 raise
             raise InfluenceError(
                 f"out of memory in block {int(block)} of {path} with batches of {size}",
-                "what is done is kept: make room, or lower gradients.block, which bounds a batch "
+                "finished work is kept: free memory, or lower gradients.block, which limits the batch "
                 "(influence gradients --overwrite -s gradients.block=N)",
             ) from error
 

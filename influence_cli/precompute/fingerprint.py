@@ -58,9 +58,9 @@ def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> N
         said.append(
             f"{MEANING[name]} ({found.get(name)} in the store, {wanted.get(name)} now)" if readable else MEANING[name]
         )
-    grown = "; a store grows by itself where images have come after all others" if "count" in different else ""
+    grown = "; a store grows by itself only if the new images come after all old ones" if "count" in different else ""
     raise InfluenceError(
         f"{path} belongs to another run; what differs: {'; '.join(said)}",
-        "keep it and write another: -s gradients.store=OTHER.h5, or replace it: influence gradients --overwrite"
+        "keep it and write another one: -s gradients.store=OTHER.h5, or replace it: influence gradients --overwrite"
         + grown,
     )

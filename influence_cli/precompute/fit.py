@@ -98,7 +98,7 @@ def _fit_layers(
     if need > free:
         raise InfluenceError(
             f"curvature {choice.method} over {network.size:,} parameters needs {human_bytes(need)} of memory for its "
-            f"factors, {human_bytes(free)} are free",
+            f"factors, but {human_bytes(free)} is free",
             "track fewer layers (gradients.layers), or use curvature.method: identity",
         )
     how = _how(task, choice, terminal)
@@ -111,7 +111,7 @@ def _fit_layers(
         progress = None
     batch = known[0] if known else batch
     if progress is not None:
-        terminal.say(f"going on with the factors of {file}: {progress.stage}, {progress.examples:,} examples done")
+        terminal.say(f"resuming with the factors in {file}: {progress.stage}, {progress.examples:,} examples done")
     begun = progress or Progress(STAGES[0], arrays={"seed": torch.tensor(task.seed), "batch": torch.tensor(batch)})
     catch_up(begun)
     layers, part = len(make_plan(network).layers), distributed.size()
@@ -228,7 +228,7 @@ def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
         return CHECKED_ROOT
     terminal.warn(
         f"loss {task.loss_name} is not convex in the outputs: curvature {choice.method} uses the empirical Fisher "
-        "(given labels), which is no approximation of the Hessian; use a convex loss for scores with a unit"
+        "(given labels), which does not approximate the Hessian; use a convex loss for scores with a unit"
     )
     return EMPIRICAL
 
@@ -262,7 +262,7 @@ def _compute_matrix(
     file, own = fit_path(path), dict(fingerprint) | {"method": choice.method}
     progress = load_progress(file, own) or Progress("matrix")
     if progress.done:
-        terminal.say(f"going on with the matrix of {file}: {progress.examples:,} examples done")
+        terminal.say(f"resuming with the matrix in {file}: {progress.examples:,} examples done")
     # TF32 would round eigenvalues below zero: that precision is for gradients.
     set_precision("float32")
     try:

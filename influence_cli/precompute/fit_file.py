@@ -67,7 +67,7 @@ def save_progress(path: Path, progress: Progress, fingerprint: Mapping[str, str]
         need = sum(tensor.nbytes for tensor in arrays.values()) + len(text)
         raise InfluenceError(
             f"{path} cannot be written: {disk.failure(error, part, need)}",
-            "a kill loses what is fitted since it was last written; make room",
+            "free disk space; if the run is interrupted, work since the last write is lost",
         ) from error
     except BaseException:
         disk.remove(part)
@@ -120,11 +120,11 @@ def saving(path: Path, fingerprint: Mapping[str, str], terminal: Terminal) -> It
                 save_progress(path, state, fingerprint)
             except InfluenceError as error:
                 if stop:
-                    raise Stopped(f"{error.message}; what was fitted since it was last written is lost") from None
+                    raise Stopped(f"{error.message}; work since the last write is lost") from None
                 terminal.warn(f"{error.message}; {error.hint}")
             saved = time.monotonic()
             if stop:
-                raise Stopped(f"{path}: what is fitted so far is kept; run the same command to go on")
+                raise Stopped(f"{path}: finished work is kept; run the same command to resume")
 
         yield save
         if asked():  # after the last batch

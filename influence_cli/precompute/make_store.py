@@ -52,7 +52,7 @@ def alone(path: Path) -> Iterator[None]:
         distributed.barrier()
         if not all(distributed.gathered(is_claimed(path))):
             raise InfluenceError(
-                f"{path} is not in a folder that every process of this job sees",
+                f"{path} is not in a folder that all processes of this job share",
                 "set gradients.store to a file system that all hosts share",
             )
         yield
@@ -118,7 +118,7 @@ def _lay_out(
     create_store(config, task, path, wanted, fitted, chosen, k, examples, rows=True)
     with Store.open(path) as store:
         reserved = human_bytes(store.size())
-    terminal.detail(f"{path}: {reserved} reserved, {k:,} numbers a row, batches of {examples:,}")
+    terminal.detail(f"{path}: {reserved} reserved, {k:,} numbers per row, batches of {examples:,}")
 
 
 def create_store(
@@ -156,7 +156,7 @@ def curvature_of(
         return Fitted()
     fitted = known_curvature(choice, path, wanted)
     if fitted is not None:
-        terminal.detail(f"the curvature of {path} is used again")
+        terminal.detail(f"reusing the curvature in {path}")
         return fitted
     return fit_curvature(task, choice, path, wanted, terminal, batch, skip)
 
@@ -215,13 +215,13 @@ def extend_store(config: Config, task: Task, path: Path, wanted: dict[str, str],
         old = store.layout
     layout = replace(old, n=len(task.train))
     terminal.say(
-        f"{path}: {layout.n - old.n:,} training examples have come after its {old.n:,}: their gradients are computed, "
-        "the others kept; the curvature stays the one of before (influence gradients --overwrite fits it anew)"
+        f"{path}: adding {layout.n - old.n:,} training examples that come after its {old.n:,}; the other gradients are "
+        "kept, and the curvature is not fitted again (influence gradients --overwrite does that)"
     )
     if config.train.n is None:
         terminal.warn(
-            f"the checkpoint counts as trained on all {layout.n:,} examples; if it was not, set train.n={old.n} or "
-            "train it again"
+            f"the checkpoint is treated as trained on all {layout.n:,} examples; if it was not, set train.n={old.n} or "
+            "retrain it"
         )
     extend(
         path,

@@ -73,7 +73,7 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
         config.where("curvature", "method"),
     )
     if choice.note:
-        terminal.say(choice.note)
+        terminal.detail(choice.note)
     for names, what in (
         (network.left_out, "parameters left out"),
         (network.unused, "parameters that no output depends on"),
@@ -83,7 +83,7 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
             shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
             terminal.say(f"{what} ({len(names)}): {shown}")
     if network.obstacle:
-        terminal.say(f"torch.func cannot go through the model: {network.obstacle}")
+        terminal.say(f"torch.func cannot differentiate the model: {network.obstacle}")
     return choice, batch
 
 
@@ -166,10 +166,10 @@ def _todo(
     if len(bad) and not repair:
         raise InfluenceError(
             f"{path}: {len(bad)} damaged blocks: {', '.join(map(str, bad[:8]))}",
-            f"influence gradients {'--fsck ' if fsck else ''}--repair computes them again",
+            f"influence gradients {'--fsck ' if fsck else ''}--repair recomputes them",
         )
     if len(bad):
-        terminal.say(f"computing {len(bad)} damaged blocks of {path} again: {', '.join(map(str, bad[:8]))}")
+        terminal.say(f"recomputing {len(bad)} damaged blocks of {path}: {', '.join(map(str, bad[:8]))}")
         with Store.open(path, write=True) as store:
             store.clear(bad)
     return np.union1d(missing, bad)
@@ -217,7 +217,7 @@ def _without_rows(
             if distributed.is_first() and not path.exists():
                 disk.check_space(path, fitted.bytes())
                 create_store(config, task, path, wanted, fitted, None, 0, size, rows=False)
-                terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), no rows")
+                terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), without rows")
             remove_fits(path)
             fitted = handed_round(fitted)
     basis, spectrum = open_basis(fitted, choice, None, task.device) if choice.has_basis else (None, None)
@@ -281,6 +281,8 @@ def _remark(prepared: Prepared, terminal: Terminal, *, a_run: bool) -> Prepared:
     accuracy = float(right[read].mean())
     typical = float(np.sqrt(summary[-1])) if summary is not None else 0.0
     norm = 0.0 if a_run else prepared.gradient_norm or 0.0
+    if norm and task.explained:
+        terminal.detail(f"‖∇R + l2·θ‖ =  {norm:.3g} over the tracked parameters; a typical gradient is {typical:.3g}")
     for text in checkpoint_warnings(accuracy, len(task.classes), norm, typical) if task.explained else ():
         terminal.warn(text)
     return prepared

@@ -31,8 +31,8 @@ def check_code(task: Task, choice: Choice, store: Store, block: int) -> None:
         if not torch.allclose(now.float().cpu(), then, rtol=1e-2, atol=1e-3 * float(then.abs().max()) + 1e-6):
             raise InfluenceError(
                 f"{store.path} belongs to another model: the {name} of training example {batch.indices[0]} have "
-                "changed since it was made, with the same weights",
-                "was the model's or the loss's code edited? influence gradients --overwrite makes the store anew",
+                "changed since it was made, though the weights are the same",
+                "was the code of the model or the loss edited? influence gradients --overwrite rebuilds the store",
             )
 
 

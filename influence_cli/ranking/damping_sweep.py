@@ -61,7 +61,7 @@ def check_method(method: str) -> None:
         InfluenceError: at another λ ``method`` would take another solve, or it has no λ.
     """
     if method in (*SOLVERS, "identity"):
-        what = "has no λ" if method == "identity" else "has no spectrum: every λ takes another solve"
+        what = "has no λ" if method == "identity" else "has no spectrum: every λ needs its own solve"
         raise InfluenceError(
             f"--damping-sweep: {method} {what}",
             "-s curvature.method=auto (or explicit, ekfac, kfac, arnoldi, fisher)",
@@ -139,10 +139,10 @@ def verdict(rows: Sequence[AtDamping], top: int) -> str:
     """Say in one sentence whether the ranking is stable or fragile here."""
     near = [row for row in rows if row.multiple in NEAR]
     if any(row.obstacle for row in near):
-        return "fragile here: a tenth of λ is at or below a pole of the curvature, where there is no ranking"
+        return "fragile here: a tenth of λ is at or below a pole of the curvature, so it gives no ranking"
     least = min((row.overlap for row in near if row.overlap is not None), default=0.0)
     word = "stable" if least >= STABLE else "fragile"
-    return f"{word} here: from a tenth of λ to ten times λ at least {least:.0%} of the first {top:,} stay the same"
+    return f"{word} here: at least {least:.0%} of the first {top:,} stay the same from a tenth of λ to ten times λ"
 
 
 def _columns(inverse: Inverse, l2: float) -> tuple[list[Inverse | None], list[tuple[str, str | None]]]:

@@ -60,7 +60,9 @@ def read_groups(path: Path, by: str | None, split: Split) -> Grouping:
     """
     where = "--metadata"
     if path.suffix.lower() != ".csv" and path.is_file():
-        raise InfluenceError(f"{where}: {path} is not a .csv", "a header with index or path, then a row an example")
+        raise InfluenceError(
+            f"{where}: {path} is not a .csv", "give a header with index or path, then one row per example"
+        )
     table = read_table(path, where)
     column = _column(table, by)
     positions = _positions(table, split)
@@ -78,19 +80,19 @@ def _column(table: Table, by: str | None) -> str:
     """Find the column to group by."""
     for name in table.header:
         if table.header.count(name) > 1:
-            raise InfluenceError(f"{table.file}: the column {name!r} is there twice")
+            raise InfluenceError(f"{table.file}: the column {name!r} appears twice")
     others = [name for name in table.header if name not in NAMING]
     if table.index_column() is None and "path" not in table.columns:
         raise InfluenceError(
-            f"{table.file} has the columns {', '.join(map(repr, table.header))}: none says which example a row is of",
+            f"{table.file} has the columns {', '.join(map(repr, table.header))}: none of them names the example",
             "add a column index (its position, from 0) or path (its file)",
         )
     if by is None:
         if len(others) == 1:
             return others[0]
         raise InfluenceError(
-            f"{table.file}: --by says which column to group by",
-            f"there {'are' if others else 'is'}: " + (", ".join(others) or "none beside those that name the example"),
+            f"{table.file}: --by must name the column to group by",
+            f"there {'are' if others else 'is'}: " + (", ".join(others) or "none besides those that name the example"),
         )
     if by not in others:
         raise InfluenceError(f"--by {by}: {table.file.partition(': ')[2]} has no such column", did_you_mean(by, others))
@@ -164,26 +166,26 @@ def _check_lines_up(table: Table, positions: np.ndarray, split: Split) -> None:
     parts = [
         f"{len(missing):,} missing" + (f" (such as {split.title(int(missing[0]))})" if len(missing) else ""),
         f"{len(unknown):,} unknown" + (f" (such as {row(int(unknown[0]))})" if len(unknown) else ""),
-        f"{len(double):,} double" + (f" (such as {split.title(int(double[0]))})" if len(double) else ""),
+        f"{len(double):,} listed twice" + (f" (such as {split.title(int(double[0]))})" if len(double) else ""),
     ]
     if len(vague):
-        parts.append(f"{len(vague):,} that fit several files (such as {row(int(vague[0]))})")
+        parts.append(f"{len(vague):,} that match several files (such as {row(int(vague[0]))})")
     raise InfluenceError(
-        f"{table.file} does not line up with the training set: {counted(len(positions), 'row')}, "
+        f"{table.file} does not match the training set: {counted(len(positions), 'row')}, "
         f"{counted(len(split), 'example')} in use; {', '.join(parts)}",
-        "write one row for every training example, with its index (from 0) or its path",
+        "write one row per training example, with its index (from 0) or its path",
     )
 
 
 def _check_groups(names: np.ndarray, values: np.ndarray, where: str) -> None:
     """Refuse a column that makes one group, or nearly as many as there are examples."""
     if len(names) < 2:
-        raise InfluenceError(f"{where} has the value {quoted(names[0], 40)} for every example", "take another column")
+        raise InfluenceError(f"{where} has the value {quoted(names[0], 40)} for every example", "use another column")
     if len(names) > max(MANY, len(values) / 2):
         kind = "numbers" if all(_numbers(names)) else "values"
         raise InfluenceError(
             f"{where} has {len(names):,} different {kind} for {len(values):,} examples: too many groups",
-            "group them first, such as by ranges; influence rank goes by single examples",
+            "merge them first, such as into ranges; influence rank scores single examples",
         )
 
 

@@ -215,7 +215,7 @@ def labelled(selected: Sequence[Selected], of: str | None, classes: Sequence[str
     if not kept:
         raise InfluenceError(
             f"none of the {len(selected):,} selected test examples has the label {classes[number]}",
-            "without TEST it is the misclassified ones; 0: takes all test examples",
+            "without TEST the misclassified ones are used; 0: selects all test examples",
         )
     return kept
 
@@ -233,29 +233,25 @@ def verdict(found: GroupInfluence, doubt: Doubt, unit: str) -> str:
     if not total.influence[worst] < 0:
         most = int(np.argmax(total.share))
         return (
-            f"no group as a whole is harmful to {what}: each helps at least as much as it harms; of all harmful "
-            f"influence {total.share[most]:.0%} comes from {names[most]}"
+            f"no group as a whole is harmful to {what}: each helps at least as much as it harms; "
+            f"{total.share[most]:.0%} of all harmful influence comes from {names[most]}"
         )
     loss = "its loss" if count == 1 else "their mean loss"
     now, less = float(np.mean([test.loss for test in found.tests])), -float(total.influence[worst])
     # A loss falls to zero at most: removing so many examples is no small step.
-    beyond = (
-        f" (it is {now:.3g} now: so large a group is beyond first order, the order tells)"
-        if unit and less > now
-        else ""
-    )
+    beyond = f" (it is {now:.3g} now: trust the ranking, not the number)" if unit and less > now else ""
     facts = (
-        f"without its {total.examples[worst]:,} examples {loss} would be about {less:.3g}{unit} lower{beyond}, and "
-        f"{total.share[worst]:.0%} of all harmful influence is theirs"
+        f"without its {total.examples[worst]:,} examples {loss} would be about {less:.3g}{unit} lower{beyond}; "
+        f"they have {total.share[worst]:.0%} of all harmful influence"
     )
     reasons = _reasons(doubt, worst, names)
     if reasons:
-        return f"{names[worst]} is the most harmful group to {what}: {facts}; but that is not clear: {reasons}"
+        return f"{names[worst]} is the most harmful group to {what}: {facts}; likely, not certain: {reasons}"
     if doubt.first is None:
-        return f"{names[worst]} drives {what}: {facts}; one test example says little of others"
+        return f"{names[worst]} drives {what}: {facts}; one test example says little about others"
     return (
-        f"{names[worst]} drives {what}: {facts}; it comes first in {doubt.first[worst]:.0%} of 1,000 bootstrap samples "
-        "of the test examples"
+        f"{names[worst]} drives {what}: {facts}; first in {doubt.first[worst]:.0%} of 1,000 resamples of the test "
+        "examples"
     )
 
 
@@ -274,7 +270,7 @@ def retrained(found: GroupInfluence, actual: Mapping[int, np.ndarray]) -> str:
     rest = f", without {names[worst]} by {mean[worst]:+.3g}" if worst in mean else ""
     return (
         f"retraining disagrees: without {names[really]} the mean loss changes by {mean[really]:+.3g}{rest}; removing a "
-        "group that is large, or of examples like no others, is more than a first-order step: go by the column actual"
+        "large or unusual group is more than a first-order step: trust the column actual"
     )
 
 
@@ -285,11 +281,11 @@ def _reasons(doubt: Doubt, worst: int, names: Sequence[str]) -> str:
         others = np.where(np.arange(len(names)) == worst, -1, doubt.first)
         rival = int(others.argmax())
         reasons.append(
-            f"it comes first in {doubt.first[worst]:.0%} of 1,000 bootstrap samples of the test examples, "
+            f"first in {doubt.first[worst]:.0%} of 1,000 resamples of the test examples, "
             f"{names[rival]} in {doubt.first[rival]:.0%}"
         )
     if doubt.harmful is not None and doubt.harmful[worst] < CLEAR:
-        reasons.append(f"it is harmful at all in {doubt.harmful[worst]:.0%} of the bootstrap samples")
+        reasons.append(f"harmful in {doubt.harmful[worst]:.0%} of the resamples")
     if doubt.by_chance > BY_CHANCE:
-        reasons.append(f"of random groups of these sizes the worst is as harmful in {doubt.by_chance:.0%}")
+        reasons.append(f"the worst of random groups of these sizes is as harmful in {doubt.by_chance:.0%} of the draws")
     return "; ".join(reasons)

@@ -152,7 +152,7 @@ def build_indexes(
         for index, prepared, inverse in zip(indexes, stores, inverses, strict=True):
             path = index_path(prepared.path)
             seal_index(index, path, belongings(prepared, inverse))
-            looked = "; {probes:,} of {lists:,} lists are looked into" if index.facts["lists"] else ""
+            looked = "; each search reads {probes:,} of {lists:,} lists" if index.facts["lists"] else ""
             size, seconds = human_bytes(path.stat().st_size), duration(index.facts["seconds"])
             terminal.say(f"wrote {path} ({size}) in {seconds}{looked.format_map(index.facts)}")
     return [replace(index, path=index_path(own.path)) for index, own in zip(indexes, stores, strict=True)]
@@ -265,8 +265,8 @@ def _announced(prepared: Prepared, inverse: Inverse, terminal: Terminal) -> Plan
     )
     if need > free:
         raise InfluenceError(
-            f"{path} would take {human_bytes(need)} of memory, {human_bytes(free)} are free",
-            "influence rank needs none without --approximate; one of fewer coordinates (gradients.budget) is smaller",
+            f"{path} needs {human_bytes(need)} of memory, but {human_bytes(free)} is free",
+            "influence rank without --approximate needs no index; fewer coordinates (gradients.budget) make it smaller",
         )
     disk.check_space(path, plan.bytes())
     return plan
@@ -306,7 +306,7 @@ def _measured(
     for row in rows:
         terminal.say(recall_text(row))
     if not enough:
-        terminal.warn(f"recall@{AT[0]} stays below {WANTED} however many lists are looked into: {recall_text(rows[0])}")
+        terminal.warn(f"recall@{AT[0]} stays below {WANTED} even if all lists are read: {recall_text(rows[0])}")
     measured = {"recall": rows, "exact_seconds": seconds, "exact_tests": len(exact)}
     return [replace(index, facts=index.facts | measured) for index in indexes]
 
@@ -327,7 +327,7 @@ def _sampled(stores: Sequence[Prepared], terminal: Terminal, skip: bool) -> tupl
     selected = [Selected(int(index), None, int(split.labels[index])) for index in chosen]
     tests, gradients = test_gradients(stores, selected, "label", terminal, skip)
     if not tests:
-        raise InfluenceError("none of the test examples that recall is to be measured over could be read")
+        raise InfluenceError("none of the test examples for measuring recall could be read")
     return "test", gradients
 
 

@@ -34,7 +34,7 @@ from influence_cli.store.store import READ, Store
 
 FORMAT = b"influence-index1"
 TAIL = struct.Struct("<QQQQ16s")
-ANEW = "influence index makes it anew"
+ANEW = "influence index rebuilds it"
 # Bytes that have a checksum of their own.
 PIECE = 2**20
 
@@ -136,7 +136,7 @@ def write_index(part: Path, search: Any) -> Any:
         faiss.write_index(search, str(part))
         return faiss.read_index(str(part), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
-        raise _unwritten(part, "the disk is full, or has gone") from error
+        raise _unwritten(part, "the disk is full or gone") from error
 
 
 def seal_index(index: Index, path: Path, belongs: Mapping[str, Any]) -> None:
@@ -169,7 +169,7 @@ def seal_index(index: Index, path: Path, belongs: Mapping[str, Any]) -> None:
 
 
 def _unwritten(path: Path, reason: str) -> InfluenceError:
-    return InfluenceError(f"{path} cannot be written: {reason}", "make room, and run influence index again")
+    return InfluenceError(f"{path} cannot be written: {reason}", "free disk space, and run influence index again")
 
 
 def open_index(path: Path, prepared: Prepared, inverse: Inverse) -> Index:
@@ -224,7 +224,9 @@ class _Verified:
                     continue
                 data = self._data[piece * PIECE : (piece + 1) * PIECE]
                 if xxhash.xxh3_64_intdigest(data) != self._checksums[piece]:
-                    raise InfluenceError(f"{self._path} is damaged: the checksum of its MB {piece} does not fit", ANEW)
+                    raise InfluenceError(
+                        f"{self._path} is damaged: the checksum of its MB {piece} does not match", ANEW
+                    )
                 self._known[piece] = True
 
 
@@ -245,7 +247,7 @@ def _read_seal(path: Path) -> tuple[_Verified, dict[str, Any]]:
         with path.open("rb") as raw:
             size = os.fstat(raw.fileno()).st_size
             if size < TAIL.size:
-                raise InfluenceError(f"{path} is no index of influence, or it is cut short", ANEW)
+                raise InfluenceError(f"{path} is not an index of influence, or it is truncated", ANEW)
             data = memoryview(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError as error:
         raise missing(path) from error
@@ -253,18 +255,18 @@ def _read_seal(path: Path) -> tuple[_Verified, dict[str, Any]]:
         raise InfluenceError(f"{path} cannot be opened: {error.strerror}", ANEW) from error
     own, many, length, digest, name = TAIL.unpack(data[-TAIL.size :])
     if name != FORMAT:
-        raise InfluenceError(f"{path} is no index of influence, or it is cut short", ANEW)
+        raise InfluenceError(f"{path} is not an index of influence, or it is truncated", ANEW)
     sealed = data[own : -TAIL.size]
     fits = own + many + length + TAIL.size == size and many == 8 * -(-own // PIECE)
     if not fits or xxhash.xxh3_64_intdigest(sealed) != digest:
-        raise InfluenceError(f"{path} is damaged: its checksums and what it belongs to do not fit", ANEW)
+        raise InfluenceError(f"{path} is damaged: its footer (checksums and origin) does not match", ANEW)
     checksums = np.frombuffer(sealed[:many], dtype="<u8")
     return _Verified(path, data[:own], checksums), json.loads(bytes(sealed[many:]))
 
 
 def missing(path: Path) -> InfluenceError:
     """Give the error of an index that is not there."""
-    return InfluenceError(f"there is no index {path}", "influence index makes it")
+    return InfluenceError(f"there is no index {path}", "influence index creates it")
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, store: Path) -> None:
@@ -272,17 +274,17 @@ def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, st
     before, now = found["fingerprint"], wanted["fingerprint"]
     different = [meaning for name, meaning in MEANING.items() if before.get(name) != now.get(name)]
     if different or found["rows"] != wanted["rows"]:
-        said = "; ".join(different) or "the rows, or the coordinates that are kept of them"
+        said = "; ".join(different) or "the rows, or their kept coordinates"
         raise InfluenceError(f"{path} is older than its store {store}; what differs: {said}", ANEW)
     if found["method"] != wanted["method"]:
-        said = f"curvature.method: {found['method']}, and it is {wanted['method']} now"
+        said = f"curvature.method: {found['method']}, but it is {wanted['method']} now"
     elif found["l2"] != wanted["l2"]:
-        said = f"l2 = {found['l2']:g}, and it is {wanted['l2']:g} now"
+        said = f"l2 = {found['l2']:g}, but it is {wanted['l2']:g} now"
     elif not _alike(found["damping"], wanted["damping"]):
-        said = f"λ = {_range(found['damping'])}, and it is {_range(wanted['damping'])} now"
+        said = f"λ = {_range(found['damping'])}, but it is {_range(wanted['damping'])} now"
     else:
         return
-    raise InfluenceError(f"{path} was made for {said}", "influence index makes it for this one")
+    raise InfluenceError(f"{path} was made for {said}", "influence index rebuilds it for this one")
 
 
 def _alike(a: list[float], b: list[float]) -> bool:

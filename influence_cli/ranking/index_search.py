@@ -46,7 +46,7 @@ def check_method(method: str, what: str) -> None:
     """
     if method in SOLVERS:
         raise InfluenceError(
-            f"{what}: {method} has no spectrum to precondition the rows of an index by",
+            f"{what}: {method} has no spectrum to precondition index rows with",
             "-s curvature.method=auto (or explicit, ekfac, kfac, arnoldi, fisher, identity)",
         )
 
@@ -226,7 +226,7 @@ def _say_recall(facts: dict[str, Any], count: int, terminal: Terminal) -> None:
     """Print the recall that was measured when the index was made, at the number of rows nearest to what is asked."""
     measured = sorted(facts["recall"], key=lambda row: row["at"])
     row = next((row for row in measured if row["at"] >= count), measured[-1])
-    beyond = "" if row["at"] >= count else f"; it was not measured for more, and {count:,} are asked for"
+    beyond = "" if row["at"] >= count else f"; it was not measured for more, but {count:,} are requested"
     terminal.say(f"approximate: {recall_text(row)}{beyond}")
 
 
@@ -255,4 +255,4 @@ def _say_spent(indexes: Sequence[Index], spent: dict[str, Any], run: dict[str, A
     )
     exact = facts["exact_seconds"] * max(1.0, spent["queries"] / facts["exact_tests"])
     if spent["search_seconds"] + spent["scoring_seconds"] > exact:
-        terminal.say(f"without --approximate so many test examples take less, about {duration(exact)}")
+        terminal.say(f"without --approximate this many test examples are faster, about {duration(exact)}")

@@ -105,7 +105,7 @@ def rank_training(
     size = group_size([*stores, *asked], None if count is None or takes else 2 * count)
     if stores[0].on_the_fly and not aggregate and len(selected) > size:
         passes = -(-len(selected) // size)
-        terminal.say(f"on the fly in {passes} groups of {size:,} test examples: a pass over the data each")
+        terminal.say(f"on the fly in {passes} groups of {size:,} test examples: one pass over the data per group")
     for tests, gradients, of in gradient_groups(asked, selected, size, target, aggregate, terminal, skip_unreadable):
         rest = (facts, count, terminal, skip_unreadable, run, sinks, takes, normalise)
         yield Group(tests, _strongest(stores, inverses, gradients, of, *rest))
@@ -172,7 +172,8 @@ def row_of(split: Split, index: int) -> int:
     row = int(np.searchsorted(split.indices, index))
     if index < 0 or row >= len(split) or split.indices[row] != index:
         raise InfluenceError(
-            f"--train {index}: there is no such training example in use", f"positions are 0 to {len(split.source) - 1}"
+            f"--train {index}: there is no such training example in use",
+            f"valid indices are 0 to {len(split.source) - 1}",
         )
     return row
 

@@ -40,10 +40,10 @@ def refuse_outputs(
         if key and section is not None:
             named = getattr(section, key)
             if named is not None and named.resolve() == path.resolve():
-                hint += f", and keeps what it holds: {config.where(on, key)} names it"
+                hint += f"and keeps its content, because {config.where(on, key)} names it"
             else:
-                hint += f" and drops what it holds, since no {on}.{key} names it; --{key} FILE writes another"
-        raise InfluenceError(f"{near_path(path)} exists already", hint)
+                hint += f" and drops its content, because no {on}.{key} names it; --{key} FILE writes another file"
+        raise InfluenceError(f"{near_path(path)} already exists", hint)
 
 
 def refuse_named_files(config: Config, on: str) -> None:
@@ -55,8 +55,8 @@ def refuse_named_files(config: Config, on: str) -> None:
         # Given for this run alone it is applied with the moves, and named nowhere afterwards.
         if path is not None and not where.startswith("--set"):
             raise InfluenceError(
-                f"{where}: {on}.{key} and moves do not go together: after them its positions are other images",
-                f"take the line out, and have it moved too by giving it this once: -s {on}.{key}={near_path(path)}",
+                f"{where}: {on}.{key} cannot be used with moves: afterwards its positions mean other images",
+                f"remove the line, and give it this once so that it moves too: -s {on}.{key}={near_path(path)}",
             )
 
 
@@ -76,14 +76,14 @@ def refuse_open_moves(config: Config, log: Path, file: Path, *, resume: bool = F
         refuse_held(log)
     undo = f"influence relabel --undo {typed_path(log)}"
     if batch.state == "undoing":
-        raise InfluenceError(f"{near_path(log)}: taking moves back was cut off", f"first: {undo}")
+        raise InfluenceError(f"{near_path(log)}: undoing moves was interrupted", f"first run: {undo}")
     if resume and file.is_file() and file_hash(file) == batch.decisions[1]:
         return batch
     named = "" if config.path.absolute() == Path("influence.yaml").absolute() else f"-c {typed_path(config.path)} "
     decisions = Path(batch.decisions[0])
     raise InfluenceError(
-        f"{near_path(log)}: moves by {near_path(decisions)} were cut off",
-        f"first go on: influence relabel {named}{typed_path(decisions)} --apply-moves; or {undo}",
+        f"{near_path(log)}: moves by {near_path(decisions)} were interrupted",
+        f"first resume: influence relabel {named}{typed_path(decisions)} --apply-moves; or undo: {undo}",
     )
 
 
@@ -96,7 +96,7 @@ def last_moves(log: Path, file: Path) -> Batch | None:
     for batch in made if file.is_file() else ():
         if file_hash(file) == batch.decisions[1]:
             raise InfluenceError(
-                f"{file} was applied already: its {counted(len(batch.moves), 'file')} were moved on {batch.time[:10]}",
-                f"the folders are the labels now; influence relabel --undo {typed_path(log)} takes the moves back",
+                f"{file} was already applied: its {counted(len(batch.moves), 'file')} were moved on {batch.time[:10]}",
+                f"the folders hold the labels now; influence relabel --undo {typed_path(log)} undoes the moves",
             )
     return made[-1] if made else None

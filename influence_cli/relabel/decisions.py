@@ -86,7 +86,7 @@ def read_decisions(
         InfluenceError: at the first wrong line, its hint counting the others.
     """
     if path.suffix != ".csv":
-        raise InfluenceError(f"{path}: decisions are a .csv file", f"its first line is {','.join(COLUMNS)}")
+        raise InfluenceError(f"{path}: decisions must be a .csv file", f"its first line is {','.join(COLUMNS)}")
     table = read_table(path)
     _check_header(table)
     check = _checker(table, split, classes, folder, places)
@@ -113,7 +113,7 @@ def _check_header(table: Table) -> None:
         if name not in COLUMNS:
             raise InfluenceError(f"{where}: unknown column {name!r}", did_you_mean(name, COLUMNS))
         if table.header.count(name) > 1:
-            raise InfluenceError(f"{where}: the column {name!r} is there twice", shape)
+            raise InfluenceError(f"{where}: the column {name!r} appears twice", shape)
     for name in NEEDED:
         if name not in table.header:
             raise InfluenceError(f"{where}: the column {name!r} is missing", shape)
@@ -139,14 +139,15 @@ def _checker(
         label = class_number(columns["label"][row], classes, at.rstrip(": "))
         if not used[index]:
             raise InfluenceError(
-                f"{at}index {index} is left out already{_by(places[1])}", "take the line out; nothing is left to decide"
+                f"{at}index {index} is already excluded{_by(places[1])}",
+                "remove the line; there is nothing left to decide",
             )
         _check_path(at, index, columns.get("path", blank)[row], split, folder, root)
         now = int(split.labels[index])
         if label != now:
             raise InfluenceError(
-                f"{at}stale: the label of index {index} is {classes[now]} now, and was {classes[label]} when reviewed",
-                f"review it again, or take the line out{_by(places[0], '; labels come from ')}",
+                f"{at}stale: the label of index {index} is {classes[now]} now, but was {classes[label]} when reviewed",
+                f"review it again, or remove the line{_by(places[0], '; labels come from ')}",
             )
         new = columns.get("new_label", blank)[row]
         if word != "relabel":
@@ -181,12 +182,12 @@ def _check_path(at: str, index: int, cell: str, split: Split, folder: Path, root
     if not same & set(tried) and not any(_moved_along(text, actual, folder, root) for text in given):
         gone = not any(os.path.lexists(path) or is_within(path) for path in tried)
         raise InfluenceError(
-            f"{at}stale: index {index} is {near_path(Path(actual))} now, and was {near_path(Path(given[0]))} when "
+            f"{at}stale: index {index} is {near_path(Path(actual))} now, but was {near_path(Path(given[0]))} when "
             f"reviewed{', which is gone' if gone else ''}",
             "images have been moved, added or removed since (or this is another data set): review them again",
         )
     if split.files is None and not os.path.lexists(actual):
-        raise InfluenceError(f"{at}{near_path(Path(actual))} is gone", "the data set still lists it; take the line out")
+        raise InfluenceError(f"{at}{near_path(Path(actual))} is gone", "the data set still lists it; remove the line")
 
 
 def _moved_along(given: str, actual: str, folder: Path, root: int) -> bool:
@@ -220,7 +221,7 @@ def _refuse_conflict(at: str, decision: Decision, earlier: Decision, classes: Se
         raise InfluenceError(
             f"{at}{_told(decision, classes)} for index {decision.index}, but line {earlier.line} says "
             f"{_told(earlier, classes)}",
-            "leave one of the two lines",
+            "keep only one of the two lines",
         )
 
 

@@ -159,7 +159,8 @@ def label_files(result: Relabelled, labels: Path, exclude: Path) -> list[NewFile
         found = read_labels(path, result.own, split.classes, str(labels), split.paths)
         if not np.array_equal(found, result.labels):
             raise InfluenceError(
-                f"{labels}: class names do not read back from a .csv (two are written alike)", "--labels labels.npy"
+                f"{labels}: class names cannot be read back from a .csv (two are written the same)",
+                "--labels labels.npy",
             )
 
     return [NewFile(labels, write_labels, verify_labels), exclusion_file(exclude, split, result.exclude)]
@@ -182,7 +183,7 @@ def exclusion_file(file: Path, split: Split, indices: np.ndarray) -> NewFile:
 
     def verify(path: Path) -> None:
         if not np.array_equal(read_indices(path, len(split.labels), str(file), split.paths), indices):
-            raise InfluenceError(f"{file}: positions do not read back")
+            raise InfluenceError(f"{file}: positions cannot be read back")
 
     return NewFile(file, write, verify)
 

@@ -103,8 +103,8 @@ def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lam
     """
     if plan.emptied:
         raise InfluenceError(
-            f"these moves would leave the class folder {plan.emptied[0]} empty, and ImageFolder refuses such a one",
-            "put an image into it first, or take the class folder away after other moves",
+            f"these moves would leave the class folder {plan.emptied[0]} empty, which ImageFolder refuses",
+            "put an image into it first, or remove the class folder after the other moves",
         )
     batches = read_log(log.path)
     number = 1 + max((batch.number for batch in batches), default=0)
@@ -113,7 +113,7 @@ def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lam
         _check_way(Path(move.source), Path(move.target))
         if os.path.lexists(move.target):
             raise InfluenceError(
-                f"{near_path(Path(move.target))} exists by now", "run it again: another name is chosen"
+                f"{near_path(Path(move.target))} exists now", "run the same command again: it chooses another name"
             )
     digest = file_hash(decisions)
     # Absolute, so that a hint can name the file from any folder.
@@ -138,8 +138,8 @@ def continue_moves(log: MoveLog, batch: Batch, advance: Advance = lambda _: None
             waiting.append((number, move))
         elif number not in batch.begun:
             raise InfluenceError(
-                f"{near_path(Path(move.source))} has been moved to {near_path(Path(move.target))}, and not by this run",
-                f"{undo} takes back what this run has moved",
+                f"{near_path(Path(move.source))} was moved to {near_path(Path(move.target))}, but not by this run",
+                f"{undo} undoes the moves of this run",
             )
         else:
             advance(1)
@@ -155,12 +155,12 @@ def continue_moves(log: MoveLog, batch: Batch, advance: Advance = lambda _: None
         log.add(batch.number, total, "done")
     except KeyboardInterrupt as error:
         raise Stopped(
-            f"{made:,} of {total:,} files are moved; the same command goes on, {undo} takes them back"
+            f"{made:,} of {total:,} files are moved; run the same command to resume, or undo: {undo}"
         ) from error
     except OSError as error:
         raise InfluenceError(
             f"{made:,} of {total:,} files are moved, then: {describe(error)}",
-            f"the same command goes on, {undo} takes them back",
+            f"run the same command to resume, or undo: {undo}",
         ) from error
     return replace(batch, state="applied")
 
@@ -184,7 +184,7 @@ def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, lis
     with open_log(log) as open_:
         batch = last_open(read_log(log))
         if batch is None:
-            raise InfluenceError(f"{near_path(log)}: nothing is left to take back")
+            raise InfluenceError(f"{near_path(log)}: nothing is left to undo")
         waiting = []
         for number, move in reversed(list(enumerate(batch.moves, start=1))):
             if number in batch.begun - batch.returned and _lies(move, log, "target") == "target":
@@ -207,10 +207,13 @@ def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, lis
                     disk.remove_folder(Path(folder))
             open_.add(batch.number, len(batch.moves), "undone")
         except KeyboardInterrupt as error:
-            raise Stopped(f"{len(done):,} of {len(waiting):,} files are back; the same command goes on") from error
+            raise Stopped(
+                f"{len(done):,} of {len(waiting):,} files are back; run the same command to resume"
+            ) from error
         except OSError as error:
             raise InfluenceError(
-                f"{len(done):,} of {len(waiting):,} files are back, then: {describe(error)}", "the same command goes on"
+                f"{len(done):,} of {len(waiting):,} files are back, then: {describe(error)}",
+                "run the same command to resume",
             ) from error
     return batch, done
 
@@ -233,8 +236,8 @@ def _class_folders(result: Relabelled) -> dict[int, str]:
         inside = Path(path).relative_to(root).parts if Path(path).is_relative_to(root) else ()
         if len(inside) < 2 or split.mapping.get(inside[0]) != result.own[index]:
             raise InfluenceError(
-                f"{where}: {split.title(index)} does not lie in the folder of its class",
-                "its labels are no folders: use the label file",
+                f"{where}: {split.title(index)} is not in the folder of its class",
+                "its labels are not folders: use the label file",
             )
     folders = {number: name for name, number in split.mapping.items()}
     for label in set(result.labels.tolist()):
@@ -259,13 +262,13 @@ def _lies(move: Move, by: Path, half: str) -> str:
         return half
     if here and there:
         raise InfluenceError(
-            f"{near_path(by)}: there is {near_path(Path(move.source))} and {near_path(Path(move.target))}",
-            "one of the two came since: take it away, then run this again",
+            f"{near_path(by)}: both {near_path(Path(move.source))} and {near_path(Path(move.target))} exist",
+            "one of the two was added since: move it away, then run this again",
         )
     if not here and not there:
         raise InfluenceError(
-            f"{near_path(by)}: there is neither {near_path(Path(move.source))} nor {near_path(Path(move.target))}",
-            "put the file back to one of the two, then run this again",
+            f"{near_path(by)}: neither {near_path(Path(move.source))} nor {near_path(Path(move.target))} exists",
+            "put the file back at one of the two, then run this again",
         )
     return "source" if here else "target"
 
@@ -286,7 +289,7 @@ def _check_way(source: Path, target: Path) -> None:
     if source.parent.stat().st_dev != near.stat().st_dev:
         raise InfluenceError(
             f"{near_path(source)} and {near_path(near)} are on different file systems",
-            "a move there could be cut off half-way: use the label file instead, or move it by hand",
+            "a move there could be interrupted half-way: use the label file instead, or move it by hand",
         )
     if source.is_symlink() and os.path.realpath(source) != os.path.realpath(target.parent / source.readlink()):
         raise InfluenceError(
@@ -311,13 +314,13 @@ def _rename(source: str, target: str) -> None:
         disk.link(source, target)
     except FileExistsError as error:
         if not _is_one(source, target):
-            raise FileExistsError(f"{target} is there by now") from error
+            raise FileExistsError(f"{target} exists now") from error
         disk.flush_names(Path(target).parent)  # the step may not have come to that
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LINKS:
             raise
         if os.path.lexists(target):
-            raise FileExistsError(f"{target} is there by now") from error
+            raise FileExistsError(f"{target} exists now") from error
         disk.rename(source, target)
         return
     disk.unlink(source)

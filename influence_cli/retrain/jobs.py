@@ -65,12 +65,12 @@ def open_folder(folder: Path, wanted: Mapping[str, str], meaning: Mapping[str, s
                 disk.write_whole(path, (json.dumps(dict(wanted), indent=2) + "\n").encode())
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InfluenceError(f"{shown} cannot be used: {describe(error)}", "move it away, or mend it") from error
+        raise InfluenceError(f"{shown} cannot be used: {describe(error)}", "move it away, or fix it") from error
     different = [meaning[name] for name in meaning if found.get(name) != wanted.get(name)]
     if different:
         raise InfluenceError(
             f"{shown} holds retrainings of another run ({count_files(folder):,}); what differs: {'; '.join(different)}",
-            f"undo the change to go on with them, or move {shown} away to begin anew",
+            f"undo the change to continue with them, or move {shown} away to start over",
         )
 
 
@@ -114,7 +114,7 @@ def do_all(
     shown = near_path(folder)
     left, timed, waiting = [job for job in jobs if read(folder, job) is None], False, False
     if len(left) < len(jobs):
-        terminal.say(f"{len(jobs) - len(left):,} of {len(jobs):,} retrainings are in {shown} already")
+        terminal.say(f"{len(jobs) - len(left):,} of {len(jobs):,} retrainings are already in {shown}")
     try:
         with _claims(folder) as claims, terminal.progress(len(jobs), what) as advance:
             advance(len(jobs) - len(left))
@@ -133,15 +133,15 @@ def do_all(
                             timed, rest = True, len(left) - 1
                             spent = time.perf_counter() - started
                             terminal.say(
-                                f"one retraining took {duration(spent)}: the {rest:,} left about "
-                                f"{duration(rest * spent)}, less with the same command in other shells beside this one"
+                                f"one retraining took {duration(spent)}: the {rest:,} left take about "
+                                f"{duration(rest * spent)}, or less if other shells run the same command too"
                             )
                     else:
                         continue
                     left.remove(job)
                 if left and len(left) == before:
                     if not waiting:
-                        terminal.say(f"waiting for what other processes are training ({len(left):,})")
+                        terminal.say(f"waiting for {len(left):,} that other processes are training")
                         waiting = True
                     time.sleep(LOOK)
     except InfluenceError as error:
@@ -149,13 +149,13 @@ def do_all(
         raise InfluenceError(error.message, f"{error.hint}; {kept}" if error.hint else kept) from error
     except KeyboardInterrupt:
         raise Stopped(
-            f"finished retrainings are kept in {shown} ({count_files(folder):,}); run the same command to go on"
+            f"finished retrainings are kept in {shown} ({count_files(folder):,}); run the same command to resume"
         ) from None
     except OSError as error:
         raise InfluenceError(f"{shown} cannot be written: {describe(error)}") from error
     found = [read(folder, job) for job in jobs]
     if any(arrays is None for arrays in found):
-        raise InfluenceError(f"a file of {shown} is gone while it was in use", "run the same command again")
+        raise InfluenceError(f"a file in {shown} disappeared while it was in use", "run the same command again")
     return [arrays for arrays in found if arrays is not None]
 
 

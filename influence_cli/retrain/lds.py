@@ -127,7 +127,7 @@ def datamodeling_score(
     check_whole(task)
     split, n = task.test_split(), len(task.train)
     if tests > len(split):
-        terminal.say(f"all {len(split):,} test examples are taken: there are no {tests:,}")
+        terminal.say(f"using all {len(split):,} test examples: there are fewer than {tests:,}")
     again = make_again(config, task)
     for own in methods.values():  # what cannot be estimated is told before anything is trained
         decide(own, task, Terminal(quiet=True))
@@ -148,7 +148,7 @@ def datamodeling_score(
         what = f"subset {subset}, repeat {repeat} (seed {seed}, {n // 2:,} examples)"
         return again.outcomes(fresh_model(config, seed, task.device), halves[subset], task.l2, seed, what, progress)
 
-    terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings on each: {repeats}")
+    terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings per half: {repeats}")
     found = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")
     run["training_seconds"] = float(sum(arrays["seconds"] for arrays in found))
     generator = np.random.default_rng(seed_of(config.seed, CHOSEN))

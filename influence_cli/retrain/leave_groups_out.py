@@ -33,7 +33,7 @@ def check_retrain(stores: Sequence[Prepared], selected: Sequence[Selected], grou
     if not by_newton(stores[0], config):
         check_trainable(config, selected)
     if len(grouping.names) < 2:
-        raise InfluenceError("--retrain leaves a group out, and there is only one")
+        raise InfluenceError("--retrain leaves out one group, but there is only one")
 
 
 def leave_groups_out(

@@ -100,7 +100,7 @@ def leave_one_out(
     task = one_task([prepared.task for prepared in stores], "--loo")
     prepared, n = stores[0], len(task.train)
     if not 1 <= count < n:
-        hint = f"give a number from 1 to {n - 1}" if n > 1 else "two are needed, to train without one of them"
+        hint = f"give a number from 1 to {n - 1}" if n > 1 else "two are needed to train without one of them"
         raise InfluenceError(f"--loo {count}: there {'is' if n == 1 else 'are'} {counted(n, 'training example')}", hint)
     newton = by_newton(prepared, config)
     if not newton:

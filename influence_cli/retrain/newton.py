@@ -252,8 +252,8 @@ def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tens
         w, value, norm = tried, now, float(slope.norm())
     if norm > 1e-9 * typical_gradient(problem, w):
         raise InfluenceError(
-            f"Newton steps reach no minimum{'' if row is None else f' without training row {row}'}: the gradient norm "
-            f"stays at {norm:.3g}",
+            f"Newton steps did not reach a minimum{'' if row is None else f' without training row {row}'}: the "
+            f"gradient norm stays at {norm:.3g}",
             "with l2 = 0, or a loss without curvature, there may be none: name a training function (training:)",
         )
     return w

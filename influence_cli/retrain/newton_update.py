@@ -71,8 +71,8 @@ def follow(problem: Problem, w: Tensor, inverse: Tensor, accuracy: float = ACCUR
         w, value, norm = tried, now, fresh
     if norm > max(wanted, 1e-6 * typical):
         raise InfluenceError(
-            f"the top layer reaches no minimum with the changed images: the gradient norm stays at {norm:.3g}",
-            "a larger l2 gives it one",
+            f"the top layer did not reach a minimum with the changed images: the gradient norm stays at {norm:.3g}",
+            "use a larger l2",
         )
     return w
 

@@ -49,7 +49,7 @@ def one_task(tasks: Sequence[Task], option: str) -> Task:
     """Refuse several checkpoints, and a list that is not all of the training set."""
     if len(tasks) > 1:
         raise InfluenceError(
-            f"{option} retrains one checkpoint, the config lists {len(tasks)}",
+            f"{option} retrains one checkpoint, but the config lists {len(tasks)}",
             f"-s model.checkpoint={tasks[0].checkpoint}",
         )
     check_whole(tasks[0])
@@ -61,8 +61,8 @@ def check_trainable(config: Config, selected: Sequence[Selected]) -> None:
     load_training(config)
     if any(item.file is not None for item in selected):
         raise InfluenceError(
-            "an image file as TEST goes only with an output layer under a convex loss",
-            "give positions of the test set",
+            "an image file as TEST needs an output layer under a convex loss",
+            "give indices of the test set",
         )
 
 
@@ -91,7 +91,7 @@ def at_minimum(
     """Train the output layer to its minimum, and run the test examples up to it."""
     layer = prepared.choice.output
     if layer is None:
-        raise ValueError("an output layer is needed")
+        raise ValueError("an output layer is required")
     problem, w, run["newton"] = to_minimum(prepared, layer, terminal)
     return AtMinimum(problem, w, explained_outputs(prepared, layer, selected, tests, terminal))
 

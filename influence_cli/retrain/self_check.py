@@ -70,11 +70,13 @@ def check_estimates(
         Lines in reading order, for one checkpoint after another.
     """
     if len(selected) > AT_MOST:
-        terminal.say(f"the first {AT_MOST} of {len(selected):,} test examples are looked at")
+        terminal.say(f"checking the first {AT_MOST} of {len(selected):,} test examples")
     found: list[Checked] = []
     for number, prepared in enumerate(stores):
         if len(stores) > 1:
-            found.append(Checked("checkpoint", number, prepared.task.checkpoint.name, "what follows is about this one"))
+            found.append(
+                Checked("checkpoint", number, prepared.task.checkpoint.name, "the rows below are about this one")
+            )
         found += _minimum(prepared, terminal)
         inverse = make_inverse(prepared, config.curvature.damping, terminal)
         if inverse.damping is None:
@@ -94,13 +96,16 @@ def _minimum(prepared: Prepared, terminal: Terminal) -> list[Checked]:
     if share <= MINIMUM:
         text = "a minimum: leaving an example out is a small step from here"
     elif share <= NEAR:
-        text = "near a minimum; training again also takes the rest of the way, which influence does not count"
+        text = "near a minimum; retraining also takes the remaining steps, which influence does not count"
     else:
-        text = "no minimum: influence is of a step from here, training again goes further; trust --lds, not --loo"
+        text = "not a minimum: influence describes one step, retraining goes further; trust --lds, not --loo"
     return [
         Checked("gradient norm at the checkpoint", seen.gradient_norm, "‖∇R + l2·θ‖", text),
         Checked(
-            "the same beside one example's", share, f"of {seen.typical_norm:.3g}", f"0 at a minimum, {NEAR:g} near"
+            "relative to one example's gradient norm",
+            share,
+            f"of {seen.typical_norm:.3g}",
+            f"0 at a minimum, up to {NEAR:g} near one",
         ),
     ]
 
@@ -134,11 +139,11 @@ def _residual(
     elif value <= NEARLY:
         text = f"nearly solved with {name}; the largest influences hold, their last digits do not"
     elif choice.is_layered:
-        text = f"{choice.method} stands in for {name}: 0 is exact, above 1 its errors exceed λ; --lds says what counts"
+        text = f"{choice.method} is rough here (0 is exact, above 1 its errors exceed λ); check it with verify --lds"
     elif isinstance(prepared.basis, Joint) and prepared.width < network.size:
         text = "the kept coordinates do not span the gradient: influence is restricted to them; see the share below"
     else:
-        text = "not solved: a larger curvature.damping, or curvature.method: explicit on fewer layers"
+        text = "not solved: use a larger curvature.damping, or curvature.method: explicit on fewer layers"
     unit = f"of ‖∇L‖, over {count:,} of {len(order):,} examples; the largest of {len(v)}"
     return Checked("residual of s_test", value, unit, text)
 
@@ -169,7 +174,7 @@ def _energy(
         whole = replace(prepared, basis=basis, spectrum=spectrum)
         _, (every,) = test_gradients([whole], selected, "label", terminal, skip=False)
         if spectrum is None:
-            raise ValueError("a basis a layer has a spectrum")
+            raise ValueError("a basis per layer has a spectrum")
         shift = spectrum.shift(inverse.damping, prepared.task.l2)
         solved = preconditioned(every.double(), spectrum.values.to(every.device), shift.to(every.device))
         share, bound = float((kept / (solved * every).sum(dim=1).cpu().clamp_min(1e-300)).mean()), ""
@@ -184,7 +189,7 @@ def _energy(
     if share > 0.9:
         text = "the store keeps nearly all of it"
     elif share > 0.5:
-        text = "most of it; --on-the-fly and a larger gradients.budget keep more"
+        text = "the store keeps most of it; --on-the-fly or a larger gradients.budget keeps more"
     else:
         text = "influence is restricted to a part: use --on-the-fly or a larger gradients.budget, or a larger λ"
     return Checked(item, share, f"of ∇Lᵀ(H + λI)⁻¹∇L{bound}", text)

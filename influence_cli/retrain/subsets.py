@@ -66,7 +66,7 @@ def kept_rows(least_useful_first: np.ndarray, keep: float) -> np.ndarray:
     if not 0 < count < n:
         raise InfluenceError(
             f"--keep {keep:g} of {n:,} training examples keeps {'none' if count == 0 else 'all'}",
-            "a share that leaves some in and some out, such as --keep 0.8",
+            "give a share that leaves some in and some out, such as --keep 0.8",
         )
     return np.sort(least_useful_first[n - count :])
 
@@ -144,7 +144,9 @@ def retrain_kept(
         what = f"what {by} keeps, repeat {repeat} (seed {seed}, {len(rows):,} examples)"
         return again.outcomes(fresh_model(config, seed, task.device), rows, task.l2, seed, what, progress)
 
-    found = dict(zip(kept, do_all(folder, list(jobs), run_one, terminal, "retraining on what is kept"), strict=True))
+    found = dict(
+        zip(kept, do_all(folder, list(jobs), run_one, terminal, "retraining on the kept examples"), strict=True)
+    )
     return [
         Kept(
             by,

@@ -97,13 +97,13 @@ def top_layer(task: Task, terminal: Terminal) -> TopLayer:
         w, before, after = minimise(problem, start)
         inverse = torch.cholesky_inverse(factor_of(problem, w))
     terminal.say(
-        f"top layer: gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64; what is "
-        "below it stays as it is"
+        f"top layer: gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64; the "
+        "layers below it stay unchanged"
     )
     found = TopLayer(task, network, layer, problem, w, inverse, tests, test.indices)
     moved = int((found.outputs(start).argmax(dim=1) != found.outputs(w).argmax(dim=1)).sum())
     if moved:
-        terminal.say(f"at its minimum {moved:,} of {len(test):,} test predictions are not those of the checkpoint")
+        terminal.say(f"at its minimum {moved:,} of {len(test):,} test predictions differ from those of the checkpoint")
     return found
 
 
@@ -119,12 +119,12 @@ def _find(task: Task, inputs: Tensor) -> tuple[Network, nn.Linear]:
             continue
         if network.size > MAX_PARAMETERS:
             raise InfluenceError(
-                f"the top layer {name} has {network.size:,} parameters: Newton steps take up to {MAX_PARAMETERS:,}",
+                f"the top layer {name} has {network.size:,} parameters; Newton steps allow up to {MAX_PARAMETERS:,}",
                 "use a model with fewer classes or a narrower last layer",
             )
         return network, layer
     raise InfluenceError(
-        "the model's output is not that of a trained linear layer, which the attack trains again",
+        "the model's output is not that of a trained linear layer, which the attack retrains",
         "end the model in nn.Linear, with requires_grad on",
     )
 

@@ -87,7 +87,7 @@ def load_training(config: Config) -> Training:
     section = config.training
     if section is None:
         raise InfluenceError(
-            f"{config.path.name}: training again needs a training function, and the config names none",
+            f"{config.path.name}: retraining needs a training function, but the config names none",
             f"add training: {{factory: ./model.py:train}}, a function {FORM} that returns the trained model",
         )
 
@@ -99,7 +99,7 @@ def load_training(config: Config) -> Training:
         raise InfluenceError(f"{where()}: {section.factory} is a {type(found).__name__}, which cannot be called")
     for key in section.args:
         if key in (*OURS, "model", "data"):
-            raise InfluenceError(f"{where('args', key)}: {key} is not for the config to give", f"verify calls {FORM}")
+            raise InfluenceError(f"{where('args', key)}: {key} cannot be set in the config", f"verify calls {FORM}")
     function = bind(found, section.args, section.factory, where)
     _check_signature(found, section.args, f"{where()}: {section.factory}")
     return Training(function, section.factory, where(), config.folder, source_hash(found, section.args))
@@ -115,7 +115,7 @@ def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name
     except TypeError as error:
         raise InfluenceError(
             f"{name}{str(signature)[:120]} cannot be called as {FORM}: {error}",
-            "let it take these; what else it needs goes under training.args",
+            "it must accept these; put its other arguments under training.args",
         ) from error
 
 
@@ -185,7 +185,7 @@ def train(
         raise
     except (Exception, SystemExit) as error:
         raise InfluenceError(
-            f"{at} failed on {what}: {describe(error)}", "INFLUENCE_DEBUG=1 shows where inside it"
+            f"{at} failed on {what}: {describe(error)}", "INFLUENCE_DEBUG=1 shows where it failed"
         ) from error
     if not isinstance(trained, nn.Module):
         raise InfluenceError(
@@ -195,9 +195,9 @@ def train(
     if found != shapes:
         name = next(name for name in [*shapes, *found] if shapes.get(name) != found.get(name))
         raise InfluenceError(
-            f"{at} returned another architecture for {what}: {name} is {_shape(found, name)}, in the model that it was "
-            f"given {_shape(shapes, name)}",
-            "train the model that is given and return it",
+            f"{at} returned another architecture for {what}: {name} is {_shape(found, name)}, but "
+            f"{_shape(shapes, name)} in the model that it was given",
+            "train the given model and return it",
         )
     return trained.to(device).eval()
 
@@ -233,7 +233,7 @@ def example_outcomes(
         if len(bad):
             raise InfluenceError(
                 f"{what} gave a model whose loss on {split.title(int(batch.indices[bad[0]]))} is NaN or infinite",
-                "the training function diverges there: a smaller learning rate, or a look at what it does",
+                "the training function diverges there: use a smaller learning rate, or check what it does",
             )
         found.append(losses)
         right.append((outputs.argmax(dim=1).cpu() == batch.targets).numpy())
@@ -361,7 +361,7 @@ def check_whole(task: Task) -> None:
     """Refuse a list that is not all of the training set: training again needs all."""
     if task.n != len(task.train):
         raise InfluenceError(
-            f"train.n is {task.n:,}, but {len(task.train):,} training examples are listed: training again needs all",
+            f"train.n is {task.n:,}, but {len(task.train):,} training examples are listed: retraining needs all",
             "list all that the checkpoint was trained on, and leave out train.n",
         )
 

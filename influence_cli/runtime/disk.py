@@ -145,7 +145,7 @@ def check_space(path: Path, need: int) -> None:
         return
     hint = "track fewer layers (gradients.layers), use store_dtype: float16 or int8, or set gradients.store elsewhere"
     if path.exists() and need <= free + path.stat().st_size:
-        hint = f"remove {path} first: the old store is kept until the new one is complete; or set gradients.store elsewhere"
+        hint = f"remove {path} first: it is kept until the new one is complete; or set gradients.store elsewhere"
     raise InfluenceError(
         f"{path} needs {human_bytes(need)}, but the disk has {human_bytes(free)} free: "
         f"{human_bytes(need - free)} more is needed",

@@ -118,7 +118,9 @@ def refuse_clashes(
     for path, what in written:
         real = os.path.realpath(path)
         if real in seen:
-            raise InfluenceError(f"{near_path(path)} would be both {seen[real]} and {what}", "give them different names")
+            raise InfluenceError(
+                f"{near_path(path)} would be both {seen[real]} and {what}", "give them different names"
+            )
         seen[real] = what
 
 

@@ -56,5 +56,8 @@ def stdin_lines() -> Iterator[str]:
     while line := sys.stdin.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
-            raise InfluenceError(f"stdin:{number}: a line of more than {LONGEST_LINE:,} characters", "stdin must be a list of test examples")
+            raise InfluenceError(
+                f"stdin:{number}: a line of more than {LONGEST_LINE:,} characters",
+                "stdin must be a list of test examples",
+            )
         yield line

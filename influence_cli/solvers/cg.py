@@ -194,7 +194,7 @@ def check_limits(tolerance: float, max_iterations: int) -> None:
     if not 0 < tolerance < 1:
         raise InfluenceError(f"a tolerance of {tolerance:g}: expected a relative residual between 0 and 1")
     if max_iterations < 1:
-        raise InfluenceError(f"a limit of {max_iterations} iterations solves nothing", "allow at least 1")
+        raise InfluenceError(f"a limit of {max_iterations} iterations cannot solve anything", "allow at least 1")
 
 
 def finite(x: Tensor, name: str) -> Tensor:

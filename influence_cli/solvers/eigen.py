@@ -47,7 +47,7 @@ def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
             pair = np.linalg.eigh(matrix.double().cpu().numpy())
         except np.linalg.LinAlgError:
             raise InfluenceError(
-                f"the eigenvectors of a matrix of {matrix.shape[-1]:,} × {matrix.shape[-1]:,} do not converge",
+                f"the eigenvectors of a matrix of {matrix.shape[-1]:,} × {matrix.shape[-1]:,} did not converge",
                 "leave its layer out (gradients.layers), or use curvature.method: identity",
             ) from first
         values, vectors = (torch.from_numpy(np.ascontiguousarray(part)).to(matrix) for part in pair)

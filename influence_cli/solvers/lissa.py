@@ -88,7 +88,8 @@ def lissa(
             doublings += 1
             if doublings > DOUBLINGS:
                 raise InfluenceError(
-                    f"{name} settles at no scale up to {scale:.3g}: H + λI is singular to rounding, or not finite",
+                    f"{name} does not converge at any scale up to {scale:.3g}: H + λI is singular to rounding, "
+                    "or not finite",
                     "use a larger curvature.damping, or curvature.method: cg",
                 )
             scale, steps = 2 * scale, 2 * steps
@@ -122,5 +123,5 @@ def _require_definite(product: Product, v: Tensor, name: str) -> bool:
     """
     smallest = lanczos(product, v.shape[1], like=v, iterations=60).smallest
     if smallest <= 0 or not math.isfinite(smallest):
-        refuse_indefinite(smallest, f"{name} does not settle: there is a direction")
+        refuse_indefinite(smallest, f"{name} does not converge: there is a direction")
     return True

@@ -32,7 +32,7 @@ def compact(path: Path, terminal: Terminal) -> None:
     with claim(path):
         with Store.open(path) as store:
             if not store.shards:
-                terminal.say(f"{path} is one file already")
+                terminal.say(f"{path} is already one file")
                 return
             store.require_complete()
             merged = _begun(path, store)
@@ -47,11 +47,11 @@ def compact(path: Path, terminal: Terminal) -> None:
                             whole.write_summary(summary)
                         size = whole.size()
                 except KeyboardInterrupt:
-                    raise Stopped(f"{path} is as it was; run the same command to go on") from None
+                    raise Stopped(f"{path} is unchanged; run the same command to resume") from None
             count = len(store.shards)
         disk.replace(merged, path)
         remove_orphans(path)
-    terminal.say(f"{path} is one file now ({human_bytes(size)}), of {count:,} shards")
+    terminal.say(f"merged {count:,} shards into {path} ({human_bytes(size)})")
 
 
 def _begun(path: Path, store: Store) -> Path:

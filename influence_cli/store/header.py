@@ -48,17 +48,17 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
     """
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would wait for a writer
-            raise InfluenceError(f"{path} is no file", "set gradients.store to another place")
+            raise InfluenceError(f"{path} is not a file", "set gradients.store to another place")
         raw = path.open("r+b" if write else "rb", buffering=0)
     except FileNotFoundError as error:
-        raise InfluenceError(f"there is no store {path}", "influence gradients makes it") from error
+        raise InfluenceError(f"there is no store {path}", "influence gradients creates it") from error
     except PermissionError as error:
-        hint = "copy it to a place where you may write, and set gradients.store" if write else "whose file is it?"
+        hint = "copy it to a writable folder, and set gradients.store" if write else "check who owns the file"
         raise InfluenceError(f"{path}: permission denied{' to write' if write else ''}", hint) from error
     except OSError as error:
         raise InfluenceError(
             f"{path} cannot be opened{' for writing' if write else ''}: {error.strerror}",
-            "is its disk there, and may it be written to? gradients.store names another place",
+            "check that its disk is mounted and writable, or set gradients.store to another place",
         ) from error
     try:
         lock(raw, path, alone=write)
@@ -68,7 +68,7 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
         return raw, file, _read_header(file, path)
     except OSError as error:
         raw.close()
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW) from error
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW) from error
     except BaseException:
         raw.close()
         raise
@@ -94,26 +94,26 @@ def _check_seal(seal: bytes, path: Path) -> None:
             raise InfluenceError(f"{path} is damaged: its first bytes have changed", ANEW)
         if h5py.is_hdf5(path):
             raise InfluenceError(
-                f"{path} is an HDF5 file, but no influence store", "set gradients.store to another name"
+                f"{path} is an HDF5 file, but not an influence store", "set gradients.store to another name"
             )
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW)
     if version.isdigit() and int(version) > VERSION:
         raise InfluenceError(
-            f"{path} is a store of version {int(version)}, this influence reads up to {VERSION}", "update influence"
+            f"{path} is a store of version {int(version)}, but this influence reads up to {VERSION}", "update influence"
         )
     if len(seal) < SEAL_BYTES:
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW)
     body, _, rest = rest.partition(b"\n")
     if version != str(VERSION).encode() or rest.rstrip(b"\0") != xxhash.xxh3_64_hexdigest(body).encode() + b"\n":
         raise InfluenceError(f"{path} is damaged: its first {len(seal)} bytes have changed", ANEW)
     facts, size = _object(body), path.stat().st_size
     ranges = facts.get("metadata")
     if not isinstance(facts.get("bytes"), int) or not isinstance(ranges, list) or not _rise(ranges, facts["bytes"]):
-        raise InfluenceError(f"{path} is damaged: its seal says nothing that fits", ANEW)
+        raise InfluenceError(f"{path} is damaged: its seal does not match", ANEW)
     if size < facts["bytes"]:
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW)
     if digest(path, ranges) != facts.get("xxh3"):
-        raise InfluenceError(f"{path} is damaged: what HDF5 keeps about its data sets has changed", ANEW)
+        raise InfluenceError(f"{path} is damaged: the HDF5 metadata of its data sets has changed", ANEW)
 
 
 def _object(text: bytes) -> dict[str, Any]:
@@ -140,14 +140,14 @@ def _rise(ranges: list[Any], size: int) -> bool:
 
 def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
     """Read the header, and check that the file has what it says: nobody is stopped from writing checksums that fit."""
-    wrong = InfluenceError(f"{path} is damaged: its header and its data sets do not fit", ANEW)
+    wrong = InfluenceError(f"{path} is damaged: its header and its data sets do not match", ANEW)
     try:
         data = dict(data_sets(file))
         if not _inside(data["header"], path) or data["header"].dtype != np.uint8:
             raise wrong
         text = data["header"][()].tobytes()
         if xxhash.xxh3_64_intdigest(text) != int(data["header"].attrs["xxh3"]):
-            raise InfluenceError(f"{path} is damaged: the checksum of its header does not fit", ANEW)
+            raise InfluenceError(f"{path} is damaged: the checksum of its header does not match", ANEW)
         header = _object(text)
         layout = Layout(**header["layout"])
         if not (isinstance(header["fingerprint"], dict) and isinstance(header["facts"], dict) and _possible(layout)):

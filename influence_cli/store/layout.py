@@ -39,7 +39,7 @@ SEAL_BYTES, LARGEST_SEAL = 4096, 2**24
 MANY_BYTES, HUGE_PAGE = 32 * 2**20, 2 * 2**20
 # What HDF5 itself takes of a store, and for each side array, at most: names, places, the space up to the next one.
 FIRST_BYTES, OWN_BYTES = 2**15, 1024
-ANEW = "influence gradients --overwrite makes it anew"
+ANEW = "influence gradients --overwrite rebuilds it"
 # What a store has beside the columns of its rows.
 PER_BLOCK = {"flags": "uint8", "checksums": "uint64", "inputs": "uint64"}
 FIXED = ("header", *PER_BLOCK, "summary", "summary_xxh3")
@@ -180,8 +180,8 @@ def make_whole(path: Path, need: int, lay_out: Callable[[Path], None]) -> None:
     except OSError as error:
         disk.remove(part)
         raise InfluenceError(
-            f"{path} cannot be made: {disk.failure(error, part, need)}",
-            "make room, or set gradients.store to another place; what is fitted is kept",
+            f"{path} cannot be created: {disk.failure(error, part, need)}",
+            "free disk space, or set gradients.store to another place; finished work is kept",
         ) from error
     except BaseException:
         disk.remove(part)

@@ -75,14 +75,15 @@ class Part:
             yield
         except FileNotFoundError as error:
             raise InfluenceError(
-                f"{self.path} has gone while {what} was to be written: moved, removed, or its disk was unmounted",
-                "the finished blocks are in it, wherever it is: put it back and run the same command again",
+                f"{self.path} disappeared while {what} was being written: it was moved or removed, or its disk was "
+                "unmounted",
+                "it holds the finished blocks: put it back and run the same command to resume",
             ) from error
         except OSError as error:
             size = os.fstat(self.raw.fileno()).st_size
             raise InfluenceError(
                 f"writing {what} of {self.path} failed: {disk.failure(error, self.absolute, size)}",
-                "the finished blocks are kept; make room and run the same command again",
+                "finished work is kept; free disk space and run the same command to resume",
             ) from error
 
     def close(self) -> None:

@@ -195,8 +195,8 @@ class Reader:
 def damaged_block(path: Path, block: int) -> InfluenceError:
     """Name a block whose checksum does not fit."""
     return InfluenceError(
-        f"{path} is damaged: the checksum of block {block} does not fit",
-        "influence gradients --repair computes the damaged blocks again",
+        f"{path} is damaged: the checksum of block {block} does not match",
+        "influence gradients --repair recomputes the damaged blocks",
     )
 
 

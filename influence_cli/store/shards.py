@@ -182,7 +182,7 @@ def _add_shards(
         disk.make_folder(folder)
     except OSError as error:
         raise InfluenceError(
-            f"{folder} cannot be made: {error.strerror}", "make its folder writable, or set gradients.store"
+            f"{folder} cannot be created: {error.strerror}", "make its folder writable, or set gradients.store"
         ) from error
     count = max(1, min(count, len(blocks)))
     made = []
@@ -263,7 +263,7 @@ def open_shards(path: Path, header: Mapping[str, Any], *, write: bool) -> list[P
             held = f"rows {rows.start:,} to {rows.stop - 1:,} of {layout.n:,}"
             if not file.exists():
                 raise InfluenceError(
-                    f"{path} lacks its shard {shard.file}, which held {held}",
+                    f"{path} is missing its shard {shard.file}, which held {held}",
                     f"put it back, or {ANEW}; the curvature is kept",
                 )
             raw, own, found = open_file(file, write=write)
@@ -271,7 +271,7 @@ def open_shards(path: Path, header: Mapping[str, Any], *, write: bool) -> list[P
             opened.append(Part(file, file.absolute(), raw, own, shard.first, used))
             if _header_hash(own) != shard.header or not _fits(found, layout, shard):
                 raise InfluenceError(
-                    f"{file} is a shard of another store: {path} was made with another for {held}",
+                    f"{file} is a shard of another store: {path} was made with a different shard for {held}",
                     f"put the right one back, or {ANEW}; the curvature is kept",
                 )
     except BaseException:

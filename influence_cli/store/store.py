@@ -118,8 +118,8 @@ class Store:
         values = mapped(self._main.raw, place, 0, len(data)) if data.shape else np.asarray(data[()])
         if xxhash.xxh3_64_intdigest(values.data) != int(data.attrs["xxh3"]):
             raise InfluenceError(
-                f"{self.path} is damaged: the checksum of its {name} does not fit",
-                "it belongs to no block that could be repaired; influence gradients --overwrite makes the store anew",
+                f"{self.path} is damaged: the checksum of its {name} does not match",
+                "it belongs to no block, so it cannot be repaired; influence gradients --overwrite rebuilds the store",
             )
         return values
 

@@ -106,7 +106,7 @@ def test_too_little_memory_is_an_error(
 ) -> None:
     path = make(tmp_path / "store.h5", gradients(n, p))
     monkeypatch.setattr(fisher, "available_bytes", lambda _device: 8 * numbers - 1)
-    with pytest.raises(InfluenceError, match="are free"):
+    with pytest.raises(InfluenceError, match="is free"):
         stored_moment(path, where="w")
     monkeypatch.setattr(fisher, "available_bytes", lambda _device: 8 * numbers)
     stored_moment(path, where="w")

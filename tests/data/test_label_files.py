@@ -120,8 +120,8 @@ def test_csv_and_npy_give_the_same_indices(tmp_path_factory: pytest.TempPathFact
 
 
 BAD_INDICES = [
-    ([6], "names the index 6; the data set has 0 to 5"),
-    ([0, -1], "names the index -1; the data set has 0 to 5"),
+    ([6], "names the index 6; valid indices are 0 to 5"),
+    ([0, -1], "names the index -1; valid indices are 0 to 5"),
     ([0.5], "holds numbers that are not whole"),
     (["a"], "not a whole number"),
     ([np.nan, 1.0], "whole"),
@@ -129,8 +129,8 @@ BAD_INDICES = [
     ([1e300], "file.npy"),
     ([1 + 2j], "file.npy"),
     (np.array([(1, 2)], dtype=[("a", int), ("b", int)]), "file.npy"),
-    ("index\n6\n", "names the index 6; the data set has 0 to 5"),
-    ("index\n0\n-1\n", "names the index -1; the data set has 0 to 5"),
+    ("index\n6\n", "names the index 6; valid indices are 0 to 5"),
+    ("index\n0\n-1\n", "names the index -1; valid indices are 0 to 5"),
     ("index\n0.5\n", "not whole"),
     ("index\nnan\n", "whole"),
     ("index\n99999999999999999999\n", "file.csv"),
@@ -243,16 +243,16 @@ def test_without_class_names_labels_are_numbers(write: Write) -> None:
 
 
 BAD_LABELS = [
-    ([0, 1], "has 2 labels, the data set 6 examples"),
-    (np.eye(3)[LABELS], "has 18 labels, the data set 6 examples"),
+    ([0, 1], "has 2 labels, but the data set has 6 examples"),
+    (np.eye(3)[LABELS], "has 18 labels, but the data set has 6 examples"),
     ([0, 1, 2, 0, 1, 3], "has the label 3, but there are 3 classes"),
     ([0, 1, 2, 0, 1, -1], "has the label -1, but there are 3 classes"),
     ([0, 1, 2, 0, 1, 0.5], "holds numbers that are not whole"),
     ([0, 1, 2, 0, 1, np.nan], "whole"),
     (["cat"] * 6, "not a whole number"),
-    ("label\ncat\n", "has 1 labels, the data set 6 examples"),
+    ("label\ncat\n", "has 1 labels, but the data set has 6 examples"),
     ("index\n0\n", "has the columns 'index'"),
-    ("index,label\n6,cat\n", "names the index 6; the data set has 0 to 5"),
+    ("index,label\n6,cat\n", "names the index 6; valid indices are 0 to 5"),
     ("index,label\n0,cat\n1,dog\n0,dog\n", "names an index twice (such as 0)"),
     ("index,label\n0,cta\n", "there is no class 'cta'"),
     ("index,label\n0,\n", "there is no class ''"),
@@ -328,7 +328,7 @@ BAD_TRUTH = [
     ("index\n6\n", "names the index 6"),
     ("index,true_label\n0,cta\n", "there is no class 'cta'"),
     ("note\nx\n", "has the columns 'note'"),
-    ("true_label\ncat\n", "has 1 labels, the data set 6 examples"),
+    ("true_label\ncat\n", "has 1 labels, but the data set has 6 examples"),
     ([7], "names the index 7"),
     ([-1], "names the index -1"),
     ([0.5, 1.5], "not whole"),
@@ -393,5 +393,5 @@ def test_positions_of_other_files_are_refused(write: Write, path: str, moved: bo
             read()
             continue
         error = refused(read)
-        assert f"file.csv:{line}: index 0 is /data/cat/0.png, and was {path}" in error.message
-        assert "make it anew" in error.hint
+        assert f"file.csv:{line}: index 0 is now /data/cat/0.png, but was {path}" in error.message
+        assert "write it again" in error.hint

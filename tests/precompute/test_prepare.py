@@ -324,7 +324,7 @@ def test_ctrl_c_ends_with_130_and_says_what_is_kept(influence: Command, project:
     assert "Traceback" not in err
     kept = finished(project / "influence.h5")
     assert 5 <= kept < BLOCKS
-    assert f"{kept} of {BLOCKS} blocks are done and kept; run the same command to go on" in err
+    assert f"{kept} of {BLOCKS} blocks are kept; run the same command to resume" in err
     assert f"wrote {BLOCKS - kept} of {BLOCKS} blocks" in influence("gradients", cwd=project).err
 
 
@@ -333,7 +333,7 @@ def test_an_interrupt_inside_the_data_set_keeps_the_blocks_before_it(influence: 
     edit(project, f"{FOLDER}{{root: train}}", "./stopping.py:Stopping\n  args: {root: train}")
     (project / "interrupt").touch()
     done = influence("gradients", cwd=project, code=130)
-    assert "3 of 5 blocks are done and kept" in done.err
+    assert "3 of 5 blocks are kept" in done.err
     (project / "interrupt").unlink()
     assert "wrote 2 of 5 blocks" in influence("gradients", cwd=project).err
 

@@ -68,7 +68,7 @@ def test_a_second_call_has_nothing_to_do(path: Path, capsys: pytest.CaptureFixtu
     compact(make(path), Terminal(quiet=True))
     before = path.stat()
     compact(path, Terminal())
-    assert capsys.readouterr().err == f"{path} is one file already\n"
+    assert capsys.readouterr().err == f"{path} is already one file\n"
     assert path.stat() == before
 
 
@@ -133,7 +133,7 @@ def test_a_disk_without_room_is_told_before_anything_is_removed(path: Path, monk
     make(path)
     with monkeypatch.context() as full:
         full.setattr(disk.shutil, "disk_usage", lambda _: Usage(10**6, 10**6, 0))
-        with pytest.raises(InfluenceError, match="more are needed"):
+        with pytest.raises(InfluenceError, match="more is needed"):
             compact(path, Terminal(quiet=True))
     assert_whole(path, N)
     assert len(others(path)) == 1

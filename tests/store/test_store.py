@@ -757,7 +757,7 @@ def test_in_order_takes_pieces_as_it_needs_them() -> None:
 def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, keep: float) -> None:
     path = make(tmp_path / "s.h5")
     os.truncate(path, int(path.stat().st_size * keep))
-    with pytest.raises(InfluenceError, match="is not a readable HDF5 file, or it is cut short") as caught:
+    with pytest.raises(InfluenceError, match="is not a readable HDF5 file, or it is truncated") as caught:
         Store.open(path)
     assert str(path) in caught.value.message
     assert "--overwrite" in caught.value.hint
@@ -772,7 +772,7 @@ def test_a_file_that_is_not_hdf5_is_refused(tmp_path: Path) -> None:
 def test_an_hdf5_file_of_something_else_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "s.h5", "w") as file:
         file["coordinates"] = np.ones((4, 4))
-    with pytest.raises(InfluenceError, match="is an HDF5 file, but no influence store") as caught:
+    with pytest.raises(InfluenceError, match="is an HDF5 file, but not an influence store") as caught:
         Store.open(tmp_path / "s.h5")
     # Somebody else's data: nothing that overwrites it is advised.
     assert "gradients.store" in caught.value.hint
@@ -783,7 +783,7 @@ def test_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
     path = make(tmp_path / "s.h5")
     raw = path.read_bytes()
     path.write_bytes(raw.replace(b"influence-store 1\n", b"influence-store 2\n", 1))
-    with pytest.raises(InfluenceError, match="is a store of version 2, this influence reads up to 1") as caught:
+    with pytest.raises(InfluenceError, match="is a store of version 2, but this influence reads up to 1") as caught:
         Store.open(path)
     assert caught.value.hint == "update influence"
 
@@ -799,7 +799,7 @@ def test_a_missing_data_set_is_told(tmp_path: Path, name: str) -> None:
     path = make(tmp_path / "s.h5")
     with h5py.File(path, "r+") as file:
         del file[name]
-    with pytest.raises(InfluenceError, match=r"damaged: what HDF5 keeps about .* has changed|is cut short"):
+    with pytest.raises(InfluenceError, match=r"damaged: the HDF5 metadata of .* has changed|is truncated"):
         Store.open(path)
 
 
@@ -826,7 +826,7 @@ def test_a_store_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> N
         [sys.executable, "-c", DENIED, str(path)], capture_output=True, text=True, check=True
     ).stdout.lower()
     assert "permission" in said
-    assert "cut short" not in said
+    assert "truncated" not in said
     assert "--overwrite" not in said
 
 
@@ -905,7 +905,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     with pytest.raises(
-        InfluenceError, match=r"s\.h5 needs [\d.]+ kB, the disk has 100 B free: [\d.]+ kB more"
+        InfluenceError, match=r"s\.h5 needs [\d.]+ kB, but the disk has 100 B free: [\d.]+ kB more"
     ) as caught:
         make(tmp_path / "s.h5")
     for way_out in ("gradients.layers", "float16", "gradients.store"):
@@ -919,7 +919,7 @@ def test_what_is_replaced_counts_until_the_new_store_is_whole(tmp_path: Path, mo
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     check_space(path, 100)
-    with pytest.raises(InfluenceError, match=r"the disk has 100 B free: 1 B more are needed") as caught:
+    with pytest.raises(InfluenceError, match=r"the disk has 100 B free: 1 B more is needed") as caught:
         check_space(path, 101)
     assert f"remove {path} first" in caught.value.hint
     with pytest.raises(InfluenceError) as caught:
