@@ -37,7 +37,7 @@ def first_mistake(
         at = place_of(_keys(found["loc"], values, known), places)
         return int(at.rpartition(":")[2]) if at.rpartition(":")[2].isdigit() else 0
 
-    # A misspelt key is also a missing one: the misspelling is the cause.
+    # A misspelt key is also reported as missing; the misspelling is the cause.
     found = min(error.errors(), key=lambda found: (found["type"] != "extra_forbidden", line(found)))
     keys = _keys(found["loc"], values, known)
     where = place_of(keys, places)
@@ -59,7 +59,7 @@ def first_mistake(
 
 
 def _near(found: Any) -> str:
-    """Name the allowed word that a misspelt one is nearest to; nothing where none is near."""
+    """Name the allowed word nearest to a misspelt one; nothing if none is near."""
     if found["type"] != "literal_error" or not isinstance(found["input"], str):
         return ""
     hint = did_you_mean(found["input"], re.findall(r"'([^']*)'", found["ctx"]["expected"]))
@@ -123,7 +123,7 @@ def _keys(location: Sequence[str | int], values: Any, known: Known) -> Keys:
 
 
 def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
-    """Find what does not fit together in what the config says of several checkpoints.
+    """Find contradictions in what the config says about several checkpoints.
 
     Args:
         config: every key by itself is right.

@@ -53,7 +53,7 @@ def import_object(name: str, folder: Path, where: str) -> Any:
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            # A module that exists but lacks one of its own imports is a different mistake.
+            # A module that exists but fails to import another one is a different mistake.
             if error.name is not None and not (module_name + ".").startswith(error.name + "."):
                 raise InfluenceError(f"{where}: importing {module_name} failed: {error}") from error
             continue
@@ -70,7 +70,7 @@ def import_object(name: str, folder: Path, where: str) -> Any:
 
 @cache
 def _say_moved(old: str, new: str, where: str) -> None:
-    """Warn once per process of a name that only works for one more release."""
+    """Warn once per process about a name that works for only one more release."""
     Terminal().warn(f"{where}: {old} is now called {new}; the old name works until the next release")
 
 
@@ -89,7 +89,7 @@ def _member(holder: Any, name: str, holder_name: str, where: str) -> Any:
         return getattr(holder, name)
     except AttributeError as error:
         raise InfluenceError(f"{where}: {holder_name} has no {name!r}", did_you_mean(name, _public(holder))) from error
-    except Exception as error:  # a package that loads its parts when they are asked for
+    except Exception as error:  # a package that loads its parts lazily
         raise InfluenceError(f"{where}: {name!r} of {holder_name} failed: {describe(error)}") from error
 
 

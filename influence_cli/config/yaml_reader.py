@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse what no config needs before anything is made of it."""
+        """Refuse what no config needs before any value is built from it."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         where = f"{self.name}:{event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent) or event.anchor:
@@ -146,7 +146,7 @@ def _construct(node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -
 
 
 def _text(node: yaml.Node, name: str) -> str:
-    """Give a scalar as text that can be written into results: escapes can spell what no text has."""
+    """Give a scalar as text that can be written into results: escapes can spell invalid text."""
     text = str(node.value)
     if "\0" in text:  # no name, and no path, has one
         raise InfluenceError(f"{name}:{_line(node)}: a zero byte in {quoted(text)}", "remove it")

@@ -24,7 +24,7 @@ class Choice:
         matrix: ``ggn``, ``empirical`` or ``hessian``.
         network: the model with the parameters that count.
         output: the output layer, where it holds all of them.
-        note: what ``auto`` did, in a line; empty where nothing was chosen for the user.
+        note: what ``auto`` chose, in one line; empty if the user chose.
     """
 
     method: str
@@ -40,7 +40,7 @@ class Choice:
 
     @property
     def is_layered(self) -> bool:
-        """Say whether they are coordinates in a basis a layer."""
+        """Say whether they are coordinates in one basis per layer."""
         return self.method in LAYERED
 
     @property
@@ -50,12 +50,12 @@ class Choice:
 
     @property
     def solves(self) -> bool:
-        """Say whether each right side takes an iterative solver."""
+        """Say whether each right-hand side needs an iterative solver."""
         return self.method in SOLVERS
 
     @property
     def is_preconditioned(self) -> bool:
-        """Say whether the solver takes a preconditioner that is made of gradients."""
+        """Say whether the solver uses a preconditioner made of gradients."""
         return self.method in ("cg", "neumann")
 
 
@@ -70,12 +70,12 @@ def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor,
         where: the config's line, for errors.
 
     Raises:
-        InfluenceError: the method cannot hold that many parameters, or has no such matrix.
+        InfluenceError: the method cannot hold that many parameters, or does not support the matrix.
     """
     output = output_layer(network, inputs)
     note = ""
     if method == "auto":
-        # In an output layer the exact curvature is cheap, and exact.
+        # For an output layer the exact curvature is cheap.
         limit = AUTO_PARAMETERS if output is None else MAX_PARAMETERS
         method = "explicit" if network.size <= limit and matrix != "empirical" else "ekfac"
         if method == "ekfac":
@@ -106,5 +106,5 @@ def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor,
     return Choice(method, matrix, network, output, note)
 
 
-# Past this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) leave the range of a workstation.
+# Beyond this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) are too large for a workstation.
 MAX_PARAMETERS = 10_500

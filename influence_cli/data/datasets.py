@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def load_splits(config: Config) -> tuple[Split, Split | None]:
-    """Build the training and the test examples, which have to agree on the classes; no model is needed."""
+    """Build the training and test examples, which must agree on the classes; no model is needed."""
     train = load_split(config, "train", config.train)
     test = load_split(config, "test", config.test) if config.test is not None else None
     if test is not None:
@@ -80,7 +80,7 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
 
 
 def _is_folder_of_classes(factory: Any) -> bool:
-    """Say whether this is torchvision's ImageFolder or like it, without importing that for other data sets."""
+    """Say whether this is torchvision's ImageFolder or similar, without importing torchvision for other data sets."""
     base = getattr(sys.modules.get("torchvision.datasets"), "DatasetFolder", None)
     return base is not None and isinstance(factory, type) and issubclass(factory, base)
 
@@ -105,7 +105,7 @@ def _source_paths(source: Any, folder: Path) -> tuple[str, ...] | None:
 
 
 def source_labels(split: Split) -> np.ndarray:
-    """Find the data set's own labels, without decoding an image where it allows that; check them on three examples."""
+    """Find the data set's own labels, without decoding images if possible; check them on three examples."""
     source = split.source
     found = next((getattr(source, a) for a in ("targets", "labels", "_labels") if hasattr(source, a)), None)
     if found is None and isinstance(source, torch.utils.data.TensorDataset) and len(source.tensors) > 1:
@@ -126,7 +126,7 @@ def _agrees(split: Split, index: int, label: int) -> bool:
     try:
         return _item_label(split, index) == label
     except InfluenceError:
-        # An unreadable image says nothing about its label; the pass that needs the image will name it.
+        # An unreadable image says nothing about its label; the pass that needs the image names it.
         return True
 
 

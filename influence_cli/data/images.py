@@ -16,7 +16,7 @@ from influence_cli.errors import InfluenceError, describe
 
 
 def raw_image(split: Split, index: int) -> Image.Image | None:
-    """Give the picture of an example for a report; None where the data set yields nothing like one."""
+    """Give the picture of an example for a report; None if the data set yields no picture."""
     image, _ = raw_item(split, index)
     return as_picture(image)
 

@@ -4,9 +4,9 @@
       dataset: influence_cli.data.tar_images.TarImages
       args: {files: "data/shard-{000..009}.tar", image: "jpg;png", label: cls}
 
-The members that share a name up to its first dot are one example; its index is its position over all shards, sorted by
-name, in the order of their members. WebDataset itself only streams, an example then has no number: so each shard's
-headers are read once here, by the standard library's tarfile, and images where they lie.
+Members that share a name up to its first dot are one example; its index is its position over all shards, sorted by
+name, in the order of their members. WebDataset itself only streams, so its examples have no numbers. Here the headers
+of each shard are read once, by the standard library's tarfile, and images are read in place.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from influence_cli.errors import InfluenceError, describe, quoted
 # WebDataset's rule for what is one example (webdataset/tariterators.py), and for members that are about the shard.
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")
-# A label is a number or a name, not a file of another kind.
+# A label is a number or a name; anything longer is another kind of file.
 LONGEST_LABEL = 4096
 
 
 @dataclass(slots=True)
 class _Example:
-    """One example of a shard: where its image lies, if it has one."""
+    """One example of a shard: the place of its image, if it has one."""
 
     key: str
     name: str = ""
@@ -50,7 +50,7 @@ class TarImages:
 
     Args:
         files: a pattern such as ``data/shard-{000..009}.tar``, or a list of them.
-        image: the suffixes of images, the first that an example has is taken.
+        image: the suffixes of images; the first one that an example has is used.
         label: the suffix of labels: whole numbers, or names, whose sorted order numbers the classes.
 
     Attributes:
@@ -98,7 +98,7 @@ class TarImages:
         if self._offsets[index] < 0:
             raise ValueError("the example has no image")
         size = int(self._sizes[index])
-        # Opened for each, as an ImageFolder's images are: nothing is shared with loader processes.
+        # Opened per example, like the images of an ImageFolder: nothing is shared with loader processes.
         with open(self.files.names[number], "rb") as file:  # noqa: PTH123 (for every example of every pass)
             file.seek(int(self._offsets[index]))
             content = file.read(size)
@@ -163,7 +163,7 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
         Name, offset and size of each regular file.
 
     Raises:
-        InfluenceError: it is no tar file that is not compressed, or it is cut off or damaged on the way.
+        InfluenceError: it is not an uncompressed tar file, or it is truncated or damaged.
     """
     end, at, last, head = os.fstat(file.fileno()).st_size, 0, "", b""
     try:
@@ -185,7 +185,7 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
                 if plain is not None or found.isreg():
                     yield member, offset, size
     except tarfile.TarError as error:
-        if head == bytes(tarfile.BLOCKSIZE):  # the mark of the end
+        if head == bytes(tarfile.BLOCKSIZE):  # the end marker
             return
         raise InfluenceError(
             f"{near(name)} is truncated or damaged after {last}: {describe(error)}"
@@ -196,9 +196,9 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _plain(head: bytes) -> tuple[str, int] | None:
-    """Read name and size out of the header of an ordinary file; None of all others, which tarfile can read.
+    """Read name and size from the header of an ordinary file; None for all others, which tarfile can read.
 
-    As tarfile does, in a fifth of its time: a million images have two million headers.
+    It does what tarfile does in a fifth of the time: a million images have two million headers.
     """
     if head[156:157] != b"0" or head[257:263] not in (b"ustar\0", b"ustar ") or head[345]:
         return None
@@ -212,7 +212,7 @@ def _plain(head: bytes) -> tuple[str, int] | None:
 
 
 def _numbered(labels: Sequence[str], paths: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
-    """Give labels as class numbers, and the class names where they are names."""
+    """Give labels as class numbers, and the class names if the labels are names."""
     whole = [re.fullmatch(r"-?\d+", label) is not None for label in labels]
     if all(whole):
         return np.array([int(label) for label in labels], dtype=np.int64), None

@@ -1,15 +1,15 @@
-"""Several checkpoints: independent models, or checkpoints of one run with their part of its training.
+"""Several checkpoints: independent models, or checkpoints of one run that each represent a part of its training.
 
 ``mean``    independent models: influence is averaged (``model.ensemble``, the default).
 ``tracin``  one run, no curvature (TracInCP: Pruthi et al., NeurIPS 2020, "Estimating training data influence by tracing
             gradient descent", section 3.2). A step of SGD at weights w on a batch of B draws example i with probability
             B/n and then moves along −(η/B) gᵢ(w), which to first order lowers the loss of t by (η/B) g_t(w)ᵀgᵢ(w): in
-            expectation (η/n) g_tᵀgᵢ a step. Without i these steps are missing; with K_c steps at rate η_c for which
+            expectation (η/n) g_tᵀgᵢ per step. Without i these steps are missing; with K_c steps at rate η_c for which
             checkpoint c stands,
 
                 influence[t, i] = (1/n) Σ_c η_c K_c g_t(w_c)ᵀ gᵢ(w_c)
 
-            in the loss's unit. Without ``steps`` K_c = 1: the score is relative, without a unit.
+            in the loss's unit. Without ``steps``, K_c = 1 and the score has no unit.
 ``source``  one run, each part with its curvature (SOURCE: Bae et al., NeurIPS 2024, "Training data attribution via
             approximate unrolling"). Training is cut into segments; in segment ℓ curvature H_ℓ, gradients and rate count
             as constant. A step without i leaves out −(η/n) gᵢ, and each later step multiplies what that has changed by
@@ -26,7 +26,7 @@ mean over a segment's checkpoints of theirs (in the paper that of their mean cur
 exp is the product of its checkpoints', each over its own steps: the same where their curvatures commute, and where each
 checkpoint is a segment of its own (``segments`` left out). A kept part of a basis restricts gᵢ to its span; v passes
 through whole, what is outside the span by the curvature l2. Under momentum β the rate to give is η/(1 − β). For Adam
-and other rates a parameter both are no more than an analogy.
+and other per-parameter rates both are only an analogy.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def weighted(inverses: Sequence[Inverse], times: Sequence[float]) -> list[Invers
     """Weight the scores of each checkpoint, so that their mean is Σ_c (weight_c × score of c).
 
     Args:
-        inverses: one a checkpoint.
+        inverses: one per checkpoint.
         times: weights: η_c K_c.
     """
     return [_scaled(inverse, len(times) * time) for inverse, time in zip(inverses, times, strict=True)]
@@ -68,18 +68,18 @@ def _scaled(inverse: Inverse, scale: float) -> Inverse:
 
 
 def segments_of(count: int, segments: int | None) -> list[int]:
-    """Cut checkpoints into consecutive segments, as even as can be: the segment of each; None for one each."""
+    """Cut checkpoints into consecutive segments of equal size: the segment of each; None for one segment each."""
     parts = np.array_split(np.arange(count), min(segments or count, count))
     return [number for number, part in enumerate(parts) for _ in part]
 
 
 def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[Inverse]:
-    """Make what SOURCE has in place of the inverse curvature, for every checkpoint.
+    """Make SOURCE's counterpart of the inverse curvature, for every checkpoint.
 
     Args:
         stores: what was prepared for each checkpoint, in order of training.
         config: for the rates, steps and segments of ``model``.
-        terminal: takes what is said in place of λ.
+        terminal: shows what replaces λ.
     """
     times, count = config.model.times(), len(stores)
     owner = segments_of(count, config.model.segments)
@@ -145,13 +145,13 @@ def test_stores(stores: Sequence[Prepared], inverses: Sequence[Inverse]) -> list
 
 
 def solved_vectors(inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Give the vectors [m, k] of each checkpoint that its training gradients' coordinates are multiplied with.
+    """Give, per checkpoint, the vectors [m, k] that the coordinates of its training gradients are multiplied with.
 
     The mean over the checkpoints of the products, divided by n, is influence.
 
     Args:
-        inverses: one a checkpoint.
-        gradients: of the test examples, one a checkpoint of ``test_stores``: coordinates [m, k], raw ones [m, p].
+        inverses: one per checkpoint.
+        gradients: of the test examples, one per checkpoint of ``test_stores``: coordinates [m, k], raw ones [m, p].
     """
     if inverses[-1].passage is None:
         return [inverse.apply(own) for inverse, own in zip(inverses, gradients, strict=True)]
@@ -170,12 +170,12 @@ def solved_vectors(inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> 
 
 
 def refuse_source(config: Config, option: str, why: str) -> None:
-    """Refuse what takes an inverse curvature, before any work.
+    """Refuse what needs an inverse curvature, before any work.
 
     Args:
         config: of the run.
         option: such as ``--damping-sweep``.
-        why: what SOURCE has not.
+        why: what SOURCE does not have.
 
     Raises:
         InfluenceError: ``model.ensemble`` is ``source``.
@@ -185,14 +185,14 @@ def refuse_source(config: Config, option: str, why: str) -> None:
 
 
 def alone(config: Config) -> Config:
-    """Give the config of a checkpoint by itself, whatever it is a part of."""
+    """Give the config of a single checkpoint, without the others."""
     return config.model_copy(update={"model": config.model.model_copy(update={"ensemble": "mean"})})
 
 
 def last_checkpoints(config: Config, count: int) -> Config:
-    """Give the config of a run of which only the last ``count`` checkpoints were kept.
+    """Give the config of a run with only its last ``count`` checkpoints.
 
-    The first of them stands for all of the training before it: its η·steps is the sum of theirs.
+    The first of them represents all training before it: its η·steps is the sum of theirs.
     """
     times = config.model.times()
     first = len(times) - count
@@ -210,7 +210,7 @@ def last_checkpoints(config: Config, count: int) -> Config:
 def make_inverses(
     stores: Sequence[Prepared], config: Config, terminal: Terminal, strict: bool = False
 ) -> list[Inverse]:
-    """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver has to converge."""
+    """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver must converge."""
     given, kind = config.curvature, config.model.ensemble
     if kind == "source":
         return source_inverses(stores, config, terminal)

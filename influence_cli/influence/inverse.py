@@ -16,15 +16,15 @@ from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.solvers.cg import SolveInfo
 
-# Below this share of the effective dimension what was left out may matter: half of it, by the datamodeling score.
+# Below this share of the effective dimension (half, by the datamodeling score), what was left out may matter.
 ENOUGH = 0.5
-# An exact basis has no such tail: what is missing there is missing.
+# An exact basis has no such unimportant tail, so nearly all of it must be kept.
 NEARLY_ALL = 0.99
 
 
 @dataclass(frozen=True)
 class Passage:
-    """How a change of the parameters passes through the part of a run that a checkpoint stands for.
+    """How a change of the parameters passes through the part of a run that a checkpoint represents.
 
     influence/ensemble.py makes it.
 
@@ -45,19 +45,19 @@ class Inverse:
 
     Attributes:
         apply: coordinates of gradients [m, k] to those of s_test [m, k].
-        own: coordinates of gradients [b, k] to gᵢᵀ(H + (l2 + λ)I)⁻¹gᵢ [b]; None where that takes a solve an example.
+        own: coordinates of gradients [b, k] to gᵢᵀ(H + (l2 + λ)I)⁻¹gᵢ [b]; None if that needs one solve per example.
         shift: l2 + λ, of all coordinates or of each [k]; 0 for ``identity``.
         damping: λ and its reason; None for ``identity``.
         groups: what each λ belongs to: layers, or one empty name.
         effective_dimension: d_eff of the kept spectrum; None without one.
         kept: share of ΣΛ/(Λ + shift) that the store keeps, from above; 1 without a basis.
         smallest: min Λ of a Hessian that a solver works with, an estimate; None elsewhere.
-        solves: what a solver did, a call each.
-        at: the same inverse at another λ, from what is known already; it raises at a pole. None where another λ takes
+        solves: what a solver did, one entry per call.
+        at: the same inverse at another λ, from what is known already; it raises at a pole. None if another λ needs
             a solve.
         passage: of a checkpoint of a run under SOURCE; None elsewhere.
         whiten: coordinates of gradients [b, k] to (H + (l2 + λ)I)^(−1/2) times them, of which inner products are
-            s_testᵀgᵢ; None where that takes more than a division.
+            s_testᵀgᵢ; None if that needs more than a division.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -89,7 +89,7 @@ def make_inverse(
         limits: when a solver stops.
 
     Raises:
-        InfluenceError: Λⱼ + l2 + λ ≤ 0 somewhere, or a solver that cannot go on.
+        InfluenceError: Λⱼ + l2 + λ ≤ 0 somewhere, or a solver that cannot continue.
     """
     choice = prepared.choice
     if choice.method == "identity":
@@ -133,7 +133,7 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
 
 
 def warn_of_span(prepared: Prepared, kept: float, of: str, remedy: str, terminal: Terminal) -> None:
-    """Say where what a store keeps is too little to stand for the whole."""
+    """Warn if a store keeps too little to represent the whole."""
     if kept < (ENOUGH if prepared.choice.is_layered else NEARLY_ALL):
         terminal.warn(
             f"the store keeps {kept:.1%} of {of}: influence is restricted to the span of the kept "
@@ -144,7 +144,7 @@ def warn_of_span(prepared: Prepared, kept: float, of: str, remedy: str, terminal
 def _divided(spectrum: Spectrum, damping: Damping, l2: float) -> Inverse:
     """Divide by Λ + l2 + λ, coordinate by coordinate."""
     shift = spectrum.shift(damping, l2)
-    # Rounding leaves the GGN's zero eigenvalues a hair on either side; only a real shift makes them invertible.
+    # Rounding leaves the GGN's zero eigenvalues slightly above or below zero; only a real shift makes them invertible.
     check_poles(min(spectrum.smallest, float(spectrum.values.min())), shift.numpy())
     d_eff, whole = spectrum.dimension(damping, l2)
     values, names = spectrum.values, tuple(group.name for group in spectrum.groups)

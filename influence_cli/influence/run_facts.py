@@ -1,4 +1,4 @@
-"""What belongs to a run of scores as a whole: stores, damping, residuals, share kept."""
+"""Facts about a run of scores as a whole: stores, damping, residuals, share kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from influence_cli.runtime.terminal import Terminal
 def describe_run(
     stores: Sequence[Prepared], inverses: Sequence[Inverse], run: dict[str, Any], terminal: Terminal
 ) -> None:
-    """Gather what belongs to the run, and say where curvature plays no part."""
+    """Gather the facts of the run, and warn if curvature has no effect."""
     run["stores"] = [
         {
             "store": None if prepared.on_the_fly else str(prepared.path),
@@ -51,7 +51,7 @@ def describe_run(
 
 
 def _damping(inverse: Inverse) -> float | dict[str, float] | None:
-    """Give λ in absolute units: a number, or one a layer."""
+    """Give λ in absolute units: a number, or one per layer."""
     if inverse.damping is None or inverse.damping.value is not None:
         return inverse.damping.value if inverse.damping else None
     return dict(zip(inverse.groups, inverse.damping.values, strict=True))

@@ -23,7 +23,7 @@ class Selected:
     Attributes:
         index: its position in the test set; None for a file.
         file: an image file; None for a position.
-        label: the class to take for its label; None for a file without one.
+        label: the class to use as its label; None for a file without one.
     """
 
     index: int | None
@@ -44,8 +44,8 @@ def select(
         words: the arguments.
         split: the test examples; None where the config has none.
         classes: class names.
-        misclassified: gives the positions that the model gets wrong; called only where asked for.
-        lines: stdin, read only for ``-``: ``TEST`` or ``TEST<tab>LABEL`` a line.
+        misclassified: gives the positions that the model misclassifies; called only if needed.
+        lines: stdin, read only for ``-``: ``TEST`` or ``TEST<tab>LABEL`` per line.
 
     Raises:
         InfluenceError: a word of another form, an index out of range, a label that does not exist, nothing selected.

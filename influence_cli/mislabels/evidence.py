@@ -1,9 +1,9 @@
-"""Evidence on labels that does not stand on them: what an example would be called by everything but its own label.
+"""Evidence about labels that does not use them: the class of an example by everything except its own label.
 
 Three opinions, each a log-probability of every class: a leave-one-out readout of all layers, the vote of the nearest
 neighbours in the readout's leading components, and the model itself where it has not memorised its training labels.
-``combined`` is their weighted sum, normalised: p ∝ Π pₖ^w. Of a test set the model has seen no label either: there all
-three are out of sample, and the weights are the likeliest.
+``combined`` is their weighted sum, normalised: p ∝ Π pₖ^w. The model has not seen the labels of a test set, so all
+three are out of sample there, and the weights are fitted by likelihood.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Terminal
 
-# Below this share of the leave-one-out loss a model's loss on its own training labels is memory, not opinion.
+# A model whose loss on its training labels is below this share of the leave-one-out loss has memorised them.
 MEMORISED = 0.75
 # The weight of each opinion, with the model and without: three make up a mean, which is calibrated; of two a little
 # more ranks better. Fixed on label noise of Fashion-MNIST (bench/results/mislabels.md).
 WITH_MODEL, WITHOUT = 1 / 3, 2 / 3
-# Of the free memory, for the activations; the regression holds as much twice again.
+# Share of the free memory for the activations; the regression needs twice as much again.
 FREE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one forward pass over a split tells of its labels, averaged over checkpoints.
+    """What one forward pass over a split says about its labels, averaged over checkpoints.
 
     Attributes:
         facts: labels, the model's probabilities and losses, of the examples that could be read.
@@ -50,8 +50,8 @@ class Evidence:
         nearest: int64 [n, k], rows of the nearest other examples, nearest first; [n, 0] without a readout.
         similarity: float32 [n, k], the cosine.
         distance: float32 [n], mean distance to the nearest of them; [0] without a readout.
-        hashes: uint64 [n], of what goes into the model.
-        memorised: whether the model's own opinion is left out of ``combined``, as memory.
+        hashes: uint64 [n], of the model's input.
+        memorised: whether the model's own opinion is left out of ``combined``, because it has memorised the labels.
         summary: accuracy and mean loss of model and readout, ridge, temperature, dimension; by name.
         obstacle: why there is no readout, or None.
     """
@@ -80,15 +80,15 @@ class _Readouts:
 def gather_evidence(
     tasks: Sequence[Task], split: Split, terminal: Terminal, *, skip: bool, logistic: bool = False
 ) -> Evidence | None:
-    """Run each checkpoint forward over a split once, and form the opinions.
+    """Run each checkpoint forward over a split once, and compute the opinions.
 
-    The processes of a job each run it over a part; the first one forms the opinions, None in the others.
+    Each process of a job runs it over a part; the first one computes the opinions, None in the others.
 
     Args:
-        tasks: a task a checkpoint; of a run only the last takes part.
+        tasks: one task per checkpoint; only the last one of a run is used.
         split: whose labels; the training split's may be memorised.
         terminal: progress, the diagnosis, warnings.
-        skip: go on without examples that cannot be read.
+        skip: continue without unreadable examples.
         logistic: fit the logistic readout as well.
 
     Raises:

@@ -5,7 +5,7 @@ Signals, higher is more suspicious for all of them:
 - ``combined`` (the default), ``readout``, ``neighbours``, ``logistic``: −log p of the label by opinions that have not
   seen it (mislabels/evidence.py)
 - ``pred-probs``: likewise by probabilities from elsewhere, such as k-fold training
-- ``loss`` (the model's), ``margin`` (probability of the largest other class less that of the label)
+- ``loss`` (the model's), ``margin`` (probability of the largest other class minus that of the label)
 - ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: influence/self_influence.py
 """
 
@@ -72,14 +72,14 @@ class Mislabels:
 
     @property
     def flagged(self) -> np.ndarray:
-        """Give the rows above the default cut: as many of the first as labels are wrong by the estimate."""
+        """Give the rows above the default cut: the first ones, as many as the estimated number of wrong labels."""
         return self.order[: self.noise.count] if self.noise else self.order[:0]
 
 
 def wanted_signals(
     signal: str, *, every: bool, on: str, checkpoints: int, tests: bool, solves: bool, probabilities: bool
 ) -> tuple[str, ...]:
-    """Choose the signals to compute: one, or all that there can be here.
+    """Choose the signals to compute: one, or all that are available here.
 
     Args:
         signal: the one to rank by.
@@ -87,11 +87,11 @@ def wanted_signals(
         on: ``train`` or ``test``.
         checkpoints: how many.
         tests: whether there is a test set.
-        solves: whether the curvature method solves example by example.
+        solves: whether the curvature method needs one solve per example.
         probabilities: whether ``--pred-probs`` is given.
 
     Raises:
-        InfluenceError: the signal is unknown or cannot be had here.
+        InfluenceError: the signal is unknown or not available here.
     """
     if signal not in SIGNALS:
         raise InfluenceError(f"--signal {signal}: there is no such signal", f"known: {', '.join(SIGNALS)}")
@@ -124,26 +124,26 @@ def find_mislabels(
     """Rank training (or test) examples by how suspicious their label is.
 
     Args:
-        tasks: a task a checkpoint; signals are averaged over them.
-        stores: what was prepared for each checkpoint, or none: then there is no self-influence.
+        tasks: one task per checkpoint; signals are averaged over them.
+        stores: what was prepared for each checkpoint; without any there is no self-influence.
         config: for ``curvature.damping``.
         on: ``train`` or ``test``; for a test example self-influence is what it would be as a training example.
         signal: which of ``SIGNALS`` to rank by.
         wanted: signals to compute.
         probabilities: [examples of the data set, C] from elsewhere, for ``pred-probs``.
         terminal: progress, the diagnosis, warnings.
-        skip_unreadable: go on without examples that cannot be read.
+        skip_unreadable: continue without unreadable examples.
         run: takes the facts of the run.
         strict: a solver that does not converge is an error.
 
     Raises:
-        InfluenceError: the signal cannot be had: no readout, an example of a store that could not be read.
+        InfluenceError: the signal is not available: no readout, or an example of a store that could not be read.
     """
     run = {} if run is None else run
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic="logistic" in wanted)
     gradients = partial(_gradient_signals, stores, split, wanted, config, terminal, skip_unreadable, run, strict)
-    if evidence is None:  # in all but the first process of a job: it does the rest
+    if evidence is None:  # all processes of a job but the first, which does the rest
         try:
             gradients()
         except InfluenceError:
@@ -215,7 +215,7 @@ def _gradient_signals(
     run: dict[str, Any],
     strict: bool,
 ) -> dict[str, np.ndarray]:
-    """Compute what the stores give, [n] each: self-influence wherever there are any, the others where wanted."""
+    """Compute the signals from the stores, [n] each: self-influence if there are stores, the others if wanted."""
     if not stores:
         return {}
     inverses = make_inverses(stores, config, terminal, strict)

@@ -1,4 +1,4 @@
-"""Reads class probabilities that another tool wrote, such as those of k-fold training."""
+"""Read class probabilities that another tool wrote, such as those of k-fold training."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from influence_cli.data.tables import load_npy
 from influence_cli.errors import InfluenceError, describe
 
-# Sums may miss 1 by this much: probabilities are often written with few digits.
+# Sums may differ from 1 by this much: probabilities are often written with few digits.
 TOLERANCE = 1e-3
 
 
 def read_probabilities(path: Path, length: int, classes: Sequence[str]) -> np.ndarray:
-    """Read a row of class probabilities for every example of a data set.
+    """Read one row of class probabilities per example of a data set.
 
-    A ``.npy`` holds [length, C]; a ``.csv`` has a column for each class, named like it or by its number, and maybe
-    others, which are not read.
+    A ``.npy`` holds [length, C]; a ``.csv`` has one column per class, named by the class or its number. Other columns
+    are ignored.
 
     Returns:
         float64 [length, C], each row normalised.
 
     Raises:
-        InfluenceError: the wrong shape, a number that is no probability, rows that do not sum to 1.
+        InfluenceError: the wrong shape, a number that is not a probability, rows that do not sum to 1.
     """
     where = f"--pred-probs: {path}"
     if not path.is_file():

@@ -43,7 +43,7 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Tensor]:
     _refuse_packed(path, where)
     try:
         with warnings.catch_warnings():
-            # Whether the pickle's protocol suits the restricted reader shows in whether it can be read.
+            # Reading it shows whether the restricted reader supports the pickle's protocol.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -57,12 +57,12 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _refuse_packed(path: Path, where: str) -> None:
-    """Refuse an archive whose parts are larger than it is: torch packs nothing, but unpacks what others have packed."""
+    """Refuse an archive whose parts are larger than itself: torch never compresses, but decompresses other archives."""
     try:
         with zipfile.ZipFile(path) as archive:
             whole = sum(part.file_size for part in archive.infolist())
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return  # another format, or torch tells what is wrong
+        return  # another format, or torch reports what is wrong
     size = path.stat().st_size
     if whole > size:
         raise InfluenceError(
@@ -72,7 +72,7 @@ def _refuse_packed(path: Path, where: str) -> None:
 
 
 def _refused(path: Path, where: str, error: Exception) -> InfluenceError:
-    """Tell a checkpoint that carries code (what, by name) from a file that is damaged."""
+    """Distinguish a checkpoint that contains code (naming it) from a damaged file."""
     text = str(error)
     marker = "GLOBAL "
     if marker in text:
@@ -113,7 +113,7 @@ def _find_state_dict(content: object, path: Path, where: str) -> dict[str, Tenso
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, where: str) -> None:
     """Copy a state dict into a model; every key must fit.
 
-    Prefixes left by wrappers (``module.``, ``_orig_mod.``, ``model.``) are taken off as long as that makes more
+    Prefixes left by wrappers (``module.``, ``_orig_mod.``, ``model.``) are removed as long as that makes more
     keys fit. BatchNorm's ``num_batches_tracked`` may be missing: nothing in eval mode reads it.
 
     Raises:
@@ -150,13 +150,13 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, wher
             f"{where}: {path} holds NaN or infinity in {', '.join(broken[:4])}", "use an earlier checkpoint"
         )
     whole = OrderedDict(state)
-    # Some modules read the version that torch keeps beside the weights; the keys fit, so it is the model's own.
+    # Some modules read the version that torch keeps with the weights; the keys fit, so the model's own is right.
     whole._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     model.load_state_dict(whole, strict=False)
 
 
 def _strip_prefixes(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Take off the run of up to three wrapper prefixes that makes most keys fit; none, where that is as good."""
+    """Remove up to three wrapper prefixes, those that make most keys fit; none if that is as good."""
     candidates = [state]
     newest = [state]
     for _ in range(3):

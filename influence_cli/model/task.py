@@ -1,4 +1,4 @@
-"""From a config to what the mathematics takes: model, loss, data, device. The config stops here."""
+"""From a config to what the mathematics needs: model, loss, data, device. The config stops here."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Task:
         checkpoint: the file.
         device: where the model is.
         convex_loss: whether the loss is known to be convex in the outputs.
-        seed: of everything random here.
-        explained: whether predictions and losses are reported of this checkpoint: of all independent models their
-            mean, of a run's checkpoints only the last.
-        terminal: told how data will be read.
+        seed: for everything random here.
+        explained: whether predictions and losses of this checkpoint are reported: independent models report their
+            mean, a run only its last checkpoint.
+        terminal: shows how data will be read.
     """
 
     model: nn.Module
@@ -63,7 +63,7 @@ class Task:
 
     @cached_property
     def loading(self) -> Loading:
-        """Plan the loader processes, from a measurement of a second at most when they are first asked for."""
+        """Plan the loader processes, from a measurement of at most a second at the first call."""
         from influence_cli.data.loader_plan import plan_loading  # which stands on the layers, and they on this file
 
         return plan_loading(
@@ -71,21 +71,21 @@ class Task:
         )
 
     def test_split(self) -> Split:
-        """Give the test examples; an error where the config names none."""
+        """Give the test examples; an error if the config names none."""
         if self.test is None:
             raise InfluenceError("the config has no test data set", "add a section test: {dataset: …, args: {…}}")
         return self.test
 
 
 def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
-    """Load everything that the config names: a task a checkpoint, the data shared by all of them.
+    """Load everything that the config names: one task per checkpoint, the data shared by all of them.
 
     Args:
         config: the run's config.
-        terminal: told how data will be read.
+        terminal: shows how data will be read.
 
     Raises:
-        InfluenceError: at the config's line, for whatever does not exist, fit or load.
+        InfluenceError: at the config's line, for anything that does not exist, fit or load.
     """
     device = choose_device(config.device, config.where("device"))
     torch.manual_seed(config.seed)
@@ -121,7 +121,7 @@ def choose_device(name: str, where: str = "device") -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that exists here."""
     if name == "auto":
         if torch.cuda.is_available():
-            if distributed.size() > 1:  # each process of a job has one of its own
+            if distributed.size() > 1:  # each process of a job has its own device
                 return torch.device("cuda", distributed.local_device(torch.cuda.device_count()))
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -136,12 +136,12 @@ def choose_device(name: str, where: str = "device") -> torch.device:
 
 
 def set_precision(precision: str) -> None:
-    """Allow TF32 products on CUDA, or forbid them: torch's default allows them for convolutions alone."""
+    """Allow TF32 products on CUDA, or forbid them: torch's default allows them only for convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
 
 
 def build_model(config: Config) -> nn.Module:
-    """Call the model's factory; an error at the config's line where it is not what a config needs."""
+    """Call the model's factory; an error at the config's line if the result is not a model."""
 
     def where(*keys: str) -> str:
         return config.where("model", *(keys or ("factory",)))
@@ -206,10 +206,10 @@ def _class_names(train: Split, test: Split | None, outputs: int, config: Config)
 
 
 def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False) -> np.ndarray:
-    """Find the test examples that the model (the mean of several) gets wrong: positions, rising.
+    """Find the test examples that the model (or the mean of several) misclassifies: positions, ascending.
 
     Raises:
-        InfluenceError: one of them cannot be read, unless ``skip`` goes on without it.
+        InfluenceError: one of them cannot be read, unless ``skip`` continues without it.
     """
     split = tasks[0].test_split()
     wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
@@ -226,7 +226,7 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False)
 
 
 def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
-    """Run every checkpoint that is explained forward and average their probabilities: [b, C], on the CPU."""
+    """Run every explained checkpoint forward and average their probabilities: [b, C], on the CPU."""
     total: Tensor | None = None
     tasks = [task for task in tasks if task.explained]
     for task in tasks:

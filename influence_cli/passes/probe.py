@@ -1,4 +1,4 @@
-"""Look at a few examples before the work starts: what would make every later number wrong is found here."""
+"""Look at a few examples before the work starts, to find what would make every later number wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from influence_cli.passes.finite import check_finite
 from influence_cli.passes.gradients import make_network
 
 EXAMPLES = 8
-# A flip with probability ½ escapes this many readings once in 128 times.
+# A random flip with probability ½ goes unnoticed in this many readings once in 128 times.
 READINGS = 8
 
 
@@ -45,19 +45,19 @@ def probe(task: Task, patterns: Sequence[str], where: str) -> tuple[Network, Bat
     outputs = _check_outputs(task, network, batch)
     _check_loss(task, outputs, batch)
     if len(batch) < 2:
-        # vmap over one example shows as much as over two.
+        # Two copies of one example test vmap as well as two examples.
         batch = Batch(batch.inputs.repeat_interleave(2, 0), batch.targets.repeat(2), np.repeat(batch.indices, 2))
     return make_network(network, batch.inputs), batch
 
 
 def check_repeatable(split: Split) -> None:
-    """Refuse a split whose first item is not the same each time it is read."""
+    """Refuse a split whose first item changes from one reading to the next."""
     index = int(split.indices[0])
     title = split.title(index)
     try:
         first = to_input(split, raw_item(split, index)[0], title)
     except InfluenceError:
-        return  # unreadable or not an input: the pass over the data says so, by name
+        return  # unreadable or not an input: the pass over the data names it
     for _ in range(READINGS - 1):
         again = to_input(split, raw_item(split, index)[0], title)
         if again.shape != first.shape or not torch.equal(again, first):
@@ -135,7 +135,7 @@ def _check_loss(task: Task, outputs: Tensor, batch: Batch) -> None:
 def checkpoint_warnings(
     accuracy: float, classes: int, gradient_norm: float, typical_norm: float, examples: int | None = None
 ) -> list[str]:
-    """Say what makes every later number doubtful: guessing, or a point that is no minimum.
+    """Say what makes every later number doubtful: accuracy near chance, or a point that is not a minimum.
 
     Args:
         accuracy: on the training examples.
@@ -158,7 +158,7 @@ def checkpoint_warnings(
 
 
 def near_chance(accuracy: float, classes: int) -> bool:
-    """Say whether an accuracy is hardly above guessing (less than a tenth of the way to 1)."""
+    """Say whether an accuracy is near chance (less than a tenth of the way to 1)."""
     return (accuracy - 1 / classes) < 0.1 * (1 - 1 / classes)
 
 
@@ -168,7 +168,7 @@ def not_minimum(gradient_norm: float, typical_norm: float, examples: int | None 
     Args:
         gradient_norm: ‖∇R + l2·θ̂‖.
         typical_norm: root mean square of ‖gᵢ‖.
-        examples: how many were sampled (their mean has a noise of its own), or None for all.
+        examples: how many were sampled (their mean is noisy), or None for all.
     """
     noise = 2 / np.sqrt(examples) if examples else 0.0
     return gradient_norm > (0.1 + noise) * typical_norm > 0

@@ -30,7 +30,7 @@ def read_training_image(task: Task, index: int) -> Batch:
 
 
 def check_differentiable(task: Task, batch: Batch) -> None:
-    """Refuse inputs that are whole numbers, and a model through which no derivative reaches its input."""
+    """Refuse inputs of whole numbers, and a model without a derivative with respect to its input."""
     title = task.train.title(int(batch.indices[0]))
     if not batch.inputs.is_floating_point():
         raise InfluenceError(
@@ -40,7 +40,7 @@ def check_differentiable(task: Task, batch: Batch) -> None:
     x = batch.inputs.to(task.device).clone().requires_grad_(True)
     with torch.enable_grad(), recurrent_backward(task.model):
         outputs = logits_of(task.model(x.clone()))
-        # Parameters are frozen in some models: then what is cut off from its input has no graph at all.
+        # Some models have frozen parameters: without a path to its input the output then has no graph.
         cut = not outputs.requires_grad or torch.autograd.grad(outputs.sum(), x, allow_unused=True)[0] is None
     if cut:
         raise InfluenceError(

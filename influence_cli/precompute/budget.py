@@ -1,4 +1,4 @@
-"""What a store may take: the least and the most that it needs, and the coordinates that fit ``gradients.budget``."""
+"""The size of a store: its minimum and maximum, and the coordinates that fit ``gradients.budget``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def row_bytes(config: Config, task: Task, choice: Choice) -> int:
 
 
 def store_layout(config: Config, task: Task, k: int) -> Layout:
-    """Give the shape of a store with k numbers a row."""
+    """Give the shape of a store with k numbers per row."""
     return Layout(len(task.train), k, len(task.classes), config.gradients.block, config.gradients.store_dtype)
 
 
@@ -36,7 +36,7 @@ def _column_bytes(config: Config, task: Task) -> int:
 
 
 def check_budget(config: Config, task: Task, choice: Choice) -> None:
-    """Refuse before any work what the budget cannot hold."""
+    """Refuse, before any work, a store that exceeds the budget."""
     where, budget, size = config.where("gradients", "budget"), config.gradients.budget, choice.network.size
     if not choice.has_basis:
         need = row_bytes(config, task, choice)
@@ -71,7 +71,7 @@ def choose_coordinates(config: Config, task: Task, choice: Choice, fitted: Fitte
         return None
     room = config.gradients.budget - store_layout(config, task, 0).bytes()
     if choice.is_joint:
-        # A coordinate takes a column of all rows, and one of the basis.
+        # A coordinate takes one column of all rows, and one of the basis.
         k = min(len(fitted.arrays["spectrum"]), room // (_column_bytes(config, task) + 4 * choice.network.size))
         return np.arange(k)
     blocks = fitted.blocks()

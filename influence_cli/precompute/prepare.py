@@ -1,6 +1,6 @@
-"""Give a complete store: choose the curvature, fit it, make the file, compute the missing blocks, check what is there.
+"""Give a complete store: choose the curvature, fit it, make the file, compute missing blocks, check existing ones.
 
-``prepare`` is the only way in: every command that needs a curvature or a store calls it, so one command is enough.
+``prepare`` is the only entry point: every command that needs a curvature or a store calls it, so one command suffices.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal, **how
 
 
 def all_complete(config: Config, tasks: Sequence[Task]) -> bool:
-    """Say whether the store of every checkpoint is there with all its rows; whether it fits is for prepare to say."""
+    """Say whether the store of every checkpoint exists with all its rows; prepare checks whether it fits."""
     return all(_is_complete(store_path(config, number)) for number in range(len(tasks)))
 
 
 def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batch]:
-    """Probe the task and choose the curvature; what is chosen or left out is named on stderr."""
+    """Probe the task and choose the curvature; stderr names what is chosen or left out."""
     where = config.where("gradients", "layers")
-    # Whether gradients agree with autograd's is asked in float32: TF32's rounding is as large as what is allowed there.
+    # Gradients are compared with autograd's in float32: the rounding of TF32 is as large as the allowed difference.
     set_precision("float32")
     network, batch = probe(task, config.gradients.layers, where)
     network = replace(network, precision=config.precision)
@@ -110,14 +110,14 @@ def prepare(
         number: which of its checkpoints.
         task: that checkpoint and its data.
         terminal: progress and warnings.
-        overwrite: replace the rows of a store that is there; a curvature that still fits is taken over.
-        skip_unreadable: go on without examples that cannot be read, and list them.
-        fsck: verify every checksum and read every example again, to compare it with what the store was made of.
-        repair: compute damaged (and, with ``fsck``, changed) blocks again.
+        overwrite: replace the rows of an existing store; a curvature that still fits is reused.
+        skip_unreadable: continue without unreadable examples, and list them.
+        fsck: verify every checksum and read every example again, to compare it with the data of the store.
+        repair: recompute damaged (and, with ``fsck``, changed) blocks.
         on_the_fly: fit the curvature, but store no rows.
 
     Raises:
-        InfluenceError: the store belongs to something else, is too large for budget or disk, is damaged, an example
+        InfluenceError: the store belongs to another run, is too large for budget or disk, is damaged, an example
             cannot be read or has no finite loss.
     """
     started = time.perf_counter()
@@ -127,7 +127,7 @@ def prepare(
     if on_the_fly:
         return _without_rows(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
     makes, grows, writes = distributed.from_first(lambda: _to_do(task, path, wanted, overwrite, repair))
-    # Whoever writes is alone from here on, so that two that begin together do not both fit the curvature.
+    # The writer is alone from here on, so that two that start together do not both fit the curvature.
     with alone(path) if writes else nullcontext():
         if makes:
             make_store(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
@@ -136,14 +136,14 @@ def prepare(
         todo = distributed.from_first(lambda: _todo(task, choice, path, wanted, terminal, fsck, repair))
         basis, spectrum = stored_basis(path, choice, task)
         if len(todo):
-            remove_fits(path)  # a kill can leave it beside the store that has the whole curvature
+            remove_fits(path)  # a kill can leave it next to a store with the whole curvature
             fill_store(task, choice.network, basis, path, todo, terminal, skip_unreadable)
     prepared = _prepared(task, choice, path, basis, spectrum, started)
     return _remark(prepared, terminal, a_run=config.model.is_one_run)
 
 
 def _to_do(task: Task, path: Path, wanted: dict[str, str], overwrite: bool, repair: bool) -> tuple[bool, bool, bool]:
-    """Say whether a store is to be made, whether it has to grow, and whether anything is to be written at all."""
+    """Say whether a store must be made, whether it must grow, and whether anything must be written."""
     makes = overwrite or not has_rows(path)
     grows = not makes and has_grown(task, path, wanted)
     return makes, grows, makes or grows or repair or not _is_complete(path)
@@ -152,7 +152,7 @@ def _to_do(task: Task, path: Path, wanted: dict[str, str], overwrite: bool, repa
 def _todo(
     task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, fsck: bool, repair: bool
 ) -> np.ndarray:
-    """Compare a store with model and data, and list the blocks to compute: missing ones, and damaged ones to repair."""
+    """Compare a store with model and data, and list the blocks to compute: missing ones and damaged ones."""
     with Store.open(path) as store:
         compare(store.fingerprint, wanted, str(path))
         done = np.flatnonzero(store.done())
@@ -183,7 +183,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def stored_basis(path: Path, choice: Choice, task: Task, *, whole: bool = False) -> tuple[Basis, Spectrum | None]:
-    """Open the basis of a store's coordinates, or (``whole``) of all coordinates whose curvature it holds."""
+    """Open the basis of a store's coordinates, or (``whole``) of all coordinates with a stored curvature."""
     if not choice.has_basis:
         return None, None
     with Store.open(path, rows=False) as store:
@@ -249,7 +249,7 @@ def _summary(path: Path) -> np.ndarray:
 
 
 def _summarise(path: Path) -> np.ndarray:
-    """Sum a complete store up in one verified scan, as filling it in one go does on the way.
+    """Sum a complete store in one verified scan, as an uninterrupted fill does on the way.
 
     Returns:
         float64 [k + 1]: the mean coordinates, then the mean of ‖c‖².
@@ -265,7 +265,7 @@ def _summarise(path: Path) -> np.ndarray:
 
 
 def _remark(prepared: Prepared, terminal: Terminal, *, a_run: bool) -> Prepared:
-    """Say what the complete store shows: skipped examples, accuracy near chance, no minimum (a run needs none)."""
+    """Report what the complete store shows: skipped examples, accuracy near chance, no minimum (a run needs none)."""
     task = prepared.task
     with Store.open(prepared.path) as store:
         state, labels, summary = store.column("state"), store.column("labels"), store.summary()

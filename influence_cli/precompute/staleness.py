@@ -1,4 +1,4 @@
-"""Does a store still describe this model and this data? What no hash of weights and labels can tell."""
+"""Does a store still describe this model and this data? Checks beyond the hashes of weights and labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from influence_cli.store.store import READ, Store
 
 
 def check_code(task: Task, choice: Choice, store: Store, block: int) -> None:
-    """Recompute a few outputs of a sound block: model code that changed since gives itself away (no hash of it can)."""
+    """Recompute a few outputs of an intact block: this reveals changed model code, which no hash covers."""
     rows = np.arange(store.layout.n)[store.layout.rows(block)]
     rows = rows[store.column("state")[rows] == READ][:4]
     if not len(rows):
@@ -37,7 +37,7 @@ def check_code(task: Task, choice: Choice, store: Store, block: int) -> None:
 
 
 def changed_blocks(task: Task, path: Path, terminal: Terminal) -> np.ndarray:
-    """Read every example again and list the blocks whose inputs are not what the store was made of."""
+    """Read every example again and list the blocks whose inputs have changed."""
     with Store.open(path) as store:
         layout, digests = store.layout, store.digests()
         done = np.flatnonzero(store.done())

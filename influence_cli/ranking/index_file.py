@@ -1,13 +1,13 @@
-"""The index of a store, a file beside it: what faiss keeps, and after it what the index belongs to.
+"""The index of a store, a file next to it: faiss's data, then a description of what the index belongs to.
 
     influence.h5.index    the index, as faiss writes it: any program that has faiss opens it
                           xxh3 of every MB of that
                           JSON: what it belongs to, how it is searched, the recall that was measured
                           the lengths of these three, xxh3 of the last two, and the name of the format
 
-It is written under another name and renamed when it is whole. No byte is used before it is verified: of the lists,
-which are mapped and not read, those that a search looks into. An index is good for the store that it was made of, and
-for one λ, by which its rows are whitened.
+It is written under another name and renamed when it is complete. No byte is used before it is verified; the lists are
+mapped, and each is verified when a search reads it. An index is valid for the store that it was made from, and for one
+λ, which whitens its rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from influence_cli.store.store import READ, Store
 FORMAT = b"influence-index1"
 TAIL = struct.Struct("<QQQQ16s")
 ANEW = "influence index rebuilds it"
-# Bytes that have a checksum of their own.
+# Bytes per checksum.
 PIECE = 2**20
 
 
@@ -49,7 +49,7 @@ class Index:
         facts: JSON-able: ``kind``, ``lists``, ``probes`` (lists that are looked into), ``factor`` (candidates, by what
             is asked for), and what was measured.
         search: faiss's index, its lists mapped.
-        before: told of the lists [m, probes] before they are looked into.
+        before: called with the lists [m, probes] before they are read.
     """
 
     path: Path
@@ -59,17 +59,17 @@ class Index:
     before: Callable[[np.ndarray], None] = lambda _: None
 
     def candidates(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
-        """Find the rows of largest inner product with each query, about; in more lists where these hold too few.
+        """Find approximately the rows of largest inner product with each query; reads more lists if these hold too few.
 
         Args:
             queries: whitened coordinates, float32 [m, k].
-            count: rows a query.
+            count: rows per query.
 
         Returns:
             Rows of the store, int64, of each query; fewer than ``count`` where there are no more.
 
         Raises:
-            InfluenceError: what is looked into is damaged.
+            InfluenceError: a list that is read is damaged.
         """
         import faiss
 
@@ -79,7 +79,7 @@ class Index:
         if not self.facts["lists"]:
             found = search.search(queries, count)[1]
         else:
-            # Multiplied with how far a list reaches beyond its centre; of the rows themselves this number is 0.
+            # Multiplies how far a list reaches beyond its centre; for the rows themselves this number is 0.
             queries[:, -1] = np.linalg.norm(queries, axis=1)
             probes = int(self.facts["probes"])
             while True:
@@ -125,7 +125,7 @@ def belongings(prepared: Prepared, inverse: Inverse) -> dict[str, Any]:
 
 
 def write_index(part: Path, search: Any) -> Any:
-    """Write what faiss keeps to a file that has no seal yet, and open it again, its lists mapped.
+    """Write faiss's data to a file without a seal, and open it again with its lists mapped.
 
     Raises:
         InfluenceError: the disk is full or gone.
@@ -140,7 +140,7 @@ def write_index(part: Path, search: Any) -> Any:
 
 
 def seal_index(index: Index, path: Path, belongs: Mapping[str, Any]) -> None:
-    """Write the checksums behind an index, and what it belongs to, and give it its name in place of an older one.
+    """Append the checksums and the description to an index, and give it its name, replacing an older one.
 
     Args:
         index: of ``write_index``.
@@ -216,7 +216,7 @@ class _Verified:
         """Verify the bytes from start to stop of each range.
 
         Raises:
-            InfluenceError: a checksum does not fit.
+            InfluenceError: a checksum does not match.
         """
         for start, stop in ranges:
             for piece in range(start // PIECE, -(-stop // PIECE)):
@@ -270,7 +270,7 @@ def missing(path: Path) -> InfluenceError:
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, store: Path) -> None:
-    """Refuse an index of other rows, or for another λ."""
+    """Refuse an index of other rows or for another λ."""
     before, now = found["fingerprint"], wanted["fingerprint"]
     different = [meaning for name, meaning in MEANING.items() if before.get(name) != now.get(name)]
     if different or found["rows"] != wanted["rows"]:
@@ -288,7 +288,7 @@ def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, st
 
 
 def _alike(a: list[float], b: list[float]) -> bool:
-    """Say whether these are the same λ but for the rounding of a moment that another run summed up."""
+    """Say whether these are the same λ up to the rounding of a second moment summed by another run."""
     return len(a) == len(b) and all(abs(x - y) <= 1e-9 * max(abs(x), abs(y)) for x, y in zip(a, b, strict=True))
 
 

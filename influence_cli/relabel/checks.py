@@ -1,4 +1,4 @@
-"""What `influence relabel` refuses before any work: files in its way, and moves that were cut off or already made."""
+"""What `influence relabel` refuses before any work: existing files, and moves that were interrupted or already made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from influence_cli.runtime.outputs import check_output, refuse_clashes
 def refuse_outputs(
     config: Config, on: str, file: Path, log: Path, outputs: Sequence[Path], rows: Path | None, *, force: bool
 ) -> None:
-    """Refuse outputs that are each other, an input, or there already.
+    """Refuse outputs that are the same file, an input, or already exist.
 
     Args:
         config: names the files that are in use.
@@ -47,12 +47,12 @@ def refuse_outputs(
 
 
 def refuse_named_files(config: Config, on: str) -> None:
-    """Refuse moves while the config would go on applying label files to positions that are no longer theirs."""
+    """Refuse moves while the config would still apply label files to positions that mean other images afterwards."""
     section = config.train if on == "train" else config.test
     for key in ("labels", "exclude"):
         path = getattr(section, key, None)
         where = config.where(on, key)
-        # Given for this run alone it is applied with the moves, and named nowhere afterwards.
+        # Given for this run only, it is applied with the moves and not named anywhere afterwards.
         if path is not None and not where.startswith("--set"):
             raise InfluenceError(
                 f"{where}: {on}.{key} cannot be used with moves: afterwards its positions mean other images",
@@ -61,13 +61,13 @@ def refuse_named_files(config: Config, on: str) -> None:
 
 
 def refuse_open_moves(config: Config, log: Path, file: Path, *, resume: bool = False) -> Batch | None:
-    """Refuse to work between moves that were cut off; give them where the same decisions are to go on.
+    """Refuse to work while moves are interrupted; give the moves if the same decisions resume them.
 
     Args:
-        config: for the command that goes on.
-        log: held by the caller where ``resume``.
+        config: for the command that resumes.
+        log: held by the caller if ``resume``.
         file: the decisions.
-        resume: whether it is moves that are asked for.
+        resume: whether moves are requested.
     """
     batch = last_open(read_log(log))
     if batch is None or batch.state == "applied":
@@ -88,9 +88,9 @@ def refuse_open_moves(config: Config, log: Path, file: Path, *, resume: bool = F
 
 
 def last_moves(log: Path, file: Path) -> Batch | None:
-    """Give the last moves that are not taken back; decisions that made such moves are refused.
+    """Give the last moves that are not undone; decisions that made such moves are refused.
 
-    Their positions are those of before, which only their paths would tell.
+    Their positions are from before the moves, which only their paths would show.
     """
     made = [batch for batch in read_log(log) if batch.state != "undone"]
     for batch in made if file.is_file() else ():

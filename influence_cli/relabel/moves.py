@@ -1,8 +1,8 @@
-"""Moves of files between class folders: the plan, making it, and taking it back.
+"""Moves of files between class folders: plan them, make them, undo them.
 
 An ImageFolder's labels are its folders. A relabelled image goes to the folder of its new class, a dropped one to
-``dropped/CLASS`` beside the root. No file is ever overwritten, and one that has changed is left where it is. Where a
-file lies is read from the disk, not from the log: a kill between the two leaves nothing in doubt.
+``dropped/CLASS`` next to the root. No file is ever overwritten, and a changed file stays where it is. The place of a
+file is read from the disk, not from the log, so a kill between the two leaves no doubt.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from influence_cli.runtime.transaction import NewFile
 COLUMNS = ("from", "to")
 DROPPED = "dropped"
 Advance = Callable[[int], None]
-# What a file system says that has no hard links, or a kernel that protects those of others' files.
+# Errors of a file system without hard links, or of a kernel that protects the files of other users.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the folders have to become for the labels to be theirs.
+    """How the folders must change to match the labels.
 
     Attributes:
         moves: in the order of the data set.
         dropped: how many of them leave the data set.
-        renamed: how many get another name, theirs being taken in the new folder.
-        emptied: class folders that would hold no image any more.
+        renamed: how many get another name, because theirs is taken in the new folder.
+        emptied: class folders that would have no images left.
     """
 
     moves: tuple[Move, ...]
@@ -49,7 +49,7 @@ class Plan:
 
 
 def plan_moves(result: Relabelled) -> Plan:
-    """Plan the moves after which the folders say what the labels and exclusions say.
+    """Plan the moves after which the folders match the labels and exclusions.
 
     Raises:
         InfluenceError: the data set is not one of class folders.
@@ -79,7 +79,7 @@ def plan_moves(result: Relabelled) -> Plan:
 
 
 def manifest(path: Path, plan: Plan) -> NewFile:
-    """Say how the moves of a plan are written for people: a ``.csv`` of absolute paths, ``from,to``."""
+    """Give the moves of a plan as a file for people: a ``.csv`` of absolute paths, ``from,to``."""
 
     def write(part: Path) -> None:
         with part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
@@ -89,13 +89,13 @@ def manifest(path: Path, plan: Plan) -> NewFile:
 
 
 def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lambda _: None) -> Batch:
-    """Make the moves of a plan, every one logged before and after.
+    """Make the moves of a plan, and log each one before and after.
 
     Args:
-        log: where to, held since before the plan was made; earlier batches in it stay.
+        log: the log, locked since before the plan was made; earlier batches in it stay.
         plan: the moves.
         decisions: the file that asked for them.
-        advance: told of each move made.
+        advance: called after each move.
 
     Raises:
         InfluenceError: before anything is moved, where a file or its place is not as it has to be; or where a move
@@ -124,7 +124,7 @@ def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lam
 
 
 def continue_moves(log: MoveLog, batch: Batch, advance: Advance = lambda _: None) -> Batch:
-    """Make what is left of a batch of a log that has been held since it was read.
+    """Make the remaining moves of a batch of a log that has been locked since it was read.
 
     Raises:
         InfluenceError: before anything is moved, where a file is not where the log says it is or has changed; or where
@@ -166,14 +166,14 @@ def continue_moves(log: MoveLog, batch: Batch, advance: Advance = lambda _: None
 
 
 def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, list[Move]]:
-    """Take back the last batch of a log that is not undone, its last move first.
+    """Undo the last batch of a log that is not undone yet, its last move first.
 
     Args:
-        log: it is held meanwhile.
-        advance: told of each move of the batch that is back.
+        log: the log; it is locked meanwhile.
+        advance: called after each move that is undone.
 
     Returns:
-        The batch, and the moves that were taken back, as made: ``source`` is where a file is again.
+        The batch, and the moves that were undone, as they were made: ``source`` is where a file is again.
 
     Raises:
         InfluenceError: before anything is moved, where a file has changed since, or its old place is taken; or where
@@ -203,7 +203,7 @@ def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, lis
                 done.append(move)
                 advance(1)
             for folder in reversed(batch.folders):
-                with suppress(OSError):  # not empty: something else has come to lie there
+                with suppress(OSError):  # not empty: other files were added
                     disk.remove_folder(Path(folder))
             open_.add(batch.number, len(batch.moves), "undone")
         except KeyboardInterrupt as error:
@@ -227,7 +227,7 @@ def file_hash(path: Path) -> str:
 
 
 def _class_folders(result: Relabelled) -> dict[int, str]:
-    """Give the folder of each class; an error where the folders do not say what the labels are."""
+    """Give the folder of each class; an error if the folders do not match the labels."""
     split, root = result.split, result.root
     where = split.where
     if root is None or split.paths is None or split.mapping is None:
@@ -247,7 +247,7 @@ def _class_folders(result: Relabelled) -> dict[int, str]:
 
 
 def _free(path: Path, taken: set[str]) -> Path:
-    """Give the path, or the first of ``name-2.png``, ``name-3.png``, … that is neither there nor promised."""
+    """Give the path, or the first of ``name-2.png``, ``name-3.png``, … that is free and not planned."""
     found, number = path, 1
     while str(found) in taken or os.path.lexists(found):
         number += 1
@@ -256,7 +256,7 @@ def _free(path: Path, taken: set[str]) -> Path:
 
 
 def _lies(move: Move, by: Path, half: str) -> str:
-    """Find where the file of a move is: at its ``source`` or its ``target``, or ``half`` where a kill left it both."""
+    """Find where the file of a move is: at its ``source`` or its ``target``, or ``half`` if a kill left it at both."""
     here, there = os.path.lexists(move.source), os.path.lexists(move.target)
     if half and here and there and _is_one(move.source, move.target):
         return half
@@ -298,24 +298,24 @@ def _check_way(source: Path, target: Path) -> None:
 
 
 def _make_folders(log: MoveLog, batch: Batch, folder: Path) -> None:
-    """Make a folder and those above it, each logged, so that an undo takes away what was not there."""
+    """Make a folder and those above it, and log each, so that an undo removes the new ones."""
     for path in disk.missing_folders(folder):
         log.add(batch.number, 0, "folder", target=str(path))
         disk.make_folder(path)
 
 
 def _rename(source: str, target: str) -> None:
-    """Rename a file; never onto another one, not even one that comes at the same moment, as ``os.rename`` would.
+    """Rename a file, but never onto another one, not even one created at the same moment, as ``os.rename`` would.
 
-    A kill between the two steps leaves one file with both names: then the first step fails, and the second is left.
-    Each is on the disk before the next: after a power cut the file has one of its names, or both.
+    A kill between the two steps leaves one file with both names: the first step then fails, and the second remains.
+    Each step is on the disk before the next: after a power cut the file has one of its names, or both.
     """
     try:
         disk.link(source, target)
     except FileExistsError as error:
         if not _is_one(source, target):
             raise FileExistsError(f"{target} exists now") from error
-        disk.flush_names(Path(target).parent)  # the step may not have come to that
+        disk.flush_names(Path(target).parent)  # the interrupted step may not have done that
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LINKS:
             raise
@@ -327,5 +327,5 @@ def _rename(source: str, target: str) -> None:
 
 
 def _is_one(first: str, second: str) -> bool:
-    """Say whether two names, links not followed, are of one file."""
+    """Say whether two names, without following links, belong to one file."""
     return os.path.samestat(os.lstat(first), os.lstat(second))

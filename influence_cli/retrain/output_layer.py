@@ -28,7 +28,7 @@ BATCH = 256
 def is_convex(prepared: Prepared) -> bool:
     """Say whether the tracked parameters are an output layer under a convex loss, small enough for Newton steps."""
     choice, task = prepared.choice, prepared.task
-    # The hinge is convex, but has no curvature for a Newton step.
+    # The hinge is convex but has no curvature for a Newton step.
     smooth = task.convex_loss and task.loss_name != "hinge"
     return choice.output is not None and smooth and choice.network.size <= MAX_PARAMETERS
 
@@ -36,9 +36,9 @@ def is_convex(prepared: Prepared) -> bool:
 def by_newton(prepared: Prepared, config: Config) -> bool:
     """Say whether examples are left out by Newton steps; if not, the training function leaves them out.
 
-    An output layer under a convex loss needs no training function. But ``smooth_hinge`` stands in for the hinge that a
-    model was trained with: leaving out means training with the hinge again, if the config names a function for that.
-    It trains the whole model, so all of that has to be tracked.
+    An output layer under a convex loss needs no training function. But ``smooth_hinge`` replaces the hinge that a model
+    was trained with: leaving out means retraining with the hinge, if the config names a function for that. It trains
+    the whole model, so all of it must be tracked.
     """
     stands_in = config.loss.factory == "smooth_hinge" and config.training is not None
     size = sum(weight.numel() for weight in prepared.task.model.parameters())
@@ -57,7 +57,7 @@ def one_task(tasks: Sequence[Task], option: str) -> Task:
 
 
 def check_trainable(config: Config, selected: Sequence[Selected]) -> None:
-    """Tell a mistake in the training function before any work, and refuse test examples that it knows nothing of."""
+    """Report a mistake in the training function before any work, and refuse test examples that it cannot handle."""
     load_training(config)
     if any(item.file is not None for item in selected):
         raise InfluenceError(
@@ -68,12 +68,12 @@ def check_trainable(config: Config, selected: Sequence[Selected]) -> None:
 
 @dataclass(frozen=True)
 class AtMinimum:
-    """An output layer at the minimum of its objective, and test examples as it sees them.
+    """An output layer at the minimum of its objective, and its view of the test examples.
 
     Attributes:
         problem: the objective.
         w: its minimum W [C, d].
-        tests: the test examples, their targets those that are explained.
+        tests: the test examples; their targets are the explained ones.
     """
 
     problem: Problem
@@ -118,7 +118,7 @@ def explained_outputs(
     tests: Sequence[TestFacts],
     terminal: Terminal,
 ) -> Outputs:
-    """Run test examples up to the output layer; their targets are whose loss is explained."""
+    """Run test examples up to the output layer; their targets are the explained classes."""
     batches = (batch for batch, _ in selected_batches(prepared.task, selected, BATCH, terminal, skip=False))
     found = outputs_of(prepared.choice.network, layer, batches)
     found.targets.copy_(torch.tensor([test.target for test in tests]))

@@ -1,7 +1,7 @@
-"""What can be verified without training again: is s_test solved, is the checkpoint a minimum, what does the store keep?
+"""What can be verified without retraining: is s_test solved, is the checkpoint a minimum, what does the store keep?
 
-The residual of s_test is ‖(H + (l2 + λ)I) s − v‖ / ‖v‖ with H itself as products over the training data, whatever stood
-in for it: the Hessian or the Gauss–Newton matrix, over all tracked parameters.
+The residual of s_test is ‖(H + (l2 + λ)I) s − v‖ / ‖v‖ with H itself as products over the training data, not its
+approximation: the Hessian or the Gauss–Newton matrix, over all tracked parameters.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from influence_cli.precompute.prepare import stored_basis
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
 
-# Test examples that are looked at: each costs a product with the curvature.
+# Test examples that are checked: each costs a product with the curvature.
 AT_MOST = 8
-# Training examples a product: its two backward passes hold more than the layer pass does.
+# Training examples per product: its two backward passes need more memory than the layer pass.
 BATCH = 256
-# Relative residuals up to which s_test counts as solved, and as nearly so.
+# Relative residuals up to which s_test counts as solved, and as nearly solved.
 SOLVED, NEARLY = 1e-3, 0.1
-# ‖∇R + l2·θ‖ beside a single gradient, up to which the checkpoint is a minimum, and near one.
+# ‖∇R + l2·θ‖ relative to a single gradient, up to which the checkpoint is a minimum, and near one.
 MINIMUM, NEAR = 1e-3, 0.1
 
 
@@ -44,7 +44,7 @@ class Checked:
 
     Attributes:
         item: what was measured.
-        value: a number, or None where there is none.
+        value: a number, or None if there is none.
         unit: of the number.
         meaning: what it implies, in words.
     """
@@ -58,11 +58,11 @@ class Checked:
 def check_estimates(
     stores: Sequence[Prepared], selected: Sequence[Selected], *, config: Config, terminal: Terminal
 ) -> list[Checked]:
-    """Measure what influence stands on, without training again.
+    """Measure what influence relies on, without retraining.
 
     Args:
         stores: what was prepared for each checkpoint.
-        selected: test examples; the first 8 are looked at.
+        selected: test examples; the first 8 are checked.
         config: of the run.
         terminal: progress, λ.
 
@@ -113,7 +113,7 @@ def _minimum(prepared: Prepared, terminal: Terminal) -> list[Checked]:
 def _residual(
     prepared: Prepared, inverse: Inverse, selected: Sequence[Selected], rows: Tensor, terminal: Terminal
 ) -> Checked:
-    """Multiply s_test by the curvature itself, over the data or as much of it as five minutes allow."""
+    """Multiply s_test by the curvature itself, over as much of the data as five minutes allow."""
     network, task, choice = prepared.choice.network, prepared.task, prepared.choice
     plain = replace(prepared, basis=None, spectrum=None)
     _, (v,) = test_gradients([plain], selected, "label", terminal, skip=False)
@@ -149,7 +149,7 @@ def _residual(
 
 
 def _shift(prepared: Prepared, inverse: Inverse) -> Tensor:
-    """Give l2 + λ of each parameter: float64 [p], or [1] where it is one number."""
+    """Give l2 + λ per parameter: float64 [p], or [1] if it is one number."""
     l2, damping = prepared.task.l2, inverse.damping
     if damping is None or not isinstance(prepared.basis, Blocks):
         return torch.tensor([l2 + (damping.values[0] if damping else 0.0)], dtype=torch.float64)
@@ -183,7 +183,7 @@ def _energy(
         _, (v,) = test_gradients([plain], selected, "label", terminal, skip=False)
         outside = (v.double().square().sum(dim=1) - rows.double().square().sum(dim=1)).clamp_min(0).cpu()
         shift = prepared.spectrum.shift(inverse.damping, prepared.task.l2)  # type: ignore[arg-type]
-        # What lies outside has no curvature above the least that is kept, and at least λ.
+        # Directions outside have at most the smallest kept curvature, and at least λ.
         share, bound = float((kept / (kept + outside / float(shift.min())).clamp_min(1e-300)).mean()), ", at least"
     share = min(1.0, share)
     if share > 0.9:

@@ -1,9 +1,9 @@
-"""A frozen body and a trained top layer: the setting in which training again is exact, and an attack is practical.
+"""A frozen body and a trained top layer: with them retraining is exact, and an attack is practical.
 
 The top layer is the linear layer that gives the model's output; here it is at the minimum of the objective, found by
 Newton steps in float64 (retrain/newton.py). Of its gradient g = r ãᵀ (r = ∂ℓ/∂f, ã the layer's input and a 1 for
-the bias) the derivative in the pixels is v · ∂a/∂x with v = ∂(rᵀ S ã)/∂a for s_test as S [C, d]: closed up to the
-body, and one backward pass through that.
+the bias) the derivative with respect to the pixels is v · ∂a/∂x with v = ∂(rᵀ S ã)/∂a for s_test as S [C, d]: a closed
+form, and one backward pass through the body.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class TopLayer:
-    """A top layer at its minimum, with training and test examples as it sees them.
+    """A top layer at its minimum, with its view of the training and test examples.
 
     Attributes:
         task: model and data.
-        network: the model, tracking this layer alone.
+        network: the model, tracking only this layer.
         layer: the layer.
         problem: its objective over the training examples.
         w: its minimum W [C, d], float64.
         inverse: of the Hessian there [C d, C d].
-        tests: the test examples in use, their targets the labels.
+        tests: the test examples in use; their targets are the labels.
         test_indices: int64 [m], their positions.
     """
 
@@ -67,7 +67,7 @@ class TopLayer:
 
 
 def top_layer(task: Task, terminal: Terminal) -> TopLayer:
-    """Find the top layer, run all examples up to it once, and take it to its minimum.
+    """Find the top layer, run all examples up to it once, and train it to its minimum.
 
     Raises:
         InfluenceError: no linear layer gives the output, it was not trained, is too large or its loss is not convex
@@ -141,7 +141,7 @@ def with_graph(top: TopLayer, inputs: Tensor) -> tuple[Tensor, Tensor]:
     x = inputs.to(top.network.device()).detach().clone().requires_grad_(True)
     try:
         with torch.enable_grad(), frozen(model), recurrent_backward(model):
-            # A copy, for a model may change its input in place, which a leaf forbids.
+            # A copy, because a model may change its input in place, which a leaf forbids.
             logits_of(model(x.clone()))
     finally:
         hook.remove()
@@ -180,7 +180,7 @@ def feature_slopes(problem: Problem, w: Tensor, s: Tensor, rows: Tensor, width: 
 
 
 def pixel_slopes(x: Tensor, a: Tensor, v: Tensor) -> Tensor:
-    """Pull v [b, d] at the top layer's input back to the pixels of what `with_graph` ran: [b, …], on the CPU."""
+    """Pull v [b, d] at the top layer's input back to the pixels that `with_graph` ran: [b, …], on the CPU."""
     (found,) = torch.autograd.grad(a, x, v.to(a).view_as(a), materialize_grads=True, allow_unused=True)
     return found.detach().cpu()
 

@@ -1,6 +1,6 @@
 """Who may write: the lock that HDF5 itself takes on a store, and one for whoever is making or filling it.
 
-Both end with the process. Where a file system has no locks, all goes on without.
+Both end with the process. On a file system without locks, everything works without them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def lock(raw: BinaryIO, path: Path, *, alone: bool, who: str = "another process"
         raw: the file.
         path: the store that a message names.
         alone: for writing.
-        who: holds it, if it is taken.
+        who: the holder, if it is taken.
 
     Raises:
         InfluenceError: it is taken.
@@ -40,13 +40,13 @@ def lock(raw: BinaryIO, path: Path, *, alone: bool, who: str = "another process"
     except BlockingIOError as error:
         raise InfluenceError(f"{path} is in use by {who}", "wait until that command has finished") from error
     except OSError as error:
-        # Some network file systems have no locks; HDF5 goes on without as well.
+        # Some network file systems have no locks; HDF5 then works without as well.
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
 
 
 def unlock(raw: BinaryIO) -> None:
-    """Give up the lock now: what is still mapped of the file would keep it."""
+    """Release the lock now: mapped parts of the file would otherwise keep it."""
     if sys.platform == "win32":
         return
     import fcntl
@@ -57,12 +57,12 @@ def unlock(raw: BinaryIO) -> None:
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Be the only process that makes, fills or repairs a store, from before its curvature is fitted.
+    """Be the only process that makes, fills or repairs a store, starting before its curvature is fitted.
 
-    Its own lock says no more than that it is open now; of two that begin together, both would fit the curvature.
+    The store's own lock only says that it is open now; two that start together would both fit the curvature.
 
     Raises:
-        InfluenceError: another process is at it, or the folder cannot be written to.
+        InfluenceError: another process is working on it, or the folder is not writable.
     """
     file = path.with_name(path.name + ".lock")
     raw = _claimed(file, path)
@@ -77,7 +77,7 @@ def claim(path: Path) -> Iterator[None]:
 
 
 def is_claimed(path: Path) -> bool:
-    """Say whether somebody makes or fills a store, as far as this host can see; network file systems take a moment."""
+    """Say whether a process makes or fills a store, as far as this host can see; network file systems lag."""
     file = path.with_name(path.name + ".lock")
     for _ in range(20):
         if file.exists():
@@ -103,7 +103,7 @@ def _claimed(file: Path, path: Path) -> BinaryIO:
             raw.seek(0)
             number = raw.read(20).decode("ascii", "replace").strip()
             lock(raw, path, alone=True, who=f"process {number}" if number.isdigit() else "another process")
-            # Whoever had it before may have removed the file after it was opened here: the lock is on nothing then.
+            # The previous holder may have removed the file after it was opened here: the lock then protects nothing.
             if os.path.samestat(os.fstat(raw.fileno()), file.stat()):
                 return raw
         except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What is checked before a store is opened: that it is one, undamaged but for its rows, and has what it says.
+"""The checks before a store is opened: it is a store, undamaged except for its rows, and has what its header says.
 
-The seal comes first, and with it the checksum of all that HDF5 keeps about its data sets. Then the header has to fit
-them, in place and size: a checksum is no signature, and what does not lie in the file is not to be read.
+The seal comes first, with the checksum of all HDF5 metadata. Then the header must match the data sets in place and
+size: a checksum is not a signature, and data outside the file must not be read.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from influence_cli.store.layout import (
     side_arrays,
 )
 
-# A shard's name, from the folder of the store: nothing else is opened, whatever a header says.
+# A shard's name in the folder of the store: no other file is opened, whatever a header says.
 SHARD = re.compile(r"[^/\\\0]+\.shards-[0-9a-f]{8}/\d{4,}\.h5")
 
 
 def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, dict[str, Any]]:
-    """Lock a store's file, check that it is one, undamaged but for its rows, and open it.
+    """Lock a store's file, check that it is a store and undamaged except for its rows, and open it.
 
-    HDF5 opens it for reading only: nothing that it keeps about the data sets is ever written again.
+    HDF5 opens it only for reading: its metadata is never written again.
 
     Returns:
         The raw file, which holds the lock, the HDF5 file, and the header.
@@ -47,7 +47,7 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
         InfluenceError: no such file, not a store, damaged, newer, not permitted, or in use by another process.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would wait for a writer
+        if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait for a writer
             raise InfluenceError(f"{path} is not a file", "set gradients.store to another place")
         raw = path.open("r+b" if write else "rb", buffering=0)
     except FileNotFoundError as error:
@@ -63,7 +63,7 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
     try:
         lock(raw, path, alone=write)
         _check_seal(_read_seal(raw), path)
-        # HDF5's own shared lock goes with ours, but not beside the exclusive one.
+        # HDF5's own shared lock is compatible with our shared lock, but not with the exclusive one.
         file = h5py.File(path, "r", locking=False) if write else h5py.File(path, "r")
         return raw, file, _read_header(file, path)
     except OSError as error:
@@ -75,7 +75,7 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
 
 
 def _read_seal(raw: BinaryIO) -> bytes:
-    """Read the seal, three lines, padded to its room; no more than the first bytes of a file without one."""
+    """Read the seal: three lines, padded; only the first bytes of a file without one."""
     seal = raw.read(SEAL_BYTES)
     while seal.startswith(FORMAT.encode()) and seal.count(b"\n") < 3 and len(seal) < LARGEST_SEAL:
         more = raw.read(len(seal))
@@ -117,7 +117,7 @@ def _check_seal(seal: bytes, path: Path) -> None:
 
 
 def _object(text: bytes) -> dict[str, Any]:
-    """Read a JSON object; an empty one of anything else: a checksum is easily made to fit."""
+    """Read a JSON object; an empty one for anything else, since a matching checksum is easily forged."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -126,7 +126,7 @@ def _object(text: bytes) -> dict[str, Any]:
 
 
 def _rise(ranges: list[Any], size: int) -> bool:
-    """Say whether these are parts of a file of this size, one after another: they are read into memory."""
+    """Say whether these parts lie in a file of this size, one after another: they are read into memory."""
     at = 0
     for part in ranges:
         if not (isinstance(part, list) and len(part) == 2 and all(type(place) is int for place in part)):
@@ -139,7 +139,7 @@ def _rise(ranges: list[Any], size: int) -> bool:
 
 
 def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
-    """Read the header, and check that the file has what it says: nobody is stopped from writing checksums that fit."""
+    """Read the header, and check that the file has what it says: anybody can write matching checksums."""
     wrong = InfluenceError(f"{path} is damaged: its header and its data sets do not match", ANEW)
     try:
         data = dict(data_sets(file))
@@ -156,7 +156,7 @@ def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
             *((name, dtype, (layout.padded, *shape)) for name, (shape, dtype) in row_columns(layout).items()),
             *((name, dtype, (layout.blocks,)) for name, dtype in PER_BLOCK.items()),
         ]
-        if "shards" in header:  # rows and blocks are theirs, and checked there
+        if "shards" in header:  # rows and blocks belong to the shards, and are checked there
             own = []
             if not check_shards(header["shards"], layout.blocks):
                 raise wrong
@@ -176,7 +176,7 @@ def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
 
 
 def check_shards(shards: Any, blocks: int) -> bool:
-    """Say whether shards lie in a folder beside the store that names them, and hold every block once, in order."""
+    """Say whether shards are in a folder next to their store, and hold every block once, in order."""
     at = 0
     for shard in shards if isinstance(shards, list) else []:
         file, first, count, header = (shard[key] for key in ("file", "first", "blocks", "header"))
@@ -198,7 +198,7 @@ def _possible(layout: Layout) -> bool:
 
 
 def _inside(data: h5py.Dataset, path: Path) -> bool:
-    """Say whether a data set lies in the file in one piece, as it is mapped and read: none grows as it is read."""
+    """Say whether a data set is in one piece in the file, so that it can be mapped and is never larger when read."""
     size = data.id.get_storage_size()
     if data.chunks is not None or data.external or data.is_virtual or size != data.nbytes:
         return False

@@ -104,7 +104,7 @@ def test_a_grey_or_16_bit_image_is_what_an_image_folder_makes_of_it_or_refused(t
     for index in (0, 1):
         (tmp_path / "one").write_bytes(pq.read_table(tmp_path / "a.parquet")["image"][index].as_py())
         assert np.array_equal(data[index][0], default_loader(tmp_path / "one"))
-    with pytest.raises(ValueError, match="its values (999 to 999) do not fit in 8 bits"):
+    with pytest.raises(ValueError, match=r"its values \(999 to 999\) do not fit in 8 bits"):
         data[2]
 
 

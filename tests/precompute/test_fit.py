@@ -1,4 +1,4 @@
-"""Curvatures with a basis a layer through the command line: fitted once, resumed, reused, kept within the budget."""
+"""Curvatures with one basis per layer through the command line: fitted once, resumed, reused, within the budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index file: what is damaged, cut short, of another store or for another λ is told in a line, never searched."""
+"""The index file: what is damaged, truncated, of another store or for another λ is told in a line, never searched."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_what_is_cut_short_or_something_else_is_told(opened: tuple[Path, Prepare
         with pytest.raises(InfluenceError, match="copy is not an index of influence, or it is truncated"):
             open_index(path, *belongs)
     path.write_bytes(whole[1:])
-    with pytest.raises(InfluenceError, match="copy is damaged: its footer (checksums and origin) does not match"):
+    with pytest.raises(InfluenceError, match=r"copy is damaged: its footer \(checksums and origin\) does not match"):
         open_index(path, *belongs)
     path.unlink()
     with pytest.raises(InfluenceError, match="there is no index"):

@@ -244,8 +244,7 @@ def test_ctrl_c_says_how_many_are_moved(folder: Path, influence: Command, monkey
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder, code=130)
     assert (
         "interrupted: 2 of 6 files are moved; run the same command to resume, "
-        "or undo: influence relabel --undo moves.log.csv"
-        in done.err
+        "or undo: influence relabel --undo moves.log.csv" in done.err
     )
 
 

@@ -98,11 +98,11 @@ def test_it_goes_on_where_it_was_stopped(
     assert_whole(path, N)
 
 
-@pytest.mark.parametrize("rest", ["of another store", "cut short"])
+@pytest.mark.parametrize("rest", ["of another store", "truncated"])
 def test_what_another_call_has_begun_of_something_else_is_made_anew(path: Path, rest: str) -> None:
     make(path)
     merged = make(path.with_name("influence.h5.merged"), None, n=10)
-    if rest == "cut short":
+    if rest == "truncated":
         merged.write_bytes(merged.read_bytes()[:900])
     compact(path, Terminal(quiet=True))
     assert others(path) == []
