@@ -513,7 +513,7 @@ FAULTS = {
     ),
     "wider": (
         "return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(49, 11))",
-        "returned another architecture for {what}: 2.weight is [11, 49], in the model that it was given [10, 49]",
+        "returned another architecture for {what}: 2.weight is [11, 49], but [10, 49] in the model that it was given",
     ),
     "nan": (
         "model[2].bias.data[0] = float('nan')\n    return model",

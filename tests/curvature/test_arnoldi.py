@@ -142,7 +142,7 @@ def test_too_little_memory_is_an_error_that_names_a_remedy() -> None:
     with pytest.raises(InfluenceError) as error:
         found_in(matrix, free=enough - 1)
     assert "24 vectors of 60 numbers (23.0 kB)" in error.value.message
-    assert "23.0 kB are free" in error.value.message
+    assert "23.0 kB is free" in error.value.message
     assert "gradients.layers" in error.value.hint
     assert "ekfac" in error.value.hint
     assert found_in(matrix, free=enough).products == 24 + PROBES

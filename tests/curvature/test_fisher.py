@@ -93,7 +93,7 @@ def test_too_large_is_an_error_that_names_the_limit(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(fisher, "WIDEST", 19)
     with pytest.raises(InfluenceError) as error:
         stored_moment(path, where="influence.yaml:9")
-    assert error.value.message.startswith("influence.yaml:9: the second moment of 90 gradients of 20 parameters takes")
+    assert error.value.message.startswith("influence.yaml:9: the second moment of 90 gradients of 20 parameters needs")
     assert "the limit is 19 parameters or examples" in error.value.message
     assert "gradients.layers" in error.value.hint
     # Either of the two may be the small one.

@@ -132,8 +132,8 @@ def test_what_memory_or_disk_do_not_hold_is_refused_before_work(
     with monkeypatch.context() as patch:
         patch.setattr(index_build, "available_bytes", lambda _: 1_000)
         message = refusal(influence, tiny, "index")
-    assert "influence.h5.index would take" in message
-    assert "1.0 kB are free" in message
+    assert "influence.h5.index needs" in message
+    assert "1.0 kB is free" in message
     assert "influence rank without --approximate needs no index" in message
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000))
