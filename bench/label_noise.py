@@ -25,8 +25,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE / "peers"))
 from common import read_fashion_mnist, read_mosaic
-from compare import SHARED, train
+from compare import train
 from label_noise_project import build, normalised
+from public_data import need
 
 FOLDS = 5
 # Class-dependent noise on Fashion-MNIST: what each class is taken for.
@@ -117,7 +118,7 @@ def noisy(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     true = labels[chosen]
     given = true.copy()
     if case.data == "cifar10":
-        given = np.load(SHARED / "cifar10n" / f"{case.noise}.npy")[chosen].astype(np.int64)
+        given = np.load(need("cifar10n") / f"{case.noise}.npy")[chosen].astype(np.int64)
     elif case.noise != "none":
         wrong = generator.choice(case.count, int(case.rate * case.count), replace=False)
         other = (true[wrong] + generator.integers(1, 10, len(wrong))) % 10
@@ -129,9 +130,9 @@ def read(data: str, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Read images and labels of ``train`` or ``test``."""
     if data == "cifar10":
         names = [f"data_batch_{number}" for number in range(1, 6)] if part == "train" else ["test_batch"]
-        tiles = [read_mosaic(SHARED / "cifar10" / f"{name}.webp") for name in names]
-        return np.concatenate(tiles), np.load(SHARED / "cifar10" / f"{part}_labels.npy").astype(np.int64)
-    folder = SHARED / data / ("MNIST" if data == "mnist" else "FashionMNIST") / "raw"
+        tiles = [read_mosaic(need("cifar10") / f"{name}.webp") for name in names]
+        return np.concatenate(tiles), np.load(need("cifar10") / f"{part}_labels.npy").astype(np.int64)
+    folder = need(data) / ("MNIST" if data == "mnist" else "FashionMNIST") / "raw"
     images, labels = read_fashion_mnist(folder, "train" if part == "train" else "t10k")
     return images, labels.astype(np.int64)
 

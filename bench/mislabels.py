@@ -25,7 +25,8 @@ import yaml
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from label_noise import CASES, SHARED, read, usual
+from label_noise import CASES, read, usual
+from public_data import need
 
 SHOWN = (
     ("combined", "default"),
@@ -164,7 +165,7 @@ def natural_errors(work: Path) -> None:
         ("mnist", f"CNN, 3 epochs, mean of {len(folders)}", folders),
         ("cifar10", "ResNet-20 from elsewhere", [foreign]),
     ):
-        review = json.loads((SHARED / "label_errors" / f"{data}_test.json").read_text())
+        review = json.loads((need("label_errors") / f"{data}_test.json").read_text())
         errors = np.array([item["index"] for item in review["items"] if item["is_error"]])
         looked = np.array([item["index"] for item in review["items"]])
         orders = [test_orders(folder) for folder in own]
@@ -203,7 +204,7 @@ def write_foreign(folder: Path) -> None:
         f"{HERE.resolve()}/label_noise_project.py:ImageNetImages",
     )
     config = {
-        "model": {"factory": f"{models}:resnet20", "checkpoint": str(SHARED / "weights" / "resnet20-12fca82f.th")},
+        "model": {"factory": f"{models}:resnet20", "checkpoint": str(need("weights") / "resnet20-12fca82f.th")},
         "train": {"dataset": project, "args": {"file": "train.npz"}},
         "test": {"dataset": project, "args": {"file": "test.npz"}},
     }

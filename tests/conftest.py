@@ -19,12 +19,14 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tests.support import fork_server
+from tests.support.public_data import shared as shared  # for the tests
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator
     from playwright.sync_api import Page as Tab
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 CONFIG = """
 model:
@@ -49,20 +51,12 @@ def build():
 """
 
 
-def shared(name: str) -> Path:
-    """Name a real data set, or skip with a reason."""
-    path = SHARED / name
-    if not path.is_dir():
-        pytest.skip(f"the data set {name} is not at {SHARED}")
-    return path
-
-
 def run_influence(
     *words: str | Path, cwd: Path, stdin: str | None = None, code: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as a user would, and check its exit code."""
+    """Run the command in a process of its own, a fork of fork_server.py, and check its exit code."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, "-m", "influence_cli", *map(str, words)],
         cwd=cwd,
         input=stdin,

@@ -24,20 +24,32 @@ import influence_cli
 from influence_cli.__main__ import main
 from influence_cli.cli import app
 from tests.conftest import Command, edit, run_influence
+from tests.support import fork_server
 
 INFLUENCE = [sys.executable, "-m", "influence_cli"]
 COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:[34][0-8]|9[0-7]|10[0-7])[;m]")
+# Each in a fork of a Python that has loaded the command line and nothing else.
 NO_TORCH = """
-import sys
+import json, os, sys, tempfile
 
 from influence_cli.cli import app
 
-try:
-    app(sys.argv[1:])
-except SystemExit as ended:
-    code = ended.code
-sys.stderr.write(f"\\n{code} {sorted({'torch', 'torchvision', 'h5py'} & set(sys.modules))}")
+for words in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        os.chdir(tempfile.mkdtemp(dir="."))
+        out = os.dup(1)
+        for number in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        code = None
+        try:
+            app(words)
+        except SystemExit as ended:
+            code = ended.code
+        loaded = sorted({"torch", "torchvision", "h5py"} & set(sys.modules))
+        os.write(out, json.dumps([words, code, loaded]).encode() + b"\\n")
+        os._exit(0)
+    os.wait()
 """
 SLOW = """
 import time
@@ -73,26 +85,39 @@ def environment(**more: str) -> dict[str, str]:
 # --- help
 
 
-@pytest.mark.parametrize(
-    ("words", "code"),
-    [
-        (("--help",), 0),
-        (("-h",), 0),
-        (("--version",), 0),
-        ((), 2),
-        (("--nonsense",), 2),
-        *(((name, "--help"), 0) for name in COMMANDS),
-        (("init",), 0),
-        (("rank", "3"), 2),  # there is no config: said before the wait for torch
-        (("rank",), 2),
-    ],
-    ids=str,
-)
-def test_torch_is_not_imported_for_it(tmp_path: Path, words: tuple[str, ...], code: int) -> None:
+WITHOUT_TORCH: list[tuple[tuple[str, ...], int]] = [
+    (("--help",), 0),
+    (("-h",), 0),
+    (("--version",), 0),
+    ((), 2),
+    (("--nonsense",), 2),
+    *(((name, "--help"), 0) for name in COMMANDS),
+    (("init",), 0),
+    (("rank", "3"), 2),  # there is no config: said before the wait for torch
+    (("rank",), 2),
+]
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], tuple[int, list[str]]]:
+    """Give the exit code of each, and which of the heavy modules were loaded in the end."""
+    words = json.dumps([words for words, _ in WITHOUT_TORCH])
     done = subprocess.run(
-        [sys.executable, "-c", NO_TORCH, *words], cwd=tmp_path, capture_output=True, text=True, env=environment()
+        [sys.executable, "-c", NO_TORCH, words],
+        cwd=tmp_path_factory.mktemp("empty"),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        check=True,
     )
-    assert done.stderr.splitlines()[-1] == f"{code} []"
+    return {tuple(words): (code, loaded) for words, code, loaded in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize(("words", "code"), WITHOUT_TORCH, ids=str)
+def test_torch_is_not_imported_for_it(
+    without_torch: dict[tuple[str, ...], tuple[int, list[str]]], words: tuple[str, ...], code: int
+) -> None:
+    assert without_torch[words] == (code, [])
 
 
 def test_importing_the_package_leaves_torch_out_and_every_public_name_exists() -> None:
@@ -145,7 +170,7 @@ def test_the_shell_completes_commands_and_options(tmp_path: Path) -> None:
     for typed, at, wanted in (("influence ra", 1, "rank"), ("influence rank --aggr", 2, "--aggregate")):
         variables = {"_INFLUENCE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(at)}
         code = "import sys; sys.argv[0] = 'influence'; from influence_cli.cli import main; main()"
-        done = subprocess.run(
+        done = fork_server.run(
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment(**variables)
         )
         assert done.stdout.split() == [wanted], done.stderr
@@ -246,7 +271,7 @@ def test_the_config_is_the_one_that_is_named(
     (tmp_path / "sub").mkdir()
     for name in ("influence.yaml", "other.yaml", "third.yaml", "sub/fourth.yaml"):
         (tmp_path / name).write_text("nonsense: 1\n")
-    done = subprocess.run(
+    done = fork_server.run(
         [*INFLUENCE, "check", *words], cwd=tmp_path, capture_output=True, text=True, env=environment(**variables)
     )
     assert done.returncode == 2
@@ -262,7 +287,7 @@ def without_reader(*words: str, cwd: Path, stream: str = "stdout") -> subprocess
     os.close(here)
     try:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: there}
-        return subprocess.run([*INFLUENCE, *words], cwd=cwd, text=True, env=environment(), **streams)  # type: ignore[call-overload]
+        return fork_server.run([*INFLUENCE, *words], cwd=cwd, text=True, env=environment(), **streams)
     finally:
         os.close(there)
 
@@ -297,7 +322,7 @@ def test_head_takes_its_line_and_the_pipeline_succeeds(stored: Path) -> None:
 def test_ctrl_c_ends_with_130_and_a_line(project: Path) -> None:
     (project / "slow.py").write_text(SLOW)
     edit(project, "torchvision.datasets.ImageFolder\n  args: {root: train}", "./slow.py:Slow\n  args: {root: train}")
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [*INFLUENCE, "check"], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
     while not (project / "reading").exists():
@@ -314,7 +339,7 @@ def test_ctrl_c_ends_with_130_and_a_line(project: Path) -> None:
 def on_terminal(*words: str, cwd: Path, **variables: str) -> tuple[str, int]:
     """Run a command whose stdout and stderr are a terminal; give what it showed and its exit code."""
     here, there = pty.openpty()
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [*INFLUENCE, *words],
         cwd=cwd,
         stdin=subprocess.DEVNULL,

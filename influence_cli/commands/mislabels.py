@@ -29,6 +29,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.report.dialects import COLUMNS as DIALECT_COLUMNS
 from influence_cli.report.dialects import DIALECTS, in_dialect
 from influence_cli.results.mislabel_rows import COLUMNS, mislabel_rows, signal_column
+from influence_cli.results.record import EvidenceRecord
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -192,9 +193,10 @@ def command(
         probabilities=probabilities,
         terminal=session.terminal,
         skip_unreadable=skip_unreadable,
-        run=session.run,
         strict=strict,
     )
+    session.run.scores = result.scores
+    session.run.evidence = EvidenceRecord(result.evidence.summary, result.evidence.memorised)
     if explain is not None:
         emit(session, explain_rows(result, split, classes, explain), EXPLAINED)
         return
@@ -262,20 +264,20 @@ def _stores(
 
 def _describe(session: Session, result: Mislabels, split: Split, classes: Sequence[str]) -> None:
     """Say on stderr how many labels are wrong and what else was found; the run file lists all of it."""
-    from influence_cli.pages.mislabels import besides_facts, noise_facts
+    from influence_cli.pages.mislabels import besides_record, noise_record
 
-    session.run["besides"] = besides_facts(result, split, classes)
+    session.run.besides = besides_record(result, split, classes)
     if result.noise is None:
         return
-    session.run["noise"] = noise_facts(result, classes)
+    session.run.noise = noise_record(result, result.noise, classes)
     say, n, noise = session.terminal.say, len(result.order), result.noise
     if noise.count:
         expected = noise.expected_precision(result.order)
         steps = sorted({step for step in (noise.count // 10, noise.count // 3, noise.count) if step})
         shares = ", ".join(f"{expected[step - 1]:.0%} of the first {step:,}" for step in steps)
         say(f"about {noise.count:,} of {n:,} labels are wrong ({noise.rate:.1%}); expected: {shares}")
-        pairs = session.run["noise"]["pairs"][:3]
-        say("most often: " + ", ".join(f"{p['count']:,} {p['label']} that are {p['true']}" for p in pairs))
+        pairs = session.run.noise.pairs[:3]
+        say("most often: " + ", ".join(f"{p.count:,} {p.label} that are {p.true}" for p in pairs))
     else:
         say(f"hardly any of the {n:,} labels is wrong by the estimate; the ranking shows the likeliest")
     besides = result.besides
@@ -302,8 +304,9 @@ def _plot(session: Session, result: Mislabels, classes: Sequence[str], path: Pat
     """Draw the scores by label, and beside them what the ranking, the loss and random order find of the truth."""
     from influence_cli.report.plot import plot_scores
 
-    found = session.run.get("recovery")
-    curves = {name: found[name] for name in dict.fromkeys(("checked", signal, "loss"))} if found else None
+    curves, known = None, session.run.recovery
+    if known is not None:
+        curves = {"checked": known.checked, **{name: known.found[name] for name in dict.fromkeys((signal, "loss"))}}
     plot_scores(path, result.score, result.facts.labels, classes, result.flagged, signal, curves)
     session.terminal.say(f"wrote {path}")
 
@@ -320,10 +323,10 @@ def _score(session: Session, result: Mislabels, known: Truth) -> None:
         shares = {**result.opinions, "loss": facts.probabilities}
         right = {name: float((own[wrong].argmax(axis=1) == true).mean()) for name, own in shares.items()}
         memorised = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
-        session.run["memorised_share"] = memorised
+        session.run.memorised_share = memorised
     table = qualities(result.signals, wrong, right)
-    session.run["truth"] = [vars(quality) for quality in table]
-    session.run["recovery"] = recovery(result.signals, wrong)
+    session.run.truth = tuple(table)
+    session.run.recovery = recovery(result.signals, wrong)
     say = session.terminal.say
     say(f"{int(wrong.sum()):,} of {len(wrong):,} labels are wrong by --truth")
     shares_checked = "".join(f"{f'{share:.0%}':>7}" for share in CHECKED)

@@ -205,7 +205,7 @@ def _perturb(
     # Without rows: only the inverse curvature is needed, on all its coordinates. This one is made of the rows.
     rows = session.config.curvature.method == "fisher"
     stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=not rows)
-    found = perturb_image(
+    result = perturb_image(
         stores,
         index,
         selected,
@@ -214,9 +214,9 @@ def _perturb(
         target=target,
         retrain=retrain,
         terminal=session.terminal,
-        run=session.run,
         strict=strict,
     )
+    found, session.run.scores, session.run.newton = result.effects, result.scores, result.newton
     name = None if change is None else str(delta) if delta is not None else HIDDEN
     emit(session, perturb_rows(tasks[0], batch, found, name), COLUMNS)
     for one in found[:SAID]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.results.perturb_rows import ATTACK_COLUMNS, ATTACKABLE_COLUMNS, attack_row
+from influence_cli.results.record import AttackRecord
 from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def run_attack(session: Session, options: AttackOptions) -> None:
         flipped = sum(one.flipped for one in done)
         low, high = binomial_interval(flipped, len(done))
         # Here, for the run file is written with the last row.
-        session.run["attack"] = {"attacked": len(done), "flipped": flipped, "low": low, "high": high}
+        session.run.attack = AttackRecord(len(done), flipped, low, high)
 
     emit(session, attacks(), ATTACK_COLUMNS)
     _tell(session, done, folder)
@@ -88,7 +89,7 @@ def run_attackable(session: Session, options: AttackOptions) -> None:
     rows = np.searchsorted(top.test_indices, np.array(positions)).tolist()
     found = rank_attackable(top, rows, scale, session.terminal)
     could = sum(one.ratio >= 1 for one in found)
-    session.run["attackable"] = could
+    session.run.attackable = could
     classes = task.classes
     emit(
         session,
@@ -184,11 +185,10 @@ def _write(folder: Path, scale: PixelScale, found: Attack) -> None:
 
 
 def _tell(session: Session, done: Sequence[Attack], folder: Path) -> None:
-    say, facts, one = session.terminal.say, session.run["attack"], done[0]
-    if len(done) > 1:
-        flipped = facts["flipped"]
-        share = f"{flipped / len(done):.0%}, {facts['low']:.0%} to {facts['high']:.0%}"
-        say(f"{flipped:,} of {len(done):,} test predictions flipped ({share})")
+    say, attack, one = session.terminal.say, session.run.attack, done[0]
+    if attack is not None and len(done) > 1:
+        share = f"{attack.flipped / len(done):.0%}, {attack.low:.0%} to {attack.high:.0%}"
+        say(f"{attack.flipped:,} of {len(done):,} test predictions flipped ({share})")
     elif one.flipped:
         say(
             f"the prediction flipped after {counted(one.rounds, 'round')}; test predictions that changed: {one.flips:,}"

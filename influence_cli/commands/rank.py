@@ -183,7 +183,7 @@ def command(
 
         check_normalise(normalise, session.config.curvature.method)
         refuse_source(session.config, f"--normalise {normalise}", "there is no inverse curvature to measure a norm by")
-        session.run["normalise"] = normalise
+        session.run.normalise = normalise
     if damping_sweep:
         from influence_cli.ranking.damping_sweep import check_method
 
@@ -286,19 +286,19 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         "aggregate": options.aggregate,
         "terminal": session.terminal,
         "skip_unreadable": options.skip,
-        "run": session.run,
     }
+
+    def ranked(how: dict[str, Any]) -> Iterator[Group]:
+        if options.approximate:
+            session.run.scores, session.run.approximate = yield from rank_approximate(stores, selected, **common)
+        else:
+            session.run.scores = yield from rank_training(stores, selected, **common, **how)
 
     def rows() -> Iterator[dict[str, object]]:
         with matrix_file(options.matrix if distributed.is_first() else None, facts.indices) as matrix:
             sinks = [sink for sink in (matrix, held) if sink is not None]
             how: dict[str, Any] = {"sinks": sinks, "strict": options.strict, "normalise": options.normalise}
-            groups = (
-                rank_approximate(stores, selected, **common)
-                if options.approximate
-                else rank_training(stores, selected, **common, **how)
-            )
-            for group in groups:
+            for group in ranked(how):
                 if drawn and not kept:
                     kept.append(group)
                 yield from rank_rows(stores[0], group, facts, options.aggregate)
@@ -368,14 +368,14 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, sk
     check_target(target, tasks[0].classes)
     row_of(tasks[0].train, train)
     stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip)
-    tests, values = rank_tests(
+    ranked = rank_tests(
         stores,
         train,
         config=session.config,
         target=target,
         terminal=session.terminal,
         skip_unreadable=skip,
-        run=session.run,
         strict=strict,
     )
-    emit(session, test_rows(stores[0], tests, values, training_facts(stores), train, count), COLUMNS)
+    session.run.scores = ranked.scores
+    emit(session, test_rows(stores[0], ranked.tests, ranked.influence, training_facts(stores), train, count), COLUMNS)

@@ -9,6 +9,7 @@ import typer
 
 from influence_cli.commands.options import DEFAULT_CONFIG, ConfigFile, Format, Output, Quiet, Set, Verbose
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
+from influence_cli.results.record import DecisionCounts, RelabelledPair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,18 +175,18 @@ def _decide(session: Session, file: Path, on: str, log: Path, moved: Batch | Non
             f"{LOG} moved files on {moved.time[:10]}, which changed positions, and {file} does not name its files",
             f"add the column path, or {undo} first",
         )
-    session.run["decisions"] = {word: result.decisions.count(word) for word in DECISIONS}
-    session.run["relabelled"] = [{"label": old, "new_label": new, "count": count} for old, new, count in result.pairs()]
+    session.run.decisions = DecisionCounts(**{word: result.decisions.count(word) for word in DECISIONS})
+    session.run.relabelled = tuple(RelabelledPair(*pair) for pair in result.pairs())
     return result
 
 
 def _describe(session: Session, result: Relabelled) -> None:
     """Say what was decided."""
-    say, decided = session.terminal.say, result.decisions
-    counts, pairs = session.run["decisions"], result.pairs()
+    say, decided, pairs = session.terminal.say, result.decisions, result.pairs()
     say(
-        f"{counted(len(decided.rows), 'decision')}: {counts['relabel']:,} relabelled, {counts['drop']:,} dropped, "
-        f"{counts['keep']:,} kept, {counts['unsure']:,} unsure (left as they are)"
+        f"{counted(len(decided.rows), 'decision')}: {decided.count('relabel'):,} relabelled, "
+        f"{decided.count('drop'):,} dropped, {decided.count('keep'):,} kept, "
+        f"{decided.count('unsure'):,} unsure (left as they are)"
     )
     if pairs:
         say(

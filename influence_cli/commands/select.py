@@ -146,7 +146,7 @@ def _usefulness(session: Session, tasks: list[Task], *, on_the_fly: bool, skip: 
     inverses = make_inverses(stores, session.config, session.terminal)
     facts = training_facts(stores)
     usefulness = -harm_to_tests(stores, inverses, session.terminal, skip, facts)
-    describe_run(stores, inverses, session.run, session.terminal)
+    session.run.scores = describe_run(stores, inverses, None, session.terminal)
     # What could not be read is of no use to anybody.
     return np.where(facts.read, usefulness, -np.inf), facts.losses.astype(np.float64)
 

@@ -94,7 +94,7 @@ def load(session: Session) -> list[Task]:
             from influence_cli.model.fingerprint import agree_on
 
             agree_on(tasks, {"command": " ".join(sys.argv[1:]), "config": json.dumps(session.config.resolved())})
-            session.run["processes"] = distributed.size()
+            session.run.processes = distributed.size()
     return tasks
 
 

@@ -19,6 +19,7 @@ from influence_cli.commands.options import (
     Verbose,
 )
 from influence_cli.errors import InfluenceError
+from influence_cli.results.record import DatamodelingRecord, FitRecord, LeftOutRecord
 from influence_cli.results.verify_rows import CHECK_COLUMNS, LDS_COLUMNS, LOO_COLUMNS, lds_rows, loo_rows
 from influence_cli.runtime.stdio import stdin_lines
 
@@ -147,7 +148,7 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
     selected = _select(session, tasks, words)
     stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
     facts = training_facts(stores)
-    found = leave_one_out(
+    result = leave_one_out(
         stores,
         selected,
         config=session.config,
@@ -155,9 +156,9 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
         repeats=repeats,
         facts=facts,
         terminal=session.terminal,
-        run=session.run,
     )
-    session.run["fits"] = [_describe(session, left_out, stores[0]) for left_out in found]
+    found, session.run.scores, session.run.newton = result.left_out, result.scores, result.newton
+    session.run.fits = tuple(_describe(session, left_out, stores[0]) for left_out in found)
     emit(session, loo_rows(stores[0], found, facts), LOO_COLUMNS)
     if plot is not None:
         r, slope, _ = found[0].fit()
@@ -166,7 +167,7 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
         session.terminal.say(f"wrote {plot}{more}")
 
 
-def _describe(session: Session, found: LeftOut, prepared: Prepared) -> dict[str, object]:
+def _describe(session: Session, found: LeftOut, prepared: Prepared) -> LeftOutRecord:
     """Say how estimated and actual effects on one test example agree, and what that means."""
     classes, say = prepared.task.classes, session.terminal.say
     test, k = found.test, len(found.rows)
@@ -175,7 +176,7 @@ def _describe(session: Session, found: LeftOut, prepared: Prepared) -> dict[str,
         "most influential": slice(0, found.influential),
         "random": slice(found.influential, None),
     }
-    facts: dict[str, object] = {"test": test.index, "test_path": test.path}
+    fits = []
     name = f"test example {test.index}" if test.index is not None else str(test.path)
     say(f"{name}, loss of {classes[test.target]}: estimated and actual effect of leaving out {k:,} training examples")
     for title, part in parts.items():
@@ -183,10 +184,10 @@ def _describe(session: Session, found: LeftOut, prepared: Prepared) -> dict[str,
         r, b, a = found.fit(part)
         if size > 2:
             say(f"  {title} ({size:,}): r = {r:.6f}, actual = {a:+.2e} + {b:.4f} × estimated")
-        facts[title] = {"r": _finite(r), "slope": _finite(b), "intercept": _finite(a), "examples": size}
+        fits.append(FitRecord(_finite(r), _finite(b), _finite(a), size))
     if k > 2:
         say(f"  {_verdict(*found.fit()[:2], prepared)}")
-    return facts
+    return LeftOutRecord(test.index, test.path, *fits)
 
 
 def _verdict(r: float, slope: float, prepared: Prepared) -> str:
@@ -253,9 +254,8 @@ def _lds(
         tests=tests,
         on_the_fly=on_the_fly,
         terminal=session.terminal,
-        run=session.run,
     )
-    session.run["agreement_of_repeats"] = found.agreement()
+    session.run.datamodeling = DatamodelingRecord(found.training_seconds, found.records, found.agreement())
     _describe_lds(session, found)
     emit(session, lds_rows(found), LDS_COLUMNS)
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from influence_cli.config.moved import new_name
 from influence_cli.errors import InfluenceError, describe, did_you_mean
-from influence_cli.runtime.terminal import Terminal
 
 
 def import_object(name: str, folder: Path, where: str) -> Any:
@@ -70,8 +69,9 @@ def import_object(name: str, folder: Path, where: str) -> Any:
 
 @cache
 def _say_moved(old: str, new: str, where: str) -> None:
-    """Warn once per process about a name that works for only one more release."""
-    Terminal().warn(f"{where}: {old} is now called {new}; the old name works until the next release")
+    """Warn once of a name that only works for one more release; of the processes of a job the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"warning: {where}: {old} is now called {new}; the old name works until the next release\n")
 
 
 def _from_file(name: str, folder: Path, where: str) -> Any:

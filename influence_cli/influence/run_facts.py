@@ -3,51 +3,113 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass
+from math import isfinite
 
 from influence_cli.influence.inverse import Inverse
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
+from influence_cli.solvers.cg import SolveInfo
+
+
+@dataclass(frozen=True)
+class StoreRecord:
+    """What is known of one checkpoint's store and its inverse curvature after a run.
+
+    Attributes:
+        store: its file, or None on the fly.
+        checkpoint: the file of the weights.
+        method: of the curvature.
+        matrix: which curvature matrix.
+        precision: of the passes through the network.
+        parameters: how many are tracked.
+        parameters_left_out: how many of the model's parameters have no curvature.
+        coordinates: numbers that are kept of each gradient.
+        l2: of the training objective.
+        n: training examples of that objective.
+        damping: λ in absolute units: a number, or one per layer; None for ``identity``.
+        damping_reason: why it is that λ.
+        effective_dimension: d_eff of the kept spectrum; None without one.
+        kept_share: share of ΣΛ/(Λ + shift) that the store keeps.
+        gradient_norm: of the objective at the checkpoint.
+        smallest_eigenvalue: an estimate, of a Hessian that a solver works with; None elsewhere.
+        solves: what a solver did, one entry per call.
+    """
+
+    store: str | None
+    checkpoint: str
+    method: str
+    matrix: str
+    precision: str
+    parameters: int
+    parameters_left_out: int
+    coordinates: int
+    l2: float
+    n: int
+    damping: float | dict[str, float] | None
+    damping_reason: str | None
+    effective_dimension: float | None
+    kept_share: float
+    gradient_norm: float | None
+    smallest_eigenvalue: float | None
+    solves: tuple[SolveInfo, ...]
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """What is known of a run of scores as a whole.
+
+    Attributes:
+        stores: one per checkpoint.
+        identity_correlation: the correlation of influence with plain gradient similarity; NaN where the scores have
+            none, None where it was not measured.
+    """
+
+    stores: tuple[StoreRecord, ...]
+    identity_correlation: float | None = None
 
 
 def describe_run(
-    stores: Sequence[Prepared], inverses: Sequence[Inverse], run: dict[str, Any], terminal: Terminal
-) -> None:
-    """Gather the facts of the run, and warn if curvature has no effect."""
-    run["stores"] = [
-        {
-            "store": None if prepared.on_the_fly else str(prepared.path),
-            "checkpoint": str(prepared.task.checkpoint),
-            "method": prepared.choice.method,
-            "matrix": prepared.choice.matrix,
-            "precision": prepared.choice.network.precision,
-            "parameters": prepared.choice.network.size,
-            "parameters_left_out": len(prepared.choice.network.left_out),
-            "coordinates": prepared.width,
-            "l2": prepared.task.l2,
-            "n": prepared.task.n,
-            "damping": _damping(inverse),
-            "damping_reason": inverse.damping.reason if inverse.damping else None,
-            "effective_dimension": inverse.effective_dimension,
-            "kept_share": inverse.kept,
-            "gradient_norm": prepared.gradient_norm,
-            "smallest_eigenvalue": inverse.smallest,
-            "solves": [vars(info) for info in inverse.solves],
-        }
+    stores: Sequence[Prepared], inverses: Sequence[Inverse], correlation: float | None, terminal: Terminal
+) -> ScoreRecord:
+    """Gather what belongs to the run, and say where curvature plays no part.
+
+    Args:
+        stores: what was prepared for each checkpoint.
+        inverses: of every checkpoint, after all solves.
+        correlation: of influence with plain gradient similarity, where it was measured.
+        terminal: takes the correlation, and a warning where it is high.
+    """
+    records = tuple(
+        StoreRecord(
+            store=None if prepared.on_the_fly else str(prepared.path),
+            checkpoint=str(prepared.task.checkpoint),
+            method=prepared.choice.method,
+            matrix=prepared.choice.matrix,
+            precision=prepared.choice.network.precision,
+            parameters=prepared.choice.network.size,
+            parameters_left_out=len(prepared.choice.network.left_out),
+            coordinates=prepared.width,
+            l2=prepared.task.l2,
+            n=prepared.task.n,
+            damping=_damping(inverse),
+            damping_reason=inverse.damping.reason if inverse.damping else None,
+            effective_dimension=inverse.effective_dimension,
+            kept_share=inverse.kept,
+            gradient_norm=prepared.gradient_norm,
+            smallest_eigenvalue=inverse.smallest,
+            solves=tuple(inverse.solves),
+        )
         for prepared, inverse in zip(stores, inverses, strict=True)
-    ]
-    correlation = run.get("identity_correlation")
-    if correlation is not None and np.isfinite(correlation):
+    )
+    if correlation is not None and isfinite(correlation):
         terminal.detail(f"correlation with plain gradient similarity: {correlation:.3f}")
         if correlation > 0.98:
             terminal.warn(
                 f"the curvature has almost no effect here (correlation {correlation:.3f} with identity): "
                 "λ is large relative to the spectrum; use a smaller curvature.damping"
             )
-    elif correlation is not None:
-        run["identity_correlation"] = None
+    return ScoreRecord(records, correlation)
 
 
 def _damping(inverse: Inverse) -> float | dict[str, float] | None:

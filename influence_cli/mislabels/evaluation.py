@@ -41,6 +41,19 @@ class Quality:
     suggested: float | None = None
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """Recovery curves.
+
+    Attributes:
+        checked: shares of the examples that are checked.
+        found: the share of the wrong labels among these, by signal.
+    """
+
+    checked: tuple[float, ...]
+    found: dict[str, list[float]]
+
+
 def qualities(
     signals: Mapping[str, np.ndarray], wrong: np.ndarray, suggested: Mapping[str, float] | None = None
 ) -> list[Quality]:
@@ -76,10 +89,9 @@ def qualities(
     return [*table, Quality("random", share, (share, share), 0.5, CHECKED)]
 
 
-def recovery(signals: Mapping[str, np.ndarray], wrong: np.ndarray) -> dict[str, list[float]]:
+def recovery(signals: Mapping[str, np.ndarray], wrong: np.ndarray) -> Recovery:
     """Give the recovery curve of every signal: the share of the wrong labels among the first shares of ``CURVE``.
 
-    The shares themselves are under ``checked``; random order finds as much as it checks.
+    Random order finds as much as it checks.
     """
-    curves = {name: share_found(values, wrong, CURVE) for name, values in signals.items()}
-    return {"checked": list(CURVE), **curves}
+    return Recovery(CURVE, {name: share_found(values, wrong, CURVE) for name, values in signals.items()})

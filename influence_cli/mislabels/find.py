@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import make_inverses
 from influence_cli.influence.example_facts import TrainingFacts
-from influence_cli.influence.run_facts import describe_run
+from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.data_issues import Findings, find_besides
@@ -53,6 +52,7 @@ class Mislabels:
         evidence: opinions, neighbours, the diagnosis.
         noise: how many labels are wrong; None without evidence.
         besides: duplicates, outliers, confused classes.
+        scores: what is known of the run where stores were used; None without any, or where they failed.
     """
 
     order: np.ndarray
@@ -64,6 +64,7 @@ class Mislabels:
     evidence: Evidence
     noise: Noise | None
     besides: Findings
+    scores: ScoreRecord | None
 
     @cached_property
     def suggested(self) -> np.ndarray:
@@ -118,7 +119,6 @@ def find_mislabels(
     probabilities: np.ndarray | None = None,
     terminal: Terminal,
     skip_unreadable: bool = False,
-    run: dict[str, Any] | None = None,
     strict: bool = False,
 ) -> Mislabels:
     """Rank training (or test) examples by how suspicious their label is.
@@ -133,16 +133,14 @@ def find_mislabels(
         probabilities: [examples of the data set, C] from elsewhere, for ``pred-probs``.
         terminal: progress, the diagnosis, warnings.
         skip_unreadable: continue without unreadable examples.
-        run: takes the facts of the run.
         strict: a solver that does not converge is an error.
 
     Raises:
         InfluenceError: the signal is not available: no readout, or an example of a store that could not be read.
     """
-    run = {} if run is None else run
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic="logistic" in wanted)
-    gradients = partial(_gradient_signals, stores, split, wanted, config, terminal, skip_unreadable, run, strict)
+    gradients = partial(_gradient_signals, stores, split, wanted, config, terminal, skip_unreadable, strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
         try:
             gradients()
@@ -163,8 +161,10 @@ def find_mislabels(
     signals = {name: -own[rows, facts.labels].astype(np.float64) for name, own in logs.items()}
     signals["loss"] = facts.losses.astype(np.float64)
     signals["margin"] = _margin(facts)
+    scores: ScoreRecord | None = None
     try:
-        signals |= _of_read(gradients(), split, facts)
+        of_gradients, scores = gradients()
+        signals |= _of_read(of_gradients, split, facts)
     except InfluenceError as error:
         if set(wanted) & set(GRADIENTS):
             raise
@@ -184,7 +184,6 @@ def find_mislabels(
         evidence.distance,
         noise.joint if noise else None,
     )
-    run["evidence"] = {**evidence.summary, "memorised": evidence.memorised}
     return Mislabels(
         np.lexsort((facts.indices, -signals[signal])),
         1.0 - opinion[rows, facts.labels] if signal in (*OPINIONS, "loss") else percentile_rank(signals[signal]),
@@ -195,6 +194,7 @@ def find_mislabels(
         evidence,
         noise,
         besides,
+        scores,
     )
 
 
@@ -212,12 +212,11 @@ def _gradient_signals(
     config: Config,
     terminal: Terminal,
     skip: bool,
-    run: dict[str, Any],
     strict: bool,
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], ScoreRecord | None]:
     """Compute the signals from the stores, [n] each: self-influence if there are stores, the others if wanted."""
     if not stores:
-        return {}
+        return {}, None
     inverses = make_inverses(stores, config, terminal, strict)
     signals: dict[str, np.ndarray] = {}
     if all(inverse.own is not None for inverse in inverses):
@@ -230,9 +229,9 @@ def _gradient_signals(
         if "tracin" in wanted:
             weights = config.model.times() if config.model.is_one_run else None
             signals["tracin"] = np.average(norms**2, axis=0, weights=weights)
-    describe_run(stores, inverses, run, terminal)
+    record = describe_run(stores, inverses, None, terminal)
     distributed.hear(terminal.warnings, terminal.warn)
-    return signals
+    return signals, record
 
 
 def _of_read(signals: dict[str, np.ndarray], split: Split, facts: TrainingFacts) -> dict[str, np.ndarray]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from influence_cli.ranking.damping_sweep import AtDamping, verdict
 from influence_cli.report.charts import Chart
 from influence_cli.report.html import Table
+from influence_cli.results.record import SweepRecord
 
 if TYPE_CHECKING:
     from influence_cli.results.run import Session
@@ -32,25 +33,20 @@ def note_sweep(session: Session, rows: Sequence[AtDamping], top: int, what: str)
         text = "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         say(text if row is None or row.obstacle is None else f"{text}  invalid: {row.obstacle}")
     say(sentence)
-    session.run["damping_sweep"] = {
-        "ranking": what,
-        "top": top,
-        "verdict": sentence,
-        "rows": [vars(row) for row in rows],
-    }
+    session.run.damping_sweep = SweepRecord(what, top, sentence, tuple(rows))
 
 
 def sweep_parts(session: Session) -> tuple[tuple[Table, ...], tuple[Chart, ...]]:
     """Give the table and the chart of a sweep that was noted; nothing where there was none."""
-    noted: dict[str, Any] | None = session.run.get("damping_sweep")
+    noted = session.run.damping_sweep
     if noted is None:
         return (), ()
-    rows = [AtDamping(**row) for row in noted["rows"]]
+    rows = noted.rows
     table = Table(
         "The ranking at other λ",
         COLUMNS,
         tuple((*_cells(row)[:-1], "invalid" if row.obstacle else _cells(row)[-1]) for row in rows),
-        f"{noted['ranking']}; the first {noted['top']:,} of the chosen λ: {noted['verdict']}",
+        f"{noted.ranking}; the first {noted.top:,} of the chosen λ: {noted.verdict}",
     )
     places = [number / (len(rows) - 1) for number in range(len(rows))]
     curves = []

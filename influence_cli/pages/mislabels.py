@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
 from influence_cli.data.split import Split
 from influence_cli.mislabels.find import Mislabels
+from influence_cli.mislabels.noise import Noise
 from influence_cli.model.task import Task
 from influence_cli.pages.damping_sweep import sweep_parts
 from influence_cli.pages.parts import config_text, example_thumbnail, path_fact, sentence
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.charts import Chart, histogram
 from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table
+from influence_cli.results.record import (
+    BesidesRecord,
+    ConfusedClasses,
+    ExpectedPrecision,
+    NamedExample,
+    NoiseRecord,
+    WrongLabels,
+)
 from influence_cli.results.run import command_line
 
 if TYPE_CHECKING:
@@ -106,11 +115,8 @@ def _desk_key(split: Split, classes: Sequence[str]) -> str:
     return state.hexdigest()
 
 
-def noise_facts(result: Mislabels, classes: Sequence[str]) -> dict[str, Any]:
+def noise_record(result: Mislabels, noise: Noise, classes: Sequence[str]) -> NoiseRecord:
     """Gather the estimate of the label noise for the run file: rate, count, pairs of classes, expected precision."""
-    noise = result.noise
-    if noise is None:
-        return {}
     n = len(noise.wrong)
     off = noise.joint.copy()
     np.fill_diagonal(off, 0)
@@ -118,32 +124,30 @@ def noise_facts(result: Mislabels, classes: Sequence[str]) -> dict[str, Any]:
     pairs = [divmod(int(at), len(classes)) for at in order if off.flat[at] * n >= 0.5]
     expected = noise.expected_precision(result.order)
     cuts = sorted({max(1, round(n * share)) for share in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)} | {max(1, noise.count)})
-    return {
-        "rate": noise.rate,
-        "count": noise.count,
-        "expected_precision": [{"first": cut, "expected": float(expected[cut - 1])} for cut in cuts],
-        "pairs": [{"label": classes[a], "true": classes[b], "count": round(float(off[a, b]) * n)} for a, b in pairs],
-        "classes": list(classes),
-        "joint": noise.joint.tolist(),
-    }
+    return NoiseRecord(
+        noise.rate,
+        noise.count,
+        tuple(ExpectedPrecision(cut, float(expected[cut - 1])) for cut in cuts),
+        tuple(WrongLabels(classes[a], classes[b], round(float(off[a, b]) * n)) for a, b in pairs),
+        tuple(classes),
+        noise.joint.tolist(),
+    )
 
 
-def besides_facts(result: Mislabels, split: Split, classes: Sequence[str]) -> dict[str, Any]:
+def besides_record(result: Mislabels, split: Split, classes: Sequence[str]) -> BesidesRecord:
     """Gather what was found besides for the run file, by position in the data set."""
     found, indices = result.besides, result.facts.indices
 
-    def named(row: int) -> dict[str, object]:
+    def named(row: int) -> NamedExample:
         index = int(indices[row])
-        return {"index": index, "path": split.path(index), "label": classes[int(result.facts.labels[row])]}
+        return NamedExample(index, split.path(index), classes[int(result.facts.labels[row])])
 
-    return {
-        "duplicates": [[named(a), named(b)] for a, b in found.duplicates],
-        "near_duplicates": [[named(a), named(b)] for a, b in found.alike],
-        "outliers": [named(row) for row in found.outliers],
-        "confused": [
-            {"classes": [classes[a], classes[b]], "counts": [there, back]} for a, b, there, back in found.confused
-        ],
-    }
+    return BesidesRecord(
+        tuple((named(a), named(b)) for a, b in found.duplicates),
+        tuple((named(a), named(b)) for a, b in found.alike),
+        tuple(named(row) for row in found.outliers),
+        tuple(ConfusedClasses((classes[a], classes[b]), (there, back)) for a, b, there, back in found.confused),
+    )
 
 
 def _card(
@@ -219,13 +223,13 @@ def _class_table(result: Mislabels, classes: Sequence[str]) -> Table:
 
 
 def _noise_table(session: Session) -> tuple[Table, ...]:
-    noise = session.run.get("noise") or {}
-    if not noise.get("pairs"):
+    noise, besides = session.run.noise, session.run.besides
+    if noise is None or besides is None or not noise.pairs:
         return ()
-    both = {frozenset(pair["classes"]) for pair in session.run["besides"]["confused"]}
+    both = {frozenset(pair.classes) for pair in besides.confused}
     rows = tuple(
-        (p["label"], p["true"], str(p["count"]), "both ways" if frozenset((p["label"], p["true"])) in both else "–")
-        for p in noise["pairs"][:SHOWN]
+        (p.label, p.true, str(p.count), "both ways" if frozenset((p.label, p.true)) in both else "–")
+        for p in noise.pairs[:SHOWN]
     )
     return (
         Table(
@@ -239,32 +243,31 @@ def _noise_table(session: Session) -> tuple[Table, ...]:
 
 def _recovery_chart(session: Session, signal: str) -> tuple[Chart, ...]:
     """Draw what the ranking finds beside the loss, the best other signal, and random order."""
-    if "recovery" not in session.run:
+    recovery, truth = session.run.recovery, session.run.truth
+    if recovery is None or truth is None:
         return ()
-    found = dict(session.run["recovery"])
-    checked = found.pop("checked")
-    best = [q["signal"] for q in session.run["truth"] if q["signal"] not in (signal, "loss", "random")]
-    names = [name for name in dict.fromkeys((signal, "loss", *best[:1])) if name in found]
-    curves = [(name, tuple(zip(checked, found[name], strict=True))) for name in names]
-    curves.append(("random", tuple((share, share) for share in checked)))
+    best = [q.signal for q in truth if q.signal not in (signal, "loss", "random")]
+    names = [name for name in dict.fromkeys((signal, "loss", *best[:1])) if name in recovery.found]
+    curves = [(name, tuple(zip(recovery.checked, recovery.found[name], strict=True))) for name in names]
+    curves.append(("random", tuple((share, share) for share in recovery.checked)))
     return (Chart("Recovery", "of the examples checked", "wrong labels found", tuple(curves)),)
 
 
 def _truth_table(session: Session) -> tuple[Table, ...]:
     from influence_cli.mislabels.evaluation import CHECKED
 
-    if "truth" not in session.run:
+    if session.run.truth is None:
         return ()
     rows = tuple(
         (
-            q["signal"],
-            f"{q['average_precision']:.3f}",
-            *(f"{end:.3f}" for end in q["interval"]),
-            f"{q['auroc']:.3f}",
-            *(f"{share:.3f}" for share in q["found"]),
-            "–" if q["suggested"] is None else f"{q['suggested']:.3f}",
+            q.signal,
+            f"{q.average_precision:.3f}",
+            *(f"{end:.3f}" for end in q.interval),
+            f"{q.auroc:.3f}",
+            *(f"{share:.3f}" for share in q.found),
+            "–" if q.suggested is None else f"{q.suggested:.3f}",
         )
-        for q in session.run["truth"]
+        for q in session.run.truth
     )
     columns = ("signal", "AP", "from", "to", "AUROC", *(f"{share:.0%}" for share in CHECKED), "right")
     return (

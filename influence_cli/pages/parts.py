@@ -110,10 +110,10 @@ def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]
         + (f"; {method}" if method else "")
     )
     if stores:
-        prepared, facts = stores[0], session.run.get("stores", [{}])[0]
+        prepared, scores = stores[0], session.run.scores
         method = prepared.choice.method + ("" if prepared.choice.method == "identity" else f" {prepared.choice.matrix}")
         found += f"; curvature {method} over {prepared.choice.network.size:,} parameters"
-        found += _damping_text(facts.get("damping")) + f", l2 = {task.l2:g}"
+        found += _damping_text(scores.stores[0].damping if scores else None) + f", l2 = {task.l2:g}"
     return found + f"; {session.seconds:.1f} s."
 
 

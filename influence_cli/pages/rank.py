@@ -92,7 +92,7 @@ def rank_page(
         "Look at the harmful ones first: a wrong label, a duplicate with another label, or a case that the classes do "
         "not cover.",
     ]
-    if (normalise := session.run.get("normalise")) is not None:
+    if (normalise := session.run.normalise) is not None:
         meaning.append(f"Images are ranked by `normalised`: {MEANING[normalise]}. Bars and histogram show influence.")
     most = float(np.abs(values).max(initial=0.0))
     tables, charts = sweep_parts(session)

@@ -25,7 +25,7 @@ from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.influence.ensemble import make_inverses, solved_vectors, test_stores
 from influence_cli.influence.example_facts import TestFacts
-from influence_cli.influence.run_facts import describe_run
+from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.scores import perturbation, removal, require_finite
 from influence_cli.influence.test_gradients import group_size, test_gradients
 from influence_cli.influence.test_selection import Selected
@@ -36,7 +36,7 @@ from influence_cli.perturb.inputs import read_training_image
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.retrain.newton import Outputs, Problem, factor_of, losses_under, outputs_of
 from influence_cli.retrain.newton_update import follow
-from influence_cli.retrain.output_layer import explained_outputs, is_convex, to_minimum
+from influence_cli.retrain.output_layer import NewtonRecord, explained_outputs, is_convex, to_minimum
 from influence_cli.retrain.training import check_whole
 from influence_cli.runtime.terminal import Terminal
 
@@ -64,6 +64,21 @@ class Perturbed:
     estimated: float | None = None
     replaced: float | None = None
     actual: float | None = None
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What a change of one training image does to the test examples, and what is known of the run.
+
+    Attributes:
+        effects: one per test example, in order.
+        scores: of the run that gave the estimates.
+        newton: of the minimum that the training started from; None where nothing was trained.
+    """
+
+    effects: list[Perturbed]
+    scores: ScoreRecord
+    newton: NewtonRecord | None
 
 
 def input_slopes(network: Network, vector: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -124,9 +139,8 @@ def perturb_image(
     target: str = "label",
     retrain: bool = False,
     terminal: Terminal,
-    run: dict[str, Any] | None = None,
     strict: bool = False,
-) -> list[Perturbed]:
+) -> Perturbation:
     """Estimate what changes of a training image do to the loss of test examples.
 
     Args:
@@ -138,17 +152,12 @@ def perturb_image(
         target: whose loss is explained, as for ``rank_training``.
         retrain: retrain an output layer with x + δ, for the actual rise.
         terminal: progress, λ, residuals, warnings.
-        run: takes the facts of the run.
         strict: a solver that does not converge is an error.
-
-    Returns:
-        One per test example, in order.
 
     Raises:
         InfluenceError: the image is not in use, the model is not differentiable with respect to its input, or
             ``retrain`` without an output layer under a convex loss.
     """
-    run = {} if run is None else run
     task = stores[0].task
     batch = read_training_image(task, index)
     again = _Again(stores, batch, terminal) if retrain else None
@@ -169,9 +178,7 @@ def perturb_image(
             if again is not None and held is not None and one.delta is not None:
                 one = replace(one, actual=again.actual(one.delta, number, held))
             found.append(one)
-    describe_run(stores, inverses, run, terminal)
-    if again is not None:
-        run["newton"] = again.facts
+    record = describe_run(stores, inverses, None, terminal)
     if any(_bends(one) for one in found):
         terminal.warn(
             "estimated and replaced differ by more than half: the change is not small for this model, for example "
@@ -182,7 +189,7 @@ def perturb_image(
             "no pixel moves the loss: the derivative is 0 everywhere, for example because the model rounds its "
             "input or the training loss of this image is 0"
         )
-    return found
+    return Perturbation(found, record, None if again is None else again.newton)
 
 
 def _estimate(
@@ -250,7 +257,7 @@ class _Again:
                 "track the last layer alone (gradients.layers), or leave --retrain out",
             )
         self._prepared, self._layer, self._batch, self._terminal = prepared, layer, batch, terminal
-        self._problem, self._w, self.facts = to_minimum(prepared, layer, terminal)
+        self._problem, self._w, self.newton = to_minimum(prepared, layer, terminal)
         self._inverse = torch.cholesky_inverse(factor_of(self._problem, self._w))
         # The last change and its weights: many test examples use the same change.
         self._done: tuple[np.ndarray, Tensor] | None = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +18,13 @@ from influence_cli.config.schema import Config
 from influence_cli.data.label_files import class_number
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts
+from influence_cli.influence.run_facts import ScoreRecord
 from influence_cli.influence.scores import harmful_part, most_harmful_first
 from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import bootstrap_means, least_by_chance
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.group_files import Grouping
-from influence_cli.ranking.rank import rank_training
+from influence_cli.ranking.rank import rank_into_sinks, rank_training
 from influence_cli.runtime.terminal import Terminal
 
 # Share of the bootstrap samples in which a group must come first, and be harmful, to be named without a doubt; and
@@ -45,6 +45,7 @@ class GroupInfluence:
         harmful: float64 [m, G], the part of it that comes from harmful members.
         mean: float64 [n], the influence of each training example on the mean loss of the test examples; NaN for
             unreadable ones.
+        scores: what is known of the run (λ, effective dimension, residuals, correlation with ``identity``).
     """
 
     grouping: Grouping
@@ -52,6 +53,7 @@ class GroupInfluence:
     sums: np.ndarray
     harmful: np.ndarray
     mean: np.ndarray
+    scores: ScoreRecord
 
     @property
     def examples(self) -> np.ndarray:
@@ -151,10 +153,10 @@ class GroupSink:
         for sums, part in zip(self._parts[-1], (known, harmful_part(known)), strict=True):
             sums.index_add_(1, members, torch.from_numpy(part).double())
 
-    def result(self, grouping: Grouping, tests: list[TestFacts]) -> GroupInfluence:
+    def result(self, grouping: Grouping, tests: list[TestFacts], scores: ScoreRecord) -> GroupInfluence:
         """Give the sums over all that was taken."""
         sums, harmful = (torch.cat(parts).numpy() for parts in zip(*self._parts, strict=True))
-        return GroupInfluence(grouping, tests, sums, harmful, self._total / len(tests))
+        return GroupInfluence(grouping, tests, sums, harmful, self._total / len(tests), scores)
 
 
 def group_influence(
@@ -167,7 +169,6 @@ def group_influence(
     target: str = "label",
     terminal: Terminal,
     skip_unreadable: bool = False,
-    run: dict[str, Any] | None = None,
     strict: bool = False,
 ) -> GroupInfluence:
     """Sum the influence on the selected test examples by groups of training examples.
@@ -181,11 +182,10 @@ def group_influence(
         target: whose loss is explained: ``label``, ``predicted``, or a class name.
         terminal: progress, λ, residuals, warnings.
         skip_unreadable: continue without unreadable examples.
-        run: takes the facts of the run.
         strict: a solver that does not converge is an error.
     """
-    sink, tests = GroupSink(grouping), list[TestFacts]()
-    for group in rank_training(
+    sink = GroupSink(grouping)
+    groups = rank_training(
         stores,
         selected,
         config=config,
@@ -194,12 +194,10 @@ def group_influence(
         target=target,
         terminal=terminal,
         skip_unreadable=skip_unreadable,
-        run=run,
         sinks=[sink],
         strict=strict,
-    ):
-        tests += group.tests
-    return sink.result(grouping, tests)
+    )
+    return sink.result(grouping, *rank_into_sinks(groups))
 
 
 def labelled(selected: Sequence[Selected], of: str | None, classes: Sequence[str]) -> list[Selected]:

@@ -12,9 +12,10 @@ for the current test examples would cost the time that the index saves.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import make_inverses, refuse_source
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts
 from influence_cli.influence.inverse import Inverse
-from influence_cli.influence.run_facts import describe_run
+from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.scores import Strongest, removal, require_finite, strongest
 from influence_cli.influence.test_gradients import gradient_groups, group_size
 from influence_cli.influence.test_selection import Selected
@@ -35,6 +36,38 @@ from influence_cli.ranking.index_file import Index, index_path, missing, open_in
 from influence_cli.ranking.rank import Group
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.store.store import Store
+
+
+@dataclass
+class Spent:
+    """What searching the indexes and scoring the candidates took so far.
+
+    Attributes:
+        queries: test examples that were searched for.
+        search_seconds: in the indexes.
+        scoring_seconds: for exact influence on the candidates.
+        blocks_read: blocks of the stores, for these.
+    """
+
+    queries: int = 0
+    search_seconds: float = 0.0
+    scoring_seconds: float = 0.0
+    blocks_read: int = 0
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What is known of a ranking by indexes as a whole.
+
+    Attributes:
+        spent: what it took.
+        blocks: that the stores have.
+        indexes: the file of each index, and what was noted when it was made.
+    """
+
+    spent: Spent
+    blocks: int
+    indexes: tuple[tuple[Path, dict[str, Any]], ...]
 
 
 def check_method(method: str, what: str) -> None:
@@ -78,8 +111,7 @@ def rank_approximate(
     aggregate: bool = False,
     terminal: Terminal,
     skip_unreadable: bool = False,
-    run: dict[str, Any] | None = None,
-) -> Iterator[Group]:
+) -> Generator[Group, None, tuple[ScoreRecord, SearchRecord]]:
     """Rank the training examples by influence on the selected test examples, by the indexes of the stores.
 
     The arguments are those of ``rank.rank_training``. Of several checkpoints the candidates of every index are scored
@@ -88,10 +120,12 @@ def rank_approximate(
     Yields:
         Groups of test examples, in order; one group for an aggregate. Their influence is exact.
 
+    Returns:
+        At the end, what is known of the run and of the search.
+
     Raises:
         InfluenceError: an index is missing, damaged or older than its store.
     """
-    run = {} if run is None else run
     inverses = make_inverses(stores, config, terminal)
     indexes = [
         open_index(index_path(prepared.path), prepared, inverse)
@@ -99,20 +133,20 @@ def rank_approximate(
     ]
     _say_recall(indexes[0].facts, count, terminal)
     size = group_size(stores, 2 * indexes[0].facts["factor"] * count)
-    spent = {"queries": 0, "search_seconds": 0.0, "scoring_seconds": 0.0, "blocks_read": 0}
+    spent = Spent()
 
     def found(gradients: Sequence[Tensor], tests: Sequence[TestFacts | None]) -> list[Strongest]:
         started = time.perf_counter()
         near = candidates(indexes, inverses, gradients, count)
         near = [rows[facts.read[rows]] for rows in near]
-        spent["search_seconds"] += time.perf_counter() - started
-        spent["queries"] += len(near)
+        spent.search_seconds += time.perf_counter() - started
+        spent.queries += len(near)
         return _scored(stores, inverses, gradients, tests, near, count, spent)
 
     for tests, gradients, of in gradient_groups(stores, selected, size, target, aggregate, terminal, skip_unreadable):
         yield Group(tests, found(gradients, of))
-    describe_run(stores, inverses, run, terminal)
-    _say_spent(indexes, spent, run, terminal)
+    record = describe_run(stores, inverses, None, terminal)
+    return record, _say_spent(indexes, spent, terminal)
 
 
 def candidates(
@@ -156,7 +190,7 @@ def _scored(
     tests: Sequence[TestFacts | None],
     near: Sequence[np.ndarray],
     count: int,
-    spent: dict[str, Any],
+    spent: Spent,
 ) -> list[Strongest]:
     """Compute influence on the candidates of each test example from the rows of every store, and order them."""
     started = time.perf_counter()
@@ -176,7 +210,7 @@ def _scored(
         require_finite(own_values, "influence", partial(_title, split, rows, on))
         best = strongest(own_values, count)
         results.append(replace(best, helpful=rows[best.helpful], harmful=rows[best.harmful]))
-    spent["scoring_seconds"] += time.perf_counter() - started
+    spent.scoring_seconds += time.perf_counter() - started
     return results
 
 
@@ -185,7 +219,7 @@ def _title(split: Any, rows: np.ndarray, on: str, place: int) -> str:
 
 
 def pair_products(
-    prepared: Prepared, left: Tensor, tests: np.ndarray, rows: np.ndarray, spent: dict[str, Any] | None = None
+    prepared: Prepared, left: Tensor, tests: np.ndarray, rows: np.ndarray, spent: Spent | None = None
 ) -> np.ndarray:
     """Multiply vectors with single rows of a store, reading (and verifying) only the blocks that hold them.
 
@@ -213,7 +247,7 @@ def pair_products(
         for pairs, products in store.map(work, blocks=blocks):
             values[pairs] = products
     if spent is not None:
-        spent["blocks_read"] += len(blocks)
+        spent.blocks_read += len(blocks)
     return values
 
 
@@ -239,20 +273,16 @@ def recall_text(row: dict[str, Any]) -> str:
     )
 
 
-def _say_spent(indexes: Sequence[Index], spent: dict[str, Any], run: dict[str, Any], terminal: Terminal) -> None:
+def _say_spent(indexes: Sequence[Index], spent: Spent, terminal: Terminal) -> SearchRecord:
     """Gather the facts of the run, and say how long the search took."""
     facts = indexes[0].facts
     total = sum(index.facts["blocks"] for index in indexes)
-    run["approximate"] = {
-        **spent,
-        "blocks": total,
-        "indexes": [{"index": str(index.path), **index.facts} for index in indexes],
-    }
     terminal.say(
-        f"searched in {spent['search_seconds']:.2f} s; {spent['blocks_read']:,} of {total:,} blocks read for exact "
-        f"influence in {duration(spent['scoring_seconds'])} (the exact scan for {facts['exact_tests']} examples "
+        f"searched in {spent.search_seconds:.2f} s; {spent.blocks_read:,} of {total:,} blocks read for exact "
+        f"influence in {duration(spent.scoring_seconds)} (the exact scan for {facts['exact_tests']} examples "
         f"took {duration(facts['exact_seconds'])} when the index was made)"
     )
-    exact = facts["exact_seconds"] * max(1.0, spent["queries"] / facts["exact_tests"])
-    if spent["search_seconds"] + spent["scoring_seconds"] > exact:
+    exact = facts["exact_seconds"] * max(1.0, spent.queries / facts["exact_tests"])
+    if spent.search_seconds + spent.scoring_seconds > exact:
         terminal.say(f"without --approximate this many test examples are faster, about {duration(exact)}")
+    return SearchRecord(spent, total, tuple((index.path, index.facts) for index in indexes))

@@ -6,11 +6,12 @@ all pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from math import nan
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from influence_cli.influence.ensemble import make_inverses, solved_vectors, test
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, add_up, explained
 from influence_cli.influence.inverse import Inverse
 from influence_cli.influence.normalise import NONE, Norms, test_norms
-from influence_cli.influence.run_facts import describe_run
+from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.scores import Running, Strongest, influence, merged, relative, removal, require_finite
 from influence_cli.influence.streams import averaged, of_all, training_products
 from influence_cli.influence.test_gradients import gradient_groups, group_size, test_gradients
@@ -61,6 +62,21 @@ class Group:
     strongest: list[Strongest]
 
 
+@dataclass(frozen=True)
+class RankedTests:
+    """The influence of one training example on all test examples.
+
+    Attributes:
+        tests: the test examples.
+        influence: [m], of the training example on each.
+        scores: what is known of the run (λ, effective dimension, residuals).
+    """
+
+    tests: list[TestFacts]
+    influence: np.ndarray
+    scores: ScoreRecord
+
+
 def rank_training(
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
@@ -72,11 +88,10 @@ def rank_training(
     aggregate: bool = False,
     terminal: Terminal,
     skip_unreadable: bool = False,
-    run: dict[str, Any] | None = None,
     sinks: Sequence[Sink] = (),
     strict: bool = False,
     normalise: str = NONE,
-) -> Iterator[Group]:
+) -> Generator[Group, None, ScoreRecord]:
     """Rank the training examples by their influence on the selected test examples.
 
     Args:
@@ -89,15 +104,16 @@ def rank_training(
         aggregate: explain the mean loss of all selected examples.
         terminal: progress, λ, residuals, warnings.
         skip_unreadable: continue without unreadable examples.
-        run: takes the facts of the run (λ, effective dimension, residuals, correlation with ``identity``).
         sinks: take every number as well.
         strict: a solver that does not converge is an error.
         normalise: rank by influence (``none``), or by a score of influence/normalise.py; sinks take influence.
 
     Yields:
         Groups of test examples, in order; one group for an aggregate.
+
+    Returns:
+        At the end, what is known of the run (λ, effective dimension, residuals, correlation with ``identity``).
     """
-    run = {} if run is None else run
     inverses = make_inverses(stores, config, terminal, strict)
     asked = test_stores(stores, inverses)
     # The numbers for sinks from other processes are held until all of them have arrived.
@@ -106,10 +122,30 @@ def rank_training(
     if stores[0].on_the_fly and not aggregate and len(selected) > size:
         passes = -(-len(selected) // size)
         terminal.say(f"on the fly in {passes} groups of {size:,} test examples: one pass over the data per group")
+    correlation: float | None = None
     for tests, gradients, of in gradient_groups(asked, selected, size, target, aggregate, terminal, skip_unreadable):
-        rest = (facts, count, terminal, skip_unreadable, run, sinks, takes, normalise)
-        yield Group(tests, _strongest(stores, inverses, gradients, of, *rest))
-    describe_run(stores, inverses, run, terminal)
+        compare = correlation is None and inverses[0].damping is not None
+        plain = min(COMPARED, len(gradients[0])) if compare else 0
+        rest = (facts, count, terminal, skip_unreadable, plain, sinks, takes, normalise)
+        strongest, measured = _strongest(stores, inverses, gradients, of, *rest)
+        correlation = measured if correlation is None else correlation
+        yield Group(tests, strongest)
+    return describe_run(stores, inverses, correlation, terminal)
+
+
+def rank_into_sinks(groups: Generator[Group, None, ScoreRecord]) -> tuple[list[TestFacts], ScoreRecord]:
+    """Run a ranking of ``rank_training`` to its end, for what its sinks take.
+
+    Returns:
+        All test examples, and what is known of the run.
+    """
+    tests: list[TestFacts] = []
+    while True:
+        try:
+            tests += next(groups).tests
+        except StopIteration as end:
+            scores: ScoreRecord = end.value
+            return tests, scores
 
 
 def rank_tests(
@@ -120,18 +156,13 @@ def rank_tests(
     target: str = "label",
     terminal: Terminal,
     skip_unreadable: bool = False,
-    run: dict[str, Any] | None = None,
     strict: bool = False,
-) -> tuple[list[TestFacts], np.ndarray]:
+) -> RankedTests:
     """Answer the reverse question: which test examples does training example ``index`` help and hurt?
 
     H is symmetric, so influence[t, i] = (1/n) g_tᵀ (H + (l2 + λ)I)⁻¹ gᵢ needs one inverse, that of gᵢ. A run under
     SOURCE is followed from each test example, as in ``rank_training``.
-
-    Returns:
-        All test examples, and influence [m].
     """
-    run = {} if run is None else run
     split = stores[0].task.train
     row_of(split, index)
     inverses = make_inverses(stores, config, terminal, strict)
@@ -157,10 +188,10 @@ def rank_tests(
         ]
         tests += group
         values.append((sum(columns[1:], columns[0]) / len(stores)).cpu().numpy())
-    describe_run(stores, inverses, run, terminal)
+    record = describe_run(stores, inverses, None, terminal)
     result = np.concatenate(values)
     require_finite(result, "influence", lambda row: f"{split.title(index)} on {tests[row].title()}")
-    return tests, result
+    return RankedTests(tests, result, record)
 
 
 def row_of(split: Split, index: int) -> int:
@@ -187,16 +218,17 @@ def _strongest(
     count: int | None,
     terminal: Terminal,
     skip: bool,
-    run: dict[str, Any],
+    plain: int,
     sinks: Sequence[Sink],
     takes: bool,
     normalise: str,
-) -> list[Strongest]:
-    """Stream all training examples once, from every checkpoint, and keep the strongest effects."""
+) -> tuple[list[Strongest], float | None]:
+    """Let all training examples stream by once, from every checkpoint, and keep the strongest effects.
+
+    Plain gradient similarity rides along in the same product for the first ``plain`` test examples. The second result
+    is their mean correlation with it: NaN where they have none, None where ``plain`` is 0.
+    """
     m, n = len(gradients[0]), len(facts.indices)
-    # Plain gradient similarity of the first few is computed in the same product.
-    compare = inverses[0].damping is not None and "identity_correlation" not in run
-    plain = min(COMPARED, m) if compare else 0
     first = facts if not facts.read.any() else None
     running, similar = Running(m, count), np.zeros((2, plain, n if plain else 0), dtype=np.float32)
     solved, share = solved_vectors(inverses, gradients), len(explained(stores))
@@ -234,12 +266,15 @@ def _strongest(
         for where, scores in of_all(iter(held)):
             for sink in sinks:
                 sink.add(where, scores)
+    correlation = None
     if plain:
         read = facts.read
         found = [pearson(a, b) for a, b in zip(similar[0][:, read], similar[1][:, read], strict=True)]
         found = [value for value in found if np.isfinite(value)]  # a single training example has none
-        run["identity_correlation"] = float(np.mean(found)) if found else None
-    return merged(distributed.gathered(running.results()), count) if distributed.size() > 1 else running.results()
+        correlation = float(np.mean(found)) if found else nan
+    if distributed.size() == 1:
+        return running.results(), correlation
+    return merged(distributed.gathered(running.results()), count), correlation
 
 
 def _pair(split: Split, tests: Sequence[TestFacts | None], where: slice, test: int, row: int) -> str:

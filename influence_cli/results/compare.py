@@ -75,6 +75,11 @@ class Comparison:
         """Count the pairs of a change."""
         return sum(pair.change == change for pair in self.pairs)
 
+    def facts(self) -> dict[str, object]:
+        """Give the numbers of the comparison by name, and how many pairs there are of each change."""
+        numbers = {key: value for key, value in vars(self).items() if key != "pairs"}
+        return numbers | {change: self.count(change) for change in CHANGES}
+
 
 def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[Comparison], list[str]]:
     """Compare two results list by list.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.config.schema import Config
+from influence_cli.results.record import RunRecord, record_facts
 from influence_cli.runtime.terminal import Terminal
 
 
@@ -26,7 +27,7 @@ class Session:
         terminal: stderr.
         format: how rows are written.
         output: the file of ``-o``, or None for stdout.
-        run: facts of the run, written beside ``-o``.
+        run: what the command noted, written beside ``-o``.
         started: when it began.
     """
 
@@ -34,7 +35,7 @@ class Session:
     terminal: Terminal
     format: str
     output: Path | None
-    run: dict[str, Any] = field(default_factory=dict)
+    run: RunRecord = field(default_factory=RunRecord)
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -65,5 +66,5 @@ def run_facts(session: Session) -> dict[str, Any]:
         "seconds": round(session.seconds, 3),
         "warnings": session.terminal.warnings,
         **({"config": session.loaded.resolved()} if session.loaded is not None else {}),
-        **session.run,
+        **record_facts(session.run),
     }

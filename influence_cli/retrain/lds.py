@@ -12,19 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from influence_cli.config.schema import Config
 from influence_cli.influence.ensemble import alone, last_checkpoints
 from influence_cli.influence.example_facts import TestFacts, training_facts
+from influence_cli.influence.run_facts import ScoreRecord
 from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepare import decide, prepare_all
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.ranking.rank import rank_training
+from influence_cli.ranking.rank import rank_into_sinks, rank_training
 from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder, turn
 from influence_cli.retrain.training import (
     CHOSEN,
@@ -56,6 +56,8 @@ class Datamodeling:
         actual: [repeats, m, subsets], the loss after training on each.
         scores: [methods, checkpoints, m], Spearman's correlation over the subsets, of the loss averaged over repeats.
         draws: [1,000, methods, checkpoints], mean scores of bootstrap samples of subsets and tests.
+        training_seconds: what all trainings took.
+        records: what is known of the run of each method, by its name.
     """
 
     methods: tuple[str, ...]
@@ -64,6 +66,8 @@ class Datamodeling:
     actual: np.ndarray
     scores: np.ndarray
     draws: np.ndarray
+    training_seconds: float
+    records: dict[str, ScoreRecord]
 
     def mean(self, method: int, at: int = -1) -> tuple[float, float, float]:
         """Give a method's score and its 95% interval, by the checkpoints up to ``at``."""
@@ -101,7 +105,6 @@ def datamodeling_score(
     tests: int = 300,
     on_the_fly: bool = False,
     terminal: Terminal,
-    run: dict[str, Any] | None = None,
 ) -> Datamodeling:
     """Score methods by how well they rank the losses of trainings on random halves.
 
@@ -117,12 +120,10 @@ def datamodeling_score(
         tests: N, test examples, drawn once.
         on_the_fly: store no gradients.
         terminal: progress.
-        run: takes the facts of the run, per method.
 
     Raises:
         InfluenceError: no training function, one that fails, a store that cannot be made, too few examples.
     """
-    run = {} if run is None else run
     task = tasks[0]
     check_whole(task)
     split, n = task.test_split(), len(task.train)
@@ -150,7 +151,6 @@ def datamodeling_score(
 
     terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings per half: {repeats}")
     found = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")
-    run["training_seconds"] = float(sum(arrays["seconds"] for arrays in found))
     generator = np.random.default_rng(seed_of(config.seed, CHOSEN))
     chosen = np.sort(generator.choice(len(split), min(tests, len(split)), replace=False))
     actual = np.array([arrays["losses"][chosen] for arrays in found])
@@ -162,12 +162,8 @@ def datamodeling_score(
         with turn(folder, wait=True) if distributed.is_first() else nullcontext():
             distributed.barrier()
             stores = _prepare(methods, tasks, on_the_fly, terminal)
-    predicted = np.array(
-        [
-            _predictions(own, stores[name], selected, removed, terminal, run.setdefault("methods", {}), name)
-            for name, own in methods.items()
-        ]
-    )
+    predictions = [_predictions(own, stores[name], selected, removed, terminal, name) for name, own in methods.items()]
+    predicted = np.array([sums for sums, _ in predictions])
     mean, (methods_, counts) = actual.mean(axis=0), predicted.shape[:2]
     flat = list(predicted.reshape(methods_ * counts, *mean.shape))
     return Datamodeling(
@@ -177,6 +173,8 @@ def datamodeling_score(
         actual,
         np.array([lds(values, mean) for values in flat]).reshape(methods_, counts, -1),
         bootstrap_lds(flat, mean).reshape(-1, methods_, counts),
+        float(sum(arrays["seconds"] for arrays in found)),
+        {name: record for name, (_, record) in zip(methods, predictions, strict=True)},
     )
 
 
@@ -200,37 +198,36 @@ def _predictions(
     selected: Sequence[Selected],
     removed: np.ndarray,
     terminal: Terminal,
-    run: dict[str, Any],
     name: str,
-) -> np.ndarray:
+) -> tuple[np.ndarray, ScoreRecord]:
     """Sum a method's influence over what each subset leaves out, by 1, 2, … checkpoints: [checkpoints, tests, subsets].
 
     Scores that add up over checkpoints (independent models, TracIn) take one scan of each store. For SOURCE another
     checkpoint changes the part of the others, so it takes one scan of each store in use per number of checkpoints.
     """
-    count, facts = len(stores), list[dict[str, Any]]()
+    count, records = len(stores), list[ScoreRecord]()
 
     def sums(own: Config, used: Sequence[Prepared], what: str) -> np.ndarray:
         terminal.say(f"{name}: influence on {len(selected):,} test examples{what}")
-        facts.append({})
-        return _sums(own, used, selected, removed, terminal, facts[-1])
+        values, record = _sums(own, used, selected, removed, terminal)
+        records.append(record)
+        return values
 
     if config.model.ensemble == "source":
         found = [
             sums(last_checkpoints(config, last), stores[count - last :], f", by the last {last} checkpoints")
             for last in range(1, count + 1)
         ]
-        run[name] = facts[-1]
-        return np.array(found)
+        return np.array(found), records[-1]
     parts = []
     for number, prepared in enumerate(stores):
         single = replace(prepared, task=replace(prepared.task, explained=True))
         parts.append(sums(alone(config), [single], f", checkpoint {number + 1} of {count}" if count > 1 else ""))
-    run[name] = {**facts[-1], "stores": [own["stores"][0] for own in facts]}
+    record = replace(records[-1], stores=tuple(own.stores[0] for own in records))
     if config.model.ensemble == "tracin":
         times = [last_checkpoints(config, last).model.times() for last in range(1, count + 1)]
-        return np.array([np.tensordot(own, parts[count - len(own) :], axes=1) for own in times])
-    return np.cumsum(parts, axis=0) / np.arange(1, count + 1)[:, None, None]
+        return np.array([np.tensordot(own, parts[count - len(own) :], axes=1) for own in times]), record
+    return np.cumsum(parts, axis=0) / np.arange(1, count + 1)[:, None, None], record
 
 
 def _sums(
@@ -239,15 +236,13 @@ def _sums(
     selected: Sequence[Selected],
     removed: np.ndarray,
     terminal: Terminal,
-    run: dict[str, Any],
-) -> np.ndarray:
+) -> tuple[np.ndarray, ScoreRecord]:
     """Sum influence over what each subset leaves out, from a stream: [tests, subsets]."""
     sums, facts = _Removed(removed), training_facts(stores)
-    for _ in rank_training(
-        stores, selected, config=config, facts=facts, count=1, terminal=terminal, run=run, sinks=[sums]
-    ):
-        pass
-    return np.concatenate(sums.parts)
+    _, record = rank_into_sinks(
+        rank_training(stores, selected, config=config, facts=facts, count=1, terminal=terminal, sinks=[sums])
+    )
+    return np.concatenate(sums.parts), record
 
 
 class _Removed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,10 +17,23 @@ from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.group_files import Grouping
 from influence_cli.retrain.leave_one_out import Omission, trained_changes
 from influence_cli.retrain.newton import losses_under, without_groups
-from influence_cli.retrain.output_layer import at_minimum, by_newton, check_trainable, one_task
+from influence_cli.retrain.output_layer import NewtonRecord, at_minimum, by_newton, check_trainable, one_task
 from influence_cli.runtime.terminal import Terminal
 
 WHAT = "retraining without one group"
+
+
+@dataclass(frozen=True)
+class GroupsLeftOut:
+    """What leaving groups out does.
+
+    Attributes:
+        changes: the rise of each test loss, float64 [groups, tests].
+        newton: of the minimum that Newton steps started from; None where the training function left groups out.
+    """
+
+    changes: np.ndarray
+    newton: NewtonRecord | None
 
 
 def check_retrain(stores: Sequence[Prepared], selected: Sequence[Selected], grouping: Grouping, config: Config) -> None:
@@ -46,9 +59,8 @@ def leave_groups_out(
     config: Config,
     repeats: int = 1,
     terminal: Terminal,
-    run: dict[str, Any],
-) -> np.ndarray:
-    """Retrain without each of some groups, like ``leave_one_out``.
+) -> GroupsLeftOut:
+    """Retrain without each of some groups, in the manner of ``leave_one_out``.
 
     Args:
         prepared: what was prepared for the one checkpoint.
@@ -59,25 +71,21 @@ def leave_groups_out(
         config: names the training function, if the objective is not that of a convex output layer.
         repeats: trainings of each by the training function, averaged.
         terminal: progress.
-        run: takes the facts of the run.
-
-    Returns:
-        The rise of each test loss, float64 [groups, tests].
     """
     rows = [np.flatnonzero(grouping.members == group) for group in groups]
     names = [grouping.names[group] for group in groups]
     if by_newton(prepared, config):
-        found = at_minimum(prepared, selected, tests, terminal, run)
+        found = at_minimum(prepared, selected, tests, terminal)
         device = found.w.device
         with terminal.progress(len(rows), WHAT) as advance:
             left_out = [torch.from_numpy(own).to(device) for own in rows]
             ws = without_groups(found.problem, found.w, left_out, names, advance)
         both = [losses_under(found.problem, w, found.tests) for w in (ws, found.w[None])]
-        return (both[0] - both[1]).cpu().numpy()
+        return GroupsLeftOut((both[0] - both[1]).cpu().numpy(), found.newton)
     # Named by the left-out examples: another column with the same members uses the same training.
     hashes = [xxhash.xxh3_64_intdigest(own.astype(np.int64).tobytes()) for own in rows]
     omissions = [
         Omission(f"without_group_{digest:016x}", digest % 2**31 + 2**31, own, f"without the group {name}")
         for name, own, digest in zip(names, rows, hashes, strict=True)
     ]
-    return trained_changes(config, prepared.task, tests, omissions, repeats, terminal, WHAT)
+    return GroupsLeftOut(trained_changes(config, prepared.task, tests, omissions, repeats, terminal, WHAT), None)

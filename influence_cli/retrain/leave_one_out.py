@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +16,17 @@ import torch
 from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, training_facts
+from influence_cli.influence.run_facts import ScoreRecord
 from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import intercept, pearson, slope
 from influence_cli.model.fingerprint import weights_hash
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.ranking.rank import rank_training
+from influence_cli.ranking.rank import rank_into_sinks, rank_training
 from influence_cli.ranking.sinks import KeptInfluence
 from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder
 from influence_cli.retrain.newton import losses_under, without_each
-from influence_cli.retrain.output_layer import AtMinimum, at_minimum, by_newton, check_trainable, one_task
+from influence_cli.retrain.output_layer import AtMinimum, NewtonRecord, at_minimum, by_newton, check_trainable, one_task
 from influence_cli.retrain.training import (
     CHOSEN,
     MEANING,
@@ -65,6 +65,21 @@ class LeftOut:
         return pearson(x, y), slope(x, y), intercept(x, y)
 
 
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """What leaving training examples out does, and what is known of the run.
+
+    Attributes:
+        left_out: one per test example, in order.
+        scores: of the run that gave influence.
+        newton: of the minimum that Newton steps started from; None where the training function left examples out.
+    """
+
+    left_out: list[LeftOut]
+    scores: ScoreRecord
+    newton: NewtonRecord | None
+
+
 def leave_one_out(
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
@@ -74,8 +89,7 @@ def leave_one_out(
     repeats: int = 1,
     facts: TrainingFacts | None = None,
     terminal: Terminal,
-    run: dict[str, Any] | None = None,
-) -> list[LeftOut]:
+) -> LeaveOneOut:
     """Compare influence with retraining without each of some training examples.
 
     Half of them are the most influential on the test example, half are drawn from the rest. An output layer under a
@@ -91,12 +105,10 @@ def leave_one_out(
         repeats: trainings of each by the training function, averaged.
         facts: of the training examples; read if not given.
         terminal: progress and results.
-        run: takes the facts of the run.
 
     Raises:
         InfluenceError: K is larger than the training set, several checkpoints, or a training that fails.
     """
-    run = {} if run is None else run
     task = one_task([prepared.task for prepared in stores], "--loo")
     prepared, n = stores[0], len(task.train)
     if not 1 <= count < n:
@@ -106,15 +118,16 @@ def leave_one_out(
     if not newton:
         check_trainable(config, selected)
     facts = training_facts(stores) if facts is None else facts
-    held, tests = KeptInfluence(len(selected), n), []
-    for group in rank_training(
-        stores, selected, config=config, facts=facts, count=1, terminal=terminal, run=run, sinks=[held]
-    ):
-        tests += group.tests
+    held = KeptInfluence(len(selected), n)
+    tests, scores = rank_into_sinks(
+        rank_training(stores, selected, config=config, facts=facts, count=1, terminal=terminal, sinks=[held])
+    )
     choices = [_choose(values, count, seed_of(config.seed, CHOSEN, t)) for t, values in enumerate(held.values)]
     rows = np.unique(np.concatenate(choices))
+    record = None
     if newton:
-        changes = _newton_changes(at_minimum(prepared, selected, tests, terminal, run), rows, terminal)
+        minimum = at_minimum(prepared, selected, tests, terminal)
+        changes, record = _newton_changes(minimum, rows, terminal), minimum.newton
     else:
         titles = [f"without {task.train.title(int(task.train.indices[row]))}" for row in rows]
         omissions = [
@@ -123,10 +136,11 @@ def leave_one_out(
         ]
         changes = trained_changes(config, task, tests, omissions, repeats, terminal, "retraining without one example")
     influential = (count + 1) // 2
-    return [
+    left_out = [
         LeftOut(test, own, influential, values[own].astype(np.float64), change[np.searchsorted(rows, own)])
         for test, own, values, change in zip(tests, choices, held.values, changes.T, strict=True)
     ]
+    return LeaveOneOut(left_out, scores, record)
 
 
 def _choose(influence: np.ndarray, count: int, seed: int) -> np.ndarray:

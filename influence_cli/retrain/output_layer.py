@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +66,19 @@ def check_trainable(config: Config, selected: Sequence[Selected]) -> None:
 
 
 @dataclass(frozen=True)
+class NewtonRecord:
+    """How far the output layer was from its minimum, and is now.
+
+    Attributes:
+        gradient_norm_before: of the objective at the checkpoint.
+        gradient_norm_after: after Newton steps.
+    """
+
+    gradient_norm_before: float
+    gradient_norm_after: float
+
+
+@dataclass(frozen=True)
 class AtMinimum:
     """An output layer at the minimum of its objective, and its view of the test examples.
 
@@ -74,11 +86,13 @@ class AtMinimum:
         problem: the objective.
         w: its minimum W [C, d].
         tests: the test examples; their targets are the explained ones.
+        newton: how it came there.
     """
 
     problem: Problem
     w: Tensor
     tests: Outputs
+    newton: NewtonRecord
 
 
 def at_minimum(
@@ -86,21 +100,20 @@ def at_minimum(
     selected: Sequence[Selected],
     tests: Sequence[TestFacts],
     terminal: Terminal,
-    run: dict[str, Any],
 ) -> AtMinimum:
     """Train the output layer to its minimum, and run the test examples up to it."""
     layer = prepared.choice.output
     if layer is None:
         raise ValueError("an output layer is required")
-    problem, w, run["newton"] = to_minimum(prepared, layer, terminal)
-    return AtMinimum(problem, w, explained_outputs(prepared, layer, selected, tests, terminal))
+    problem, w, newton = to_minimum(prepared, layer, terminal)
+    return AtMinimum(problem, w, explained_outputs(prepared, layer, selected, tests, terminal), newton)
 
 
-def to_minimum(prepared: Prepared, layer: nn.Linear, terminal: Terminal) -> tuple[Problem, Tensor, dict[str, float]]:
+def to_minimum(prepared: Prepared, layer: nn.Linear, terminal: Terminal) -> tuple[Problem, Tensor, NewtonRecord]:
     """Train the output layer to its minimum by Newton steps in float64.
 
     Returns:
-        The objective, its minimum W [C, d], and the gradient norms before and after, for the facts of the run.
+        The objective, its minimum W [C, d], and the gradient norms before and after.
     """
     task, network = prepared.task, prepared.choice.network
     with terminal.status("training the output layer to its minimum (Newton)"):
@@ -108,7 +121,7 @@ def to_minimum(prepared: Prepared, layer: nn.Linear, terminal: Terminal) -> tupl
         problem = make_problem(network, layer, batches, task.l2)
         w, before, after = minimise(problem, start_of(network, layer, problem.examples.a))
     terminal.say(f"gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64")
-    return problem, w, {"gradient_norm_before": before, "gradient_norm_after": after}
+    return problem, w, NewtonRecord(before, after)
 
 
 def explained_outputs(

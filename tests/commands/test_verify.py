@@ -23,6 +23,7 @@ from influence_cli.metrics import bootstrap_lds, pearson, slope, spearman
 from influence_cli.retrain.lds import Datamodeling
 from influence_cli.retrain.training import HALVES, half, seed_of
 from tests.conftest import Command, Ended, edit, save_minimum
+from tests.support import fork_server
 
 # Softmax regression by LBFGS from a random start: close to its minimum, not at it, so that the seed shows.
 TRAIN = """
@@ -332,9 +333,9 @@ def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return folder, [json.loads(line) for line in out.getvalue().splitlines()], err.getvalue()
 
 
-def started(folder: Path, *words: str) -> subprocess.Popen[str]:
+def started(folder: Path, *words: str) -> fork_server.Popen:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    return subprocess.Popen(
+    return fork_server.Popen(
         [sys.executable, "-m", "influence_cli", *LDS, *HARMLESS, *words],
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -461,6 +462,8 @@ def test_the_interval_of_a_difference_is_paired() -> None:
         actual,
         np.array([[lds(values, actual[0])] for values in predicted]),
         bootstrap_lds([first, second], actual[0], draws=200)[:, :, None],
+        0.0,
+        {},
     )
     value, low, high = found.difference(1)
     assert low <= value <= high

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -134,11 +135,12 @@ def test_estimates_are_the_changes_that_training_again_brings(project: Path) -> 
     def steepest(slope: Tensor) -> Tensor:
         return 0.5 / 255 * slope.sign()
 
+    perturb = partial(perturb_image, stores, config=config, retrain=True, terminal=terminal)
     found = [
         one
         for change in (noise, brighter, steepest)
         for index in (0, 45, 201, 319)
-        for one in perturb_image(stores, index, selected, config=config, change=change, retrain=True, terminal=terminal)
+        for one in perturb(index, selected, change=change).effects
     ]
     estimated, replaced, actual = (
         np.array([getattr(one, name) for one in found], dtype=np.float64)

@@ -23,6 +23,7 @@ from influence_cli.config.schema import SOLVERS
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import Rows, Store
 from tests.conftest import Command, edit
+from tests.support import fork_server
 
 SLOW = """
 import time
@@ -279,10 +280,10 @@ def test_overwrite_makes_the_store_anew(influence: Command, filled: Path) -> Non
     assert contents(filled / "influence.h5") == before
 
 
-def start(project: Path, *words: str) -> subprocess.Popen[str]:
+def start(project: Path, *words: str) -> fork_server.Popen:
     """Begin ``influence gradients`` in a process of its own, in one thread, so that two passes give the same bytes."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    return subprocess.Popen(
+    return fork_server.Popen(
         [sys.executable, "-m", "influence_cli", "gradients", *words],
         cwd=project,
         stdout=subprocess.PIPE,
@@ -301,7 +302,7 @@ def finished(path: Path) -> int:
         return 0
 
 
-def wait_for(process: subprocess.Popen[str], path: Path, blocks: int) -> None:
+def wait_for(process: fork_server.Popen, path: Path, blocks: int) -> None:
     while finished(path) < blocks:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
@@ -340,7 +341,7 @@ def test_an_interrupt_inside_the_data_set_keeps_the_blocks_before_it(influence: 
 
 def test_a_store_that_another_process_fills_is_in_use(influence: Command, filled: Path) -> None:
     code = "import h5py, sys\nwith h5py.File('influence.h5', 'r+'):\n    print(flush=True)\n    sys.stdin.read()"
-    with subprocess.Popen(
+    with fork_server.Popen(
         [sys.executable, "-c", code], cwd=filled, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout

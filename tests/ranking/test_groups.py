@@ -17,6 +17,7 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 
 from influence_cli.influence import example_facts
+from influence_cli.influence.run_facts import ScoreRecord
 from influence_cli.metrics import bootstrap_means, least_by_chance, pearson, slope
 from influence_cli.ranking.group_files import Grouping
 from influence_cli.ranking.groups import Doubt, GroupInfluence, GroupSink, retrained, verdict
@@ -398,7 +399,9 @@ def test_what_is_not_clear_is_said(influence: Command, project: Path) -> None:
 def test_where_retraining_finds_another_group_that_is_said() -> None:
     test = example_facts.TestFacts(0, None, 0, 0, 0, 1.0, 1.0, 1.0)
     sums = np.array([[-2.0, -0.5, 1.0]])
-    found = GroupInfluence(Grouping("site", ("a", "b", "c"), np.arange(3)), [test], sums, sums, sums[0])
+    found = GroupInfluence(
+        Grouping("site", ("a", "b", "c"), np.arange(3)), [test], sums, sums, sums[0], ScoreRecord(())
+    )
     assert retrained(found, {0: np.array([-0.3]), 1: np.array([-0.1])}).startswith("retraining agrees: without a ")
     said = retrained(found, {0: np.array([0.1]), 1: np.array([-0.2])})
     assert said.startswith("retraining disagrees: without b the mean loss changes by -0.2, without a by +0.1; ")
@@ -427,7 +430,7 @@ def test_memory_is_that_of_the_sums_not_of_all_pairs() -> None:
     sink.begin([test] * tests)
     for start in range(0, examples, piece):
         sink.add(slice(start, start + piece), np.full((tests, piece), -1.0, dtype=np.float32))
-    found = sink.result(grouping, [test] * tests)
+    found = sink.result(grouping, [test] * tests, ScoreRecord(()))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.total().influence.tolist() == [-25_000.0] * 4

@@ -15,7 +15,7 @@ from influence_cli.config.load import load_config
 from influence_cli.model.task import load_tasks
 from influence_cli.precompute.prepare import prepare_all
 from influence_cli.ranking import index_build
-from influence_cli.ranking.index_search import pair_products
+from influence_cli.ranking.index_search import Spent, pair_products
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import Store
 from tests.conftest import Command, edit
@@ -156,11 +156,11 @@ def test_products_of_pairs_are_those_of_the_rows(stored: Path, monkeypatch: pyte
     generator = np.random.default_rng(0)
     chosen = np.sort(generator.choice([*range(64), *range(200, 250)], 60))
     tests = generator.integers(0, 7, 60)
-    spent = {"blocks_read": 0}
+    spent = Spent()
     found = pair_products(prepared, left, tests, chosen, spent)
     expected = (left[tests].double() * rows[chosen].double()).sum(dim=1).numpy()
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert spent["blocks_read"] == 2
+    assert spent.blocks_read == 2
 
 
 def test_a_damaged_block_is_told_before_a_number_of_it_is_printed(influence: Command, tiny: Path) -> None:

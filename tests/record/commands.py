@@ -51,7 +51,10 @@ def _group(name: str, start: str, lines: str, *, slow: bool = False) -> Group:
 NAMES = ("demo", "init", "check", "gradients", "rank", "groups", "mislabels", "relabel", "compare", "verify", "select")
 NAMES = (*NAMES, "perturb", "index")
 FORMATS = ("table", "jsonl", "json", "csv", "tsv")
-METHODS = ("explicit", "ekfac", "kfac", "arnoldi", "fisher", "cg", "nystrom", "lissa", "neumann", "identity")
+METHODS = ("explicit", "ekfac", "kfac", "fisher", "identity")
+# On the output layer and with few products: on all layers they take minutes.
+SOLVERS = ("arnoldi", "cg", "nystrom", "lissa", "neumann")
+FEW = "-s 'gradients.layers=[\"9\"]' -s curvature.max_iterations=5"
 SIGNALS = ("combined", "readout", "neighbours", "logistic", "loss", "margin")
 SIGNALS = (*SIGNALS, "self-influence", "gradient-norm", "tracin", "test-influence")
 
@@ -160,6 +163,10 @@ VARIANTS = _group(
     "layer",
     "\n".join(
         [f"influence rank 17 --top 2 -s curvature.method={method} -s gradients.store={method}.h5" for method in METHODS]
+        + [
+            f"influence rank 17 --top 2 -s curvature.method={solver} {FEW} -s gradients.store=few-{solver}.h5"
+            for solver in SOLVERS
+        ]
         + [f"influence mislabels --top 2 --signal {signal}" for signal in SIGNALS]
         + [f"influence rank 17 --top 2 --normalise {kind}" for kind in ("none", "relatif", "relatif-loss", "cosine")]
     )
@@ -173,7 +180,7 @@ VARIANTS = _group(
     influence check -v
     influence verify -v
     influence groups -v --top 3
-    influence rank 17 -v --top 2 -s curvature.method=lissa -s gradients.store=lissa.h5 --strict
+    influence rank 17 -v --top 2 -s curvature.method=lissa -s 'gradients.layers=["9"]' -s curvature.max_iterations=5 -s gradients.store=few-lissa.h5 --strict
     influence rank 17 --top 2 -s curvature.method=cg -s curvature.max_iterations=1 -s gradients.store=short.h5
     influence rank 17 --top 2 -s curvature.method=cg -s curvature.max_iterations=1 -s gradients.store=short.h5 --strict
     influence rank 17 --top 2 -s curvature.matrix=hessian -s curvature.damping=1 -s gradients.store=hessian.h5

@@ -21,6 +21,7 @@ from influence_cli.report.parquet import GROUP
 from influence_cli.report.writer import write_rows
 from influence_cli.runtime.outputs import open_output
 from tests.conftest import Command
+from tests.support import fork_server
 
 NASTY = "=a\tb\nc\rd\\e\x1b[2J,\"f\" 'g' ünï 漢字 \u202e \U0001f600"
 
@@ -138,9 +139,9 @@ def test_rank_writes_the_same_numbers_as_jsonl(influence: Command, stored: Path,
 @pytest.mark.slow
 def test_a_pipe_takes_it_and_may_close(stored: Path) -> None:
     command = [sys.executable, "-m", "influence_cli", "rank", "3", "-q", "--format", "parquet"]
-    done = subprocess.run(command, cwd=stored, capture_output=True, check=True)
+    done = fork_server.run(command, cwd=stored, capture_output=True, check=True)
     assert pq.read_table(io.BytesIO(done.stdout)).num_rows == 20
-    with subprocess.Popen(command, cwd=stored, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with fork_server.Popen(command, cwd=stored, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()

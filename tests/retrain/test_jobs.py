@@ -19,6 +19,7 @@ from influence_cli.errors import InfluenceError, Stopped
 from influence_cli.retrain.jobs import Arrays, Job, count_files, do_all, open_folder, read, turn
 from influence_cli.retrain.training import source_hash
 from influence_cli.runtime.terminal import Terminal
+from tests.support import fork_server
 
 MEANING = {"data": "the data", "seed": "the seed"}
 JOBS = [Job(f"job_{number}", 1 + number) for number in range(8)]
@@ -52,9 +53,9 @@ def opened(tmp_path: Path) -> Path:
     return tmp_path / "kept"
 
 
-def start(folder: Path, name: str, pause: float) -> subprocess.Popen[str]:
+def start(folder: Path, name: str, pause: float) -> fork_server.Popen:
     words = [sys.executable, "-c", WORKER, str(folder), name, str(pause)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return fork_server.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def log_of(folder: Path) -> list[list[str]]:
@@ -169,8 +170,8 @@ def test_a_turn_is_one_process_at_a_time(tmp_path: Path) -> None:
     words = [sys.executable, "-c", code, str(folder)]
     with turn(folder, wait=True) as mine:
         assert mine
-        assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "False\n"
-    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == "True\n"
+        assert fork_server.run(words, capture_output=True, text=True, check=True).stdout == "False\n"
+    assert fork_server.run(words, capture_output=True, text=True, check=True).stdout == "True\n"
 
 
 def test_a_hash_of_code_follows_its_file_and_its_arguments_alone(

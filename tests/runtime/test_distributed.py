@@ -10,11 +10,9 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -27,11 +25,11 @@ from influence_cli.influence.streams import Piece, averaged
 from influence_cli.runtime import distributed
 from influence_cli.store.store import READ, SKIPPED, Store
 from tests.conftest import Command, edit
+from tests.support.ranks import Job, run
 from tests.support.small_project import EKFAC, N, make, with_training
 
 # Rows of the store of most tests here: its last block is not full.
 UNEVEN = 5
-ROOT = Path(__file__).parents[2]
 # Columns with a row an example; a file in one piece has some more, to fill its last block.
 COLUMNS = ("coordinates", "scales", "losses", "outputs", "labels", "indices", "state")
 
@@ -39,62 +37,13 @@ COLUMNS = ("coordinates", "scales", "losses", "outputs", "labels", "indices", "s
 FIT = ("gradients", *EKFAC, "-s", "gradients.block=2")
 
 
-@dataclass
-class Job:
-    """How the processes of a job have ended.
-
-    Attributes:
-        codes: exit codes by rank.
-        out: stdout by rank.
-        err: stderr by rank.
-        work: the pieces of work that were done.
-    """
-
-    codes: list[int]
-    out: list[str]
-    err: list[str]
-    work: list[str]
-
-    def done(self, what: str) -> list[int]:
-        """List which pieces of one kind were done."""
-        return sorted(int(line.split()[1]) for line in self.work if line.startswith(f"{what} "))
-
-
 Run = Callable[..., Job]
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Run a job: ``job(folder, "rank", 3, ranks=4, code=2)``; of more than one process only the first may speak."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.ranks"],
-        cwd=tmp_path_factory.mktemp("ranks"),
-        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
-    with server:
-
-        def run(folder: Path | Sequence[Path], *words: object, ranks: int = 2, code: int | None = 0, **how: Any) -> Job:
-            assert server.stdin is not None
-            assert server.stdout is not None
-            place = str(folder) if isinstance(folder, Path) else [str(own) for own in folder]
-            asked = {"folder": place, "words": [str(word) for word in words], "ranks": ranks, **how}
-            server.stdin.write(json.dumps(asked) + "\n")
-            server.stdin.flush()
-            done = Job(**json.loads(server.stdout.readline()))
-            assert "Traceback" not in "".join(done.err), "".join(done.err)
-            if code is not None:
-                assert done.codes == [code] * ranks, (done.codes, done.err)
-                assert not any(done.out[1:]), done.out
-            return done
-
-        yield run
-        server.stdin.close()
+def job() -> Run:
+    """Run a job: ``job(folder, "rank", 3, ranks=4, code=2)``."""
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -489,9 +438,9 @@ import signal
 from pathlib import Path
 
 if os.environ.get("RANK") == "1":
-    from influence_cli.precompute import fill_store
+    from influence_cli import fill
 
-    own = fill_store.block_rows
+    own = fill.block_rows
 
     def block_rows(*words):
         marker = Path(__file__).with_name("killed")
@@ -500,7 +449,7 @@ if os.environ.get("RANK") == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         return own(*words)
 
-    fill_store.block_rows = block_rows
+    fill.block_rows = block_rows
 """
     )
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")

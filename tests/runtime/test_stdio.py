@@ -25,6 +25,7 @@ from influence_cli.cli import app
 from influence_cli.errors import quoted
 from influence_cli.runtime.stdio import stdin_lines
 from tests.conftest import Command, Ended, edit
+from tests.support import fork_server
 
 INFLUENCE = [sys.executable, "-m", "influence_cli"]
 COMMANDS = [("rank", "3", "--top", "2"), ("mislabels", "--top", "2"), ("check",)]
@@ -70,12 +71,12 @@ def variables(**more: str) -> dict[str, str]:
 
 
 def shell(line: str, cwd: Path, environment: Mapping[str, str] | None = None) -> Ended:
-    """Run a line of a shell; INFLUENCE in it is the command."""
+    """Run a line of a shell, in which `influence` is a fork."""
     done = subprocess.run(
-        ["bash", "-c", line.replace("INFLUENCE", " ".join(INFLUENCE))],
+        ["bash", "-c", line],
         cwd=cwd,
         capture_output=True,
-        env=variables() if environment is None else environment,
+        env=fork_server.path(variables() if environment is None else environment),
     )
     found = Ended(done.returncode, *(part.decode("utf-8", "surrogateescape") for part in (done.stdout, done.stderr)))
     for sign in ("Traceback", "Exception ignored", "nobody foresaw"):
@@ -95,7 +96,7 @@ def error_of(err: str) -> str:
 @pytest.mark.parametrize("words", [*COMMANDS, ("--version",), ("rank", "--help")], ids=" ".join)
 def test_a_closed_stdout_is_an_error_before_any_work(trained: Path, words: tuple[str, ...]) -> None:
     before = set(trained.iterdir())
-    done = shell(f"INFLUENCE {' '.join(words)} >&-", trained)
+    done = shell(f"influence {' '.join(words)} >&-", trained)
     assert done.code == 2
     assert re.match("error: stdout (is closed|cannot be written)", error_of(done.err))
     assert set(trained.iterdir()) == before
@@ -109,7 +110,7 @@ def test_with_a_file_for_the_rows_every_stream_may_be_closed(influence: Command,
         "torchvision.datasets.ImageFolder\n  args: {root: train}",
         "./talking.py:Talking\n  args: {root: train}",
     )
-    done = shell("INFLUENCE rank 3 --top 2 -o rows.jsonl <&- >&- 2>&-", project)
+    done = shell("influence rank 3 --top 2 -o rows.jsonl <&- >&- 2>&-", project)
     assert done.code == 0
     assert len((project / "rows.jsonl").read_text().splitlines()) == 4
     assert (project / "rows.jsonl.run.json").exists()
@@ -149,16 +150,16 @@ def results(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_full
 @pytest.mark.parametrize("words", ["compare one.csv two.csv", "--version", "--help", "rank --help"])
 def test_a_full_stdout_leaves_nothing_to_complain_of_at_the_end(results: Path, words: str) -> None:
-    done = shell(f"INFLUENCE {words} > /dev/full", results)
+    done = shell(f"influence {words} > /dev/full", results)
     assert done.code == 2
     assert error_of(done.err) == "error: stdout cannot be written: No space left on device"
 
 
 @needs_full
 def test_a_full_stderr_does_not_stop_the_work(results: Path) -> None:
-    said = shell("INFLUENCE compare one.csv two.csv", results)
+    said = shell("influence compare one.csv two.csv", results)
     assert said.err
-    done = shell("INFLUENCE compare one.csv two.csv 2> /dev/full", results)
+    done = shell("influence compare one.csv two.csv 2> /dev/full", results)
     assert (done.code, done.out) == (said.code, said.out)
 
 
@@ -205,7 +206,7 @@ def bare() -> dict[str, str]:
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_it_needs_no_home_no_locale_no_terminal_and_no_stdin(stored: Path, words: tuple[str, ...]) -> None:
-    done = shell(f"setsid -w INFLUENCE {' '.join(words)} <&-", stored, bare())
+    done = shell(f"setsid -w influence {' '.join(words)} <&-", stored, bare())
     assert done.code == 0, done.err
     assert all(isinstance(json.loads(line), dict) for line in done.out.splitlines())
     assert done.err.isascii()
@@ -225,7 +226,7 @@ def test_twenty_columns_of_ascii_without_colour_lose_no_row(
 ) -> None:
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [*INFLUENCE, *words], cwd=stored, stdin=there, stdout=there, stderr=there,
         env=bare() | {"NO_COLOR": "1", "TERM": "xterm-256color"},
     )  # fmt: skip
@@ -262,9 +263,9 @@ def test_ctrl_c_in_the_work_ends_it_with_130_and_says_what_is_kept(
 ) -> None:
     (project / "slow.py").write_text(SLOW)
     edit(project, "torchvision.datasets.ImageFolder\n  args: {root: train}", "./slow.py:Slow\n  args: {root: train}")
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [*INFLUENCE, *words, "-o", "rows.csv", "--report", "page.html"], cwd=project, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=variables(), preexec_fn=interruptible,
+        stderr=subprocess.PIPE, text=True, env=variables(),
     )  # fmt: skip
     while not (project / "reading").exists():
         assert process.poll() is None, process.communicate()

@@ -30,6 +30,7 @@ from influence_cli.store.encoding import decode, encode, room_for
 from influence_cli.store.layout import Layout, create
 from influence_cli.store.scan import in_order
 from influence_cli.store.store import READ, SKIPPED, Rows, Store
+from tests.support import fork_server
 from tests.support.sharded_store import scanned
 
 # 10 rows in blocks of 4: the last block has 2 rows of padding.
@@ -724,7 +725,7 @@ with Store.open(Path(sys.argv[1])) as store:
 
 
 def test_ctrl_c_ends_map(wide: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(wide)], stdout=subprocess.PIPE, text=True)
+    process = fork_server.Popen([sys.executable, "-c", SLOW, str(wide)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "in work\n"
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
@@ -822,7 +823,7 @@ except InfluenceError as error:
 def test_a_store_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     path = make(tmp_path / "s.h5")
     path.chmod(0)
-    said = subprocess.run(
+    said = fork_server.run(
         [sys.executable, "-c", DENIED, str(path)], capture_output=True, text=True, check=True
     ).stdout.lower()
     assert "permission" in said
@@ -847,7 +848,7 @@ def elsewhere() -> Iterator[Callable[[Path, str], Other]]:
     started = []
 
     def hold(path: Path, mode: str) -> Other:
-        process = subprocess.Popen(
+        process = fork_server.Popen(
             [sys.executable, "-c", HOLD, str(path), mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         started.append(process)
@@ -985,7 +986,7 @@ def test_a_write_that_fails_is_told_and_its_block_is_not_done(tmp_path: Path) ->
     create(path, layout, fingerprint={}, facts={}, labels=np.zeros(400, int), indices=np.arange(400), arrays={})
     with h5py.File(path) as file:
         limit = file["coordinates"].id.get_offset() + file["coordinates"].nbytes // 2
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, "-c", FULL, str(path), str(limit)], capture_output=True, text=True, check=False
     )
     assert "failed" in done.stdout, done.stderr[:2000]

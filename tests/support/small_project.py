@@ -154,7 +154,10 @@ def refusal(influence: Command, project: Path, *words: object, stdin: str = "") 
 
 
 def growth(project: Path, *commands: list[str]) -> tuple[list[int], int]:
-    """Run commands in a process of their own; give the exit codes of all but the first, and the growth in MB."""
+    """Run commands in a process of their own; give the exit codes of all but the first, and the growth in MB.
+
+    No fork: what it shares with the process that it comes from counts only once it is touched.
+    """
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, json.dumps(commands)], cwd=project, capture_output=True, text=True, check=False
     )

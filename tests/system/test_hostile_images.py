@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import struct
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import Command
+from tests.support import fork_server
 from tests.support.small_project import growth, refusal
 
 COMMANDS = (("gradients",), ("check", "--full"), ("rank", 0), ("mislabels",))
@@ -159,7 +159,7 @@ def test_postscript_is_not_run_whatever_the_file_is_called(tiny: Path, tmp_path:
     environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
     for words in (["gradients"], ["rank", "odd.png", "--skip-unreadable"]):
         command = [sys.executable, "-m", "influence_cli", *words]
-        done = subprocess.run(command, cwd=tiny, env=environment, capture_output=True, text=True, check=False)
+        done = fork_server.run(command, cwd=tiny, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert "Ghostscript" in done.stderr
     assert not (tmp_path / "ran").exists()

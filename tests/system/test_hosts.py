@@ -6,15 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from tests.conftest import Command
-from tests.support import small_project
+from tests.support import fork_server, small_project
 
 FIRST, SECOND, PORT = "10.77.13.1", "10.77.13.2", 29417
 
@@ -55,9 +56,43 @@ def hosts() -> Iterator[tuple[str, str]]:
             ip("netns", "del", name)
 
 
-def test_two_hosts_run_one_job(hosts: tuple[str, str], influence: Command, tmp_path: Path) -> None:
-    project = small_project.make(tmp_path / "p")
-    influence("gradients", "-s", "gradients.store=one.h5", cwd=project)
+@pytest.fixture
+def project(influence: Command, tmp_path: Path) -> Path:
+    """A small project, and the store that one process makes of it."""
+    folder = small_project.make(tmp_path / "p")
+    influence("gradients", "-s", "gradients.store=one.h5", cwd=folder)
+    return folder
+
+
+def check(project: Path, running: Sequence[subprocess.Popen[str]]) -> None:
+    """Check that the processes of the job have made the same store, and that one of them has said so."""
+    ended = [one.communicate(timeout=240) for one in running]
+    assert [one.returncode for one in running] == [0, 0], ended
+    spoke = [err for _, err in ended if "wrote 3 of 3 blocks of influence.h5" in err]
+    assert len(spoke) == 1  # rank 0, on whichever host it is
+    assert "on 2 processes" in spoke[0]
+    with h5py.File(project / "one.h5") as one, h5py.File(project / "influence.h5") as two:
+        assert np.allclose(one["coordinates"][: small_project.N], two["coordinates"][:], rtol=0, atol=1e-5)
+        assert two["flags"][:].all()
+
+
+STREAMS: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+def test_two_hosts_run_one_job(hosts: tuple[str, str], project: Path) -> None:
+    """With the variables that torchrun sets, whose own meeting is in the test below."""
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable", "MASTER_ADDR": FIRST, "MASTER_PORT": str(PORT)}
+    environment |= {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    words = [sys.executable, "-m", "influence_cli", "gradients"]
+    running = [
+        fork_server.Popen(words, cwd=project, env=environment | {"RANK": str(rank)}, hook=("be_on", name), **STREAMS)
+        for rank, name in enumerate(hosts)
+    ]
+    check(project, running)
+
+
+@pytest.mark.slow  # torchrun on each host: four processes that load torch
+def test_torchrun_on_two_hosts_runs_one_job(hosts: tuple[str, str], project: Path) -> None:
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable", "OMP_NUM_THREADS": "1"}
     words = (
         *("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"),
@@ -67,16 +102,5 @@ def test_two_hosts_run_one_job(hosts: tuple[str, str], influence: Command, tmp_p
     for name, address in zip(hosts, (FIRST, SECOND), strict=True):
         own = ("--local-addr", address, "--rdzv-conf", f"is_host={int(address == FIRST)}")
         command = ["ip", "netns", "exec", name, sys.executable, *words[:2], *own, *words[2:]]
-        running.append(
-            subprocess.Popen(
-                command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
-    ended = [one.communicate(timeout=240) for one in running]
-    assert [one.returncode for one in running] == [0, 0], ended
-    spoke = [err for _, err in ended if "wrote 3 of 3 blocks of influence.h5" in err]
-    assert len(spoke) == 1  # rank 0, on whichever host it is
-    assert "on 2 processes" in spoke[0]
-    with h5py.File(project / "one.h5") as one, h5py.File(project / "influence.h5") as two:
-        assert np.allclose(one["coordinates"][: small_project.N], two["coordinates"][:], rtol=0, atol=1e-5)
-        assert two["flags"][:].all()
+        running.append(subprocess.Popen(command, cwd=project, env=environment, **STREAMS))
+    check(project, running)

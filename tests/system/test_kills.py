@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Command, edit
 from tests.support import relabel_project, small_project
+from tests.support.kill_forks import kill
 from tests.support.relabel_project import CLASSES, decide
 
-KILLS, MANY_KILLS = 8, 200
+# Few where every moment of a change on the disk is tried by itself (tests/system/test_crash_points.py): a real kill,
+# and two processes at one time.
+KILLS, MANY_KILLS = 2, 200
 # Of every three of the first 30 images one goes to the next class, one leaves the data set, one stays.
-ROOT = Path(__file__).parents[2]
 NAMES = tuple(f"{number}.png" for number in range(10))
 COMMANDS = ("gradients", "fit", "verify", "labels", "moves", "undo")
 
@@ -36,25 +35,17 @@ def make_relabel(name: str, folder: Path, influence: Command) -> None:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kills", [KILLS, pytest.param(MANY_KILLS, marks=pytest.mark.slow)])
-def test_commands_killed_at_any_moment_end_as_one_pass_leaves_them(
-    tmp_path: Path, influence: Command, kills: int
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_killed_at_any_moment_ends_as_one_pass_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, influence: Command, name: str, kills: int
 ) -> None:
-    """So many kills a command, in one process, which loads torch once and forks."""
-    for name in COMMANDS[:3]:
+    if name in COMMANDS[:3]:
         small_project.make(tmp_path / name)
-    small_project.with_training(tmp_path / "verify")
-    for name in COMMANDS[3:]:
+    else:
         make_relabel(name, tmp_path / name, influence)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.kill_forks", str(kills), *COMMANDS],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    expected = [f"{kills} kills of {name}" for name in COMMANDS]
-    assert [line.partition(" in ")[0] for line in done.stdout.splitlines()] == expected
+    if name == "verify":
+        small_project.with_training(tmp_path / name)
+    monkeypatch.chdir(tmp_path / name)
+    told = kill(name, kills, tmp_path / "work")
+    print(told)
+    assert told.startswith(f"{kills} kills of {name} in ")

@@ -1,0 +1,325 @@
+"""What a command noted of its run, and the JSON of FILE.run.json that is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from math import isnan
+from typing import TYPE_CHECKING
+
+from influence_cli.report.table import Scalar
+
+if TYPE_CHECKING:
+    from influence_cli.influence.run_facts import ScoreRecord
+    from influence_cli.mislabels.evaluation import Quality, Recovery
+    from influence_cli.ranking.damping_sweep import AtDamping
+    from influence_cli.ranking.index_search import SearchRecord
+    from influence_cli.results.compare import Comparison
+    from influence_cli.retrain.output_layer import NewtonRecord
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """A ranking at other λ: whose ranking it is, how many of the first are compared, what follows, one row per λ."""
+
+    ranking: str
+    top: int
+    verdict: str
+    rows: tuple[AtDamping, ...]
+
+
+@dataclass(frozen=True)
+class GroupsRecord:
+    """Groups of training examples: the column, how many there are, and how often chance gives as harmful a group."""
+
+    by: str
+    groups: int
+    test_examples: int
+    worst_by_chance: float
+
+
+@dataclass(frozen=True)
+class GroupRetrainRecord:
+    """Groups that were left out: how many, actual on estimated effects (r, slope), and what retraining finds."""
+
+    groups: int
+    fit: tuple[float | None, float | None] | None
+    verdict: str | None
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """How actual effects of leaving examples out lie on the estimated ones; None for a number that is not finite."""
+
+    r: float | None
+    slope: float | None
+    intercept: float | None
+    examples: int
+
+
+@dataclass(frozen=True)
+class LeftOutRecord:
+    """The fits of one test example: over all examples left out, the most influential and the random ones."""
+
+    test: int | None
+    test_path: str | None
+    all: FitRecord
+    most_influential: FitRecord
+    random: FitRecord
+
+
+@dataclass(frozen=True)
+class DatamodelingRecord:
+    """Linear datamodeling scores: what trainings took, the run of each method, and how repeatable the losses are."""
+
+    training_seconds: float
+    methods: dict[str, ScoreRecord]
+    agreement_of_repeats: float | None
+
+
+@dataclass(frozen=True)
+class EvidenceRecord:
+    """What speaks for and against labels: numbers by name, and whether the model has memorised its labels."""
+
+    summary: dict[str, float]
+    memorised: bool
+
+
+@dataclass(frozen=True)
+class NamedExample:
+    """An example by its position, file and label."""
+
+    index: int
+    path: str | None
+    label: str
+
+
+@dataclass(frozen=True)
+class ConfusedClasses:
+    """Two classes that are taken for each other, and how many labels each way."""
+
+    classes: tuple[str, str]
+    counts: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class BesidesRecord:
+    """Data issues beyond single labels."""
+
+    duplicates: tuple[tuple[NamedExample, NamedExample], ...]
+    near_duplicates: tuple[tuple[NamedExample, NamedExample], ...]
+    outliers: tuple[NamedExample, ...]
+    confused: tuple[ConfusedClasses, ...]
+
+
+@dataclass(frozen=True)
+class ExpectedPrecision:
+    """The share of wrong labels that is expected among the first ones."""
+
+    first: int
+    expected: float
+
+
+@dataclass(frozen=True)
+class WrongLabels:
+    """How many examples have one label and truly another."""
+
+    label: str
+    true: str
+    count: int
+
+
+@dataclass(frozen=True)
+class NoiseRecord:
+    """The estimate of the label noise; joint[a][b] is the share of examples labelled a that are truly b."""
+
+    rate: float
+    count: int
+    expected_precision: tuple[ExpectedPrecision, ...]
+    pairs: tuple[WrongLabels, ...]
+    classes: tuple[str, ...]
+    joint: list[list[float]]
+
+
+@dataclass(frozen=True)
+class DecisionCounts:
+    """How many decisions there are of each kind."""
+
+    keep: int
+    relabel: int
+    drop: int
+    unsure: int
+
+
+@dataclass(frozen=True)
+class RelabelledPair:
+    """How many examples got one label in place of another."""
+
+    label: str
+    new_label: str
+    count: int
+
+
+@dataclass(frozen=True)
+class AttackRecord:
+    """How many predictions were attacked and flipped; low and high are the 95% interval of the share."""
+
+    attacked: int
+    flipped: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class DistanceRecord:
+    """How influence on one test example goes with pixel distance, in one of the results."""
+
+    result: str
+    test: Scalar
+    test_path: Scalar
+    facts: dict[str, float | int | None]
+
+
+@dataclass
+class RunRecord:
+    """What a command noted of its run so far; None is what it did not note.
+
+    Attributes:
+        normalise: what influence is ranked by, of ``rank --normalise``.
+        processes: of the job, where there are several.
+        damping_sweep: the ranking at other λ.
+        scores: stores, λ, residuals and likeness to plain gradient similarity.
+        approximate: the search of ``rank --approximate``.
+        newton: the minimum that retraining started from.
+        retrain: groups that were left out.
+        groups: what was grouped.
+        verdict: which group drives the errors.
+        fits: of ``verify --loo``, one per test example.
+        datamodeling: of ``verify --lds``.
+        evidence: what speaks for and against labels.
+        besides: data issues beyond single labels.
+        noise: how many labels are wrong.
+        memorised_share: of the wrong labels, those that the model predicts.
+        truth: how well each signal finds the wrong labels.
+        recovery: the curves of these.
+        decisions: how many of each kind.
+        relabelled: the pairs of labels, the most frequent first.
+        attack: how many predictions flipped.
+        attackable: predictions that one training image could flip.
+        comparisons: one per list that two results share.
+        distances: one per test example and result.
+    """
+
+    normalise: str | None = None
+    processes: int | None = None
+    damping_sweep: SweepRecord | None = None
+    scores: ScoreRecord | None = None
+    approximate: SearchRecord | None = None
+    newton: NewtonRecord | None = None
+    retrain: GroupRetrainRecord | None = None
+    groups: GroupsRecord | None = None
+    verdict: str | None = None
+    fits: tuple[LeftOutRecord, ...] | None = None
+    datamodeling: DatamodelingRecord | None = None
+    evidence: EvidenceRecord | None = None
+    besides: BesidesRecord | None = None
+    noise: NoiseRecord | None = None
+    memorised_share: float | None = None
+    truth: tuple[Quality, ...] | None = None
+    recovery: Recovery | None = None
+    decisions: DecisionCounts | None = None
+    relabelled: tuple[RelabelledPair, ...] | None = None
+    attack: AttackRecord | None = None
+    attackable: int | None = None
+    comparisons: tuple[Comparison, ...] | None = None
+    distances: tuple[DistanceRecord, ...] | None = None
+
+
+def record_facts(record: RunRecord) -> dict[str, object]:
+    """Give the JSON of a record. Its keys and their order are what FILE.run.json has always had."""
+    # A sweep of mislabels comes after all else that it finds, one of rank before its scores.
+    sweeps_last = record.evidence is not None
+    return {
+        **_noted(normalise=record.normalise, processes=record.processes),
+        **({} if sweeps_last else _noted(damping_sweep=record.damping_sweep)),
+        **_of_scores(record.scores),
+        **_noted(
+            approximate=_of_search(record.approximate),
+            newton=record.newton,
+            retrain=_of_retrain(record.retrain),
+            groups=record.groups,
+            verdict=record.verdict,
+            fits=record.fits and [_of_left_out(fits) for fits in record.fits],
+        ),
+        **_of_datamodeling(record.datamodeling),
+        **_noted(
+            evidence=record.evidence and {**record.evidence.summary, "memorised": record.evidence.memorised},
+            besides=record.besides,
+            noise=record.noise,
+            memorised_share=record.memorised_share,
+            truth=record.truth,
+            recovery=record.recovery and {"checked": record.recovery.checked, **record.recovery.found},
+        ),
+        **(_noted(damping_sweep=record.damping_sweep) if sweeps_last else {}),
+        **_noted(
+            decisions=record.decisions,
+            relabelled=record.relabelled,
+            attack=record.attack,
+            attackable=record.attackable,
+            comparisons=record.comparisons and [comparison.facts() for comparison in record.comparisons],
+            distances=record.distances and [_of_distance(distance) for distance in record.distances],
+        ),
+    }
+
+
+def _noted(**values: object) -> dict[str, object]:
+    """Give the JSON of what was noted; what is None was not."""
+    return {key: _plain(value) for key, value in values.items() if value is not None}
+
+
+def _plain(value: object) -> object:
+    """Turn records, and tuples of them, into dicts and lists."""
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _of_scores(scores: ScoreRecord | None) -> dict[str, object]:
+    if scores is None:
+        return {}
+    correlation = scores.identity_correlation
+    measured = {} if correlation is None else {"identity_correlation": None if isnan(correlation) else correlation}
+    return {**measured, "stores": _plain(scores.stores)}
+
+
+def _of_search(search: SearchRecord | None) -> dict[str, object] | None:
+    if search is None:
+        return None
+    indexes = [{"index": str(path), **facts} for path, facts in search.indexes]
+    return {**_noted(**vars(search.spent)), "blocks": search.blocks, "indexes": indexes}
+
+
+def _of_retrain(retrain: GroupRetrainRecord | None) -> dict[str, object] | None:
+    if retrain is None:
+        return None
+    fit = {} if retrain.fit is None else dict(zip(("r", "slope"), retrain.fit, strict=True))
+    return {"groups": retrain.groups, **fit, **_noted(verdict=retrain.verdict)}
+
+
+def _of_left_out(fits: LeftOutRecord) -> dict[str, object]:
+    parts = {"all": fits.all, "most influential": fits.most_influential, "random": fits.random}
+    return {"test": fits.test, "test_path": fits.test_path, **_noted(**parts)}
+
+
+def _of_datamodeling(score: DatamodelingRecord | None) -> dict[str, object]:
+    if score is None:
+        return {}
+    return {
+        "training_seconds": score.training_seconds,
+        "methods": {name: _of_scores(scores) for name, scores in score.methods.items()},
+        "agreement_of_repeats": score.agreement_of_repeats,
+    }
+
+
+def _of_distance(distance: DistanceRecord) -> dict[str, object]:
+    row = {"result": distance.result, "test": distance.test, "test_path": distance.test_path}
+    return {**row, **distance.facts}
