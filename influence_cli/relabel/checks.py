@@ -43,7 +43,7 @@ def refuse_outputs(
                 hint += f"and keeps its content, because {config.where(on, key)} names it"
             else:
                 hint += f" and drops its content, because no {on}.{key} names it; --{key} FILE writes another file"
-        raise InfluenceError(f"{near_path(path)} already exists", hint)
+        raise InfluenceError(f"{near_path(path)} exists already", hint)
 
 
 def refuse_named_files(config: Config, on: str) -> None:

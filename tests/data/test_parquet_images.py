@@ -234,7 +234,7 @@ def test_what_is_wrong_with_files_is_told_in_a_line(tmp_path: Path) -> None:
     error = refused(lambda: ParquetImages(str(tmp_path / "{good,names}.parquet")))
     assert (
         error.message
-        == f"{tmp_path}/names.parquet: the column 'label' is large_string, in {tmp_path}/good.parquet int64"
+        == f"{tmp_path}/names.parquet: the column 'label' is large_string, but int64 in {tmp_path}/good.parquet"
     )
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "good.parquet").read_bytes()[:-20])
     error = refused(lambda: ParquetImages(str(tmp_path / "cut.parquet")))

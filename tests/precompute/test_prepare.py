@@ -404,7 +404,7 @@ def test_damage_is_found_by_the_commands_that_read_the_store(
     flip(filled / "influence.h5", name, {"coordinates": 455 * 4, "losses": 4, "labels": 8}[name] * 130)
     done = influence(*words, cwd=filled, code=2)
     assert done.out == ""
-    assert "is damaged: the checksum of block 2 does not fit" in done.err
+    assert "is damaged: the checksum of block 2 does not match" in done.err
     assert "influence gradients --repair" in done.err
 
 
@@ -413,7 +413,7 @@ def test_damage_leaves_the_default_without_self_influence(influence: Command, fi
     done = influence("mislabels", cwd=filled)
     assert '"self_influence": null' in done.out
     assert "warning: no self_influence: " in done.err
-    assert "the checksum of block 2 does not fit" in done.err
+    assert "the checksum of block 2 does not match" in done.err
 
 
 def test_fsck_finds_a_changed_image_and_the_advice_mends_it(influence: Command, project: Path) -> None:

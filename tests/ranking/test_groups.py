@@ -304,7 +304,7 @@ def test_index_and_path_have_to_agree(influence: Command, project: Path) -> None
         (["index", "id"], lambda i: f"x{i}", ("--by", "id"), "320 different values for 320 examples", "influence rank"),
         (["index", "site"], lambda _: "A", (), "has the value 'A' for every example", "another column"),
         (["number", "site"], lambda i: i % 3, (), "none of them names the example", "index"),
-        (["index", "index"], lambda i: i % 3, (), "the column 'index' is there twice", ""),
+        (["index", "index"], lambda i: i % 3, (), "the column 'index' appears twice", ""),
     ],
 )  # fmt: skip
 def test_columns_that_make_no_groups(

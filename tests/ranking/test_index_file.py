@@ -115,7 +115,7 @@ def test_lists_are_verified_when_they_are_looked_into(tmp_path: Path) -> None:
 def test_damage_is_told_by_the_command(influence: Command, indexed: Path) -> None:
     flip(indexed / NAME, 500)
     message = refusal(influence, indexed, "rank", 3, "--approximate")
-    assert message == f"error: {NAME} is damaged: the checksum of its MB 0 does not fit{ANEW}"
+    assert message == f"error: {NAME} is damaged: the checksum of its MB 0 does not match{ANEW}"
 
 
 def test_an_index_older_than_its_store_is_refused(influence: Command, indexed: Path) -> None:

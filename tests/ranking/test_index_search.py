@@ -167,7 +167,7 @@ def test_a_damaged_block_is_told_before_a_number_of_it_is_printed(influence: Com
     influence("index", cwd=tiny)
     flip(tiny / "influence.h5", place_of(tiny, "coordinates", 20))
     message = refusal(influence, tiny, "rank", 0, "--top", 24, "--approximate")
-    assert "influence.h5 is damaged: the checksum of block 2 does not fit" in message
+    assert "influence.h5 is damaged: the checksum of block 2 does not match" in message
     assert "influence gradients --repair" in message
 
 

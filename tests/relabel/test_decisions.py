@@ -56,12 +56,12 @@ def test_decisions_are_read(folder: Path, text: str, expected: object) -> None:
 REFUSED = [
     ("index,label,decison\n", "csv:1: unknown column 'decison'", "did you mean 'decision'?"),
     ("index,label,decision,note\n", "csv:1: unknown column 'note'", "known: decision, index"),
-    ("index,label,decision,label\n", "csv:1: the column 'label' is there twice", "index,path,label"),
+    ("index,label,decision,label\n", "csv:1: the column 'label' appears twice", "index,path,label"),
     ("index;label;decision\n0;cat;keep\n", "csv:1: the columns are separated by semicolons", "commas"),
     ("index,decision\n0,keep\n", "csv:1: the column 'label' is missing", "index,path,label"),
     ("", "csv is empty", ""),
     (b"index,label,decision\n\xff,cat,keep\n", "csv is not a readable .csv file", ""),
-    (HEAD + "0,,cat,keep\n", "csv:2: 4 fields, the header has 5", ""),
+    (HEAD + "0,,cat,keep\n", "csv:2: 4 fields, but the header has 5", ""),
     (HEAD + "0,,cat,keep,\n\n6,,cat,keep,\n", "csv:4: names the index 6; valid indices are 0 to 5", ""),
     (HEAD + "-1,,cat,keep,\n", "csv:2: names the index -1", ""),
     (HEAD + "1.5,,cat,keep,\n", "csv:2: 1.5 is not a whole number", ""),
@@ -79,7 +79,7 @@ REFUSED = [
     (HEAD + "0,data/train/cat/1.png,cat,keep,\n", "csv:2: stale: index 0 is ", "review them again"),
     (HEAD + "0,data/train/cat/9.png,cat,keep,\n", "when reviewed, which is gone", ""),
     (HEAD + "0,data/test/cat/0.png,cat,keep,\n", "csv:2: stale: index 0 is ", "another data set"),
-    (HEAD + "0,,cat,keep,\n0,,cat,drop,\n", "csv:3: drop for index 0, but line 2 says keep", "leave one"),
+    (HEAD + "0,,cat,keep,\n0,,cat,drop,\n", "csv:3: drop for index 0, but line 2 says keep", "keep only one"),
     (HEAD + "0,,cat,relabel,dog\n0,,cat,relabel,owl\n",
      "csv:3: relabel to owl for index 0, but line 2 says relabel to dog", ""),
 ]  # fmt: skip

@@ -197,7 +197,7 @@ def test_between_an_undo_that_was_cut_off_nothing_is_applied(
     live()
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder, code=2)
     assert "undoing moves was interrupted" in done.err
-    assert "first: influence relabel --undo" in done.err
+    assert "first run: influence relabel --undo" in done.err
     influence("relabel", "--undo", cwd=folder)
     assert tree(folder) == before
 
@@ -216,10 +216,10 @@ def test_a_failure_half_way_says_how_to_go_on(
     monkeypatch.setattr(os, "link", full)
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder, code=2)
     assert "3 of 6 files are moved, then: OSError: [Errno 28] No space left on device" in done.err
-    assert "influence relabel --undo moves.log.csv takes them back" in done.err
+    assert "run the same command to resume, or undo: influence relabel --undo moves.log.csv" in done.err
     # Between the two nothing else is made of the decisions.
     done = influence("relabel", "decisions.csv", cwd=folder, code=2)
-    assert "moves.log.csv: moves by decisions.csv were cut off" in done.err
+    assert "moves.log.csv: moves by decisions.csv were interrupted" in done.err
     (folder / "other.csv").write_text("index,label,decision\n")
     done = influence("relabel", "other.csv", "--apply-moves", cwd=folder, code=2)
     assert "first resume: influence relabel decisions.csv --apply-moves" in done.err
@@ -327,7 +327,7 @@ def remove(source: Path, target: Path) -> None:
 
 @pytest.mark.parametrize(
     ("what", "message"),
-    [(change, "has changed since its move was logged"), (take, "there is data/"), (remove, "neither data/")],
+    [(change, "has changed since its move was logged"), (take, "both data/"), (remove, "neither data/")],
 )
 def test_an_undo_refuses_what_has_changed_and_moves_nothing(
     folder: Path, influence: Command, what: Callable[[Path, Path], None], message: str
@@ -470,7 +470,7 @@ def test_hints_can_be_typed_from_the_current_folder(
     done = influence("relabel", "../other.csv", "-c", "../i.yaml", cwd=folder / "below", code=2)
     assert "influence relabel -c ../i.yaml ../decisions.csv --apply-moves; or influence relabel --undo ../m" in done.err
     done = influence("relabel", f"{folder.name}/decisions.csv", *words, cwd=here)
-    assert f"influence relabel --undo {folder.name}/moves.log.csv takes them back" in done.err
+    assert f"or undo: influence relabel --undo {folder.name}/moves.log.csv" in done.err
     # No config is needed for it.
     influence("relabel", "--undo", f"{folder.name}/moves.log.csv", cwd=here)
     assert tree(folder) == before

@@ -116,7 +116,7 @@ def test_damage_is_not_copied(path: Path) -> None:
         place = own["coordinates"].id.get_offset()
     flip(file, place + 3)
     before = path.read_bytes()
-    with pytest.raises(InfluenceError, match=r"0001\.h5 is damaged: the checksum of block 1 does not fit"):
+    with pytest.raises(InfluenceError, match=r"0001\.h5 is damaged: the checksum of block 1 does not match"):
         compact(path, Terminal(quiet=True))
     assert path.read_bytes() == before
     assert len(shard_files(path)) == 3

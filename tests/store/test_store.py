@@ -276,7 +276,7 @@ def test_a_flipped_bit_of_a_row_names_the_block_and_the_fix(tmp_path: Path, name
     # The last byte of the last block is padding: it counts as well.
     flip(path, name, block * BLOCK * ROW[name] if end == "first" else (block + 1) * BLOCK * ROW[name] - 1)
     error = error_of(path)
-    assert f"is damaged: the checksum of block {block} does not fit" in error.message
+    assert f"is damaged: the checksum of block {block} does not match" in error.message
     assert str(path) in error.message
     assert "--repair" in error.hint
     with Store.open(path) as store:
@@ -288,7 +288,7 @@ def test_a_flipped_bit_of_a_row_names_the_block_and_the_fix(tmp_path: Path, name
 def test_a_flipped_bit_of_what_guards_a_block_is_found(tmp_path: Path, name: str, width: int, block: int) -> None:
     path = make(tmp_path / "s.h5")
     flip(path, name, block * width)
-    assert f"the checksum of block {block} does not fit" in error_of(path).message
+    assert f"the checksum of block {block} does not match" in error_of(path).message
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_flipped_bit_of_what_guards_a_block_is_found(tmp_path: Path, name: str
 def test_a_flipped_bit_of_a_rounded_row_is_found(tmp_path: Path, dtype: str, name: str, width: int) -> None:
     path = make(tmp_path / "s.h5", dtype)
     flip(path, name, 5 * width)
-    assert "the checksum of block 1 does not fit" in error_of(path).message
+    assert "the checksum of block 1 does not match" in error_of(path).message
 
 
 def test_swapped_blocks_are_found(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_flipped_bit_of_the_header_is_found_on_opening(tmp_path: Path, at: int
     with h5py.File(path) as file:
         size = len(file["header"])
     flip(path, "header", at % size)
-    with pytest.raises(InfluenceError, match="the checksum of its header does not fit") as caught:
+    with pytest.raises(InfluenceError, match="the checksum of its header does not match") as caught:
         Store.open(path)
     assert "--overwrite" in caught.value.hint
 
@@ -461,7 +461,7 @@ def test_a_store_without_coordinates_holds_the_rest(tmp_path: Path, dtype: str) 
             assert [(where, rows.shape) for where, rows in parts] == [(slice(0, N), (N, 0))]
             assert parts[0][1].dtype == np.float32
     flip(path, "losses", 4 * BLOCK)
-    assert "block 1 does not fit" in error_of(path).message
+    assert "block 1 does not match" in error_of(path).message
     with Store.open(path) as store:
         assert store.damaged().tolist() == [1]
 
@@ -659,7 +659,10 @@ def test_an_error_in_work_ends_map_after_the_results_before_it(wide: Path, error
 def test_damage_ends_map_and_names_the_block(wide: Path) -> None:
     flip(wide, "coordinates", 21 * 8 * 4 * WIDE.k + 5)
     seen: list[int] = []
-    with Store.open(wide) as store, pytest.raises(InfluenceError, match="checksum of block 21 does not fit") as caught:
+    with (
+        Store.open(wide) as store,
+        pytest.raises(InfluenceError, match="checksum of block 21 does not match") as caught,
+    ):
         seen.extend(store.map(lambda where, rows: where.start, threads=3))
     assert "--repair" in caught.value.hint
     assert scan_threads() == []

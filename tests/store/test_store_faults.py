@@ -238,7 +238,7 @@ def test_every_byte_of_the_factors_of_each_layer_is_guarded(influence: Command, 
     assert path.read_bytes() == whole
     flip(path, factors["factor.0000.values"][0] + 2)
     done = influence("rank", 0, *EKFAC, cwd=empty, code=2)
-    assert "the checksum of its factor.0000.values does not fit" in done.err
+    assert "the checksum of its factor.0000.values does not match" in done.err
     assert done.out == ""
     influence(*advised(done.err), *EKFAC, cwd=empty)
     assert path.read_bytes() == whole
