@@ -400,7 +400,7 @@ THREE = "model.checkpoint=[model.pt, model.pt, model.pt]"
         ),
         (
             ("model.ensemble=source", "model.learning_rates=1", "model.steps=1", "curvature.method=cg"),
-            "curvature.method=cg: model.ensemble source needs a spectrum, which cg has not",
+            "curvature.method=cg: model.ensemble source needs a spectrum, but cg has none",
         ),
         (
             ("model.ensemble=source", "model.learning_rates=1", "model.steps=1", "curvature.matrix=hessian"),

@@ -474,7 +474,8 @@ BAD_DATA = [
     ("[(x, 'cat') for x in inputs()]", "training example 0 has the label 'cat', not a class number"),
     ("[(x, [0, 1]) for x in inputs()]", "training example 0 has the label [0, 1], not a class number"),
     ("TensorDataset(inputs(), torch.eye(8))", "training example 0 has the label tensor(["),
-    ("[(x, i - 1) for i, x in enumerate(inputs())]", "training example 0 has the label -1, but the model has 3 outputs"),
+    ("[(x, i - 1) for i, x in enumerate(inputs())]", "training example 0 has the label -1, "
+     "but the model has 3 outputs"),
     ("[(x, i) for i, x in enumerate(inputs())]", "training example 3 has the label 3, but the model has 3 outputs"),
     ("[(x, 0.5) for x in inputs()]", "training example 0 has the label 0.5"),
     ("TensorDataset(inputs(), torch.arange(8) / 4)", "training example 1 has the label"),
@@ -621,7 +622,8 @@ BAD_MODELS = [
     ("m = Linear(); m.forward = lambda x: x.sum(); return m", "the model returns [] for one example"),
     ("m = Linear(); m.forward = lambda x: x[0]; return m", "the model returns [4] for one example"),
     ("m = Linear(); m.forward = lambda x: x[..., None]; return m", "the model returns [1, 4, 1] for one example"),
-    ("m = Linear(); m.forward = lambda x: x[:, :2]; return m", "training example 2 has the label 2, but the model has 2"),
+    ("m = Linear(); m.forward = lambda x: x[:, :2]; return m",
+     "training example 2 has the label 2, but the model has 2"),
 ]  # fmt: skip
 
 
