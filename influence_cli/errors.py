@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-# What can move a cursor, break a line, turn the reading direction or is no character at all: controls, line and
+# What can move a cursor, break a line, change the reading direction or is not a character: controls, line and
 # paragraph separators, marks of direction, lone surrogates (bytes of a file name that are not UTF-8).
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
@@ -62,7 +62,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def one_line(text: str, longest: int = 1000) -> str:
-    """Make a line for a terminal of any text: printable, and of one that is longer its beginning and its end."""
+    """Turn any text into one printable line; of a longer text only its beginning and end are shown."""
     shown = printable(text)
     if len(shown) <= longest:
         return shown
@@ -82,7 +82,7 @@ def quoted(text: str, longest: int = 120) -> str:
 
 
 def require_extra(module: str, extra: str, what: str) -> None:
-    """Refuse what needs a package that is not installed; worth a call before long work.
+    """Refuse what needs a package that is not installed; call it before long work.
 
     Args:
         module: the package, looked up but not imported.
@@ -111,13 +111,13 @@ def counted(count: int, word: str) -> str:
 
 
 def near_path(path: Path) -> Path:
-    """Name a file as a person here would type it: from the current folder, where it lies below it."""
+    """Name a file as a person would type it: relative to the current folder if it is below it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def typed_path(path: Path) -> str:
-    """Spell a file for a command that is to be typed here: from the current folder, quoted."""
+    """Spell a file for a command to be typed: relative to the current folder, quoted."""
     return shlex.quote(os.path.relpath(path))
 
 
@@ -133,7 +133,7 @@ def did_you_mean(given: str, known: Iterable[str], *, listed: int = 12) -> str:
         One line such as ``did you mean 'damping'? known: damping, matrix, method``.
     """
     words = sorted(set(known))
-    # One wrong letter of two is still the same word.
+    # A word of two letters with one wrong letter still counts as near.
     near = difflib.get_close_matches(given, words, n=1, cutoff=0.5 if len(given) <= 3 else 0.6)
     shown = ", ".join(words[:listed]) + (f", … ({len(words)} in all)" if len(words) > listed else "")
     guess = f"did you mean {near[0]!r}? " if near else ""
@@ -141,7 +141,7 @@ def did_you_mean(given: str, known: Iterable[str], *, listed: int = 12) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Put an exception of somebody else's code in one line."""
+    """Describe an exception from other code in one line."""
     text = " ".join(str(error).split())
     if len(text) > 300:
         text = text[:297] + "…"

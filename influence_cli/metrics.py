@@ -10,7 +10,7 @@ from influence_cli.errors import InfluenceError
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Compute AP = Σ (R_k − R_{k−1}) P_k over the distinct scores, falling; equal scores are one step.
+    """Compute AP = Σ (R_k − R_{k−1}) P_k over the distinct scores, highest first; equal scores are one step.
 
     Args:
         scores: [n], higher is more suspicious.
@@ -32,7 +32,7 @@ def bootstrap_precision(
     order, ends = _groups(np.asarray(scores, dtype=np.float64))
     true, generator, found = np.asarray(truth, dtype=bool)[order], np.random.default_rng(seed), []
     for _ in range(samples):
-        # How often each example is drawn stands for the sample: nothing is sorted again.
+        # A sample is represented by how often each example is drawn, so nothing is sorted again.
         drawn = np.bincount(generator.integers(0, len(order), len(order)), minlength=len(order))[order]
         hits, checked = np.cumsum(drawn * true)[ends], np.cumsum(drawn)[ends]
         if hits[-1]:
@@ -99,14 +99,14 @@ def lds(predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
         actual: [tests, subsets], the loss after training on it.
 
     Returns:
-        [tests], in [−1, 1]; 0 where either is constant: it says nothing there.
+        [tests], in [−1, 1]; 0 where either is constant, because the correlation is undefined there.
     """
     even = np.ones(np.shape(actual)[1], dtype=np.int64)
     return _correlations(_Sorted(predicted).ranks(even), _Sorted(actual).ranks(even), even)
 
 
 def bootstrap_lds(predicted: Sequence[np.ndarray], actual: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """Draw subsets and test examples anew, with replacement, and compute the mean score of each method.
+    """Resample subsets and test examples with replacement, and compute the mean score of each method.
 
     The draws are the same for all methods: differences between columns are paired.
 
@@ -123,7 +123,7 @@ def bootstrap_lds(predicted: Sequence[np.ndarray], actual: np.ndarray, draws: in
     tests, subsets = np.shape(actual)
     generator, found = np.random.default_rng(seed), np.empty((draws, len(methods)))
     for draw in range(draws):
-        # How often each is drawn stands for the sample: nothing is sorted again.
+        # A sample is represented by how often each is drawn, so nothing is sorted again.
         often = np.bincount(generator.integers(0, tests, tests), minlength=tests)
         weights = np.bincount(generator.integers(0, subsets, subsets), minlength=subsets)
         right = truth.ranks(weights)
@@ -132,7 +132,7 @@ def bootstrap_lds(predicted: Sequence[np.ndarray], actual: np.ndarray, draws: in
 
 
 def bootstrap_means(values: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """Draw rows anew, with replacement, and compute the mean of each column.
+    """Resample rows with replacement, and compute the mean of each column.
 
     Args:
         values: [rows, columns].
@@ -145,13 +145,13 @@ def bootstrap_means(values: np.ndarray, draws: int = 1000, seed: int = 0) -> np.
     rows, columns = values.shape
     generator, found = np.random.default_rng(seed), np.empty((draws, columns))
     for draw in range(draws):
-        # How often each is drawn stands for the sample: no row is copied.
+        # A sample is represented by how often each is drawn, so no row is copied.
         found[draw] = np.bincount(generator.integers(0, rows, rows), minlength=rows) @ values / rows
     return found
 
 
 def least_by_chance(values: np.ndarray, members: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
-    """Deal values out anew among groups of the same sizes, and give the smallest sum of a group: [draws].
+    """Permute the values over groups of the same sizes, and give the smallest group sum: [draws].
 
     Args:
         values: [n].
@@ -167,25 +167,27 @@ def percentile_rank(values: np.ndarray) -> np.ndarray:
     """Rank each value among the others: (number below + half of the other equal ones) / (n − 1), in [0, 1]."""
     values = np.asarray(values, dtype=np.float64)
     if np.isnan(values).any():
-        raise InfluenceError("a percentile of NaN is asked for")
+        raise InfluenceError("cannot take a percentile of NaN")
     return np.asarray((_midranks(values) - 1) / (len(values) - 1)) if len(values) > 1 else np.full(len(values), 0.5)
 
 
 def _steps(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count hits and checked examples at the end of every group of equal scores, from the highest down."""
+    """Count hits and checked examples at the end of each group of equal scores, highest scores first."""
     scores, truth = np.asarray(scores, dtype=np.float64), np.asarray(truth, dtype=bool)
     if scores.shape != truth.shape:
-        raise InfluenceError(f"{len(scores)} scores do not line up with {len(truth)} truths")
+        raise InfluenceError(f"{len(scores)} scores do not match {len(truth)} truth values")
     if np.isnan(scores).any():
         raise InfluenceError("a score is NaN")
     if not truth.any() or truth.all():
-        raise InfluenceError(f"{int(truth.sum())} of {len(truth)} are true: a ranking needs both kinds to be measured")
+        raise InfluenceError(
+            f"{int(truth.sum())} of {len(truth)} are true: measuring a ranking needs both true and false ones"
+        )
     order, ends = _groups(scores)
     return np.cumsum(truth[order])[ends], ends + 1
 
 
 def _groups(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort from the highest down, and find where every group of equal scores ends."""
+    """Sort scores, highest first, and find where each group of equal scores ends."""
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
     return order, np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
@@ -198,12 +200,12 @@ def _midranks(values: np.ndarray) -> np.ndarray:
 
 
 class _Sorted:
-    """Rows [tests, subsets], sorted once, whose ranks are wanted for many samples of the columns."""
+    """Rows [tests, subsets], sorted once, to rank them for many samples of the columns."""
 
     def __init__(self, values: np.ndarray) -> None:
         values = np.asarray(values, dtype=np.float64)
         if np.isnan(values).any():
-            raise InfluenceError("a prediction or a loss of the linear datamodeling score is NaN")
+            raise InfluenceError("a prediction or a loss for the linear datamodeling score is NaN")
         self._order = values.argsort(axis=1, kind="stable")
         rising = np.take_along_axis(values, self._order, axis=1)
         new = np.ones(values.shape, dtype=bool)
@@ -212,7 +214,7 @@ class _Sorted:
         last[:, :-1] = new[:, 1:]
         tests, subsets = values.shape
         at, place = np.arange(subsets), self._order.argsort(axis=1)
-        # Of each group of equal values the first place, and the one past its last, in a flat table of running sums.
+        # The first place of each group of equal values, and the one past its last, in a flat table of running sums.
         first = np.maximum.accumulate(np.where(new, at, 0), axis=1)
         end = np.minimum.accumulate(np.where(last, at + 1, subsets)[:, ::-1], axis=1)[:, ::-1]
         rows = (subsets + 1) * np.arange(tests)[:, None]
@@ -220,7 +222,7 @@ class _Sorted:
         self._end = rows + np.take_along_axis(end, place, axis=1)
 
     def ranks(self, weights: np.ndarray) -> np.ndarray:
-        """Give the mean rank of each column (plus a constant) where column s is there ``weights[s]`` times."""
+        """Give the mean rank of each column (plus a constant) if column s occurs ``weights[s]`` times."""
         sums = np.zeros((len(self._order), len(weights) + 1))
         np.cumsum(weights[self._order], axis=1, out=sums[:, 1:])
         flat = sums.ravel()
@@ -228,8 +230,8 @@ class _Sorted:
 
 
 def _correlations(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Correlate rows of ranks [tests, subsets], a column counting as often as its weight; 0 where one is constant."""
-    # Ranks are multiples of a half: a constant row is exactly zero once its mean is taken away.
+    """Correlate rows of ranks [tests, subsets], each column weighted; 0 where one row is constant."""
+    # Ranks are multiples of one half, so a constant row is exactly zero after its mean is subtracted.
     a, b = (ranks - (ranks @ weights / weights.sum())[:, None] for ranks in (a, b))
     size = np.sqrt((np.square(a) @ weights) * (np.square(b) @ weights))
     return np.asarray(np.divide((a * b) @ weights, size, out=np.zeros(len(a)), where=size > 0))
@@ -237,7 +239,7 @@ def _correlations(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 def _centred(values: np.ndarray) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
-    # The mean of three 0.1 is a hair above 0.1: a constant is one exactly.
+    # The mean of three 0.1 is slightly above 0.1, so constants are compared exactly.
     return np.zeros_like(array) if array.size and (array == array[0]).all() else np.asarray(array - array.mean())
 
 

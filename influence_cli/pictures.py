@@ -1,4 +1,4 @@
-"""Arrays in, 8-bit pictures out: thumbnails, and the maps of pixels that lie over an image."""
+"""Turn arrays into 8-bit pictures: thumbnails, and pixel maps drawn over an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def thumbnail(image: Image.Image, size: int = 96) -> str:
     """Make a small picture of an image, as the model's loader sees it: no EXIF rotation, transparency dropped.
 
     Args:
-        image: of any mode; 16-bit, integer and float images are stretched from their darkest to their lightest value.
+        image: in any mode; 16-bit, integer and float images are stretched from their darkest to their lightest value.
         size: of the longer side in pixels; a smaller image stays as it is, and the page enlarges it.
 
     Returns:
@@ -52,7 +52,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
     if image.mode in ("1", "L", "LA", "La"):
         return image.convert("LA").convert("L") if image.mode == "La" else image.convert("L")
     if image.mode in ("P", "PA", "RGBa"):
-        # Straight to RGB, Pillow warns of a palette with transparency, and cannot do RGBa.
+        # On direct conversion to RGB Pillow warns about a palette with transparency, and it cannot convert RGBa.
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
@@ -71,7 +71,7 @@ def overlay(picture: Image.Image, values: np.ndarray) -> Image.Image:
     """Colour an image by attributions: red speaks for the class, blue against it, the image in grey underneath.
 
     Args:
-        picture: of any size and mode; an attribution belongs to the same part of it.
+        picture: in any size and mode; each attribution colours the same part of it.
         values: [H, W] in [−1, 1].
 
     Returns:
@@ -83,7 +83,7 @@ def overlay(picture: Image.Image, values: np.ndarray) -> Image.Image:
     fitted = Image.fromarray(values.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR)
     strength = np.clip(np.asarray(fitted, dtype=np.float64), -1.0, 1.0)[..., None]
     colour = np.where(strength > 0, np.array(_FOR, dtype=np.float64), np.array(_AGAINST, dtype=np.float64))
-    # The power brings out what is weak: of 784 pixels a few are near 1.
+    # The power makes weak values visible: only a few of 784 pixels are near 1.
     share = 0.9 * np.abs(strength) ** 0.75
     return Image.fromarray((share * colour + (1 - share) * under).round().astype(np.uint8))
 

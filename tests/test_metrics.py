@@ -136,10 +136,10 @@ MEASURES = [average_precision, auroc, lambda scores, truth: share_found(scores, 
 @pytest.mark.parametrize(
     ("scores", "truth", "message"),
     [
-        ([1.0, 2.0], [True], "2 scores do not line up with 1 truths"),
+        ([1.0, 2.0], [True], "2 scores do not match 1 truth values"),
         ([1.0, np.nan], [True, False], "a score is NaN"),
-        ([1.0, 2.0], [True, True], "2 of 2 are true: a ranking needs both kinds"),
-        ([1.0, 2.0], [False, False], "0 of 2 are true: a ranking needs both kinds"),
+        ([1.0, 2.0], [True, True], "2 of 2 are true: measuring a ranking needs both true and false ones"),
+        ([1.0, 2.0], [False, False], "0 of 2 are true: measuring a ranking needs both true and false ones"),
         ([], [], "0 of 0 are true"),
     ],
 )

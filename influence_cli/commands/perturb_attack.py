@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from influence_cli.results.run import Session
     from influence_cli.retrain.top_layer import TopLayer
 
-ONE = "an attack is on one checkpoint"
+ONE = "an attack needs exactly one checkpoint"
 
 
 @dataclass(frozen=True)

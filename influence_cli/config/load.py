@@ -24,7 +24,7 @@ from influence_cli.config.schema import (
 from influence_cli.config.yaml_reader import Keys, read_yaml, scalar
 from influence_cli.errors import InfluenceError, describe, did_you_mean, near_path
 
-# Of a file: a hundred times what a config needs, and read in seconds whatever is in it.
+# Largest file: a hundred times what a config needs, and read in seconds with any content.
 MAX_BYTES = 100_000
 # Arguments of these names are paths, taken relative to the YAML file.
 PATH_NAME = re.compile(r"(^|_)(root|path|dir|directory|folder|file|filename)s?$", re.IGNORECASE)
@@ -67,7 +67,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     except ValidationError as error:
         raise first_mistake(error, values, places, _known) from error
     if config.test is not None and config.test.n is not None:
-        raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs to train")
+        raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs under train")
     mistake = ensemble_mistake(config, lambda *keys: place_of(keys, places))
     if mistake is not None:
         raise mistake
@@ -94,7 +94,7 @@ def _read(path: Path, name: str) -> str:
     except FileNotFoundError as error:
         raise InfluenceError(
             f"there is no config {name}",
-            "influence init writes a starter, influence demo a whole project; -c FILE names another",
+            "influence init writes a starter, influence demo writes a whole project; -c FILE names another config",
         ) from error
     except UnicodeDecodeError as error:
         raise InfluenceError(f"{name}: not a text file in UTF-8", "is this the right file?") from error
@@ -103,7 +103,7 @@ def _read(path: Path, name: str) -> str:
 
 
 def _anchored(keys: Keys, value: Any, folder: Path) -> Any:
-    """Make the paths in a value absolute: our own keys, and arguments whose name says that they are one."""
+    """Make the paths in a value absolute: our own keys, and arguments whose names say that they are paths."""
     if _is_path(keys):
         return _absolute(value, folder)
     if isinstance(value, dict):
@@ -121,7 +121,7 @@ def _absolute(value: Any, folder: Path) -> Any:
     if isinstance(value, list):
         return [_absolute(item, folder) for item in value]
     if isinstance(value, str) and value:
-        # Not Path.expanduser: the home of somebody who does not exist is a file name, as in a shell.
+        # Not Path.expanduser: the home of an unknown user stays a file name, as in a shell.
         return os.path.normpath(folder / os.path.expanduser(value))  # noqa: PTH111
     return value
 

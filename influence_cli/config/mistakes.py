@@ -37,7 +37,7 @@ def first_mistake(
         at = place_of(_keys(found["loc"], values, known), places)
         return int(at.rpartition(":")[2]) if at.rpartition(":")[2].isdigit() else 0
 
-    # A misspelt key is also a missing one: the misspelling is the cause.
+    # A misspelt key is also reported as missing; the misspelling is the cause.
     found = min(error.errors(), key=lambda found: (found["type"] != "extra_forbidden", line(found)))
     keys = _keys(found["loc"], values, known)
     where = place_of(keys, places)
@@ -59,7 +59,7 @@ def first_mistake(
 
 
 def _near(found: Any) -> str:
-    """Name the allowed word that a misspelt one is nearest to; nothing where none is near."""
+    """Name the allowed word nearest to a misspelt one; nothing if none is near."""
     if found["type"] != "literal_error" or not isinstance(found["input"], str):
         return ""
     hint = did_you_mean(found["input"], re.findall(r"'([^']*)'", found["ctx"]["expected"]))
@@ -123,7 +123,7 @@ def _keys(location: Sequence[str | int], values: Any, known: Known) -> Keys:
 
 
 def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
-    """Find what does not fit together in what the config says of several checkpoints.
+    """Find contradictions in what the config says about several checkpoints.
 
     Args:
         config: every key by itself is right.
@@ -134,19 +134,19 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
     first = next((key for key in (*given, "segments") if getattr(model, key)), None)
     if first is not None and "ensemble" not in model.model_fields_set:
         return InfluenceError(
-            f"{where('model', first)}: model.{first} is given, but no model.ensemble",
-            "model.ensemble: tracin or source (checkpoints of one run), or mean (independent models, which need none)",
+            f"{where('model', first)}: model.{first} is given without model.ensemble",
+            "set model.ensemble: tracin or source (checkpoints of one run); mean (independent models) does not use it",
         )
     for key, numbers in given.items():
         if len(numbers) not in (0, 1, count):
             return InfluenceError(
-                f"{where('model', key)}: model.{key} has {len(numbers)} numbers, model.checkpoint {count} files",
-                "one a checkpoint, in the same order, or a single number for all of them",
+                f"{where('model', key)}: model.{key} has {len(numbers)} numbers, but there are {count} checkpoints",
+                "give one per checkpoint, in the same order, or a single number for all of them",
             )
     if model.segments is not None and model.segments > count:
         return InfluenceError(
-            f"{where('model', 'segments')}: model.segments is {model.segments}, model.checkpoint has {count} files",
-            "at most one segment a checkpoint; left out, it is that",
+            f"{where('model', 'segments')}: model.segments is {model.segments}, but model.checkpoint has {count} files",
+            "use at most one segment per checkpoint, which is also the default",
         )
     if kind == "mean":
         return None
@@ -155,23 +155,23 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
     if missing is not None:
         return InfluenceError(
             f"{where('model', 'ensemble')}: model.ensemble {kind} needs model.{missing}",
-            "learning_rates: the η of each checkpoint; steps: the optimiser's steps since the checkpoint before it",
+            "learning_rates: η at each checkpoint; steps: the optimiser's steps since the previous checkpoint",
         )
     method, matrix = config.curvature.method, config.curvature.matrix
     if kind == "tracin" and method not in ("auto", "identity"):
         return InfluenceError(
-            f"{where('curvature', 'method')}: model.ensemble tracin has no curvature, curvature.method is {method}",
-            "leave curvature.method out, or use model.ensemble: source, which has one",
+            f"{where('curvature', 'method')}: model.ensemble tracin has no curvature, but curvature.method is {method}",
+            "remove curvature.method, or use model.ensemble: source, which has one",
         )
     if kind == "source" and method not in SPECTRAL:
         return InfluenceError(
-            f"{where('curvature', 'method')}: model.ensemble source needs a spectrum, which {method} has not",
+            f"{where('curvature', 'method')}: model.ensemble source needs a spectrum, but {method} has none",
             f"curvature.method: one of {', '.join(SPECTRAL)}",
         )
     if kind == "source" and matrix == "hessian":
         return InfluenceError(
-            f"{where('curvature', 'matrix')}: model.ensemble source takes no Hessian: along a negative eigenvalue "
-            "a change grows without bound",
+            f"{where('curvature', 'matrix')}: model.ensemble source cannot use the Hessian: a change "
+            "along a negative eigenvalue grows without bound",
             "use curvature.matrix: ggn",
         )
     return None

@@ -67,7 +67,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
-# Strict mode takes no string for a Path; YAML has nothing else.
+# Strict mode does not accept a string as a Path, and YAML has only strings.
 _Path = Annotated[Path, BeforeValidator(_path)]
 _Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_numbers)]
 
@@ -99,7 +99,7 @@ class ModelConfig(_Section):
 
     @property
     def is_one_run(self) -> bool:
-        """Say whether the checkpoints are of one run, in order of training: the last one is the model in question."""
+        """Say whether the checkpoints are from one run, in order of training; the last one is then explained."""
         return self.ensemble != "mean"
 
     def times(self) -> list[float]:
@@ -120,7 +120,7 @@ class LossConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """How the checkpoint was trained, for `influence verify`, which trains again.
+    """How the checkpoint was trained, for `influence verify`, which retrains.
 
     ``factory`` names a function ``train(model, data, *, l2, seed, progress)`` that returns the trained model:
     ``model`` a fresh one (or, to leave single examples out, the checkpoint) on its device; ``data`` a sequence of
@@ -199,12 +199,12 @@ class Config(_Section):
     _places: dict[Keys, str] = PrivateAttr(default_factory=dict)
 
     def where(self, *keys: str | int) -> str:
-        """Say where a key was set: ``influence.yaml:12``; the nearest section that was, otherwise."""
+        """Say where a key was set: ``influence.yaml:12``; otherwise where the nearest section was."""
         return place_of(keys, {(): self.path.name, **self._places})
 
     @property
     def has_unit(self) -> bool:
-        """Say whether influence is in the loss's unit: similarity of gradients is not, unless steps make it so."""
+        """Say whether influence is in the loss's unit: gradient similarity is not, unless steps give it one."""
         return self.curvature.method != "identity" or (self.model.ensemble == "tracin" and bool(self.model.steps))
 
     @property
@@ -218,7 +218,7 @@ class Config(_Section):
 
 
 def place_of(keys: Keys, places: Mapping[Keys, str]) -> str:
-    """Say where a key stands; the nearest section that does, otherwise."""
+    """Say where a key stands; otherwise where the nearest section does."""
     for length in range(len(keys), 0, -1):
         if keys[:length] in places:
             return places[keys[:length]]

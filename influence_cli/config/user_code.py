@@ -52,7 +52,7 @@ def import_object(name: str, folder: Path, where: str) -> Any:
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            # A module that exists but lacks one of its own imports is a different mistake.
+            # A module that exists but fails to import another one is a different mistake.
             if error.name is not None and not (module_name + ".").startswith(error.name + "."):
                 raise InfluenceError(f"{where}: importing {module_name} failed: {error}") from error
             continue
@@ -63,14 +63,14 @@ def import_object(name: str, folder: Path, where: str) -> Any:
         return found
     raise InfluenceError(
         f"{where}: no module named {parts[0]!r}",
-        f"install it beside influence, or name a file of your own: ./{parts[0]}.py:{parts[-1]}",
+        f"install it next to influence, or name your own file: ./{parts[0]}.py:{parts[-1]}",
     )
 
 
 @cache
 def _say_moved(old: str, new: str, where: str) -> None:
     """Warn once per process of a name that only works for one more release."""
-    moved.tell(f"{where}: {old} is called {new} now; the old name works until the next release")
+    moved.tell(f"{where}: {old} is now called {new}; the old name works until the next release")
 
 
 def _from_file(name: str, folder: Path, where: str) -> Any:
@@ -88,7 +88,7 @@ def _member(holder: Any, name: str, holder_name: str, where: str) -> Any:
         return getattr(holder, name)
     except AttributeError as error:
         raise InfluenceError(f"{where}: {holder_name} has no {name!r}", did_you_mean(name, _public(holder))) from error
-    except Exception as error:  # a package that loads its parts when they are asked for
+    except Exception as error:  # a package that loads its parts lazily
         raise InfluenceError(f"{where}: {name!r} of {holder_name} failed: {describe(error)}") from error
 
 
@@ -148,7 +148,7 @@ def call(
         raise InfluenceError(f"{where()}: {error.message}", error.hint) from error
     except (Exception, SystemExit) as error:
         raise InfluenceError(
-            f"{where()}: {name} failed: {describe(error)}", "INFLUENCE_DEBUG=1 shows where inside it"
+            f"{where()}: {name} failed: {describe(error)}", "INFLUENCE_DEBUG=1 shows where it failed"
         ) from error
 
 

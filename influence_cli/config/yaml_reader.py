@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse what no config needs before anything is made of it."""
+        """Refuse what no config needs before any value is built from it."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         where = f"{self.name}:{event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent) or event.anchor:
@@ -86,7 +86,7 @@ def read_yaml(text: str, name: str) -> Document:
         raise InfluenceError(f"{name}: the file is empty", "influence init writes a starter")
     if not isinstance(node, yaml.MappingNode):
         raise InfluenceError(
-            f"{name}:{_line(node)}: a mapping of keys is expected at the top", "influence init writes a starter"
+            f"{name}:{_line(node)}: expected a mapping of keys at the top", "influence init writes a starter"
         )
     document = Document({})
     document.values.update(_construct(node, (), document.lines, name))
@@ -146,15 +146,17 @@ def _construct(node: yaml.Node, keys: Keys, lines: dict[Keys, int], name: str) -
 
 
 def _text(node: yaml.Node, name: str) -> str:
-    """Give a scalar as text that can be written into results: escapes can spell what no text has."""
+    """Give a scalar as text that can be written into results: escapes can spell invalid text."""
     text = str(node.value)
     if "\0" in text:  # no name, and no path, has one
-        raise InfluenceError(f"{name}:{_line(node)}: a zero byte in {quoted(text)}", "take it out")
+        raise InfluenceError(f"{name}:{_line(node)}: a zero byte in {quoted(text)}", "remove it")
     try:
         # JSON spells a letter beyond the first 65,536 as two halves, which belong together.
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError as error:
-        raise InfluenceError(f"{name}:{_line(node)}: half a letter in {quoted(text)}", "write the letter") from error
+        raise InfluenceError(
+            f"{name}:{_line(node)}: half a character in {quoted(text)}", "write the whole character"
+        ) from error
 
 
 def _scalar(node: yaml.Node, name: str) -> Any:
@@ -181,5 +183,5 @@ def _scalar(node: yaml.Node, name: str) -> Any:
                 raise InfluenceError(f"{name}:{_line(node)}: {text} is not a finite number")
             return number
     except ValueError as error:  # such as an integer of 5,000 digits
-        raise InfluenceError(f"{name}:{_line(node)}: {text[:40]} is not a number that can be used") from error
+        raise InfluenceError(f"{name}:{_line(node)}: {text[:40]} is not a usable number") from error
     return text

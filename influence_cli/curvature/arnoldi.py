@@ -1,8 +1,8 @@
 """The top eigenpairs of the curvature by Lanczos iteration, the symmetric case of Arnoldi's (Schioppa et al. 2022).
 
-Right where p is large and few directions matter: it needs only products with H, and p numbers a direction. Influence is
-restricted to the span of the directions found; the mean eigenvalue is estimated from random vectors (Hutchinson) where
-it is not known.
+Use it if p is large and few directions matter: it needs only products with H, and p numbers per direction. Influence
+is restricted to the span of the directions found. An unknown mean eigenvalue is estimated from random vectors
+(Hutchinson).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.solvers.lanczos import beside, tridiagonal
 
-# Krylov vectors, and of them the eigenpairs that are kept where their residual allows it.
+# Krylov vectors, and the number of eigenpairs kept if their residual allows it.
 KRYLOV, KEPT = 200, 100
 # A Ritz pair is kept while ‖Hv − Λv‖ is below this share of the largest |Λ|.
 RESIDUAL = 1e-2
@@ -29,11 +29,11 @@ class Ritz:
     """Approximate eigenpairs.
 
     Attributes:
-        values: Λ [k], float64, by falling size; negative ones of a Hessian included.
+        values: Λ [k], float64, largest size first; includes negative ones of a Hessian.
         vectors: [p, k], orthonormal columns.
         smallest: the smallest Ritz value of all.
         trace: estimate of ΣΛ.
-        residual: largest ‖Hv − Λv‖ / max|Λ| of what is kept.
+        residual: largest ‖Hv − Λv‖ / max|Λ| of the kept pairs.
         products: products with H.
     """
 
@@ -66,7 +66,7 @@ def top_eigenvectors(
         krylov: products, at most p.
         kept: pairs at most.
         free: bytes of memory that may be used, or None.
-        on_product: told of each product.
+        on_product: called after each product.
 
     Raises:
         InfluenceError: two dozen vectors do not fit the memory, or H is zero.
@@ -76,8 +76,8 @@ def top_eigenvectors(
         fits = int(0.5 * free) // (like.element_size() * size)
         if fits < 24:
             raise InfluenceError(
-                f"curvature arnoldi keeps at least 24 vectors of {size:,} numbers "
-                f"({human_bytes(48 * like.element_size() * size)}), {human_bytes(free)} are free",
+                f"curvature arnoldi needs at least 24 vectors of {size:,} numbers "
+                f"({human_bytes(48 * like.element_size() * size)}), but {human_bytes(free)} is free",
                 "track fewer layers (gradients.layers), or use curvature.method: ekfac",
             )
         krylov = min(krylov, fits)
@@ -101,7 +101,7 @@ def top_eigenvectors(
         if beta <= zero:
             if abs(alphas[-1]) <= zero:
                 break
-            # An invariant space, in which an eigenvalue that occurs several times was found once: go on beside it.
+            # An invariant space, in which a repeated eigenvalue was found only once: continue outside of it.
             image = beside(basis[: step + 1], torch.randn(size, generator=generator).to(like))
         vector = image / image.norm()
     count = len(alphas)
@@ -117,7 +117,7 @@ def top_eigenvectors(
         order = values.abs().argsort(descending=True)[:1]
     order = order[values[order].argsort(descending=True)]
     vectors = basis[:count].T @ turn[:, order].to(like)
-    # In the Krylov space the trace is known; the probes estimate what lies beside it (Meyer et al. 2021).
+    # The trace is known in the Krylov space; the probes estimate the rest (Meyer et al. 2021).
     trace, probes = sum(alphas), min(PROBES, max(1, size))
     for _ in range(probes):
         probe = beside(basis[:count], torch.randint(0, 2, (size,), generator=generator).mul(2).sub(1).to(like))[None]

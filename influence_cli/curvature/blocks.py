@@ -1,8 +1,8 @@
-"""A block-diagonal curvature: a basis and a spectrum a layer, and which of its coordinates are kept.
+"""A block-diagonal curvature: one basis and spectrum per layer, and which of its coordinates are kept.
 
     Kronecker   Q_G ⊗ Q_A of a linear layer or a convolution, Λ [g, O, K']
     Dense       eigenvectors of the exact block of a norm's or loose parameters
-    Diagonal    the parameters themselves, where such a block would be too wide
+    Diagonal    the parameters themselves, if such a block would be too wide
 
 The coordinates of a network are those of its blocks, one block after another.
 """
@@ -24,13 +24,13 @@ class Block:
     Attributes:
         name: of the module.
         kind: ``kronecker``, ``dense`` or ``diagonal``.
-        names: its parameters; of a Kronecker block the weight, then the bias.
+        names: its parameters; for a Kronecker block the weight, then the bias.
         values: Λ, float32: [g, r, s], [r] or [q].
         q_out: Q_G [g, O, r] of a Kronecker block.
         q_in: Q_A [g, K', s] of a Kronecker block.
         vectors: P [q, r] of a dense block.
-        size: numbers in its parameters; more than Λ has where eigenvectors were left out.
-        trace: ΣΛ over the whole block, what was left out included.
+        size: numbers in its parameters; larger than Λ if eigenvectors were left out.
+        trace: ΣΛ over the whole block, including what was left out.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Block:
     def sides(self) -> tuple[Tensor, Tensor]:
         """Give Q_G and Q_A of a Kronecker block."""
         if self.q_out is None or self.q_in is None:
-            raise ValueError(f"{self.name} is no Kronecker block")
+            raise ValueError(f"{self.name} is not a Kronecker block")
         return self.q_out, self.q_in
 
 
@@ -156,13 +156,13 @@ def groups(blocks: Sequence[Block]) -> np.ndarray:
 
 
 def largest(blocks: Sequence[Block], count: int) -> np.ndarray:
-    """Choose the coordinates to keep: at least one a block, then those of largest Λ / (mean eigenvalue of the block).
+    """Choose the coordinates to keep: at least one per block, then those of largest Λ / (mean eigenvalue of the block).
 
-    λ being a multiple of that mean, these are the coordinates that the effective dimension ΣΛ/(Λ + λ) is made of.
+    λ is a multiple of that mean, so these coordinates make up the effective dimension ΣΛ/(Λ + λ).
 
     Args:
         blocks: all of them.
-        count: how many, at least one a block.
+        count: how many, at least one per block.
 
     Returns:
         int64 [count], rising positions in the joined spectrum; ties go to the earlier position.
@@ -196,7 +196,7 @@ def to_arrays(blocks: Sequence[Block]) -> dict[str, np.ndarray]:
 
 
 def describe(blocks: Sequence[Block]) -> list[dict[str, object]]:
-    """Give what is not an array, JSON-able."""
+    """Give the facts that are not arrays, JSON-able."""
     return [{"name": b.name, "kind": b.kind, "names": list(b.names), "size": b.size, "trace": b.trace} for b in blocks]
 
 

@@ -11,7 +11,7 @@ from influence_cli.model.network import Network, output_layer
 
 # About 5,000, with room for the 10-class head of a ResNet-18 (5,130).
 AUTO_PARAMETERS = 6_000
-# Methods that solve for each right side; all others divide by a spectrum.
+# Methods that need one solve per right-hand side; all others divide by a spectrum.
 SOLVERS = ("cg", "nystrom", "lissa", "neumann")
 JOINT, LAYERED, RAW = ("explicit", "arnoldi"), ("ekfac", "kfac"), ("identity", "fisher", *SOLVERS)
 
@@ -25,7 +25,7 @@ class Choice:
         matrix: ``ggn``, ``empirical`` or ``hessian``.
         network: the model with the parameters that count.
         output: the output layer, where it holds all of them.
-        note: what ``auto`` did, in a line; empty where nothing was chosen for the user.
+        note: what ``auto`` chose, in one line; empty if the user chose.
     """
 
     method: str
@@ -41,7 +41,7 @@ class Choice:
 
     @property
     def is_layered(self) -> bool:
-        """Say whether they are coordinates in a basis a layer."""
+        """Say whether they are coordinates in one basis per layer."""
         return self.method in LAYERED
 
     @property
@@ -51,12 +51,12 @@ class Choice:
 
     @property
     def solves(self) -> bool:
-        """Say whether each right side takes an iterative solver."""
+        """Say whether each right-hand side needs an iterative solver."""
         return self.method in SOLVERS
 
     @property
     def is_preconditioned(self) -> bool:
-        """Say whether the solver takes a preconditioner that is made of gradients."""
+        """Say whether the solver uses a preconditioner made of gradients."""
         return self.method in ("cg", "neumann")
 
 
@@ -71,12 +71,12 @@ def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor,
         where: the config's line, for errors.
 
     Raises:
-        InfluenceError: the method cannot hold that many parameters, or has no such matrix.
+        InfluenceError: the method cannot hold that many parameters, or does not support the matrix.
     """
     output = output_layer(network, inputs)
     note = ""
     if method == "auto":
-        # In an output layer the exact curvature is cheap, and exact.
+        # For an output layer the exact curvature is cheap.
         limit = AUTO_PARAMETERS if output is None else MAX_PARAMETERS
         method = "explicit" if network.size <= limit and matrix != "empirical" else "ekfac"
         if method == "ekfac":
@@ -89,13 +89,13 @@ def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor,
         )
     if method in LAYERED and matrix == "hessian":
         raise InfluenceError(
-            f"{where}: curvature {method} has no Hessian: it factors the GGN",
-            "use curvature.matrix: ggn; a Hessian goes with explicit (fewer layers), arnoldi, cg, nystrom, lissa or "
-            "neumann",
+            f"{where}: curvature {method} cannot use the Hessian: it factors the GGN",
+            "use curvature.matrix: ggn, or a method for the Hessian: explicit (fewer layers), arnoldi, cg, nystrom, "
+            "lissa or neumann",
         )
     if method not in LAYERED and matrix == "empirical":
         raise InfluenceError(
-            f"{where}: curvature {method} takes matrix ggn or hessian; empirical goes with ekfac and kfac",
+            f"{where}: curvature {method} takes matrix ggn or hessian; empirical is for ekfac and kfac",
             "use curvature.matrix: ggn",
         )
     if method in LAYERED and not any(layer.is_matrix for layer in network.layers):
@@ -107,5 +107,5 @@ def choose_curvature(method: str, matrix: str, network: Network, inputs: Tensor,
     return Choice(method, matrix, network, output, note)
 
 
-# Past this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) leave the range of a workstation.
+# Beyond this the matrix (8 p² bytes) and its eigenvectors (about 10 p³ operations) are too large for a workstation.
 MAX_PARAMETERS = 10_500

@@ -2,7 +2,7 @@
 
 None        raw gradients: the parameters themselves
 Joint       one basis over all tracked parameters, P [p, k]
-Blocks      a basis a layer (curvature/blocks.py), of which some coordinates are kept
+Blocks      one basis per layer (curvature/blocks.py), with some of its coordinates kept
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A basis a layer.
+    """One basis per layer.
 
     Attributes:
         kept: the used coordinates of each block, in order.
@@ -81,7 +81,7 @@ def coordinates(network: Network, basis: Basis, inputs: Tensor, targets: Tensor)
 def block_coordinates(
     network: Network, basis: Blocks, calls: Sequence[Sequence[Call]], inputs: Tensor, slopes: Tensor
 ) -> Tensor:
-    """Turn what a layer pass gave into the kept coordinates: [b, k]."""
+    """Rotate the result of a layer pass into the kept coordinates: [b, k]."""
     out = torch.empty(len(slopes), basis.width, dtype=torch.float32, device=network.device())
     loose = loose_gradients(network, calls, inputs, slopes, [kept.block.names for kept in basis.kept])
     start = 0

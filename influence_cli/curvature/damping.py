@@ -12,8 +12,8 @@ from influence_cli.errors import InfluenceError
 # λ = C × the mean eigenvalue of each layer. By the linear datamodeling scores of two networks
 # (bench/results/lds.md) the best C is 1 for one of them and below 0.01 for the other; 0.1 loses the least on both.
 C = 0.1
-# Of an exact matrix over all layers. Most of its eigenvalues are next to nothing, and where λ is as well the picture is
-# not linear: by the same scores 0.1 and 1 times the mean lose to EK-FAC or equal it, 10 times beats it.
+# For an exact matrix over all layers. Most of its eigenvalues are almost zero; if λ is as well, the loss is not linear
+# enough: by the same scores 0.1 and 1 times the mean lose to EK-FAC or equal it, 10 times beats it.
 C_EXACT = 10.0
 
 
@@ -22,7 +22,7 @@ class Damping:
     """λ in absolute units, and why.
 
     Attributes:
-        values: λ ≥ 0 of each group of coordinates: one for a joint basis, one a layer for a basis a layer.
+        values: λ ≥ 0 per group of coordinates: one for a joint basis, one per layer for a basis per layer.
         reason: ``given``, or the line of the rule that gave it.
         advice: empty, or what to do instead.
     """
@@ -33,11 +33,11 @@ class Damping:
 
     @property
     def value(self) -> float | None:
-        """Give λ where it is one number for all coordinates, else None."""
+        """Give λ if it is one number for all coordinates, otherwise None."""
         return self.values[0] if len(set(self.values)) == 1 else None
 
     def times(self, multiple: float, l2: float) -> Damping:
-        """Give multiple × λ; where λ is 0, multiple × l2 beside l2 itself."""
+        """Give multiple × λ; if λ is 0, multiple × l2 in addition to l2 itself."""
         base = self.values if any(self.values) else (l2,) * len(self.values)
         name = "λ" if any(self.values) else "l2"
         return Damping(tuple(multiple * value for value in base), f"{multiple:g} × {name}")
@@ -73,23 +73,23 @@ def choose_damping(
         smallest: min Λ.
         means: mean of Λ of each group of coordinates.
         largest: max Λ.
-        layered: whether the matrix is an approximation a layer.
+        layered: whether the matrix is one approximation per layer.
 
     Raises:
         InfluenceError: λ is negative or not finite.
     """
     if not isinstance(given, str):
         if not 0 <= given < np.inf:
-            raise InfluenceError(f"a damping of {given:g}: expected auto or a number ≥ 0", "λ = 0 is none at all")
+            raise InfluenceError(f"a damping of {given:g}: expected auto or a number ≥ 0", "λ = 0 means no damping")
         return Damping((float(given),) * len(means), "given")
     if convex and l2 > 0:
         return Damping((0.0,) * len(means), "auto: the objective is convex and l2 > 0")
-    # Rounding leaves eigenvalues a hair below zero; they are zeros.
+    # Rounding leaves eigenvalues slightly below zero; they count as zeros.
     if matrix == "hessian" and smallest < -1e-6 * abs(largest):
         return Damping(
             (2 * abs(smallest),) * len(means),
-            f"auto: 2 × |min Λ|, the Hessian's smallest eigenvalue being {smallest:.3g}",
-            "the Hessian is not positive definite here: curvature.matrix: ggn has no such direction",
+            f"auto: 2 × |min Λ|; the Hessian's smallest eigenvalue is {smallest:.3g}",
+            "the Hessian is not positive definite here; curvature.matrix: ggn has no negative eigenvalue",
         )
     c = C if layered or convex else C_EXACT
     each = " of each layer" if len(means) > 1 else ""
@@ -97,11 +97,11 @@ def choose_damping(
 
 
 def check_poles(smallest: float, shift: float | np.ndarray) -> None:
-    """Refuse a spectrum with Λⱼ + l2 + λ ≤ 0 anywhere: its inverse means nothing there.
+    """Refuse a spectrum with Λⱼ + l2 + λ ≤ 0 anywhere: its inverse is meaningless there.
 
     Args:
         smallest: min Λ of the coordinates in use.
-        shift: l2 + λ; of several groups the least.
+        shift: l2 + λ; the smallest one of several groups.
 
     Raises:
         InfluenceError: naming −min Λ.
@@ -109,7 +109,7 @@ def check_poles(smallest: float, shift: float | np.ndarray) -> None:
     least = float(np.min(shift))
     if smallest + least <= 0:
         raise InfluenceError(
-            f"the curvature is singular or indefinite: −min Λ = {-smallest:.3g}, l2 + λ = {least:.3g} is not above it",
+            f"the curvature is singular or indefinite: l2 + λ = {least:.3g} is not above −min Λ = {-smallest:.3g}",
             f"set curvature.damping above {max(-smallest, 0.0):.3g}, or leave it at auto"
             + (", or use curvature.matrix: ggn" if smallest < 0 else ""),
         )

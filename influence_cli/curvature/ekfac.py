@@ -1,4 +1,4 @@
-"""EK-FAC: a Kronecker-factored eigenbasis a layer with corrected eigenvalues (George et al. 2018), K-FAC beside it.
+"""EK-FAC: a Kronecker-factored eigenbasis per layer with corrected eigenvalues (George et al. 2018); also K-FAC.
 
 1. Covariances A = E Σ_τ a_τa_τᵀ of a layer's inputs, G = E Σ_τ δ_τδ_τᵀ of its output gradients, labels drawn from the
    model (Martens & Grosse 2015; for convolutions Grosse & Martens 2016). They only choose a basis, so a sample of the
@@ -7,8 +7,8 @@
 3. Λ = E (Q_Gᵀ G_i Q_A)², the exact diagonal of the Fisher in the basis Q_A ⊗ Q_G over all examples (K-FAC: λ_A λ_Gᵀ,
    from covariances over all of them).
 
-Norms and loose parameters have their exact Fisher block up to 4,096 parameters, beyond that its diagonal. Right for any
-network past `explicit`. Each stage can be interrupted: `Progress` holds everything that is known so far.
+Norms and loose parameters have their exact Fisher block up to 4,096 parameters, and its diagonal beyond that. Use it
+for any network too large for `explicit`. Each stage can be interrupted: `Progress` holds everything known so far.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from influence_cli.passes.layers import Call, forward
 from influence_cli.runtime import distributed, exchange
 from influence_cli.solvers.eigen import eigenpairs
 
-# What is summed over examples, by the start of its name: covariances, sketches, loose parameters, Λ, its trace.
+# Prefixes of the names of sums over examples: covariances, sketches, loose parameters, Λ, its trace.
 SUMS = ("a", "d", "m", "v", "s")
 # What each stage sums, positions (t) besides; what the decomposition of a layer gives.
 OF_STAGE = {"covariances": ("a", "d", "m", "t"), "eigenvalues": ("m", "v", "s")}
@@ -60,26 +60,26 @@ def fit(
 ) -> list[Block]:
     """Fit the factors of every layer.
 
-    Processes of a job each take a part of the batches, and of the layers to decompose; sums are
-    added up and eigenvectors handed round at the end of a stage.
+    Each process of a job takes a part of the batches, and of the layers to decompose; sums are
+    added and eigenvectors exchanged at the end of a stage.
 
     Args:
         network: the model, its layers decided.
-        batches: gives this process's batches of a stage from a number on; the same ones whenever it is asked.
+        batches: gives this process's batches of a stage from a number on; the same ones at every call.
         how: which draws (``fisher_slopes``).
         seed: of the draws.
         corrected: Λ from the data (EK-FAC); otherwise the products of the factors' eigenvalues (K-FAC).
         every: by a layer's number, 3 if its covariances take every third example of ``order`` only.
         order: int64, rising positions in the data set of the examples of the covariances.
         progress: where an earlier call stopped.
-        save: told after every batch; it decides when to write.
-        report: told (stage, finished examples or layers).
+        save: called after every batch; it decides when to write.
+        report: called with (stage, finished examples or layers).
 
     Returns:
-        A block a layer, then the loose ones, on the CPU.
+        One block per layer, then the loose ones, on the CPU.
 
     Raises:
-        FloatingPointError: with the last of the batches there was NaN or infinity in the outputs or in a sum.
+        FloatingPointError: after the last batch an output or a sum was NaN or infinite.
     """
     progress = progress or Progress(STAGES[0], arrays={"seed": torch.tensor(seed)})
     plan = make_plan(network)
@@ -118,7 +118,7 @@ def _add_up(progress: Progress) -> None:
 
 
 def _own_layers(network: Network, plan: Plan) -> list[int]:
-    """Choose the layers that this process decomposes: the widest first, each for whoever has the least to do."""
+    """Choose the layers that this process decomposes: widest first, each to the process with the least work."""
     cost = {number: network.layers[number].width ** 3 + network.layers[number].outputs ** 3 for number in plan.layers}
     loads, owner = [0] * distributed.size(), dict[int, int]()
     for number in sorted(plan.layers, key=lambda number: -cost[number]):
@@ -140,10 +140,10 @@ def _hand_round(plan: Plan, progress: Progress) -> None:
 
 
 def catch_up(progress: Progress) -> None:
-    """Bring a process of a job that is a stage behind another to the beginning of that stage.
+    """Move a process that is one stage behind the others to the start of their stage.
 
-    A kill can come when some have saved what follows the end of a stage and others not; what was added up or handed
-    round there is the same in all of them.
+    A kill can come when only some processes have saved the end of a stage; the sums and eigenvectors exchanged
+    there are the same in all of them.
     """
     stages = distributed.gathered(progress.stage)
     furthest = max(stages, key=STAGES.index)
@@ -171,7 +171,7 @@ def _finished(progress: Progress, batch: Batch, save: Callable[[Progress], None]
 
 
 def _refuse_not_finite(progress: Progress) -> None:
-    """Look at what was summed, of a square at its diagonal: no entry of a covariance is larger than those are."""
+    """Check that sums are finite; of a square only its diagonal, which bounds all entries of a covariance."""
     sums = []
     for name, values in progress.arrays.items():
         if name.partition(".")[0] in SUMS:
@@ -221,7 +221,7 @@ def _add_covariances(
 
 
 def _thinned(calls: Sequence[Call], first: int, every: int) -> list[Call]:
-    """Keep each ``every``-th example: spread over a data set that is ordered by class."""
+    """Keep each ``every``-th example, so that a data set ordered by class is covered."""
     kept = slice(first, None, every)
     return [replace(call, a=call.a[kept], delta=None if call.delta is None else call.delta[kept]) for call in calls]
 
@@ -248,7 +248,7 @@ def _decompose_layer(network: Network, number: int, progress: Progress) -> None:
     layer = network.layers[number]
     for side, width in (("a", layer.width), ("d", layer.outputs)):
         matrix = progress.arrays.pop(f"{side}.{number}", None)
-        if matrix is None:  # the layer never ran: no direction is better than another
+        if matrix is None:  # the layer never ran: all directions are equal
             matrix = torch.zeros(layer.groups, width, min(width, kronecker_plan.WIDEST), dtype=torch.float64)
         if width > kronecker_plan.WIDEST:
             values, vectors = nystrom(matrix[0].cpu(), _sketch(width, progress_seed(progress), number).double())
@@ -256,7 +256,7 @@ def _decompose_layer(network: Network, number: int, progress: Progress) -> None:
         else:
             values, vectors = eigenpairs(matrix)
         progress.arrays[f"l{side}.{number}"] = values.clamp_min(0)
-        # Laid out as a file gives it back: a matrix product of other strides rounds otherwise.
+        # Same memory layout as when read from a file: other strides round differently in a matrix product.
         progress.arrays[f"q{side}.{number}"] = vectors.float().contiguous()
 
 
@@ -273,11 +273,11 @@ def nystrom(image: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
         sketch: Ω [w, s].
 
     Returns:
-        At most TOP values, falling, and orthonormal vectors, in columns.
+        At most TOP values, largest first, and orthonormal vectors, in columns.
     """
     core = sketch.T @ image
     weights, turn = torch.linalg.eigh((core + core.T) / 2)
-    # Below this is the rounding of float32 sums, not curvature.
+    # Values below this are rounding of float32 sums, not curvature.
     used = weights > 1e-7 * float(weights[-1].clamp_min(1e-300))
     half = image @ (turn[:, used] / weights[used].sqrt())
     vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
@@ -336,13 +336,13 @@ def _blocks(network: Network, plan: Plan, progress: Progress, corrected: bool) -
 
 
 def remainders(blocks: Sequence[Block]) -> list[str]:
-    """Name the layers of which only the top eigenvectors are in the basis, and how much that leaves out."""
+    """Name the layers with only their top eigenvectors in the basis, and how much that leaves out."""
     texts = []
     for block in blocks:
         if block.kind == "kronecker" and block.count < block.size:
             share = float(block.values.double().sum()) / max(block.trace, 1e-300)
             texts.append(
-                f"{block.name}: {block.size:,} parameters, too wide for all eigenvectors; the top "
-                f"{kronecker_plan.TOP:,} of a factor hold {share:.1%} of its curvature, the remainder is left out"
+                f"{block.name}: {block.size:,} parameters are too many for all eigenvectors; the top "
+                f"{kronecker_plan.TOP:,} per factor hold {share:.1%} of its curvature; the rest is left out"
             )
     return texts

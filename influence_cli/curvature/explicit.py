@@ -1,7 +1,7 @@
 """The exact GGN or Hessian as a matrix, and its eigenvectors: for convex models, last layers, p up to about 10,000.
 
 Nothing is approximated, so it is the reference for every other curvature. Cost: n·C·p² operations for the GGN (n·C²·d²
-for an output layer of d inputs and C outputs), n·p backward passes' worth for a Hessian, p³ for the eigenvectors.
+for an output layer of d inputs and C outputs), n·p backward passes for a Hessian, p³ for the eigenvectors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from influence_cli.passes.gradients import jacobians
 from influence_cli.runtime import distributed, exchange
 from influence_cli.solvers.eigen import eigenpairs
 
-# Examples of an output layer that go into one product.
+# Examples per product for an output layer.
 ROWS = 4096
 
 
@@ -49,10 +49,10 @@ def curvature_matrix(
         network: the model and its tracked parameters.
         batches: the training examples, from batch ``progress.done`` on.
         matrix: ``ggn`` or ``hessian``.
-        output: the output layer, where it holds all tracked parameters: then both matrices are the same and cheap.
-        on_examples: told how many examples each step has finished.
+        output: the output layer, if it holds all tracked parameters: both matrices are then the same and cheap.
+        on_examples: called with the number of examples that each step has finished.
         progress: where an earlier call stopped.
-        save: told after every batch (of an output layer: every few); it decides when to write.
+        save: called after every batch (every few, for an output layer); it decides when to write.
 
     Returns:
         H [p, p] over the batches of all processes of a job (runtime/distributed.py), float64, symmetric,
@@ -81,7 +81,7 @@ def curvature_matrix(
 
 
 def _sum_so_far(progress: Progress, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Give what an earlier call has added up, or zeros; what is added to it is in the progress."""
+    """Give the sum of an earlier call, or zeros; additions to it are in the progress."""
     known = progress.arrays.get("sum")
     total = torch.zeros(shape, dtype=torch.float64, device=device) if known is None else known.to(device)
     progress.arrays["sum"] = total
@@ -110,9 +110,9 @@ def _add_batch_ggn(total: Tensor, network: Network, batch: Batch) -> None:
 
 
 def _batch_hessian(network: Network, batch: Batch) -> Tensor:
-    """Sum the Hessian over a batch, a row a backward pass, each row from its own parameter on: the rest is symmetric.
+    """Sum the Hessian over a batch, one row per backward pass, from the row's own parameter on: the rest is symmetric.
 
-    In the model's order a row then stops at its own layer, and most rows belong to late ones, which are small to pass.
+    A row then stops at its own layer, and most rows belong to late layers, which are cheap to reach.
     """
     inputs, targets = batch.inputs.to(network.device()), batch.targets.to(network.device())
     wanted = list(network.parameters().values())
@@ -150,7 +150,7 @@ def _output_layer(
     finished: Callable[[int, int], None],
     device: torch.device,
 ) -> Tensor:
-    """Sum Sᵢ ⊗ aᵢaᵢᵀ: for the output layer ∂f_c/∂W_c = a, so one [d, d] product a pair of classes suffices."""
+    """Sum Sᵢ ⊗ aᵢaᵢᵀ: for the output layer ∂f_c/∂W_c = a, so one [d, d] product per pair of classes suffices."""
     classes, width = layer.out_features, layer.in_features + (layer.bias is not None)
     lower = _sum_so_far(progress, (classes, classes, width, width), device)
     for a, curvature, count in _features(network, layer, batches, on_examples):
@@ -181,7 +181,7 @@ def _features(
     batches: Iterable[Batch],
     on_examples: Callable[[int], None],
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Yield (a [b, d], S [b, C, C], how many batches) with b near ROWS: accumulation is not free."""
+    """Yield (a [b, d], S [b, C, C], number of batches) with b near ROWS, because accumulation has a cost."""
     inputs: list[Tensor] = []
     curvatures: list[Tensor] = []
     count = 0

@@ -1,7 +1,7 @@
-"""The second moment of the stored gradients, F = (1/n) Σ gᵢgᵢᵀ, and its eigenpairs: from a store alone, as TRAK does.
+"""The second moment of the stored gradients, F = (1/n) Σ gᵢgᵢᵀ, and its eigenpairs: from only a store, like TRAK.
 
-Given labels, so the *empirical* Fisher. Right where a store of raw gradients is there and either the parameters or the
-examples are few enough for a square matrix of them.
+It uses the given labels, so it is the *empirical* Fisher. Use it with a store of raw gradients, if the parameters or
+the examples are few enough for a square matrix of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from influence_cli.runtime.memory import available_bytes
 from influence_cli.solvers.eigen import eigenpairs
 from influence_cli.store.store import Store
 
-# Past this, p × p and n × n both, the matrix and its eigenvectors leave the range of a workstation.
+# If both p and n are larger, the matrix and its eigenvectors are too large for a workstation.
 WIDEST = 12_000
 
 
@@ -27,7 +27,7 @@ class Moment:
     """Eigenpairs of F.
 
     Attributes:
-        values: Λ [k] float64, falling, above rounding.
+        values: Λ [k] float64, largest first, above rounding.
         vectors: [p, k] float64, orthonormal columns.
         trace: ΣΛ.
     """
@@ -42,7 +42,7 @@ def stored_moment(path: Path, on_examples: Callable[[int], None] = lambda _: Non
 
     Args:
         path: the store.
-        on_examples: told of rows as they are read.
+        on_examples: called with the number of rows read.
         where: names the setting in an error.
 
     Raises:
@@ -51,12 +51,12 @@ def stored_moment(path: Path, on_examples: Callable[[int], None] = lambda _: Non
     with Store.open(path) as store:
         n, p, read = store.layout.n, store.layout.k, max(1, store.readable())
         small = min(n, p)
-        # The matrix, its eigenvectors and a copy of them; where the examples are fewer, their rows as well.
+        # The matrix, its eigenvectors and a copy of them; if there are fewer examples, their rows as well.
         need, free = 8 * small * (3 * small + (2 * p if p > n else p)), available_bytes(torch.device("cpu"))
         if small > WIDEST or need > free:
             raise InfluenceError(
-                f"{where}: the second moment of {n:,} gradients of {p:,} parameters takes {human_bytes(need)}; "
-                f"the limit is {WIDEST:,} parameters or examples, {human_bytes(free)} are free",
+                f"{where}: the second moment of {n:,} gradients of {p:,} parameters needs {human_bytes(need)}; "
+                f"the limit is {WIDEST:,} parameters or examples, and {human_bytes(free)} is free",
                 "track fewer layers (gradients.layers), or use curvature.method: ekfac",
             )
         if p <= n:

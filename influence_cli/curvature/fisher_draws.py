@@ -1,4 +1,4 @@
-"""Slopes at the outputs whose outer products have the Fisher's expectation: the draws that EK-FAC and others average.
+"""Slopes at the outputs whose outer products have the Fisher as their mean: the draws that EK-FAC and others average.
 
 F = E_x E_{y from p(y|x)} [∇ℓ ∇ℓᵀ] = E_x [JᵀSJ], S = ∇²_f ℓ: the GGN of a loss that is convex in the outputs f.
 """
@@ -18,7 +18,7 @@ from influence_cli.model.outputs import output_curvature
 SAMPLED, EXACT, ROOT, CHECKED_ROOT, EMPIRICAL = "sampled", "exact", "root", "checked root", "empirical"
 
 
-# Examples that share a generator: making one a draw would take longer than the layer pass.
+# Examples that share a generator: making one per draw would take longer than the layer pass.
 TOGETHER = 64
 
 
@@ -57,7 +57,7 @@ def draws(
     else:
         matrix = output_curvature(network.loss, f, targets.to(f.device)).double()
         values, vectors = torch.linalg.eigh(matrix)
-        # No scale tells rounding from a negative eigenvalue where all of a batch lies in the flat of a convex loss.
+        # If a whole batch is in the flat part of a convex loss, no scale separates rounding from a negative eigenvalue.
         if how == CHECKED_ROOT and float(values.min()) < -1e-6 * float(values.abs().max()):
             raise ValueError("the loss is not convex in the outputs")
         signs = (uniforms(seed, indices, f.shape[1]) < 0.5).to(f.device, torch.float64).mul(2).sub(1)
@@ -66,7 +66,7 @@ def draws(
 
 
 def uniforms(seed: int, indices: np.ndarray, width: int) -> Tensor:
-    """Draw numbers in [0, 1), float64 [b, width], by the examples' positions alone."""
+    """Draw numbers in [0, 1), float64 [b, width], that depend only on the examples' positions."""
     found = torch.empty(len(indices), width, dtype=torch.float64)
     groups = indices // TOGETHER
     for group in np.unique(groups).tolist():
@@ -78,7 +78,7 @@ def uniforms(seed: int, indices: np.ndarray, width: int) -> Tensor:
 
 
 def part_seed(seed: int, number: int) -> int:
-    """Give the seed of a part of something random."""
+    """Give the seed of one part of a random procedure."""
     return (seed * 1_000_003 + number) % 2**63
 
 

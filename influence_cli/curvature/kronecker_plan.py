@@ -9,12 +9,12 @@ from influence_cli.model.network import Network, owner_of
 from influence_cli.passes.contractions import positions
 from influence_cli.passes.layers import Call
 
-# A factor wider than this has only its top eigenvectors, from a sketch.
+# A factor wider than this keeps only its top eigenvectors, from a sketch.
 WIDEST, TOP, OVERSAMPLED = 8_192, 1_024, 128
 # Norms and loose parameters up to here have an exact block.
 EXACT_BLOCK = 4_096
 
-# Examples whose covariances choose the basis, at least.
+# Fewest examples whose covariances choose the basis.
 SAMPLED_AT_LEAST = 2_048
 
 

@@ -1,4 +1,4 @@
-"""H + (l2 + λ)I as a product over the whole training set, for the solvers: nothing of size p² is formed."""
+"""H + (l2 + λ)I as a product over the whole training set, for the solvers, without forming anything of size p²."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Examples:
     Attributes:
         inputs: [n, …].
         targets: [n].
-        batch: examples a product step.
+        batch: examples per step of a product.
     """
 
     inputs: Tensor
@@ -48,9 +48,9 @@ def hold(batches: Iterable[Batch], device: torch.device, batch: int) -> Examples
 def mean_product(
     network: Network, examples: Examples, matrix: str, shift: float, on_examples: Callable[[int], None] = lambda _: None
 ) -> Callable[[Tensor], Tensor]:
-    """Make V ↦ V (H + shift·I), H the mean over all examples: sums inside the product, never an inverse a batch.
+    """Make V ↦ V (H + shift·I), H the mean over all examples: batches are summed inside the product, never inverted.
 
-    The processes of a job, which all hold the examples and call it together, each take a part of the batches.
+    All processes of a job hold the examples and call it together; each takes a part of the batches.
 
     Args:
         network: the model.
@@ -61,7 +61,7 @@ def mean_product(
     """
 
     def product(vectors: Tensor) -> Tensor:
-        # Summed in float64: the rounding of hundreds of batches would otherwise set the solver's floor.
+        # Summed in float64: rounding over hundreds of batches would otherwise limit the solver.
         total = torch.zeros(vectors.shape, dtype=_accumulator(vectors), device=vectors.device)
         for start in range(0, len(examples), examples.batch)[distributed.rank() :: distributed.size()]:
             x, y = examples.inputs[start : start + examples.batch], examples.targets[start : start + examples.batch]
@@ -127,11 +127,11 @@ def _accumulator(vectors: Tensor) -> torch.dtype:
 
 
 def _shuffled(count: int, batch: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield mini-batches of equal size without end; every pass is a new order."""
+    """Yield mini-batches of equal size endlessly; every pass has a new order."""
     generator = np.random.default_rng(seed)
     batch = min(batch, count)
     while True:
         order = generator.permutation(count)
-        # A short last batch would weigh its examples more: it is left out, another order includes them.
+        # A short last batch would weight its examples more, so it is left out; another order includes them.
         for start in range(0, count - batch + 1, batch):
             yield order[start : start + batch]

@@ -1,11 +1,11 @@
-"""M⁻¹ ≈ (GGN + (l2 + λ)I)⁻¹ for iterative solvers, from the parts of the GGN that weigh most.
+"""M⁻¹ ≈ (GGN + (l2 + λ)I)⁻¹ for iterative solvers, from the largest parts of the GGN.
 
 With Sᵢ = Σ_c w_ic u_ic u_icᵀ the curvature of example i's loss in its outputs, the GGN is the mean of r rᵀ over rows
-r = √w_ic Jᵢᵀu_ic. A trained network is sure of most examples: few rows have weight, so that some thousands of them hold
-most of the curvature. In their span the preconditioner is exact; EK-FAC's factors would be smaller, but on a trained
+r = √w_ic Jᵢᵀu_ic. A trained network is sure of most examples: few rows have weight, so some thousands of them hold
+most of the curvature. The preconditioner is exact in their span. EK-FAC's factors would be smaller, but on a trained
 network they need more products than no preconditioner (bench/results/solvers.md).
 
-A preconditioner is to be symmetric and positive definite, no more: it changes how many products with the curvature a
+A preconditioner only needs to be symmetric and positive definite: it changes how many products with the curvature a
 solver needs, not what it finds. So λ is chosen without it, and a Hessian is solved with that of the GGN.
 """
 
@@ -24,7 +24,7 @@ from influence_cli.passes.gradients import example_products
 
 Product = Callable[[Tensor], Tensor]
 
-# Rows at most, and numbers in them: 2²⁸, 1 GB in float32. Their Gram matrix takes as long as some products.
+# Most rows, and most numbers in them: 2²⁸, 1 GB in float32. Their Gram matrix takes as long as some products.
 ROWS, NUMBERS = 4_096, 2**28
 
 
@@ -37,7 +37,7 @@ def heaviest_rows(network: Network, examples: Examples, count: int | None = None
         count: rows at most; None for 4,096, or what 1 GB holds.
 
     Returns:
-        [rows, p], on the model's device; none where no loss is convex in the outputs.
+        [rows, p], on the model's device; no rows if no loss is convex in the outputs.
     """
     if count is None:
         count = max(1, min(ROWS, NUMBERS // network.size))
@@ -50,7 +50,7 @@ def heaviest_rows(network: Network, examples: Examples, count: int | None = None
         directions.append(vectors.transpose(1, 2) * values.clamp_min(0).sqrt()[:, :, None])
     flat = torch.cat(weights).flatten()
     chosen = flat.argsort(descending=True, stable=True)[:count]
-    # What is lighter than rounding adds nothing.
+    # Rows below rounding add nothing.
     chosen = chosen[flat[chosen] > 1e-6 * float(flat.max())].sort()[0]
     classes = weights[0].shape[1]
     at, slopes = chosen // classes, torch.cat(directions).flatten(0, 1)[chosen]
@@ -85,7 +85,7 @@ def row_preconditioner(rows: Tensor, floor: float) -> Product:
 
 
 def _factor(square: Tensor, floor: float) -> tuple[Tensor, float]:
-    """Decompose a positive semi-definite matrix + floor·I by Cholesky, the floor raised above its rounding."""
+    """Decompose a positive semi-definite matrix + floor·I by Cholesky, with the floor raised above its rounding."""
     for _ in range(60):
         shifted = square.clone()
         shifted.diagonal().add_(floor)

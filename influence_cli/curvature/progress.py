@@ -1,4 +1,4 @@
-"""How far a fit of a curvature has come, so that it can be saved and gone on with (precompute/fit_file.py)."""
+"""The progress of a curvature fit, so that it can be saved and resumed (precompute/fit_file.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class Progress:
-    """How far a fit has come: plain tensors by name, and where to go on.
+    """The progress of a fit: plain tensors by name, and where to resume.
 
     Attributes:
         stage: what is being done.

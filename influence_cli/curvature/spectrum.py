@@ -1,4 +1,4 @@
-"""The curvature values Λ along the coordinates in use, and what λ makes of them."""
+"""The curvature values Λ along the coordinates in use, and their effective dimension under λ."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Group:
     Attributes:
         name: of the layer; empty for a joint basis.
         size: parameters.
-        trace: ΣΛ over all of them, what is not kept included.
-        whole: every Λ of the group where they are known, else None.
+        trace: ΣΛ over all of them, including what is not kept.
+        whole: every Λ of the group if they are known, otherwise None.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Spectrum:
     def decided(self, l2: float, time: float) -> tuple[float, float]:
         """Compute ΣΛ(1 − e^(−time·(Λ + l2)))/(Λ + l2) of the kept coordinates, and of all (or a bound).
 
-        It is to a training of that time what the effective dimension is to λ: the directions that it has decided.
+        It is the counterpart of the effective dimension for a training time: the directions that training determines.
         """
 
         def dimension(values: Tensor) -> float:
@@ -93,7 +93,7 @@ def joint(values: Tensor, *, size: int, trace: float, smallest: float) -> Spectr
 
 
 def layered(blocks: Sequence[Block], chosen: np.ndarray | None) -> Spectrum:
-    """Describe the chosen coordinates of a basis a layer (None: all of them)."""
+    """Describe the chosen coordinates of one basis per layer (None: all of them)."""
     values, owner = joined(blocks).double(), torch.from_numpy(groups(blocks)).long()
     if chosen is not None:
         index = torch.from_numpy(chosen)
@@ -103,7 +103,7 @@ def layered(blocks: Sequence[Block], chosen: np.ndarray | None) -> Spectrum:
 
 
 def relaxation(spectrum: Tensor, time: float) -> Tensor:
-    """Compute (1 − e^(−time·σ))/σ, how much of a gradient along σ gradient descent has followed: 1/σ in the end.
+    """Compute (1 − e^(−time·σ))/σ, how much of a gradient along σ gradient descent has followed; it tends to 1/σ.
 
     Args:
         spectrum: σ = Λ + l2 [k], float64.
@@ -117,6 +117,6 @@ def relaxation(spectrum: Tensor, time: float) -> Tensor:
 
 
 def effective_dimension(spectrum: Tensor, shift: float | Tensor) -> float:
-    """Compute d_eff = Σⱼ Λⱼ / (Λⱼ + shift), the number of directions that the data rather than the damping decide."""
+    """Compute d_eff = Σⱼ Λⱼ / (Λⱼ + shift), the number of directions that the data determine, not the damping."""
     positive = spectrum.double().clamp_min(0)
     return float((positive / (positive + shift)).nan_to_num(0.0).sum())

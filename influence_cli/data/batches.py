@@ -37,7 +37,7 @@ class Batch:
         return len(self.indices)
 
     def digest(self) -> int:
-        """Hash inputs, labels and positions (xxh3, 64 bits): has the data changed under a store?"""
+        """Hash inputs, labels and positions (xxh3, 64 bits), to detect that the data of a store has changed."""
         state = xxhash.xxh3_64(self.indices.tobytes())
         state.update(self.targets.numpy().tobytes())
         state.update(np.ascontiguousarray(self.inputs.numpy()).data)
@@ -65,11 +65,11 @@ class _Reader(torch.utils.data.Dataset[Any]):
 
 @dataclass(frozen=True)
 class Loading:
-    """Who reads the examples; what comes out is the same.
+    """Which processes read the examples; the results are the same either way.
 
     Attributes:
         workers: loader processes; 0 reads in this one, between two batches.
-        ahead: examples that each of them has ready.
+        ahead: examples that each of them keeps ready.
         pin: whether inputs come in pinned pages, which go to a CUDA device while it computes.
     """
 
@@ -89,9 +89,9 @@ def read_batches(
     Args:
         split: where from.
         indices: positions in the data set.
-        size: examples a batch.
-        loading: loader processes; of two batches or fewer there are none.
-        timeout: seconds that one may take for a batch; 0 for any.
+        size: examples per batch.
+        loading: loader processes; none for two batches or fewer.
+        timeout: seconds allowed per batch; 0 for no limit.
 
     Raises:
         InfluenceError: two shapes, or a loader process cannot be started, or has died.
@@ -105,15 +105,15 @@ def read_batches(
                 num_workers=workers,
                 collate_fn=_join,
                 prefetch_factor=max(1, loading.ahead // size) if workers else None,
-                # What the config names by file could not be imported in a process that starts afresh.
+                # Code that the config names by file could not be imported in a fresh process.
                 multiprocessing_context="fork" if workers else None,
                 timeout=timeout if workers else 0,
             )
         )
     except OSError as error:
         raise InfluenceError(
-            f"{split.where}: {workers} loader processes cannot be started: {describe(error)}",
-            "are there too many processes (ulimit -u), or too little memory? what is done is kept",
+            f"{split.where}: cannot start {workers} loader processes: {describe(error)}",
+            "check the process limit (ulimit -u) and free memory; finished work is kept",
         ) from error
     for read in _watched(split, indices, size, loader):
         batch = _collate(split, read)
@@ -129,17 +129,17 @@ def _watched(split: Split, indices: np.ndarray, size: int, loader: Iterator[_Rea
         except StopIteration:
             return
         except RuntimeError as error:
-            # The cause knows the signal, where torch was told of one.
+            # The cause names the signal, if torch received one.
             text = f"{error.__cause__ or ''}. {error}"
             if "DataLoader timed out" in text:
-                raise InfluenceError(f"{split.where}: the loader processes hang") from error
+                raise InfluenceError(f"{split.where}: the loader processes stopped responding") from error
             died = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)([^.]*)", text)
             if died is None:
                 raise
             raise InfluenceError(
-                f"{split.where}: the loader process {died[1]}{died[2]}, in or after the {size} examples from "
+                f"{split.where}: the loader process {died[1]}{died[2]}, during or after the {size} examples from "
                 f"{split.title(int(indices[at]))} on",
-                "was the memory full, or does one of those images crash its reader? what is done is kept",
+                "was memory full, or does one of those images crash its decoder? finished work is kept",
             ) from error
         yield read
         at = min(at + size, len(indices) - 1)
@@ -147,10 +147,10 @@ def _watched(split: Split, indices: np.ndarray, size: int, loader: Iterator[_Rea
 
 @dataclass(frozen=True)
 class _Read:
-    """What a loader process hands over: one tensor, for each is a file of its own on the way.
+    """What a loader process passes on: a single tensor, because each one needs its own file on the way.
 
     Attributes:
-        inputs: [b, …], those of the first one's shape.
+        inputs: [b, …], those with the shape of the first one.
         indices: positions of all that could be read.
         unreadable: position and reason of the others.
         odd: position and shape of the first one of another shape.
@@ -177,9 +177,9 @@ def _collate(split: Split, read: _Read) -> Batch:
     if read.odd is not None:
         index, shape = read.odd
         raise InfluenceError(
-            f"{split.where}: {split.title(index)} has the shape {shape}, {split.title(read.indices[0])} "
+            f"{split.where}: {split.title(index)} has the shape {shape}, but {split.title(read.indices[0])} "
             f"has {list(read.inputs.shape[1:])}",
-            "one shape is needed: add {Resize: {size: [224, 224]}} to the transform",
+            "all inputs need one shape: add {Resize: {size: [224, 224]}} to the transform",
         )
     indices = np.array(read.indices, dtype=np.int64)
     return Batch(read.inputs, torch.from_numpy(split.labels[indices]), indices, read.unreadable)
@@ -190,7 +190,7 @@ def refuse_unreadable(batch: Batch) -> None:
     if batch.unreadable:
         raise InfluenceError(
             batch.unreadable[0][1],
-            "mend or remove it, list it under exclude, or pass --skip-unreadable to go on without it",
+            "fix or remove it, list it under exclude, or pass --skip-unreadable to continue without it",
         )
 
 
@@ -203,15 +203,15 @@ def readable_batches(
     skip: bool,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Batch]:
-    """Read examples in batches, none empty.
+    """Read examples in batches that are never empty.
 
     Args:
         split: where from.
         indices: positions in the data set.
-        size: examples a batch.
+        size: examples per batch.
         loading: loader processes.
-        skip: go on without examples that cannot be read; otherwise the first of them is an error.
-        tell: takes a line for each that is skipped.
+        skip: continue without unreadable examples; otherwise the first of them is an error.
+        tell: takes one line per skipped example.
     """
     for batch in read_batches(split, indices, size, loading):
         if not skip:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def load_splits(config: Config) -> tuple[Split, Split | None]:
-    """Build the training and the test examples, which have to agree on the classes; no model is needed."""
+    """Build the training and test examples, which must agree on the classes; no model is needed."""
     train = load_split(config, "train", config.train)
     test = load_split(config, "test", config.test) if config.test is not None else None
     if test is not None:
@@ -44,8 +44,8 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
     source = call(factory, section.args, config.folder, section.dataset, where)
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
         raise InfluenceError(
-            f"{where()}: {section.dataset} returned a {type(source).__name__}, without a length or items by number",
-            "a map-style data set is needed: __len__ and __getitem__",
+            f"{where()}: {section.dataset} returned a {type(source).__name__}, without a length or items by index",
+            "use a map-style data set, with __len__ and __getitem__",
         )
     if len(source) == 0:
         raise InfluenceError(f"{where()}: the {name} data set is empty", "check its args")
@@ -80,7 +80,7 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
 
 
 def _is_folder_of_classes(factory: Any) -> bool:
-    """Say whether this is torchvision's ImageFolder or like it, without importing that for other data sets."""
+    """Say whether this is torchvision's ImageFolder or similar, without importing torchvision for other data sets."""
     base = getattr(sys.modules.get("torchvision.datasets"), "DatasetFolder", None)
     return base is not None and isinstance(factory, type) and issubclass(factory, base)
 
@@ -105,7 +105,7 @@ def _source_paths(source: Any, folder: Path) -> tuple[str, ...] | None:
 
 
 def source_labels(split: Split) -> np.ndarray:
-    """Find the data set's own labels, without decoding an image where it allows that; check them on three examples."""
+    """Find the data set's own labels, without decoding images if possible; check them on three examples."""
     source = split.source
     found = next((getattr(source, a) for a in ("targets", "labels", "_labels") if hasattr(source, a)), None)
     if found is None and isinstance(source, torch.utils.data.TensorDataset) and len(source.tensors) > 1:
@@ -126,7 +126,7 @@ def _agrees(split: Split, index: int, label: int) -> bool:
     try:
         return _item_label(split, index) == label
     except InfluenceError:
-        # An unreadable image says nothing about its label; the pass that needs the image will name it.
+        # An unreadable image says nothing about its label; the pass that needs the image names it.
         return True
 
 
@@ -159,8 +159,8 @@ def _build_transform(config: Config, name: str, section: DataConfig, factory: An
             )
         if step.name.startswith("Random"):
             raise InfluenceError(
-                f"{at}: {step.name} is random: an example would have another gradient each time it is read",
-                "give the transform of evaluation, without augmentation",
+                f"{at}: {step.name} is random: an example's gradient would change with every reading",
+                "give the evaluation transform, without augmentation",
             )
         args = dict(step.args)
         for key, value in args.items():
@@ -205,6 +205,6 @@ def _check_mapping(train: Split, test: Split) -> None:
         moved = sorted(name for name in train.mapping if train.mapping[name] != test.mapping.get(name))
         raise InfluenceError(
             f"{test.where}: class_to_idx differs between train and test: "
-            + ("; ".join(only) or f"other numbers for {', '.join(moved[:6])}"),
-            "both folders need the same class folders, so that a number means one class",
+            + ("; ".join(only) or f"different numbers for {', '.join(moved[:6])}"),
+            "train and test need the same class folders, so that a number means the same class",
         )

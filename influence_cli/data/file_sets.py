@@ -1,4 +1,4 @@
-"""Data sets in a few large files: which files a pattern names, and in which of them an example lies."""
+"""Data sets in a few large files: which files a pattern names, and which file holds an example."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class DataFiles:
     """Files with many examples each; an example's index is its position over all of them, in this order.
 
     Attributes:
-        names: absolute paths, rising.
-        starts: int64 [files + 1], the index of each file's first example, and the number of all.
+        names: absolute paths, sorted.
+        starts: int64 [files + 1], the index of each file's first example, then the total number.
     """
 
     names: tuple[str, ...]
     starts: np.ndarray
 
     def place(self, index: int) -> tuple[int, int]:
-        """Give the number of the file that an example lies in, and its row there."""
+        """Give the number of the file that holds an example, and its row there."""
         if not 0 <= index < self.starts[-1]:
             raise IndexError(f"{index} of {self.starts[-1]} examples")
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         return number, index - int(self.starts[number])
 
     def used(self, indices: np.ndarray) -> list[str]:
-        """Name the files that some examples lie in."""
+        """Name the files that hold some examples."""
         return [self.names[number] for number in np.unique(np.searchsorted(self.starts, indices, side="right") - 1)]
 
 
 @dataclass(frozen=True)
 class RowPaths(Sequence[str]):
-    """What stands for the path of each example, written when it is asked for: ``data/train-0.parquet#17``."""
+    """A stand-in for the path of each example, written on demand: ``data/train-0.parquet#17``."""
 
     files: DataFiles
 
@@ -57,7 +57,7 @@ class RowPaths(Sequence[str]):
 
 
 def is_within(path: str) -> bool:
-    """Say whether the example of this path lies in a data file that is there, and is no image file of its own."""
+    """Say whether the example of this path is in an existing data file, and not an image file of its own."""
     return "#" in path and not os.path.lexists(path) and os.path.isfile(path.partition("#")[0])  # noqa: PTH113
 
 
@@ -68,20 +68,20 @@ def find_files(patterns: str | Sequence[str]) -> tuple[str, ...]:
         patterns: one or several, with ``*``, ``?``, ``[…]``, ``**`` and ``{000..009}``, from the current folder.
 
     Raises:
-        InfluenceError: a pattern, or one of the names that its braces stand for, fits no file.
+        InfluenceError: a pattern, or one of the names that its braces expand to, matches no file.
     """
     found: set[str] = set()
     given = [patterns] if isinstance(patterns, str) else patterns
     if not isinstance(given, list | tuple) or not given or not all(isinstance(pattern, str) for pattern in given):
         raise InfluenceError(f"files is {patterns!r}: expected a pattern or a list of them", "such as data/*.parquet")
-    # From the current folder, whose own name may have a letter that means something in a pattern.
+    # Relative to the current folder, whose own name may contain special characters of patterns.
     for pattern in itertools.chain.from_iterable(_expanded(near(pattern)) for pattern in given):
         here = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)  # noqa: PTH207
         if not here:
             folder = Path(pattern).parent
             raise InfluenceError(
-                f"no file fits {pattern}",
-                "relative paths count from the folder of the YAML file"
+                f"no file matches {pattern}",
+                "a path is relative to the folder of the YAML file"
                 if not folder.is_dir()
                 else did_you_mean(
                     Path(pattern).name, [entry.name for entry in itertools.islice(folder.iterdir(), 1000)]
@@ -92,7 +92,7 @@ def find_files(patterns: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _expanded(pattern: str) -> list[str]:
-    """Write out ``{000..009}`` and ``{a,b}`` as a shell does."""
+    """Expand ``{000..009}`` and ``{a,b}`` as a shell does."""
     braces = _BRACES.search(pattern)
     if braces is None:
         return [pattern]

@@ -1,4 +1,4 @@
-"""What tells one data set from another: labels, count, files with size and time, a sample of inputs."""
+"""What distinguishes data sets: labels, count, files with size and time, a sample of inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from influence_cli.data.file_sets import near
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError, describe
 
-# Examples hashed to recognise a data set that is not made of files.
+# Examples hashed to recognise a data set that is not in files.
 SAMPLED = 64
 
 
@@ -31,7 +31,7 @@ def data_facts(split: Split) -> dict[str, str]:
 
 
 def _status(path: Path) -> os.stat_result:
-    """Look at a file; a link that leads nowhere is there: whoever reads it will name it, or go on without it."""
+    """Look at a file; a broken link counts as present: whoever reads it names it or continues without it."""
     try:
         return path.stat()
     except OSError as error:
@@ -43,7 +43,7 @@ def _status(path: Path) -> os.stat_result:
 def file_facts(split: Split) -> str | None:
     """Hash path, size and time of change of every file in use; None where the examples are not in files.
 
-    Paths count from the folder that all files lie in: a project that is moved as a whole stays the same.
+    Paths are relative to the common folder of all files, so moving a project as a whole changes nothing.
     """
     whole: Sequence[str]
     named: Iterable[tuple[str, str]]

@@ -1,4 +1,4 @@
-"""Image files and folders that may come from a stranger: how large they get, and what is lost on the way to 8 bits."""
+"""Image files and folders that may be hostile: limits on their size, and what is lost in conversion to 8 bits."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from influence_cli.errors import InfluenceError, describe
 
-# Of an image of more pixels than MAX_IMAGE_PIXELS (89 million) Pillow warns, and decodes it up to twice as many.
-# Once for the process: to change filters around every image would show each warning of a data set again.
+# Pillow warns about an image of more than MAX_IMAGE_PIXELS (89 million) pixels, and decodes up to twice as many.
+# Set once per process: changing filters around every image would show each warning of a data set again.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-# PostScript is a program: Pillow would hand it to Ghostscript, whatever the name of the file says.
+# PostScript is a program: Pillow would pass it to Ghostscript, whatever the file is called.
 EpsImagePlugin.gs_binary = False
 
-# How files begin that may have more than 8 bits a channel in one channel: TIFF, PGM, PFM, JPEG 2000.
+# First bytes of formats that may have more than 8 bits in a single channel: TIFF, PGM, PFM, JPEG 2000.
 DEEP = (b"II*\0", b"II+\0", b"MM\0*", b"MM\0+", b"P5", b"P2", b"Pf", b"\0\0\0\x0cjP", b"\xffO\xffQ")
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode an image file fully, so that a truncated one is found here; of an animation the first frame.
+    """Decode an image file fully, so that a truncated one is found here; only the first frame of an animation.
 
     Raises:
         InfluenceError: no such file, or not an image that can be decoded.
@@ -49,7 +49,7 @@ def decode_rgb(content: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
-        raise UnidentifiedImageError(f"these {len(content):,} bytes are no image of a known kind") from None
+        raise UnidentifiedImageError(f"these {len(content):,} bytes are not an image of a known format") from None
     with image:
         if lost := cut_off(image):
             raise ValueError(lost)
@@ -57,9 +57,9 @@ def decode_rgb(content: bytes) -> Image.Image:
 
 
 def lost_depth(path: str, image: Image.Image) -> str:
-    """Say what a data set has lost of a file of 16-bit, whole or real numbers by taking it for one of bytes.
+    """Say what a data set has lost by reading a file of 16-bit, integer or float values as bytes.
 
-    Pillow cuts such numbers off at 255: a 16-bit image comes out white. Where a data set has scaled them, all is well.
+    Pillow clips such values at 255: a 16-bit image comes out white. If the data set has scaled them, nothing is lost.
 
     Args:
         path: the file.
@@ -84,7 +84,7 @@ def lost_depth(path: str, image: Image.Image) -> str:
 
 
 def cut_off(image: Image.Image) -> str:
-    """Say what an image loses if it is converted to bytes; nothing where all its numbers fit."""
+    """Say what an image loses if it is converted to bytes; empty if all its values fit."""
     if not image.mode.startswith(("I", "F")):
         return ""
     values = np.asarray(image)
@@ -92,13 +92,13 @@ def cut_off(image: Image.Image) -> str:
     if low >= 0 and high <= 255 and (values.dtype.kind in "iu" or np.array_equal(values, np.floor(values))):
         return ""
     return (
-        f"its values, {low:g} to {high:g}, are no bytes, and would be cut off at 0 and 255: save it with 8 bits, or "
-        "name a data set that scales it"
+        f"its values ({low:g} to {high:g}) do not fit in 8 bits and would be clipped to 0 to 255: save it with 8 bits, "
+        "or use a data set that scales it"
     )
 
 
 def refuse_folder_loops(root: Path, where: str) -> None:
-    """Refuse class folders with links that lead to a folder twice: a loop would list its images without end.
+    """Refuse class folders with links that lead to a folder twice: a loop would list its images endlessly.
 
     Raises:
         InfluenceError: naming the link.
@@ -106,7 +106,7 @@ def refuse_folder_loops(root: Path, where: str) -> None:
     try:
         classes = [entry.path for entry in os.scandir(root) if entry.is_dir()]
     except OSError:
-        return  # the data set says so in its own words
+        return  # the data set reports it itself
     for name in classes:
         seen: set[tuple[int, int]] = set()
         waiting = [name]
@@ -119,8 +119,8 @@ def refuse_folder_loops(root: Path, where: str) -> None:
                 continue
             if (status.st_dev, status.st_ino) in seen:
                 raise InfluenceError(
-                    f"{where}: {folder} leads to {os.path.realpath(folder)} again: its images would be listed twice, "
-                    "or without end",
+                    f"{where}: {folder} leads back to {os.path.realpath(folder)}: its images would be listed "
+                    "twice or endlessly",
                     "remove the link",
                 )
             seen.add((status.st_dev, status.st_ino))

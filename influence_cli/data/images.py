@@ -17,7 +17,7 @@ from influence_cli.pictures import stretched
 
 
 def raw_image(split: Split, index: int) -> Image.Image | None:
-    """Give the picture of an example for a report; None where the data set yields nothing like one."""
+    """Give the picture of an example for a report; None if the data set yields no picture."""
     image, _ = raw_item(split, index)
     return as_picture(image)
 
@@ -54,7 +54,7 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
     if not isinstance(example, Image.Image):
         if split.transform is None:
             raise InfluenceError(
-                f"{path}: the {split.name} data set yields tensors, so an image file has no known way into the model",
+                f"{path}: the {split.name} data set yields tensors, so an image file cannot become a model input",
                 f"give {split.name}.transform in the YAML file",
             )
     elif image.mode != example.mode:
@@ -64,7 +64,7 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
             image = image.convert(example.mode)
         except ValueError as error:
             raise InfluenceError(
-                f"{path} is an image of mode {image.mode}, the {split.name} images are {example.mode}: "
+                f"{path} is an image of mode {image.mode}, but the {split.name} images are {example.mode}: "
                 f"{describe(error)}",
                 "save it as an RGB or grey image",
             ) from error
@@ -72,7 +72,8 @@ def file_input(split: Split, path: Path) -> tuple[Tensor, Image.Image]:
     expected = to_input(split, example, split.title(int(split.indices[0]))).shape
     if tensor.shape != expected:
         raise InfluenceError(
-            f"{path} becomes an input of shape {list(tensor.shape)}, the {split.name} examples are {list(expected)}",
+            f"{path} becomes an input of shape {list(tensor.shape)}, but the {split.name} examples have "
+            f"{list(expected)}",
             "add {Resize: {size: [height, width]}} to the transform, or resize the file",
         )
     return tensor, image

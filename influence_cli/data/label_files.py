@@ -22,7 +22,7 @@ LABEL_COLUMNS = ("true_label", "label", "new_label")
 def class_number(name: str, classes: Sequence[str], where: str) -> int:
     """Find a class by its name, or by its number where no class has that name."""
     word = name.strip()
-    # As we write it first (an apostrophe before what a spreadsheet would take for a formula), then as it stands.
+    # First as we write it (an apostrophe before what a spreadsheet reads as a formula), then as it stands.
     for given in (unguarded(name), name, unguarded(word), word):
         if given in classes:
             return list(classes).index(given)
@@ -63,7 +63,7 @@ def read_labels(
 ) -> np.ndarray:
     """Read labels that replace a data set's own.
 
-    A ``.npy`` holds one class number an example; a ``.csv`` has either a column ``label`` with a row an example, or
+    A ``.npy`` holds one class number per example; a ``.csv`` has either a column ``label`` with one row per example, or
     ``index,label`` for some of them. A label is a class name or number.
 
     Args:
@@ -99,7 +99,7 @@ def read_labels(
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of the labels of a data set.
+    """What is known about the labels of a data set.
 
     Attributes:
         wrong: bool [length]: True where the given label is wrong.
@@ -113,8 +113,8 @@ class Truth:
 def read_truth(path: Path, labels: np.ndarray, classes: Sequence[str]) -> Truth:
     """Read which labels are wrong: the truth that ``--truth`` scores a ranking by.
 
-    A ``.csv`` with a column ``index`` lists the wrong ones (all that it names, or, where it has ``true_label``,
-    those whose true label differs from the given one); a file with one label an example is the true labels; a
+    A ``.csv`` with a column ``index`` lists the wrong ones (all that it names, or, if it has ``true_label``,
+    those whose true label differs from the given one); a file with one label per example has the true labels; a
     ``.npy`` of booleans is a mask, a shorter one of integers lists positions.
     """
     where = "--truth"
@@ -167,10 +167,10 @@ def _read(path: Path, where: str) -> np.ndarray | Table:
 def _whole_numbers(values: np.ndarray, path: Path, where: str) -> np.ndarray:
     kind = values.dtype.kind
     if kind not in "biuf":
-        raise InfluenceError(f"{where}: {path} holds {values.dtype}, which is not a whole number")
+        raise InfluenceError(f"{where}: {path} holds {values.dtype}, not whole numbers")
     if kind == "f" and not (np.isfinite(values).all() and np.array_equal(values, np.floor(values))):
         raise InfluenceError(f"{where}: {path} holds numbers that are not whole")
-    # Floats go through Python: near 2⁶³ a comparison in floats would let one too many pass.
+    # Floats go through Python: near 2⁶³ a comparison in floats would accept one value too many.
     if kind in "uf" and len(values) and int(abs(values).max()) > LARGEST:
         raise InfluenceError(f"{where}: {path} holds numbers that are too large")
     return values.astype(np.int64)
@@ -179,8 +179,8 @@ def _whole_numbers(values: np.ndarray, path: Path, where: str) -> np.ndarray:
 def _as_long_as(values: np.ndarray, length: int, path: Path, where: str) -> np.ndarray:
     if len(values) != length:
         raise InfluenceError(
-            f"{where}: {path} has {len(values)} labels, the data set {length} examples",
-            "give one an example, or a .csv with a column 'index' beside 'label'",
+            f"{where}: {path} has {len(values)} labels, but the data set has {length} examples",
+            "give one label per example, or a .csv with the columns 'index' and 'label'",
         )
     return values
 
@@ -188,5 +188,5 @@ def _as_long_as(values: np.ndarray, length: int, path: Path, where: str) -> np.n
 def _within(indices: np.ndarray, length: int, path: Path, where: str) -> np.ndarray:
     outside = indices[(indices < 0) | (indices >= length)]
     if len(outside):
-        raise InfluenceError(f"{where}: {path} names the index {outside[0]}; the data set has 0 to {length - 1}")
+        raise InfluenceError(f"{where}: {path} names the index {outside[0]}; valid indices are 0 to {length - 1}")
     return indices

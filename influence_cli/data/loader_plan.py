@@ -1,13 +1,13 @@
-"""Who reads the data: this process between two batches, or others while the model computes. A short probe decides.
+"""Which processes read the data: this one between batches, or others while the model computes. A short probe decides.
 
 With r seconds to read and transform an example, m seconds for its pass through the model on p threads, and c cores,
-an example takes (`seconds_each`)
+one example takes (`seconds_each`)
 
     r + m                               without loader processes: one after the other
     max(r / w, m · p / min(p, c − w))   with w of them: the slower of the two, the model on the cores that are left
 
-The w of the least time is taken, 0 unless that is clearly less over the whole data set. A model on a GPU takes one
-core (p = 1). Results do not depend on it: batches come in the same order, of the same bytes.
+The w with the least time is chosen; it is 0 unless the saving over the whole data set is clear. A model on a GPU uses
+one core (p = 1). Results do not depend on w: batches have the same order and the same bytes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SHARE, SAVED = 0.2, 2.0
 USUAL, READY, ROOM = 256, 4, 0.25
 SHARED = Path("/dev/shm")  # where torch passes tensors between processes
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-# Of the trial: processes that have not read an example after so long hang.
+# For the trial: processes that have read no example after so long count as hanging.
 PATIENCE = 60
 
 
@@ -58,7 +58,7 @@ def plan_loading(
         forward: runs the model on inputs on ``device``.
         device: of the model.
         seed: chooses the examples: consecutive ones, as a pass reads them.
-        terminal: told of the plan (``-v``), warned where processes would pay but cannot be had.
+        terminal: shows the plan (``-v``), and a warning if processes would be faster but cannot be used.
     """
     n, cores = len(split), cores_here()
     if sys.platform != "linux" or cores < 2 or n <= 2 * BATCH:
@@ -70,7 +70,7 @@ def plan_loading(
     threads = 1 if on_gpu else min(torch.get_num_threads(), cores)
     passing = BOTH_WAYS * _forward_seconds(forward, inputs, device)
     workers = best_workers(read, passing, cores, threads, n)
-    speeds = f"an example takes {1e3 * read:.3g} ms to read, {1e3 * passing:.3g} ms in the model"
+    speeds = f"one example takes {1e3 * read:.3g} ms to read and {1e3 * passing:.3g} ms in the model"
     if not workers:
         terminal.detail(f"reading in this process: {speeds}, {cores} cores")
         return ALONE
@@ -82,11 +82,11 @@ def plan_loading(
         obstacle = _obstacle(split, planned)
     else:
         obstacle = (
-            f"a batch takes {human_bytes(batch)}, and {SHARED} or the memory has {human_bytes(room)} for batches on "
-            "their way (in a container: --shm-size)"
+            f"a batch takes {human_bytes(batch)}, and {SHARED} or free memory has room for only {human_bytes(room)} "
+            "(in a container: --shm-size)"
         )
     if obstacle:
-        terminal.warn(f"loader processes would pay, but {obstacle}: reading in this process; {speeds}")
+        terminal.warn(f"loader processes would be faster, but {obstacle}: reading in this process; {speeds}")
         return ALONE
     terminal.detail(f"{workers} loader processes, {ready} batches ready in each: {speeds}, {cores} cores")
     return planned
@@ -108,7 +108,7 @@ def seconds_each(read: float, passing: float, cores: int, threads: int, workers:
 
 
 def best_workers(read: float, passing: float, cores: int, threads: int, n: int) -> int:
-    """Choose the fewest loader processes that come within 5% of the least time; 0 where they save too little.
+    """Choose the fewest loader processes within 5% of the least time; 0 if they save too little.
 
     Args:
         read: seconds to read an example.
@@ -125,10 +125,10 @@ def best_workers(read: float, passing: float, cores: int, threads: int, n: int) 
 
 
 def fit(workers: int, batch: int, room: int) -> tuple[int, int]:
-    """Choose loader processes and the batches that each has ready, so that all of these fit.
+    """Choose the loader processes, and the batches that each keeps ready, so that all of them fit.
 
     Args:
-        workers: as many as are wanted.
+        workers: the number wanted.
         batch: bytes of a batch.
         room: bytes for batches on their way.
 
@@ -143,13 +143,13 @@ def fit(workers: int, batch: int, room: int) -> tuple[int, int]:
 
 
 def cores_here() -> int:
-    """Count the cores that this process may use: affinity and quota, shared with the job's others on this host."""
+    """Count the cores that this process may use: affinity and quota, shared with the job's processes on this host."""
     found = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
         quota, period = QUOTA.read_text().split()
         found = min(found, int(quota) / int(period))
     except (OSError, ValueError):
-        pass  # no quota: the file is not there, or says max
+        pass  # no quota: the file is missing or says max
     return max(1, math.floor(found / distributed.on_this_host()))
 
 
@@ -170,7 +170,7 @@ def _reading(split: Split, seed: int) -> tuple[float, Tensor | None]:
             break
     if not inputs:
         return 0.0, None
-    # Not the mean: the first of a row group takes the others' time too.
+    # Not the mean: the first row of a row group takes the time of the others too.
     return statistics.median(seconds), torch.stack([one for one in inputs if one.shape == inputs[0].shape])
 
 
@@ -189,7 +189,7 @@ def _forward_seconds(forward: Callable[[Tensor], Tensor], inputs: Tensor, device
 
 
 def _room() -> int:
-    """Count the bytes that batches on their way may take: of the memory, and of where torch passes them on."""
+    """Count the bytes that prefetched batches may take: of memory, and of the place where torch passes them on."""
     room = ROOM * available_bytes(torch.device("cpu"))
     try:
         status = os.statvfs(SHARED)
@@ -200,7 +200,7 @@ def _room() -> int:
 
 
 def _obstacle(split: Split, planned: Loading) -> str:
-    """Read three examples in loader processes, before anything depends on them; say what is wrong."""
+    """Read three examples in loader processes before anything depends on them; say what is wrong."""
     few = split.indices[:3]
     try:
         there = list(read_batches(split, few, 1, replace(planned, pin=False), PATIENCE))
@@ -208,4 +208,4 @@ def _obstacle(split: Split, planned: Loading) -> str:
         return error.message
     here = list(read_batches(split, few, 1))
     same = [mine.digest() == other.digest() for mine, other in zip(here, there, strict=True)]
-    return "" if all(same) else "they read other pixels than this process"
+    return "" if all(same) else "they read different pixels than this process"

@@ -4,8 +4,8 @@
       dataset: influence_cli.data.parquet_images.ParquetImages
       args: {files: data/train-*.parquet, image: image, label: label}
 
-The index of an example is its position over all files, sorted by name, in the order of their rows. Right for sets as
-the Hugging Face Hub keeps them, and for any table with a column of encoded images and one of labels.
+The index of an example is its position over all files, sorted by name, in the order of their rows. Use it for data
+sets from the Hugging Face Hub, and for any table with a column of encoded images and one of labels.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from influence_cli.data.image_files import decode_rgb
 from influence_cli.errors import InfluenceError, describe, did_you_mean, human_bytes, require_extra
 from influence_cli.runtime.memory import available_bytes
 
-# Row groups that a process keeps, as long as they take no more bytes: passes are in order, only a report jumps.
+# Row groups that a process keeps in memory, up to this many bytes: passes are in order, only a report jumps.
 KEPT, KEPT_BYTES = 4, 256 * 10**6
-# Of the free memory, what one row group may take: each loader process holds one.
+# Share of the free memory for one row group: each loader process holds one.
 SHARE = 0.25
 
 
@@ -70,12 +70,12 @@ class ParquetImages:
                 classes.append(_class_names(file, label))
             if classes[-1] != classes[0]:
                 raise InfluenceError(
-                    f"{near(name)} has other class names than {near(names[0])}",
-                    "one set of files has one set of classes",
+                    f"{near(name)} has different class names than {near(names[0])}",
+                    "all files of a data set need the same classes",
                 )
             if labels[-1].type != labels[0].type:
                 raise InfluenceError(
-                    f"{near(name)}: the column {label!r} is {labels[-1].type}, in {near(names[0])} {labels[0].type}"
+                    f"{near(name)}: the column {label!r} is {labels[-1].type}, but {labels[0].type} in {near(names[0])}"
                 )
         self.files = DataFiles(names, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
         self.targets, found = _numbered(labels)
@@ -104,7 +104,7 @@ class ParquetImages:
         return decode_rgb(content), int(self.targets[index])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this process: the open file and the row groups that are held."""
+        """Leave out what belongs to this process: the open file and the held row groups."""
         return {name: value for name, value in vars(self).items() if name not in ("_open_file", "_held", "_owner")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,8 +117,8 @@ class ParquetImages:
         self._held: OrderedDict[tuple[int, int], Any] = OrderedDict()
 
     def _column(self, number: int, group: int) -> Any:
-        """Give the images of a row group, from those that are held or from the file."""
-        if self._owner != os.getpid():  # a fork shares the place in a file with its parent
+        """Give the images of a row group, from memory or from the file."""
+        if self._owner != os.getpid():  # a fork shares the file position with its parent
             self._forget()
         held = self._held.get((number, group))
         if held is None:
@@ -146,7 +146,7 @@ def _open(name: str) -> Any:
 
 
 def _check_columns(file: Any, name: str, image: str, label: str) -> None:
-    """Refuse a file without the columns, or with others than bytes, or numbers or names, in them."""
+    """Refuse a file without the columns, or with columns of the wrong type."""
     from pyarrow import types
 
     schema = file.schema_arrow
@@ -190,9 +190,9 @@ def _check_memory(file: Any, name: str, image: str) -> None:
     free = available_bytes(torch.device("cpu"))
     if largest > SHARE * free:
         raise InfluenceError(
-            f"{near(name)}: a row group holds {human_bytes(largest)} of images, {human_bytes(free)} of memory "
-            "are free, and each process that reads holds one",
-            "write it with smaller ones: pyarrow.parquet.write_table(…, row_group_size=1000)",
+            f"{near(name)}: a row group holds {human_bytes(largest)} of images, but {human_bytes(free)} of memory "
+            "is free; each reading process holds one row group",
+            "write the file with smaller ones: pyarrow.parquet.write_table(…, row_group_size=1000)",
         )
 
 

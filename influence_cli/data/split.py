@@ -1,6 +1,6 @@
 """A data set as influence sees it: positions, labels, paths, and batches of transformed inputs.
 
-The transform is kept apart from the data set, so that the raw image is at hand for reports and an image file can go
+The transform is separate from the data set, so that reports can show the raw image and an image file can go
 through the same transform.
 """
 
@@ -31,14 +31,14 @@ class Split:
         source: the user's data set; item ``i`` is (image, label).
         transform: raw image to model input; None where the source yields inputs already.
         labels: int64 [len(source)], after overrides; −1 where unknown.
-        indices: int64 [n], the positions in use (all but the excluded), rising.
-        paths: a file a position, or what stands for it (``train.parquet#17``), or None.
+        indices: int64 [n], the positions in use (all except excluded ones), ascending.
+        paths: one file per position, or a stand-in for it (``train.parquet#17``), or None.
         classes: class names by number, or None where the source has none.
         mapping: the source's ``class_to_idx``, or None.
         where: ``influence.yaml:12``, the section's line.
-        transform_text: the transform as the config has it; what it prints of itself lacks some arguments.
-        folder: current while an item is read, so that a source's relative paths work; None leaves it alone.
-        files: where the examples lie, if not in a file each.
+        transform_text: the transform as written in the config; its own repr lacks some arguments.
+        folder: the current folder while an item is read, so that a source's relative paths work; None for no change.
+        files: the files with the examples, if several are in one file.
     """
 
     name: str
@@ -86,7 +86,7 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     if image is None or label is None:
         raise InfluenceError(
             f"{split.where}: {split.title(index)} is a {type(item).__name__}, not (image, label)",
-            "let the data set yield (image, label), or a dict with 'image' and 'label'",
+            "the data set must yield (image, label), or a dict with 'image' and 'label'",
         )
     path = split.path(index) if split.files is None and isinstance(image, Image.Image) else None
     if path and (lost := lost_depth(path, image)):
@@ -108,7 +108,7 @@ def to_input(split: Split, image: Any, title: str) -> Tensor:
     advice = "add to the transform: [ToImage, {ToDtype: {dtype: float32, scale: true}}]"
     if isinstance(image, np.ndarray):
         try:
-            # A copy in torch's own layout: it takes no negative strides, no other byte order, no read-only memory.
+            # A copy in torch's own layout: torch accepts no negative strides, other byte orders or read-only memory.
             image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
         except TypeError as error:
             raise InfluenceError(f"{split.where}: {title} is an array of {image.dtype}, not of numbers") from error

@@ -20,7 +20,7 @@ LARGEST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Table:
-    """A ``.csv``: its header, its columns, the line of each row, and what an error in it begins with."""
+    """A ``.csv``: its header, its columns, the line of each row, and the start of its errors."""
 
     header: tuple[str, ...]
     columns: dict[str, list[str]]
@@ -36,7 +36,7 @@ class Table:
         return next((name for name in NUMBER_COLUMNS if name in self.columns), None)
 
     def column(self, allowed: Sequence[str]) -> str:
-        """Find the first of some columns that is there."""
+        """Find the first of some columns that exists."""
         for name in allowed:
             if name in self.columns:
                 return name
@@ -46,7 +46,7 @@ class Table:
         )
 
     def indices(self, name: str, length: int, paths: Sequence[str] | None = None) -> np.ndarray:
-        """Read a column of positions in a data set; where its files are given, the column ``path`` has to agree."""
+        """Read a column of positions in a data set; if its files are given, the column ``path`` must agree."""
         moved = path_check(self, paths)
         found = []
         for row in range(len(self.lines)):
@@ -59,17 +59,17 @@ class Table:
         return _whole_number(self.columns[name][row], self.at(row))
 
     def index(self, name: str, row: int, length: int, hint: str = "") -> int:
-        """Read one position in a data set; ``hint`` is for one that it does not have."""
+        """Read one position in a data set; ``hint`` is for a position outside of it."""
         index = self.whole_number(name, row)
         if not 0 <= index < length:
-            raise InfluenceError(f"{self.at(row)}names the index {index}; the data set has 0 to {length - 1}", hint)
+            raise InfluenceError(f"{self.at(row)}names the index {index}; valid indices are 0 to {length - 1}", hint)
         return index
 
 
 def path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int], None]:
-    """Make the function that refuses a row and its position where another file is there now.
+    """Make the function that refuses a row if another file is at its position now.
 
-    Paths count from the folder that all files lie in, so that a project that is moved as a whole stays the same.
+    Paths are relative to the common folder of all files, so moving a project as a whole changes nothing.
     """
     if paths is None or "path" not in table.columns:
         return lambda _row, _index: None
@@ -83,15 +83,15 @@ def path_check(table: Table, paths: Sequence[str] | None) -> Callable[[int, int]
         now = PurePath(paths[index]).parts[root:]
         if not any(same_end(PurePath(text).parts, now) for text in (cell, cell.strip(), unguarded(cell))):
             raise InfluenceError(
-                f"{table.at(row)}index {index} is {paths[index]}, and was {cell}",
-                "files were moved, added or removed since this was written: make it anew",
+                f"{table.at(row)}index {index} is now {paths[index]}, but was {cell}",
+                "files were moved, added or removed since this was written: write it again",
             )
 
     return check
 
 
 def parts_above(paths: Sequence[str]) -> int:
-    """Count the parts of the folder that all files lie in."""
+    """Count the parts of the common folder of all files."""
     return len(PurePath(os.path.commonpath([os.path.dirname(path) for path in paths])).parts)  # noqa: PTH120
 
 
@@ -102,10 +102,10 @@ def same_end(given: tuple[str, ...], now: tuple[str, ...]) -> bool:
 
 
 def load_npy(path: Path, what: str) -> np.ndarray:
-    """Read a ``.npy`` of numbers that the file really has: its header may say any shape.
+    """Read a ``.npy`` after checking that the file has all its numbers: its header may claim any shape.
 
     Raises:
-        InfluenceError: starting with ``what``; not an array, of Python objects, cut short.
+        InfluenceError: starting with ``what``; not an array, of Python objects, truncated.
     """
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -121,7 +121,7 @@ def read_table(path: Path, where: str = "") -> Table:
 
     Args:
         path: the file.
-        where: start of any error; where empty, the file alone.
+        where: start of any error; if empty, only the file is named.
 
     Returns:
         The table, blank lines left out. Names of files and classes may have bytes that are not UTF-8.
@@ -150,7 +150,7 @@ def read_table(path: Path, where: str = "") -> Table:
     header = tuple(name.strip() for name in rows.pop(0))
     for row, line in zip(rows, lines[1:], strict=True):
         if len(row) != len(header):
-            raise InfluenceError(f"{before}{path}:{line}: {len(row)} fields, the header has {len(header)}")
+            raise InfluenceError(f"{before}{path}:{line}: {len(row)} fields, but the header has {len(header)}")
     columns = {name: [row[position] for row in rows] for position, name in enumerate(header)}
     for text in (*header, *(text for name in NUMBER_COLUMNS for text in columns.get(name, ()))):
         if not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text):
@@ -165,8 +165,8 @@ def _whole_number(text: str, where: str) -> int:
     except ValueError as error:
         raise InfluenceError(f"{where}{text!r} is not a whole number") from error
     if not number.is_integer():
-        raise InfluenceError(f"{where}{text} is not whole")
-    # Not through float where it need not be: past 2⁵³ that would be another number.
+        raise InfluenceError(f"{where}{text} is not a whole number")
+    # Not through float unless needed: past 2⁵³ that would give another number.
     whole = int(text) if text.lstrip("+-").isdecimal() else int(number)
     if abs(whole) > LARGEST:
         raise InfluenceError(f"{where}{text} is too large")

@@ -4,9 +4,9 @@
       dataset: influence_cli.data.tar_images.TarImages
       args: {files: "data/shard-{000..009}.tar", image: "jpg;png", label: cls}
 
-The members that share a name up to its first dot are one example; its index is its position over all shards, sorted by
-name, in the order of their members. WebDataset itself only streams, an example then has no number: so each shard's
-headers are read once here, by the standard library's tarfile, and images where they lie.
+Members that share a name up to its first dot are one example; its index is its position over all shards, sorted by
+name, in the order of their members. WebDataset itself only streams, so its examples have no numbers. Here the headers
+of each shard are read once, by the standard library's tarfile, and images are read in place.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from influence_cli.errors import InfluenceError, describe, quoted
 # WebDataset's rule for what is one example (webdataset/tariterators.py), and for members that are about the shard.
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")
-# A label is a number or a name, not a file of another kind.
+# A label is a number or a name; anything longer is another kind of file.
 LONGEST_LABEL = 4096
 
 
 @dataclass(slots=True)
 class _Example:
-    """One example of a shard: where its image lies, if it has one."""
+    """One example of a shard: the place of its image, if it has one."""
 
     key: str
     name: str = ""
@@ -50,7 +50,7 @@ class TarImages:
 
     Args:
         files: a pattern such as ``data/shard-{000..009}.tar``, or a list of them.
-        image: the suffixes of images, the first that an example has is taken.
+        image: the suffixes of images; the first one that an example has is used.
         label: the suffix of labels: whole numbers, or names, whose sorted order numbers the classes.
 
     Attributes:
@@ -75,7 +75,7 @@ class TarImages:
         if examples and not any(example.name for example in examples):
             there = ", ".join(f".{suffix} ({count:,})" for suffix, count in seen.most_common(6))
             raise InfluenceError(
-                f"no member of {near(names[0])} ends in .{', .'.join(suffixes)}", f"there are: {there}"
+                f"no member of {near(names[0])} ends in .{', .'.join(suffixes)}", f"its members end in: {there}"
             )
         self.files = DataFiles(names, np.array(starts, dtype=np.int64))
         self.paths = [
@@ -98,7 +98,7 @@ class TarImages:
         if self._offsets[index] < 0:
             raise ValueError("the example has no image")
         size = int(self._sizes[index])
-        # Opened for each, as an ImageFolder's images are: nothing is shared with loader processes.
+        # Opened per example, like the images of an ImageFolder: nothing is shared with loader processes.
         with open(self.files.names[number], "rb") as file:  # noqa: PTH123 (for every example of every pass)
             file.seek(int(self._offsets[index]))
             content = file.read(size)
@@ -127,7 +127,7 @@ def _index(name: str, images: Sequence[str], label: str, seen: Counter[str]) -> 
                 examples.append(_Example(key))
                 own, rank = set(), len(images)
             if suffix in own:
-                raise InfluenceError(f"{where}: two members are {key}.{suffix}", "an example has one of each kind")
+                raise InfluenceError(f"{where}: two members are {key}.{suffix}", "an example has one member per suffix")
             own.add(suffix)
             seen[suffix] += 1
             example = examples[-1]
@@ -144,15 +144,15 @@ def _index(name: str, images: Sequence[str], label: str, seen: Counter[str]) -> 
 def _require_label(last: Sequence[_Example], where: str, label: str) -> None:
     if last and last[0].label is None:
         raise InfluenceError(
-            f"{where}: {last[0].key} has no label, a member {last[0].key}.{label}",
-            "args: {label: …} names the suffix of labels; the members of an example stand one after the other",
+            f"{where}: {last[0].key} has no label (a member {last[0].key}.{label})",
+            "args: {label: …} sets the suffix of labels; the members of an example must follow one another",
         )
 
 
 def _label(content: bytes, where: str) -> str:
     text = content.decode(errors="replace").strip()
     if not text or "\n" in text or len(content) > LONGEST_LABEL:
-        raise InfluenceError(f"{where} is {quoted(text, 40)}, not a label", "it holds a class number or name alone")
+        raise InfluenceError(f"{where} is {quoted(text, 40)}, not a label", "it must hold only a class number or name")
     return text
 
 
@@ -163,7 +163,7 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
         Name, offset and size of each regular file.
 
     Raises:
-        InfluenceError: it is no tar file that is not compressed, or it is cut off or damaged on the way.
+        InfluenceError: it is not an uncompressed tar file, or it is truncated or damaged.
     """
     end, at, last, head = os.fstat(file.fileno()).st_size, 0, "", b""
     try:
@@ -180,25 +180,25 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
                     found = tarfile.TarInfo.fromtarfile(tar)
                     member, size, offset, at = found.name, found.size, found.offset_data, tar.offset
                 if offset + size > end:
-                    raise tarfile.ReadError(f"{member} takes {size:,} bytes, {end - offset:,} are left")
+                    raise tarfile.ReadError(f"{member} takes {size:,} bytes, but only {end - offset:,} are left")
                 last = member
                 if plain is not None or found.isreg():
                     yield member, offset, size
     except tarfile.TarError as error:
-        if head == bytes(tarfile.BLOCKSIZE):  # the mark of the end
+        if head == bytes(tarfile.BLOCKSIZE):  # the end marker
             return
         raise InfluenceError(
-            f"{near(name)} is cut off or damaged after {last}: {describe(error)}"
+            f"{near(name)} is truncated or damaged after {last}: {describe(error)}"
             if last
-            else f"{near(name)} is no tar file: {describe(error)}",
-            "copy or write it again" if last else "a compressed one has no place to read an image from: unpack it",
+            else f"{near(name)} is not a tar file: {describe(error)}",
+            "copy or write it again" if last else "single images cannot be read from a compressed one: decompress it",
         ) from error
 
 
 def _plain(head: bytes) -> tuple[str, int] | None:
-    """Read name and size out of the header of an ordinary file; None of all others, which tarfile can read.
+    """Read name and size from the header of an ordinary file; None for all others, which tarfile can read.
 
-    As tarfile does, in a fifth of its time: a million images have two million headers.
+    It does what tarfile does in a fifth of the time: a million images have two million headers.
     """
     if head[156:157] != b"0" or head[257:263] not in (b"ustar\0", b"ustar ") or head[345]:
         return None
@@ -212,15 +212,15 @@ def _plain(head: bytes) -> tuple[str, int] | None:
 
 
 def _numbered(labels: Sequence[str], paths: Sequence[str]) -> tuple[np.ndarray, list[str] | None]:
-    """Give labels as class numbers, and the class names where they are names."""
+    """Give labels as class numbers, and the class names if the labels are names."""
     whole = [re.fullmatch(r"-?\d+", label) is not None for label in labels]
     if all(whole):
         return np.array([int(label) for label in labels], dtype=np.int64), None
     if any(whole):
         odd = whole.index(not whole[0])
         raise InfluenceError(
-            f"{paths[odd]} has the label {quoted(labels[odd], 40)}, {paths[0]} has {quoted(labels[0], 40)}",
-            "labels are all numbers or all names",
+            f"{paths[odd]} has the label {quoted(labels[odd], 40)}, but {paths[0]} has {quoted(labels[0], 40)}",
+            "labels must be all numbers or all names",
         )
     names = sorted(set(labels))
     numbers = {name: number for number, name in enumerate(names)}

@@ -1,4 +1,4 @@
 """Scores and their sign.
 
-``scores`` holds the formulas, ``inverse`` applies (H + λI)⁻¹, ``streams`` scores all training examples as they pass by.
+``scores`` holds the formulas, ``inverse`` applies (H + λI)⁻¹, ``streams`` scores all training examples piece by piece.
 """

@@ -1,15 +1,15 @@
-"""Several checkpoints: independent models, or checkpoints of one run with their part of its training.
+"""Several checkpoints: independent models, or checkpoints of one run that each represent a part of its training.
 
 ``mean``    independent models: influence is averaged (``model.ensemble``, the default).
 ``tracin``  one run, no curvature (TracInCP: Pruthi et al., NeurIPS 2020, "Estimating training data influence by tracing
             gradient descent", section 3.2). A step of SGD at weights w on a batch of B draws example i with probability
             B/n and then moves along −(η/B) gᵢ(w), which to first order lowers the loss of t by (η/B) g_t(w)ᵀgᵢ(w): in
-            expectation (η/n) g_tᵀgᵢ a step. Without i these steps are missing; with K_c steps at rate η_c for which
+            expectation (η/n) g_tᵀgᵢ per step. Without i these steps are missing; with K_c steps at rate η_c for which
             checkpoint c stands,
 
                 influence[t, i] = (1/n) Σ_c η_c K_c g_t(w_c)ᵀ gᵢ(w_c)
 
-            in the loss's unit. Without ``steps`` K_c = 1: the score is relative, without a unit.
+            in the loss's unit. Without ``steps``, K_c = 1 and the score has no unit.
 ``source``  one run, each part with its curvature (SOURCE: Bae et al., NeurIPS 2024, "Training data attribution via
             approximate unrolling"). Training is cut into segments; in segment ℓ curvature H_ℓ, gradients and rate count
             as constant. A step without i leaves out −(η/n) gᵢ, and each later step multiplies what that has changed by
@@ -26,7 +26,7 @@ mean over a segment's checkpoints of theirs (in the paper that of their mean cur
 exp is the product of its checkpoints', each over its own steps: the same where their curvatures commute, and where each
 checkpoint is a segment of its own (``segments`` left out). A kept part of a basis restricts gᵢ to its span; v passes
 through whole, what is outside the span by the curvature l2. Under momentum β the rate to give is η/(1 − β). For Adam
-and other rates a parameter both are no more than an analogy.
+and other per-parameter rates both are only an analogy.
 """
 
 from __future__ import annotations
@@ -104,25 +104,25 @@ class SourcePart:
 
 
 def segments_of(count: int, segments: int | None) -> list[int]:
-    """Cut checkpoints into consecutive segments, as even as can be: the segment of each; None for one each."""
+    """Cut checkpoints into consecutive segments of equal size: the segment of each; None for one segment each."""
     parts = np.array_split(np.arange(count), min(segments or count, count))
     return [number for number, part in enumerate(parts) for _ in part]
 
 
 def source_inverses(stores: Sequence[Prepared], terminal: Terminal) -> list[SourcePart]:
-    """Make what SOURCE has in place of the inverse curvature, for every checkpoint.
+    """Make SOURCE's counterpart of the inverse curvature, for every checkpoint.
 
     Args:
         stores: what was prepared for each checkpoint, in order of training.
-        terminal: takes what is said in place of λ.
+        terminal: shows what replaces λ.
     """
     times, count = times_of(stores), len(stores)
     owner = segments_of(count, stores[0].settings.segments)
     whole = [sum(time for time, own in zip(times, owner, strict=True) if own == segment) for segment in owner]
     terminal.say(
         f"SOURCE: {counted(count, 'checkpoint')} in {counted(max(owner) + 1, 'segment')}, η·steps "
-        f"{', '.join(f'{whole[owner.index(segment)]:.3g}' for segment in sorted(set(owner)))}; there is no λ: an "
-        "eigenvalue σ counts (1 − exp(−η·steps·σ))/σ, at most η·steps"
+        f"{', '.join(f'{whole[owner.index(segment)]:.3g}' for segment in sorted(set(owner)))}; λ is not used: an "
+        "eigenvalue σ is weighted by (1 − exp(−η·steps·σ))/σ, at most η·steps"
     )
     if stores[0].settings.damping != "auto":
         terminal.warn("curvature.damping is not used: SOURCE has no λ")
@@ -144,11 +144,12 @@ def _source_inverse(
     decay = torch.expm1(-own * spectrum.values).float().to(device)
     d_eff, every = spectrum.decided(l2, time)
     kept = min(1.0, d_eff / every) if every > 0 else 1.0
-    terminal.say(
-        f"{prepared.task.checkpoint.name}: training decides {every:,.1f} directions; {len(counts):,} of "
+    terminal.say(f"{prepared.task.checkpoint.name}: the store keeps {kept:.0%} of the signal.")
+    terminal.detail(
+        f"{prepared.task.checkpoint.name}: training determines {every:,.1f} directions; {len(counts):,} of "
         f"{network.size:,} coordinates kept ({kept:.2%} of that)"
     )
-    warn_of_span(prepared, kept, "the directions that training decides", "raise gradients.budget", terminal)
+    warn_of_span(prepared, kept, "the directions that training determines", "raise gradients.budget", terminal)
     factors = (scale * counts).float().to(device)
     summary = Summary(tuple(group.name for group in spectrum.groups), d_eff, kept)
     return SourcePart(network, basis, segment, factors, decay, own, l2, summary)
@@ -167,13 +168,13 @@ def test_stores(stores: Sequence[Prepared], inverses: Sequence[Inverse]) -> list
 
 
 def solved_vectors(inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Give the vectors [m, k] of each checkpoint that its training gradients' coordinates are multiplied with.
+    """Give, per checkpoint, the vectors [m, k] that the coordinates of its training gradients are multiplied with.
 
     The mean over the checkpoints of the products, divided by n, is influence.
 
     Args:
-        inverses: one a checkpoint.
-        gradients: of the test examples, one a checkpoint of ``test_stores``: coordinates [m, k], raw ones [m, p].
+        inverses: one per checkpoint.
+        gradients: of the test examples, one per checkpoint of ``test_stores``: coordinates [m, k], raw ones [m, p].
     """
     parts = source_parts(inverses)
     if not parts:
@@ -190,12 +191,12 @@ def solved_vectors(inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> 
 
 
 def refuse_source(ensemble: str, option: str, why: str) -> None:
-    """Refuse what takes an inverse curvature, before any work.
+    """Refuse what needs an inverse curvature, before any work.
 
     Args:
         ensemble: ``model.ensemble``.
         option: such as ``--damping-sweep``.
-        why: what SOURCE has not.
+        why: what SOURCE does not have.
 
     Raises:
         InfluenceError: ``model.ensemble`` is ``source``.
@@ -212,7 +213,7 @@ def alone(prepared: Prepared) -> Prepared:
 def last_checkpoints(stores: Sequence[Prepared], count: int) -> list[Prepared]:
     """Give the last ``count`` checkpoints of a run, as if no other had been kept.
 
-    The first of them stands for all of the training before it: its η·steps is the sum of theirs.
+    The first of them represents all training before it: its η·steps is the sum of theirs.
     """
     first = len(stores) - count
     time = sum(times_of(stores)[: first + 1])
@@ -225,7 +226,7 @@ def times_of(stores: Sequence[Prepared]) -> list[float]:
 
 
 def make_inverses(stores: Sequence[Prepared], terminal: Terminal | None = None, strict: bool = False) -> list[Inverse]:
-    """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver has to converge."""
+    """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver must converge."""
     terminal = or_silent(terminal)
     given = stores[0].settings
     if given.ensemble == "source":

@@ -1,4 +1,4 @@
-"""What is known of training and test examples beside their scores: labels, predictions, losses."""
+"""What is known about training and test examples besides their scores: labels, predictions, losses."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from influence_cli.store.store import READ, Store, predicted_classes
 
 @dataclass(frozen=True)
 class TestFacts:
-    """What is known of a test example after its gradient pass.
+    """What is known about a test example after its gradient pass.
 
     Attributes:
         index: position in the test set, or None for a file.
         path: its file, or None.
-        label: the class taken for its label, or None for a file without one.
+        label: the class used as its label, or None for a file without one.
         predicted: the model's class (several checkpoints: by mean probability).
         target: the class whose loss is explained.
         loss: that loss (several checkpoints: the mean).
         confidence: the probability of the predicted class (several checkpoints: the mean).
-        probability: that of the class whose loss is explained.
+        probability: of the class whose loss is explained.
     """
 
     index: int | None
@@ -48,7 +48,7 @@ class TestFacts:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What is known of the examples of a split, averaged over checkpoints.
+    """What is known about the examples of a split, averaged over checkpoints.
 
     Attributes:
         indices: int64 [n], positions in the data set.
@@ -56,7 +56,7 @@ class TrainingFacts:
         probabilities: float32 [n, C], softmax of the outputs; [0, C] of a store, which would fill the memory with them.
         losses: float32 [n].
         read: bool [n]; False where an example could not be read.
-        classes: int64 [n], the model's class of each example where it is known already; None where probabilities are.
+        classes: int64 [n], the model's class of each example if it is known already; None if probabilities are given.
     """
 
     indices: np.ndarray
@@ -83,7 +83,7 @@ def stored_facts(stores: Sequence[Prepared]) -> TrainingFacts:
     with ExitStack() as stack:
         opened = [stack.enter_context(Store.open(prepared.path)) for prepared in stores]
         for store in opened:
-            store.require_complete()  # another process may have made it anew since
+            store.require_complete()  # another process may have rebuilt it since
         first = opened[0]
         losses = sum((store.column("losses") for store in opened[1:]), first.column("losses")) / len(opened)
         none = np.empty((0, first.layout.classes), dtype=np.float32)
@@ -104,14 +104,14 @@ def empty_facts(task: Task) -> TrainingFacts:
 
 
 def add_up(facts: TrainingFacts) -> None:
-    """Give every process of a job what each has filled in of the facts."""
+    """Give every process of a job the facts that each has filled in."""
     exchange.sum_array(facts.losses)
     exchange.sum_array(facts.probabilities)
     facts.read[:] = exchange.sum_array(facts.read.astype(np.uint8)) > 0
 
 
 def training_facts(stores: Sequence[Prepared]) -> TrainingFacts:
-    """Give what is known of the training examples: from the stores, or empty, to be filled in on the fly."""
+    """Give what is known about the training examples: from the stores, or empty, to be filled in on the fly."""
     if stores[0].on_the_fly:
         return empty_facts(stores[0].task)
     return stored_facts(stores)

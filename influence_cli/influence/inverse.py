@@ -18,9 +18,9 @@ from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.solvers.cg import SolveInfo
 
-# Below this share of the effective dimension what was left out may matter: half of it, by the datamodeling score.
+# Below this share of the effective dimension (half, by the datamodeling score), what was left out may matter.
 ENOUGH = 0.5
-# An exact basis has no such tail: what is missing there is missing.
+# An exact basis has no such unimportant tail, so nearly all of it must be kept.
 NEARLY_ALL = 0.99
 
 
@@ -120,7 +120,7 @@ class Spectral:
     l2: float
 
     def __post_init__(self) -> None:
-        # Rounding leaves the GGN's zero eigenvalues a hair on either side; only a real shift makes them invertible.
+        # Rounding leaves zero eigenvalues of the GGN slightly above or below zero; only a real shift inverts them.
         check_poles(min(self.spectrum.smallest, float(self.spectrum.values.min())), self.shift.numpy())
 
     @cached_property
@@ -272,7 +272,7 @@ def make_inverse(
         limits: when a solver stops.
 
     Raises:
-        InfluenceError: Λⱼ + l2 + λ ≤ 0 somewhere, or a solver that cannot go on.
+        InfluenceError: Λⱼ + l2 + λ ≤ 0 somewhere, or a solver that cannot continue.
     """
     if not prepared.choice.solves:
         return make_closed_form(prepared, given, terminal)
@@ -289,7 +289,7 @@ def make_closed_form(prepared: Prepared, given: float | str, terminal: Terminal)
 def make_identity(given: float | str, terminal: Terminal) -> Identity:
     """Give the inverse of no curvature, and say that a λ that was given is not used."""
     if given != "auto":
-        terminal.warn("curvature identity has no damping: the score is gᵗg/n, without a unit; λ is not used")
+        terminal.warn("curvature identity does not use λ: the score is gᵗg/n, without a unit")
     return Identity()
 
 
@@ -320,7 +320,8 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
     announce(damping, l2, terminal)
     _, whole = spectrum.dimension(damping, l2)
     kept, size = inverse.summary.kept, prepared.choice.network.size
-    terminal.say(
+    terminal.say(f"The store keeps {kept:.0%} of the signal.")
+    terminal.detail(
         f"effective dimension {whole:,.1f}; {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
     )
     warn_of_span(prepared, kept, "the effective dimension", "raise gradients.budget or the damping", terminal)
@@ -328,7 +329,7 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
 
 
 def warn_of_span(prepared: Prepared, kept: float, of: str, remedy: str, terminal: Terminal) -> None:
-    """Say where what a store keeps is too little to stand for the whole."""
+    """Warn if a store keeps too little to represent the whole."""
     if kept < (ENOUGH if prepared.choice.is_layered else NEARLY_ALL):
         terminal.warn(
             f"the store keeps {kept:.1%} of {of}: influence is restricted to the span of the kept "
@@ -352,5 +353,5 @@ def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -
     )
     inverse = StoredMoment(moment, damping, task.l2)
     announce(damping, task.l2, terminal)
-    terminal.say(f"effective dimension {inverse.effective_dimension:,.1f} of at most {len(moment.values):,}")
+    terminal.detail(f"effective dimension {inverse.effective_dimension:,.1f} of at most {len(moment.values):,}")
     return inverse

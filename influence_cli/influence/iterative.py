@@ -1,4 +1,4 @@
-"""s_test by a solver: λ from the spectrum's ends, a preconditioner, limits, and what is said of each solve."""
+"""s_test by a solver: λ from the ends of the spectrum, a preconditioner, limits, and a report of each solve."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from influence_cli.solvers.nystrom import nystrom
 from influence_cli.store.store import READ, Store
 
 BATCH = 256
-# Where the config says nothing: the relative residual, and products of a block (cg, nystrom) or steps (a series).
+# Defaults: the relative residual, and products of a block (cg, nystrom) or steps (a series).
 TOLERANCES = {"cg": 1e-5, "nystrom": 1e-5, "lissa": 1e-3, "neumann": 1e-3}
 ITERATIONS = {"cg": 1_000, "nystrom": 1_000, "lissa": 40_000, "neumann": 10_000}
-# A solver that may take longer, in seconds, is warned of before it starts.
+# A solver that may take longer than this, in seconds, gives a warning before it starts.
 LONG = 300.0
 
 
@@ -53,7 +53,7 @@ class Iterative:
         shift: l2 + λ.
         damping: λ and its reason.
         smallest: min Λ of a Hessian, an estimate from inside its spectrum; None where it was not measured.
-        solves: what the solver did, a call each.
+        solves: what the solver did, one entry per call.
     """
 
     apply: Product
@@ -97,7 +97,7 @@ def make_iterative(
 ) -> Iterative:
     """Measure what λ needs, choose it, and make the inverse.
 
-    The ends of a Hessian's spectrum are always measured: a solver may meet no sign of a negative eigenvalue that λ
+    The ends of a Hessian's spectrum are always measured: a solver may not notice a negative eigenvalue that λ
     does not outweigh.
 
     Args:
@@ -108,8 +108,8 @@ def make_iterative(
         terminal: λ, residuals and warnings.
 
     Raises:
-        InfluenceError: H + (l2 + λ)I is singular or indefinite, as far as that can be seen here; limits that solve
-            nothing.
+        InfluenceError: H + (l2 + λ)I is singular or indefinite, as far as that is visible here; limits that cannot
+            solve anything.
     """
     task, choice = prepared.task, prepared.choice
     network, matrix, method = choice.network, choice.matrix, choice.method
@@ -170,7 +170,7 @@ def announce(damping: Damping, l2: float, terminal: Terminal) -> None:
 
 
 def expected_products(method: str, scale: float, shift: float, tolerance: float) -> int:
-    """Bound the products that a solver needs without a preconditioner, by the slowest direction that there can be.
+    """Bound the products that a solver needs without a preconditioner, by the slowest possible direction.
 
     Conjugate gradients: ½ √(σ/(l2 + λ)) ln(2/ε); the Neumann series of LiSSA: σ/(l2 + λ) ln(1/ε).
     """
@@ -224,7 +224,7 @@ def _solve(system: _System, vectors: Tensor, terminal: Terminal) -> tuple[Tensor
 
 
 def _forecast(system: _System, vectors: Tensor, terminal: Terminal) -> None:
-    """Say before a solver starts how long it can take, from one product with a mini-batch."""
+    """Say how long a solver can take before it starts, from one product with a mini-batch."""
     method, examples, product = system.method, system.examples, system.batch_product()
     product(vectors[:1])  # the first call also warms up
     started = time.perf_counter()
@@ -235,7 +235,7 @@ def _forecast(system: _System, vectors: Tensor, terminal: Terminal) -> None:
         count = min(count, expected_products(method, system.scale, system.shift, system.tolerance))
     seconds = count * spent * (1.0 if system.is_series else len(examples) / examples.batch)
     terminal.say(
-        f"{method} for {len(vectors)} right sides: at most about {count:,} products with the curvature "
+        f"{method} for {len(vectors)} right-hand sides: at most about {count:,} products with the curvature "
         f"({'of mini-batches' if system.is_series else 'of all examples'}), {duration(seconds)}"
     )
     if seconds > LONG:
@@ -247,7 +247,7 @@ def _forecast(system: _System, vectors: Tensor, terminal: Terminal) -> None:
 
 
 def _report(info: SolveInfo, most: int, strict: bool, terminal: Terminal) -> None:
-    """Say what a solve took; not to have converged is a warning, or an error where that is asked for."""
+    """Report what a solve took; without convergence it is a warning, or an error with ``strict``."""
     text = (
         f"{info.method}: {info.iterations:,} iterations, relative residual {info.residual:.1e}, λ = {info.damping:.6g}"
     )
@@ -258,12 +258,12 @@ def _report(info: SolveInfo, most: int, strict: bool, terminal: Terminal) -> Non
     terminal.say(text)
     if info.converged:
         return
-    problem = f"{info.method} did not converge: relative residual {info.residual:.1e}, wanted {info.tolerance:.0e}"
+    problem = f"{info.method} did not converge: relative residual {info.residual:.1e}, target {info.tolerance:.0e}"
     stopped = info.iterations >= most
     remedy = (
         f"raise curvature.max_iterations ({most:,}), use a larger curvature.damping"
         if stopped
-        else "rounding goes no further: use a larger curvature.damping or curvature.tolerance"
+        else "rounding allows no better: use a larger curvature.damping or curvature.tolerance"
     ) + ", or curvature.method: explicit on fewer layers"
     if strict:
         raise InfluenceError(f"{problem} (--strict)", remedy)

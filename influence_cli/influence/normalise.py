@@ -1,6 +1,6 @@
 """`rank --normalise`: divide influence by how far a training example moves the model, so that outliers do not lead.
 
-An example of large loss or gradient has a large influence on every test example, and heads every list. RelatIF asks
+An example of large loss or gradient has a large influence on every test example, and leads every list. RelatIF asks
 which example explains this prediction *for what it changes elsewhere* (Barshan, Brunet & Dziugaite, AISTATS 2020,
 "RelatIF: identifying explanatory training samples via relative influence"). The formulas are in influence/scores.py.
 """
@@ -28,7 +28,7 @@ NONE = "none"
 
 
 def check_normalise(kind: str, method: str) -> None:
-    """Refuse a normalisation that there is not, or that the curvature cannot give, before any work.
+    """Refuse an unknown normalisation, or one that the curvature cannot give, before any work.
 
     Args:
         kind: of ``--normalise``.
@@ -38,7 +38,7 @@ def check_normalise(kind: str, method: str) -> None:
         raise InfluenceError(f"--normalise {kind}: there is no such score", did_you_mean(kind, (NONE, *MEANING)))
     if kind != NONE and method in SOLVERS:
         raise InfluenceError(
-            f"--normalise {kind}: under {method} the norm of every training example would take a solve of its own",
+            f"--normalise {kind}: under {method} the norm of every training example would need its own solve",
             "-s curvature.method=auto (or explicit, ekfac, kfac, arnoldi, fisher, identity)",
         )
 

@@ -1,4 +1,4 @@
-"""What belongs to a run of scores as a whole: stores, damping, residuals, share kept."""
+"""Facts about a run of scores as a whole: stores, damping, residuals, share kept."""
 
 from __future__ import annotations
 
@@ -103,17 +103,17 @@ def describe_run(
         for prepared, inverse in zip(stores, inverses, strict=True)
     )
     if correlation is not None and isfinite(correlation):
-        terminal.say(f"correlation with plain gradient similarity: {correlation:.3f}")
+        terminal.detail(f"correlation with plain gradient similarity: {correlation:.3f}")
         if correlation > 0.98:
             terminal.warn(
-                f"curvature plays hardly any part here (correlation {correlation:.3f} with identity): "
-                "λ is large beside the spectrum; a smaller curvature.damping would use it"
+                f"the curvature has almost no effect here (correlation {correlation:.3f} with identity): "
+                "λ is large relative to the spectrum; use a smaller curvature.damping"
             )
     return ScoreRecord(records, correlation)
 
 
 def _damping(inverse: Inverse) -> float | dict[str, float] | None:
-    """Give λ in absolute units: a number, or one a layer."""
+    """Give λ in absolute units: a number, or one per layer."""
     if inverse.damping is None or inverse.damping.value is not None:
         return inverse.damping.value if inverse.damping else None
     return dict(zip(inverse.summary.groups, inverse.damping.values, strict=True))

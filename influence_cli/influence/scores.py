@@ -2,7 +2,7 @@
 
 ``influence[t, i]`` = (1/n) · s_testᵀ gᵢ, s_test = (H + (l2 + λ)I)⁻¹ ∇L(z_t): the estimated rise of the loss of test
 example t if training example i is removed, in the loss's units (nats for cross-entropy). It is −1/n times the
-I_up,loss of Koh & Liang (ICML 2017, equation 2). Above zero, removing hurts: the example is helpful.
+I_up,loss of Koh & Liang (ICML 2017, equation 2). Above zero, removing hurts, so the example is helpful.
 ``perturbation`` is the same for a training image that is changed, not removed: again the estimated rise of the loss.
 
 In a basis with spectrum Λ the same is (1/n) Σⱼ c_tj c_ij / (Λⱼ + l2 + λ).
@@ -113,12 +113,12 @@ def effect(value: float) -> str:
 
 
 def harmful_part(values: np.ndarray) -> np.ndarray:
-    """Give what of influence is harmful: the values below zero, 0 for the others (and for NaN, which takes no part)."""
+    """Give the harmful part of influence: values below zero, 0 for all others (and for NaN, which does not count)."""
     return np.where(values < 0, values, 0)
 
 
 def most_harmful_first(values: np.ndarray) -> np.ndarray:
-    """Order by influence, the most harmful first, ties by position; NaN comes last."""
+    """Order by influence, most harmful first, ties by position; NaN comes last."""
     return np.argsort(values, kind="stable")
 
 
@@ -128,11 +128,11 @@ class Strongest:
 
     Attributes:
         helpful: their positions, int64.
-        helpful_values: influence, falling (or the score that they are ranked by is), > 0.
+        helpful_values: influence, > 0, largest first (or by the score that ranks them).
         harmful: likewise.
-        harmful_values: influence, rising, < 0.
-        helpful_scores: what they are ranked by, falling; None for influence itself.
-        harmful_scores: likewise, rising.
+        harmful_values: influence, < 0, smallest first.
+        helpful_scores: the score that ranks them, largest first; None for influence itself.
+        harmful_scores: likewise, smallest first.
     """
 
     helpful: np.ndarray
@@ -147,21 +147,21 @@ class Strongest:
         return (self.helpful, self.helpful_values), (self.harmful, self.harmful_values)
 
     def of(self, effect: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Give positions, influence, and what they are ranked by if that is another score, of one effect."""
+        """Give positions, influence, and the score that ranks them if it is another one, for one effect."""
         if effect == "helpful":
             return self.helpful, self.helpful_values, self.helpful_scores
         return self.harmful, self.harmful_values, self.harmful_scores
 
 
 class Running:
-    """Keeps the strongest effects while influence streams by, block after block: memory m·(count), never m·n.
+    """Keeps the strongest effects while influence arrives block by block: memory m·(count), never m·n.
 
-    Ties go to the earlier position: a block is compared with what came before it by strictly greater.
+    Ties go to the earlier position: a block must be strictly greater than what came before.
     """
 
     def __init__(self, tests: int, count: int | None) -> None:
         self._count = count
-        # Positions, what they are ranked by, and influence where that is something else (else the same array again).
+        # Positions, the score that ranks them, and influence if that differs (otherwise the same array again).
         self._best: list[list[tuple[np.ndarray, ...]]] = [
             [(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32)) for _ in range(tests)]
             for _ in range(2)
@@ -212,7 +212,7 @@ def strongest(values: np.ndarray, count: int | None) -> Strongest:
 
     Args:
         values: influence [n]; NaN for examples that take no part.
-        count: how many an effect, or None for all.
+        count: how many per effect, or None for all.
     """
     running = Running(1, count)
     running.add(np.arange(len(values)), values[None])
@@ -223,8 +223,8 @@ def merged(parts: Sequence[Sequence[Strongest]], count: int | None) -> list[Stro
     """Merge the strongest effects on the same test examples of several parts of the training examples.
 
     Args:
-        parts: of each part in order of the positions, one a test example.
-        count: how many an effect, or None for all.
+        parts: of each part in order of the positions, one per test example.
+        count: how many per effect, or None for all.
     """
     found = []
     for own in zip(*parts, strict=True):
@@ -242,12 +242,12 @@ def merged(parts: Sequence[Sequence[Strongest]], count: int | None) -> list[Stro
 
 
 def require_finite(values: Tensor | np.ndarray, what: str, title: Callable[..., str]) -> None:
-    """Refuse to pass on a number that is not finite.
+    """Refuse numbers that are not finite.
 
     Args:
         values: scores.
-        what: they are, such as ``influence``.
-        title: names the example that a score is of, by the score's place in ``values``.
+        what: what they are, such as ``influence``.
+        title: names the example of a score, by the score's place in ``values``.
 
     Raises:
         InfluenceError: some number is NaN or infinite.
@@ -257,10 +257,10 @@ def require_finite(values: Tensor | np.ndarray, what: str, title: Callable[..., 
         place = torch.nonzero(~finite)[0].tolist()
         raise InfluenceError(
             f"the {what} of {title(*place)} is NaN or infinite",
-            "use a larger curvature.damping, or look at that image; list it under exclude to go on without it",
+            "use a larger curvature.damping, or check that image; list it under exclude to continue without it",
         )
 
 
 def _falling(positions: np.ndarray, values: np.ndarray) -> np.ndarray:
-    # Falling value, then rising position: sort keys, never edited scores.
+    # Sort keys: value descending, then position ascending; the scores are never edited.
     return np.lexsort((positions, -values))

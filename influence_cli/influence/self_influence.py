@@ -1,9 +1,9 @@
-"""Signals of suspicion that take gradients: from the stores, or by a pass over the data.
+"""Signals of suspicion that need gradients: from the stores, or by a pass over the data.
 
 ``self-influence`` is the estimated rise of its own loss if an example were removed; ``test-influence`` the mean
 estimated fall of the test losses if it were (harmful on average: the negative mean influence); ``gradient-norm`` is
 ‖gᵢ‖ and ``tracin`` ‖gᵢ‖² averaged over the checkpoints of a run (TracInCP, Pruthi et al. 2020), by the rates and steps
-that the config has of them, else alike.
+of the config, otherwise with equal weights.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def self_influences(
 ) -> np.ndarray:
     """Compute self_influence of every example of a split, float64 [n]; NaN where one could not be read.
 
-    Of a test example it is what it would be as a training example: nothing of the test set is stored.
+    For a test example it is what it would be as a training example: nothing of the test set is stored.
     """
     if split.name != "train":
         influences = _streamed_self_influences(stores, inverses, split, terminal, skip)
@@ -70,7 +70,7 @@ def harm_to_tests(
 ) -> np.ndarray:
     """Compute −mean influence on the test set of every training example, float64 [n]: above zero it is harmful.
 
-    ``facts`` are filled in on the way where nothing is stored.
+    ``facts`` are filled in on the way if nothing is stored.
     """
     test = stores[0].task.test_split()
     chosen = [Selected(int(index), None, int(test.labels[index])) for index in test.indices]

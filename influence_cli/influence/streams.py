@@ -1,7 +1,7 @@
-"""Scores of all training examples as they stream by: from the rows of a store, or on the fly from a layer pass.
+"""Scores of all training examples as a stream: from the rows of a store, or on the fly from a layer pass.
 
 Each stream yields a range of rows and their scores, in order, and never holds more than one piece. The processes of a
-job each stream a part of the rows; ``of_all`` gives every one of them the whole.
+job each stream a part of the rows; ``of_all`` gives all rows to each of them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def training_products(
 ) -> Iterator[Piece]:
     """Multiply vectors of coordinates [m, k] with all training gradients, from the store or on the fly: pieces [m, b].
 
-    Of a job with several processes: with the gradients of this one's part of the training examples.
+    In a job with several processes: with the gradients of this process's part of the training examples.
 
     Args:
         prepared: of one checkpoint.
@@ -52,8 +52,8 @@ def training_products(
         facts: filled in on the fly; None where they are known.
         share: number of checkpoints that are explained.
         terminal: progress, skipped examples.
-        skip: go on without examples that cannot be read.
-        stack: keeps the progress of a scan on show until it is left.
+        skip: continue without unreadable examples.
+        stack: keeps the progress bar of a scan visible until it is closed.
         norms: of the training gradients: the last row of a piece [m + 1, b].
     """
     task = prepared.task
@@ -94,7 +94,7 @@ def stored_self_influence(prepared: Prepared, inverse: ClosedForm, terminal: Ter
 
 
 def stored_pieces(prepared: Prepared, work: Callable[[slice, np.ndarray], Piece], advance: Advance) -> Iterator[Piece]:
-    """Work on every block of a store (a job's process: on its part of them), on the CPU in threads, in order."""
+    """Work on every block of a store (in a job: on this process's part), on the CPU in threads, in order."""
     with Store.open(prepared.path) as store:
         blocks = range(store.layout.blocks)[distributed.share(store.layout.blocks)]
         if prepared.task.device.type == "cpu":
@@ -115,7 +115,7 @@ def direct_products(
     skip: bool,
     norms: Norms | None = None,
 ) -> Iterator[Piece]:
-    """Multiply vectors of coordinates [m, k] with all training gradients, straight from a and δ: nothing is stored.
+    """Multiply vectors of coordinates [m, k] with all training gradients, directly from a and δ: nothing is stored.
 
     Args:
         prepared: with every coordinate of its basis.
@@ -123,7 +123,7 @@ def direct_products(
         facts: filled in on the way; losses and probabilities are divided by ``share``.
         share: number of checkpoints that are explained.
         terminal: progress, skipped examples.
-        skip: go on without examples that cannot be read.
+        skip: continue without unreadable examples.
         norms: of the training gradients, by a second layer pass: the last row of a piece.
     """
     network, task = prepared.choice.network, prepared.task
@@ -238,18 +238,18 @@ def of_all(stream: Iterator[Piece]) -> Iterator[Piece]:
 
 
 def averaged(streams: Sequence[Iterator[Piece]]) -> Iterator[Piece]:
-    """Average streams over the same rows whose pieces need not be cut alike."""
+    """Average streams over the same rows whose pieces may be cut differently."""
     if len(streams) == 1:
         yield from streams[0]
         return
     first = [next(stream, None) for stream in streams]
     held: list[Piece] = [piece for piece in first if piece is not None]
-    if len(held) < len(streams):  # a process of a job that has no rows
+    if len(held) < len(streams):  # a process without rows
         return
     if len({where.start for where, _ in held}) > 1:
         raise InfluenceError(
-            "the stores of the checkpoints have blocks of different sizes, so their parts do not meet",
-            "make them with one gradients.block (influence gradients --overwrite), or run one process",
+            "the stores of the checkpoints have different block sizes, so their blocks do not line up",
+            "build them with the same gradients.block (influence gradients --overwrite), or run one process",
         )
     while True:
         start, stop = held[0][0].start, min(where.stop for where, _ in held)

@@ -25,7 +25,7 @@ from influence_cli.runtime.terminal import Terminal
 
 
 def check_target(target: str, classes: Sequence[str]) -> None:
-    """Refuse a target that is neither ``label`` nor ``predicted`` nor a class."""
+    """Refuse a target that is not ``label``, ``predicted`` or a class."""
     if target not in ("label", "predicted"):
         class_number(target, classes, "--target")
 
@@ -83,10 +83,10 @@ def mean_gradients(
 
     Args:
         stores: what was prepared for each checkpoint.
-        groups: test examples, as many at a time as their gradients may be held.
+        groups: test examples, in groups small enough to hold their gradients.
         target: whose loss is explained.
         terminal: progress, skipped examples.
-        skip: go on without examples that cannot be read.
+        skip: continue without unreadable examples.
     """
     seen: list[TestFacts] = []
     sums: list[Tensor] = []
@@ -111,8 +111,8 @@ def gradient_groups(
     """Give test examples in groups of at most ``size`` with their gradients, [m, k] under every checkpoint.
 
     Yields:
-        The facts of the examples that could be read, the gradients, and what each row of these is of: a test example,
-        or None for the mean of all, which an aggregate has for its only group.
+        The facts of the examples that could be read, the gradients, and the test example of each gradient row,
+        or None for the mean of all, the only group of an aggregate.
 
     Raises:
         InfluenceError: none of them could be read.
@@ -153,7 +153,9 @@ def selected_batches(
                 tensor, _ = file_input(split, item.file)
             except InfluenceError as error:
                 if not skip:
-                    raise InfluenceError(error.message, error.hint or "--skip-unreadable goes on without it") from error
+                    raise InfluenceError(
+                        error.message, error.hint or "--skip-unreadable continues without it"
+                    ) from error
                 terminal.warn(f"skipped: {error.message}")
                 continue
             label = item.label if item.label is not None else -1
@@ -186,13 +188,13 @@ def explained_classes(target: str, classes: Sequence[str], chosen: Sequence[Sele
     return torch.tensor(labels)
 
 
-# Numbers held at one time for a group of test examples: 2²⁷, 512 MB in float32; on the fly, where every group costs a
-# pass over the training set, up to this share of the free memory, of a GPU's (nobody else wants it) the second one.
+# Numbers held at once for a group of test examples: 2²⁷, 512 MB in float32. On the fly, every group costs a pass over
+# the training set, so it is up to this share of the free memory; the second one is for a GPU, which is not shared.
 GROUP_NUMBERS, FREE_SHARE, GPU_SHARE = 2**27, 1 / 8, 1 / 3
 
 
 def group_size(stores: Sequence[Prepared], kept: int | None) -> int:
-    """Bound the test examples that are worked on at one time.
+    """Bound the test examples that are processed at once.
 
     Args:
         stores: what was prepared for each checkpoint.

@@ -23,7 +23,7 @@ class Selected:
     Attributes:
         index: its position in the test set; None for a file.
         file: an image file; None for a position.
-        label: the class to take for its label; None for a file without one.
+        label: the class to use as its label; None for a file without one.
     """
 
     index: int | None
@@ -44,8 +44,8 @@ def select(
         words: the arguments.
         split: the test examples; None where the config has none.
         classes: class names.
-        misclassified: gives the positions that the model gets wrong; called only where asked for.
-        lines: stdin, read only for ``-``: ``TEST`` or ``TEST<tab>LABEL`` a line.
+        misclassified: gives the positions that the model misclassifies; called only if needed.
+        lines: stdin, read only for ``-``: ``TEST`` or ``TEST<tab>LABEL`` per line.
 
     Raises:
         InfluenceError: a word of another form, an index out of range, a label that does not exist, nothing selected.
@@ -83,7 +83,7 @@ def _one(
         start, stop = int(match[1] or 0), int(match[2] or length)
         if stop > length or start >= stop:
             raise InfluenceError(
-                f"{where}the slice {word} is empty or out of range; the test set has 0 to {length - 1}"
+                f"{where}the slice {word} is empty or out of range; valid indices are 0 to {length - 1}"
             )
         inside = split.indices[(split.indices >= start) & (split.indices < stop)]
         return [_position(split, int(index), label, where) for index in inside]
@@ -93,15 +93,15 @@ def _one(
     except (OSError, ValueError):  # a name too long for a file, or with a zero byte
         is_file = is_folder = False
     if not is_file:
-        problem = "is a folder" if is_folder else "is neither a file nor a position"
-        raise InfluenceError(f"{where}{quoted(word)} {problem}", FORMS)
+        problem = " is a folder" if is_folder else ": no such file or index"
+        raise InfluenceError(f"{where}{quoted(word)}{problem}", FORMS)
     return [Selected(None, path, label)]
 
 
 def _needed(split: Split | None, word: str, where: str) -> Split:
     if split is None:
         raise InfluenceError(
-            f"{where}{word} means a test example, but the config has no test data set",
+            f"{where}{word} selects test examples, but the config has no test data set",
             "add a section test: {dataset: …, args: {…}}, or give an image file",
         )
     return split
@@ -110,9 +110,7 @@ def _needed(split: Split | None, word: str, where: str) -> Split:
 def _position(split: Split, index: int, label: int | None, where: str) -> Selected:
     length = len(split.source)
     if index >= length:
-        raise InfluenceError(
-            f"{where}there is no {split.name} example {index}; the {split.name} set has 0 to {length - 1}"
-        )
+        raise InfluenceError(f"{where}there is no {split.name} example {index}; valid indices are 0 to {length - 1}")
     if row_of(split.indices, index) is None:
         raise InfluenceError(f"{where}{split.title(index)} is excluded ({split.name}.exclude)")
     return Selected(index, None, int(split.labels[index]) if label is None else label)

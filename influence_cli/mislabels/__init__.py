@@ -1,4 +1,4 @@
 """Evidence that a label is wrong, and how good that evidence is.
 
-Start with ``find``; ``evidence`` joins what ``readout``, ``neighbours`` and the model say.
+Start with ``find``; ``evidence`` combines ``readout``, ``neighbours`` and the model.
 """

@@ -1,7 +1,7 @@
-"""Activations of every layer, pooled to a bounded size: what a network has made of each example.
+"""Activations of every layer, pooled to a bounded size: how a network represents each example.
 
-Taken are the inputs of all linear layers and convolutions (the images are the first one's) and the outputs. One forward
-pass, no gradients.
+They are the inputs of all linear layers and convolutions (the images are the input of the first one) and the outputs.
+This takes one forward pass and no gradients.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from influence_cli.model.outputs import logits_of
 from influence_cli.passes.layers import CONVOLUTIONS
 from influence_cli.runtime import distributed, exchange
 
-# Numbers that a layer may have after pooling; what the last layer reads, the penultimate activations; all together.
+# Most numbers per layer after pooling; for the last layer's input (the penultimate activations); for all together.
 LAYER, PENULTIMATE, ALL = 256, 1_024, 2_048
 OUTPUTS = "outputs"
 
@@ -38,7 +38,7 @@ class Activations:
             and the only one where the model has no layer whose input can be read.
         indices: int64 [n], positions in the data set.
         targets: int64 [n], labels as given.
-        hashes: uint64 [n], xxh3 of what goes into the model.
+        hashes: uint64 [n], xxh3 of the model's input.
     """
 
     features: Tensor
@@ -72,8 +72,8 @@ def activations(
         model: in evaluation mode.
         batches: the examples.
         device: the model's.
-        on_examples: told how many examples are done.
-        most: numbers of an example, beside its outputs.
+        on_examples: called with the number of finished examples.
+        most: numbers per example, in addition to its outputs.
         title: names the example of a position in a message.
 
     Raises:
@@ -97,13 +97,13 @@ def activations(
         hashes.append([xxhash.xxh3_64_intdigest(np.ascontiguousarray(one).data) for one in batch.inputs.numpy()])
         on_examples(len(batch))
     if not parts:
-        raise InfluenceError("there is no example whose activations could be read")
+        raise InfluenceError("no example's activations could be read")
     layers, start = {}, 0
     for name, own in parts.items():
         layers[name] = slice(start, start + own[0].shape[1])
         start = layers[name].stop
     features = torch.empty(sum(map(len, indices)), start)
-    for name, place in layers.items():  # a layer's parts go as soon as they are joined
+    for name, place in layers.items():  # a layer's parts are freed as soon as they are joined
         features[:, place] = torch.cat(parts.pop(name))
     every = np.concatenate(hashes).astype(np.uint64)
     return Activations(features, layers, np.concatenate(indices), np.concatenate(targets), every)
@@ -113,7 +113,7 @@ def join_activations(own: Activations | None) -> Activations | None:
     """Give the first process of a job the activations of all of them, in order; None in the others.
 
     Args:
-        own: of this process's part of the examples; None where it has none.
+        own: of this process's part of the examples; None if it has none.
     """
     if distributed.size() == 1:
         return own
@@ -130,8 +130,8 @@ def join_activations(own: Activations | None) -> Activations | None:
 def pooled(module: nn.Module, x: Tensor, most: int) -> Tensor:
     """Average activations over neighbours until an example has at most ``most`` numbers: [b, w].
 
-    Positions of a convolution's input are pooled on a grid as fine as that allows, tokens to their mean, and what is
-    still too wide to its neighbours along the channels (of a flattened map these are pixels side by side).
+    Positions of a convolution's input are pooled on the finest grid that fits, and tokens to their mean. What is still
+    too wide is averaged over neighbouring channels (in a flattened map these are neighbouring pixels).
     """
     if isinstance(module, CONVOLUTIONS):
         channels, places = x.shape[1], x.ndim - 2
@@ -170,7 +170,7 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def _distinct(read: dict[str, Tensor]) -> list[str]:
-    """Name the layers, each tensor that several of them read once."""
+    """Name the layers; a tensor that several of them read counts once."""
     found: dict[tuple[int, torch.Size], str] = {}
     for name, x in read.items():
         found.setdefault((x.data_ptr(), x.shape), name)
@@ -178,7 +178,7 @@ def _distinct(read: dict[str, Tensor]) -> list[str]:
 
 
 def _bounds(model: nn.Module, one: dict[str, Tensor], most: int) -> dict[str, int]:
-    """Halve the numbers of a layer, the last one's four times as many, until all together are at most ``most``."""
+    """Halve the numbers per layer (the last layer keeps four times as many) until all together are at most ``most``."""
     bound = LAYER
     while True:
         bounds = dict.fromkeys(one, bound)
@@ -196,5 +196,5 @@ def _refuse_not_finite(outputs: Tensor, batch: Batch, title: Callable[[int], str
         index = int(batch.indices[int(torch.nonzero(~finite)[0])])
         raise InfluenceError(
             f"the model's activations or outputs for {title(index)} are NaN or infinite",
-            "look at that image; list it under exclude to go on without it",
+            "check that image; list it under exclude to continue without it",
         )

@@ -1,4 +1,4 @@
-"""Found on the way, and not a matter of a single label: duplicates with two labels, outliers, classes that blend."""
+"""Data issues beyond single labels: duplicates with two labels, outliers, classes that are confused."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Cosine in the readout's components above which two images are near-duplicates.
+# Two images are near-duplicates above this cosine in the readout's components.
 ALIKE = 0.95
 # An outlier's distance exceeds the median by this many deviations, both of logarithms (1.48 × the median deviation).
 DEVIATIONS = 4.0
-# Classes are confused in both directions where each loses this share of its examples to the other.
+# Classes are confused in both directions if each loses this share of its examples to the other.
 CONFUSED = 0.03
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a data team would want to know besides.
+    """Data issues beyond single labels, for a data team.
 
     Attributes:
         duplicates: rows of two examples with the same input and different labels, int64 [m, 2].
         alike: rows of two near-duplicates with different labels, most similar first, int64 [m, 2].
         outliers: rows of examples far from every other one, farthest first, int64 [m].
-        confused: pairs of classes that are taken for each other, and how many examples each way.
+        confused: pairs of classes that are confused with each other, and how many examples each way.
     """
 
     duplicates: np.ndarray
@@ -45,9 +45,9 @@ def find_besides(
         labels: int64 [n].
         hashes: uint64 [n], of the inputs.
         nearest: int64 [n, k], rows of the nearest others, nearest first; k may be 0.
-        similarity: [n, k], the cosine, falling.
+        similarity: [n, k], the cosine, largest first.
         distance: [n], mean distance to the nearest of them.
-        joint: [C, C], share of examples by given (row) and true label (column), where it is known.
+        joint: [C, C], share of examples by given (row) and true label (column), if known.
     """
     duplicates = _same(labels, hashes)
     alike = _alike(labels, nearest, similarity)
@@ -71,7 +71,7 @@ def _alike(labels: np.ndarray, nearest: np.ndarray, similarity: np.ndarray) -> n
     others = nearest[rows, ranks]
     differ = labels[rows] != labels[others]
     rows, others, near = rows[differ], others[differ], similarity[rows, ranks][differ]
-    # A pair as one number: of a well trained network there are millions, and rows sort slowly.
+    # A pair as one number: a well trained network has millions of them, and rows sort slowly.
     numbers, first = np.unique(_numbers(rows, others, len(labels)), return_index=True)
     numbers = numbers[np.argsort(-near[first], kind="stable")]
     return np.stack([numbers // len(labels), numbers % len(labels)], axis=1).astype(np.int64)

@@ -11,7 +11,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.metrics import auroc, average_precision, bootstrap_precision, share_found
 
 CHECKED = (0.01, 0.05, 0.10, 0.20, 0.30)
-# Shares of the recovery curve: close together where a ranking is read.
+# Shares of the recovery curve, denser at the start of the ranking.
 CURVE = (
     0.0,
     *(round(0.005 * step, 4) for step in range(1, 41)),
@@ -62,7 +62,7 @@ def qualities(
     Args:
         signals: values [n] by name, higher is more suspicious.
         wrong: bool [n].
-        suggested: share of right suggestions among the wrong labels, by signal.
+        suggested: share of correct suggestions among the wrong labels, by signal.
 
     Raises:
         InfluenceError: there are no wrong ones, or no right ones.
@@ -70,7 +70,7 @@ def qualities(
     if not wrong.any() or wrong.all():
         raise InfluenceError(
             f"--truth says that {int(wrong.sum())} of {len(wrong)} labels are wrong",
-            "it needs both right and wrong ones",
+            "it needs both correct and wrong labels",
         )
     table = [
         Quality(
@@ -84,7 +84,7 @@ def qualities(
         for name, values in signals.items()
     ]
     table.sort(key=lambda quality: -quality.average_precision)
-    # In expectation over orders: AP is near the share of wrong labels, and x % checked finds x %.
+    # Expected over random orders: AP is near the share of wrong labels, and checking x % finds x %.
     share = float(wrong.mean())
     return [*table, Quality("random", share, (share, share), 0.5, CHECKED)]
 

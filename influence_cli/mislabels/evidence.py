@@ -1,9 +1,9 @@
-"""Evidence on labels that does not stand on them: what an example would be called by everything but its own label.
+"""Evidence about labels that does not use them: the class of an example by everything except its own label.
 
 Three opinions, each a log-probability of every class: a leave-one-out readout of all layers, the vote of the nearest
 neighbours in the readout's leading components, and the model itself where it has not memorised its training labels.
-``combined`` is their weighted sum, normalised: p ∝ Π pₖ^w. Of a test set the model has seen no label either: there all
-three are out of sample, and the weights are the likeliest.
+``combined`` is their weighted sum, normalised: p ∝ Π pₖ^w. The model has not seen the labels of a test set, so all
+three are out of sample there, and the weights are fitted by likelihood.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Terminal
 
-# Below this share of the leave-one-out loss a model's loss on its own training labels is memory, not opinion.
+# A model whose loss on its training labels is below this share of the leave-one-out loss has memorised them.
 MEMORISED = 0.75
 # The weight of each opinion, with the model and without: three make up a mean, which is calibrated; of two a little
 # more ranks better. Fixed on label noise of Fashion-MNIST (bench/results/mislabels.md).
 WITH_MODEL, WITHOUT = 1 / 3, 2 / 3
-# Of the free memory, for the activations; the regression holds as much twice again.
+# Share of the free memory for the activations; the regression needs twice as much again.
 FREE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one forward pass over a split tells of its labels, averaged over checkpoints.
+    """What one forward pass over a split says about its labels, averaged over checkpoints.
 
     Attributes:
         facts: labels, the model's probabilities and losses, of the examples that could be read.
@@ -50,8 +50,8 @@ class Evidence:
         nearest: int64 [n, k], rows of the nearest other examples, nearest first; [n, 0] without a readout.
         similarity: float32 [n, k], the cosine.
         distance: float32 [n], mean distance to the nearest of them; [0] without a readout.
-        hashes: uint64 [n], of what goes into the model.
-        memorised: whether the model's own opinion is left out of ``combined``, as memory.
+        hashes: uint64 [n], of the model's input.
+        memorised: whether the model's own opinion is left out of ``combined``, because it has memorised the labels.
         summary: accuracy and mean loss of model and readout, ridge, temperature, dimension; by name.
         obstacle: why there is no readout, or None.
     """
@@ -80,15 +80,15 @@ class _Readouts:
 def gather_evidence(
     tasks: Sequence[Task], split: Split, terminal: Terminal, *, skip: bool, logistic: bool = False
 ) -> Evidence | None:
-    """Run each checkpoint forward over a split once, and form the opinions.
+    """Run each checkpoint forward over a split once, and compute the opinions.
 
-    The processes of a job each run it over a part; the first one forms the opinions, None in the others.
+    Each process of a job runs it over a part; the first one computes the opinions, None in the others.
 
     Args:
-        tasks: a task a checkpoint; of a run only the last takes part.
+        tasks: one task per checkpoint; only the last one of a run is used.
         split: whose labels; the training split's may be memorised.
         terminal: progress, the diagnosis, warnings.
-        skip: go on without examples that cannot be read.
+        skip: continue without unreadable examples.
         logistic: fit the logistic readout as well.
 
     Raises:
@@ -134,7 +134,8 @@ def gather_evidence(
     readout = opinions["readout"]
     summary |= {"readout_loss": _loss(readout, targets), "readout_accuracy": _accuracy(readout, targets)}
     memorised = split.name == "train" and summary["model_loss"] < MEMORISED * summary["readout_loss"]
-    terminal.say(_diagnosis(split.name, summary, memorised))
+    terminal.say(_diagnosis(split.name, memorised))
+    terminal.detail(_compared(summary))
     heard = torch.stack([readout, opinions["neighbours"], *([] if memorised else [model])])
     weights = torch.full((len(heard),), WITHOUT if memorised else WITH_MODEL)
     if split.name != "train":
@@ -192,7 +193,7 @@ def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first:
     most = distributed.smallest(min(ALL, max(1, fits)))
     indices = split.indices[distributed.share(len(split))]
     if most < ALL and first:
-        terminal.detail(f"at most {most:,} activations of an example, for lack of memory")
+        terminal.detail(f"memory is short: at most {most:,} activations per example")
     with terminal.progress(len(indices), "activations of every layer") as advance:
         measure_loading(task, terminal)
         batches = readable_batches(
@@ -221,7 +222,7 @@ def _readouts(
     if readout.floored:
         terminal.warn(
             f"{readout.floored:,} examples have leverage above {1 - FLOOR}: the readout fits them whatever their "
-            "label; it has too many activations for so few examples"
+            "label is; it has too many activations for so few examples"
         )
     for name, value in (
         ("ridge", readout.ridge),
@@ -256,7 +257,7 @@ def _obstacle(found: Activations, classes: Sequence[str]) -> InfluenceError | No
         which = "the only label is" if count == 1 else f"all {count:,} labels are"
         return InfluenceError(
             f"{which} {classes[int(counts.argmax())]}: no label can be suspected",
-            "name a data set with two classes or more",
+            "use a data set with two or more classes",
         )
     if not found.hidden.shape[1]:
         return InfluenceError(
@@ -267,19 +268,22 @@ def _obstacle(found: Activations, classes: Sequence[str]) -> InfluenceError | No
     if len(rare):
         named = ", ".join(f"{classes[int(c)]} ({counts[c]})" for c in rare[:6]) + (", …" if len(rare) > 6 else "")
         return InfluenceError(
-            f"a class needs at least 3 examples for a readout without one of them; fewer have: {named}",
+            f"the leave-one-out readout needs at least 3 examples per class; these have fewer: {named}",
             "use --signal loss or self-influence, or list them under exclude",
         )
     return None
 
 
-def _diagnosis(split: str, summary: dict[str, float], memorised: bool) -> str:
-    seen = (
-        f"accuracy {summary['model_accuracy']:.1%} and loss {summary['model_loss']:.3f} on the given labels, by a "
-        f"readout without the label {summary['readout_accuracy']:.1%} and {summary['readout_loss']:.3f}"
+def _compared(summary: dict[str, float]) -> str:
+    return (
+        f"given labels: the model has accuracy {summary['model_accuracy']:.1%} and loss {summary['model_loss']:.3f}, "
+        f"the readout without the label {summary['readout_accuracy']:.1%} and {summary['readout_loss']:.3f}"
     )
+
+
+def _diagnosis(split: str, memorised: bool) -> str:
     if split != "train":
-        return f"test set: {seen}; the model's own loss counts, it has not seen these labels"
+        return "The model was not trained on these labels, so its loss counts as evidence."
     if memorised:
-        return f"memorised: {seen}; loss, margin and self-influence say little here, trust readout and neighbours"
-    return f"not memorised: {seen}; the model's own loss is evidence too"
+        return "The model has memorised its labels; ranking by similar images instead."
+    return "The model has not memorised its labels, so its loss counts as evidence."

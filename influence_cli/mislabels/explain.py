@@ -1,4 +1,4 @@
-"""All that is known of one label: what every signal says, and the examples that look alike with their labels."""
+"""All that is known about one label: the value of every signal, and similar examples with their labels."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def row_among(indices: np.ndarray, index: int, split: Split) -> int:
     if row is None:
         raise InfluenceError(
             f"--explain {index}: there is no such {split.name} example in use",
-            f"positions are 0 to {len(split.source) - 1}, less those excluded",
+            f"valid indices are 0 to {len(split.source) - 1}, except excluded ones",
         )
     return row
 
 
 def explain_rows(result: Mislabels, split: Split, classes: tuple[str, ...], index: int) -> Iterator[dict[str, object]]:
-    """Give a row for every signal (kind ``signal``), then one for each neighbour (kind ``neighbour``), nearest first.
+    """Give one row per signal (kind ``signal``), then one per neighbour (kind ``neighbour``), nearest first.
 
-    Of a signal ``value`` is its number and ``percentile`` the share of examples that are less suspicious; of a
-    neighbour ``value`` is the cosine similarity, ``index``, ``path`` and ``label`` are its own.
+    For a signal, ``value`` is its number and ``percentile`` the share of examples that are less suspicious. For a
+    neighbour, ``value`` is the cosine similarity; ``index``, ``path`` and ``label`` are the neighbour's.
 
     Raises:
         InfluenceError: there is no such example in use.

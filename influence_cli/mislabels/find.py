@@ -5,7 +5,7 @@ Signals, higher is more suspicious for all of them:
 - ``combined`` (the default), ``readout``, ``neighbours``, ``logistic``: −log p of the label by opinions that have not
   seen it (mislabels/evidence.py)
 - ``pred-probs``: likewise by probabilities from elsewhere, such as k-fold training
-- ``loss`` (the model's), ``margin`` (probability of the largest other class less that of the label)
+- ``loss`` (the model's), ``margin`` (probability of the largest other class minus that of the label)
 - ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: influence/self_influence.py
 """
 
@@ -73,14 +73,14 @@ class Mislabels:
 
     @property
     def flagged(self) -> np.ndarray:
-        """Give the rows above the default cut: as many of the first as labels are wrong by the estimate."""
+        """Give the rows above the default cut: the first ones, as many as the estimated number of wrong labels."""
         return self.order[: self.noise.count] if self.noise else self.order[:0]
 
 
 def wanted_signals(
     signal: str, *, every: bool, on: str, checkpoints: int, tests: bool, solves: bool, probabilities: bool
 ) -> tuple[str, ...]:
-    """Choose the signals to compute: one, or all that there can be here.
+    """Choose the signals to compute: one, or all that are available here.
 
     Args:
         signal: the one to rank by.
@@ -88,19 +88,19 @@ def wanted_signals(
         on: ``train`` or ``test``.
         checkpoints: how many.
         tests: whether there is a test set.
-        solves: whether the curvature method solves example by example.
+        solves: whether the curvature method needs one solve per example.
         probabilities: whether ``--pred-probs`` is given.
 
     Raises:
-        InfluenceError: the signal is unknown or cannot be had here.
+        InfluenceError: the signal is unknown or not available here.
     """
     if signal not in SIGNALS:
         raise InfluenceError(f"--signal {signal}: there is no such signal", f"known: {', '.join(SIGNALS)}")
     why = {
         "pred-probs": (not probabilities, "it needs --pred-probs FILE"),
-        "tracin": (checkpoints < 2, "it needs several checkpoints; of one it is gradient-norm"),
-        "test-influence": (on == "test" or not tests, "it is of training examples, on a test set in the config"),
-        "self-influence": (solves, "it would take a solve an example; use -s curvature.method=auto"),
+        "tracin": (checkpoints < 2, "it needs several checkpoints; with one it equals gradient-norm"),
+        "test-influence": (on == "test" or not tests, "it scores training examples and needs a test set in the config"),
+        "self-influence": (solves, "it would need one solve per example; use -s curvature.method=auto"),
     }
     missing = {name: reason for name, (cannot, reason) in why.items() if cannot}
     if signal in missing:
@@ -123,24 +123,24 @@ def find_mislabels(
     """Rank training (or test) examples by how suspicious their label is.
 
     Args:
-        tasks: a task a checkpoint; signals are averaged over them.
-        stores: what was prepared for each checkpoint, or none: then there is no self-influence.
+        tasks: one task per checkpoint; signals are averaged over them.
+        stores: what was prepared for each checkpoint; without any there is no self-influence.
         on: ``train`` or ``test``; for a test example self-influence is what it would be as a training example.
         signal: which of ``SIGNALS`` to rank by.
         wanted: signals to compute.
         probabilities: [examples of the data set, C] from elsewhere, for ``pred-probs``.
         terminal: progress, the diagnosis, warnings.
-        skip_unreadable: go on without examples that cannot be read.
+        skip_unreadable: continue without unreadable examples.
         strict: a solver that does not converge is an error.
 
     Raises:
-        InfluenceError: the signal cannot be had: no readout, an example of a store that could not be read.
+        InfluenceError: the signal is not available: no readout, or an example of a store that could not be read.
     """
     terminal = or_silent(terminal)
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic="logistic" in wanted)
     gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip_unreadable, strict)
-    if evidence is None:  # in all but the first process of a job: it does the rest
+    if evidence is None:  # all processes of a job but the first, which does the rest
         try:
             gradients()
         except InfluenceError:
@@ -170,7 +170,7 @@ def find_mislabels(
         terminal.warn(f"no self_influence: {error.message}")
     distributed.dissolve()
     if signal not in signals:
-        raise InfluenceError(f"--signal {signal}: it cannot be had here", f"there are: {', '.join(signals)}")
+        raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
     opinions = {name: np.exp(own) for name, own in logs.items()}
     leading = signal if signal in logs else next(iter(logs), None)
     opinion = facts.probabilities if leading is None or signal in ("loss", "margin") else opinions[leading]
@@ -212,7 +212,7 @@ def _gradient_signals(
     skip: bool,
     strict: bool,
 ) -> tuple[dict[str, np.ndarray], ScoreRecord | None]:
-    """Compute what the stores give, [n] each: self-influence wherever there are any, the others where wanted."""
+    """Compute the signals from the stores, [n] each: self-influence if there are stores, the others if wanted."""
     if not stores:
         return {}, None
     inverses = make_inverses(stores, terminal, strict)
@@ -240,6 +240,6 @@ def _of_read(signals: dict[str, np.ndarray], split: Split, facts: TrainingFacts)
         if len(lost):
             raise InfluenceError(
                 f"{name}: {split.title(int(facts.indices[lost[0]]))} can be read now, but not when the store was made",
-                "influence gradients --overwrite makes the store again",
+                "influence gradients --overwrite rebuilds the store",
             )
     return {name: values[at] for name, values in signals.items()}

@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from influence_cli.errors import InfluenceError
 
-# The penalty of components of unit variance. Weights at most: the Hessian is dense, 8·WEIGHTS² bytes.
+# The penalty of components of unit variance. Most weights: the Hessian is dense, 8·WEIGHTS² bytes.
 RIDGE, WEIGHTS = 1e-2, 2_560
-# Newton steps at most, and the decrement (a drop of the objective, in nats) at which they end.
+# Most Newton steps, and the decrement (a drop of the objective, in nats) at which they end.
 STEPS, DECREMENT = 30, 1e-9
 CHUNK = 4_096
 
@@ -27,7 +27,7 @@ def leave_one_out_logistic(components: Tensor, targets: Tensor, classes: int) ->
     """Fit a logistic readout and give its outputs without each example, as log-probabilities.
 
     Args:
-        components: float32 [n, q], of unit variance, leading ones first; as many are used as ``WEIGHTS`` allows.
+        components: float32 [n, q], of unit variance, leading ones first; ``WEIGHTS`` limits how many are used.
         targets: int64 [n].
         classes: C.
 
@@ -35,12 +35,12 @@ def leave_one_out_logistic(components: Tensor, targets: Tensor, classes: int) ->
         log softmax f₋ᵢ, float32 [n, C], on the components' device.
 
     Raises:
-        InfluenceError: more classes than a dense Hessian has room for.
+        InfluenceError: more classes than a dense Hessian allows.
     """
     width = min(components.shape[1], WEIGHTS // classes - 1)
     if width < 1:
         raise InfluenceError(
-            f"--signal logistic: a dense Hessian has room for {WEIGHTS // 2:,} classes, there are {classes:,}",
+            f"--signal logistic: a dense Hessian allows up to {WEIGHTS // 2:,} classes, but there are {classes:,}",
             "use --signal readout",
         )
     wide = torch.float32 if components.device.type == "mps" else torch.float64

@@ -1,4 +1,4 @@
-"""The vote of an example's nearest neighbours: what others that look alike to the network are called."""
+"""The vote of an example's nearest neighbours: the labels of examples that the network finds similar."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Neighbours that vote, and how many votes every class has before they do.
+# Neighbours that vote, and the prior votes of every class.
 NEIGHBOURS, PRIOR = 50, 1.0
-# Nearest of them whose distance tells how far an example is from every other.
+# Nearest neighbours whose mean distance says how far an example is from all others.
 CLOSEST = 10
-# Similarities of which the largest is taken first: the nearest k are in the k parts whose largest are largest.
+# Similarities per part: the nearest k are in the k parts with the largest maxima.
 PART = 32
-# Similarities held at one time: 2²⁴, 64 MB in float32.
+# Similarities held at once: 2²⁴, 64 MB in float32.
 HELD = 2**24
 
 
@@ -24,8 +24,8 @@ def nearest(
 
     Args:
         features: float32 [n, w].
-        count: neighbours of each, fewer where there are not so many others.
-        on_examples: told how many examples more have theirs.
+        count: neighbours of each, fewer if there are fewer other examples.
+        on_examples: called with the number of newly finished examples.
 
     Returns:
         Rows int64 [n, k], nearest first, and similarities [n, k].
@@ -51,7 +51,7 @@ def nearest(
 
 
 def vote(rows: Tensor, similarity: Tensor, targets: Tensor, classes: int) -> Tensor:
-    """Let the neighbours vote, the more similar with more weight: wⱼ = max(0, cosⱼ)², scaled to a mean of 1.
+    """Let the neighbours vote, weighted by similarity: wⱼ = max(0, cosⱼ)², scaled to a mean of 1.
 
     Returns:
         log-probabilities of the classes, log (Σ votes + prior)/(k + C·prior), float32 [n, C].
@@ -63,7 +63,7 @@ def vote(rows: Tensor, similarity: Tensor, targets: Tensor, classes: int) -> Ten
 
 
 def distance(features: Tensor, rows: Tensor) -> Tensor:
-    """Give the mean Euclidean distance to the nearest others, [n]; an example far from every class has a large one."""
+    """Give the mean Euclidean distance to the nearest others, [n]; it is large for an example far from every class."""
     parts = [
         torch.linalg.vector_norm(features[rows[:, rank]] - features, dim=1) for rank in range(rows.shape[1])[:CLOSEST]
     ]

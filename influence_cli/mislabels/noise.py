@@ -1,4 +1,4 @@
-"""How many labels are wrong, which classes are taken for which, and how far down a ranking it pays to look.
+"""How many labels are wrong, which classes are confused, and how far down a ranking it is worth looking.
 
 The counts are confident learning's (Northcutt et al., JAIR 2021), by the cleanlab library, on probabilities that have
 not seen the label. From its joint distribution Q of given and true labels follows, by Bayes, the probability that a
@@ -50,7 +50,7 @@ def estimate_noise(log_probabilities: np.ndarray, labels: np.ndarray) -> Noise:
         log_probabilities: [n, C] that have not seen the labels; a temperature is fitted to them first.
         labels: int64 [n], as given.
     """
-    # Takes two seconds with pandas and scikit-learn: no command that does not ask for it waits.
+    # Imported here: with pandas and scikit-learn it takes two seconds, and only this command needs it.
     from cleanlab.count import compute_confident_joint, num_label_issues
 
     given = torch.from_numpy(labels)
@@ -63,10 +63,10 @@ def estimate_noise(log_probabilities: np.ndarray, labels: np.ndarray) -> Noise:
 
 def _wrong(soft: np.ndarray, labels: np.ndarray, joint: np.ndarray) -> np.ndarray:
     rates, present = joint.sum(axis=0), joint.sum(axis=0) > 0
-    channel = np.eye(len(joint))  # Q(given | true); a class that nothing is, is itself
+    channel = np.eye(len(joint))  # Q(given | true); an empty class maps to itself
     channel[:, present] = joint[:, present] / rates[present]
     true = np.clip(soft @ np.linalg.pinv(channel).T, 0, None)
     joined = true * channel[labels]
     total, own = joined.sum(axis=1), joined[np.arange(len(labels)), labels]
-    # Where nothing is left of a row, the label is impossible under Q.
+    # If a row is all zero, its label is impossible under Q.
     return np.asarray(1 - np.divide(own, total, out=np.zeros_like(own), where=total > 0))

@@ -1,4 +1,4 @@
-"""Reads class probabilities that another tool wrote, such as those of k-fold training."""
+"""Read class probabilities that another tool wrote, such as those of k-fold training."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 from influence_cli.data.tables import load_npy
 from influence_cli.errors import InfluenceError, describe
 
-# Sums may miss 1 by this much: probabilities are often written with few digits.
+# Sums may differ from 1 by this much: probabilities are often written with few digits.
 TOLERANCE = 1e-3
 
 
 def read_probabilities(path: Path, length: int, classes: Sequence[str]) -> np.ndarray:
-    """Read a row of class probabilities for every example of a data set.
+    """Read one row of class probabilities per example of a data set.
 
-    A ``.npy`` holds [length, C]; a ``.csv`` has a column for each class, named like it or by its number, and maybe
-    others, which are not read.
+    A ``.npy`` holds [length, C]; a ``.csv`` has one column per class, named by the class or its number. Other columns
+    are ignored.
 
     Returns:
         float64 [length, C], each row normalised.
 
     Raises:
-        InfluenceError: the wrong shape, a number that is no probability, rows that do not sum to 1.
+        InfluenceError: the wrong shape, a number that is not a probability, rows that do not sum to 1.
     """
     where = f"--pred-probs: {path}"
     if not path.is_file():
@@ -36,7 +36,7 @@ def read_probabilities(path: Path, length: int, classes: Sequence[str]) -> np.nd
     if values.shape != (length, len(classes)):
         raise InfluenceError(
             f"{where} has the shape {list(values.shape)}, not [{length}, {len(classes)}]",
-            "a row an example of the data set, excluded ones too, and a column a class are needed",
+            "give one row per example of the data set, excluded ones too, and one column per class",
         )
     bad = np.flatnonzero(~((values >= 0) & (values <= 1 + TOLERANCE)).all(axis=1))
     if len(bad):
@@ -57,7 +57,7 @@ def read_probabilities(path: Path, length: int, classes: Sequence[str]) -> np.nd
 def _read_npy(path: Path, where: str) -> np.ndarray:
     values = load_npy(path, where)
     if values.dtype.kind not in "fiu":
-        raise InfluenceError(f"{where} holds {values.dtype}, which is not a number")
+        raise InfluenceError(f"{where} holds {values.dtype}, not numbers")
     return np.asarray(values, dtype=np.float64)
 
 

@@ -1,11 +1,11 @@
-"""Leave-one-out readout: what a linear readout of a network's activations says of an example it has not seen.
+"""Leave-one-out readout: what a linear readout of a network's activations says about an example it has not seen.
 
 For ridge regression with intercept from standardised, centred activations Φ [n, d] to one-hot labels Y, the output
-without example i follows from the output with it (the PRESS identity, Allen 1974), no regression being solved again:
+without example i follows from the output with it (the PRESS identity, Allen 1974), without solving a regression again:
 
     ŷ₋ᵢ = (ŷᵢ − hᵢyᵢ)/(1 − hᵢ),  hᵢ = 1/n + φᵢᵀ(ΦᵀΦ + n·ridge·I)⁻¹φᵢ
 
-Exact with respect to the readout. The network itself has seen the label: that is why all layers vote, not the last one.
+It is exact for the readout. The network itself has seen the label, which is why all layers vote and not only the last.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from influence_cli.solvers.eigen import eigenpairs
 
 # Ridges tried, as multiples of the mean eigenvalue of ΦᵀΦ/n.
 RIDGES = tuple(10.0 ** (power / 2) for power in range(-12, 5))
-# 1 − hᵢ is at least this: below, the readout interpolates and what it says without the example is rounding.
+# Lower limit of 1 − hᵢ: below it the readout interpolates, and its output without the example is only rounding.
 FLOOR = 1e-4
-# Examples, and columns, that go through one matrix product.
+# Examples, and columns, per matrix product.
 CHUNK, COLUMNS = 8_192, 256
-# Leading principal components that the neighbours and the logistic readout work on.
+# Leading principal components for the neighbours and the logistic readout.
 COMPONENTS = 64
 
 
@@ -40,7 +40,7 @@ class Readout:
         ridge: chosen among ``RIDGES`` by the likelihood of the labels.
         temperature: fitted by the same likelihood.
         leverage: hᵢ, float32 [n].
-        dimension: Σhᵢ, the effective number of parameters a class.
+        dimension: Σhᵢ, the effective number of parameters per class.
         floored: examples whose 1 − hᵢ was below ``FLOOR``.
         components: the standardised activations in their leading principal components, each of unit variance,
             float32 [n, q], q ≤ ``COMPONENTS``.
@@ -72,13 +72,13 @@ def leave_one_out(features: Tensor, targets: Tensor, classes: int) -> Readout:
     """
     n = len(features)
     if n < 3:
-        raise InfluenceError(f"a leave-one-out readout needs at least 3 examples, there are {n}")
+        raise InfluenceError(f"a leave-one-out readout needs at least 3 examples, but there are {n}")
     turned, values, weights, mean = _regression(features, targets, classes)
     onehot = functional.one_hot(targets, classes).to(features)
     ridges = [multiple * float(values.mean()) for multiple in RIDGES]
     best: tuple[float, float, float, Tensor, Tensor] | None = None
     temperature, step = 1.0, max(1, COLUMNS // classes)
-    for start in range(0, len(ridges), step):  # a pass over the examples for as many ridges as fit
+    for start in range(0, len(ridges), step):  # one pass over the examples per group of ridges that fits
         tried = ridges[start : start + step]
         inverse = (1 / (values[:, None] + torch.tensor(tried, dtype=values.dtype, device=values.device))).to(features)
         columns = (inverse[:, :, None] * weights[:, None, :]).flatten(1)
@@ -138,10 +138,10 @@ def _regression(features: Tensor, targets: Tensor, classes: int) -> tuple[Tensor
     centre, spread = features.mean(dim=0), features.std(dim=0)
     varies = spread > 1e-6 * spread.max().clamp_min(1e-30)
     if not bool(varies.any()):
-        raise InfluenceError("the activations of all examples are the same", "is the checkpoint the right one?")
+        raise InfluenceError("the activations of all examples are the same", "is this the right checkpoint?")
 
     def standardised() -> Iterator[Tensor]:
-        """Yield Φ in parts: of many examples a copy of it would be most of the memory that is used."""
+        """Yield Φ in parts: with many examples a copy of it would take most of the memory."""
         for part in torch.split(features, CHUNK):
             yield (part[:, varies] - centre[varies]) / spread[varies]
 

@@ -43,7 +43,7 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Tensor]:
     _refuse_packed(path, where)
     try:
         with warnings.catch_warnings():
-            # Whether the pickle's protocol suits the restricted reader shows in whether it can be read.
+            # Reading it shows whether the restricted reader supports the pickle's protocol.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -57,29 +57,29 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Tensor]:
 
 
 def _refuse_packed(path: Path, where: str) -> None:
-    """Refuse an archive whose parts are larger than it is: torch packs nothing, but unpacks what others have packed."""
+    """Refuse an archive whose parts are larger than itself: torch never compresses, but decompresses other archives."""
     try:
         with zipfile.ZipFile(path) as archive:
             whole = sum(part.file_size for part in archive.infolist())
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return  # another format, or torch tells what is wrong
+        return  # another format, or torch reports what is wrong
     size = path.stat().st_size
     if whole > size:
         raise InfluenceError(
-            f"{where}: {path} is packed, {human_bytes(whole)} in a file of {human_bytes(size)}; none of it was read",
+            f"{where}: {path} is compressed, {human_bytes(whole)} in a file of {human_bytes(size)}; nothing was read",
             "save one with torch.save(model.state_dict(), FILE)",
         )
 
 
 def _refused(path: Path, where: str, error: Exception) -> InfluenceError:
-    """Tell a checkpoint that carries code (what, by name) from a file that is damaged."""
+    """Distinguish a checkpoint that contains code (naming it) from a damaged file."""
     text = str(error)
     marker = "GLOBAL "
     if marker in text:
         blocked = text.split(marker, 1)[1].split()[0].strip("`'\",.")
         return InfluenceError(
-            f"{where}: {path} carries more than tensors ({blocked}); nothing of it was run",
-            "save the weights alone: torch.save(model.state_dict(), FILE)",
+            f"{where}: {path} contains more than tensors ({blocked}); none of it was run",
+            "save only the weights: torch.save(model.state_dict(), FILE)",
         )
     return InfluenceError(
         f"{where}: {path} is not a readable checkpoint: {describe(error)[:160]}",
@@ -105,15 +105,15 @@ def _find_state_dict(content: object, path: Path, where: str) -> dict[str, Tenso
         else f"a {type(content).__name__}"
     )
     raise InfluenceError(
-        f"{where}: {path} holds {found}, no state dict",
-        f"it is looked for at the top and under {', '.join(NESTS)}; save torch.save(model.state_dict(), FILE)",
+        f"{where}: {path} holds {found}, not a state dict",
+        f"it may be at the top or under {', '.join(NESTS)}; save with torch.save(model.state_dict(), FILE)",
     )
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, where: str) -> None:
     """Copy a state dict into a model; every key must fit.
 
-    Prefixes left by wrappers (``module.``, ``_orig_mod.``, ``model.``) are taken off as long as that makes more
+    Prefixes left by wrappers (``module.``, ``_orig_mod.``, ``model.``) are removed as long as that makes more
     keys fit. BatchNorm's ``num_batches_tracked`` may be missing: nothing in eval mode reads it.
 
     Raises:
@@ -124,13 +124,13 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, wher
     if lazy:
         raise InfluenceError(
             f"{where}: the model does not know the shape of {', '.join(lazy[:4])} before it has run once",
-            "run it on one input inside the factory, or give the sizes (Linear for LazyLinear)",
+            "run it on one input inside the factory, or give the sizes (Linear instead of LazyLinear)",
         )
     state = _strip_prefixes(dict(state), set(own))
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     misshapen = [
-        f"{key} is {list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
+        f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
@@ -147,16 +147,16 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, wher
     broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
         raise InfluenceError(
-            f"{where}: {path} holds NaN or infinity in {', '.join(broken[:4])}", "take a checkpoint from before that"
+            f"{where}: {path} holds NaN or infinity in {', '.join(broken[:4])}", "use an earlier checkpoint"
         )
     whole = OrderedDict(state)
-    # Some modules read the version that torch keeps beside the weights; the keys fit, so it is the model's own.
+    # Some modules read the version that torch keeps with the weights; the keys fit, so the model's own is right.
     whole._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     model.load_state_dict(whole, strict=False)
 
 
 def _strip_prefixes(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Take off the run of up to three wrapper prefixes that makes most keys fit; none, where that is as good."""
+    """Remove up to three wrapper prefixes, those that make most keys fit; none if that is as good."""
     candidates = [state]
     newest = [state]
     for _ in range(3):

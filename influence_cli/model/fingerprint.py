@@ -1,4 +1,4 @@
-"""What tells one checkpoint from another, and what two fingerprints differ in."""
+"""What distinguishes checkpoints, and where two fingerprints differ."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def split_facts(task: Task) -> dict[str, str]:
 
 
 def agree_on(tasks: Sequence[Task], more: Mapping[str, str]) -> None:
-    """Refuse to begin where the processes of a job do not see the same model, data, command or versions.
+    """Refuse to start if the processes of a job do not see the same model, data, command or versions.
 
     Args:
-        tasks: a task a checkpoint.
-        more: what else has to be the same: the command, the config.
+        tasks: one task per checkpoint.
+        more: what else must be the same: the command, the config.
 
     Raises:
         InfluenceError: naming the process and what differs.

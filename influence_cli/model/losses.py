@@ -1,7 +1,7 @@
 """Losses by name, and the loss that a config names: (outputs [b, C], targets [b]) to losses [b].
 
-``hinge`` has no curvature to explain an SVM with: its second derivative is 0 wherever it exists. ``smooth_hinge`` takes
-its place when a model trained with the hinge is explained (Koh & Liang, ICML 2017, section 4.3 and figure 3).
+``hinge`` has no curvature, so it cannot explain an SVM: its second derivative is 0 wherever it exists.
+``smooth_hinge`` replaces it to explain a model trained with the hinge (Koh & Liang, ICML 2017, section 4.3, figure 3).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from influence_cli.model.outputs import Loss
 
 # Koh & Liang's: estimates agree with retraining there, r = .98 (bench/paper/hinge.py).
 TEMPERATURE = 0.001
-# Scores near 1 are 1e-7 apart in float32: a narrower bend would be decided by their rounding.
+# Scores near 1 are 1e-7 apart in float32, so rounding would decide inside a narrower bend.
 LEAST_TEMPERATURE = 1e-6
 
 
 def hinge(outputs: Tensor, targets: Tensor) -> Tensor:
     """Compute max(0, 1 − s) of the margin s = f_y − max_{j≠y} f_j: the hinge of Crammer & Singer (JMLR 2001).
 
-    Convex in f, for s is concave in f and the hinge falls with s. For two classes s is the difference of the outputs.
-    Where two classes tie for the maximum, or s = 1, the slope is the mean of the sides'.
+    It is convex in f, because s is concave in f and the hinge falls with s. For two classes s is the output difference.
+    If two classes tie for the maximum, or s = 1, the slope is the mean of both sides' slopes.
 
     Args:
         outputs: f [b, C], scores, C ≥ 2.
@@ -74,7 +74,7 @@ def _excess(outputs: Tensor, targets: Tensor) -> Tensor:
     over the classes exactly.
     """
     if outputs.shape[1] < 2:
-        raise ValueError("a hinge needs the scores of two classes or more, one output each")
+        raise ValueError("a hinge needs two or more classes, one output per class")
     own = outputs.gather(1, targets[:, None])
     label = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
     return (1 + (outputs - own)).masked_fill(label, 0.0)
@@ -144,7 +144,7 @@ def _temperature(given: Any, where: str) -> float:
     if not (math.isfinite(given) and given >= LEAST_TEMPERATURE):
         raise InfluenceError(
             f"{where}: temperature is {given:g}: expected a finite number ≥ {LEAST_TEMPERATURE:g}",
-            "the hinge itself is loss: hinge; float32 scores tell no finer bend apart"
+            "for the hinge itself use loss: hinge; float32 scores cannot resolve a smaller temperature"
             if given < 1
             else "such as 0.001",
         )

@@ -1,4 +1,4 @@
-"""A model and its tracked parameters: which of them count, in what order, and what the model says of a batch.
+"""A model and its tracked parameters: which ones count, in what order, and the model's outputs for a batch.
 
 A vector over the tracked parameters is their values flattened and joined in the order of ``Network.names``.
 """
@@ -29,9 +29,9 @@ class Layer:
     Attributes:
         name: of the module.
         kind: ``linear``, ``conv``, ``norm`` or ``embedding``.
-        weight: its tracked weight's name; empty where that is not tracked.
+        weight: the name of its tracked weight; empty if it is not tracked.
         bias: likewise.
-        groups: g, of a grouped convolution; 1 elsewhere.
+        groups: g, for a grouped convolution; otherwise 1.
         outputs: O, rows of the weight matrix of a group.
         inputs: K, its columns, without the bias: input channels of a group × kernel size.
     """
@@ -73,7 +73,7 @@ class Network:
         layers: modules that the layer pass covers.
         rest: tracked parameters that it does not, through torch.func or a loop of autograd.
         vectorised: whether vmap can go through the model for the rest; False means a loop of autograd.
-        obstacle: why it cannot, where it cannot.
+        obstacle: why vmap cannot, if so.
         unused: tracked parameters that no output depends on.
         precision: ``float32``, ``tf32`` or ``bf16`` for the layer pass.
     """
@@ -141,7 +141,7 @@ def track(model: nn.Module, loss: Loss, patterns: Sequence[str], where: str) -> 
     if not names:
         raise InfluenceError(
             f"{where}: the layers {', '.join(map(repr, patterns))} hold no trained parameter",
-            "all of them have requires_grad off, or the layers have no parameters; choose others",
+            "their parameters have requires_grad off, or they have none; choose other layers",
         )
     return Network(model, loss, tuple(names), tuple(left_out), size, rest=tuple(names))
 
@@ -152,7 +152,7 @@ def owner_of(name: str) -> str:
 
 
 def _reached(chosen: set[str], owner: str) -> bool:
-    """Say whether a module, or one above it, was chosen; the root counts only where it was chosen itself."""
+    """Say whether a module, or one above it, was chosen; the root counts only if it was chosen itself."""
     if "" in chosen:
         return True
     parts = owner.split(".")
@@ -192,7 +192,7 @@ def evaluate(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Tensor,
 
 
 def loss_slopes(network: Network, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Differentiate the loss in the outputs.
+    """Differentiate the loss with respect to the outputs.
 
     Returns:
         Losses [b] and ∂ℓ/∂f [b, C], detached, in float32 or wider.
@@ -206,9 +206,9 @@ def loss_slopes(network: Network, outputs: Tensor, targets: Tensor) -> tuple[Ten
 
 
 def output_layer(network: Network, inputs: Tensor) -> nn.Linear | None:
-    """Find the Linear layer whose output is the model's output, where it holds all tracked parameters.
+    """Find the Linear layer whose output is the model's output, if it holds all tracked parameters.
 
-    In its parameters the outputs are linear: the Hessian equals the GGN, and a convex loss stays convex.
+    The outputs are linear in its parameters, so the Hessian equals the GGN and a convex loss stays convex.
     """
     owners = {owner_of(name) for name in network.names}
     if len(owners) != 1:
@@ -229,10 +229,10 @@ def output_layer(network: Network, inputs: Tensor) -> nn.Linear | None:
 
 
 def layer_inputs(network: Network, layer: nn.Linear, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Capture a layer's input on the way.
+    """Capture a layer's input during a forward pass.
 
     Returns:
-        The layer's input a [b, d], with a column of ones where it has a bias; the model's outputs [b, C].
+        The layer's input a [b, d], with a column of ones if it has a bias; the model's outputs [b, C].
     """
     seen: list[Tensor] = []
     handle = layer.register_forward_hook(lambda _module, received, _output: seen.append(received[0]))
@@ -248,7 +248,7 @@ def layer_inputs(network: Network, layer: nn.Linear, inputs: Tensor) -> tuple[Te
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """Join tensors, one a tracked parameter, to one vector [p]."""
+    """Join tensors, one per tracked parameter, to one vector [p]."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
@@ -261,7 +261,7 @@ def unflatten(network: Network, vector: Tensor) -> list[Tensor]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Switch off the gradients of all parameters, and give them back as they were."""
+    """Switch off the gradients of all parameters, and restore them afterwards."""
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in wanted:
@@ -274,14 +274,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def recurrent_backward(model: nn.Module) -> Iterator[None]:
-    """Let recurrent layers in eval mode have a backward: what cuDNN runs forward has none.
+    """Make backward work for recurrent layers in eval mode: cuDNN's forward has none.
 
-    It is the forward pass that has to be in here. Other models keep cuDNN: their convolutions are slow without it.
+    The forward pass must run inside. Other models keep cuDNN, because their convolutions are slow without it.
     """
     if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
         yield
         return
-    # Not cudnn.flags(), which allows TF32 as long as it lasts.
+    # Not cudnn.flags(), which allows TF32 while it is active.
     before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
     try:
         yield
@@ -290,5 +290,5 @@ def recurrent_backward(model: nn.Module) -> Iterator[None]:
 
 
 def differentiable_attention() -> Any:
-    """Use the attention that torch.func and a second derivative can go through; the fused ones lack the rules."""
+    """Use the attention that supports torch.func and second derivatives; the fused ones do not."""
     return sdpa_kernel(SDPBackend.MATH)

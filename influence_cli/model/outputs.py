@@ -1,4 +1,4 @@
-"""The logits in what a model returns, the loss of them, and its second derivative."""
+"""The logits in what a model returns, and the second derivative of their loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from influence_cli.errors import InfluenceError
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Take the logits out of what a model returns: a tensor, the first of a tuple, or ``logits``/``out`` of a dict."""
+    """Get the logits from what a model returns: a tensor, the first of a tuple, or ``logits``/``out`` of a dict."""
     if isinstance(outputs, Tensor):
         return outputs
     for key in ("logits", "out"):
@@ -23,8 +23,8 @@ def logits_of(outputs: Any) -> Tensor:
         return outputs[0]
     keys = f" with the keys {', '.join(map(repr, outputs))}" if isinstance(outputs, dict) else ""
     raise InfluenceError(
-        f"the model returns a {type(outputs).__name__}{keys}, in which no logits are found",
-        "let it return a tensor, a tuple whose first item is the logits, or a dict with 'logits'",
+        f"the model returns a {type(outputs).__name__}{keys}, which has no logits",
+        "it must return a tensor, a tuple whose first item is the logits, or a dict with 'logits'",
     )
 
 

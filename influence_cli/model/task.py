@@ -1,4 +1,4 @@
-"""From a config to what the mathematics takes: model, loss, data, device. The config stops here."""
+"""From a config to what the mathematics needs: model, loss, data, device. The config stops here."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Task:
         checkpoint: the file.
         device: where the model is.
         convex_loss: whether the loss is known to be convex in the outputs.
-        seed: of everything random here.
-        explained: whether predictions and losses are reported of this checkpoint: of all independent models their
-            mean, of a run's checkpoints only the last.
+        seed: for everything random here.
+        explained: whether predictions and losses of this checkpoint are reported: independent models report their
+            mean, a run only its last checkpoint.
         measured: who reads the data, once ``measure_loading`` has found that out.
     """
 
@@ -67,20 +67,20 @@ class Task:
         return self.measured[0] if self.measured else ALONE
 
     def test_split(self) -> Split:
-        """Give the test examples; an error where the config names none."""
+        """Give the test examples; an error if the config names none."""
         if self.test is None:
             raise InfluenceError("the config has no test data set", "add a section test: {dataset: …, args: {…}}")
         return self.test
 
 
 def load_tasks(config: Config) -> list[Task]:
-    """Load everything that the config names: a task a checkpoint, the data shared by all of them.
+    """Load everything that the config names: one task per checkpoint, the data shared by all of them.
 
     Args:
         config: the run's config.
 
     Raises:
-        InfluenceError: at the config's line, for whatever does not exist, fit or load.
+        InfluenceError: at the config's line, for anything that does not exist, fit or load.
     """
     device = choose_device(config.device, config.where("device"))
     torch.manual_seed(config.seed)
@@ -104,7 +104,7 @@ def load_tasks(config: Config) -> list[Task]:
         if n < len(train):
             raise InfluenceError(
                 f"{config.where('train', 'n')}: train.n is {n}, but the data set has {len(train)} examples in use",
-                "n is the size of the set that the checkpoint was trained on; leave it out if that is all of this one",
+                "n is the size of the set that the checkpoint was trained on; leave it out if that is this whole set",
             )
         explained = not config.model.is_one_run or number + 1 == len(config.model.checkpoint)
         rest = (device, convex, config.seed, explained)
@@ -131,7 +131,7 @@ def choose_device(name: str, where: str = "device") -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps`` into a device that exists here."""
     if name == "auto":
         if torch.cuda.is_available():
-            if distributed.size() > 1:  # each process of a job has one of its own
+            if distributed.size() > 1:  # each process of a job has its own device
                 return torch.device("cuda", distributed.local_device(torch.cuda.device_count()))
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -146,12 +146,12 @@ def choose_device(name: str, where: str = "device") -> torch.device:
 
 
 def set_precision(precision: str) -> None:
-    """Allow TF32 products on CUDA, or forbid them: torch's default allows them for convolutions alone."""
+    """Allow TF32 products on CUDA, or forbid them: torch's default allows them only for convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
 
 
 def build_model(config: Config) -> nn.Module:
-    """Call the model's factory; an error at the config's line where it is not what a config needs."""
+    """Call the model's factory; an error at the config's line if the result is not a model."""
 
     def where(*keys: str) -> str:
         return config.where("model", *(keys or ("factory",)))
@@ -197,7 +197,7 @@ def _class_names(train: Split, test: Split | None, outputs: int, config: Config)
     where = config.where("model", "factory")
     if train.classes is not None and len(train.classes) != outputs:
         raise InfluenceError(
-            f"{where}: the model has {outputs} outputs, the training data set {len(train.classes)} classes",
+            f"{where}: the model has {outputs} outputs, but the training data set has {len(train.classes)} classes",
             f"give the model {len(train.classes)} outputs, such as args: {{num_classes: {len(train.classes)}}}",
         )
     for split in (train, test):
@@ -208,18 +208,18 @@ def _class_names(train: Split, test: Split | None, outputs: int, config: Config)
         if len(outside):
             index = int(outside[0])
             raise InfluenceError(
-                f"{split.where}: {split.title(index)} has the label {split.labels[index]}, the model has {outputs} "
+                f"{split.where}: {split.title(index)} has the label {split.labels[index]}, but the model has {outputs} "
                 f"outputs (0 to {outputs - 1})",
-                f"{len(outside)} examples are outside; are labels counted from 0, and is this the right model?",
+                f"{len(outside)} examples are out of range; do labels start at 0, and is this the right model?",
             )
     return train.classes if train.classes is not None else tuple(str(number) for number in range(outputs))
 
 
 def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, skip: bool = False) -> np.ndarray:
-    """Find the test examples that the model (the mean of several) gets wrong: positions, rising.
+    """Find the test examples that the model (or the mean of several) misclassifies: positions, ascending.
 
     Raises:
-        InfluenceError: one of them cannot be read, unless ``skip`` goes on without it.
+        InfluenceError: one of them cannot be read, unless ``skip`` continues without it.
     """
     split, terminal = tasks[0].test_split(), or_silent(terminal)
     wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
@@ -247,12 +247,12 @@ def only_task(tasks: Sequence[Task], what: str) -> Task:
         InfluenceError: there are several.
     """
     if len(tasks) > 1:
-        raise InfluenceError(f"{what}, the config lists {len(tasks)}", f"-s model.checkpoint={tasks[0].checkpoint}")
+        raise InfluenceError(f"{what}, but the config lists {len(tasks)}", f"-s model.checkpoint={tasks[0].checkpoint}")
     return tasks[0]
 
 
 def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
-    """Run every checkpoint that is explained forward and average their probabilities: [b, C], on the CPU."""
+    """Run every explained checkpoint forward and average their probabilities: [b, C], on the CPU."""
     total: Tensor | None = None
     tasks = [task for task in tasks if task.explained]
     for task in tasks:

@@ -1,4 +1,4 @@
-"""Forward and backward: the inputs and output gradients of each layer, and what contracts from them.
+"""Forward and backward: the inputs and output gradients of each layer, and the contractions of them.
 
-Start with ``layers`` and ``contractions``; ``gradients`` is the fallback by autograd, ``probe`` tells which applies.
+Start with ``layers`` and ``contractions``; ``gradients`` is the fallback by autograd, ``probe`` decides which applies.
 """

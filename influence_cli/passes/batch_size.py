@@ -1,4 +1,4 @@
-"""How many examples go through a layer pass at one time, from the memory that there is."""
+"""How many examples go through a layer pass at once, given the free memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from influence_cli.model.network import Network
 from influence_cli.passes.layers import forward
 from influence_cli.runtime.memory import available_bytes
 
-# Of the free memory, what one batch may take: the rest is for contractions, data and other processes.
+# Share of the free memory for one batch; the rest is for contractions, data and other processes.
 SHARE = 0.4
 
 
@@ -34,7 +34,7 @@ def example_bytes(network: Network, inputs: Tensor) -> int:
         tape = forward(network, inputs)
     for call in tape.calls:
         note(call.a)
-    # Backward frees what forward saved as it goes, and slopes may take the very same places.
+    # Backward frees what forward saved as it goes, and slopes may reuse the same memory.
     held = sum(seen.values())
     seen.clear()
     for own_calls in tape.backward(torch.ones_like(tape.outputs)):
@@ -45,31 +45,31 @@ def example_bytes(network: Network, inputs: Tensor) -> int:
 
 
 def plan_batch(network: Network, inputs: Tensor, width: int, block: int) -> int:
-    """Choose how many examples go through the layer pass at one time: a whole block, or a power of two below it.
+    """Choose how many examples go through the layer pass at once: a whole block, or a power of two below it.
 
     Args:
         network: the model, its layers decided.
         inputs: a few examples, for the measurement.
-        width: numbers a row of what comes out; of raw gradients p.
+        width: numbers per output row; p for raw gradients.
         block: rows of a block.
     """
     rest = sum(network.model.get_parameter(name).numel() for name in network.rest)
-    # vmap keeps activations of its own beside the gradients of the rest.
+    # vmap keeps its own activations in addition to the gradients of the rest.
     each = example_bytes(network, inputs) * (3 if network.rest else 1) + 4 * (3 * width + 3 * rest)
     batch = max(1, int(SHARE * available_bytes(network.device())) // each)
     return min(block, 1 << (batch.bit_length() - 1))
 
 
-# Example gradients that exist at one time: 2²⁷ numbers, 512 MB in float32.
+# Example gradients that exist at once: 2²⁷ numbers, 512 MB in float32.
 GRADIENT_NUMBERS = 2**27
 
 
 def micro_batch(network: Network, block: int, columns: int = 1) -> int:
-    """Bound the examples computed at one time, by the model's size alone, so that the same block gives the same bytes.
+    """Bound the examples computed at once, by the model's size only, so that the same block gives the same bytes.
 
     Args:
         network: the model.
         block: rows in a block.
-        columns: gradients an example (1, or C for a Jacobian).
+        columns: gradients per example (1, or C for a Jacobian).
     """
     return max(1, min(block, GRADIENT_NUMBERS // (network.size * columns)))

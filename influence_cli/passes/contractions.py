@@ -1,9 +1,9 @@
-"""What is wanted of a layer, contracted from its input a and output slope δ in the order that costs least.
+"""The wanted quantities of a layer, contracted from its input a and output slope δ in the cheapest order.
 
 A matrix layer's example gradient is G = Σ_τ δ_τ a_τᵀ, [g, O, K'], with a one behind a where the layer has a bias; T
-positions τ: pixels of a convolution (a is then a patch), tokens of a sequence. What follows from G (coordinates
-Q_GᵀGQ_A, products ⟨S, G⟩, squares) either forms G first or turns a and δ first. Which of the two is decided by
-counting multiply-adds, layer by layer: ``cheapest``.
+positions τ: pixels of a convolution (a is then a patch), tokens of a sequence. To compute from G (coordinates
+Q_GᵀGQ_A, products ⟨S, G⟩, squares), either form G first or rotate a and δ first. ``cheapest`` decides per layer by
+counting multiply-adds.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from influence_cli.model.network import Layer, Network
 from influence_cli.passes.layers import Call
 from influence_cli.passes.sides import normalised, over_positions, sides, wide
 
-# Columns from which on it pays to look for those that are zero throughout.
+# From this many columns on, looking for all-zero columns saves time.
 WIDE = 512
-# Numbers in the workspace of one contraction: 2²², 16 MB in float32. More leaves the caches, and the allocator's reach.
-# A GPU has neither limit and wants few large products: there 2²⁷, 512 MB.
+# Numbers in the workspace of one contraction: 2²², 16 MB in float32. More does not fit the caches and the allocator.
+# A GPU has neither limit and works best with few large products: 2²⁷ there, 512 MB.
 WORKSPACE, GPU_WORKSPACE = 2**22, 2**27
 
 
@@ -99,7 +99,7 @@ def covariances(
 
 
 def _square(flat: Tensor, *, ones: bool = False) -> Tensor:
-    """Multiply [g, N, K] with itself, with ``ones`` as if a column of ones stood behind it."""
+    """Multiply [g, N, K] with itself; with ``ones`` as if a column of ones were appended."""
     width, live = flat.shape[2], _live(flat)
     size = width + ones
     if live is None:
@@ -120,7 +120,7 @@ def _square(flat: Tensor, *, ones: bool = False) -> Tensor:
 
 
 def sketched(network: Network, layer: Layer, calls: Sequence[Call], side: str, sketch: Tensor) -> Tensor:
-    """Multiply Σ a aᵀ (``side`` a) or Σ δ δᵀ (``d``) with a sketch [w, s], the square never being formed: [g, w, s]."""
+    """Multiply Σ a aᵀ (``side`` a) or Σ δ δᵀ (``d``) with a sketch [w, s], without forming the square: [g, w, s]."""
     module = network.model.get_submodule(layer.name)
     total: Tensor | None = None
     for _, part in _parts(calls, _side_numbers(layer, calls)):
@@ -144,7 +144,7 @@ def gradient_squares(network: Network, layer: Layer, calls: Sequence[Call]) -> T
 
 
 def example_squares(network: Network, layer: Layer, calls: Sequence[Call]) -> Tensor:
-    """Give ‖G_i‖² of each example [b]: ‖δ‖²(‖a‖² + 1) where the layer reads one position, and no gradient is formed."""
+    """Give ‖G_i‖² of each example [b]: ‖δ‖²(‖a‖² + 1), without forming a gradient, if the layer reads one position."""
     module, found = network.model.get_submodule(layer.name), []
     for _, part in _parts(calls, _side_numbers(layer, calls) + layer.groups * layer.outputs * layer.width):
         a, d = sides(layer, module, part)
@@ -157,7 +157,7 @@ def example_squares(network: Network, layer: Layer, calls: Sequence[Call]) -> Te
 
 
 def rotated(network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor, q_in: Tensor) -> Iterator[Tensor]:
-    """Turn the example gradients into a basis: Q_GᵀGQ_A, in the cheapest order.
+    """Rotate the example gradients into a basis: Q_GᵀGQ_A, in the cheapest order.
 
     Args:
         network: the model.
@@ -167,7 +167,7 @@ def rotated(network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor
         q_in: Q_A [g, K', s].
 
     Yields:
-        [c, g, r, s] for c consecutive examples at a time, all of them in order.
+        [c, g, r, s] for c consecutive examples at a time, in order until all are done.
     """
     module = network.model.get_submodule(layer.name)
     tokens, g = positions(layer, calls), layer.groups
@@ -182,7 +182,7 @@ def rotated(network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor
         elif order == "output":
             yield _turn(_gradient(layer, a, _turn(d, q_out)), q_in)
         else:
-            # Products with a wide basis want many rows at a time; the outer products want room for r × s each.
+            # Products with a wide basis need many rows at once; each outer product needs room for r × s numbers.
             left, right = _turn(d, q_out), _turn(a, q_in)
             step = max(1, _workspace(left) // max(1, g * r * s))
             for start in range(0, len(left), step):
@@ -192,7 +192,7 @@ def rotated(network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor
 def turned_sides(
     network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor, q_in: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """Give Q_Gᵀδ [b, g, r] and Q_Aᵀa [b, g, s] where the gradient is their outer product: one call, one position."""
+    """Give Q_Gᵀδ [b, g, r] and Q_Aᵀa [b, g, s] if the gradient is their outer product: one call, one position."""
     if positions(layer, calls) != 1:
         return None
     a, d = sides(layer, network.model.get_submodule(layer.name), calls)
@@ -209,7 +209,7 @@ def positions(layer: Layer, calls: Sequence[Call]) -> int:
 
 
 def cheapest(tokens: int, out: Sequence[int], into: Sequence[int]) -> str:
-    """Choose an order by its multiply-adds an example and group.
+    """Choose an order by its multiply-adds per example and group.
 
     Args:
         tokens: T, positions.
@@ -217,8 +217,8 @@ def cheapest(tokens: int, out: Sequence[int], into: Sequence[int]) -> str:
         into: (K', s) of Q_A.
 
     Returns:
-        ``sides``: turn δ and a, then take the outer product; ``output``: turn δ, then the gradient, then Q_A;
-        ``gradient``: form the gradient, then turn it.
+        ``sides``: rotate δ and a, then take the outer product; ``output``: rotate δ, then the gradient, then Q_A;
+        ``gradient``: form the gradient, then rotate it.
     """
     (o, r), (k, s) = out, into
     costs = {
@@ -267,7 +267,7 @@ def _parts(calls: Sequence[Call], numbers: int) -> Iterator[tuple[int, list[Call
 
     Args:
         calls: of a layer.
-        numbers: that an example takes.
+        numbers: per example.
     """
     calls = [call for call in calls if call.delta is not None]
     count = len(calls[0].a) if calls else 0
@@ -292,9 +292,9 @@ def _by_group(x: Tensor) -> Tensor:
 
 
 def _live(flat: Tensor) -> Tensor | None:
-    """Number the columns of [g, N, w] that are not zero throughout; None where that is most of them, or w is small.
+    """Give the indices of the columns of [g, N, w] that are not all zero; None if that is most of them, or w is small.
 
-    A kernel over an image of one pixel reads mostly padding: eight of nine columns need no multiplying.
+    A kernel over an image of one pixel reads mostly padding: eight of nine columns can be skipped.
     """
     if flat.shape[2] < WIDE or 2 * int(torch.count_nonzero(flat[:, :64].any(dim=1).any(dim=0))) > flat.shape[2]:
         return None
@@ -303,7 +303,7 @@ def _live(flat: Tensor) -> Tensor | None:
 
 
 def _times(flat: Tensor, basis: Tensor) -> Tensor:
-    """Multiply [g, N, w] with [g, w, r]; with one row more than w the last one stands for a column of ones."""
+    """Multiply [g, N, w] with [g, w, r]; a row beyond w multiplies a column of ones."""
     width, live = flat.shape[2], _live(flat)
     if live is not None:
         rest = torch.arange(width, basis.shape[1], device=live.device)
@@ -316,7 +316,7 @@ def _times(flat: Tensor, basis: Tensor) -> Tensor:
 
 
 def _turn(x: Tensor, basis: Tensor) -> Tensor:
-    """Multiply [b, g, T, w] with a matrix a group [g, w, r] (or w + 1 rows, as in ``_times``)."""
+    """Multiply [b, g, T, w] with one matrix per group [g, w, r] (or w + 1 rows, as in ``_times``)."""
     turned = _times(_by_group(x), basis)
     return turned.reshape(x.shape[1], x.shape[0], x.shape[2], basis.shape[2]).transpose(0, 1)
 

@@ -1,6 +1,6 @@
-"""Products of the curvature with vectors, summed over a batch, without ever forming a matrix.
+"""Products of the curvature with vectors, summed over a batch, without forming a matrix.
 
-Plain reverse mode twice, which any model that can be trained can go through:
+Plain reverse mode twice works for any trainable model:
 Hessian: ∇²L v = ∇(∇L · v).  Gauss–Newton: JᵀS(Jv), with Jv as the derivative of Jᵀu in u (Pearlmutter 1994;
 Schraudolph 2002).  For many vectors the layer pass costs less: it pulls the C outputs back to every layer once, and
 each vector then takes products with what stands there: a and δ of a linear layer, J's columns of any other.
@@ -44,7 +44,7 @@ def curvature_product(network: Network, inputs: Tensor, targets: Tensor, vectors
 
 
 def reverse_product(network: Network, inputs: Tensor, targets: Tensor, vectors: Tensor, matrix: str) -> Tensor:
-    """Do the same by reverse mode twice, a vector after the other."""
+    """Do the same by reverse mode twice, one vector after another."""
     with torch.enable_grad(), differentiable_attention(), recurrent_backward(network.model):
         product = _hessian_product if matrix == "hessian" else _ggn_product
         return product(network, inputs, targets, vectors)
@@ -67,7 +67,7 @@ def _ggn_product(network: Network, inputs: Tensor, targets: Tensor, vectors: Ten
     wanted = list(network.parameters().values())
     outputs = logits_of(network.model(inputs))
     curvature = output_curvature(network.loss, outputs, targets)
-    # Jᵀu is linear in u; its derivative along v is Jv, whatever u is.
+    # Jᵀu is linear in u, so its derivative along v is Jv for every u.
     u = torch.zeros_like(outputs, requires_grad=True)
     pulled = torch.autograd.grad(outputs, wanted, u, create_graph=True, materialize_grads=True, allow_unused=True)
     rows = []
@@ -82,10 +82,10 @@ def _ggn_product(network: Network, inputs: Tensor, targets: Tensor, vectors: Ten
 
 
 def _layer_pass_examples(network: Network, inputs: Tensor, count: int) -> int:
-    """Say how many examples go through the layer pass at a time; 0 where it costs more than reverse mode twice.
+    """Say how many examples go through the layer pass at once; 0 if it costs more than reverse mode twice.
 
-    Multiply-adds an example: the layer pass takes C times about two forward passes for all vectors, and for each of
-    them twice what it multiplies with. Reverse mode takes four forward passes a vector.
+    Multiply-adds per example: the layer pass takes C times about two forward passes for all vectors, plus two
+    multiplications per vector. Reverse mode takes four forward passes per vector.
     """
     if network.rest or count < 2:
         return 0
@@ -105,7 +105,7 @@ def _layer_pass_examples(network: Network, inputs: Tensor, count: int) -> int:
 
 
 def _factored(network: Network, tape: Tape) -> set[int]:
-    """Number the layers whose J is δ aᵀ: linear ones that are called once, on one position."""
+    """Give the numbers of the layers whose J is δ aᵀ: linear ones that are called once, on one position."""
     calls = [call for call in tape.calls if network.layers[call.layer].kind == "linear"]
     often = Counter(call.layer for call in calls)
     return {call.layer for call in calls if often[call.layer] == 1 and call.a.ndim == 2}
@@ -121,8 +121,8 @@ class _Part:
 
     Attributes:
         layer: the layer.
-        a: its inputs [b, K] where it is factored, else None.
-        rows: δ [C, b, O] where it is factored, else J [C, b, numbers of the layer].
+        a: its inputs [b, K] if it is factored, otherwise None.
+        rows: δ [C, b, O] if it is factored, otherwise J [C, b, numbers of the layer].
     """
 
     layer: Layer

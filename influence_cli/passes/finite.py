@@ -19,14 +19,14 @@ from influence_cli.passes.curvature_products import curvature_product
 def refuse_culprit(
     split: Split, network: Network, batches: Iterable[Batch], is_finite: Callable[[Batch], bool], what: str
 ) -> NoReturn:
-    """Stop with the name of the first example whose loss is not finite, or whose part of a sum is not.
+    """Stop and name the first example whose loss, or whose part of a sum, is not finite.
 
     Args:
         split: the examples' data set.
         network: the model.
         batches: all that was summed.
         is_finite: says whether a sum over some examples is finite.
-        what: was summed, such as ``curvature``.
+        what: what was summed, such as ``curvature``.
 
     Raises:
         InfluenceError: always.
@@ -34,7 +34,7 @@ def refuse_culprit(
     for batch in batches:
         check_finite(split, batch, evaluate(network, batch.inputs, batch.targets)[0])
         if not is_finite(batch):
-            while len(batch) > 1:  # halves, for a part of every example would take a long time
+            while len(batch) > 1:  # by halves: checking every example alone would take a long time
                 half = len(batch) // 2
                 parts = [_part(batch, slice(half)), _part(batch, slice(half, None))]
                 bad = [part for part in parts if not is_finite(part)]
@@ -45,16 +45,16 @@ def refuse_culprit(
             if len(batch) == 1:
                 refuse_not_finite(split, batch.indices, torch.zeros(1, dtype=torch.bool), what)
             raise InfluenceError(
-                f"the {what} of {len(batch)} examples together, from {title} on, is too large for float32",
-                "look at those images for extreme pixels",
+                f"the {what} summed over {len(batch)} examples, from {title} on, is too large for float32",
+                "check those images for extreme pixels",
             )
     raise InfluenceError(
-        f"the {what} of all training examples together is too large for float32", "look for extreme pixels or weights"
+        f"the {what} summed over all training examples is too large for float32", "check for extreme pixels or weights"
     )
 
 
 def refuse_product(split: Split, network: Network, batches: Iterable[Batch], matrix: str) -> NoReturn:
-    """Stop with the name of the example whose product with some vector, by its own curvature, is not finite.
+    """Stop and name the example whose own curvature times some vector is not finite.
 
     Args:
         split: the examples' data set.
@@ -89,16 +89,16 @@ def check_finite(split: Split, batch: Batch, losses: Tensor, grads: Tensor | Non
     good = losses.isfinite()
     what = "loss"
     if bool(good.all()) and grads is not None:
-        # A sum over the row is finite exactly where all of it is, short of an overflow that is an error as well.
+        # A row's sum is finite exactly if all of the row is, except for an overflow, which is an error as well.
         good, what = grads.sum(dim=1).isfinite(), "gradient, or its square,"
     refuse_not_finite(split, batch.indices, good, what)
 
 
 def refuse_not_finite(split: Split, indices: np.ndarray, good: Tensor, what: str) -> None:
-    """Stop at the first of some examples whose number is not good, by name."""
+    """Stop and name the first of some examples whose flag is False."""
     if not bool(good.all()):
         index = int(indices[int(torch.nonzero(~good.cpu())[0])])
         raise InfluenceError(
             f"the {what} of {split.title(index)} is NaN or infinite",
-            "look at that image and its label; list it under exclude to go on without it",
+            "check that image and its label; list it under exclude to continue without it",
         )

@@ -43,7 +43,7 @@ def loose_gradients(
 
 
 def products(network: Network, vectors: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Multiply example gradients with vectors, gᵢᵀv, no gradient being stored and for most layers none formed.
+    """Multiply example gradients with vectors, gᵢᵀv: no gradient is stored, and most layers form none.
 
     Args:
         network: the model.

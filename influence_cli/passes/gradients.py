@@ -1,9 +1,9 @@
 """Example gradients of the tracked parameters, for any torch model.
 
-The layer pass covers linear layers, convolutions, norms and embeddings. Parameters that it does not cover (attention's
-projections, position embeddings, parameters of one's own) go through ``torch.func`` (vmap of grad), and where vmap
-cannot go (``.item()``, control flow on data, recurrent layers) through a loop of autograd: slower, never wrong. Which
-is decided once, by ``make_network``, on real examples and random slopes, where each must agree with autograd.
+The layer pass covers linear layers, convolutions, norms and embeddings. Parameters that it does not cover (attention
+projections, position embeddings, custom parameters) use ``torch.func`` (vmap of grad). Models that vmap does not
+support (``.item()``, control flow on data, recurrent layers) use a loop of autograd: slower, never wrong.
+``make_network`` decides once, on real examples and random slopes, where each way must agree with autograd.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from influence_cli.model.outputs import logits_of, output_curvature
 from influence_cli.passes.contractions import flat_gradient
 from influence_cli.passes.layers import Call, Tape, candidates, forward
 
-# Of the norm of a parameter's gradient; and of the whole gradient's, below which only rounding is left.
+# Relative to the norm of a parameter's gradient, and to the whole gradient's, below which only rounding is left.
 AGREES, ROUNDING = 1e-3, 1e-6
 
 
@@ -48,7 +48,7 @@ def make_network(network: Network, inputs: Tensor) -> Network:
     plain = replace(network, layers=(), rest=network.names, vectorised=False, obstacle="", unused=())
     with torch.no_grad():
         outputs = logits_of(network.model(inputs))
-    # Random slopes: the loss's own may be zero where an example is fitted.
+    # Random slopes: the loss's own slopes may be zero for a fitted example.
     slopes = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
     truth, reached = _truth(plain, inputs, slopes)
     found = [layer for layer in candidates(plain) if reached.intersection(layer.names)]
@@ -126,7 +126,7 @@ def example_products(
         network: the model.
         inputs: [b, …].
         slopes: u [b, C].
-        tape: the forward pass, where there has been one.
+        tape: the forward pass, if it has been run already.
         again: keep its graph for another call.
 
     Returns:
@@ -175,7 +175,7 @@ def _vectorised_products(network: Network, inputs: Tensor, slopes: Tensor) -> Te
         return (outputs[0] * u).sum()
 
     with differentiable_attention(), warnings.catch_warnings():
-        # Operators without a rule for vmap go through it example by example: slower, as right.
+        # vmap runs operators without a rule example by example: slower, but correct.
         warnings.filterwarnings("ignore", message="There is a performance drop")
         grads = vmap(grad(pulled), in_dims=(None, 0, 0), randomness="error")(own, inputs, slopes)
     return torch.cat([grads[name].reshape(len(inputs), -1) for name in network.rest], dim=1).detach()
@@ -197,7 +197,7 @@ def _looped_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor
 def _truth(network: Network, inputs: Tensor, slopes: Tensor) -> tuple[Tensor, set[str]]:
     """Compute Jᵢᵀuᵢ [b, p] by autograd, and name the tracked parameters that the outputs depend on.
 
-    All examples share one forward, the layer pass's batch: in another one, rounding may put a unit of a ReLU on the
+    All examples share one forward, the batch of the layer pass. In another batch, rounding may put a ReLU unit on the
     other side of its kink, and every gradient below it would differ without being wrong.
     """
     rows = torch.zeros(len(slopes), network.size, dtype=_dtype(slopes), device=slopes.device)
@@ -221,7 +221,7 @@ def _covered(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, fo
     try:
         calls = forward(trial, inputs).backward(slopes)
     except RuntimeError:
-        return []  # an input written over: autograd alone knows what it was
+        return []  # an overwritten input: only autograd knows its old value
     kept = []
     floor = ROUNDING * float(truth.norm()) + 1e-12
     for number, layer in enumerate(usable):
@@ -230,7 +230,7 @@ def _covered(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, fo
         try:
             if own:
                 flat_gradient(trial, layer, own, rows)
-        except Exception:  # a subclass with shapes of its own
+        except Exception:  # a subclass with other shapes
             continue
         if all(_agree(found, truth[:, network.slots[name]], floor) for name, found in rows.items()):
             kept.append(layer)
@@ -242,7 +242,7 @@ def _agree(found: Tensor, truth: Tensor, floor: float) -> bool:
 
 
 def _called_plainly(network: Network, inputs: Tensor, found: Sequence[Layer]) -> list[Layer]:
-    """Drop modules that are called otherwise than with one tensor whose rows are the examples, or never."""
+    """Drop modules that are never called, or not with one tensor whose rows are the examples."""
     plain: dict[str, bool] = {}
     handles = []
 

@@ -1,8 +1,8 @@
 """The layer pass: one forward and one backward, parameter gradients off, gives each layer's input a and slope δ.
 
-Everything that is wanted of a layer is a contraction of the two (passes/contractions.py): the gradient of example i is
-Σ_τ δ_iτ a_iτᵀ over the positions τ (pixels, tokens, repeated calls), so no parameter gradient is ever asked of
-autograd, and for a layer without positions no example gradient is ever formed.
+Every wanted quantity of a layer is a contraction of the two (passes/contractions.py): the gradient of example i is
+Σ_τ δ_iτ a_iτᵀ over the positions τ (pixels, tokens, repeated calls). So autograd never computes a parameter gradient,
+and a layer without positions never forms an example gradient.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Call:
     Attributes:
         layer: its number in ``Network.layers``.
         a: what went in [b, …].
-        delta: the slope of the (summed) objective in what came out [b, …]; None where nothing depends on it.
-        version: of ``a``, to see whether something wrote over it.
+        delta: the slope of the (summed) objective with respect to its output [b, …]; None if nothing depends on it.
+        version: of ``a``, to detect that something overwrote it.
     """
 
     layer: int
@@ -43,7 +43,7 @@ class Tape:
     """A forward pass, ready for any number of backward passes.
 
     Attributes:
-        outputs: [b, C], with the graph behind them.
+        outputs: [b, C], with their graph.
         calls: the layers' calls in the order in which they ran.
         anchors: leaves that the graph starts from.
     """
@@ -63,7 +63,7 @@ class Tape:
             The calls of each layer, by its number, their ``delta`` filled in.
 
         Raises:
-            RuntimeError: a layer's input was written over after the layer had read it.
+            RuntimeError: a layer's input was overwritten after the layer had read it.
         """
         for call in self.calls:
             call.delta = None
@@ -98,7 +98,7 @@ class _Root(torch.autograd.Function):
 
 
 def forward(network: Network, inputs: Tensor) -> Tape:
-    """Run the model forward, taking down what each covered layer reads.
+    """Run the model forward, and record the input of each covered layer.
 
     Args:
         network: the model; its ``layers`` are watched.
@@ -112,7 +112,7 @@ def forward(network: Network, inputs: Tensor) -> Tape:
     def watch(number: int) -> Any:
         def hook(_module: nn.Module, received: tuple[Any, ...], output: Tensor) -> Tensor:
             if not torch.is_grad_enabled():
-                return output  # the model itself wants no gradient of this call
+                return output  # the model itself needs no gradient of this call
             a = received[0].detach()
             call = Call(number, a, a._version)
             calls.append(call)
@@ -120,7 +120,7 @@ def forward(network: Network, inputs: Tensor) -> Tape:
                 if not anchors:
                     anchors.append(torch.zeros((), device=device, requires_grad=True))
                 if output.untyped_storage().data_ptr() == a.untyped_storage().data_ptr():
-                    output = output.clone()  # a subclass that passes its input on: that is no place for a graph
+                    output = output.clone()  # a subclass that returns its input: a graph cannot start there
                 output = _Root.apply(output, anchors[0])
             output.register_hook(lambda slope, call=call: setattr(call, "delta", slope))
             return output
@@ -140,12 +140,12 @@ def forward(network: Network, inputs: Tensor) -> Tape:
 
 
 def precise(precision: str, device: torch.device) -> Any:
-    """Run what follows in bfloat16 where autocast allows it, for ``bf16``; tf32 is set for the process."""
+    """Run the block in bfloat16 where autocast allows it, for ``bf16``; tf32 is set for the process."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def candidates(network: Network) -> list[Layer]:
-    """List the modules that have a rule here and hold tracked parameters of their own that nobody shares."""
+    """List the modules that have a rule here and own tracked parameters that no other module shares."""
     holders: dict[int, int] = {}
     for module in network.model.modules():
         for parameter in module.parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""Look at a few examples before the work starts: what would make every later number wrong is found here."""
+"""Look at a few examples before the work starts, to find what would make every later number wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from influence_cli.passes.finite import check_finite
 from influence_cli.passes.gradients import make_network
 
 EXAMPLES = 8
-# A flip with probability ½ escapes this many readings once in 128 times.
+# A random flip with probability ½ goes unnoticed in this many readings once in 128 times.
 READINGS = 8
 
 
@@ -45,25 +45,25 @@ def probe(task: Task, patterns: Sequence[str], where: str) -> tuple[Network, Bat
     outputs = _check_outputs(task, network, batch)
     _check_loss(task, outputs, batch)
     if len(batch) < 2:
-        # vmap over one example shows as much as over two.
+        # Two copies of one example test vmap as well as two examples.
         batch = Batch(batch.inputs.repeat_interleave(2, 0), batch.targets.repeat(2), np.repeat(batch.indices, 2))
     return make_network(network, batch.inputs), batch
 
 
 def check_repeatable(split: Split) -> None:
-    """Refuse a split whose first item is not the same each time it is read."""
+    """Refuse a split whose first item changes from one reading to the next."""
     index = int(split.indices[0])
     title = split.title(index)
     try:
         first = to_input(split, raw_item(split, index)[0], title)
     except InfluenceError:
-        return  # unreadable or not an input: the pass over the data says so, by name
+        return  # unreadable or not an input: the pass over the data names it
     for _ in range(READINGS - 1):
         again = to_input(split, raw_item(split, index)[0], title)
         if again.shape != first.shape or not torch.equal(again, first):
             raise InfluenceError(
-                f"{split.where}: the {split.name} transform is random: {title} read twice differs",
-                "give the transform of evaluation, without augmentation: a gradient belongs to one fixed input",
+                f"{split.where}: the {split.name} transform is random: two readings of {title} differ",
+                "give the evaluation transform, without augmentation: a gradient belongs to one fixed input",
             )
 
 
@@ -81,7 +81,7 @@ def _check_outputs(task: Task, network: Network, batch: Batch) -> Tensor:
     where = f"model ({task.checkpoint.name})"
     if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
         bad = int(batch.indices[int(torch.nonzero(~inputs.isfinite().flatten(1).all(1))[0])])
-        raise InfluenceError(f"{task.train.title(bad)} has NaN or infinite pixels", "mend it, or list it under exclude")
+        raise InfluenceError(f"{task.train.title(bad)} has NaN or infinite pixels", "fix it, or list it under exclude")
     outputs = _forward(task, inputs)
     if not torch.equal(outputs, _forward(task, inputs)):
         raise InfluenceError(
@@ -94,15 +94,15 @@ def _check_outputs(task: Task, network: Network, batch: Batch) -> Tensor:
     if not torch.allclose(outputs, alone, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()) + 1e-6):
         raise InfluenceError(
             f"{where}: an example's output depends on the rest of its batch",
-            "such a model has no gradient of a single example; BatchNorm without running statistics does this",
+            "such a model has no per-example gradient; BatchNorm without running statistics causes this",
         )
     sums = outputs.sum(dim=1)
     probabilities = bool(((outputs >= 0) & (outputs <= 1)).all()) and bool(((sums - 1).abs() < 1e-4).all())
     if probabilities and task.loss_name == "cross_entropy" and outputs.shape[1] > 1:
         raise InfluenceError(
             f"{where}: the outputs are probabilities (in [0, 1], summing to 1), but cross_entropy takes logits",
-            "return the layer before the softmax; if it really was trained like this, "
-            "name the loss in a file of your own: loss: {factory: ./losses.py:mine}",
+            "return the outputs before the softmax; if the model really was trained like this, "
+            "name your own loss: loss: {factory: ./losses.py:mine}",
         )
     return outputs
 
@@ -127,7 +127,7 @@ def _check_loss(task: Task, outputs: Tensor, batch: Batch) -> None:
         one = isinstance(losses, Tensor) and losses.numel() == 1
         raise InfluenceError(
             f"loss {task.loss_name} returns {'one number' if one else shape} for a batch of {len(targets)}",
-            "it must return one loss an example, [batch]: use reduction='none' (args: {reduction: none})",
+            "it must return one loss per example, [batch]: use reduction='none' (args: {reduction: none})",
         )
     check_finite(task.train, batch, losses)
 
@@ -135,7 +135,7 @@ def _check_loss(task: Task, outputs: Tensor, batch: Batch) -> None:
 def checkpoint_warnings(
     accuracy: float, classes: int, gradient_norm: float, typical_norm: float, examples: int | None = None
 ) -> list[str]:
-    """Say what makes every later number doubtful: guessing, or a point that is no minimum.
+    """Say what makes every later number doubtful: accuracy near chance, or a point that is not a minimum.
 
     Args:
         accuracy: on the training examples.
@@ -147,19 +147,18 @@ def checkpoint_warnings(
     warnings = []
     if near_chance(accuracy, classes):
         warnings.append(
-            f"training accuracy {accuracy:.1%} is near chance: is the transform, the class order or the "
-            "checkpoint right?"
+            f"training accuracy {accuracy:.1%} is near chance: check the transform, the class order and the checkpoint"
         )
     if not_minimum(gradient_norm, typical_norm, examples):
         warnings.append(
-            f"the checkpoint is not near a minimum: ‖∇R + l2·θ‖ = {gradient_norm:.3g} over the tracked "
-            f"parameters, a single gradient is {typical_norm:.3g}; train on, or check l2 and the transform"
+            "training stopped early (usual with augmentation): trust the order, not the sizes; mislabels is "
+            "unaffected; if training did not stop early, check l2 and the transform"
         )
     return warnings
 
 
 def near_chance(accuracy: float, classes: int) -> bool:
-    """Say whether an accuracy is hardly above guessing (less than a tenth of the way to 1)."""
+    """Say whether an accuracy is near chance (less than a tenth of the way to 1)."""
     return (accuracy - 1 / classes) < 0.1 * (1 - 1 / classes)
 
 
@@ -169,7 +168,7 @@ def not_minimum(gradient_norm: float, typical_norm: float, examples: int | None 
     Args:
         gradient_norm: ‖∇R + l2·θ̂‖.
         typical_norm: root mean square of ‖gᵢ‖.
-        examples: how many were sampled (their mean has a noise of its own), or None for all.
+        examples: how many were sampled (their mean is noisy), or None for all.
     """
     noise = 2 / np.sqrt(examples) if examples else 0.0
     return gradient_norm > (0.1 + noise) * typical_norm > 0

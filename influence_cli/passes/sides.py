@@ -1,4 +1,4 @@
-"""The two sides of a layer's gradient, position by position: its input a and its output slope δ, in one layout."""
+"""The two sides of a layer's gradient per position: its input a and its output slope δ, in one layout."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from influence_cli.passes.layers import Call
 
 
 def sides(layer: Layer, module: nn.Module, calls: Sequence[Call]) -> tuple[Tensor, Tensor]:
-    """Give a and δ of a matrix layer position by position; several calls are so many more positions.
+    """Give a and δ of a matrix layer per position; several calls add more positions.
 
     Returns:
-        a [b, g, T, K] (K = 0 where the weight is not tracked; the ones of a bias are not in it), δ [b, g, T, O];
+        a [b, g, T, K] (K = 0 if the weight is not tracked; without the ones of a bias), δ [b, g, T, O];
         float32 or wider.
     """
     pairs = [_call_sides(layer, module, call) for call in calls]
@@ -69,7 +69,7 @@ def _pads(module: Any) -> bool:
 
 
 def normalised(module: Any, x: Tensor) -> Tensor:
-    """Give what a norm multiplies with its weight."""
+    """Give the values that a norm multiplies with its weight."""
     if isinstance(module, nn.LayerNorm):
         return functional.layer_norm(x, module.normalized_shape, eps=module.eps)
     if isinstance(module, nn.GroupNorm):

@@ -1,11 +1,11 @@
-"""The training-set attack: change a few training images by less than an 8-bit file can tell, and flip a prediction.
+"""The training-set attack: change a few training images by less than an 8-bit file can show, and flip a prediction.
 
 Koh & Liang (ICML 2017, section 5.2): the images with the largest gain are moved in small steps in the sign of
-I_pert,loss, each pixel projected back to within half an 8-bit level of the original, and the top layer is trained to
-its minimum again after every step, on a body that stays as it is. What is below the top layer runs once for all images;
-a round runs it for the attacked images alone.
+I_pert,loss. Each pixel is projected back to within half an 8-bit level of the original, and the top layer is retrained
+to its minimum after every step, on a fixed body. The body runs once for all images, and in each round only for the
+attacked images.
 
-For those who defend: `rank_attackable` asks of every test example how far one image could move its margin in a step.
+For defence, `rank_attackable` estimates for every test example how far one image could move its margin in a step.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ from influence_cli.retrain.top_layer import (
 )
 from influence_cli.runtime.terminal import Terminal, or_silent
 
-# Training images whose pixels are looked at for an attack, and for each test example that is asked about.
+# Training images whose pixels are checked for an attack, and per test example of `rank_attackable`.
 LOOKED_AT, ASKED = 50, 10
-# Images that go through the body together, and solves at one time.
+# Images that go through the body together, and solves at once.
 TOGETHER, SOLVED = 32, 128
-# The first step in 8-bit levels, steps, and how many without a larger loss end an attack. Larger steps at the same pace
-# ended lower: the slope of a deep body turns within a fraction of a level.
+# The first step in 8-bit levels, the number of steps, and how many without a larger loss end an attack. Larger steps
+# gave smaller losses: the slope of a deep body turns within a fraction of a level.
 STEP, ROUNDS, PATIENCE = 0.1, 60, 15
-# Images that are tried alone where fewer are asked for, and the rounds of that.
+# Images that are tried alone if fewer are requested, and the rounds of each try.
 TRIED, TRIAL = 5, 15
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What became of one attack.
+    """The result of one attack.
 
     Attributes:
         test: position of the test example.
         label: its label, which was predicted before.
         after: the class predicted after it.
-        images: positions of the attacked training images, the largest gain first.
-        inputs: what they have become, float32 [C, H, W] each.
-        rounds: steps that were taken.
+        images: positions of the attacked training images, largest gain first.
+        inputs: the changed images, float32 [C, H, W] each.
+        rounds: the number of steps.
         loss: of the test example before and after, with the top layer at its minimum.
-        margin: its output for the label less the largest other one, before and after.
-        estimated: the rise of the loss to first order, every pixel as far as it may go.
-        flips: test predictions that changed, its own included.
+        margin: its output for the label minus the largest other one, before and after.
+        estimated: the rise of the loss to first order, with every pixel moved as far as allowed.
+        flips: test predictions that changed, including its own.
         moved: the largest change of a pixel, in 8-bit levels.
     """
 
@@ -79,7 +79,7 @@ class Attack:
 
     @property
     def flipped(self) -> bool:
-        """Say whether the prediction is another one now."""
+        """Say whether the prediction has changed."""
         return self.after != self.label
 
 
@@ -89,11 +89,11 @@ class Attackable:
 
     Attributes:
         test: position of the test example.
-        label: its label, which is predicted.
+        label: its label, which is the prediction.
         other: the class with the next largest output.
-        margin: the output of the label less that of the other.
+        margin: the output of the label minus that of the other.
         image: position of the training image with the largest gain.
-        gain: the fall of the margin to first order, every pixel of the image as far as rounding to 8 bits hides it.
+        gain: the fall of the margin to first order, with every pixel moved as far as rounding to 8 bits hides.
     """
 
     test: int
@@ -110,7 +110,7 @@ class Attackable:
 
 
 def margins(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Give the output for the label less the largest other one: [m]."""
+    """Give the output for the label minus the largest other one: [m]."""
     at = torch.arange(len(outputs), device=outputs.device)
     others = outputs.clone()
     others[at, labels] = -torch.inf
@@ -118,7 +118,7 @@ def margins(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def check_attack(top: TopLayer, scale: PixelScale) -> None:
-    """Refuse a model without a derivative in its input, and a scale that the images do not fit, before any attack."""
+    """Refuse a model without an input derivative, and a scale that the images do not fit, before any attack."""
     split = top.task.train
     batch = next(read_batches(split, split.indices[:1], 1))
     refuse_unreadable(batch)
@@ -127,10 +127,10 @@ def check_attack(top: TopLayer, scale: PixelScale) -> None:
 
 
 def right_row(top: TopLayer, index: int) -> int:
-    """Find a test example that is predicted right.
+    """Find a correctly predicted test example.
 
     Raises:
-        InfluenceError: it is already wrong.
+        InfluenceError: it is already misclassified.
     """
     row = int(rows_of(top.test_indices, [index])[0])
     outputs, label = top.outputs(top.w)[row], int(top.tests.targets[row])
@@ -138,9 +138,10 @@ def right_row(top: TopLayer, index: int) -> int:
     if predicted != label:
         classes = top.task.classes
         raise InfluenceError(
-            f"{top.task.test_split().title(index)} is already wrong: {classes[predicted]}, labelled {classes[label]}; "
+            f"{top.task.test_split().title(index)} is already misclassified: predicted {classes[predicted]}, "
+            f"labelled {classes[label]}; "
             "there is nothing to flip",
-            "attack one that is predicted right; influence rank says why this one is wrong",
+            "attack a correctly predicted one; influence rank explains why this one is wrong",
         )
     return row
 
@@ -159,9 +160,9 @@ def attack_prediction(
         top: the top layer.
         row: of the test example, from `right_row`.
         scale: of the pixels.
-        images: how many, the first of `attack_order`; or which ones by position, in that order.
-        rounds: steps at most; it ends when the prediction flips, no pixel moves or `PATIENCE` steps raise the loss no
-            further, and the largest loss counts.
+        images: how many of the first in `attack_order`; or which ones by position, in that order.
+        rounds: most steps; it ends when the prediction flips, no pixel moves or `PATIENCE` steps do not raise the loss;
+            the largest loss counts.
     """
     task = top.task
     if isinstance(images, int):
@@ -192,10 +193,10 @@ def attack_prediction(
 
 
 def attack_order(top: TopLayer, row: int, scale: PixelScale, count: int) -> list[int]:
-    """Order training images for an attack on one test prediction: positions, at least ``count`` where there are.
+    """Order training images for an attack on one test prediction: positions, at least ``count`` if there are.
 
-    The largest gain first. Fewer than `TRIED` are chosen by a short attack on each of the first `TRIED` alone, for the
-    gain is of first order, and an image that is moved far saturates: what raised the loss most comes first.
+    Largest gain first. Fewer than `TRIED` are chosen by a short attack with each of the first `TRIED` alone: the gain
+    is only first order, and an image that is moved far saturates. The image that raised the loss most comes first.
     """
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
     chosen, _ = choose_images(top, s, scale, max(count, TRIED))
@@ -211,7 +212,7 @@ def attack_order(top: TopLayer, row: int, scale: PixelScale, count: int) -> list
 
 @dataclass(frozen=True)
 class _Climbed:
-    """Where an attack stands: rounds taken, the images [k, …] before and now, the top layer at its minimum on these."""
+    """The state of an attack: rounds, the images [k, …] before and now, the top layer at its minimum on these."""
 
     rounds: int
     originals: Tensor
@@ -220,9 +221,9 @@ class _Climbed:
 
 
 def _climb(top: TopLayer, row: int, scale: PixelScale, chosen: Tensor, rounds: int) -> _Climbed:
-    """Move training images until a prediction flips: steps that shrink to nothing over the rounds, the largest loss.
+    """Move training images until a prediction flips, with steps that shrink to zero; the largest loss counts.
 
-    On the way the minimum and s_test are rough, for of the slope only the sign is used; the one that is given is exact.
+    On the way the minimum and s_test are rough, because only the slope's sign is used; the returned state is exact.
     """
     task, rows, own = top.task, chosen.to(top.w.device), _only(top.tests, row)
     label = int(own.targets[0])
@@ -269,12 +270,12 @@ def _predicted(own: Outputs, w: Tensor) -> int:
 
 
 def choose_images(top: TopLayer, s: Tensor, scale: PixelScale, count: int) -> tuple[Tensor, list[float]]:
-    """Choose the training images with the largest gain: what the loss can rise while rounding hides it.
+    """Choose the training images with the largest gain: the possible rise of the loss while rounding hides the change.
 
-    The pixels of `LOOKED_AT` are looked at, those with the largest slope in the top layer's input.
+    The pixels of `LOOKED_AT` images are checked, those with the largest slope at the top layer's input.
 
     Returns:
-        Rows int64 [k] among the training examples in use, the largest gain first, and the gains.
+        Rows int64 [k] among the training examples in use, largest gain first, and the gains.
     """
     candidates = _largest(top, s, max(LOOKED_AT, 2 * count))
     gains = torch.tensor(gains_of(top, s, candidates, scale))
@@ -300,7 +301,7 @@ def gains_of(top: TopLayer, s: Tensor, rows: Tensor, scale: PixelScale) -> list[
 
 
 def _largest(top: TopLayer, s: Tensor, count: int) -> Tensor:
-    """Find the training rows with the largest slope in the top layer's input; ties by position."""
+    """Find the training rows with the largest slope at the top layer's input; ties by position."""
     parts = torch.split(torch.arange(top.problem.n, device=top.w.device), 4096)
     norms = torch.cat([feature_slopes(top.problem, top.w, s, part, top.width).norm(dim=1) for part in parts])
     return torch.argsort(norms, descending=True, stable=True)[:count].cpu()
@@ -311,24 +312,24 @@ def rank_attackable(
 ) -> list[Attackable]:
     """Rank test examples by how easily one training image flips their prediction.
 
-    Of each, the margin m is that between its label and the next class, its slope ∇_W(−m) takes the place of the loss's,
-    and the gain is the fall of m to first order if every pixel of one image goes as far as rounding to 8 bits hides.
-    The pixels of `ASKED` images are looked at for each.
+    The margin m is between the label and the next class. Its slope ∇_W(−m) replaces that of the loss, and the gain is
+    the fall of m to first order if every pixel of one image moves as far as rounding to 8 bits hides. The pixels of
+    `ASKED` images are checked per test example.
 
     Args:
         top: the top layer.
-        rows: of test examples; those that are wrong already are passed over.
+        rows: of test examples; misclassified ones are skipped.
         scale: of the pixels.
         terminal: progress.
 
     Returns:
-        The largest gain / margin first; ties by position.
+        Largest gain / margin first; ties by position.
     """
     terminal = or_silent(terminal)
     outputs, labels = top.outputs(top.w), top.tests.targets
     right = [row for row in rows if int(outputs[row].argmax()) == int(labels[row])]
     found: list[Attackable] = []
-    with terminal.progress(len(right), "what one image could do") as advance:
+    with terminal.progress(len(right), "effect of each single image") as advance:
         for start in range(0, len(right), SOLVED):
             part = right[start : start + SOLVED]
             second = [_next(outputs[row], int(labels[row])) for row in part]

@@ -1,7 +1,7 @@
-"""Which pixels of a test image its loss goes back to, beside which training images: captum, imported when asked for.
+"""Which pixels of a test image explain its loss, in addition to training images: captum, imported on demand.
 
-What is explained is f(x) = −L(x, class), the same loss that `influence rank` explains: above zero a pixel lowers the
-loss and speaks for the class, below zero it speaks against it.
+It explains f(x) = −L(x, class), the same loss that `influence rank` explains: a pixel above zero lowers the loss and
+speaks for the class, a pixel below zero speaks against it.
 
 - ``integrated-gradients``: (x − x₀) · ∫₀¹ ∇f(x₀ + α(x − x₀)) dα from an input x₀ of zeros (Sundararajan et al., ICML
   2017); the pixels sum to f(x) − f(x₀). The finest.
@@ -25,14 +25,14 @@ from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task
 
 METHODS = ("integrated-gradients", "grad-cam", "occlusion")
-# Points of the path integral: the sum over pixels then meets f(x) − f(x₀) to about 1% on a network with ReLU.
+# Points of the path integral: the sum over pixels then matches f(x) − f(x₀) to about 1% on a network with ReLU.
 STEPS = 64
-# Copies of the image that go through the model at one time, and the numbers that they may have in all.
+# Copies of the image that go through the model at once, and the most numbers in all of them.
 COPIES, NUMBERS = 64, 2**22
 
 
 def check_attribution(method: str | None) -> None:
-    """Refuse a method that there is not, before any work.
+    """Refuse an unknown method, before any work.
 
     Args:
         method: of ``--attribution``, or None for none.
@@ -48,7 +48,7 @@ def check_attribution(method: str | None) -> None:
 
 
 def check_model(task: Task, method: str) -> None:
-    """Refuse inputs that are no images, and for Grad-CAM a model without a convolution, before long work.
+    """Refuse inputs that are not images, and for Grad-CAM a model without a convolution, before long work.
 
     Args:
         task: with at least one readable training example (`load_tasks` has run one).
@@ -75,11 +75,11 @@ def attribute(task: Task, image: Tensor, target: int, method: str) -> np.ndarray
         method: one of `METHODS`.
 
     Returns:
-        float64 [H, W] in nats (for cross-entropy), not scaled: > 0 lowers the loss. Grad-CAM is ≥ 0, in a unit of its
-        own.
+        float64 [H, W] in nats (for cross-entropy), not scaled: > 0 lowers the loss. Grad-CAM is ≥ 0, in its own
+        unit.
 
     Raises:
-        InfluenceError: the input is no image, or the model has no convolution for Grad-CAM.
+        InfluenceError: the input is not an image, or the model has no convolution for Grad-CAM.
     """
     from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam, Occlusion
 
@@ -95,7 +95,7 @@ def attribute(task: Task, image: Tensor, target: int, method: str) -> np.ndarray
         found = LayerAttribution.interpolate(coarse, tuple(x.shape[-2:]), interpolate_mode="bilinear")
     else:
         height, width = patch(image)
-        # Half a patch a step: every pixel but those at the rim is covered by four of them.
+        # Steps of half a patch: four patches cover every pixel except those at the border.
         strides = (x.shape[1], max(1, height // 2), max(1, width // 2))
         with torch.no_grad():
             found = Occlusion(f).attribute(
@@ -116,7 +116,7 @@ def patch(image: Tensor) -> tuple[int, int]:
 
 
 def last_convolution(model: nn.Module, image: Tensor) -> nn.Module:
-    """Find the convolution that runs last and gives a map: the order is that of a forward pass, not of the definition.
+    """Find the last convolution with a map as output, in the order of a forward pass, not of the definition.
 
     Args:
         model: any classifier.

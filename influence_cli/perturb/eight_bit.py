@@ -1,7 +1,7 @@
-"""From a model's input back to 8-bit pixels: how large is one level there, and what does rounding to 8 bits hide?
+"""From a model's input back to 8-bit pixels: the size of one level, and what rounding to 8 bits hides.
 
 A level k of channel c is the input black[c] + k · step[c]. Both follow from the transform: what turns bytes into
-floats (``ToDtype`` with ``scale``) and what ``Normalize`` makes of them. Any other step after that hides them.
+floats (``ToDtype`` with ``scale``) and what ``Normalize`` makes of them. Any other step after that makes them unknown.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 from influence_cli.data.split import Split, raw_item
 from influence_cli.errors import InfluenceError
 
-# A level of 16 bits is 1/257 of one of 8 bits: this far from a level, what is written in 16 bits still rounds to it.
+# A 16-bit level is 1/257 of an 8-bit level: up to this distance, a value written in 16 bits still rounds to its level.
 HIDDEN = 0.5 - 1 / 257
-# How far outside black and white rounding in float32 leaves a pixel, in levels.
+# How far outside black and white float32 rounding can leave a pixel, in levels.
 ROUNDING = 0.05
-# Steps that leave the scale of float pixels as it is, before Normalize; Pad and Grayscale mix nothing but levels.
+# Steps that keep the scale of float pixels, before Normalize; Pad and Grayscale only mix levels.
 _NEUTRAL = ("Resize", "CenterCrop", "Pad", "Grayscale", "RGB", "ToPureTensor", "Identity", "ToImage")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-ADVICE = "say how large one 8-bit level is in the model's input: --pixel-step 1/255, or one a channel (--black too)"
+ADVICE = "give the size of one 8-bit level in the model's input: --pixel-step 1/255, or one per channel (also --black)"
 
 
 @dataclass(frozen=True)
 class PixelScale:
-    """Where the 8-bit levels lie in the model's input.
+    """The places of the 8-bit levels in the model's input.
 
     Attributes:
         step: the size of one level, float64 [C] or [1].
@@ -73,7 +73,7 @@ class Ball:
         return self.scale.inputs(moved.clamp(self.low, self.high))
 
     def corner(self, x: Tensor, sign: Tensor) -> Tensor:
-        """Move every pixel as far as it may go in the direction of ``sign``; where that is 0 it stays."""
+        """Move every pixel as far as allowed in the direction of ``sign``; it stays where that is 0."""
         sign = sign.detach().cpu()
         levels = torch.where(sign > 0, self.high, torch.where(sign < 0, self.low, self.scale.levels(x)))
         return self.scale.inputs(levels.clamp(self.low, self.high))
@@ -98,7 +98,8 @@ def ball(scale: PixelScale, x: Tensor, title: str) -> Ball:
     """
     if len(scale.step) not in (1, len(x)):
         raise InfluenceError(
-            f"--pixel-step has {len(scale.step)} numbers, {title} has {len(x)} channels", "give one, or one a channel"
+            f"--pixel-step has {len(scale.step)} numbers, but {title} has {len(x)} channels",
+            "give one, or one per channel",
         )
     levels = scale.levels(x)
     least, most = float(levels.min()), float(levels.max())
@@ -114,7 +115,7 @@ def pixel_scale(split: Split) -> PixelScale:
     """Find the scale of a split's inputs from its transform.
 
     Raises:
-        InfluenceError: no step turns bytes into floats, or one after it is not known to keep their scale.
+        InfluenceError: no step turns bytes into floats, or a later step may change their scale.
     """
     if not _is_eight_bit(raw_item(split, int(split.indices[0]))[0]):
         raise InfluenceError(
@@ -136,24 +137,26 @@ def pixel_scale(split: Split) -> PixelScale:
         elif name not in _NEUTRAL or (normalised and name in ("Grayscale", "RGB")):
             raise _unknown(split, name)
     if not floats:
-        raise InfluenceError(f"{split.where}: the size of an 8-bit level is unknown: nothing makes floats", ADVICE)
+        raise InfluenceError(f"{split.where}: the size of an 8-bit level is unknown: no step makes floats", ADVICE)
     return PixelScale(step, black)
 
 
 def given_scale(step: str, black: str | None) -> PixelScale:
-    """Read --pixel-step and --black: a number or a fraction, or one a channel with commas.
+    """Read --pixel-step and --black: a number or a fraction, or one per channel with commas.
 
     Raises:
-        InfluenceError: not numbers, a step that is not above 0, or two lists of another length.
+        InfluenceError: not numbers, a step that is not above 0, or two lists of different length.
     """
     steps = _numbers(step, "--pixel-step")
     blacks = _numbers(black, "--black") if black is not None else [0.0] * len(steps)
     if len(blacks) == 1:
         blacks = blacks * len(steps)
     if len(blacks) != len(steps):
-        raise InfluenceError(f"--black has {len(blacks)} numbers, --pixel-step {len(steps)}", "give as many of each")
+        raise InfluenceError(
+            f"--black has {len(blacks)} numbers, but --pixel-step has {len(steps)}", "give as many of each"
+        )
     if min(steps) <= 0:
-        raise InfluenceError(f"--pixel-step {step}: a level is larger than 0", "such as 1/255")
+        raise InfluenceError(f"--pixel-step {step}: a level must be larger than 0", "such as 1/255")
     return PixelScale(torch.tensor(steps, dtype=torch.float64), torch.tensor(blacks, dtype=torch.float64))
 
 
@@ -173,7 +176,7 @@ def _numbers(text: str, option: str) -> list[float]:
             value = float("nan")
         if not np.isfinite(value):
             raise InfluenceError(
-                f"{option} {text}: {part!r} is not a number", "such as 1/255, or one a channel: 0.1,0.2,0.1"
+                f"{option} {text}: {part!r} is not a number", "such as 1/255, or one per channel: 0.1,0.2,0.1"
             )
         found.append(value)
     return found
@@ -192,7 +195,7 @@ def _steps(transform: Any) -> Sequence[Any]:
 
 
 def _converts(part: Any, name: str) -> tuple[bool, bool]:
-    """Say whether a step makes floats of bytes, and whether it divides by 255 on the way."""
+    """Say whether a step turns bytes into floats, and whether it divides by 255."""
     if name == "ToTensor":
         return True, True
     dtype = getattr(part, "dtype", None)

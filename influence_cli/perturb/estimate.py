@@ -1,12 +1,12 @@
-"""`influence perturb`: how much would the loss of a test example rise if a pixel of a training image were another?
+"""`influence perturb`: how much would the loss of a test example rise if pixels of a training image changed?
 
 Koh & Liang (ICML 2017, section 2.2): if a training input x becomes x + δ, the training objective gains
 (1/n)(L(x + δ) − L(x)). To first order in 1/n the loss of a test example rises by influence(x) − influence(x + δ)
-(``replaced``: x is removed, x + δ put in its place), and to first order in δ as well by slope · δ with
+(``replaced``: x is removed and x + δ is added), and to first order in δ as well by slope · δ with
 
     slope = −(1/n) ∇ₓ(s_testᵀ ∇_θL(x)),
 
-which is 1/n times their I_pert,loss. The derivative in x is a second one through the model: autograd of autograd.
+which is 1/n times their I_pert,loss. The derivative with respect to x is a second one: autograd of autograd.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Perturbed:
 
     Attributes:
         test: the test example.
-        influence: of the training image as it is.
-        slope: [C, H, W], the estimated rise of the loss per unit of each number of the model's input.
+        influence: of the unchanged training image.
+        slope: [C, H, W], the estimated rise of the loss per unit of each input value.
         delta: δ, of the same shape, or None.
         estimated: slope · δ.
         replaced: influence(x) − influence(x + δ): to first order in 1/n, but not in δ.
-        actual: the rise of the loss by training again; None where that was not asked for.
+        actual: the rise of the loss by retraining; None if that was not requested.
     """
 
     test: TestFacts
@@ -99,7 +99,7 @@ def input_slopes(network: Network, vector: Tensor, inputs: Tensor, targets: Tens
     own = list(network.parameters().values())
     with torch.enable_grad(), recurrent_backward(network.model), differentiable_attention():
         try:
-            # A copy, for a model may change its input in place, which a leaf forbids.
+            # A copy, because a model may change its input in place, which a leaf forbids.
             losses = network.loss(logits_of(network.model(x.clone())), targets.to(device))
             slopes = torch.autograd.grad(
                 losses.sum(), own, create_graph=True, materialize_grads=True, allow_unused=True
@@ -111,14 +111,14 @@ def input_slopes(network: Network, vector: Tensor, inputs: Tensor, targets: Tens
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise InfluenceError(
-                f"the gradient of the model has no derivative in its input: {describe(error)}",
-                "perturb differentiates twice; a layer with a backward pass of its own may allow that only once",
+                f"the model's gradient has no derivative with respect to its input: {describe(error)}",
+                "perturb differentiates twice; a layer with a custom backward pass may allow only one",
             ) from error
     return found.detach()
 
 
 def _refuse_once(end: Any) -> None:
-    """Refuse a graph with a function in it that may be differentiated once: its node leads nowhere and is passed by."""
+    """Refuse a graph with a function that is only once differentiable: its node is a dead end that autograd ignores."""
     seen, left = {end}, [end]
     while left:
         node = left.pop()
@@ -149,13 +149,13 @@ def perturb_image(
         selected: which test examples.
         change: from the slope [C, H, W] to a δ of its shape; None for the slope alone.
         target: whose loss is explained, as for ``rank_training``.
-        retrain: train an output layer again with x + δ, for the actual rise.
+        retrain: retrain an output layer with x + δ, for the actual rise.
         terminal: progress, λ, residuals, warnings.
         strict: a solver that does not converge is an error.
 
     Raises:
-        InfluenceError: the image is not in use, the model is not differentiable in its input, or ``retrain`` of what
-            is no output layer under a convex loss.
+        InfluenceError: the image is not in use, the model is not differentiable with respect to its input, or
+            ``retrain`` without an output layer under a convex loss.
     """
     terminal = or_silent(terminal)
     task = stores[0].task
@@ -181,13 +181,13 @@ def perturb_image(
     record = describe_run(stores, inverses, None, terminal)
     if any(_bends(one) for one in found):
         terminal.warn(
-            "estimated and replaced differ by more than half: the change is not small for this model, as where it "
-            "crosses kinks of ReLU or max pooling (a black ground is full of ties); go by replaced"
+            "estimated and replaced differ by more than half: the change is not small for this model, for example "
+            "because it crosses kinks of ReLU or max pooling (a black background has many ties); trust replaced"
         )
     if found and not any(one.slope.any() for one in found):
         terminal.warn(
-            "no pixel moves the loss: the derivative is 0 everywhere, as where the model rounds its input or the "
-            "training loss of this image is 0"
+            "no pixel moves the loss: the derivative is 0 everywhere, for example because the model rounds its "
+            "input or the training loss of this image is 0"
         )
     return Perturbation(found, record, None if again is None else again.newton)
 
@@ -233,29 +233,29 @@ def _estimate(
 
 
 def _bends(one: Perturbed) -> bool:
-    """Say whether what is linear in δ is far from what is not."""
+    """Say whether the linear estimate in δ is far from the nonlinear one."""
     if one.estimated is None or one.replaced is None:
         return False
     return abs(one.estimated - one.replaced) > 0.5 * max(abs(one.estimated), abs(one.replaced))
 
 
 class _Again:
-    """Trains an output layer to its minimum, and again for every changed image, by Newton steps in float64."""
+    """Trains an output layer to its minimum, and retrains it for every changed image, by Newton steps in float64."""
 
     def __init__(self, stores: Sequence[Prepared], batch: Batch, terminal: Terminal) -> None:
-        only_task([prepared.task for prepared in stores], "--retrain trains one checkpoint again")
+        only_task([prepared.task for prepared in stores], "--retrain retrains one checkpoint")
         prepared = stores[0]
         layer = prepared.choice.output
         check_whole(prepared.task)
         if layer is None or not is_convex(prepared):
             raise InfluenceError(
-                "--retrain needs an output layer under a smooth convex loss: only that has a minimum to return to",
+                "--retrain needs an output layer under a smooth convex loss: only that has a minimum to retrain to",
                 "track the last layer alone (gradients.layers), or leave --retrain out",
             )
         self._prepared, self._layer, self._batch, self._terminal = prepared, layer, batch, terminal
         self._problem, self._w, self.newton = to_minimum(prepared, layer, terminal)
         self._inverse = torch.cholesky_inverse(factor_of(self._problem, self._w))
-        # The last change and the weights with it: one change is asked about for many test examples.
+        # The last change and its weights: many test examples use the same change.
         self._done: tuple[np.ndarray, Tensor] | None = None
         self._row = int(rows_of(prepared.task.train.indices, batch.indices[:1])[0])
 

@@ -1,4 +1,4 @@
-"""The files of `influence perturb`: a change of an image read in, its signed map and attacked images written out."""
+"""The files of `influence perturb`: reads a change of an image, writes its signed map and attacked images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_change(path: Path, split: Split, x: Tensor, title: str) -> Tensor:
         path: ``.npy`` is δ itself, in the model's input space; an image file is the changed image, and δ what it
             becomes by the split's transform, minus x.
         split: the training examples.
-        x: the input that is to change.
+        x: the input to change.
         title: names it in a message.
 
     Raises:
@@ -46,8 +46,8 @@ def read_change(path: Path, split: Split, x: Tensor, title: str) -> Tensor:
     shape = list(x.shape)
     if list(values.shape) != shape:
         raise InfluenceError(
-            f"--delta {path} has the shape {list(values.shape)}, the input of {title} has {shape}",
-            "δ is added to what the transform makes of the image: channels first, one number for each of its numbers",
+            f"--delta {path} has the shape {list(values.shape)}, but the input of {title} has {shape}",
+            "δ is added to the transformed image: channels first, one number per input value",
         )
     if not np.isfinite(values).all():
         raise InfluenceError(f"--delta {path} has NaN or infinite numbers")
@@ -55,13 +55,13 @@ def read_change(path: Path, split: Split, x: Tensor, title: str) -> Tensor:
 
 
 def check_map(path: Path | None) -> None:
-    """Refuse a map of another kind than `MAPS`, before any work."""
+    """Refuse a map with another suffix than `MAPS`, before any work."""
     if path is not None and path.suffix.lower() not in MAPS:
-        raise InfluenceError(f"--map {path}: a map is .png or .npy", did_you_mean(path.suffix.lower(), MAPS))
+        raise InfluenceError(f"--map {path}: a map must be .png or .npy", did_you_mean(path.suffix.lower(), MAPS))
 
 
 def check_image(x: Tensor, option: str) -> None:
-    """Refuse to draw inputs that are no images."""
+    """Refuse to draw inputs that are not images."""
     if x.ndim != 3:
         raise InfluenceError(
             f"{option}: an input of the model has the shape {list(x.shape)}",
@@ -75,7 +75,7 @@ def draw_map(x: Tensor, slope: np.ndarray, scale: PixelScale | None) -> Image.Im
     Args:
         x: [C, H, W], as the model takes it.
         slope: likewise, the estimated rise of the loss per unit.
-        scale: makes it per 8-bit level, for channels may differ in that; None sums as they are.
+        scale: converts it to per 8-bit level, because channels may differ; None sums without conversion.
 
     Returns:
         RGB, x in grey underneath: red where a lighter pixel raises the loss, blue where it lowers it.
@@ -123,7 +123,7 @@ _COLOUR_TYPES = {1: 0, 3: 2}
 def write_png16(file: BinaryIO, pixels: np.ndarray) -> None:
     """Write uint16 pixels [H, W, C], C = 1 (grey) or 3 (RGB), without loss."""
     height, width, channels = pixels.shape
-    # A PNG is big-endian, and every line begins with its filter: 0 is none.
+    # A PNG is big-endian, and every line starts with its filter: 0 means none.
     lines = pixels.astype(">u2").reshape(height, -1).view(np.uint8)
     raw = np.concatenate([np.zeros((height, 1), np.uint8), lines], axis=1).tobytes()
     header = struct.pack(">IIBBBBB", width, height, 16, _COLOUR_TYPES[channels], 0, 0, 0)

@@ -20,7 +20,7 @@ def read_training_image(task: Task, index: int) -> Batch:
     """
     split = task.train
     if not 0 <= index < len(split.source):
-        raise InfluenceError(f"there is no training example {index}; the training set has 0 to {len(split.source) - 1}")
+        raise InfluenceError(f"there is no training example {index}; valid indices are 0 to {len(split.source) - 1}")
     if index not in split.indices:
         raise InfluenceError(f"{split.title(index)} is excluded (train.exclude)", "choose one that is in use")
     batch = next(read_batches(split, np.array([index]), 1))
@@ -30,24 +30,24 @@ def read_training_image(task: Task, index: int) -> Batch:
 
 
 def check_differentiable(task: Task, batch: Batch) -> None:
-    """Refuse inputs that are whole numbers, and a model through which no derivative reaches its input."""
+    """Refuse inputs of whole numbers, and a model without a derivative with respect to its input."""
     title = task.train.title(int(batch.indices[0]))
     if not batch.inputs.is_floating_point():
         raise InfluenceError(
-            f"the input of {title} is of {batch.inputs.dtype}: a model of whole numbers has no derivative in its input",
-            "perturb works on images of floats; influence rank and verify work here",
+            f"the input of {title} is {batch.inputs.dtype}: whole numbers have no derivative",
+            "perturb works on float images; influence rank and verify work here",
         )
     x = batch.inputs.to(task.device).clone().requires_grad_(True)
     with torch.enable_grad(), recurrent_backward(task.model):
         outputs = logits_of(task.model(x.clone()))
-        # Parameters are frozen in some models: then what is cut off from its input has no graph at all.
+        # Some models have frozen parameters: without a path to its input the output then has no graph.
         cut = not outputs.requires_grad or torch.autograd.grad(outputs.sum(), x, allow_unused=True)[0] is None
     if cut:
         raise InfluenceError(
-            f"{_name(task)} is not differentiable in its input: none of its outputs depends on the pixels by "
-            "operations that autograd follows",
-            "something detaches them, such as .detach(), torch.no_grad(), numpy or rounding to whole numbers inside "
-            "the model: let it do that to a copy, or move it to train.transform",
+            f"{_name(task)} is not differentiable with respect to its input: no output depends on the pixels "
+            "through operations that autograd follows",
+            "something inside the model detaches them, such as .detach(), torch.no_grad(), numpy or rounding to whole "
+            "numbers: do that on a copy, or move it to train.transform",
         )
 
 

@@ -1,4 +1,4 @@
 """Fit the curvature, fill the store, decide what is stale.
 
-``prepare`` is the way in; ``prepared`` is what it gives.
+``prepare`` is the entry point; ``prepared`` is its result.
 """

@@ -1,4 +1,4 @@
-"""What a store may take: the least and the most that it needs, and the coordinates that fit ``gradients.budget``."""
+"""The size of a store: its minimum and maximum, and the coordinates that fit ``gradients.budget``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def row_bytes(config: Config, task: Task, choice: Choice) -> int:
 
 
 def store_layout(config: Config, task: Task, k: int) -> Layout:
-    """Give the shape of a store with k numbers a row."""
+    """Give the shape of a store with k numbers per row."""
     return Layout(len(task.train), k, len(task.classes), config.gradients.block, config.gradients.store_dtype)
 
 
@@ -36,14 +36,14 @@ def _column_bytes(config: Config, task: Task) -> int:
 
 
 def check_budget(config: Config, task: Task, choice: Choice) -> None:
-    """Refuse before any work what the budget cannot hold."""
+    """Refuse, before any work, a store that exceeds the budget."""
     where, budget, size = config.where("gradients", "budget"), config.gradients.budget, choice.network.size
     if not choice.has_basis:
         need = row_bytes(config, task, choice)
         if need > budget:
             raise InfluenceError(
                 f"{where}: the gradients of {len(task.train):,} examples × {size:,} parameters take "
-                f"{human_bytes(need)}, gradients.budget is {human_bytes(budget)}",
+                f"{human_bytes(need)}, but gradients.budget is {human_bytes(budget)}",
                 "track fewer layers (gradients.layers), use store_dtype: float16 or int8, curvature.method: ekfac, "
                 "--on-the-fly, or raise the budget",
             )
@@ -52,10 +52,10 @@ def check_budget(config: Config, task: Task, choice: Choice) -> None:
     basis = 4 * size if choice.is_joint else stored_bytes(choice.network)
     least = store_layout(config, task, 0).bytes() + columns * _column_bytes(config, task) + basis
     if budget < least:
-        each = "one coordinate" if choice.is_joint else f"one coordinate for each of {columns} layers, and the factors"
+        each = "one coordinate" if choice.is_joint else f"one coordinate per layer ({columns} layers) and the factors"
         raise InfluenceError(
-            f"{where}: gradients.budget is {human_bytes(budget)}; a store of {len(task.train):,} examples with "
-            f"{each} takes at least {human_bytes(least)}",
+            f"{where}: gradients.budget is {human_bytes(budget)}, but a store of {len(task.train):,} examples "
+            f"with {each} takes at least {human_bytes(least)}",
             f"raise it: -s gradients.budget={math.ceil(least / 1e6)}MB, or use --on-the-fly",
         )
 
@@ -71,7 +71,7 @@ def choose_coordinates(config: Config, task: Task, choice: Choice, fitted: Fitte
         return None
     room = config.gradients.budget - store_layout(config, task, 0).bytes()
     if choice.is_joint:
-        # A coordinate takes a column of all rows, and one of the basis.
+        # A coordinate takes one column of all rows, and one of the basis.
         k = min(len(fitted.arrays["spectrum"]), room // (_column_bytes(config, task) + 4 * choice.network.size))
         return np.arange(k)
     blocks = fitted.blocks()

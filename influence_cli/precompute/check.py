@@ -32,7 +32,7 @@ from influence_cli.runtime.terminal import Terminal, duration, or_silent
 from influence_cli.store.store import Store
 
 SAMPLE = 512
-# Up to so many parameters every example of the sample has its gradient computed; beyond, a few.
+# Up to this many parameters, gradients of all sampled examples are computed; beyond, only a few.
 EVERY_NORM, FEW_NORMS = 1_000_000, 4
 
 
@@ -53,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a look at some examples of a split gives.
+    """What a check of some examples of a split gives.
 
     Attributes:
         accuracy: in [0, 1].
@@ -79,7 +79,7 @@ def check_run(
         config: the run's config.
         full: all examples instead of a sample of 512.
         terminal: progress and warnings.
-        skip_unreadable: go on without examples that cannot be read.
+        skip_unreadable: continue without unreadable examples.
 
     Returns:
         Findings in reading order; warnings are in ``terminal.warnings``.
@@ -130,7 +130,7 @@ def _task_findings(
         Finding("typical gradient norm", train.typical_norm, "of one example"),
     ]
     sampled = train.count if train.count < len(task.train) else None
-    # What follows a run needs no minimum.
+    # A run's checkpoints need no minimum.
     norm = 0.0 if config.model.is_one_run else train.gradient_norm
     for text in checkpoint_warnings(train.accuracy, len(task.classes), norm, train.typical_norm, sampled):
         terminal.warn(text)
@@ -138,7 +138,7 @@ def _task_findings(
         test = measure(task, task.test, network, full, terminal, skip, gradients=False)
         findings.append(Finding("test accuracy", test.accuracy, f"over {test.count:,} examples"))
         if near_chance(test.accuracy, len(task.classes)) and not near_chance(train.accuracy, len(task.classes)):
-            terminal.warn(f"test accuracy {test.accuracy:.1%} is near chance: are the classes of both sets the same?")
+            terminal.warn(f"test accuracy {test.accuracy:.1%} is near chance: do both sets have the same classes?")
     path = store_path(config, number)
     need = min(row_bytes(config, task, choice), config.gradients.budget)
     examples = plan_batch(network, batch.inputs, 0 if choice.has_basis else network.size, config.gradients.block)
@@ -146,7 +146,7 @@ def _task_findings(
     matrix = f" {choice.matrix}" if choice.method not in ("identity", "fisher") else ""
     findings += [
         Finding("curvature", f"{choice.method}{matrix}"),
-        Finding("store", str(path), "exists" if path.exists() else "not made yet"),
+        Finding("store", str(path), "exists" if path.exists() else "not created yet"),
         Finding("store size, at most", need, human_bytes(need)),
         Finding("examples in a batch", examples, "within the free memory"),
         Finding("memory, about", plan.memory, human_bytes(plan.memory)),
@@ -157,7 +157,7 @@ def _task_findings(
     folder = path.parent
     if folder.is_dir() and not path.exists() and shutil.disk_usage(folder).free < need:
         free = human_bytes(shutil.disk_usage(folder).free)
-        terminal.warn(f"{folder} has {free} free, the store needs up to {human_bytes(need)}")
+        terminal.warn(f"{folder} has {free} free, but the store needs up to {human_bytes(need)}")
     return findings
 
 
@@ -173,7 +173,7 @@ def _ways(network: Network) -> str:
 
 
 def _layer_findings(network: Network, batch: Batch, path: Path) -> list[Finding]:
-    """Give the plan of each block of a basis a layer: its factors, the cheaper order, what the store keeps of it."""
+    """Give the plan per block of a basis per layer: its factors, the cheaper order, what the store keeps of it."""
     kept = _kept_coordinates(path)
     plan = make_plan(network)
     tape = forward(network, batch.inputs[:2])
@@ -184,7 +184,7 @@ def _layer_findings(network: Network, batch: Batch, path: Path) -> list[Finding]
         tokens = positions(layer, calls[number]) if number < len(calls) else 0
         order = cheapest(max(1, tokens), (layer.outputs, layer.outputs), (layer.width, layer.width))
         text = f"{layer.outputs} ⊗ {layer.width}" + (f", {layer.groups} groups" if layer.groups > 1 else "")
-        first = "a and δ turned first" if order == "sides" else "gradient formed first"
+        first = "a and δ rotated first" if order == "sides" else "gradient computed first"
         findings.append(
             Finding(f"layer {layer.name}", text, f"{layer.kind}, {tokens:,} positions, {first}{kept(position)}")
         )
@@ -196,7 +196,7 @@ def _layer_findings(network: Network, batch: Batch, path: Path) -> list[Finding]
 
 
 def _kept_coordinates(path: Path) -> Callable[[int], str]:
-    """Count the coordinates of each block that a store keeps, where there is one."""
+    """Count the coordinates of each block that a store keeps, if there is a store."""
     if not path.exists():
         return lambda _: ""
     with Store.open(path) as store:
@@ -230,21 +230,21 @@ def measure(
         network: the tracked parameters.
         full: all examples instead of a sample of 512.
         terminal: progress, skipped examples.
-        skip: go on without examples that cannot be read.
+        skip: continue without unreadable examples.
         gradients: whether the norms are wanted.
     """
     chosen = split.indices
     if not full and len(split) > SAMPLE:
         chosen = np.sort(np.random.default_rng(task.seed).choice(split.indices, SAMPLE, replace=False))
     right, losses, squares, count = 0, 0.0, 0.0, 0
-    # Of a large model a few example gradients have to do for the typical norm; the mean is exact all the same.
+    # For a large model a few example gradients must suffice for the typical norm; the mean is still exact.
     each = network.size if gradients and network.size <= EVERY_NORM else 0
-    # A large model's own numbers fill the memory: no sum of twice their width, one example gradient at a time.
+    # A large model fills the memory itself: no float64 sum, and one example gradient at a time.
     total = torch.zeros(network.size if gradients else 0, dtype=torch.float64 if each else torch.float32)
     examples = _readable_batch(split, chosen)
     step = 256 if examples is None else plan_batch(network, examples, each, 256)
     normed = 0
-    with terminal.progress(len(chosen), f"looking at the {split.name} examples") as advance:
+    with terminal.progress(len(chosen), f"checking the {split.name} examples") as advance:
         for batch in readable_batches(split, chosen, step, skip=skip, tell=terminal.warn):
             if each:
                 grads, part, outputs = example_gradients(network, batch.inputs, batch.targets)
@@ -276,7 +276,7 @@ def measure(
 
 
 def _gradient_square(network: Network, batch: Batch, row: int) -> float:
-    """Give ‖g‖² of one example of a batch, in float64 by parameter: never a copy of all of them."""
+    """Give ‖g‖² of one example of a batch, in float64 per parameter, without a copy of all of them."""
     one = example_gradients(network, batch.inputs[row : row + 1], batch.targets[row : row + 1])[0][0]
     return sum(_square(one[place]) for place in network.slots.values())
 
@@ -286,6 +286,6 @@ def _square(vector: torch.Tensor) -> float:
 
 
 def _readable_batch(split: Split, chosen: np.ndarray) -> torch.Tensor | None:
-    """Read a few inputs for a measurement; None where none of the first ones can be read."""
+    """Read a few inputs for a measurement; None if none of the first ones can be read."""
     batch = next(read_batches(split, chosen[:2], 2))
     return batch.inputs if len(batch) else None

@@ -23,7 +23,7 @@ class Estimate:
 
     Attributes:
         seconds: curvature and gradients together; right within a factor of two or so.
-        memory: peak bytes beside the model and the data set.
+        memory: peak bytes in addition to the model and the data set.
     """
 
     seconds: float
@@ -31,13 +31,13 @@ class Estimate:
 
 
 def estimate(task: Task, choice: Choice, batch: Batch, size: int = 32) -> Estimate:
-    """Time a layer pass over a few examples and one matrix product, and carry them on to all of the work.
+    """Time a layer pass over a few examples and one matrix product, and extrapolate to all of the work.
 
     Args:
         task: model and data.
         choice: curvature and tracked parameters.
         batch: a few training examples.
-        size: examples that go through the layer pass at one time.
+        size: examples that go through the layer pass at once.
     """
     p, n, classes = choice.network.size, len(task.train), len(task.classes)
     size = min(size, 32)
@@ -69,7 +69,7 @@ def estimate(task: Task, choice: Choice, batch: Batch, size: int = 32) -> Estima
 
 
 def layered_work(network: Network) -> tuple[float, float, int]:
-    """Count multiply-adds of an example's turn into the eigenbasis, of the eigenvectors, and bytes of the factors."""
+    """Count multiply-adds to rotate an example into the eigenbasis and for the eigenvectors, and the factors' bytes."""
     plan = make_plan(network)
     turns = eigen = 0.0
     for number in plan.layers:

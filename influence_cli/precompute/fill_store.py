@@ -1,7 +1,7 @@
-"""Compute the missing blocks of a store, in order; each is complete on disk before the one after it is computed.
+"""Compute the missing blocks of a store, in order; each is complete on disk before the next one is finished.
 
 One thread writes while this one reads the next examples and computes all but their last batch, so disk and device work
-at the same time. A block is written rows first, its flag last: a kill loses one block that was computed, no more.
+at the same time. A block's rows are written first and its flag last, so a kill loses at most one computed block.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Filled:
 def fill_store(
     task: Task, network: Network, basis: Basis, path: Path, todo: np.ndarray, terminal: Terminal, skip: bool
 ) -> None:
-    """Compute blocks of a store and write them; of a store in shards the processes of a job take one after another.
+    """Compute blocks of a store and write them; the processes of a job take the shards of a store one after another.
 
     Args:
         task: model and data.
@@ -55,7 +55,7 @@ def fill_store(
         path: the store.
         todo: block numbers, rising; the same in every process.
         terminal: progress; skipped examples are listed there.
-        skip: go on without examples that cannot be read (their rows are zero and marked).
+        skip: continue without unreadable examples (their rows are zero and marked).
 
     Raises:
         InfluenceError: an example cannot be read or has no finite loss or gradient; disk or memory is full.
@@ -63,7 +63,7 @@ def fill_store(
     """
     with Store.open(path) as store:
         layout, files = store.layout, store.shards or [(path, range(store.layout.blocks))]
-    distributed.barrier()  # nobody reads any more what one of them is about to write
+    distributed.barrier()  # no process still reads what another one is about to write
     filled, started = Filled(0, np.zeros(layout.k + 1), []), time.perf_counter()
     jobs = [(file, blocks, own) for file, blocks in files if len(own := todo[np.isin(todo, blocks)])]
     count = sum(len(task.train.indices[layout.rows(int(block))]) for block in todo)
@@ -78,7 +78,7 @@ def fill_store(
     except KeyboardInterrupt:
         done = layout.blocks - len(todo) + filled.blocks
         kept = f"{done} of {layout.blocks} blocks" if distributed.size() == 1 else "finished blocks"
-        raise Stopped(f"{path}: {kept} are done and kept; run the same command to go on") from None
+        raise Stopped(f"{path}: {kept} are kept; run the same command to resume") from None
     for reason in filled.skipped:
         terminal.warn(f"skipped: {reason}")
     distributed.hear(terminal.warnings, terminal.warn)
@@ -87,7 +87,7 @@ def fill_store(
     if distributed.is_first():
         with Store.open(path) as store:
             size, readable = store.size(), store.readable()
-        # Rounded rows are summed by a scan, so that a resumed store is the same to the byte.
+        # Rounded rows are summed by a scan, so that a resumed store has the same bytes.
         if finished == layout.blocks and layout.dtype == "float32":
             with Store.open(path, write=True, rows=False) as store:
                 store.write_summary(filled.total / max(1, readable))
@@ -116,9 +116,9 @@ def fill_blocks(
         path: the file.
         todo: block numbers in it, rising.
         indices: positions in the data set of all its rows.
-        filled: takes what is done.
-        advance: told of finished examples.
-        skip: go on without examples that cannot be read.
+        filled: collects what was computed.
+        advance: called with the number of finished examples.
+        skip: continue without unreadable examples.
     """
     with Store.open(path, write=True) as store, ThreadPoolExecutor(1) as writer:
         layout, size = store.layout, int(store.facts["batch"])
@@ -155,13 +155,13 @@ def fill_blocks(
                 raise
             raise InfluenceError(
                 f"out of memory in block {int(block)} of {path} with batches of {size}",
-                "what is done is kept: make room, or lower gradients.block, which bounds a batch "
+                "finished work is kept: free memory, or lower gradients.block, which limits the batch "
                 "(influence gradients --overwrite -s gradients.block=N)",
             ) from error
 
 
 def _settle(pending: Future[None] | None) -> None:
-    """Wait for the block that is being written, whatever came of it: another error is on its way already."""
+    """Wait for the block that is being written and ignore its errors: another error is being raised already."""
     if pending is not None:
         pending.exception()
 
@@ -183,9 +183,9 @@ def block_rows(
         network: the tracked parameters.
         basis: of the coordinates; None for raw gradients.
         batch: the readable examples of the block.
-        size: examples at one time; always the same for a store, so that the same block gives the same bytes.
+        size: examples at once; always the same for a store, so that the same block gives the same bytes.
         indices: all positions of the block, unreadable ones included (their rows are zero).
-        advance: told of finished examples.
+        advance: called with the number of finished examples.
         before_last: called before the last examples are computed.
     """
     pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -214,7 +214,7 @@ def _host(values: Tensor) -> np.ndarray:
 
 
 def _rows_in_place(pieces: list[np.ndarray], place: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Put computed rows where they belong, zeros elsewhere; a whole block is not copied again."""
+    """Put computed rows in their places, zeros elsewhere; a whole block is not copied again."""
     if len(place) == shape[0]:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     whole = np.zeros(shape, dtype=np.float32)

@@ -1,6 +1,6 @@
-"""What a store belongs to, part by part: weights, data, labels, transform, layers, loss, basis, versions.
+"""What a store depends on, part by part: weights, data, labels, transform, layers, loss, basis, versions.
 
-Every part is compared when a store is opened; a difference is told by its name, and the store is never used.
+Every part is compared when a store is opened; if one differs, the error names it and the store is not used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
         "layers": f"{choice.network.size} {xxhash.xxh3_64_hexdigest(' '.join(choice.network.names).encode())}",
         "loss": task.loss_name,
         "basis": f"{choice.method} {choice.matrix}" if choice.has_basis else "raw gradients",
-        # Which examples choose a basis a layer, and which labels are drawn for them.
+        # Which examples choose a basis per layer, and which labels are drawn for them.
         **({"seed": str(task.seed)} if choice.is_layered else {}),
         "precision": choice.network.precision,
         "store_dtype": store_dtype,
@@ -44,7 +44,7 @@ def differing(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
 
 
 def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> None:
-    """Refuse a store that belongs to something else, saying what differs.
+    """Refuse a store that belongs to another run, naming what differs.
 
     Raises:
         InfluenceError: naming every part that differs.
@@ -58,9 +58,9 @@ def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> N
         said.append(
             f"{MEANING[name]} ({found.get(name)} in the store, {wanted.get(name)} now)" if readable else MEANING[name]
         )
-    grown = "; a store grows by itself where images have come after all others" if "count" in different else ""
+    grown = "; a store grows by itself only if the new images come after all old ones" if "count" in different else ""
     raise InfluenceError(
         f"{path} belongs to another run; what differs: {'; '.join(said)}",
-        "keep it and write another: -s gradients.store=OTHER.h5, or replace it: influence gradients --overwrite"
+        "keep it and write another one: -s gradients.store=OTHER.h5, or replace it: influence gradients --overwrite"
         + grown,
     )

@@ -1,4 +1,4 @@
-"""Fit the basis and the spectrum of a curvature, or take them from the store's file; the only way to either."""
+"""Fit the basis and the spectrum of a curvature, or take them from the store's file; nothing else makes them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from influence_cli.runtime.terminal import Advance, Terminal
 
 # Directions left out of an explicit basis carry less than this share of the summed self-influence.
 DROPPED_SHARE = 1e-7
-# Examples that an exact matrix takes at one time.
+# Examples at once for an exact matrix.
 BATCH = 256
 
 
@@ -45,16 +45,16 @@ def fit_curvature(
 ) -> Fitted:
     """Fit the curvature of a method that has a basis.
 
-    The file of an unfinished fit stays: it is the caller's to remove, once the store holds the curvature.
+    The file of an unfinished fit stays; the caller removes it when the store holds the curvature.
 
     Args:
         task: model and data.
         choice: the curvature, and the parameters that count.
-        path: of the store; an unfinished fit of factors lies beside it.
+        path: of the store; the file of an unfinished fit is next to it.
         wanted: the store's fingerprint.
         terminal: progress and warnings.
-        batch: examples at one time.
-        skip: go on without examples that cannot be read.
+        batch: examples at once.
+        skip: continue without unreadable examples.
 
     Raises:
         InfluenceError: entries that are not finite, factors larger than the memory, an unreadable example.
@@ -74,7 +74,7 @@ def fit_curvature(
         return Fitted(facts=own)  # the first process decomposes it, and writes the store
     with terminal.status(f"eigenvectors of the {what} matrix"):
         basis, spectrum = eigenbasis(matrix)
-    # A hinge has slope where it has no curvature: there l2 + λ alone divides, and nothing can be left out.
+    # A hinge has slope without curvature: only l2 + λ divides there, so no direction can be left out.
     lacking = may_lack_curvature(task.loss, task.loss_name)
     k = len(spectrum) if lacking else _enough(spectrum, max(task.l2, 0.0))
     arrays = {"spectrum": spectrum[:k].cpu().numpy(), "basis": basis[:, :k].float().cpu().numpy()}
@@ -98,20 +98,20 @@ def _fit_layers(
     if need > free:
         raise InfluenceError(
             f"curvature {choice.method} over {network.size:,} parameters needs {human_bytes(need)} of memory for its "
-            f"factors, {human_bytes(free)} are free",
+            f"factors, but {human_bytes(free)} is free",
             "track fewer layers (gradients.layers), or use curvature.method: identity",
         )
     how = _how(task, choice, terminal)
     own = dict(fingerprint) | {"seed": str(task.seed), "method": choice.method}
     progress = load_progress(file, own)
-    # What is done is counted in batches: go on with ones of the same size, or anew if those do not fit the memory.
+    # Progress is counted in batches: resume with the same size, or start over if that does not fit the memory.
     sizes = distributed.gathered(None if progress is None else int(progress.arrays["batch"]))
     known = [size for size in sizes if size is not None and size <= batch]
     if progress is not None and int(progress.arrays["batch"]) not in known[:1]:
         progress = None
     batch = known[0] if known else batch
     if progress is not None:
-        terminal.say(f"going on with the factors of {file}: {progress.stage}, {progress.examples:,} examples done")
+        terminal.say(f"resuming with the factors in {file}: {progress.stage}, {progress.examples:,} examples done")
     begun = progress or Progress(STAGES[0], arrays={"seed": torch.tensor(task.seed), "batch": torch.tensor(batch)})
     catch_up(begun)
     layers, part = len(make_plan(network).layers), distributed.size()
@@ -146,7 +146,7 @@ def _fit_layers(
 def _batches(task: Task, indices: np.ndarray, start: int, size: int, skip: bool) -> Iterator[Batch]:
     """Read training examples from a batch on; a batch without a readable one counts too.
 
-    Processes of a job take turns at the batches, which are cut alike however many there are.
+    Processes of a job take turns; the batches are the same for any number of processes.
     """
     if distributed.size() > 1:
         turns = range(distributed.rank() * size, len(indices), distributed.size() * size)
@@ -158,7 +158,7 @@ def _batches(task: Task, indices: np.ndarray, start: int, size: int, skip: bool)
 
 
 class _Bars:
-    """One progress bar a stage of the fit."""
+    """One progress bar per stage of the fit."""
 
     def __init__(
         self, terminal: Terminal, method: str, totals: dict[str, int], examples: int, progress: Progress | None
@@ -198,7 +198,7 @@ class _Bars:
 
 
 def _sample(task: Task, choice: Choice) -> tuple[np.ndarray, dict[int, int]]:
-    """Choose the examples of the covariances, seeded, and how many of them a layer passes over for each that it takes.
+    """Choose the examples of the covariances, seeded, and which fraction of them each layer uses.
 
     K-FAC's are also its eigenvalues: all of them, for every layer.
     """
@@ -219,7 +219,7 @@ def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
     if choice.matrix == "empirical":
         return EMPIRICAL
     if task.loss_name == "cross_entropy":
-        # Where the outputs are linear in the parameters all labels cost hardly more than one.
+        # If the outputs are linear in the parameters, all labels cost hardly more than one.
         return EXACT if choice.output is not None else SAMPLED
     if task.convex_loss:
         return ROOT
@@ -229,7 +229,7 @@ def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
         return CHECKED_ROOT
     terminal.warn(
         f"loss {task.loss_name} is not convex in the outputs: curvature {choice.method} uses the empirical Fisher "
-        "(given labels), which is no approximation of the Hessian; use a convex loss for scores with a unit"
+        "(given labels), which does not approximate the Hessian; use a convex loss for scores with a unit"
     )
     return EMPIRICAL
 
@@ -264,7 +264,7 @@ def _compute_matrix(
     file, own = fit_path(path), dict(fingerprint) | {"method": choice.method}
     progress = load_progress(file, own) or Progress("matrix")
     if progress.done:
-        terminal.say(f"going on with the matrix of {file}: {progress.examples:,} examples done")
+        terminal.say(f"resuming with the matrix in {file}: {progress.examples:,} examples done")
     # TF32 would round eigenvalues below zero: that precision is for gradients.
     set_precision("float32")
     measure_loading(task, terminal)
@@ -279,7 +279,7 @@ def _compute_matrix(
     finally:
         set_precision(choice.network.precision)
     if not bool(matrix.isfinite().all()):
-        disk.remove(file)  # nothing to go on with
+        disk.remove(file)  # nothing to resume from
         refuse_product(task.train, choice.network, training_batches(task, skip), choice.matrix)
     return matrix, what
 
@@ -287,8 +287,8 @@ def _compute_matrix(
 def _enough(spectrum: Tensor, shift: float) -> int:
     """Count the directions worth keeping: the rest, by Λ/(Λ + shift), is below a share of the effective dimension.
 
-    Along a direction of GGN eigenvalue 0 no training gradient of a cross-entropy has a component: nothing is lost.
-    A negative eigenvalue is always kept: a pole must stay visible.
+    No training gradient of a cross-entropy has a component along a direction of GGN eigenvalue 0, so nothing is lost.
+    A negative eigenvalue is always kept, so that a pole stays visible.
     """
     if float(spectrum[-1]) < -1e-6 * float(spectrum[0].abs()):
         return len(spectrum)

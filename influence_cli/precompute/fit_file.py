@@ -1,6 +1,6 @@
-"""Where a fit of a curvature has come to, on disk: one safetensors file beside the store, replaced whole.
+"""The progress of a curvature fit on disk: one safetensors file next to the store, always replaced as a whole.
 
-A kill loses what was done since the last save, Ctrl-C the batch in hand; a file that is cut short or changed is not
+A kill loses what was done since the last save, Ctrl-C the batch in hand; a file that is truncated or changed is not
 used.
 """
 
@@ -31,13 +31,13 @@ SAVE_EVERY = 30.0
 
 
 def fit_path(store: Path) -> Path:
-    """Name the file of a store's unfinished fit; of several processes each has one."""
+    """Name the file of a store's unfinished fit; each of several processes has its own."""
     own = f".{distributed.rank()}-of-{distributed.size()}" if distributed.size() > 1 else ""
     return store.with_name(f"{store.name}.fit{own}")
 
 
 def fit_files(store: Path) -> list[Path]:
-    """List the files of a store's unfinished fits, whatever the number of processes that began them."""
+    """List the files of a store's unfinished fits, for any number of processes."""
     return [file for file in store.parent.glob(f"{glob.escape(store.name)}.fit*") if not file.name.endswith(".part")]
 
 
@@ -63,12 +63,12 @@ def save_progress(path: Path, progress: Progress, fingerprint: Mapping[str, str]
         need = sum(tensor.nbytes for tensor in arrays.values()) + len(text)
         raise InfluenceError(
             f"{path} cannot be written: {disk.failure(error, disk.part_of(path), need)}",
-            "a kill loses what is fitted since it was last written; make room",
+            "free disk space; if the run is interrupted, work since the last write is lost",
         ) from error
 
 
 def load_progress(path: Path, fingerprint: Mapping[str, str]) -> Progress | None:
-    """Read a fit's progress back; None where there is none, or it is damaged or belongs to something else."""
+    """Read a fit's progress; None if there is none, or if it is damaged or belongs to another run."""
     if not path.is_file():
         return None
     try:
@@ -78,7 +78,7 @@ def load_progress(path: Path, fingerprint: Mapping[str, str]) -> Progress | None
             if metadata["xxh3"] != xxhash.xxh3_64_hexdigest(text.encode()):
                 return None
             facts = json.loads(text)
-            # Copies lie where torch aligns them: matrix products of the same bytes then give the same bytes.
+            # Copies have torch's alignment, so that matrix products of the same bytes give the same bytes.
             arrays = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, KeyError, ValueError):
         return None
@@ -96,7 +96,7 @@ def saving(path: Path, fingerprint: Mapping[str, str], terminal: Terminal) -> It
     Args:
         path: of the file.
         fingerprint: what the fit belongs to.
-        terminal: warned where it cannot be written: no reason to lose the fit as well.
+        terminal: shows a warning if it cannot be written, which does not stop the fit.
 
     Raises:
         Stopped: Ctrl-C; finished batches are kept.
@@ -113,11 +113,11 @@ def saving(path: Path, fingerprint: Mapping[str, str], terminal: Terminal) -> It
                 save_progress(path, state, fingerprint)
             except InfluenceError as error:
                 if stop:
-                    raise Stopped(f"{error.message}; what was fitted since it was last written is lost") from None
+                    raise Stopped(f"{error.message}; work since the last write is lost") from None
                 terminal.warn(f"{error.message}; {error.hint}")
             saved = time.monotonic()
             if stop:
-                raise Stopped(f"{path}: what is fitted so far is kept; run the same command to go on")
+                raise Stopped(f"{path}: finished work is kept; run the same command to resume")
 
         yield save
         if asked():  # after the last batch
@@ -126,12 +126,12 @@ def saving(path: Path, fingerprint: Mapping[str, str], terminal: Terminal) -> It
 
 @contextmanager
 def _waiting() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C wait until a batch is whole: half of one would be saved, and added once more by the next run.
+    """Delay Ctrl-C until the batch is finished: half a batch would be saved, and the next run would add it again.
 
-    The second one does not wait, and nothing is saved then.
+    A second Ctrl-C does not wait, and nothing is saved then.
 
     Yields:
-        What says whether it came.
+        A function that says whether Ctrl-C was pressed.
     """
     came = False
     before = signal.getsignal(signal.SIGINT)
@@ -141,7 +141,7 @@ def _waiting() -> Iterator[Callable[[], bool]]:
         came = True
         signal.signal(signal.SIGINT, before)
 
-    # Elsewhere, and where somebody else says what Ctrl-C does, it stops at once: without a save.
+    # In other threads, and with another handler of Ctrl-C, it stops at once, without saving.
     ours = threading.current_thread() is threading.main_thread() and before is signal.default_int_handler
     if ours:
         signal.signal(signal.SIGINT, note)

@@ -27,7 +27,7 @@ class Fitted:
 
     Attributes:
         arrays: the basis and the spectrum, or the factors of each layer.
-        facts: what is no array, JSON-able.
+        facts: what is not an array, JSON-able.
     """
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
@@ -44,14 +44,14 @@ class Fitted:
 
 def curvature_fingerprint(wanted: Mapping[str, str], choice: Choice) -> dict[str, str]:
     """Describe what a fitted curvature depends on: fewer things than the rows, so it survives a change of labels."""
-    # Of the losses known here only the second derivative of cross-entropy is the same for every label.
+    # Among the known losses, only cross-entropy has the same second derivative for every label.
     free = choice.matrix == "ggn" and choice.is_layered and wanted.get("loss") == "cross_entropy"
     labels = () if free else ("labels",)
     return {name: wanted[name] for name in (*DEPENDS, *labels) if name in wanted}
 
 
 def stored_curvature(path: Path, wanted: Mapping[str, str], choice: Choice) -> Fitted | None:
-    """Take a curvature from a store's file, whatever its rows belong to; None where there is none that fits."""
+    """Take a curvature from a store's file, even if its rows belong to another run; None if none fits."""
     if not path.is_file():
         return None
     try:
@@ -62,11 +62,11 @@ def stored_curvature(path: Path, wanted: Mapping[str, str], choice: Choice) -> F
             arrays = {name: store.array(name) for name in names}
             return Fitted({name: values for name, values in arrays.items() if values is not None}, store.facts)
     except InfluenceError:
-        return None  # in use, or damaged: its own message comes when it is opened for its rows
+        return None  # in use or damaged: opening it for its rows reports that
 
 
 def first_columns(fitted: Fitted, k: int) -> Fitted:
-    """Cut a joint basis to its first k coordinates; it is then no longer the whole that another run could take over."""
+    """Cut a joint basis to its first k coordinates; other runs can then no longer reuse it."""
     if k == len(fitted.arrays["spectrum"]):
         return fitted
     arrays = {"spectrum": fitted.arrays["spectrum"][:k], "basis": fitted.arrays["basis"][:, :k]}
@@ -81,7 +81,7 @@ def open_basis(
     Args:
         fitted: the curvature.
         choice: which one.
-        chosen: int64 [k], positions of the coordinates of a basis a layer, or None for all; of a joint basis the
+        chosen: int64 [k], positions of the coordinates of one basis per layer, or None for all; of a joint basis the
             first ``len(chosen)``.
         device: where the basis goes.
     """

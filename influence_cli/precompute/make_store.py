@@ -1,6 +1,6 @@
-"""Make the file of a store, or room in it for more rows: what comes before a gradient is computed.
+"""Make the file of a store, or room in it for more rows, before any gradient is computed.
 
-Of the processes of a job (runtime/distributed.py) all fit the curvature together, and the first one writes.
+All processes of a job (runtime/distributed.py) fit the curvature together, and the first one writes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from influence_cli.store.layout import create
 from influence_cli.store.shards import create_sharded, extend, remove_orphans
 from influence_cli.store.store import Store
 
-# Shards of a store that several processes fill, for each of them: a slow one keeps the others waiting for one at most.
+# Shards per process, if several fill a store: the others wait for a slow one for at most one shard.
 SHARDS = 8
 
 
@@ -46,20 +46,20 @@ def alone(path: Path) -> Iterator[None]:
     """Be the only process, or job of several, that makes or fills a store.
 
     Raises:
-        InfluenceError: another one is at it; the folder cannot be written to, or is not shared by all hosts.
+        InfluenceError: another one is working on it; the folder is not writable, or not shared by all hosts.
     """
     with claim(path) if distributed.is_first() else nullcontext():
         distributed.barrier()
         if not all(distributed.gathered(is_claimed(path))):
             raise InfluenceError(
-                f"{path} is not in a folder that every process of this job sees",
+                f"{path} is not in a folder that all processes of this job share",
                 "set gradients.store to a file system that all hosts share",
             )
         yield
 
 
 def has_rows(path: Path) -> bool:
-    """Say whether there is a store that is to have rows: a curvature that is used on the fly has none."""
+    """Say whether there is a store with rows: a curvature that is used on the fly has none."""
     if not path.exists():
         return False
     with Store.open(path, rows=False) as store:
@@ -76,7 +76,7 @@ def make_store(
     terminal: Terminal,
     skip: bool,
 ) -> None:
-    """Announce, fit the curvature where there is one, choose the coordinates within the budget, lay the file out."""
+    """Announce, fit the curvature if there is one, choose the coordinates within the budget, and lay the file out."""
     size, budget = choice.network.size, config.gradients.budget
     most = min(row_bytes(config, task, choice), budget)
     check_budget(config, task, choice)
@@ -113,12 +113,12 @@ def _lay_out(
         fitted = first_columns(fitted, k)
     basis = open_basis(fitted, choice, chosen, task.device)[0] if choice.has_basis else None
     examples = plan_batch(choice.network, batch.inputs, k, config.gradients.block)
-    # A whole batch is tried before the file exists: a batch that does not fit the memory never enters a store.
+    # A whole batch is tried before the file exists, so that a store's batch size always fits the memory.
     _, examples = halving(lambda count: _trial(choice, basis, batch, count), examples, terminal.warn)
     create_store(config, task, path, wanted, fitted, chosen, k, examples, rows=True)
     with Store.open(path) as store:
         reserved = human_bytes(store.size())
-    terminal.detail(f"{path}: {reserved} reserved, {k:,} numbers a row, batches of {examples:,}")
+    terminal.detail(f"{path}: {reserved} reserved, {k:,} numbers per row, batches of {examples:,}")
 
 
 def create_store(
@@ -133,7 +133,7 @@ def create_store(
     *,
     rows: bool,
 ) -> None:
-    """Lay the file out; of several processes each is to have shards of its own."""
+    """Lay the file out; each of several processes gets its own shards."""
     what: dict[str, Any] = {
         "fingerprint": wanted,
         "facts": fitted.facts | {"rows": rows, "batch": batch},
@@ -151,31 +151,31 @@ def create_store(
 def curvature_of(
     task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, batch: int, skip: bool
 ) -> Fitted:
-    """Take the curvature from the store's file where it fits, else fit it."""
+    """Take the curvature from the store's file if it fits, otherwise fit it."""
     if not choice.has_basis:
         return Fitted()
     fitted = known_curvature(choice, path, wanted)
     if fitted is not None:
-        terminal.detail(f"the curvature of {path} is used again")
+        terminal.detail(f"reusing the curvature in {path}")
         return fitted
     return fit_curvature(task, choice, path, wanted, terminal, batch, skip)
 
 
 def known_curvature(choice: Choice, path: Path, wanted: dict[str, str]) -> Fitted | None:
-    """Take the curvature from the store's file; None where it does not fit, or where a process does not see it."""
+    """Take the curvature from the store's file; None if it does not fit, or if a process does not see it."""
     found = stored_curvature(path, wanted, choice)
     return found if all(distributed.gathered(found is not None)) else None
 
 
 def halving_alone(work: Callable[[int], Fitted], batch: int, tell: Callable[[str], Any]) -> tuple[Fitted, int]:
-    """Fit with a batch size, halved as long as memory runs out; of several processes each would have to know."""
+    """Fit with a batch size, halving it while memory runs out; only with a single process."""
     if distributed.size() > 1:
         return work(batch), batch
     return halving(work, batch, tell)
 
 
 def handed_round(fitted: Fitted) -> Fitted:
-    """Give every process the curvature of the first one: eigenvectors of other machines have other signs."""
+    """Give every process the curvature of the first one, because eigenvectors from other machines have other signs."""
     if distributed.size() == 1:
         return fitted
     arrays = {name: torch.from_numpy(np.array(values)) for name, values in fitted.arrays.items()}
@@ -186,7 +186,7 @@ def handed_round(fitted: Fitted) -> Fitted:
 
 
 def remove_fits(path: Path) -> None:
-    """Remove the files of unfinished fits, of this job and of ones with other numbers of processes."""
+    """Remove the files of unfinished fits, of this job and of jobs with other numbers of processes."""
     distributed.barrier()
     if distributed.is_first():
         for file in fit_files(path):
@@ -200,7 +200,7 @@ def _trial(choice: Choice, basis: Basis, batch: Batch, count: int) -> None:
 
 
 def has_grown(task: Task, path: Path, wanted: dict[str, str]) -> bool:
-    """Say whether all that has changed since a store was made is that there are more training examples, at the end."""
+    """Say whether the only change since a store was made is new training examples at the end."""
     with Store.open(path, rows=False) as store:
         found, n = store.fingerprint, store.layout.n
     if n >= len(task.train) or not set(differing(found, wanted)) <= {"count", "labels", "files", "examples"}:
@@ -210,18 +210,18 @@ def has_grown(task: Task, path: Path, wanted: dict[str, str]) -> bool:
 
 
 def extend_store(config: Config, task: Task, path: Path, wanted: dict[str, str], terminal: Terminal) -> None:
-    """Make room for training examples that have come after those of the store."""
+    """Make room for training examples that come after those of the store."""
     with Store.open(path) as store:
         old = store.layout
     layout = replace(old, n=len(task.train))
     terminal.say(
-        f"{path}: {layout.n - old.n:,} training examples have come after its {old.n:,}: their gradients are computed, "
-        "the others kept; the curvature stays the one of before (influence gradients --overwrite fits it anew)"
+        f"{path}: adding {layout.n - old.n:,} training examples that come after its {old.n:,}; the other gradients are "
+        "kept, and the curvature is not fitted again (influence gradients --overwrite does that)"
     )
     if config.train.n is None:
         terminal.warn(
-            f"the checkpoint counts as trained on all {layout.n:,} examples; if it was not, set train.n={old.n} or "
-            "train it again"
+            f"the checkpoint is treated as trained on all {layout.n:,} examples; if it was not, set train.n={old.n} or "
+            "retrain it"
         )
     extend(
         path,

@@ -1,6 +1,6 @@
-"""Give a complete store: choose the curvature, fit it, make the file, compute the missing blocks, check what is there.
+"""Give a complete store: choose the curvature, fit it, make the file, compute missing blocks, check existing ones.
 
-``prepare`` is the only way in: every command that needs a curvature or a store calls it, so one command is enough.
+``prepare`` is the only entry point: every command that needs a curvature or a store calls it, so one command suffices.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal | None
 
 
 def all_complete(config: Config) -> bool:
-    """Say whether the store of every checkpoint is there with all its rows; whether it fits is for prepare to say."""
+    """Say whether the store of every checkpoint exists with all its rows; prepare checks whether it fits."""
     return all(_is_complete(path) for path in store_paths(config))
 
 
 def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batch]:
-    """Probe the task and choose the curvature; what is chosen or left out is named on stderr."""
+    """Probe the task and choose the curvature; stderr names what is chosen or left out."""
     where = config.where("gradients", "layers")
-    # Whether gradients agree with autograd's is asked in float32: TF32's rounding is as large as what is allowed there.
+    # Gradients are compared with autograd's in float32: the rounding of TF32 is as large as the allowed difference.
     set_precision("float32")
     network, batch = probe(task, config.gradients.layers, where)
     network = replace(network, precision=config.precision)
@@ -74,7 +74,7 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
         config.where("curvature", "method"),
     )
     if choice.note:
-        terminal.say(choice.note)
+        terminal.detail(choice.note)
     for names, what in (
         (network.left_out, "parameters left out"),
         (network.unused, "parameters that no output depends on"),
@@ -84,7 +84,7 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
             shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
             terminal.say(f"{what} ({len(names)}): {shown}")
     if network.obstacle:
-        terminal.say(f"torch.func cannot go through the model: {network.obstacle}")
+        terminal.say(f"torch.func cannot differentiate the model: {network.obstacle}")
     return choice, batch
 
 
@@ -111,14 +111,14 @@ def prepare(
         number: which of its checkpoints.
         task: that checkpoint and its data.
         terminal: progress and warnings.
-        overwrite: replace the rows of a store that is there; a curvature that still fits is taken over.
-        skip_unreadable: go on without examples that cannot be read, and list them.
-        fsck: verify every checksum and read every example again, to compare it with what the store was made of.
-        repair: compute damaged (and, with ``fsck``, changed) blocks again.
+        overwrite: replace the rows of an existing store; a curvature that still fits is reused.
+        skip_unreadable: continue without unreadable examples, and list them.
+        fsck: verify every checksum and read every example again, to compare it with the data of the store.
+        repair: recompute damaged (and, with ``fsck``, changed) blocks.
         on_the_fly: fit the curvature, but store no rows.
 
     Raises:
-        InfluenceError: the store belongs to something else, is too large for budget or disk, is damaged, an example
+        InfluenceError: the store belongs to another run, is too large for budget or disk, is damaged, an example
             cannot be read or has no finite loss.
     """
     terminal = or_silent(terminal)
@@ -129,7 +129,7 @@ def prepare(
     if on_the_fly:
         return _without_rows(config, number, task, choice, batch, wanted, terminal, skip_unreadable)
     makes, grows, writes = distributed.from_first(lambda: _to_do(task, path, wanted, overwrite, repair))
-    # Whoever writes is alone from here on, so that two that begin together do not both fit the curvature.
+    # The writer is alone from here on, so that two that start together do not both fit the curvature.
     with alone(path) if writes else nullcontext():
         if makes:
             make_store(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
@@ -138,14 +138,14 @@ def prepare(
         todo = distributed.from_first(lambda: _todo(task, choice, path, wanted, terminal, fsck, repair))
         basis, spectrum = stored_basis(path, choice, task)
         if len(todo):
-            remove_fits(path)  # a kill can leave it beside the store that has the whole curvature
+            remove_fits(path)  # a kill can leave it next to a store with the whole curvature
             fill_store(task, choice.network, basis, path, todo, terminal, skip_unreadable)
     prepared = _prepared(task, choice, path, basis, spectrum, settings_of(config, number), started)
     return _remark(prepared, terminal, a_run=config.model.is_one_run)
 
 
 def _to_do(task: Task, path: Path, wanted: dict[str, str], overwrite: bool, repair: bool) -> tuple[bool, bool, bool]:
-    """Say whether a store is to be made, whether it has to grow, and whether anything is to be written at all."""
+    """Say whether a store must be made, whether it must grow, and whether anything must be written."""
     makes = overwrite or not has_rows(path)
     grows = not makes and has_grown(task, path, wanted)
     return makes, grows, makes or grows or repair or not _is_complete(path)
@@ -154,7 +154,7 @@ def _to_do(task: Task, path: Path, wanted: dict[str, str], overwrite: bool, repa
 def _todo(
     task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, fsck: bool, repair: bool
 ) -> np.ndarray:
-    """Compare a store with model and data, and list the blocks to compute: missing ones, and damaged ones to repair."""
+    """Compare a store with model and data, and list the blocks to compute: missing ones and damaged ones."""
     with Store.open(path) as store:
         compare(store.fingerprint, wanted, str(path))
         done = np.flatnonzero(store.done())
@@ -168,10 +168,10 @@ def _todo(
     if len(bad) and not repair:
         raise InfluenceError(
             f"{path}: {len(bad)} damaged blocks: {', '.join(map(str, bad[:8]))}",
-            f"influence gradients {'--fsck ' if fsck else ''}--repair computes them again",
+            f"influence gradients {'--fsck ' if fsck else ''}--repair recomputes them",
         )
     if len(bad):
-        terminal.say(f"computing {len(bad)} damaged blocks of {path} again: {', '.join(map(str, bad[:8]))}")
+        terminal.say(f"recomputing {len(bad)} damaged blocks of {path}: {', '.join(map(str, bad[:8]))}")
         with Store.open(path, write=True) as store:
             store.clear(bad)
     return np.union1d(missing, bad)
@@ -185,7 +185,7 @@ def _is_complete(path: Path) -> bool:
 
 
 def stored_basis(path: Path, choice: Choice, task: Task, *, whole: bool = False) -> tuple[Basis, Spectrum | None]:
-    """Open the basis of a store's coordinates, or (``whole``) of all coordinates whose curvature it holds."""
+    """Open the basis of a store's coordinates, or (``whole``) of all coordinates with a stored curvature."""
     if not choice.has_basis:
         return None, None
     with Store.open(path, rows=False) as store:
@@ -220,7 +220,7 @@ def _without_rows(
             if distributed.is_first() and not path.exists():
                 disk.check_space(path, fitted.bytes())
                 create_store(config, task, path, wanted, fitted, None, 0, size, rows=False)
-                terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), no rows")
+                terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), without rows")
             remove_fits(path)
             fitted = handed_round(fitted)
     basis, spectrum = open_basis(fitted, choice, None, task.device) if choice.has_basis else (None, None)
@@ -258,7 +258,7 @@ def _summary(path: Path) -> np.ndarray:
 
 
 def _summarise(path: Path) -> np.ndarray:
-    """Sum a complete store up in one verified scan, as filling it in one go does on the way.
+    """Sum a complete store in one verified scan, as an uninterrupted fill does on the way.
 
     Returns:
         float64 [k + 1]: the mean coordinates, then the mean of ‖c‖².
@@ -274,7 +274,7 @@ def _summarise(path: Path) -> np.ndarray:
 
 
 def _remark(prepared: Prepared, terminal: Terminal, *, a_run: bool) -> Prepared:
-    """Say what the complete store shows: skipped examples, accuracy near chance, no minimum (a run needs none)."""
+    """Report what the complete store shows: skipped examples, accuracy near chance, no minimum (a run needs none)."""
     task = prepared.task
     with Store.open(prepared.path) as store:
         state, labels, summary = store.column("state"), store.column("labels"), store.summary()
@@ -290,6 +290,8 @@ def _remark(prepared: Prepared, terminal: Terminal, *, a_run: bool) -> Prepared:
     accuracy = float(right[read].mean())
     typical = float(np.sqrt(summary[-1])) if summary is not None else 0.0
     norm = 0.0 if a_run else prepared.gradient_norm or 0.0
+    if norm and task.explained:
+        terminal.detail(f"‖∇R + l2·θ‖ =  {norm:.3g} over the tracked parameters; a typical gradient is {typical:.3g}")
     for text in checkpoint_warnings(accuracy, len(task.classes), norm, typical) if task.explained else ():
         terminal.warn(text)
     return prepared

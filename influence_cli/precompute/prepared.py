@@ -46,9 +46,9 @@ class Prepared:
         path: the store.
         basis: of the coordinates, on the task's device; None for raw gradients.
         spectrum: Λ of the coordinates; None without a basis.
-        on_the_fly: no rows are stored: every coordinate is there, scores come from a layer pass.
-        batch: examples that go through the layer pass at one time.
-        gradient_norm: ‖∇R + l2·θ̂‖ over the tracked parameters (of a basis a layer: its kept coordinates): 0 at a
+        on_the_fly: no rows are stored: every coordinate is available, and scores come from a layer pass.
+        batch: examples that go through the layer pass at once.
+        gradient_norm: ‖∇R + l2·θ̂‖ over the tracked parameters (with a basis per layer: its kept coordinates): 0 at a
             minimum; None on the fly.
         seconds: what this call spent on curvature and gradients.
         settings: how its inverse curvature is made.
@@ -94,7 +94,7 @@ def store_paths(config: Config) -> list[Path]:
 
 
 def store_path(config: Config, number: int) -> Path:
-    """Name the store of a checkpoint: the configured one, or with the number of several before the suffix."""
+    """Name the store of a checkpoint: the configured name, with the checkpoint's number if there are several."""
     path = near_path(config.gradients.store)
     if len(config.model.checkpoint) == 1:
         return path

@@ -1,4 +1,4 @@
-"""Does a store still describe this model and this data? What no hash of weights and labels can tell."""
+"""Does a store still describe this model and this data? Checks beyond the hashes of weights and labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from influence_cli.store.store import READ, Store
 
 
 def check_code(task: Task, choice: Choice, store: Store, block: int) -> None:
-    """Recompute a few outputs of a sound block: model code that changed since gives itself away (no hash of it can)."""
+    """Recompute a few outputs of an intact block: this reveals changed model code, which no hash covers."""
     rows = np.arange(store.layout.n)[store.layout.rows(block)]
     rows = rows[store.column("state")[rows] == READ][:4]
     if not len(rows):
@@ -31,13 +31,13 @@ def check_code(task: Task, choice: Choice, store: Store, block: int) -> None:
         if not torch.allclose(now.float().cpu(), then, rtol=1e-2, atol=1e-3 * float(then.abs().max()) + 1e-6):
             raise InfluenceError(
                 f"{store.path} belongs to another model: the {name} of training example {batch.indices[0]} have "
-                "changed since it was made, with the same weights",
-                "was the model's or the loss's code edited? influence gradients --overwrite makes the store anew",
+                "changed since it was made, though the weights are the same",
+                "was the code of the model or the loss edited? influence gradients --overwrite rebuilds the store",
             )
 
 
 def changed_blocks(task: Task, path: Path, terminal: Terminal) -> np.ndarray:
-    """Read every example again and list the blocks whose inputs are not what the store was made of."""
+    """Read every example again and list the blocks whose inputs have changed."""
     with Store.open(path) as store:
         layout, digests = store.layout, store.digests()
         done = np.flatnonzero(store.done())

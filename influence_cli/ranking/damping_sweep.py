@@ -1,6 +1,6 @@
-"""Does the ranking hang on λ? The same scores at λ × {0.01 … 100}, from the coordinates that are stored already.
+"""Does the ranking depend on λ? The same scores at λ × {0.01 … 100}, from the stored coordinates.
 
-Another λ is another division by Λ + l2 + λ, so all of them ride along in one scan of a store. Beside the chosen λ: the
+Another λ is another division by Λ + l2 + λ, so one scan of a store serves all of them. Compared with the chosen λ: the
 share of the top K that is the same, Spearman's correlation over all training examples, the correlation with
 ``identity`` (plain gradient similarity in the stored coordinates: what is left as λ → ∞), and the effective dimension.
 """
@@ -26,19 +26,19 @@ from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
 
 MULTIPLES = (0.01, 0.1, 1.0, 10.0, 100.0)
-# Test examples whose rankings are compared, and the share of the top that has to stay at a tenth and at ten times λ.
+# Test examples whose rankings are compared, and the share of the top that must stay at a tenth and at ten times λ.
 COMPARED, STABLE = 8, 0.5
 NEAR = (0.1, 10.0)
 
 
 @dataclass(frozen=True)
 class AtDamping:
-    """What the ranking is at one λ.
+    """The ranking at one λ.
 
     Attributes:
-        multiple: of the chosen λ (of l2, where that λ is 0).
+        multiple: of the chosen λ (of l2, if λ is 0).
         damping: λ in absolute units, as text: one number or a range over layers.
-        obstacle: why there is no ranking: λ is at or below a pole; None where there is one.
+        obstacle: why there is no ranking: λ is at or below a pole; None if there is one.
         effective_dimension: d_eff of the kept coordinates, mean of the checkpoints.
         overlap: share of the top K of the chosen λ that is also here.
         correlation: Spearman's with the scores at the chosen λ, over all training examples.
@@ -58,10 +58,10 @@ def check_method(method: str) -> None:
     """Refuse a method without a spectrum, before any work.
 
     Raises:
-        InfluenceError: at another λ ``method`` would take another solve, or it has no λ.
+        InfluenceError: at another λ ``method`` would need another solve, or it has no λ.
     """
     if method in (*SOLVERS, "identity"):
-        what = "has no λ" if method == "identity" else "has no spectrum: every λ takes another solve"
+        what = "has no λ" if method == "identity" else "has no spectrum: every λ needs its own solve"
         raise InfluenceError(
             f"--damping-sweep: {method} {what}",
             "-s curvature.method=auto (or explicit, ekfac, kfac, arnoldi, fisher)",
@@ -139,10 +139,10 @@ def verdict(rows: Sequence[AtDamping], top: int) -> str:
     """Say in one sentence whether the ranking is stable or fragile here."""
     near = [row for row in rows if row.multiple in NEAR]
     if any(row.obstacle for row in near):
-        return "fragile here: a tenth of λ is at or below a pole of the curvature, where there is no ranking"
+        return "fragile here: a tenth of λ is at or below a pole of the curvature, so it gives no ranking"
     least = min((row.overlap for row in near if row.overlap is not None), default=0.0)
     word = "stable" if least >= STABLE else "fragile"
-    return f"{word} here: from a tenth of λ to ten times λ at least {least:.0%} of the first {top:,} stay the same"
+    return f"{word} here: at least {least:.0%} of the first {top:,} stay the same from a tenth of λ to ten times λ"
 
 
 def _columns(inverse: Division, l2: float) -> tuple[list[Division | None], list[tuple[str, str | None]]]:
@@ -209,7 +209,7 @@ def _described(
 
 
 def _top(scores: np.ndarray, count: int, both: bool) -> set[int]:
-    """Find the positions of the largest scores, and ~position of the smallest where both effects count; no zeros."""
+    """Find the positions of the largest scores, and ~position of the smallest if both effects count; no zeros."""
     order = np.lexsort((np.arange(len(scores)), -scores))
     found = {int(at) for at in order[:count] if scores[at] > 0}
     if both:
@@ -218,6 +218,6 @@ def _top(scores: np.ndarray, count: int, both: bool) -> set[int]:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """Average what is finite; None where nothing is."""
+    """Average the finite values; None if there are none."""
     known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else None

@@ -1,7 +1,7 @@
-"""Which group each training example belongs to: its class, or a column of a metadata file that lines up with the data.
+"""Which group each training example belongs to: its class, or a column of a metadata file that matches the data.
 
-A metadata file is a ``.csv`` with a header and a row a training example, which ``index`` (its position) or ``path``
-(its file) names; every other column is one to group by. A file that does not line up is refused with the counts: sums
+A metadata file is a ``.csv`` with a header and one row per training example. ``index`` (its position) or ``path`` (its
+file) names the example; every other column can group them. A file that does not match is refused with the counts: sums
 over some of the examples, or over the wrong ones, would look like an answer.
 """
 
@@ -20,7 +20,7 @@ from influence_cli.runtime.csv_cells import unguarded
 
 BY_CLASS, BLANK = "class", "(blank)"
 NAMING = ("index", "indices", "path")
-# From so many groups on, groups of two examples on average are no groups.
+# From this many groups on, an average of two examples per group is too few.
 MANY = 20
 
 
@@ -40,7 +40,7 @@ class Grouping:
 
 
 def group_by_class(split: Split, classes: Sequence[str]) -> Grouping:
-    """Group the training examples by their labels; a class without examples is no group."""
+    """Group the training examples by their labels; a class without examples is not a group."""
     found, members = np.unique(split.labels[split.indices], return_inverse=True)
     return Grouping(BY_CLASS, tuple(classes[number] for number in found.tolist()), members.astype(np.int64))
 
@@ -52,15 +52,17 @@ def read_groups(path: Path, by: str | None, split: Split) -> Grouping:
 
     Args:
         path: the ``.csv``.
-        by: the column; None where the file has only one to choose.
+        by: the column; None if the file has only one choice.
         split: the training examples.
 
     Raises:
-        InfluenceError: no such column, rows that do not line up with the examples, or no groups to tell apart.
+        InfluenceError: no such column, rows that do not match the examples, or no distinct groups.
     """
     where = "--metadata"
     if path.suffix.lower() != ".csv" and path.is_file():
-        raise InfluenceError(f"{where}: {path} is not a .csv", "a header with index or path, then a row an example")
+        raise InfluenceError(
+            f"{where}: {path} is not a .csv", "give a header with index or path, then one row per example"
+        )
     table = read_table(path, where)
     column = _column(table, by)
     positions = _positions(table, split)
@@ -78,19 +80,19 @@ def _column(table: Table, by: str | None) -> str:
     """Find the column to group by."""
     for name in table.header:
         if table.header.count(name) > 1:
-            raise InfluenceError(f"{table.file}: the column {name!r} is there twice")
+            raise InfluenceError(f"{table.file}: the column {name!r} appears twice")
     others = [name for name in table.header if name not in NAMING]
     if table.index_column() is None and "path" not in table.columns:
         raise InfluenceError(
-            f"{table.file} has the columns {', '.join(map(repr, table.header))}: none says which example a row is of",
+            f"{table.file} has the columns {', '.join(map(repr, table.header))}: none of them names the example",
             "add a column index (its position, from 0) or path (its file)",
         )
     if by is None:
         if len(others) == 1:
             return others[0]
         raise InfluenceError(
-            f"{table.file}: --by says which column to group by",
-            f"there {'are' if others else 'is'}: " + (", ".join(others) or "none beside those that name the example"),
+            f"{table.file}: --by must name the column to group by",
+            f"there {'are' if others else 'is'}: " + (", ".join(others) or "none besides those that name the example"),
         )
     if by not in others:
         raise InfluenceError(f"--by {by}: {table.file.partition(': ')[2]} has no such column", did_you_mean(by, others))
@@ -98,7 +100,7 @@ def _column(table: Table, by: str | None) -> str:
 
 
 def _positions(table: Table, split: Split) -> np.ndarray:
-    """Find the position that each row is of: −1 for none of the data set, −2 where its path fits several files."""
+    """Find the position of each row: −1 for no example of the data set, −2 if its path matches several files."""
     index = table.index_column()
     if index is not None:
         check, length = path_check(table, split.paths), len(split.labels)
@@ -121,7 +123,7 @@ def _positions(table: Table, split: Split) -> np.ndarray:
 class _PathIndex:
     """Finds a file of the data set by a path from elsewhere: absolute, or from any folder above it.
 
-    The name of the set's own folder counts where it is given: training and test files often have the same names below.
+    The name of the set's own folder counts if it is given: training and test files often have the same names below it.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -137,7 +139,7 @@ class _PathIndex:
         self._longest = max(map(len, self._whole))
 
     def find(self, cell: str) -> int:
-        """Give the position of the file, −1 for none, −2 where several end so."""
+        """Give the position of the file, −1 for none, −2 if several end in this path."""
         for text in dict.fromkeys((cell, cell.strip(), unguarded(cell.strip()))):
             parts = PurePath(text).parts
             for length in range(min(len(parts), self._longest), 0, -1):
@@ -149,7 +151,7 @@ class _PathIndex:
 
 
 def _check_lines_up(table: Table, positions: np.ndarray, split: Split) -> None:
-    """Refuse rows that are not one for each example in use, with all counts."""
+    """Refuse rows that are not exactly one per example in use, with all counts."""
     known = positions[positions >= 0]
     often = np.bincount(known, minlength=len(split.labels))
     missing, double = split.indices[often[split.indices] == 0], np.flatnonzero(often > 1)
@@ -164,26 +166,26 @@ def _check_lines_up(table: Table, positions: np.ndarray, split: Split) -> None:
     parts = [
         f"{len(missing):,} missing" + (f" (such as {split.title(int(missing[0]))})" if len(missing) else ""),
         f"{len(unknown):,} unknown" + (f" (such as {row(int(unknown[0]))})" if len(unknown) else ""),
-        f"{len(double):,} double" + (f" (such as {split.title(int(double[0]))})" if len(double) else ""),
+        f"{len(double):,} listed twice" + (f" (such as {split.title(int(double[0]))})" if len(double) else ""),
     ]
     if len(vague):
-        parts.append(f"{len(vague):,} that fit several files (such as {row(int(vague[0]))})")
+        parts.append(f"{len(vague):,} that match several files (such as {row(int(vague[0]))})")
     raise InfluenceError(
-        f"{table.file} does not line up with the training set: {counted(len(positions), 'row')}, "
+        f"{table.file} does not match the training set: {counted(len(positions), 'row')}, "
         f"{counted(len(split), 'example')} in use; {', '.join(parts)}",
-        "write one row for every training example, with its index (from 0) or its path",
+        "write one row per training example, with its index (from 0) or its path",
     )
 
 
 def _check_groups(names: np.ndarray, values: np.ndarray, where: str) -> None:
-    """Refuse a column that makes one group, or nearly as many as there are examples."""
+    """Refuse a column that makes a single group, or nearly as many groups as examples."""
     if len(names) < 2:
-        raise InfluenceError(f"{where} has the value {quoted(names[0], 40)} for every example", "take another column")
+        raise InfluenceError(f"{where} has the value {quoted(names[0], 40)} for every example", "use another column")
     if len(names) > max(MANY, len(values) / 2):
         kind = "numbers" if all(_numbers(names)) else "values"
         raise InfluenceError(
             f"{where} has {len(names):,} different {kind} for {len(values):,} examples: too many groups",
-            "group them first, such as by ranges; influence rank goes by single examples",
+            "merge them first, such as into ranges; influence rank scores single examples",
         )
 
 

@@ -2,8 +2,8 @@
 
 The influence of a group is the sum over its members: to first order, how much the loss would rise if the whole group
 were removed (Koh et al., NeurIPS 2019, "On the accuracy of influence functions for measuring group effects": the order
-holds, the size is mostly too small for large groups). What streams by are the influences of all pairs; what is held
-are the sums, a number a test example and group, and the mean over the test examples, a number a training example.
+holds, the size is mostly too small for large groups). The influences of all pairs are streamed. Only the sums (one
+number per test example and group) and the mean over the test examples (one per training example) are kept.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from influence_cli.ranking.group_files import Grouping
 from influence_cli.ranking.rank import rank_into_sinks, rank_training
 from influence_cli.runtime.terminal import Terminal, or_silent
 
-# Share of the bootstrap samples in which a group has to come first, and to be harmful, to be named without a doubt; and
+# Share of the bootstrap samples in which a group must come first, and be harmful, to be named without a doubt; and
 # the share of random groupings in which the most harmful group may be as harmful.
 CLEAR, BY_CHANCE = 0.95, 0.05
-# Random groupings, and the numbers that are dealt out for all of them at most.
+# Random groupings, and the most numbers permuted for all of them.
 DEALS, DEALT = 1000, 10**8
 
 
@@ -42,8 +42,8 @@ class GroupInfluence:
         tests: the test examples.
         sums: float64 [m, G], the influence of each group on each test example.
         harmful: float64 [m, G], the part of it that comes from harmful members.
-        mean: float64 [n], the influence of each training example on the mean loss of the test examples; NaN of what
-            could not be read.
+        mean: float64 [n], the influence of each training example on the mean loss of the test examples; NaN for
+            unreadable ones.
         scores: what is known of the run (λ, effective dimension, residuals, correlation with ``identity``).
     """
 
@@ -70,10 +70,10 @@ class GroupInfluence:
         return GroupSums(self.sums[test], self.harmful[test], self.examples)
 
     def doubt(self, seed: int) -> Doubt:
-        """Ask how clear it is which group is the most harmful: other test examples, and groups by chance."""
+        """Measure how clear it is which group is most harmful: by resampled test examples, and by random groups."""
         read = np.isfinite(self.mean)
         values, members = self.mean[read], self.grouping.members[read]
-        # A random grouping of values that are all harmful has harmful groups too: what counts is to be more so.
+        # A random grouping of harmful values has harmful groups too, so a group must be more harmful than those.
         chance = least_by_chance(values, members, max(100, min(DEALS, DEALT // len(values))), seed)
         least = float(self.total().influence.min())
         by_chance = float((chance <= least).mean())
@@ -86,11 +86,11 @@ class GroupInfluence:
 
 @dataclass(frozen=True)
 class Doubt:
-    """How clear it is which group is the most harmful.
+    """How clear it is which group is most harmful.
 
     Attributes:
-        first: [G], the share of bootstrap samples of the test examples in which each group is; None for a single one.
-        harmful: [G], the share in which it is harmful at all.
+        first: [G], the share of resamples of the test examples in which each group is first; None for a single one.
+        harmful: [G], the share in which it is harmful.
         by_chance: the share of random groupings, of the same sizes, whose most harmful group is at least as harmful.
     """
 
@@ -115,7 +115,7 @@ class GroupSums:
 
     @property
     def order(self) -> np.ndarray:
-        """Order the groups, the most harmful first."""
+        """Order the groups, most harmful first."""
         return most_harmful_first(self.influence)
 
     @property
@@ -125,7 +125,7 @@ class GroupSums:
 
     @property
     def share(self) -> np.ndarray:
-        """Give the part of all harmful influence that comes from members of each group: in [0, 1]; 0 if none is."""
+        """Give each group's share of all harmful influence: in [0, 1]; 0 if nothing is harmful."""
         whole = float(self.harmful.sum())
         return np.asarray(self.harmful / whole) if whole else np.zeros(len(self.harmful))
 
@@ -145,7 +145,7 @@ class GroupSink:
         self._parts.append((torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)))
 
     def add(self, where: slice, values: np.ndarray) -> None:
-        """Take their influence [m, b] on a range of training examples; NaN of those that could not be read."""
+        """Take their influence [m, b] on a range of training examples; NaN for unreadable ones."""
         members = self._members[where]
         self._total[where] += values.sum(axis=0, dtype=np.float64)
         known = np.nan_to_num(values)
@@ -178,7 +178,7 @@ def group_influence(
         facts: of the training examples (``training_facts``); filled in on the fly.
         target: whose loss is explained: ``label``, ``predicted``, or a class name.
         terminal: progress, λ, residuals, warnings.
-        skip_unreadable: go on without examples that cannot be read.
+        skip_unreadable: continue without unreadable examples.
         strict: a solver that does not converge is an error.
     """
     terminal = or_silent(terminal)
@@ -210,13 +210,13 @@ def labelled(selected: Sequence[Selected], of: str | None, classes: Sequence[str
     if not kept:
         raise InfluenceError(
             f"none of the {len(selected):,} selected test examples has the label {classes[number]}",
-            "without TEST it is the misclassified ones; 0: takes all test examples",
+            "without TEST the misclassified ones are used; 0: selects all test examples",
         )
     return kept
 
 
 def verdict(found: GroupInfluence, doubt: Doubt, unit: str) -> str:
-    """Say in one sentence which group drives the errors, how much of the harm is its own, and how clear that is.
+    """Say in one sentence which group drives the errors, its share of the harm, and how clear that is.
 
     Args:
         found: the sums.
@@ -228,34 +228,30 @@ def verdict(found: GroupInfluence, doubt: Doubt, unit: str) -> str:
     if not total.influence[worst] < 0:
         most = int(np.argmax(total.share))
         return (
-            f"no group as a whole is harmful to {what}: each helps at least as much as it harms; of all harmful "
-            f"influence {total.share[most]:.0%} comes from {names[most]}"
+            f"no group as a whole is harmful to {what}: each helps at least as much as it harms; "
+            f"{total.share[most]:.0%} of all harmful influence comes from {names[most]}"
         )
     loss = "its loss" if count == 1 else "their mean loss"
     now, less = float(np.mean([test.loss for test in found.tests])), -float(total.influence[worst])
-    # A loss falls to zero at most: removing so many examples is no small step.
-    beyond = (
-        f" (it is {now:.3g} now: so large a group is beyond first order, the order tells)"
-        if unit and less > now
-        else ""
-    )
+    # A loss cannot fall below zero: removing so many examples is not a small step.
+    beyond = f" (it is {now:.3g} now: trust the ranking, not the number)" if unit and less > now else ""
     facts = (
-        f"without its {total.examples[worst]:,} examples {loss} would be about {less:.3g}{unit} lower{beyond}, and "
-        f"{total.share[worst]:.0%} of all harmful influence is theirs"
+        f"without its {total.examples[worst]:,} examples {loss} would be about {less:.3g}{unit} lower{beyond}; "
+        f"they have {total.share[worst]:.0%} of all harmful influence"
     )
     reasons = _reasons(doubt, worst, names)
     if reasons:
-        return f"{names[worst]} is the most harmful group to {what}: {facts}; but that is not clear: {reasons}"
+        return f"{names[worst]} is the most harmful group to {what}: {facts}; likely, not certain: {reasons}"
     if doubt.first is None:
-        return f"{names[worst]} drives {what}: {facts}; one test example says little of others"
+        return f"{names[worst]} drives {what}: {facts}; one test example says little about others"
     return (
-        f"{names[worst]} drives {what}: {facts}; it comes first in {doubt.first[worst]:.0%} of 1,000 bootstrap samples "
-        "of the test examples"
+        f"{names[worst]} drives {what}: {facts}; first in {doubt.first[worst]:.0%} of 1,000 resamples of the test "
+        "examples"
     )
 
 
 def retrained(found: GroupInfluence, actual: Mapping[int, np.ndarray]) -> str:
-    """Say which group retraining finds the most harmful, and whether that is the one of the estimate.
+    """Say which group is most harmful by retraining, and whether the estimate agrees.
 
     Args:
         found: the sums.
@@ -269,22 +265,22 @@ def retrained(found: GroupInfluence, actual: Mapping[int, np.ndarray]) -> str:
     rest = f", without {names[worst]} by {mean[worst]:+.3g}" if worst in mean else ""
     return (
         f"retraining disagrees: without {names[really]} the mean loss changes by {mean[really]:+.3g}{rest}; removing a "
-        "group that is large, or of examples like no others, is more than a first-order step: go by the column actual"
+        "large or unusual group is more than a first-order step: trust the column actual"
     )
 
 
 def _reasons(doubt: Doubt, worst: int, names: Sequence[str]) -> str:
-    """Say why it is not clear that a group drives the errors; nothing where it is."""
+    """Say why it is not clear that a group drives the errors; empty if it is."""
     reasons = []
     if doubt.first is not None and doubt.first[worst] < CLEAR:
         others = np.where(np.arange(len(names)) == worst, -1, doubt.first)
         rival = int(others.argmax())
         reasons.append(
-            f"it comes first in {doubt.first[worst]:.0%} of 1,000 bootstrap samples of the test examples, "
+            f"first in {doubt.first[worst]:.0%} of 1,000 resamples of the test examples, "
             f"{names[rival]} in {doubt.first[rival]:.0%}"
         )
     if doubt.harmful is not None and doubt.harmful[worst] < CLEAR:
-        reasons.append(f"it is harmful at all in {doubt.harmful[worst]:.0%} of the bootstrap samples")
+        reasons.append(f"harmful in {doubt.harmful[worst]:.0%} of the resamples")
     if doubt.by_chance > BY_CHANCE:
-        reasons.append(f"of random groups of these sizes the worst is as harmful in {doubt.by_chance:.0%}")
+        reasons.append(f"the worst of random groups of these sizes is as harmful in {doubt.by_chance:.0%} of the draws")
     return "; ".join(reasons)

@@ -1,15 +1,15 @@
 """`influence index`: build the index of a store, choose how far a search looks, measure what it finds.
 
-Few rows are compared one by one (flat: exact). More lie in lists, one around each of 2√n centres that k-means finds, as
-float16 or, where that would be large, as product codes of a byte for 8 coordinates (Jégou et al. 2011). A query looks
-into the lists that may hold the largest inner products with it, q·μ + ‖q‖ r √(2 ln m / k): μ is the mean of a list's m
-rows, r their root mean square distance from it; the second term is about how far the largest of them lies beyond it, if
+Few rows are compared one by one (flat: exact). More rows are in lists, one around each of 2√n centres from k-means, as
+float16 or, if that is too large, as product codes of one byte per 8 coordinates (Jégou et al. 2011). A query reads the
+lists that may hold the largest inner products with it, by q·μ + ‖q‖ r √(2 ln m / k): μ is the mean of a list's m rows
+and r their root mean square distance from it. The second term is about how far the largest of them is beyond μ, if
 they spread evenly over the k directions.
 
-Gradients differ in length by orders of magnitude, and nearly all strong influence is on the longest few in a hundred.
-So the distances of k-means are Euclidean, and of its sample the long rows are a larger part, in proportion to their
-length: they have most of the lists to themselves, and the many short ones share a few that no query has reason to look
-into. By angle, as is usual for inner products, every list has some of both (bench/approximate.py compares the two).
+Gradients differ in length by orders of magnitude, and nearly all strong influence is on the longest few percent.
+So k-means uses Euclidean distances, and its sample contains rows in proportion to their length: long rows have most
+of the lists to themselves, and the many short ones share a few lists that no query needs to read. By angle, as is
+usual for inner products, every list has some of both (bench/approximate.py compares the two).
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.store.store import READ, Store
 
-# Fewer rows are not worth lists; lists of float16 rows up to so many bytes, product codes beyond.
+# Fewer rows need no lists; lists have float16 rows up to this many bytes, and product codes beyond.
 FLAT_BELOW, HALF_BYTES = 10_000, 4 * 10**9
-# Rows that k-means sees a list, and that product codes are learned from.
+# Rows per list for k-means, and rows to learn product codes from.
 SAMPLED, CODED = 40, 10_000
-# Coordinates of a product code's byte.
+# Coordinates per byte of a product code.
 PART = 8
-# Test examples that recall is measured over, at these numbers of rows; probes are chosen for this recall at the first.
+# Test examples for measuring recall, at these numbers of rows; probes are chosen for this recall at the first number.
 TESTS, AT, WANTED = 64, (10, 100), 0.98
-# Candidates, by what is asked for: where codes are coarse or checkpoints differ the best are found further down.
+# Candidates per requested row: with coarse codes or several checkpoints the best rows are further down.
 NEAR, FAR = 2, 8
-# Steps of k-means, of the lists and of product codes.
+# Steps of k-means, for the lists and for product codes.
 STEPS = 10
 
 
@@ -61,7 +61,7 @@ class Plan:
         kind: ``flat``, ``float16`` or ``product codes``.
         rows: in it.
         width: numbers of a vector: coordinates, one more where there are lists, a multiple of 8 in product codes.
-        lists: that the rows lie in; 0 of a flat one.
+        lists: number of lists of rows; 0 for a flat index.
     """
 
     kind: str
@@ -71,11 +71,11 @@ class Plan:
 
     @property
     def sample(self) -> int:
-        """Count the rows that lists and codes are learned from."""
+        """Count the rows for learning lists and codes."""
         return min(self.rows, SAMPLED * self.lists)
 
     def bytes(self) -> int:
-        """Count the bytes of the file, about."""
+        """Estimate the bytes of the file."""
         each = {"flat": 4 * self.width, "float16": 2 * self.width + 8, "product codes": self.width // PART + 8}
         return self.rows * each[self.kind] + 4 * self.lists * self.width + 2**16
 
@@ -103,7 +103,7 @@ def plan_index(rows: int, width: int) -> Plan:
     if rows < FLAT_BELOW:
         return Plan("flat", rows, width, 0)
     lists = round(2 * rows**0.5)
-    width += 1  # of a centre: how far its list reaches beyond it
+    width += 1  # for a centre: how far its list reaches beyond it
     if 2 * rows * width <= HALF_BYTES:
         return Plan("float16", rows, width, lists)
     return Plan("product codes", rows, -(-width // PART) * PART, lists)
@@ -118,7 +118,7 @@ def build_indexes(
         stores: what was prepared for each checkpoint.
         inverses: of each.
         terminal: plans, progress, what was measured.
-        skip_unreadable: go on without test examples that cannot be read.
+        skip_unreadable: continue without unreadable test examples.
 
     Returns:
         The indexes, as they are on disk.
@@ -152,7 +152,7 @@ def build_indexes(
         for index, prepared, inverse in zip(indexes, stores, inverses, strict=True):
             path = index_path(prepared.path)
             seal_index(index, path, belongings(prepared, inverse))
-            looked = "; {probes:,} of {lists:,} lists are looked into" if index.facts["lists"] else ""
+            looked = "; each search reads {probes:,} of {lists:,} lists" if index.facts["lists"] else ""
             size, seconds = human_bytes(path.stat().st_size), duration(index.facts["seconds"])
             terminal.say(f"wrote {path} ({size}) in {seconds}{looked.format_map(index.facts)}")
     return [replace(index, path=index_path(own.path)) for index, own in zip(indexes, stores, strict=True)]
@@ -182,7 +182,7 @@ def build(prepared: Prepared, inverse: ClosedForm, plan: Plan, rows: np.ndarray,
     with terminal.status(f"{name}: learning {plan.lists:,} lists from {plan.sample:,} rows"):
         norms = [np.linalg.norm(vectors, axis=1) for vectors in _vectors(prepared, inverse, plan, rows)]
         weights = np.concatenate(norms).astype(np.float64) + 1e-30
-        # Within float16's range, by a power of two, which rounds nothing: what comes first stays the same.
+        # Scaled into float16's range by a power of two, which rounds nothing, so the order stays the same.
         scale = np.float32(2.0 ** (np.ceil(np.log2(weights.max())) - 14))
         weights += 1e-3 * weights.mean()
         chosen = np.sort(generator.choice(rows, plan.sample, replace=False, p=weights / weights.sum()))
@@ -230,7 +230,7 @@ def _empty(plan: Plan) -> tuple[Any, Callable[[np.ndarray], None]]:
         search.is_trained = True
         return search, lambda _: None
     search = faiss.IndexIVFPQ(means, plan.width, plan.lists, plan.width // PART, 8, faiss.METRIC_INNER_PRODUCT)
-    # Codes of the rows themselves: those of what is left of them in a list would hang on a centre that moves.
+    # Codes of the rows themselves: codes of their residuals in a list would depend on a centre that moves.
     search.by_residual, search.is_trained = False, True
     search.pq.cp.niter, search.pq.cp.min_points_per_centroid = STEPS, 1
     return search, search.pq.train
@@ -254,7 +254,7 @@ def _readable(prepared: Prepared) -> tuple[np.ndarray, int]:
 
 
 def _announced(prepared: Prepared, inverse: ClosedForm, terminal: Terminal) -> Plan:
-    """Plan an index, say what it takes, and refuse what memory or disk do not hold."""
+    """Plan an index, say what it takes, and refuse it if memory or disk do not suffice."""
     with Store.open(prepared.path) as store:
         rows, width = store.readable(), whitened(inverse, torch.zeros(1, store.layout.k)).shape[1]
     plan, path = plan_index(rows, width), index_path(prepared.path)
@@ -265,8 +265,8 @@ def _announced(prepared: Prepared, inverse: ClosedForm, terminal: Terminal) -> P
     )
     if need > free:
         raise InfluenceError(
-            f"{path} would take {human_bytes(need)} of memory, {human_bytes(free)} are free",
-            "influence rank needs none without --approximate; one of fewer coordinates (gradients.budget) is smaller",
+            f"{path} needs {human_bytes(need)} of memory, but {human_bytes(free)} is free",
+            "influence rank without --approximate needs no index; fewer coordinates (gradients.budget) make it smaller",
         )
     disk.check_space(path, plan.bytes())
     return plan
@@ -284,7 +284,7 @@ def _seconds(plan: Plan) -> float:
 def _measured(
     stores: Sequence[Prepared], inverses: Sequence[ClosedForm], indexes: Sequence[Index], terminal: Terminal, skip: bool
 ) -> list[Index]:
-    """Choose how many lists are looked into by one half of the test examples, measure recall over the other half."""
+    """Choose how many lists to read with one half of the test examples, and measure recall with the other half."""
     name, gradients = _sampled(stores, terminal, skip)
     exact, seconds = _exact(stores, inverses, gradients, terminal)
     numbers = np.arange(len(exact))
@@ -306,13 +306,13 @@ def _measured(
     for row in rows:
         terminal.say(recall_text(row))
     if not enough:
-        terminal.warn(f"recall@{AT[0]} stays below {WANTED} however many lists are looked into: {recall_text(rows[0])}")
+        terminal.warn(f"recall@{AT[0]} stays below {WANTED} even if all lists are read: {recall_text(rows[0])}")
     measured = {"recall": rows, "exact_seconds": seconds, "exact_tests": len(exact)}
     return [replace(index, facts=index.facts | measured) for index in indexes]
 
 
 def _sampled(stores: Sequence[Prepared], terminal: Terminal, skip: bool) -> tuple[str, list[Tensor]]:
-    """Draw the test examples that recall is measured over; where the config has none, training examples.
+    """Draw the test examples for measuring recall; training examples if the config has no test set.
 
     Returns:
         ``test`` or ``training``, and coordinates of their gradients under every checkpoint, [m, k] each.
@@ -327,7 +327,7 @@ def _sampled(stores: Sequence[Prepared], terminal: Terminal, skip: bool) -> tupl
     selected = [Selected(int(index), None, int(split.labels[index])) for index in chosen]
     tests, gradients = test_gradients(stores, selected, "label", terminal, skip)
     if not tests:
-        raise InfluenceError("none of the test examples that recall is to be measured over could be read")
+        raise InfluenceError("none of the test examples for measuring recall could be read")
     return "test", gradients
 
 

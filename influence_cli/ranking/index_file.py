@@ -1,13 +1,13 @@
-"""The index of a store, a file beside it: what faiss keeps, and after it what the index belongs to.
+"""The index of a store, a file next to it: faiss's data, then a description of what the index belongs to.
 
     influence.h5.index    the index, as faiss writes it: any program that has faiss opens it
                           xxh3 of every MB of that
                           JSON: what it belongs to, how it is searched, the recall that was measured
                           the lengths of these three, xxh3 of the last two, and the name of the format
 
-It is written under another name and renamed when it is whole. No byte is used before it is verified: of the lists,
-which are mapped and not read, those that a search looks into. An index is good for the store that it was made of, and
-for one λ, by which its rows are whitened.
+It is written under another name and renamed when it is complete. No byte is used before it is verified; the lists are
+mapped, and each is verified when a search reads it. An index is valid for the store that it was made from, and for one
+λ, which whitens its rows.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from influence_cli.store.store import READ, Store
 
 FORMAT = b"influence-index1"
 TAIL = struct.Struct("<QQQQ16s")
-ANEW = "influence index makes it anew"
-# Bytes that have a checksum of their own.
+ANEW = "influence index rebuilds it"
+# Bytes per checksum.
 PIECE = 2**20
 
 
@@ -49,7 +49,7 @@ class Index:
         facts: JSON-able: ``kind``, ``lists``, ``probes`` (lists that are looked into), ``factor`` (candidates, by what
             is asked for), and what was measured.
         search: faiss's index, its lists mapped.
-        before: told of the lists [m, probes] before they are looked into.
+        before: called with the lists [m, probes] before they are read.
     """
 
     path: Path
@@ -59,17 +59,17 @@ class Index:
     before: Callable[[np.ndarray], None] = lambda _: None
 
     def candidates(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
-        """Find the rows of largest inner product with each query, about; in more lists where these hold too few.
+        """Find approximately the rows of largest inner product with each query; reads more lists if these hold too few.
 
         Args:
             queries: whitened coordinates, float32 [m, k].
-            count: rows a query.
+            count: rows per query.
 
         Returns:
             Rows of the store, int64, of each query; fewer than ``count`` where there are no more.
 
         Raises:
-            InfluenceError: what is looked into is damaged.
+            InfluenceError: a list that is read is damaged.
         """
         import faiss
 
@@ -79,7 +79,7 @@ class Index:
         if not self.facts["lists"]:
             found = search.search(queries, count)[1]
         else:
-            # Multiplied with how far a list reaches beyond its centre; of the rows themselves this number is 0.
+            # Multiplies how far a list reaches beyond its centre; for the rows themselves this number is 0.
             queries[:, -1] = np.linalg.norm(queries, axis=1)
             probes = int(self.facts["probes"])
             while True:
@@ -125,7 +125,7 @@ def belongings(prepared: Prepared, inverse: Inverse) -> dict[str, Any]:
 
 
 def write_index(part: Path, search: Any) -> Any:
-    """Write what faiss keeps to a file that has no seal yet, and open it again, its lists mapped.
+    """Write faiss's data to a file without a seal, and open it again with its lists mapped.
 
     Raises:
         InfluenceError: the disk is full or gone.
@@ -136,11 +136,11 @@ def write_index(part: Path, search: Any) -> Any:
         faiss.write_index(search, str(part))
         return faiss.read_index(str(part), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
-        raise _unwritten(part, "the disk is full, or has gone") from error
+        raise _unwritten(part, "the disk is full or gone") from error
 
 
 def seal_index(index: Index, path: Path, belongs: Mapping[str, Any]) -> None:
-    """Write the checksums behind an index, and what it belongs to, and give it its name in place of an older one.
+    """Append the checksums and the description to an index, and give it its name, replacing an older one.
 
     Args:
         index: of ``write_index``.
@@ -169,7 +169,7 @@ def seal_index(index: Index, path: Path, belongs: Mapping[str, Any]) -> None:
 
 
 def _unwritten(path: Path, reason: str) -> InfluenceError:
-    return InfluenceError(f"{path} cannot be written: {reason}", "make room, and run influence index again")
+    return InfluenceError(f"{path} cannot be written: {reason}", "free disk space, and run influence index again")
 
 
 def open_index(path: Path, prepared: Prepared, inverse: Inverse) -> Index:
@@ -216,7 +216,7 @@ class _Verified:
         """Verify the bytes from start to stop of each range.
 
         Raises:
-            InfluenceError: a checksum does not fit.
+            InfluenceError: a checksum does not match.
         """
         for start, stop in ranges:
             for piece in range(start // PIECE, -(-stop // PIECE)):
@@ -224,7 +224,9 @@ class _Verified:
                     continue
                 data = self._data[piece * PIECE : (piece + 1) * PIECE]
                 if xxhash.xxh3_64_intdigest(data) != self._checksums[piece]:
-                    raise InfluenceError(f"{self._path} is damaged: the checksum of its MB {piece} does not fit", ANEW)
+                    raise InfluenceError(
+                        f"{self._path} is damaged: the checksum of its MB {piece} does not match", ANEW
+                    )
                 self._known[piece] = True
 
 
@@ -245,7 +247,7 @@ def _read_seal(path: Path) -> tuple[_Verified, dict[str, Any]]:
         with path.open("rb") as raw:
             size = os.fstat(raw.fileno()).st_size
             if size < TAIL.size:
-                raise InfluenceError(f"{path} is no index of influence, or it is cut short", ANEW)
+                raise InfluenceError(f"{path} is not an index of influence, or it is truncated", ANEW)
             data = memoryview(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError as error:
         raise missing(path) from error
@@ -253,40 +255,40 @@ def _read_seal(path: Path) -> tuple[_Verified, dict[str, Any]]:
         raise InfluenceError(f"{path} cannot be opened: {error.strerror}", ANEW) from error
     own, many, length, digest, name = TAIL.unpack(data[-TAIL.size :])
     if name != FORMAT:
-        raise InfluenceError(f"{path} is no index of influence, or it is cut short", ANEW)
+        raise InfluenceError(f"{path} is not an index of influence, or it is truncated", ANEW)
     sealed = data[own : -TAIL.size]
     fits = own + many + length + TAIL.size == size and many == 8 * -(-own // PIECE)
     if not fits or xxhash.xxh3_64_intdigest(sealed) != digest:
-        raise InfluenceError(f"{path} is damaged: its checksums and what it belongs to do not fit", ANEW)
+        raise InfluenceError(f"{path} is damaged: its footer (checksums and origin) does not match", ANEW)
     checksums = np.frombuffer(sealed[:many], dtype="<u8")
     return _Verified(path, data[:own], checksums), json.loads(bytes(sealed[many:]))
 
 
 def missing(path: Path) -> InfluenceError:
     """Give the error of an index that is not there."""
-    return InfluenceError(f"there is no index {path}", "influence index makes it")
+    return InfluenceError(f"there is no index {path}", "influence index creates it")
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, store: Path) -> None:
-    """Refuse an index of other rows, or for another λ."""
+    """Refuse an index of other rows or for another λ."""
     before, now = found["fingerprint"], wanted["fingerprint"]
     different = [meaning for name, meaning in MEANING.items() if before.get(name) != now.get(name)]
     if different or found["rows"] != wanted["rows"]:
-        said = "; ".join(different) or "the rows, or the coordinates that are kept of them"
+        said = "; ".join(different) or "the rows, or their kept coordinates"
         raise InfluenceError(f"{path} is older than its store {store}; what differs: {said}", ANEW)
     if found["method"] != wanted["method"]:
-        said = f"curvature.method: {found['method']}, and it is {wanted['method']} now"
+        said = f"curvature.method: {found['method']}, but it is {wanted['method']} now"
     elif found["l2"] != wanted["l2"]:
-        said = f"l2 = {found['l2']:g}, and it is {wanted['l2']:g} now"
+        said = f"l2 = {found['l2']:g}, but it is {wanted['l2']:g} now"
     elif not _alike(found["damping"], wanted["damping"]):
-        said = f"λ = {_range(found['damping'])}, and it is {_range(wanted['damping'])} now"
+        said = f"λ = {_range(found['damping'])}, but it is {_range(wanted['damping'])} now"
     else:
         return
-    raise InfluenceError(f"{path} was made for {said}", "influence index makes it for this one")
+    raise InfluenceError(f"{path} was made for {said}", "influence index rebuilds it for this one")
 
 
 def _alike(a: list[float], b: list[float]) -> bool:
-    """Say whether these are the same λ but for the rounding of a moment that another run summed up."""
+    """Say whether these are the same λ up to the rounding of a second moment summed by another run."""
     return len(a) == len(b) and all(abs(x - y) <= 1e-9 * max(abs(x), abs(y)) for x, y in zip(a, b, strict=True))
 
 

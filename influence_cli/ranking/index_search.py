@@ -1,12 +1,12 @@
-"""`rank --approximate`: the strongest influences by an index, where a scan of all rows would take too long.
+"""`rank --approximate`: the strongest influences by an index, if a scan of all rows would take too long.
 
 influence[t, i] = (1/n) q_tᵀ x_i with whitened coordinates x = (Λ + l2 + λ)^(−1/2) c on both sides: the helpful examples
 are those of largest inner product with q, the harmful ones with −q. The index gives candidates for both; influence on
-them is then computed from the store's own rows, whose blocks are verified as in a scan. So every number is exact, and
-what an index can do wrong is to miss an example: that is what recall says.
+them is then computed from the store's own rows, whose blocks are verified as in a scan. So every number is exact; an
+index can only miss an example, and recall says how often it does.
 
-Recall is measured when the index is made, over test examples drawn at random, and printed at every run: an exact scan
-for the tests at hand would take what the index saves.
+Recall is measured when the index is made, over test examples drawn at random, and printed at every run. An exact scan
+for the current test examples would cost the time that the index saves.
 """
 
 from __future__ import annotations
@@ -71,23 +71,23 @@ class SearchRecord:
 
 
 def check_method(method: str, what: str) -> None:
-    """Refuse a solver, before any work: its inverse is of one test example, and no row can be whitened by it.
+    """Refuse a solver, before any work: it solves for one test example, and cannot whiten rows.
 
     Args:
         method: ``curvature.method``.
-        what: was asked for.
+        what: the option, such as ``--approximate``.
     """
     if method in SOLVERS:
         raise InfluenceError(
-            f"{what}: {method} has no spectrum to precondition the rows of an index by",
+            f"{what}: {method} has no spectrum to precondition index rows with",
             "-s curvature.method=auto (or explicit, ekfac, kfac, arnoldi, fisher, identity)",
         )
 
 
 def check_index(method: str, ensemble: str, stores: Sequence[Path]) -> None:
-    """Refuse, before any work, what needs an index where there is none or can be none.
+    """Refuse, before any work, what needs an index if there is none or cannot be one.
 
-    It is not made then and there, as a store is: that takes several scans, and the exact ranking takes one.
+    Unlike a store, it is not made on demand: that takes several scans, and the exact ranking takes only one.
 
     Args:
         method: ``curvature.method``.
@@ -163,7 +163,7 @@ def candidates(
         indexes: of every checkpoint.
         inverses: of every checkpoint.
         gradients: coordinates of the test gradients [m, k] under each.
-        count: rows an effect.
+        count: rows per effect.
 
     Returns:
         Rising rows, int64, of each test example.
@@ -220,7 +220,7 @@ def _title(split: Any, rows: np.ndarray, on: str, place: int) -> str:
 def pair_products(
     prepared: Prepared, left: Tensor, tests: np.ndarray, rows: np.ndarray, spent: Spent | None = None
 ) -> np.ndarray:
-    """Multiply vectors with single rows of a store, reading (and verifying) the blocks alone that hold them.
+    """Multiply vectors with single rows of a store, reading (and verifying) only the blocks that hold them.
 
     Args:
         prepared: the store.
@@ -251,20 +251,20 @@ def pair_products(
 
 
 def inside(rows: np.ndarray, where: slice) -> slice:
-    """Find the rows of a piece of a scan among some that rise."""
+    """Find the rows of a piece of a scan among some sorted rows."""
     return slice(*np.searchsorted(rows, (where.start, where.stop)))
 
 
 def _say_recall(facts: dict[str, Any], count: int, terminal: Terminal) -> None:
-    """Print the recall that was measured when the index was made, at the number of rows nearest to what is asked."""
+    """Print the recall measured when the index was made, at the number of rows nearest to the requested one."""
     measured = sorted(facts["recall"], key=lambda row: row["at"])
     row = next((row for row in measured if row["at"] >= count), measured[-1])
-    beyond = "" if row["at"] >= count else f"; it was not measured for more, and {count:,} are asked for"
+    beyond = "" if row["at"] >= count else f"; it was not measured for more, but {count:,} are requested"
     terminal.say(f"approximate: {recall_text(row)}{beyond}")
 
 
 def recall_text(row: dict[str, Any]) -> str:
-    """Write a measured recall in a line: ``recall@10 .985 ± .010 against the exact scan …``."""
+    """Write a measured recall in one line: ``recall@10 .985 ± .010 against the exact scan …``."""
     sides = ", ".join(f"{side} {row[side]:.3f}" for side in ("helpful", "harmful") if row[side] is not None)
     return (
         f"recall@{row['at']} {row['mean']:.3f} ± {row['interval']:.3f} against the exact scan for {row['tests']:,} "
@@ -273,7 +273,7 @@ def recall_text(row: dict[str, Any]) -> str:
 
 
 def _say_spent(indexes: Sequence[Index], spent: Spent, terminal: Terminal) -> SearchRecord:
-    """Gather what belongs to the run, and say what the search took."""
+    """Gather the facts of the run, and say how long the search took."""
     facts = indexes[0].facts
     total = sum(index.facts["blocks"] for index in indexes)
     terminal.say(
@@ -283,5 +283,5 @@ def _say_spent(indexes: Sequence[Index], spent: Spent, terminal: Terminal) -> Se
     )
     exact = facts["exact_seconds"] * max(1.0, spent.queries / facts["exact_tests"])
     if spent.search_seconds + spent.scoring_seconds > exact:
-        terminal.say(f"without --approximate so many test examples take less, about {duration(exact)}")
+        terminal.say(f"without --approximate this many test examples are faster, about {duration(exact)}")
     return SearchRecord(spent, total, tuple((index.path, index.facts) for index in indexes))

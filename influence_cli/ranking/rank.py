@@ -1,7 +1,7 @@
 """`influence rank`: how much would the loss of each test example rise if a training example were removed?
 
-Test examples go through in groups, training examples stream by: what is held is bounded by the group, never by all
-pairs.
+Test examples are processed in groups and training examples are streamed, so memory is bounded by the group and not by
+all pairs.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Group:
     """The training examples of strongest effect on some test examples.
 
     Attributes:
-        tests: the test examples (of an aggregate: all that it is the mean of).
-        strongest: one a test example; a single one for an aggregate.
+        tests: the test examples (for an aggregate: all that it averages).
+        strongest: one per test example; a single one for an aggregate.
     """
 
     tests: list[TestFacts]
@@ -96,14 +96,14 @@ def rank_training(
         stores: what was prepared for each checkpoint; scores are averaged over them.
         selected: which test examples.
         facts: of the training examples (``training_facts``); filled in on the fly.
-        count: training examples an effect, or None for all of them.
+        count: training examples per effect, or None for all of them.
         target: whose loss is explained: ``label``, ``predicted``, or a class name.
         aggregate: explain the mean loss of all selected examples.
         terminal: progress, λ, residuals, warnings.
-        skip_unreadable: go on without examples that cannot be read.
+        skip_unreadable: continue without unreadable examples.
         sinks: take every number as well.
         strict: a solver that does not converge is an error.
-        normalise: rank by influence (``none``), or by what influence/normalise.py has; sinks take influence.
+        normalise: rank by influence (``none``), or by a score of influence/normalise.py; sinks take influence.
 
     Yields:
         Groups of test examples, in order; one group for an aggregate.
@@ -114,12 +114,12 @@ def rank_training(
     terminal = or_silent(terminal)
     inverses = make_inverses(stores, terminal, strict)
     asked = test_stores(stores, inverses)
-    # The numbers that sinks take of other processes are held until all of them are there.
+    # The numbers for sinks from other processes are held until all of them have arrived.
     takes = distributed.size() > 1 and any(distributed.gathered(bool(sinks)))
     size = group_size([*stores, *asked], None if count is None or takes else 2 * count)
     if stores[0].on_the_fly and not aggregate and len(selected) > size:
         passes = -(-len(selected) // size)
-        terminal.say(f"on the fly in {passes} groups of {size:,} test examples: a pass over the data each")
+        terminal.say(f"on the fly in {passes} groups of {size:,} test examples: one pass over the data per group")
     correlation: float | None = None
     for tests, gradients, of in gradient_groups(asked, selected, size, target, aggregate, terminal, skip_unreadable):
         compare = correlation is None and inverses[0].damping is not None
@@ -155,7 +155,7 @@ def rank_tests(
     skip_unreadable: bool = False,
     strict: bool = False,
 ) -> RankedTests:
-    """Turn the question round: which test examples does training example ``index`` help and hurt?
+    """Answer the reverse question: which test examples does training example ``index`` help and hurt?
 
     H is symmetric, so influence[t, i] = (1/n) g_tᵀ (H + (l2 + λ)I)⁻¹ gᵢ needs one inverse, that of gᵢ. A run under
     SOURCE is followed from each test example, as in ``rank_training``.
@@ -200,7 +200,8 @@ def check_train(split: Split, index: int) -> None:
     """
     if row_of(split.indices, index) is None:
         raise InfluenceError(
-            f"--train {index}: there is no such training example in use", f"positions are 0 to {len(split.source) - 1}"
+            f"--train {index}: there is no such training example in use",
+            f"valid indices are 0 to {len(split.source) - 1}",
         )
 
 
@@ -227,7 +228,7 @@ def _strongest(
     first = facts if not facts.read.any() else None
     running, similar = Running(m, count), np.zeros((2, plain, n if plain else 0), dtype=np.float32)
     solved, share = solved_vectors(inverses, gradients), len(explained(stores))
-    # Of several checkpoints the means of influence and of norms are divided: the signs stay those of influence.
+    # With several checkpoints, the mean influence is divided by the mean norm, so the signs stay those of influence.
     sizes = test_norms(normalise, inverses, gradients)
     against = None if sizes is None else sizes.double().numpy()
     for sink in sinks:
@@ -265,7 +266,7 @@ def _strongest(
     if plain:
         read = facts.read
         found = [pearson(a, b) for a, b in zip(similar[0][:, read], similar[1][:, read], strict=True)]
-        found = [value for value in found if np.isfinite(value)]  # of a single training example there is none
+        found = [value for value in found if np.isfinite(value)]  # a single training example has none
         correlation = float(np.mean(found)) if found else nan
     if distributed.size() == 1:
         return running.results(), correlation

@@ -1,4 +1,4 @@
-"""Where all scores of a ranking go, beside the strongest: a matrix file, or memory."""
+"""Where all scores of a ranking go, in addition to the strongest: a matrix file, or memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class KeptInfluence:
     """Takes the numbers of `rank_training` as they are computed, and holds those of the first test examples.
 
     Attributes:
-        values: influence float32 [m, n] on them (one row for an aggregate); NaN of what could not be read.
+        values: influence float32 [m, n] on them (one row for an aggregate); NaN for unreadable examples.
     """
 
     def __init__(self, tests: int, training: int) -> None:
@@ -27,7 +27,7 @@ class KeptInfluence:
         self._rows = slice(0, 0)
 
     def begin(self, tests: Sequence[TestFacts | None]) -> None:
-        """Take the next test examples; those past the first few are let go."""
+        """Take the next test examples; only the first few are kept."""
         self._rows = slice(self._next, min(self._next + len(tests), len(self.values)))
         self._next = self._rows.stop
 
@@ -36,7 +36,7 @@ class KeptInfluence:
         self.values[self._rows, where] = values[: self._rows.stop - self._rows.start]
 
 
-# Columns of a chunk: a piece of a scan fills whole ones, a reader of one row touches few.
+# Columns per chunk: a piece of a scan fills whole chunks, and a reader of one row touches few.
 CHUNK = 4096
 
 
@@ -56,7 +56,7 @@ class MatrixFile:
         self._tests = file.create_dataset("test", (0,), "int64", maxshape=(None,))
         self._targets = file.create_dataset("target", (0,), "int64", maxshape=(None,))
         self._start = 0
-        # Columns that do not fill a chunk yet: a chunk is written once, however narrow the pieces are.
+        # Columns that do not fill a chunk yet: each chunk is written once, even with narrow pieces.
         self._held: list[np.ndarray] = []
         self._first = 0
 

@@ -1,4 +1,4 @@
-"""What `influence relabel` refuses before any work: files in its way, and moves that were cut off or already made."""
+"""What `influence relabel` refuses before any work: existing files, and moves that were interrupted or already made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from influence_cli.runtime.outputs import check_output, refuse_clashes
 def refuse_outputs(
     files: ConfiguredLabels, file: Path, log: Path, outputs: Sequence[Path], rows: Path | None, *, force: bool
 ) -> None:
-    """Refuse outputs that are each other, an input, or there already.
+    """Refuse outputs that are the same file, an input, or already exist.
 
     Args:
         files: that are in use.
@@ -38,32 +38,34 @@ def refuse_outputs(
         if key in files.named:
             named = files.named[key]
             if named is not None and named.resolve() == path.resolve():
-                hint += f", and keeps what it holds: {files.places[key]} names it"
+                hint += f" and keeps its content, because {files.places[key]} names it"
             else:
-                hint += f" and drops what it holds, since no {files.on}.{key} names it; --{key} FILE writes another"
+                hint += (
+                    f" and drops its content, because no {files.on}.{key} names it; --{key} FILE writes another file"
+                )
         raise InfluenceError(f"{near_path(path)} exists already", hint)
 
 
 def refuse_named_files(files: ConfiguredLabels) -> None:
-    """Refuse moves while the config would go on applying label files to positions that are no longer theirs."""
+    """Refuse moves while the config would still apply label files to positions that mean other images afterwards."""
     for key, path in files.named.items():
         where, option = files.places[key], f"{files.on}.{key}"
-        # Given for this run alone it is applied with the moves, and named nowhere afterwards.
+        # Given for this run only, it is applied with the moves and not named anywhere afterwards.
         if path is not None and not where.startswith("--set"):
             raise InfluenceError(
-                f"{where}: {option} and moves do not go together: after them its positions are other images",
-                f"take the line out, and have it moved too by giving it this once: -s {option}={near_path(path)}",
+                f"{where}: {option} cannot be used with moves: afterwards its positions mean other images",
+                f"remove the line, and give it this once so that it moves too: -s {option}={near_path(path)}",
             )
 
 
 def refuse_open_moves(config: Path, log: Path, file: Path, *, resume: bool = False) -> Batch | None:
-    """Refuse to work between moves that were cut off; give them where the same decisions are to go on.
+    """Refuse to work while moves are interrupted; give the moves if the same decisions resume them.
 
     Args:
-        config: the config's file, for the command that goes on.
-        log: held by the caller where ``resume``.
+        config: the config's file, for the command that resumes.
+        log: held by the caller if ``resume``.
         file: the decisions.
-        resume: whether it is moves that are asked for.
+        resume: whether moves are requested.
     """
     batch = last_open(read_log(log))
     if batch is None or batch.state == "applied":
@@ -72,27 +74,27 @@ def refuse_open_moves(config: Path, log: Path, file: Path, *, resume: bool = Fal
         refuse_held(log)
     undo = f"influence relabel --undo {typed_path(log)}"
     if batch.state == "undoing":
-        raise InfluenceError(f"{near_path(log)}: taking moves back was cut off", f"first: {undo}")
+        raise InfluenceError(f"{near_path(log)}: undoing moves was interrupted", f"first run: {undo}")
     if resume and file.is_file() and file_hash(file) == batch.decisions[1]:
         return batch
     named = "" if config.absolute() == Path("influence.yaml").absolute() else f"-c {typed_path(config)} "
     decisions = Path(batch.decisions[0])
     raise InfluenceError(
-        f"{near_path(log)}: moves by {near_path(decisions)} were cut off",
-        f"first go on: influence relabel {named}{typed_path(decisions)} --apply-moves; or {undo}",
+        f"{near_path(log)}: moves by {near_path(decisions)} were interrupted",
+        f"first resume: influence relabel {named}{typed_path(decisions)} --apply-moves; or undo: {undo}",
     )
 
 
 def last_moves(log: Path, file: Path) -> Batch | None:
-    """Give the last moves that are not taken back; decisions that made such moves are refused.
+    """Give the last moves that are not undone; decisions that made such moves are refused.
 
-    Their positions are those of before, which only their paths would tell.
+    Their positions are from before the moves, which only their paths would show.
     """
     made = [batch for batch in read_log(log) if batch.state != "undone"]
     for batch in made if file.is_file() else ():
         if file_hash(file) == batch.decisions[1]:
             raise InfluenceError(
-                f"{file} was applied already: its {counted(len(batch.moves), 'file')} were moved on {batch.time[:10]}",
-                f"the folders are the labels now; influence relabel --undo {typed_path(log)} takes the moves back",
+                f"{file} was already applied: its {counted(len(batch.moves), 'file')} were moved on {batch.time[:10]}",
+                f"the folders hold the labels now; influence relabel --undo {typed_path(log)} undoes the moves",
             )
     return made[-1] if made else None

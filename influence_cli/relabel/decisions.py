@@ -1,6 +1,6 @@
-"""Read a file of decisions: what a person who looked at labels says of each, checked against the data set of now.
+"""Read a file of decisions, in which a person judges labels, and check it against the current data set.
 
-A decision that no longer fits (another label, another file, an example that is left out) is refused by its line: it
+A decision that no longer fits (another label, another file, an excluded example) is refused with its line, because it
 was made about something else.
 """
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 DECISIONS = ("keep", "relabel", "drop", "unsure")
 COLUMNS = ("index", "path", "label", "decision", "new_label")
 NEEDED = ("index", "label", "decision")
-# Of the wrong lines, how many are named.
+# How many wrong lines are named.
 NAMED = 5
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to happen to one example.
+    """What should happen to one example.
 
     Attributes:
         index: its position in the data set.
-        label: its class number when it was reviewed, which is that of now.
+        label: its class number when it was reviewed, which is still the current one.
         decision: one of `DECISIONS`.
         new_label: the class number of a relabel, otherwise None.
-        line: where the file says so first.
+        line: the first line of the file that says so.
     """
 
     index: int
@@ -55,7 +55,7 @@ class Decisions:
     """A file of decisions that fits the data set.
 
     Attributes:
-        rows: one an example, in the order of the file.
+        rows: one per example, in the order of the file.
         with_paths: whether every line named its image as well as its position.
     """
 
@@ -63,30 +63,30 @@ class Decisions:
     with_paths: bool
 
     def count(self, decision: str) -> int:
-        """Count the examples decided so."""
+        """Count the examples with this decision."""
         return sum(row.decision == decision for row in self.rows)
 
 
 def read_decisions(
     path: Path, split: Split, classes: Sequence[str], folder: Path, *, places: tuple[str, str] = ("", "")
 ) -> Decisions:
-    """Read and check a file of decisions; nothing is taken from one that has a mistake anywhere.
+    """Read and check a file of decisions; a file with any mistake is refused as a whole.
 
     The columns are ``index,path,label,decision,new_label``, in any order. ``path`` may be missing, and ``new_label``
-    where nothing is relabelled. The same line twice is no mistake.
+    where nothing is relabelled. The same line twice is not a mistake.
 
     Args:
         path: the ``.csv``.
-        split: the examples, with their labels of now.
+        split: the examples, with their current labels.
         classes: class names by number.
         folder: relative paths of images are taken from it, or else from the current one.
         places: where the config names the labels and the exclusions, for messages.
 
     Raises:
-        InfluenceError: at the first wrong line, its hint counting the others.
+        InfluenceError: at the first wrong line; its hint counts the others.
     """
     if path.suffix != ".csv":
-        raise InfluenceError(f"{path}: decisions are a .csv file", f"its first line is {','.join(COLUMNS)}")
+        raise InfluenceError(f"{path}: decisions must be a .csv file", f"its first line is {','.join(COLUMNS)}")
     table = read_table(path)
     _check_header(table)
     check = _checker(table, split, classes, folder, places)
@@ -113,7 +113,7 @@ def _check_header(table: Table) -> None:
         if name not in COLUMNS:
             raise InfluenceError(f"{where}: unknown column {name!r}", did_you_mean(name, COLUMNS))
         if table.header.count(name) > 1:
-            raise InfluenceError(f"{where}: the column {name!r} is there twice", shape)
+            raise InfluenceError(f"{where}: the column {name!r} appears twice", shape)
     for name in NEEDED:
         if name not in table.header:
             raise InfluenceError(f"{where}: the column {name!r} is missing", shape)
@@ -122,7 +122,7 @@ def _check_header(table: Table) -> None:
 def _checker(
     table: Table, split: Split, classes: Sequence[str], folder: Path, places: tuple[str, str]
 ) -> Callable[[int], Decision]:
-    """Make the function that reads one row, each check before those that need it."""
+    """Make the function that reads one row; each check comes before those that need it."""
     used = np.zeros(len(split.labels), dtype=bool)
     used[split.indices] = True
     columns = table.columns
@@ -139,14 +139,15 @@ def _checker(
         label = class_number(columns["label"][row], classes, at.rstrip(": "))
         if not used[index]:
             raise InfluenceError(
-                f"{at}index {index} is left out already{_by(places[1])}", "take the line out; nothing is left to decide"
+                f"{at}index {index} is already excluded{_by(places[1])}",
+                "remove the line; there is nothing left to decide",
             )
         _check_path(at, index, columns.get("path", blank)[row], split, folder, root)
         now = int(split.labels[index])
         if label != now:
             raise InfluenceError(
-                f"{at}stale: the label of index {index} is {classes[now]} now, and was {classes[label]} when reviewed",
-                f"review it again, or take the line out{_by(places[0], '; labels come from ')}",
+                f"{at}stale: the label of index {index} is {classes[now]} now, but was {classes[label]} when reviewed",
+                f"review it again, or remove the line{_by(places[0], '; labels come from ')}",
             )
         new = columns.get("new_label", blank)[row]
         if word != "relabel":
@@ -166,9 +167,9 @@ def _checker(
 
 
 def _check_path(at: str, index: int, cell: str, split: Split, folder: Path, root: int) -> None:
-    """Refuse a row about a file that is not, or no longer, the data set's at this position.
+    """Refuse a row about a file that is not, or no longer, at this position of the data set.
 
-    As in label files, a project that was moved as a whole stays the same.
+    As in label files, moving a project as a whole changes nothing.
     """
     actual = split.path(index)
     if not cell.strip():
@@ -181,19 +182,19 @@ def _check_path(at: str, index: int, cell: str, split: Split, folder: Path, root
     if not same & set(tried) and not any(_moved_along(text, actual, folder, root) for text in given):
         gone = not any(os.path.lexists(path) or is_within(path) for path in tried)
         raise InfluenceError(
-            f"{at}stale: index {index} is {near_path(Path(actual))} now, and was {near_path(Path(given[0]))} when "
+            f"{at}stale: index {index} is {near_path(Path(actual))} now, but was {near_path(Path(given[0]))} when "
             f"reviewed{', which is gone' if gone else ''}",
             "images have been moved, added or removed since (or this is another data set): review them again",
         )
     if split.files is None and not os.path.lexists(actual):
-        raise InfluenceError(f"{at}{near_path(Path(actual))} is gone", "the data set still lists it; take the line out")
+        raise InfluenceError(f"{at}{near_path(Path(actual))} is gone", "the data set still lists it; remove the line")
 
 
 def _moved_along(given: str, actual: str, folder: Path, root: int) -> bool:
-    """Say whether a path is that of a file before its project came to lie elsewhere.
+    """Say whether a path is that of a file before its project was moved.
 
-    The name of the set's own folder counts as well: training and test files often have the same names below it. Where
-    an end of the path, from the project's folder, or the path itself is a file now, that file decides.
+    The name of the set's own folder counts as well: training and test files often have the same names below it. If
+    the path, or an end of it below the project's folder, is a file now, that file decides.
     """
     parts, top = PurePath(os.path.normpath(given)).parts, max(root - 1, 0)
     ends = (PurePath(os.path.normpath(text)).parts[top:] for text in (actual, _as_a_browser_writes(actual)))
@@ -220,7 +221,7 @@ def _refuse_conflict(at: str, decision: Decision, earlier: Decision, classes: Se
         raise InfluenceError(
             f"{at}{_told(decision, classes)} for index {decision.index}, but line {earlier.line} says "
             f"{_told(earlier, classes)}",
-            "leave one of the two lines",
+            "keep only one of the two lines",
         )
 
 
@@ -233,7 +234,7 @@ def _by(place: str, before: str = " by ") -> str:
 
 
 def _all_of(mistakes: Sequence[tuple[int, InfluenceError]]) -> InfluenceError:
-    """Tell the first mistake, and how many other lines have one."""
+    """Report the first mistake, and how many other lines have one."""
     first = mistakes[0][1]
     if len(mistakes) == 1:
         return first

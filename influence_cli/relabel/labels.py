@@ -1,7 +1,7 @@
 """From decisions to labels: new labels and exclusions of a data set, and the files that hold them.
 
-The data set itself is never touched. The files hold everything that differs from it, what ``train.labels`` and
-``train.exclude`` held before included, so that they take the place of those.
+The data set itself is never changed. The files hold everything that differs from it, including what ``train.labels``
+and ``train.exclude`` held before, so that they replace those.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Relabelled:
     """Labels and exclusions after decisions.
 
     Attributes:
-        split: the examples as they were, with the labels and exclusions of before.
+        split: the examples before, with their labels and exclusions.
         own: int64 [length], the labels of the data set itself.
         labels: int64 [length], the new ones.
-        exclude: int64 [k], rising: the positions to leave out, those of before included.
+        exclude: int64 [k], ascending: the positions to leave out, including earlier ones.
         classes: class names by number.
         decisions: what was applied.
-        root: the data set's folder of class folders, where it is an ImageFolder.
+        root: the data set's folder of class folders, if it is an ImageFolder.
     """
 
     split: Split
@@ -49,7 +49,7 @@ class Relabelled:
 
     @property
     def overrides(self) -> np.ndarray:
-        """Give the positions whose label is not the data set's own, rising."""
+        """Give the positions whose label is not the data set's own, ascending."""
         return np.flatnonzero(self.labels != self.own)
 
     def pairs(self) -> list[tuple[str, str, int]]:
@@ -65,19 +65,19 @@ def apply_decisions(config: Config, path: Path, on: str = "train") -> Relabelled
     """Apply a file of decisions to the labels of a data set, in memory; neither model nor checkpoint is loaded.
 
     Args:
-        config: names the data set, and the labels and exclusions of before.
+        config: names the data set, and the earlier labels and exclusions.
         path: the decisions.
         on: ``train`` or ``test``.
 
     Raises:
-        InfluenceError: in the data set, or at the first line that does not fit it.
+        InfluenceError: an error in the data set, or the first line that does not fit it.
     """
     section = data_section(config, on)
     if on == "train":
         split = load_split(config, "train", config.train)
         names = split.classes
     else:
-        # The names of classes are the training set's everywhere else too.
+        # Class names come from the training set, as everywhere else.
         train, test = load_splits(config)
         if test is None:  # data_section has refused that
             raise InfluenceError("the config has no test data set")
@@ -120,7 +120,7 @@ def configured_labels(config: Config, on: str) -> ConfiguredLabels:
 
 
 def data_section(config: Config, on: str) -> DataConfig:
-    """Give the section of the training or the test data set; an error where the config names none."""
+    """Give the section of the training or the test data set; an error if the config names none."""
     section = config.train if on == "train" else config.test
     if section is None:
         raise InfluenceError("the config has no test data set", "add a section test: {dataset: …, args: {…}}")
@@ -143,7 +143,7 @@ def new_labels(split: Split, decisions: Decisions) -> tuple[np.ndarray, np.ndarr
 
 
 def decision_rows(result: Relabelled) -> Iterator[dict[str, object]]:
-    """Give the rows of what changes: the relabels and the drops."""
+    """Give the rows of the changes: relabels and drops."""
     for row in result.decisions.rows:
         if row.decision in ("relabel", "drop"):
             yield {
@@ -156,11 +156,11 @@ def decision_rows(result: Relabelled) -> Iterator[dict[str, object]]:
 
 
 def label_files(result: Relabelled, labels: Path, exclude: Path) -> list[NewFile]:
-    """Say what is written for ``train.labels`` and ``train.exclude``, each verified by how a config reads it.
+    """Give the files for ``train.labels`` and ``train.exclude``, each verified by reading it as a config does.
 
     Args:
-        result: what decisions came to.
-        labels: a ``.csv`` with a row for every label that is not the data set's own, or a ``.npy`` of all labels.
+        result: the result of the decisions.
+        labels: a ``.csv`` with one row per label that differs from the data set's own, or a ``.npy`` of all labels.
         exclude: a ``.csv`` or a ``.npy`` of positions.
 
     Raises:
@@ -175,7 +175,7 @@ def label_files(result: Relabelled, labels: Path, exclude: Path) -> list[NewFile
         if path.suffix == ".npy":
             np.save(path, result.labels)
         else:
-            # Where the data set has no names of its own, labels are read as numbers.
+            # If the data set has no class names, labels are read as numbers.
             names = split.classes or [str(number) for number in range(len(result.classes))]
             _write_csv(path, split, result.overrides, {"label": [names[label] for label in result.labels]})
 
@@ -183,14 +183,15 @@ def label_files(result: Relabelled, labels: Path, exclude: Path) -> list[NewFile
         found = read_labels(path, result.own, split.classes, str(labels), split.paths)
         if not np.array_equal(found, result.labels):
             raise InfluenceError(
-                f"{labels}: class names do not read back from a .csv (two are written alike)", "--labels labels.npy"
+                f"{labels}: class names cannot be read back from a .csv (two are written the same)",
+                "--labels labels.npy",
             )
 
     return [NewFile(labels, write_labels, verify_labels), exclusion_file(exclude, split, result.exclude)]
 
 
 def exclusion_file(file: Path, split: Split, indices: np.ndarray) -> NewFile:
-    """Say what is written for ``train.exclude``, verified by how a config reads it.
+    """Give the file for ``train.exclude``, verified by reading it as a config does.
 
     Args:
         file: a ``.csv`` or a ``.npy`` of positions.
@@ -206,7 +207,7 @@ def exclusion_file(file: Path, split: Split, indices: np.ndarray) -> NewFile:
 
     def verify(path: Path) -> None:
         if not np.array_equal(read_indices(path, len(split.labels), str(file), split.paths), indices):
-            raise InfluenceError(f"{file}: positions do not read back")
+            raise InfluenceError(f"{file}: positions cannot be read back")
 
     return NewFile(file, write, verify)
 

@@ -1,9 +1,9 @@
-"""The log of moved files: what is meant, before; what was done, after. From it a killed run goes on or is undone.
+"""The log of moved files: what is planned, before; what was done, after. A killed run is resumed or undone from it.
 
-A ``.csv`` that is only ever appended to, every row on the disk before the next step is taken. A batch is one run of
---apply-moves: its moves (``plan``), ``go`` once all of them are down, ``folder``/``move``/``moved`` as they are made,
-``done``; and ``back``/``returned``, ``undone`` when they are taken back. A row ends with a checksum, so that one torn
-by a kill is known from one that was edited.
+A ``.csv`` that is only appended to; every row is on the disk before the next step. A batch is one run of
+--apply-moves: its moves (``plan``), ``go`` once all of them are logged, ``folder``/``move``/``moved`` as they are made,
+``done``; and ``back``/``returned``, ``undone`` when they are undone. A row ends with a checksum, which distinguishes a
+row torn by a kill from an edited one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from influence_cli.runtime import disk, locks
 
 COLUMNS = ("batch", "move", "event", "from", "to", "hash", "time", "check")
 STATES = {"done": "applied", "back": "undoing", "undone": "undone"}
-# No row is longer: two paths and what is around them.
+# Longest row: two paths and the fields around them.
 LONGEST = 100_000
 
 
@@ -34,8 +34,8 @@ class Move:
     """A file that changes its folder.
 
     Attributes:
-        source: where it is, absolute.
-        target: where it goes, absolute.
+        source: its path now, absolute.
+        target: its new path, absolute.
         hash: of its content, xxh3 of 128 bits; empty until it is planned in a log.
     """
 
@@ -46,16 +46,16 @@ class Move:
 
 @dataclass(frozen=True)
 class Batch:
-    """One run of moves, as far as its log tells.
+    """One run of moves, as its log shows it.
 
     Attributes:
         number: from 1.
         decisions: the file that asked for it, and the hash of its content.
         time: when it began.
         moves: all of them, in order.
-        begun: which of them were begun, counted from 1.
-        returned: which of them were taken back.
-        folders: folders that it made, in order.
+        begun: which of them were started, counted from 1.
+        returned: which of them were undone.
+        folders: the folders that it made, in order.
         state: ``applying``, ``applied``, ``undoing`` or ``undone``.
     """
 
@@ -70,7 +70,7 @@ class Batch:
 
 
 def read_log(path: Path) -> list[Batch]:
-    """Read the batches of a log whose plan is complete; none where there is no file.
+    """Read the batches of a log whose plan is complete; none if there is no file.
 
     Raises:
         InfluenceError: not a log, or a row in its middle was changed.
@@ -84,7 +84,7 @@ def last_open(batches: Sequence[Batch]) -> Batch | None:
 
 
 class MoveLog:
-    """A log that is open for appending, and held: no other run reads or writes moves meanwhile."""
+    """A log that is open for appending and locked: no other run reads or writes moves meanwhile."""
 
     def __init__(self, path: Path, raw: BinaryIO) -> None:
         self.path = path
@@ -101,7 +101,7 @@ class MoveLog:
 
     def _write(self, rows: Sequence[list[str]]) -> None:
         text = io.StringIO(newline="")
-        # Quoted throughout: a bare \r in a name is kept by every reader.
+        # All fields are quoted, so that every reader keeps a bare \r in a name.
         csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([*row, _check(row)] for row in rows)
         if not os.fstat(self._raw.fileno()).st_size:
             disk.append(self._raw, _HEADER.encode())
@@ -113,9 +113,9 @@ class MoveLog:
 
 @contextmanager
 def open_log(path: Path) -> Iterator[MoveLog]:
-    """Open a log for appending and hold it, made where it is missing; a row that a kill has torn is cut off first.
+    """Open a log for appending and lock it; create it if missing, and first remove a row that a kill has torn.
 
-    What is read of it before it is held may be old by then. One that was made here and got no row is taken away.
+    What was read before locking may be outdated. A log that was created here and got no row is removed.
 
     Raises:
         InfluenceError: not a log, it cannot be written, or another run holds it.
@@ -138,7 +138,7 @@ def open_log(path: Path) -> Iterator[MoveLog]:
 
 
 def refuse_held(path: Path) -> None:
-    """Refuse to go on while another run holds the log.
+    """Refuse to continue while another run holds the log.
 
     Raises:
         InfluenceError: it does.
@@ -153,7 +153,7 @@ def _hold(path: Path, raw: BinaryIO) -> None:
         free = locks.take(raw, alone=True)
     except OSError:  # a file system without locks: as good as it gets there
         return
-    # The other run may have taken an empty log away between our opening it and locking it.
+    # The other run may have removed an empty log between our opening and locking it.
     if not free or not path.exists() or not os.path.samestat(path.stat(), os.fstat(raw.fileno())):
         raise InfluenceError(
             f"{near_path(path)} is in use by another run", "wait until it is done, then run this again"
@@ -168,7 +168,7 @@ def _check(row: Sequence[str]) -> str:
 
 
 def _rows(path: Path) -> tuple[list[dict[str, str]], int]:
-    """Read the whole rows of a log, and how many bytes they take: what follows was torn by a kill."""
+    """Read the complete rows of a log, and how many bytes they take: what follows was torn by a kill."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -205,7 +205,7 @@ def _rows(path: Path) -> tuple[list[dict[str, str]], int]:
 
 
 def _whole_row_after(tail: bytes) -> bool:
-    """Say whether a row that is whole follows one that is not: a kill tears only the last."""
+    """Say whether a complete row follows an incomplete one: a kill tears only the last."""
     start = tail.find(b"\n") + 1
     while 0 < start < len(tail):
         text = tail[start : start + LONGEST].decode("utf-8", "surrogateescape")
@@ -225,7 +225,7 @@ def _batches(rows: Sequence[dict[str, str]]) -> list[Batch]:
     for row in rows:
         number, event = int(row["batch"]), row["event"]
         if event == "plan":
-            # A plan without its go was cut off; the next one has the same number and starts again at move 1.
+            # A plan without its go was interrupted; the next one has the same number and starts again at move 1.
             moves = planned.setdefault(number, [])
             del moves[int(row["move"]) - 1 :]
             moves.append(Move(row["from"], row["to"], row["hash"]))

@@ -1,8 +1,8 @@
-"""Moves of files between class folders: the plan, making it, and taking it back.
+"""Moves of files between class folders: plan them, make them, undo them.
 
 An ImageFolder's labels are its folders. A relabelled image goes to the folder of its new class, a dropped one to
-``dropped/CLASS`` beside the root. No file is ever overwritten, and one that has changed is left where it is. Where a
-file lies is read from the disk, not from the log: a kill between the two leaves nothing in doubt.
+``dropped/CLASS`` next to the root. No file is ever overwritten, and a changed file stays where it is. The place of a
+file is read from the disk, not from the log, so a kill between the two leaves no doubt.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from influence_cli.runtime.transaction import NewFile
 COLUMNS = ("from", "to")
 DROPPED = "dropped"
 Advance = Callable[[int], None]
-# What a file system says that has no hard links, or a kernel that protects those of others' files.
+# Errors of a file system without hard links, or of a kernel that protects the files of other users.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the folders have to become for the labels to be theirs.
+    """How the folders must change to match the labels.
 
     Attributes:
         moves: in the order of the data set.
         dropped: how many of them leave the data set.
-        renamed: how many get another name, theirs being taken in the new folder.
-        emptied: class folders that would hold no image any more.
+        renamed: how many get another name, because theirs is taken in the new folder.
+        emptied: class folders that would have no images left.
     """
 
     moves: tuple[Move, ...]
@@ -49,7 +49,7 @@ class Plan:
 
 
 def plan_moves(result: Relabelled) -> Plan:
-    """Plan the moves after which the folders say what the labels and exclusions say.
+    """Plan the moves after which the folders match the labels and exclusions.
 
     Raises:
         InfluenceError: the data set is not one of class folders.
@@ -79,7 +79,7 @@ def plan_moves(result: Relabelled) -> Plan:
 
 
 def manifest(path: Path, plan: Plan) -> NewFile:
-    """Say how the moves of a plan are written for people: a ``.csv`` of absolute paths, ``from,to``."""
+    """Give the moves of a plan as a file for people: a ``.csv`` of absolute paths, ``from,to``."""
 
     def write(part: Path) -> None:
         with part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
@@ -89,13 +89,13 @@ def manifest(path: Path, plan: Plan) -> NewFile:
 
 
 def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lambda _: None) -> Batch:
-    """Make the moves of a plan, every one logged before and after.
+    """Make the moves of a plan, and log each one before and after.
 
     Args:
-        log: where to, held since before the plan was made; earlier batches in it stay.
+        log: the log, locked since before the plan was made; earlier batches in it stay.
         plan: the moves.
         decisions: the file that asked for them.
-        advance: told of each move made.
+        advance: called after each move.
 
     Raises:
         InfluenceError: before anything is moved, where a file or its place is not as it has to be; or where a move
@@ -103,8 +103,8 @@ def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lam
     """
     if plan.emptied:
         raise InfluenceError(
-            f"these moves would leave the class folder {plan.emptied[0]} empty, and ImageFolder refuses such a one",
-            "put an image into it first, or take the class folder away after other moves",
+            f"these moves would leave the class folder {plan.emptied[0]} empty, which ImageFolder refuses",
+            "put an image into it first, or remove the class folder after the other moves",
         )
     batches = read_log(log.path)
     number = 1 + max((batch.number for batch in batches), default=0)
@@ -113,7 +113,7 @@ def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lam
         _check_way(Path(move.source), Path(move.target))
         if os.path.lexists(move.target):
             raise InfluenceError(
-                f"{near_path(Path(move.target))} exists by now", "run it again: another name is chosen"
+                f"{near_path(Path(move.target))} exists now", "run the same command again: it chooses another name"
             )
     digest = file_hash(decisions)
     # Absolute, so that a hint can name the file from any folder.
@@ -124,7 +124,7 @@ def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lam
 
 
 def continue_moves(log: MoveLog, batch: Batch, advance: Advance = lambda _: None) -> Batch:
-    """Make what is left of a batch of a log that has been held since it was read.
+    """Make the remaining moves of a batch of a log that has been locked since it was read.
 
     Raises:
         InfluenceError: before anything is moved, where a file is not where the log says it is or has changed; or where
@@ -138,8 +138,8 @@ def continue_moves(log: MoveLog, batch: Batch, advance: Advance = lambda _: None
             waiting.append((number, move))
         elif number not in batch.begun:
             raise InfluenceError(
-                f"{near_path(Path(move.source))} has been moved to {near_path(Path(move.target))}, and not by this run",
-                f"{undo} takes back what this run has moved",
+                f"{near_path(Path(move.source))} was moved to {near_path(Path(move.target))}, but not by this run",
+                f"{undo} undoes the moves of this run",
             )
         else:
             advance(1)
@@ -155,25 +155,25 @@ def continue_moves(log: MoveLog, batch: Batch, advance: Advance = lambda _: None
         log.add(batch.number, total, "done")
     except KeyboardInterrupt as error:
         raise Stopped(
-            f"{made:,} of {total:,} files are moved; the same command goes on, {undo} takes them back"
+            f"{made:,} of {total:,} files are moved; run the same command to resume, or undo: {undo}"
         ) from error
     except OSError as error:
         raise InfluenceError(
             f"{made:,} of {total:,} files are moved, then: {describe(error)}",
-            f"the same command goes on, {undo} takes them back",
+            f"run the same command to resume, or undo: {undo}",
         ) from error
     return replace(batch, state="applied")
 
 
 def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, list[Move]]:
-    """Take back the last batch of a log that is not undone, its last move first.
+    """Undo the last batch of a log that is not undone yet, its last move first.
 
     Args:
-        log: it is held meanwhile.
-        advance: told of each move of the batch that is back.
+        log: the log; it is locked meanwhile.
+        advance: called after each move that is undone.
 
     Returns:
-        The batch, and the moves that were taken back, as made: ``source`` is where a file is again.
+        The batch, and the moves that were undone, as they were made: ``source`` is where a file is again.
 
     Raises:
         InfluenceError: before anything is moved, where a file has changed since, or its old place is taken; or where
@@ -184,7 +184,7 @@ def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, lis
     with open_log(log) as open_:
         batch = last_open(read_log(log))
         if batch is None:
-            raise InfluenceError(f"{near_path(log)}: nothing is left to take back")
+            raise InfluenceError(f"{near_path(log)}: nothing is left to undo")
         waiting = []
         for number, move in reversed(list(enumerate(batch.moves, start=1))):
             if number in batch.begun - batch.returned and _lies(move, log, "target") == "target":
@@ -203,14 +203,17 @@ def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, lis
                 done.append(move)
                 advance(1)
             for folder in reversed(batch.folders):
-                with suppress(OSError):  # not empty: something else has come to lie there
+                with suppress(OSError):  # not empty: other files were added
                     disk.remove_folder(Path(folder))
             open_.add(batch.number, len(batch.moves), "undone")
         except KeyboardInterrupt as error:
-            raise Stopped(f"{len(done):,} of {len(waiting):,} files are back; the same command goes on") from error
+            raise Stopped(
+                f"{len(done):,} of {len(waiting):,} files are back; run the same command to resume"
+            ) from error
         except OSError as error:
             raise InfluenceError(
-                f"{len(done):,} of {len(waiting):,} files are back, then: {describe(error)}", "the same command goes on"
+                f"{len(done):,} of {len(waiting):,} files are back, then: {describe(error)}",
+                "run the same command to resume",
             ) from error
     return batch, done
 
@@ -224,7 +227,7 @@ def file_hash(path: Path) -> str:
 
 
 def _class_folders(result: Relabelled) -> dict[int, str]:
-    """Give the folder of each class; an error where the folders do not say what the labels are."""
+    """Give the folder of each class; an error if the folders do not match the labels."""
     split, root = result.split, result.root
     where = split.where
     if root is None or split.paths is None or split.mapping is None:
@@ -233,8 +236,8 @@ def _class_folders(result: Relabelled) -> dict[int, str]:
         inside = Path(path).relative_to(root).parts if Path(path).is_relative_to(root) else ()
         if len(inside) < 2 or split.mapping.get(inside[0]) != result.own[index]:
             raise InfluenceError(
-                f"{where}: {split.title(index)} does not lie in the folder of its class",
-                "its labels are no folders: use the label file",
+                f"{where}: {split.title(index)} is not in the folder of its class",
+                "its labels are not folders: use the label file",
             )
     folders = {number: name for name, number in split.mapping.items()}
     for label in set(result.labels.tolist()):
@@ -244,7 +247,7 @@ def _class_folders(result: Relabelled) -> dict[int, str]:
 
 
 def _free(path: Path, taken: set[str]) -> Path:
-    """Give the path, or the first of ``name-2.png``, ``name-3.png``, … that is neither there nor promised."""
+    """Give the path, or the first of ``name-2.png``, ``name-3.png``, … that is free and not planned."""
     found, number = path, 1
     while str(found) in taken or os.path.lexists(found):
         number += 1
@@ -253,19 +256,19 @@ def _free(path: Path, taken: set[str]) -> Path:
 
 
 def _lies(move: Move, by: Path, half: str) -> str:
-    """Find where the file of a move is: at its ``source`` or its ``target``, or ``half`` where a kill left it both."""
+    """Find where the file of a move is: at its ``source`` or its ``target``, or ``half`` if a kill left it at both."""
     here, there = os.path.lexists(move.source), os.path.lexists(move.target)
     if half and here and there and _is_one(move.source, move.target):
         return half
     if here and there:
         raise InfluenceError(
-            f"{near_path(by)}: there is {near_path(Path(move.source))} and {near_path(Path(move.target))}",
-            "one of the two came since: take it away, then run this again",
+            f"{near_path(by)}: both {near_path(Path(move.source))} and {near_path(Path(move.target))} exist",
+            "one of the two was added since: move it away, then run this again",
         )
     if not here and not there:
         raise InfluenceError(
-            f"{near_path(by)}: there is neither {near_path(Path(move.source))} nor {near_path(Path(move.target))}",
-            "put the file back to one of the two, then run this again",
+            f"{near_path(by)}: neither {near_path(Path(move.source))} nor {near_path(Path(move.target))} exists",
+            "put the file back at one of the two, then run this again",
         )
     return "source" if here else "target"
 
@@ -286,7 +289,7 @@ def _check_way(source: Path, target: Path) -> None:
     if source.parent.stat().st_dev != near.stat().st_dev:
         raise InfluenceError(
             f"{near_path(source)} and {near_path(near)} are on different file systems",
-            "a move there could be cut off half-way: use the label file instead, or move it by hand",
+            "a move there could be interrupted half-way: use the label file instead, or move it by hand",
         )
     if source.is_symlink() and os.path.realpath(source) != os.path.realpath(target.parent / source.readlink()):
         raise InfluenceError(
@@ -295,34 +298,34 @@ def _check_way(source: Path, target: Path) -> None:
 
 
 def _make_folders(log: MoveLog, batch: Batch, folder: Path) -> None:
-    """Make a folder and those above it, each logged, so that an undo takes away what was not there."""
+    """Make a folder and those above it, and log each, so that an undo removes the new ones."""
     for path in disk.missing_folders(folder):
         log.add(batch.number, 0, "folder", target=str(path))
         disk.make_folder(path)
 
 
 def _rename(source: str, target: str) -> None:
-    """Rename a file; never onto another one, not even one that comes at the same moment, as ``os.rename`` would.
+    """Rename a file, but never onto another one, not even one created at the same moment, as ``os.rename`` would.
 
-    A kill between the two steps leaves one file with both names: then the first step fails, and the second is left.
-    Each is on the disk before the next: after a power cut the file has one of its names, or both.
+    A kill between the two steps leaves one file with both names: the first step then fails, and the second remains.
+    Each step is on the disk before the next: after a power cut the file has one of its names, or both.
     """
     try:
         disk.link(source, target)
     except FileExistsError as error:
         if not _is_one(source, target):
-            raise FileExistsError(f"{target} is there by now") from error
-        disk.flush_names(Path(target).parent)  # the step may not have come to that
+            raise FileExistsError(f"{target} exists now") from error
+        disk.flush_names(Path(target).parent)  # the interrupted step may not have done that
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LINKS:
             raise
         if os.path.lexists(target):
-            raise FileExistsError(f"{target} is there by now") from error
+            raise FileExistsError(f"{target} exists now") from error
         disk.rename(source, target)
         return
     disk.unlink(source)
 
 
 def _is_one(first: str, second: str) -> bool:
-    """Say whether two names, links not followed, are of one file."""
+    """Say whether two names, without following links, belong to one file."""
     return os.path.samestat(os.lstat(first), os.lstat(second))

@@ -1,7 +1,7 @@
-"""Retrainings on disk: a file each, and claims by which several processes share the work.
+"""Retrainings on disk: one file each, and claims, with which several processes share the work.
 
-A file is written under another name, flushed and renamed: it is whole or absent. A claim is a lock on one byte of the
-file ``claims``, which the system gives back when its process ends, in whatever way: there are no stale ones.
+A file is written under another name, flushed and renamed: it is complete or absent. A claim is a lock on one byte of
+the file ``claims``. The system releases it when its process ends, in any way, so there are no stale claims.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from influence_cli.runtime import disk, locks
 from influence_cli.runtime.terminal import Advance, Terminal, duration
 
 FACTS, CLAIMS, TURNS = "made_of.json", "claims", "turns"
-# How often a process that has nothing left to claim looks whether the others are done, in seconds.
+# Seconds between checks whether the other processes are done, when nothing is left to claim.
 LOOK = 0.5
 
 
@@ -44,32 +44,32 @@ Arrays = dict[str, np.ndarray]
 
 
 def open_folder(folder: Path, wanted: Mapping[str, str], meaning: Mapping[str, str]) -> None:
-    """Make the folder, or go on with one that was made of the same.
+    """Make the folder, or resume in one that was made from the same.
 
     Args:
         folder: for the files.
-        wanted: what the retrainings are made of, part by part.
+        wanted: what the retrainings depend on, part by part.
         meaning: what each part is called.
 
     Raises:
-        InfluenceError: it was made of something else, naming what differs; or it cannot be written.
+        InfluenceError: it was made from something else, naming what differs; or it cannot be written.
     """
     path, shown = folder / FACTS, near_path(folder)
     try:
         disk.make_folder(folder)
         with _claims(folder) as claims:
-            # Of two processes that start together the first one writes, and the other waits for that.
+            # If two processes start together, the first one writes, and the other waits for that.
             locks.take_byte(claims, 0, wait=True)
             if not path.exists():
                 disk.write_whole(path, (json.dumps(dict(wanted), indent=2) + "\n").encode())
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InfluenceError(f"{shown} cannot be used: {describe(error)}", "move it away, or mend it") from error
+        raise InfluenceError(f"{shown} cannot be used: {describe(error)}", "move it away, or fix it") from error
     different = [meaning[name] for name in meaning if found.get(name) != wanted.get(name)]
     if different:
         raise InfluenceError(
             f"{shown} holds retrainings of another run ({count_files(folder):,}); what differs: {'; '.join(different)}",
-            f"undo the change to go on with them, or move {shown} away to begin anew",
+            f"undo the change to continue with them, or move {shown} away to start over",
         )
 
 
@@ -79,9 +79,9 @@ def count_files(folder: Path) -> int:
 
 
 def read(folder: Path, job: Job) -> Arrays | None:
-    """Read a finished retraining; None where there is none, or what is there is no such file."""
+    """Read a finished retraining; None if there is none, or if the file is not one."""
     try:
-        # Opened here: numpy leaves a file that it cannot read open.
+        # Opened here, because numpy leaves a file open that it cannot read.
         with (folder / f"{job.name}.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
@@ -95,12 +95,12 @@ def do_all(
     terminal: Terminal,
     what: str,
 ) -> list[Arrays]:
-    """Have every job done once, by this process or by others that work on the folder, and give all results.
+    """Do every job once, in this process or in others that work on the folder, and give all results.
 
     Args:
         folder: from ``open_folder``.
-        jobs: in the order in which they are wanted.
-        run: does one; told a function that takes the share that is done, in [0, 1].
+        jobs: in the wanted order.
+        run: does one; gets a function to call with the finished share, in [0, 1].
         terminal: progress.
         what: the bar's title.
 
@@ -108,12 +108,12 @@ def do_all(
         The arrays of each job, in order.
 
     Raises:
-        InfluenceError: from ``run``, with what is kept; or a file cannot be written.
+        InfluenceError: from ``run``, saying what is kept; or a file cannot be written.
     """
     shown = near_path(folder)
     left, timed, waiting = [job for job in jobs if read(folder, job) is None], False, False
     if len(left) < len(jobs):
-        terminal.say(f"{len(jobs) - len(left):,} of {len(jobs):,} retrainings are in {shown} already")
+        terminal.say(f"{len(jobs) - len(left):,} of {len(jobs):,} retrainings are already in {shown}")
     if left and not locks.exist():
         terminal.warn(
             f"this system has no file locks: two commands that train in {shown} at one time would disturb each other; "
@@ -137,15 +137,15 @@ def do_all(
                             timed, rest = True, len(left) - 1
                             spent = time.perf_counter() - started
                             terminal.say(
-                                f"one retraining took {duration(spent)}: the {rest:,} left about "
-                                f"{duration(rest * spent)}, less with the same command in other shells beside this one"
+                                f"one retraining took {duration(spent)}: the {rest:,} left take about "
+                                f"{duration(rest * spent)}, or less if other shells run the same command too"
                             )
                     else:
                         continue
                     left.remove(job)
                 if left and len(left) == before:
                     if not waiting:
-                        terminal.say(f"waiting for what other processes are training ({len(left):,})")
+                        terminal.say(f"waiting for {len(left):,} that other processes are training")
                         waiting = True
                     time.sleep(LOOK)
     except InfluenceError as error:
@@ -153,18 +153,18 @@ def do_all(
         raise InfluenceError(error.message, f"{error.hint}; {kept}" if error.hint else kept) from error
     except KeyboardInterrupt:
         raise Stopped(
-            f"finished retrainings are kept in {shown} ({count_files(folder):,}); run the same command to go on"
+            f"finished retrainings are kept in {shown} ({count_files(folder):,}); run the same command to resume"
         ) from None
     except OSError as error:
         raise InfluenceError(f"{shown} cannot be written: {describe(error)}") from error
     found = [read(folder, job) for job in jobs]
     if any(arrays is None for arrays in found):
-        raise InfluenceError(f"a file of {shown} is gone while it was in use", "run the same command again")
+        raise InfluenceError(f"a file in {shown} disappeared while it was in use", "run the same command again")
     return [arrays for arrays in found if arrays is not None]
 
 
 def _do(folder: Path, job: Job, run: Callable[[Job, Callable[[float], None]], Arrays], advance: Advance) -> None:
-    # Another process may have finished it between the look and the claim.
+    # Another process may have finished it between the check and the claim.
     if read(folder, job) is not None:
         advance(1)
         return
@@ -182,7 +182,7 @@ def _do(folder: Path, job: Job, run: Callable[[Job, Callable[[float], None]], Ar
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    # Whoever holds the claim is the only one that writes it.
+    # Only the holder of the claim writes it.
     data = io.BytesIO()
     np.savez(data, **arrays)  # type: ignore[arg-type]
     disk.write_whole(path, data.getvalue())
@@ -190,11 +190,11 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 @contextmanager
 def turn(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Be the only process that does what the block does, such as making stores.
+    """Be the only process that runs the block, such as making stores.
 
     Args:
         folder: from ``open_folder``.
-        wait: for the process whose turn it is; otherwise go on without.
+        wait: for the process whose turn it is; otherwise continue without.
 
     Yields:
         Whether it is this process's turn.

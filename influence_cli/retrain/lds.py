@@ -1,10 +1,10 @@
 """`influence verify --lds`: train from scratch on random halves, and rank their losses by influence.
 
-The linear datamodeling score (Park et al. 2023, "TRAK"): what a half leaves out is many examples, whose effect stands
-out from what is random in a training.
+The linear datamodeling score (Park et al. 2023, "TRAK"): a half leaves out many examples, so their effect is larger
+than the randomness of a training.
 
-Of several checkpoints every number of them is scored by the same retrainings, so that what each one buys is a paired
-difference: the first 1, 2, … of independent models; of one run, which ends in the model that is explained, the last.
+With several checkpoints, every number of them is scored by the same retrainings, so the gain of each is a paired
+difference: the first 1, 2, … of independent models, and the last ones of a run, which ends in the explained model.
 """
 
 from __future__ import annotations
@@ -71,17 +71,17 @@ class Datamodeling:
         return _interval(float(self.scores[method, at].mean()), self.draws[:, method, at])
 
     def difference(self, method: int, at: int = -1) -> tuple[float, float, float]:
-        """Give a method's score less the first method's, and the 95% interval of that, from the same draws."""
+        """Give a method's score minus the first method's, and its 95% interval, from the same draws."""
         own = float((self.scores[method, at] - self.scores[0, at]).mean())
         return _interval(own, self.draws[:, method, at] - self.draws[:, 0, at])
 
     def gain(self, method: int, at: int) -> tuple[float, float, float]:
-        """Give what checkpoint ``at`` > 0 adds to a method's score, and its 95% interval, from the same draws."""
+        """Give the gain of a method's score by checkpoint ``at`` > 0, and its 95% interval, from the same draws."""
         own = float((self.scores[method, at] - self.scores[method, at - 1]).mean())
         return _interval(own, self.draws[:, method, at] - self.draws[:, method, at - 1])
 
     def agreement(self) -> float | None:
-        """Give the score that one half of the repeats has on the other: how repeatable the losses are themselves."""
+        """Give the score of one half of the repeats on the other: how repeatable the losses themselves are."""
         if len(self.actual) < 2:
             return None
         return float(lds(self.actual[::2].mean(axis=0), self.actual[1::2].mean(axis=0)).mean())
@@ -103,7 +103,7 @@ def datamodeling_score(
     on_the_fly: bool = False,
     terminal: Terminal | None = None,
 ) -> Datamodeling:
-    """Score methods by how well they rank what training on random halves gives.
+    """Score methods by how well they rank the losses of trainings on random halves.
 
     Park et al. 2023, section 2: for test example t, Spearman's correlation over subsets S between Σ_{i∉S}
     influence[t, i] and the mean loss of t over trainings on S. The score of a method is the mean over test examples.
@@ -127,13 +127,13 @@ def datamodeling_score(
     check_whole(task)
     split, n = task.test_split(), len(task.train)
     if tests > len(split):
-        terminal.say(f"all {len(split):,} test examples are taken: there are no {tests:,}")
+        terminal.say(f"using all {len(split):,} test examples: there are fewer than {tests:,}")
     again = retraining.again(task)
-    for own in methods.values():  # what cannot be estimated is told before anything is trained
+    for own in methods.values():  # report what cannot be estimated before anything is trained
         decide(own, task, Terminal(quiet=True))
     folder = retraining.folder / "halves"
     open_folder(folder, retraining.made_of(task), MEANING)
-    # Of several commands one makes the stores, the others begin to train; the processes of a job make them together.
+    # One of several commands makes the stores while the others start training; a job's processes make them together.
     stores: dict[str, list[Prepared]] = {}
     with turn(folder, wait=False) if distributed.is_first() else nullcontext(False) as mine:
         if distributed.from_first(lambda: mine):
@@ -148,7 +148,7 @@ def datamodeling_score(
         what = f"subset {subset}, repeat {repeat} (seed {seed}, {n // 2:,} examples)"
         return again.outcomes(retraining.fresh_model(seed, task.device), halves[subset], task.l2, seed, what, progress)
 
-    terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings on each: {repeats}")
+    terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings per half: {repeats}")
     found = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")
     generator = np.random.default_rng(seed_of(retraining.seed, CHOSEN))
     chosen = np.sort(generator.choice(len(split), min(tests, len(split)), replace=False))
@@ -200,8 +200,8 @@ def _predictions(
 ) -> tuple[np.ndarray, ScoreRecord]:
     """Sum a method's influence over what each subset leaves out, by 1, 2, … checkpoints: [checkpoints, tests, subsets].
 
-    What adds up over checkpoints (independent models, TracIn) takes one scan of each store; SOURCE, where a checkpoint
-    more changes what the others stand for, one scan of each store in use for every number of them.
+    Scores that add up over checkpoints (independent models, TracIn) take one scan of each store. For SOURCE another
+    checkpoint changes the part of the others, so it takes one scan of each store in use per number of checkpoints.
     """
     count, records = len(stores), list[ScoreRecord]()
 
@@ -234,7 +234,7 @@ def _sums(
     removed: np.ndarray,
     terminal: Terminal,
 ) -> tuple[np.ndarray, ScoreRecord]:
-    """Sum influence over what each subset leaves out, as it streams by: [tests, subsets]."""
+    """Sum influence over what each subset leaves out, from a stream: [tests, subsets]."""
     sums, facts = _Removed(removed), training_facts(stores)
     _, record = rank_into_sinks(rank_training(stores, selected, facts=facts, count=1, terminal=terminal, sinks=[sums]))
     return np.concatenate(sums.parts), record

@@ -1,4 +1,4 @@
-"""Train again without whole groups of training examples: what their removal really does to test losses."""
+"""Retrain without whole groups of training examples, to measure what their removal really does to test losses."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class GroupsLeftOut:
 def check_retrain(
     stores: Sequence[Prepared], selected: Sequence[Selected], grouping: Grouping, retraining: Retraining
 ) -> None:
-    """Refuse what cannot be trained again, before the work.
+    """Refuse what cannot be retrained, before the work.
 
     Raises:
-        InfluenceError: several checkpoints, a part of the training set, no training function where one is needed.
+        InfluenceError: several checkpoints, a part of the training set, or a missing training function.
     """
     one_task([prepared.task for prepared in stores], "--retrain")
     if not by_newton(stores[0], retraining):
         check_trainable(retraining, selected)
     if len(grouping.names) < 2:
-        raise InfluenceError("--retrain leaves a group out, and there is only one")
+        raise InfluenceError("--retrain leaves out one group, but there is only one")
 
 
 def leave_groups_out(
@@ -62,7 +62,7 @@ def leave_groups_out(
     repeats: int = 1,
     terminal: Terminal | None = None,
 ) -> GroupsLeftOut:
-    """Train again without each of some groups, in the manner of ``leave_one_out``.
+    """Retrain without each of some groups, in the manner of ``leave_one_out``.
 
     Args:
         prepared: what was prepared for the one checkpoint.
@@ -85,7 +85,7 @@ def leave_groups_out(
             ws = without_groups(found.problem, found.w, left_out, names, advance)
         both = [losses_under(found.problem, w, found.tests) for w in (ws, found.w[None])]
         return GroupsLeftOut((both[0] - both[1]).cpu().numpy(), found.newton)
-    # Named by who is left out: another column with the same members goes by the same training.
+    # Named by the left-out examples: another column with the same members uses the same training.
     hashes = [xxhash.xxh3_64_intdigest(own.astype(np.int64).tobytes()) for own in rows]
     omissions = [
         Omission(f"without_group_{digest:016x}", digest % 2**31 + 2**31, own, f"without the group {name}")

@@ -1,7 +1,7 @@
-"""`influence verify --loo`: train again without an example, and compare the change of a test loss with its influence.
+"""`influence verify --loo`: retrain without an example, and compare the change of a test loss with its influence.
 
-The smallest change puts a deep network on another path, so that there this is mostly noise: retrain/lds.py has the
-measure for those (Bae et al. 2022, "If influence functions are the answer").
+The smallest change puts a deep network on another path, so this is mostly noise for deep networks: retrain/lds.py has
+the measure for them (Bae et al. 2022, "If influence functions are the answer").
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LeftOut:
 
     Attributes:
         test: the test example.
-        rows: int64 [k], rows of the training examples among those in use; the most influential first.
+        rows: int64 [k], rows of the training examples among those in use; most influential first.
         influential: how many of them were chosen for their influence; the rest at random.
         estimated: influence [k].
         actual: the rise of the loss by retraining [k].
@@ -91,18 +91,18 @@ def leave_one_out(
     """Compare influence with retraining without each of some training examples.
 
     Half of them are the most influential on the test example, half are drawn from the rest. An output layer under a
-    convex loss is retrained by Newton steps in float64, from its minimum (but see ``by_newton``). Anything else by the
-    training function, from the checkpoint, with l2·n/(n − 1), so that its objective is the one of n examples without
-    one; the change counts from a training of the same seed that leaves nothing out.
+    convex loss is retrained by Newton steps in float64, from its minimum (but see ``by_newton``). Everything else is
+    retrained by the training function, from the checkpoint, with l2·n/(n − 1), so that the objective is that of n
+    examples minus one. The change is relative to a training with the same seed that leaves nothing out.
 
     Args:
         stores: what was prepared, for one checkpoint.
         selected: which test examples.
         retraining: how it is trained again.
-        count: K, training examples a test example.
+        count: K, training examples per test example.
         repeats: trainings of each by the training function, averaged.
-        facts: of the training examples; read where they are not given.
-        terminal: progress and what was found.
+        facts: of the training examples; read if not given.
+        terminal: progress and results.
 
     Raises:
         InfluenceError: K is larger than the training set, several checkpoints, or a training that fails.
@@ -111,7 +111,7 @@ def leave_one_out(
     task = one_task([prepared.task for prepared in stores], "--loo")
     prepared, n = stores[0], len(task.train)
     if not 1 <= count < n:
-        hint = f"give a number from 1 to {n - 1}" if n > 1 else "two are needed, to train without one of them"
+        hint = f"give a number from 1 to {n - 1}" if n > 1 else "two are needed to train without one of them"
         raise InfluenceError(f"--loo {count}: there {'is' if n == 1 else 'are'} {counted(n, 'training example')}", hint)
     newton = by_newton(prepared, retraining)
     if not newton:
@@ -172,7 +172,7 @@ class Omission:
     Attributes:
         name: of its file.
         number: of its claim, < 2³².
-        rows: int64, what is left out, of those in use; empty for nothing.
+        rows: int64, the left-out rows of those in use; empty for none.
         title: for messages, such as ``without training example 17``.
     """
 
@@ -193,8 +193,8 @@ def trained_changes(
 ) -> np.ndarray:
     """Give the rise of each test loss with each omission, by the training function.
 
-    It goes on from the checkpoint, with l2·n/(examples left), so that its objective is the one of n examples without
-    some; the change counts from a training of the same seed that leaves nothing out.
+    It continues from the checkpoint, with l2·n/(examples left), so that the objective is that of n examples minus some.
+    The change is relative to a training with the same seed that leaves nothing out.
 
     Args:
         retraining: how it is trained again.

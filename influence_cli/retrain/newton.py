@@ -1,9 +1,9 @@
-"""Retrain an output layer under a convex loss exactly: Newton steps in float64, what comes before the layer kept.
+"""Retrain an output layer under a convex loss exactly: Newton steps in float64, with the layers before it fixed.
 
 The objective without example i is (1/n) Σ_{j≠i} ℓ(W aⱼ + fⱼ, yⱼ) + l2/2 ‖W‖² with the same n. Steps with the Hessian
-at the minimum of all examples serve every left-out example at once (one factor, a few steps: what changes is of the
-order of a leverage), and every left-out group; where they do not settle, as under a loss with a sharp bend or without
-a large group, each has Newton steps of its own with a line search.
+at the minimum of all examples serve every left-out example and group at once (one factor, a few steps, because the
+change is of the order of a leverage). If they do not converge, such as for a loss with a sharp bend or without a large
+group, each gets its own Newton steps with a line search.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, layer_inputs
 from influence_cli.model.outputs import Loss, output_curvature
 
-# A gradient norm is zero at this part of what leaving an example out adds, or of a single gradient where that is less.
+# A gradient norm counts as zero at this share of what leaving an example out adds, or of a single gradient if smaller.
 ACCURACY, ROUNDING = 1e-7, 1e-14
-# Problems solved at one time, steps of each kind, numbers in a piece of outputs.
+# Problems solved at once, steps of each kind, numbers in a piece of outputs.
 TOGETHER, SHARED_STEPS, OWN_STEPS, PIECE = 50, 20, 100, 2**22
 
 
@@ -112,7 +112,7 @@ def minimise(problem: Problem, start: Tensor) -> tuple[Tensor, float, float]:
         W [C, d], and the gradient norm at the start and there.
 
     Raises:
-        InfluenceError: there is no minimum to be found.
+        InfluenceError: no minimum was reached.
     """
     before = float(gradients_at(problem, start[None])[0].norm())
     w = _newton(problem, start, None, ROUNDING * typical_gradient(problem, start))
@@ -126,13 +126,13 @@ def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[i
         problem: the objective.
         w: its minimum W [C, d].
         rows: int64 [k].
-        advance: told how many are newly done.
+        advance: called with the number of newly finished ones.
 
     Returns:
         [k, C, d].
 
     Raises:
-        InfluenceError: one of them reaches no minimum.
+        InfluenceError: no minimum was reached without one of them.
     """
     factor, found = factor_of(problem, w), []
     for part in torch.split(rows, TOGETHER):
@@ -164,7 +164,7 @@ def without_groups(
         [groups, C, d].
 
     Raises:
-        InfluenceError: without one of them no minimum is reached.
+        InfluenceError: no minimum was reached without one of them.
     """
     factor, found = factor_of(problem, w), []
     for start in range(0, len(groups), TOGETHER):
@@ -196,7 +196,7 @@ def _without(problem: Problem, rows: Tensor) -> Problem:
 def _shared_steps(
     problem: Problem, w: Tensor, factor: Tensor, groups: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take steps with the Hessian at the minimum of all examples, for as long as they halve the gradient.
+    """Take steps with the Hessian at the minimum of all examples, while they halve the gradient.
 
     Args:
         problem: the objective.
@@ -205,7 +205,7 @@ def _shared_steps(
         groups: int64 rows that each problem leaves out.
 
     Returns:
-        The weights [k, C, d], their gradient norms [k], and those that are small enough [k].
+        The weights [k, C, d], their gradient norms [k], and which of these are small enough [k].
     """
     owners = torch.cat([torch.full_like(rows, j) for j, rows in enumerate(groups)])
     without = (torch.cat(list(groups)), owners)
@@ -246,14 +246,14 @@ def _newton(problem: Problem, w: Tensor, row: int | None, wanted: float) -> Tens
         direction = solve(factor_of(problem, w), slope[None])[0]
         tried, now = line_search(problem, w, slope, direction, value, row)
         slope = gradients_at(problem, tried[None], without)[0]
-        # Near the minimum the value no longer tells, and the gradient does; where neither falls, that is rounding.
+        # Near the minimum the value no longer shows progress, but the gradient does; if neither falls, it is rounding.
         if not (now < value or float(slope.norm()) < norm):
             break
         w, value, norm = tried, now, float(slope.norm())
     if norm > 1e-9 * typical_gradient(problem, w):
         raise InfluenceError(
-            f"Newton steps reach no minimum{'' if row is None else f' without training row {row}'}: the gradient norm "
-            f"stays at {norm:.3g}",
+            f"Newton steps did not reach a minimum{'' if row is None else f' without training row {row}'}: the "
+            f"gradient norm stays at {norm:.3g}",
             "with l2 = 0, or a loss without curvature, there may be none: name a training function (training:)",
         )
     return w
@@ -268,7 +268,7 @@ def line_search(
         problem: the objective.
         w: W [C, d].
         slope: its gradient there.
-        direction: of the step, to be taken off.
+        direction: of the step, to be subtracted.
         value: the objective at w.
         row: an example to leave out.
 
@@ -324,7 +324,7 @@ def value_at(problem: Problem, w: Tensor, row: int | None) -> float:
 
 
 def typical_gradient(problem: Problem, w: Tensor) -> float:
-    """Give the root mean square of ‖gᵢ‖: the scale that a gradient norm is small beside."""
+    """Give the root mean square of ‖gᵢ‖: the scale for calling a gradient norm small."""
     examples, total = problem.examples, 0.0
     for place in _pieces(problem, 1, w.shape[0]):
         a = examples.a[place]
@@ -342,7 +342,7 @@ def factor_of(problem: Problem, w: Tensor) -> Tensor:
         outputs = examples.a[place] @ w.T + examples.fixed[place]
         curvature = output_curvature(problem.loss, outputs, examples.targets[place])
         sizes = curvature.abs().amax(dim=(1, 2))
-        # Under a hinge most examples have no curvature at all.
+        # With a hinge most examples have no curvature.
         bent = sizes > 1e-12 * sizes.max()
         a, curvature = examples.a[place][bent], curvature[bent]
         for c in range(classes):
@@ -359,7 +359,7 @@ def factor_of(problem: Problem, w: Tensor) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(flat)
         if not int(failed):
             return factor
-        # Directions that no example bends: a step there is as long as the ridge lets it be, its slope being zero.
+        # Directions without curvature from any example: their slope is zero, and the ridge limits the step.
         ridge = max(10 * ridge, 1e-12 * float(flat.diagonal().mean()), 1e-300)
         flat.diagonal().add_(ridge)
 

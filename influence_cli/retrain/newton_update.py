@@ -1,8 +1,8 @@
-"""The minimum of an objective that has changed a little: a few training examples, out of many.
+"""The minimum of an objective after a small change: a few training examples out of many.
 
-The Hessian has changed by a matrix of small rank, so conjugate gradients with the inverse of the old one before it take
-a few steps where a new factor would take a cube of the parameters. The inverse is there as a matrix: torch copies a
-factor each time it solves with it.
+The Hessian has changed by a matrix of small rank, so conjugate gradients preconditioned with the old inverse take a few
+steps, while a new factor would take the cube of the number of parameters. The inverse is kept as a matrix, because
+torch copies a factor each time it solves with it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from influence_cli.retrain.newton import (
 )
 from influence_cli.solvers.cg import conjugate_gradients
 
-# Of a Newton step, whose error is of its square anyway, and of s_test; steps of Newton's method.
+# Accuracy of a Newton step, whose own error is quadratic anyway, and of s_test; steps of Newton's method.
 STEP_TOLERANCE, TOLERANCE, STEPS = 1e-3, 1e-8, 50
 
 
 def follow(problem: Problem, w: Tensor, inverse: Tensor, accuracy: float = ACCURACY) -> Tensor:
-    """Find the minimum of an objective that has changed a little since.
+    """Find the minimum of an objective after a small change.
 
     Args:
-        problem: the objective as it is now.
-        w: its minimum W [C, d] as it was.
+        problem: the objective now.
+        w: its old minimum W [C, d].
         inverse: of the Hessian near there [C d, C d].
-        accuracy: what the gradient may keep of its norm at w.
+        accuracy: the share of its norm at w that the gradient may keep.
 
     Returns:
         W [C, d].
@@ -65,20 +65,20 @@ def follow(problem: Problem, w: Tensor, inverse: Tensor, accuracy: float = ACCUR
         tried, now = line_search(problem, w, slope, direction, value)
         slope = gradients_at(problem, tried[None])[0]
         fresh = float(slope.norm())
-        # Near the minimum the value no longer tells, and the gradient does; where neither falls, that is rounding.
+        # Near the minimum the value no longer shows progress, but the gradient does; if neither falls, it is rounding.
         if not (now < value or fresh < norm):
             break
         w, value, norm = tried, now, fresh
     if norm > max(wanted, 1e-6 * typical):
         raise InfluenceError(
-            f"the top layer reaches no minimum with the changed images: the gradient norm stays at {norm:.3g}",
-            "a larger l2 gives it one",
+            f"the top layer did not reach a minimum with the changed images: the gradient norm stays at {norm:.3g}",
+            "use a larger l2",
         )
     return w
 
 
 def solve_at(problem: Problem, w: Tensor, inverse: Tensor, v: Tensor, tolerance: float = TOLERANCE) -> Tensor:
-    """Multiply v [m, C, d] by the inverse of the Hessian at w, with that of one nearby for a preconditioner."""
+    """Multiply v [m, C, d] by the inverse of the Hessian at w, preconditioned with the inverse at a nearby point."""
     product = _hessian_product(problem, w)
     found, _ = conjugate_gradients(product, v.flatten(1), precondition=lambda rows: rows @ inverse, tolerance=tolerance)
     return found.view_as(v)

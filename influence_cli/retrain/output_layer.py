@@ -27,7 +27,7 @@ BATCH = 256
 def is_convex(prepared: Prepared) -> bool:
     """Say whether the tracked parameters are an output layer under a convex loss, small enough for Newton steps."""
     choice, task = prepared.choice, prepared.task
-    # The hinge is convex, but has no curvature for a Newton step.
+    # The hinge is convex but has no curvature for a Newton step.
     smooth = task.convex_loss and task.loss_name != "hinge"
     return choice.output is not None and smooth and choice.network.size <= MAX_PARAMETERS
 
@@ -35,9 +35,9 @@ def is_convex(prepared: Prepared) -> bool:
 def by_newton(prepared: Prepared, retraining: Retraining) -> bool:
     """Say whether examples are left out by Newton steps; if not, the training function leaves them out.
 
-    An output layer under a convex loss needs no training function. But ``smooth_hinge`` stands in for the hinge that a
-    model was trained with: leaving out means training with the hinge again, if the config names a function for that.
-    It trains the whole model, so all of that has to be tracked.
+    An output layer under a convex loss needs no training function. But ``smooth_hinge`` replaces the hinge that a model
+    was trained with: leaving out means retraining with the hinge, if the config names a function for that. It trains
+    the whole model, so all of it must be tracked.
     """
     stands_in = prepared.task.loss_name.split(" ")[0] == "smooth_hinge" and retraining.has_training
     size = sum(weight.numel() for weight in prepared.task.model.parameters())
@@ -52,12 +52,12 @@ def one_task(tasks: Sequence[Task], option: str) -> Task:
 
 
 def check_trainable(retraining: Retraining, selected: Sequence[Selected]) -> None:
-    """Tell a mistake in the training function before any work, and refuse test examples that it knows nothing of."""
+    """Report a mistake in the training function before any work, and refuse test examples that it cannot handle."""
     retraining.check()
     if any(item.file is not None for item in selected):
         raise InfluenceError(
-            "an image file as TEST goes only with an output layer under a convex loss",
-            "give positions of the test set",
+            "an image file as TEST needs an output layer under a convex loss",
+            "give indices of the test set",
         )
 
 
@@ -76,12 +76,12 @@ class NewtonRecord:
 
 @dataclass(frozen=True)
 class AtMinimum:
-    """An output layer at the minimum of its objective, and test examples as it sees them.
+    """An output layer at the minimum of its objective, and its view of the test examples.
 
     Attributes:
         problem: the objective.
         w: its minimum W [C, d].
-        tests: the test examples, their targets those that are explained.
+        tests: the test examples; their targets are the explained ones.
         newton: how it came there.
     """
 
@@ -100,7 +100,7 @@ def at_minimum(
     """Train the output layer to its minimum, and run the test examples up to it."""
     layer = prepared.choice.output
     if layer is None:
-        raise ValueError("an output layer is needed")
+        raise ValueError("an output layer is required")
     problem, w, newton = to_minimum(prepared, layer, terminal)
     return AtMinimum(problem, w, explained_outputs(prepared, layer, selected, tests, terminal), newton)
 
@@ -127,7 +127,7 @@ def explained_outputs(
     tests: Sequence[TestFacts],
     terminal: Terminal,
 ) -> Outputs:
-    """Run test examples up to the output layer; their targets are whose loss is explained."""
+    """Run test examples up to the output layer; their targets are the explained classes."""
     batches = (batch for batch, _ in selected_batches(prepared.task, selected, BATCH, terminal, skip=False))
     found = outputs_of(prepared.choice.network, layer, batches)
     found.targets.copy_(torch.tensor([test.target for test in tests]))

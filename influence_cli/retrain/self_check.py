@@ -1,7 +1,7 @@
-"""What can be verified without training again: is s_test solved, is the checkpoint a minimum, what does the store keep?
+"""What can be verified without retraining: is s_test solved, is the checkpoint a minimum, what does the store keep?
 
-The residual of s_test is ‖(H + (l2 + λ)I) s − v‖ / ‖v‖ with H itself as products over the training data, whatever stood
-in for it: the Hessian or the Gauss–Newton matrix, over all tracked parameters.
+The residual of s_test is ‖(H + (l2 + λ)I) s − v‖ / ‖v‖ with H itself as products over the training data, not its
+approximation: the Hessian or the Gauss–Newton matrix, over all tracked parameters.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from influence_cli.precompute.prepare import stored_basis
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal, or_silent
 
-# Test examples that are looked at: each costs a product with the curvature.
+# Test examples that are checked: each costs a product with the curvature.
 AT_MOST = 8
-# Training examples a product: its two backward passes hold more than the layer pass does.
+# Training examples per product: its two backward passes need more memory than the layer pass.
 BATCH = 256
-# Relative residuals up to which s_test counts as solved, and as nearly so.
+# Relative residuals up to which s_test counts as solved, and as nearly solved.
 SOLVED, NEARLY = 1e-3, 0.1
-# ‖∇R + l2·θ‖ beside a single gradient, up to which the checkpoint is a minimum, and near one.
+# ‖∇R + l2·θ‖ relative to a single gradient, up to which the checkpoint is a minimum, and near one.
 MINIMUM, NEAR = 1e-3, 0.1
 
 
@@ -45,7 +45,7 @@ class Checked:
 
     Attributes:
         item: what was measured.
-        value: a number, or None where there is none.
+        value: a number, or None if there is none.
         unit: of the number.
         meaning: what it implies, in words.
     """
@@ -59,11 +59,11 @@ class Checked:
 def check_estimates(
     stores: Sequence[Prepared], selected: Sequence[Selected], *, terminal: Terminal | None = None
 ) -> list[Checked]:
-    """Measure what influence stands on, without training again.
+    """Measure what influence relies on, without retraining.
 
     Args:
         stores: what was prepared for each checkpoint.
-        selected: test examples; the first 8 are looked at.
+        selected: test examples; the first 8 are checked.
         terminal: progress, λ.
 
     Returns:
@@ -71,11 +71,13 @@ def check_estimates(
     """
     terminal = or_silent(terminal)
     if len(selected) > AT_MOST:
-        terminal.say(f"the first {AT_MOST} of {len(selected):,} test examples are looked at")
+        terminal.say(f"checking the first {AT_MOST} of {len(selected):,} test examples")
     found: list[Checked] = []
     for number, prepared in enumerate(stores):
         if len(stores) > 1:
-            found.append(Checked("checkpoint", number, prepared.task.checkpoint.name, "what follows is about this one"))
+            found.append(
+                Checked("checkpoint", number, prepared.task.checkpoint.name, "the rows below are about this one")
+            )
         found += _minimum(prepared, terminal)
         inverse = make_inverse(prepared, prepared.settings.damping, terminal)
         if isinstance(inverse, Identity):
@@ -95,13 +97,16 @@ def _minimum(prepared: Prepared, terminal: Terminal) -> list[Checked]:
     if share <= MINIMUM:
         text = "a minimum: leaving an example out is a small step from here"
     elif share <= NEAR:
-        text = "near a minimum; training again also takes the rest of the way, which influence does not count"
+        text = "near a minimum; retraining also takes the remaining steps, which influence does not count"
     else:
-        text = "no minimum: influence is of a step from here, training again goes further; trust --lds, not --loo"
+        text = "not a minimum: influence describes one step, retraining goes further; trust --lds, not --loo"
     return [
         Checked("gradient norm at the checkpoint", seen.gradient_norm, "‖∇R + l2·θ‖", text),
         Checked(
-            "the same beside one example's", share, f"of {seen.typical_norm:.3g}", f"0 at a minimum, {NEAR:g} near"
+            "relative to one example's gradient norm",
+            share,
+            f"of {seen.typical_norm:.3g}",
+            f"0 at a minimum, up to {NEAR:g} near one",
         ),
     ]
 
@@ -109,7 +114,7 @@ def _minimum(prepared: Prepared, terminal: Terminal) -> list[Checked]:
 def _residual(
     prepared: Prepared, inverse: Division | Solver, selected: Sequence[Selected], rows: Tensor, terminal: Terminal
 ) -> Checked:
-    """Multiply s_test by the curvature itself, over the data or as much of it as five minutes allow."""
+    """Multiply s_test by the curvature itself, over as much of the data as five minutes allow."""
     network, task, choice = prepared.choice.network, prepared.task, prepared.choice
     plain = replace(prepared, basis=None, spectrum=None)
     _, (v,) = test_gradients([plain], selected, "label", terminal, skip=False)
@@ -136,17 +141,17 @@ def _residual(
     elif value <= NEARLY:
         text = f"nearly solved with {name}; the largest influences hold, their last digits do not"
     elif choice.is_layered:
-        text = f"{choice.method} stands in for {name}: 0 is exact, above 1 its errors exceed λ; --lds says what counts"
+        text = f"{choice.method} is rough here (0 is exact, above 1 its errors exceed λ); check it with verify --lds"
     elif isinstance(prepared.basis, Joint) and prepared.width < network.size:
         text = "the kept coordinates do not span the gradient: influence is restricted to them; see the share below"
     else:
-        text = "not solved: a larger curvature.damping, or curvature.method: explicit on fewer layers"
+        text = "not solved: use a larger curvature.damping, or curvature.method: explicit on fewer layers"
     unit = f"of ‖∇L‖, over {count:,} of {len(order):,} examples; the largest of {len(v)}"
     return Checked("residual of s_test", value, unit, text)
 
 
 def _shift(prepared: Prepared, damping: Damping) -> Tensor:
-    """Give l2 + λ of each parameter: float64 [p], or [1] where it is one number."""
+    """Give l2 + λ per parameter: float64 [p], or [1] if it is one number."""
     l2 = prepared.task.l2
     if not isinstance(prepared.basis, Blocks):
         return torch.tensor([l2 + damping.values[0]], dtype=torch.float64)
@@ -171,7 +176,7 @@ def _energy(
         whole = replace(prepared, basis=basis, spectrum=spectrum)
         _, (every,) = test_gradients([whole], selected, "label", terminal, skip=False)
         if spectrum is None:
-            raise ValueError("a basis a layer has a spectrum")
+            raise ValueError("a basis per layer has a spectrum")
         shift = spectrum.shift(inverse.damping, prepared.task.l2)
         solved = preconditioned(every.double(), spectrum.values.to(every.device), shift.to(every.device))
         share, bound = float((kept / (solved * every).sum(dim=1).cpu().clamp_min(1e-300)).mean()), ""
@@ -179,14 +184,14 @@ def _energy(
         plain = replace(prepared, basis=None, spectrum=None)
         _, (v,) = test_gradients([plain], selected, "label", terminal, skip=False)
         outside = (v.double().square().sum(dim=1) - rows.double().square().sum(dim=1)).clamp_min(0).cpu()
-        # What lies outside has no curvature above the least that is kept, and at least λ.
+        # Directions outside have at most the smallest kept curvature, and at least λ.
         least = float(inverse.shift.min())
         share, bound = float((kept / (kept + outside / least).clamp_min(1e-300)).mean()), ", at least"
     share = min(1.0, share)
     if share > 0.9:
         text = "the store keeps nearly all of it"
     elif share > 0.5:
-        text = "most of it; --on-the-fly and a larger gradients.budget keep more"
+        text = "the store keeps most of it; --on-the-fly or a larger gradients.budget keeps more"
     else:
         text = "influence is restricted to a part: use --on-the-fly or a larger gradients.budget, or a larger λ"
     return Checked(item, share, f"of ∇Lᵀ(H + λI)⁻¹∇L{bound}", text)

@@ -1,7 +1,7 @@
-"""`influence select`: which training images the test set can do without, and what training without them comes to.
+"""`influence select`: which training images the test set does not need, and the result of training without them.
 
-The usefulness of a training example is its mean influence on the test examples: what their mean loss rises by if it is
-removed. The least useful go first; below zero, removing helps.
+The usefulness of a training example is its mean influence on the test examples: the rise of their mean loss if it is
+removed. The least useful are left out first; below zero, removing helps.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from influence_cli.retrain.training import (
 )
 from influence_cli.runtime.terminal import Terminal, or_silent
 
-# What the examples to leave out are chosen by; nothing is left out under ``all``.
+# Ways to choose the examples to leave out; ``all`` leaves nothing out.
 BY = ("influence", "loss", "random")
 EVERYTHING = "all"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Test accuracy after training on what one way to choose keeps.
+    """Test accuracy after training on the examples that one way to choose keeps.
 
     Attributes:
         by: the way.
         examples: how many are kept.
-        accuracies: float64 [repeats], a training each; the same seeds for every way.
+        accuracies: float64 [repeats], one per training; the same seeds for every way.
         losses: float64 [repeats], the mean loss of the test examples, in its units.
     """
 
@@ -62,16 +62,16 @@ def kept_rows(least_useful_first: np.ndarray, keep: float) -> np.ndarray:
     if not 0 < count < n:
         raise InfluenceError(
             f"--keep {keep:g} of {n:,} training examples keeps {'none' if count == 0 else 'all'}",
-            "a share that leaves some in and some out, such as --keep 0.8",
+            "give a share that leaves some in and some out, such as --keep 0.8",
         )
     return np.sort(least_useful_first[n - count :])
 
 
 def order_by(by: str, usefulness: np.ndarray, losses: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Order the training examples, what is left out first, so that every class loses the same share; ties by position.
+    """Order the training examples, first the ones to leave out; every class loses the same share; ties by position.
 
-    Without that one class would lose most: the mean test gradient leans on classes, and the effects of many removals
-    from one class do not add up as those of single ones.
+    Otherwise one class would lose most: the mean test gradient depends on classes, and the effects of many removals
+    from one class do not add up like those of single ones.
 
     Args:
         by: ``influence``: the least useful; ``loss``: the largest loss; ``random``.
@@ -92,7 +92,7 @@ def order_by(by: str, usefulness: np.ndarray, losses: np.ndarray, labels: np.nda
 def split_tests(task: Task, seed: int) -> tuple[Task, Task]:
     """Divide the test set at random into halves: one to choose by, one to measure on.
 
-    Accuracy on the examples that the choice was made by would flatter it.
+    Accuracy on the examples used for the choice would be too optimistic.
 
     Raises:
         InfluenceError: fewer than two test examples.
@@ -114,14 +114,14 @@ def retrain_kept(
     repeats: int,
     terminal: Terminal | None = None,
 ) -> list[Kept]:
-    """Train from scratch on all examples and on what each way to choose keeps, and measure the test accuracy.
+    """Train from scratch on all examples and on those that each way to choose keeps, and measure test accuracy.
 
     Args:
         retraining: how it is trained again.
-        task: its test examples are those to measure on.
+        task: its test examples are used for measuring.
         orders: the order of the training rows, by way and repeat.
         keep: share to keep.
-        repeats: trainings of each, with seeds of their own.
+        repeats: trainings of each, with different seeds.
         terminal: progress.
 
     Raises:
@@ -146,7 +146,9 @@ def retrain_kept(
         what = f"what {by} keeps, repeat {repeat} (seed {seed}, {len(rows):,} examples)"
         return again.outcomes(retraining.fresh_model(seed, task.device), rows, task.l2, seed, what, progress)
 
-    found = dict(zip(kept, do_all(folder, list(jobs), run_one, terminal, "retraining on what is kept"), strict=True))
+    found = dict(
+        zip(kept, do_all(folder, list(jobs), run_one, terminal, "retraining on the kept examples"), strict=True)
+    )
     return [
         Kept(
             by,
@@ -159,7 +161,7 @@ def retrain_kept(
 
 
 def compare_kept(found: Sequence[Kept]) -> str:
-    """Say in one sentence what leaving out by influence comes to, beside the other ways."""
+    """Say in one sentence how leaving out by influence compares with the other ways."""
     means = {own.by: 100 * float(own.accuracies.mean()) for own in found}
     losses = {own.by: float(own.losses.mean()) for own in found}
     best = max(BY, key=lambda by: means[by])

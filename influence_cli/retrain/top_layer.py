@@ -1,9 +1,9 @@
-"""A frozen body and a trained top layer: the setting in which training again is exact, and an attack is practical.
+"""A frozen body and a trained top layer: with them retraining is exact, and an attack is practical.
 
 The top layer is the linear layer that gives the model's output; here it is at the minimum of the objective, found by
 Newton steps in float64 (retrain/newton.py). Of its gradient g = r ãᵀ (r = ∂ℓ/∂f, ã the layer's input and a 1 for
-the bias) the derivative in the pixels is v · ∂a/∂x with v = ∂(rᵀ S ã)/∂a for s_test as S [C, d]: closed up to the
-body, and one backward pass through that.
+the bias) the derivative with respect to the pixels is v · ∂a/∂x with v = ∂(rᵀ S ã)/∂a for s_test as S [C, d]: a closed
+form, and one backward pass through the body.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class TopLayer:
-    """A top layer at its minimum, with training and test examples as it sees them.
+    """A top layer at its minimum, with its view of the training and test examples.
 
     Attributes:
         task: model and data.
-        network: the model, tracking this layer alone.
+        network: the model, tracking only this layer.
         layer: the layer.
         problem: its objective over the training examples.
         w: its minimum W [C, d], float64.
         inverse: of the Hessian there [C d, C d].
-        tests: the test examples in use, their targets the labels.
+        tests: the test examples in use; their targets are the labels.
         test_indices: int64 [m], their positions.
     """
 
@@ -67,7 +67,7 @@ class TopLayer:
 
 
 def top_layer(task: Task, terminal: Terminal | None = None) -> TopLayer:
-    """Find the top layer, run all examples up to it once, and take it to its minimum.
+    """Find the top layer, run all examples up to it once, and train it to its minimum.
 
     Raises:
         InfluenceError: no linear layer gives the output, it was not trained, is too large or its loss is not convex
@@ -98,13 +98,13 @@ def top_layer(task: Task, terminal: Terminal | None = None) -> TopLayer:
         w, before, after = minimise(problem, start)
         inverse = torch.cholesky_inverse(factor_of(problem, w))
     terminal.say(
-        f"top layer: gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64; what is "
-        "below it stays as it is"
+        f"top layer: gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64; the "
+        "layers below it stay unchanged"
     )
     found = TopLayer(task, network, layer, problem, w, inverse, tests, test.indices)
     moved = int((found.outputs(start).argmax(dim=1) != found.outputs(w).argmax(dim=1)).sum())
     if moved:
-        terminal.say(f"at its minimum {moved:,} of {len(test):,} test predictions are not those of the checkpoint")
+        terminal.say(f"at its minimum {moved:,} of {len(test):,} test predictions differ from those of the checkpoint")
     return found
 
 
@@ -120,12 +120,12 @@ def _find(task: Task, inputs: Tensor) -> tuple[Network, nn.Linear]:
             continue
         if network.size > MAX_PARAMETERS:
             raise InfluenceError(
-                f"the top layer {name} has {network.size:,} parameters: Newton steps take up to {MAX_PARAMETERS:,}",
+                f"the top layer {name} has {network.size:,} parameters; Newton steps allow up to {MAX_PARAMETERS:,}",
                 "use a model with fewer classes or a narrower last layer",
             )
         return network, layer
     raise InfluenceError(
-        "the model's output is not that of a trained linear layer, which the attack trains again",
+        "the model's output is not that of a trained linear layer, which the attack retrains",
         "end the model in nn.Linear, with requires_grad on",
     )
 
@@ -142,7 +142,7 @@ def with_graph(top: TopLayer, inputs: Tensor) -> tuple[Tensor, Tensor]:
     x = inputs.to(top.network.device()).detach().clone().requires_grad_(True)
     try:
         with torch.enable_grad(), frozen(model), recurrent_backward(model):
-            # A copy, for a model may change its input in place, which a leaf forbids.
+            # A copy, because a model may change its input in place, which a leaf forbids.
             logits_of(model(x.clone()))
     finally:
         hook.remove()
@@ -181,7 +181,7 @@ def feature_slopes(problem: Problem, w: Tensor, s: Tensor, rows: Tensor, width: 
 
 
 def pixel_slopes(x: Tensor, a: Tensor, v: Tensor) -> Tensor:
-    """Pull v [b, d] at the top layer's input back to the pixels of what `with_graph` ran: [b, …], on the CPU."""
+    """Pull v [b, d] at the top layer's input back to the pixels that `with_graph` ran: [b, …], on the CPU."""
     (found,) = torch.autograd.grad(a, x, v.to(a).view_as(a), materialize_grads=True, allow_unused=True)
     return found.detach().cpu()
 

@@ -1,7 +1,7 @@
-"""Train again by the user's training function, which the config names: on half of the examples, or without one.
+"""Retrain by the user's training function, which the config names: on half of the examples, or without one.
 
-What is random in a training comes from its seed alone, and the seed from the config's, the subset and the repeat: a
-retraining is the same whichever process makes it, and when.
+The randomness of a training depends only on its seed, and the seed on the config's seed, the subset and the repeat: a
+retraining is the same in any process at any time.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from influence_cli.retrain.jobs import Arrays, Job
 from influence_cli.runtime.memory import available_bytes
 
 FORM = "train(model, data, *, l2, seed, progress)"
-# What verify gives; the rest of a training function's keywords are the config's.
+# Keywords that verify gives; the config gives the others.
 OURS = ("l2", "seed", "progress")
-# What the seeds are for, so that no two kinds of them are alike.
+# The purposes of seeds, so that different purposes never share one.
 HALVES, ON_HALVES, WITHOUT, CHOSEN, KEPT = 1, 2, 3, 4, 5
-# Of the free memory, what inputs may take that every retraining reads.
+# Share of the free memory for the inputs that every retraining reads.
 HELD_SHARE = 0.5
 BATCH = 256
 
-# Claims of one repeat are numbered from here to the next.
+# The first claim number of each repeat is a multiple of this.
 REPEAT = 2**32
 MEANING = {
     **DATA_MEANING,
@@ -61,14 +61,14 @@ Pairs = Sequence[tuple[Tensor, int]]
 
 @dataclass(frozen=True)
 class Training:
-    """The user's training function, its own arguments bound.
+    """The user's training function, with its own arguments bound.
 
     Attributes:
         function: (model, data, *, l2, seed, progress) to the trained model.
-        name: as the config has it.
+        name: as in the config.
         where: ``influence.yaml:12``.
-        folder: current while it runs, so that its relative paths work.
-        source: hash of the file that it is in, and its arguments.
+        folder: the current folder while it runs, so that its relative paths work.
+        source: hash of its file and its arguments.
     """
 
     function: Callable[..., Any]
@@ -87,7 +87,7 @@ def load_training(config: Config) -> Training:
     section = config.training
     if section is None:
         raise InfluenceError(
-            f"{config.path.name}: training again needs a training function, and the config names none",
+            f"{config.path.name}: retraining needs a training function, but the config names none",
             f"add training: {{factory: ./model.py:train}}, a function {FORM} that returns the trained model",
         )
 
@@ -99,7 +99,7 @@ def load_training(config: Config) -> Training:
         raise InfluenceError(f"{where()}: {section.factory} is a {type(found).__name__}, which cannot be called")
     for key in section.args:
         if key in (*OURS, "model", "data"):
-            raise InfluenceError(f"{where('args', key)}: {key} is not for the config to give", f"verify calls {FORM}")
+            raise InfluenceError(f"{where('args', key)}: {key} cannot be set in the config", f"verify calls {FORM}")
     function = bind(found, section.args, section.factory, where)
     _check_signature(found, section.args, f"{where()}: {section.factory}")
     return Training(function, section.factory, where(), config.folder, source_hash(found, section.args))
@@ -109,18 +109,18 @@ def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return  # built in: it says so when it is called
+        return  # built in: a call reports mistakes itself
     try:
         signature.bind(None, [], l2=0.0, seed=0, progress=None, **args)
     except TypeError as error:
         raise InfluenceError(
             f"{name}{str(signature)[:120]} cannot be called as {FORM}: {error}",
-            "let it take these; what else it needs goes under training.args",
+            "it must accept these; put its other arguments under training.args",
         ) from error
 
 
 def source_hash(found: Any, args: Mapping[str, Any]) -> str:
-    """Hash the file that a factory, a function or an object's class is in, and its arguments: has it changed since?"""
+    """Hash the file of a factory, a function or an object's class, and its arguments, to detect changes."""
     while isinstance(found, functools.partial):
         found = found.func
     source = found if inspect.isroutine(found) or inspect.isclass(found) else type(found)
@@ -131,7 +131,7 @@ def source_hash(found: Any, args: Mapping[str, Any]) -> str:
 
 
 def seed_of(*numbers: int) -> int:
-    """Mix numbers to a seed that every library takes: in [0, 2³²)."""
+    """Mix numbers into a seed that every library accepts: in [0, 2³²)."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -164,28 +164,28 @@ def train(
         model: where it starts.
         data: (input, label) pairs.
         l2: λ₂ of the objective.
-        seed: of all that is random in it.
+        seed: for all randomness in it.
         what: names this training in an error: ``subset 3 (seed 17)``.
-        progress: told (done, all).
+        progress: called with (done, all).
 
     Returns:
         The trained model, in eval mode.
 
     Raises:
-        InfluenceError: it raises, or returns something else than the model that it was given, trained.
+        InfluenceError: it raises, or does not return the trained model that it was given.
     """
     at, shapes = f"{training.where}: {training.name}", _shapes(model)
     device = next(model.parameters()).device
     _seed_all(seed)
     try:
-        # stdout is for data; what a training function prints is not.
+        # stdout is for data, not for the output of a training function.
         with contextlib.chdir(training.folder), contextlib.redirect_stdout(sys.stderr), torch.enable_grad():
             trained = training.function(model, data, l2=l2, seed=seed, progress=progress)
     except InfluenceError:
         raise
     except (Exception, SystemExit) as error:
         raise InfluenceError(
-            f"{at} failed on {what}: {describe(error)}", "INFLUENCE_DEBUG=1 shows where inside it"
+            f"{at} failed on {what}: {describe(error)}", "INFLUENCE_DEBUG=1 shows where it failed"
         ) from error
     if not isinstance(trained, nn.Module):
         raise InfluenceError(
@@ -195,9 +195,9 @@ def train(
     if found != shapes:
         name = next(name for name in [*shapes, *found] if shapes.get(name) != found.get(name))
         raise InfluenceError(
-            f"{at} returned another architecture for {what}: {name} is {_shape(found, name)}, in the model that it was "
-            f"given {_shape(shapes, name)}",
-            "train the model that is given and return it",
+            f"{at} returned another architecture for {what}: {name} is {_shape(found, name)}, but "
+            f"{_shape(shapes, name)} in the model that it was given",
+            "train the given model and return it",
         )
     return trained.to(device).eval()
 
@@ -219,7 +219,7 @@ def _seed_all(seed: int) -> None:
 def example_outcomes(
     task: Task, model: nn.Module, batches: Iterable[Batch], split: Split, what: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the loss of every example of a split under a model, float64 [m], and whether it is predicted right.
+    """Compute the loss of every example of a split under a model, float64 [m], and whether it is predicted correctly.
 
     Raises:
         InfluenceError: one of them is NaN or infinite; it names the training and the example.
@@ -233,7 +233,7 @@ def example_outcomes(
         if len(bad):
             raise InfluenceError(
                 f"{what} gave a model whose loss on {split.title(int(batch.indices[bad[0]]))} is NaN or infinite",
-                "the training function diverges there: a smaller learning rate, or a look at what it does",
+                "the training function diverges there: use a smaller learning rate, or check what it does",
             )
         found.append(losses)
         right.append((outputs.argmax(dim=1).cpu() == batch.targets).numpy())
@@ -241,7 +241,7 @@ def example_outcomes(
 
 
 class _Reading(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """(input, label) pairs, read each time they are asked for: data that the memory does not hold."""
+    """(input, label) pairs, read on every access, for data that does not fit the memory."""
 
     def __init__(self, split: Split) -> None:
         self._split = split
@@ -272,7 +272,7 @@ class _Rows(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def training_pairs(split: Split) -> Pairs:
-    """Give the (input, label) pairs of all examples in use: a list where the memory holds it, else read as asked."""
+    """Give the (input, label) pairs of all examples in use: a list if it fits the memory, otherwise read on access."""
     return list(labelled_inputs(split)) if _fits(split) else _Reading(split)  # type: ignore[return-value]
 
 
@@ -282,7 +282,7 @@ def take_pairs(data: Pairs, rows: np.ndarray) -> Pairs:
 
 
 def held_batches(split: Split) -> Iterable[Batch]:
-    """Give the examples of a split in batches, for many passes: in memory where they fit, else read anew each time."""
+    """Give the examples of a split in batches, for many passes: in memory if they fit, otherwise read every time."""
 
     class Again:
         def __iter__(self) -> Any:
@@ -315,7 +315,7 @@ class Again:
         what: str,
         progress: Callable[[float], None],
     ) -> Arrays:
-        """Train on some rows: the losses of all test examples [m], which are predicted right [m], and the seconds."""
+        """Train on some rows: losses of all test examples [m], which are predicted correctly [m], and the seconds."""
         started = time.perf_counter()
         trained = train(
             self.training,
@@ -331,10 +331,10 @@ class Again:
 
 
 def check_whole(task: Task) -> None:
-    """Refuse a list that is not all of the training set: training again needs all."""
+    """Refuse a list that is not all of the training set: retraining needs all."""
     if task.n != len(task.train):
         raise InfluenceError(
-            f"train.n is {task.n:,}, but {len(task.train):,} training examples are listed: training again needs all",
+            f"train.n is {task.n:,}, but {len(task.train):,} training examples are listed: retraining needs all",
             "list all that the checkpoint was trained on, and leave out train.n",
         )
 

@@ -1,5 +1,5 @@
 """The machine: terminal, processes, disk, locks, memory, output files.
 
 Start with ``terminal`` and ``outputs``; ``distributed`` is the processes of one job.
-Nothing here knows of models or data.
+Nothing here knows about models or data.
 """

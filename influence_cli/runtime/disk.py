@@ -1,7 +1,7 @@
-"""Every change that a command makes on disk, and what a disk that is full lacks.
+"""Every change that a command makes on disk, and how much space a full disk lacks.
 
-Besides, only libraries and the writers of results write: to a file of another name, which ``flush`` and ``replace``
-then put in place. A kill falls between two of these calls or into one of them: the tests stop the world at each.
+Only libraries and the writers of results write elsewhere: to a file with another name, which ``flush`` and ``replace``
+then put in place. A kill comes between two of these calls or inside one of them; the tests stop at each.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def _write(raw: BinaryIO, view: memoryview) -> None:
 
 
 def cut(raw: BinaryIO, size: int) -> None:
-    """Take away what an open file has past so many bytes."""
+    """Truncate an open file to a number of bytes."""
     raw.truncate(size)
 
 
 def flush(file: IO[Any]) -> None:
-    """Wait until the disk holds what was written: what is written after it is never there without it."""
+    """Wait until the disk holds what was written; later writes are then never on disk without it."""
     file.flush()
     getattr(os, "fdatasync", os.fsync)(file.fileno())
 
 
 def flush_names(folder: Path) -> None:
-    """Wait until the disk holds which names there are in a folder: a file can be on it and have none."""
+    """Wait until the disk holds the names in a folder: a file can be on disk without having a name."""
     with contextlib.suppress(OSError):  # not every system opens folders
         opened = os.open(folder, os.O_RDONLY)
         try:
@@ -59,13 +59,13 @@ def flush_names(folder: Path) -> None:
 
 
 def reserve(raw: BinaryIO, size: int) -> None:
-    """Reserve so many bytes of a file now: a full disk is found here, not after an hour."""
+    """Reserve the bytes of a file now, so that a full disk is found here and not after an hour."""
     with contextlib.suppress(AttributeError):  # not on every system
         os.posix_fallocate(raw.fileno(), 0, size)
 
 
 def replace(part: Path, path: Path) -> None:
-    """Give a file that is complete and flushed its name, for good."""
+    """Give a complete, flushed file its name, durably."""
     part.replace(path)
     flush_names(path.parent)
 
@@ -112,37 +112,37 @@ def copy(source: Path, target: Path) -> None:
 
 
 def link(source: str, target: str) -> None:
-    """Give a file a second name, for good; never one that is taken."""
+    """Give a file a second name, durably; never a name that is taken."""
     os.link(source, target, follow_symlinks=False)
     flush_names(Path(target).parent)
 
 
 def rename(source: str, target: str) -> None:
-    """Give a file another name, for good."""
+    """Rename a file, durably."""
     os.rename(source, target)  # noqa: PTH104 (paths of a log, as they stand)
     flush_names(Path(target).parent)
     flush_names(Path(source).parent)
 
 
 def unlink(path: str | Path) -> None:
-    """Take a name away, for good."""
+    """Remove a name, durably."""
     os.unlink(path)  # noqa: PTH108
     flush_names(Path(path).parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a file that is of no more use; where that is not allowed, it does no harm."""
+    """Remove a file that is no longer needed; a failure is harmless and ignored."""
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 def missing_folders(path: Path) -> list[Path]:
-    """List a folder and those above it that are not there, the uppermost first."""
+    """List the missing folders of a path, topmost first."""
     return [folder for folder in (path, *path.parents) if not folder.exists()][::-1]
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing, for good."""
+    """Make a folder and its missing parents, durably."""
     for folder in missing_folders(path):
         folder.mkdir(exist_ok=True)  # another process may make it too
         flush_names(folder.parent)
@@ -154,34 +154,34 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and what is in it, of no more use; where that is not allowed, it does no harm."""
+    """Remove a folder and its content when no longer needed; a failure is harmless and ignored."""
     shutil.rmtree(path, ignore_errors=True)
 
 
 def check_space(path: Path, need: int) -> None:
     """Refuse a store that the disk cannot hold, before anything is written."""
     if not path.parent.is_dir():
-        raise InfluenceError(f"{path}: there is no folder {path.parent}", "make it, or set gradients.store")
+        raise InfluenceError(f"{path}: there is no folder {path.parent}", "create it, or set gradients.store")
     free = shutil.disk_usage(path.parent).free
     if need <= free:
         return
     hint = "track fewer layers (gradients.layers), use store_dtype: float16 or int8, or set gradients.store elsewhere"
     if path.exists() and need <= free + path.stat().st_size:
-        hint = f"remove {path} first: an old store stays until the new one is whole; or set gradients.store elsewhere"
+        hint = f"remove {path} first: it is kept until the new one is complete; or set gradients.store elsewhere"
     raise InfluenceError(
-        f"{path} needs {human_bytes(need)}, the disk has {human_bytes(free)} free: {human_bytes(need - free)} more "
-        "are needed",
+        f"{path} needs {human_bytes(need)}, but the disk has {human_bytes(free)} free: "
+        f"{human_bytes(need - free)} more is needed",
         hint,
     )
 
 
 def failure(error: Exception, path: Path, size: int) -> str:
-    """Say why a write failed and, of a full disk, how much space is missing.
+    """Say why a write failed and, for a full disk, how much space is missing.
 
     Args:
-        error: what was raised; of safetensors, the system's number is in its text alone.
-        path: what was written; it need not be there.
-        size: bytes it has when it is whole.
+        error: what was raised; safetensors has the system's number only in its text.
+        path: what was written; it may be missing.
+        size: its bytes when complete.
     """
     number = error.errno if isinstance(error, OSError) else None
     number = number or next((full for full in FULL if f"os error {full})" in str(error)), None)
@@ -198,13 +198,13 @@ def failure(error: Exception, path: Path, size: int) -> str:
         held, free = _largest(), 0
     lacking = size - held - free
     if lacking > 0:
-        return f"{reason}, {human_bytes(lacking)} more are needed"
-    # A quota, or somebody made room just now.
-    return f"{reason}, {human_bytes(size)} are needed in all"
+        return f"{reason}, {human_bytes(lacking)} more is needed"
+    # A quota, or space was freed just now.
+    return f"{reason}, {human_bytes(size)} is needed in total"
 
 
 def _largest() -> int:
-    """Give the largest file that this process may write; 0 where it is the file system that has a limit."""
+    """Give the largest file that this process may write; 0 if the limit is the file system's."""
     try:
         import resource
     except ImportError:

@@ -1,8 +1,8 @@
-"""Several processes that share one command's work, as torchrun starts them: who is who, and what they tell each other.
+"""Several processes that share one command's work, as torchrun starts them: their ranks and their communication.
 
 torchrun, and whatever else sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, starts the same command N times. Work
-is divided by rank; ``torch.distributed`` (Gloo, and NCCL beside it where there is CUDA) adds up and hands round. One
-process alone is a cluster of one: everything here then gives back what it was given. torch is imported only to join.
+is divided by rank; ``torch.distributed`` (Gloo, plus NCCL with CUDA) sums and exchanges. A single process is a job of
+one: everything here then returns its own input. torch is imported only to connect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     pass
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# Rank 0 may decompose a matrix or write a page for as long as that takes; a process that has died is noticed at once.
+# Rank 0 may take any time to decompose a matrix or write a page; a process that has died is noticed at once.
 PATIENCE = timedelta(days=2)
 # Which process said how the job ends, and with which exit code.
 END = "influence/end"
@@ -31,7 +31,7 @@ Value = TypeVar("Value")
 
 
 class PeerLost(InfluenceError):  # noqa: N818 (what happened, not whose mistake it is)
-    """Another process of the job has ended, in whatever way."""
+    """Another process of the job has ended, for whatever reason."""
 
 
 class Finished(Exception):  # noqa: N818 (no error: the rest is the first process's to do)
@@ -45,8 +45,8 @@ class _Job:
     Attributes:
         rank: its number.
         size: how many processes there are.
-        store: the key-value store that they share; None before they have met, and of one process.
-        counters: how many counts have been begun, the same in every process.
+        store: the key-value store that they share; None before they are connected, and for one process.
+        counters: how many counts have been started, the same in every process.
     """
 
     rank: int = 0
@@ -62,7 +62,7 @@ def started() -> tuple[int, int]:
     """Read this process's rank and the number of processes from the environment; (0, 1) where it is alone.
 
     Raises:
-        InfluenceError: what is there is no rank of so many.
+        InfluenceError: RANK and WORLD_SIZE do not fit together.
     """
     if not all(name in os.environ for name in NEEDED):
         return 0, 1
@@ -104,10 +104,10 @@ def local_device(count: int) -> int:
 
 
 def join() -> None:
-    """Meet the other processes of the job; nothing where this one is alone, or has met them already.
+    """Connect to the other processes of the job; do nothing if this one is alone or already connected.
 
     Raises:
-        InfluenceError: they do not come together.
+        InfluenceError: they cannot connect to each other.
     """
     global _job
     number, count = started()
@@ -126,9 +126,9 @@ def join() -> None:
         distributed.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
         raise InfluenceError(
-            f"the {count} processes of this job do not come together at "
+            f"the {count} processes of this job cannot connect to each other at "
             f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {' '.join(str(error).split())[:200]}",
-            "can every host reach that address? GLOO_SOCKET_IFNAME names the network interface",
+            "check that every host can reach that address; GLOO_SOCKET_IFNAME sets the network interface",
         ) from error
     _job = _Job(number, count, store)
 
@@ -140,7 +140,7 @@ def stay_alone() -> None:
 
 
 def leave() -> None:
-    """Part from the others, at the end of the program."""
+    """Disconnect from the other processes, at the end of the program."""
     global _job
     if _job.store is not None:
         from torch import distributed
@@ -151,7 +151,7 @@ def leave() -> None:
 
 
 def dissolve() -> None:
-    """Leave the rest to the first process, which goes on as if it were alone.
+    """Leave the rest to the first process, which continues as if it were alone.
 
     Raises:
         Finished: in every other one.
@@ -174,7 +174,7 @@ def apart() -> Iterator[None]:
 
 
 def speaks(code: int) -> bool:
-    """Say whether this process is to tell how the job ends: the first that has something to tell, and no other.
+    """Say whether this process reports how the job ends: only the first one with something to report does.
 
     Args:
         code: the exit code.
@@ -187,7 +187,7 @@ def speaks(code: int) -> bool:
 
 
 def ending(code: int) -> int:
-    """Give the exit code that the job ends with: that of the process that told, else this one's."""
+    """Give the exit code of the job: that of the process that reported, otherwise this one's."""
     if _job.store is not None:
         with contextlib.suppress(RuntimeError):
             if _job.store.check([END]):
@@ -200,7 +200,7 @@ def started_first() -> bool:
     try:
         return started()[0] == 0
     except InfluenceError:
-        return True  # whoever that is, to say nothing would be worse
+        return True  # the rank is unknown; silence would be worse
 
 
 def whose() -> str:
@@ -209,7 +209,7 @@ def whose() -> str:
 
 
 def barrier() -> None:
-    """Wait until every process has come here."""
+    """Wait until every process has reached this point."""
     gathered(None)
 
 
@@ -243,12 +243,12 @@ def smallest(value: int) -> int:
 
 
 def share(count: int) -> slice:
-    """Give this process's part of so many things in order: parts are as equal as can be, and may be empty."""
+    """Give this process's part of ``count`` things in order: parts are as equal as possible and may be empty."""
     return slice(count * _job.rank // _job.size, count * (_job.rank + 1) // _job.size)
 
 
 def turns(count: int) -> Iterator[int]:
-    """Hand out the numbers below ``count`` one at a time, to whichever process asks first."""
+    """Give out the numbers below ``count`` one at a time, to whichever process asks first."""
     if _job.size == 1:
         yield from range(count)
         return
@@ -284,7 +284,7 @@ def counted(advance: Callable[[float], None]) -> Callable[[float], None]:
 
 
 def agree(facts: Mapping[str, str], meaning: Mapping[str, str]) -> None:
-    """Refuse to begin where the processes do not see the same.
+    """Refuse to start if the processes do not see the same inputs.
 
     Args:
         facts: what this one sees, part by part.
@@ -298,14 +298,14 @@ def agree(facts: Mapping[str, str], meaning: Mapping[str, str]) -> None:
         different = [meaning.get(name, name) for name in {**first[1], **own} if first[1].get(name) != own.get(name)]
         if different:
             raise InfluenceError(
-                f"rank {number} (host {host}) does not see what rank 0 (host {first[0]}) does; what differs: "
+                f"rank {number} (host {host}) does not see the same as rank 0 (host {first[0]}); what differs: "
                 f"{'; '.join(different)}",
                 "every process needs the same config and the same data: a folder that all hosts share, or equal copies",
             )
 
 
 def hear(warnings: Sequence[str], warn: Callable[[str], None]) -> None:
-    """Have the first process warn of what the others have to warn of: only that one prints."""
+    """Let the first process print the warnings of the others, since only it prints."""
     for own in gathered(list(warnings)):
         for text in own:
             warn(text)
@@ -313,12 +313,11 @@ def hear(warnings: Sequence[str], warn: Callable[[str], None]) -> None:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Tell it in one line where another process has gone."""
+    """Report in one line that another process has ended."""
     try:
         yield
     except RuntimeError as error:
         raise PeerLost(
             "another process of this job has ended",
-            "what is finished is kept, and the same command goes on; torchrun --max-restarts N starts it again by "
-            "itself",
+            "finished work is kept; run the same command to resume (torchrun --max-restarts N restarts it by itself)",
         ) from error

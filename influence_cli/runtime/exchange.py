@@ -1,4 +1,4 @@
-"""Tensors that the processes of a job add up, hand round or gather; alone in a process each is what it was."""
+"""Tensors that the processes of a job sum, exchange or gather; a single process gets its own tensors back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def sum_tensor(tensor: Tensor) -> Tensor:
-    """Add a tensor up over the processes, in place: each gets the same bytes."""
+    """Sum a tensor over the processes, in place: each gets the same bytes."""
     if distributed.size() > 1:
         import torch.distributed as channel
 
@@ -28,7 +28,7 @@ def sum_tensor(tensor: Tensor) -> Tensor:
 
 
 def sum_array(values: np.ndarray) -> np.ndarray:
-    """Add an array up over the processes, in place."""
+    """Sum an array over the processes, in place."""
     if distributed.size() > 1:
         import torch
 
@@ -37,7 +37,7 @@ def sum_array(values: np.ndarray) -> np.ndarray:
 
 
 def sum_tensors(tensors: dict[str, Tensor], chosen: Callable[[str], bool]) -> None:
-    """Add tensors up by name over the processes, in place; one that a process lacks is zero there."""
+    """Sum tensors by name over the processes, in place; a tensor that a process lacks counts as zero."""
     if distributed.size() == 1:
         return
     import torch
@@ -65,7 +65,7 @@ def hand_round(tensors: dict[str, Tensor]) -> None:
     for owner, names in enumerate(owners):
         for name in sorted(names):
             shape, dtype = names[name]
-            # Through the CPU: they are small beside what made them, and lie there in the end.
+            # Through the CPU: they are small relative to the work, and end up there anyway.
             there = tensors[name].cpu().contiguous() if owner == distributed.rank() else torch.empty(shape, dtype=dtype)
             with distributed.listening():
                 channel.broadcast(there, src=owner)

@@ -1,6 +1,6 @@
 """Every lock: of a store that is open, of whoever is making or filling one, of a log, of one retraining among many.
 
-All end with the process, in whatever way. Where a system or a file system has no locks, all goes on without.
+All end with the process, in whatever way. Where a system or a file system has no locks, everything works without them.
 
 The package filelock cannot do this: it locks the whole of a file that it opens itself, for one process alone. Here the
 readers of an open store share the lock that HDF5 takes too, a log is its own lock file, and each retraining is one byte
@@ -92,7 +92,7 @@ def lock(raw: BinaryIO, path: Path, *, alone: bool, who: str = "another process"
         raw: the file.
         path: the store that a message names.
         alone: for writing.
-        who: holds it, if it is taken.
+        who: the holder, if it is taken.
 
     Raises:
         InfluenceError: it is taken.
@@ -102,7 +102,7 @@ def lock(raw: BinaryIO, path: Path, *, alone: bool, who: str = "another process"
 
 
 def unlock(raw: BinaryIO) -> None:
-    """Give up the lock now: what is still mapped of the file would keep it."""
+    """Release the lock now: mapped parts of the file would otherwise keep it."""
     if _fcntl is not None:
         with contextlib.suppress(OSError):
             _fcntl.flock(raw, _fcntl.LOCK_UN)
@@ -110,12 +110,12 @@ def unlock(raw: BinaryIO) -> None:
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Be the only process that makes, fills or repairs a store, from before its curvature is fitted.
+    """Be the only process that makes, fills or repairs a store, starting before its curvature is fitted.
 
-    Its own lock says no more than that it is open now; of two that begin together, both would fit the curvature.
+    The store's own lock only says that it is open now; two that start together would both fit the curvature.
 
     Raises:
-        InfluenceError: another process is at it, or the folder cannot be written to.
+        InfluenceError: another process is working on it, or the folder is not writable.
     """
     file = path.with_name(path.name + ".lock")
     raw = _claimed(file, path)
@@ -130,7 +130,7 @@ def claim(path: Path) -> Iterator[None]:
 
 
 def is_claimed(path: Path) -> bool:
-    """Say whether somebody makes or fills a store, as far as this host can see; network file systems take a moment."""
+    """Say whether a process makes or fills a store, as far as this host can see; network file systems lag."""
     file = path.with_name(path.name + ".lock")
     for _ in range(20):
         if file.exists():
@@ -145,18 +145,18 @@ def _claimed(file: Path, path: Path) -> BinaryIO:
             raw = file.open("a+b", buffering=0)
         except FileNotFoundError as error:
             raise InfluenceError(
-                f"{path}: there is no folder {path.parent}", "make it, or set gradients.store"
+                f"{path}: there is no folder {path.parent}", "create it, or set gradients.store"
             ) from error
         except OSError as error:
             raise InfluenceError(
-                f"{path} cannot be made or finished, its folder cannot be written to: {error.strerror}",
+                f"{path} cannot be created or finished: its folder is not writable ({error.strerror})",
                 "make the folder writable, or set gradients.store to another place",
             ) from error
         try:
             raw.seek(0)
             number = raw.read(20).decode("ascii", "replace").strip()
             lock(raw, path, alone=True, who=f"process {number}" if number.isdigit() else "another process")
-            # Whoever had it before may have removed the file after it was opened here: the lock is on nothing then.
+            # The previous holder may have removed the file after it was opened here: the lock then protects nothing.
             if os.path.samestat(os.fstat(raw.fileno()), file.stat()):
                 return raw
         except FileNotFoundError:

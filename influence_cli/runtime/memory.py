@@ -1,4 +1,4 @@
-"""How much memory there is, how much an example takes in the layer pass, and the batch that follows from both."""
+"""How much memory is free, how much one example takes in the layer pass, and the batch size that follows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Result = TypeVar("Result")
 
 
 def available_bytes(device: torch.device) -> int:
-    """Count the bytes that are free on a device; on the CPU within the machine's memory and the cgroup's limit.
+    """Count the free bytes of a device; on the CPU within the machine's memory and the cgroup's limit.
 
-    Processes of a job that are on one host share the latter.
+    Processes of a job on one host share the CPU's.
     """
     if device.type == "cuda":
-        # What torch holds ready for its next tensors is free as well.
+        # Memory that torch has cached for its next tensors is free as well.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     free = _machine_bytes()
@@ -42,7 +42,7 @@ def _machine_bytes() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return 4 * 10**9  # a system that does not say
+    return 4 * 10**9  # a system that does not report it
 
 
 def _number(path: Path) -> int | None:
@@ -54,13 +54,13 @@ def _number(path: Path) -> int | None:
 
 
 def _cached_bytes(folder: Path) -> int:
-    """Count file pages that the kernel gives back when asked: a store in the page cache is no memory in use."""
+    """Count file pages that the kernel can reclaim: a store in the page cache is not memory in use."""
     try:
         pairs = (line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines() if " " in line)
         found = dict(pairs)
     except OSError:
         return 0
-    # Of v1, whose plain numbers leave out the groups below.
+    # For cgroup v1, whose plain numbers leave out the groups below.
     return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
 
@@ -74,10 +74,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def halving(work: Callable[[int], Result], batch: int, tell: Callable[[str], Any]) -> tuple[Result, int]:
-    """Run ``work`` with a batch size, halved as long as memory runs out.
+    """Run ``work`` with a batch size, halving it while memory runs out.
 
     Returns:
-        What ``work`` returned, and the batch size that it took.
+        What ``work`` returned, and the batch size that worked.
     """
     while True:
         try:
@@ -86,6 +86,6 @@ def halving(work: Callable[[int], Result], batch: int, tell: Callable[[str], Any
             if batch == 1 or not is_out_of_memory(error):
                 raise
         batch //= 2
-        tell(f"out of memory: going on with batches of {batch}")
+        tell(f"out of memory: continuing with batches of {batch}")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Output files of a command: checked before the work, opened whole, named apart from its inputs."""
+"""Output files of a command: checked before the work, written completely or not at all, never equal to its inputs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from influence_cli.runtime import disk
 def open_output(output: Path | None) -> Iterator[TextIO]:
     """Open stdout, or a file that appears under its name only when it is complete.
 
-    The file is written as ``FILE.part`` beside it, flushed and renamed at the end, and removed if the block fails.
-    Devices and named pipes are written in place. A link is kept: what it points to is replaced.
+    The file is written as ``FILE.part`` next to it, flushed and renamed at the end, and removed if the block fails.
+    Devices and named pipes are written in place. A link is kept: its target is replaced.
 
     Args:
         output: the file, or None for stdout.
@@ -66,7 +66,7 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
 
 
 def check_output(output: Path) -> None:
-    """Refuse a file that cannot be written; worth a call before long work, not only after it.
+    """Refuse a file that cannot be written; call it before long work, not only after it.
 
     Args:
         output: the file to be written.
@@ -94,14 +94,14 @@ def check_output(output: Path) -> None:
 
 
 def run_file(path: Path) -> Path:
-    """Name the file beside a result with the facts of the run that wrote it."""
+    """Name the file next to a result with the facts of the run that wrote it."""
     return path.with_name(path.name + ".run.json")
 
 
 def refuse_clashes(
     used: Sequence[tuple[Path, str]], rows: Path | None, written: Sequence[tuple[Path, str]] = ()
 ) -> None:
-    """Refuse to write a file that is in use, or two files of one name; no ``--force`` helps there.
+    """Refuse to write a file that is in use, or two files with one name; ``--force`` does not override this.
 
     Args:
         used: files that stay as they are, each with what it is called.
@@ -114,14 +114,16 @@ def refuse_clashes(
     for path, what in written:
         real = os.path.realpath(path)
         if real in seen:
-            raise InfluenceError(f"{near_path(path)} would be both {seen[real]} and {what}", "give them other names")
+            raise InfluenceError(
+                f"{near_path(path)} would be both {seen[real]} and {what}", "give them different names"
+            )
         seen[real] = what
 
 
 def _stdout() -> TextIO:
     if isinstance(sys.stdout, io.TextIOWrapper):
         if sys.stdout.isatty():
-            # Its encoding is the terminal's; what that lacks is spelt out, never an exception.
+            # Its encoding is the terminal's; missing characters are escaped and never raise.
             sys.stdout.reconfigure(errors="backslashreplace")
         else:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
@@ -129,5 +131,5 @@ def _stdout() -> TextIO:
 
 
 def unwritable(output: object, error: OSError) -> InfluenceError:
-    """Tell that an output cannot be written, and why."""
+    """Make the error for an output that cannot be written."""
     return InfluenceError(f"{output} cannot be written: {error.strerror or error}")

@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr as they may be found: closed, full, without a reader, in another encoding."""
+"""stdin, stdout and stderr in every state: closed, full, without a reader, in another encoding."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from contextlib import suppress
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import distributed
 
-# Of a list on stdin; a path has at most 4,096.
+# For a list on stdin; a path has at most 4,096 characters.
 LONGEST_LINE = 20_000
 
 
 def open_missing() -> None:
-    """Put the null device where a standard stream was closed (``>&-``).
+    """Open the null device for a standard stream that was closed (``>&-``).
 
-    The next file to be opened would take its number, a store say, and what a library prints would be written into it.
-    A closed stdout is opened for reading, so that writing rows to it is still an error; nothing is in a closed stdin,
-    and what would be said on a closed stderr is lost.
+    Otherwise the next opened file, such as a store, would take its number, and library output would be written into it.
+    A closed stdout is opened for reading, so that writing rows to it is still an error; a closed stdin is empty, and
+    messages to a closed stderr are lost.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "r"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
@@ -32,12 +32,12 @@ def open_missing() -> None:
 
 
 def discard_stdout() -> None:
-    """Let the rest of stdout go nowhere: nobody takes it, and Python would complain once more on closing."""
+    """Discard the rest of stdout: nobody reads it, and Python would complain again on closing."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def settle_stdout() -> None:
-    """Write what a command that failed has left in stdout's buffer, or forget it where that is not possible."""
+    """Write what a failed command left in stdout's buffer, or discard it if that is not possible."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -46,13 +46,13 @@ def settle_stdout() -> None:
 
 
 def stdin_lines() -> Iterator[str]:
-    """Give the lines of stdin as UTF-8, whatever the locale; bytes that are not come out as file names have them.
+    """Give the lines of stdin as UTF-8 in any locale; other bytes are decoded as in file names.
 
     Several processes of one host have the same stdin, and each line goes to whichever reads first. So the first process
     of a job reads all of them, for all: every process has to ask, at the same point of its work.
 
     Raises:
-        InfluenceError: a line that no list of files has, such as all of a device or of a file that is not text.
+        InfluenceError: a line too long for a list of files, such as that of a device or a binary file.
     """
     if distributed.size() == 1:
         yield from _read_lines()
@@ -67,5 +67,8 @@ def _read_lines() -> Iterator[str]:
     while line := sys.stdin.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
-            raise InfluenceError(f"stdin:{number}: a line of more than {LONGEST_LINE:,} characters", "is this a list?")
+            raise InfluenceError(
+                f"stdin:{number}: a line of more than {LONGEST_LINE:,} characters",
+                "stdin must be a list of test examples",
+            )
         yield line

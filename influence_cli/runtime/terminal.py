@@ -20,7 +20,7 @@ Advance = Callable[[float], None]
 
 
 class _Rate(ProgressColumn):
-    """Examples a second, or the time of one that takes longer."""
+    """Examples per second, or the time of one if it takes longer than a second."""
 
     def render(self, task: Task) -> Text:
         """Write the rate of a task."""
@@ -31,26 +31,26 @@ class _Rate(ProgressColumn):
 
 class _Stderr(Console):
     def print(self, *objects: Any, **words: Any) -> None:
-        """Go on likewise where stderr cannot be written, such as a log on a full disk: the work matters more."""
+        """Continue if stderr cannot be written, such as a log on a full disk: the work matters more."""
         try:
             super().print(*objects, **words)
         except OSError:
             self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
-        """Go on without stderr where nobody reads it any more; the default ends the program."""
+        """Continue without stderr if nobody reads it any more; the default ends the program."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @dataclass
 class Terminal:
-    """Where a command speaks to the person who runs it; of several processes the first one does.
+    """Where a command reports to the person who runs it; of several processes only the first one prints.
 
     Attributes:
         quiet: only warnings and errors.
-        verbose: also details.
-        warnings: what was warned of, for the run file.
+        verbose: details too.
+        warnings: the warnings so far, for the run file.
         silent: not even warnings are printed: they are only collected. What is called without a terminal has this one.
     """
 
@@ -65,12 +65,12 @@ class Terminal:
         return _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """Print a line of what is done or found."""
+        """Print one line about what was done or found."""
         if self._speaks():
             self.console.print(printable(text), markup=False)
 
     def detail(self, text: str) -> None:
-        """Print a line for ``-v``."""
+        """Print one line that only ``-v`` shows."""
         if self.verbose and self._speaks():
             self.console.print(printable(text), markup=False, style="dim")
 

@@ -1,7 +1,7 @@
-"""Several files that appear together or not at all: each is complete beside its place before the first takes it.
+"""Several files that appear together or not at all: each is complete next to its place before the first is renamed.
 
-What is to change is written down before the first change, and struck out after the last: where a kill comes between the
-two, the next run finds it and takes the changes back.
+The planned changes are recorded before the first one, and the record is removed after the last. If a kill comes between
+the two, the next run finds the record and rolls the changes back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class NewFile:
     Attributes:
         path: where it is to appear.
         write: writes the whole of it to the path it is given, which has the same suffix.
-        verify: reads it back from there; raises where it is not what was meant.
+        verify: reads it back from there; raises if it is not what was meant.
     """
 
     path: Path
@@ -34,13 +34,13 @@ class NewFile:
 
 
 def write_together(files: Sequence[NewFile]) -> None:
-    """Write files so that a failure, or a kill and ``take_back``, leaves every one of them as it was.
+    """Write files so that a failure, or a kill followed by ``take_back``, leaves each of them as it was.
 
-    All are written and verified beside their places first, under hidden names, and only then renamed; if a rename
-    fails, those before it are taken back. A link is kept: what it points to is replaced.
+    All are first written and verified next to their places, under hidden names, and only then renamed; if a rename
+    fails, those before it are rolled back. A link is kept: its target is replaced.
 
     Raises:
-        InfluenceError: one cannot be written, or does not read back.
+        InfluenceError: one cannot be written or read back.
     """
     for file in files:
         check_output(file.path)
@@ -63,7 +63,7 @@ def write_together(files: Sequence[NewFile]) -> None:
 
 
 def take_back(paths: Sequence[Path]) -> bool:
-    """Take back what a kill has left half changed of files that are written together, and remove what it left beside.
+    """Roll back files left half-written by an interrupted run, and remove the leftovers next to them.
 
     Args:
         paths: of the files, in the order in which they are written.
@@ -78,7 +78,7 @@ def take_back(paths: Sequence[Path]) -> bool:
 
 
 def _rename(files: Sequence[NewFile], targets: Sequence[Path]) -> None:
-    # By its content a file is known for one of ours later: what somebody else has put there since is left alone.
+    # The content identifies our file later: a file that somebody else has put there since is left alone.
     changes = [
         {"file": str(target), "new": _hash(_beside(target, "part")), "was": target.exists()} for target in targets
     ]
@@ -97,7 +97,7 @@ def _rename(files: Sequence[NewFile], targets: Sequence[Path]) -> None:
 
 
 def _undo(first: Path) -> bool:
-    """Take back the changes that are written down beside the first of the files, and strike them out."""
+    """Roll back the changes recorded next to the first of the files, and remove the record."""
     note, changed = _note(first), False
     if not note.exists():
         return False
@@ -117,7 +117,7 @@ def _undo(first: Path) -> bool:
 
 def _clear(targets: Sequence[Path]) -> None:
     if _note(targets[0]).exists():
-        return  # what is beside them is still needed
+        return  # the files next to them are still needed
     for target in targets:
         for word in ("part", "old"):
             if (path := _beside(target, word)).exists():

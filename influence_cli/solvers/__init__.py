@@ -1,4 +1,4 @@
-"""Linear algebra of a matrix that is only known by its products with vectors.
+"""Linear algebra of a matrix that is known only by its products with vectors.
 
-Each file is one method and a function of that product: it knows no model and no data.
+Each file is one method, a function of that product: it knows nothing about models or data.
 """

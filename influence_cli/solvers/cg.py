@@ -1,10 +1,9 @@
 """Conjugate gradients for A x = v, A = H + (l2 + λ)I: a plain function of a product with A, returning (x, info).
 
-Right when a product over all data is affordable: exact, certified by its residual. All right sides are solved in one
-block, so that each profits from the directions of the others (O'Leary 1980), and any symmetric positive definite
-preconditioner may be given: it changes the number of products, not the answer. Series of mini-batches are in
-solvers/lissa.py, a preconditioner from random products is in solvers/nystrom.py, the ends of a spectrum are in
-solvers/lanczos.py.
+Use it if a product over all data is affordable: it is exact, and its residual certifies that. All right-hand sides are
+solved in one block, so that each profits from the directions of the others (O'Leary 1980). Any symmetric positive
+definite preconditioner may be given: it changes the number of products, not the answer. solvers/lissa.py has series of
+mini-batches, solvers/nystrom.py a preconditioner from random products, solvers/lanczos.py the ends of a spectrum.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from influence_cli.errors import InfluenceError
 
 Product = Callable[[Tensor], Tensor]
 
-# A direction whose part beside the others is smaller than the root of this is left out of a block.
+# A direction whose part outside the others is smaller than the root of this is left out of a block.
 DEPENDENT = 1e-12
 
 
@@ -31,12 +30,12 @@ class SolveInfo:
         method: ``cg``, ``nystrom``, ``lissa`` or ``neumann``.
         iterations: products of a block of vectors with the whole matrix (cg, nystrom), steps (lissa, neumann).
         products: vectors multiplied with the matrix: the whole one (cg, nystrom) or that of a mini-batch.
-        residual: the largest ‖v − A x‖ / ‖v‖ of all right sides, measured with the whole matrix.
-        tolerance: what was asked.
+        residual: the largest ‖v − A x‖ / ‖v‖ of all right-hand sides, measured with the whole matrix.
+        tolerance: the requested residual.
         converged: residual ≤ tolerance.
         preconditioner: ``ggn-rows``, ``nystrom``, or empty for none.
         scale: σ of a series; None for cg and nystrom.
-        damping: λ of A = H + (l2 + λ)I; None where a caller gave no more than a product.
+        damping: λ of A = H + (l2 + λ)I; None if the caller gave only a product.
     """
 
     method: str
@@ -63,19 +62,19 @@ def conjugate_gradients(
 
     With R the residuals, Z = M⁻¹R and P an orthonormal basis of the directions (Ji & Li 2017, algorithm 2):
     α = (PᵀAP)⁻¹PᵀR, X ← X + Pα, R ← R − APα, β = −(PᵀAP)⁻¹(AP)ᵀZ, P ← orth(Z + Pβ).
-    A right side that has converged, or whose direction depends on the others', gives no direction any more, and still
-    takes its share of theirs.
+    A right-hand side that has converged, or whose direction depends on the others', adds no more directions but still
+    uses theirs.
 
     Args:
         product: V [m, p] to V A [m, p].
-        v: right sides [m, p].
+        v: right-hand sides [m, p].
         precondition: R [m, p] to R M⁻¹, M symmetric positive definite and like A; None for M = I.
         tolerance: of the relative residual ‖v − A x‖ / ‖v‖.
-        max_iterations: products of a block at most.
+        max_iterations: most products of a block.
         on_iteration: called with (iterations, relative residual).
 
     Returns:
-        x [m, p] in v's dtype, and what was done; the residual is measured anew at the end, not the recurrence's.
+        x [m, p] in v's dtype, and what was done; the residual is measured at the end, not taken from the recurrence.
 
     Raises:
         InfluenceError: a direction of negative curvature: A is not positive definite; a number that is not finite.
@@ -89,7 +88,7 @@ def conjugate_gradients(
     )
     x, r = torch.zeros_like(b), b.clone()
     residual, last = _largest(r, norms), float("inf")
-    # float32 products drift from the recurrence: go on from the true residual for as long as that still helps.
+    # float32 products drift from the recurrence: continue from the true residual while that helps.
     while residual > tolerance and residual < 0.5 * last and block.iterations < max_iterations:
         last = residual
         x = x + block.run(r)
@@ -149,12 +148,12 @@ class _Block:
 
 
 def orthonormal(rows: Tensor) -> Tensor:
-    """Give an orthonormal basis of the span of rows [m, p]: [at most m, p]; what depends on the others is left out."""
+    """Give an orthonormal basis of the span of rows [m, p]: [at most m, p]; dependent rows are left out."""
     sizes = rows.norm(dim=1, keepdim=True)
     rows = (rows / sizes.clamp_min(torch.finfo(rows.dtype).tiny))[sizes[:, 0] > 0]
     if not len(rows):
         return rows
-    # Twice: the first time the smaller directions come out of a squared condition number.
+    # Twice: the first pass squares the condition number, which spoils the smaller directions.
     for _ in range(2):
         values, turn = torch.linalg.eigh(rows @ rows.T)
         used = values > DEPENDENT * float(values[-1])
@@ -163,7 +162,7 @@ def orthonormal(rows: Tensor) -> Tensor:
 
 
 def require_positive(bend: Tensor, where: str) -> None:
-    """Refuse a matrix A of which PᵀAP [d, d], P orthonormal, has an eigenvalue ≤ 0: then A has one as well.
+    """Refuse a matrix A if PᵀAP [d, d], with P orthonormal, has an eigenvalue ≤ 0: then A has one as well.
 
     Raises:
         InfluenceError: naming that eigenvalue, an upper bound of A's smallest.
@@ -186,7 +185,7 @@ def refuse_indefinite(worst: float, where: str) -> None:
 
 
 def check_limits(tolerance: float, max_iterations: int) -> None:
-    """Refuse limits under which nothing could be solved.
+    """Refuse limits that cannot solve anything.
 
     Raises:
         InfluenceError: a tolerance outside (0, 1), or no iteration.
@@ -194,11 +193,11 @@ def check_limits(tolerance: float, max_iterations: int) -> None:
     if not 0 < tolerance < 1:
         raise InfluenceError(f"a tolerance of {tolerance:g}: expected a relative residual between 0 and 1")
     if max_iterations < 1:
-        raise InfluenceError(f"a limit of {max_iterations} iterations solves nothing", "allow at least 1")
+        raise InfluenceError(f"a limit of {max_iterations} iterations cannot solve anything", "allow at least 1")
 
 
 def finite(x: Tensor, name: str) -> Tensor:
-    """Pass on what is finite.
+    """Return a tensor that is finite.
 
     Raises:
         InfluenceError: some number is not.

@@ -1,4 +1,4 @@
-"""Eigenpairs of the symmetric matrices that a curvature is made of."""
+"""Eigenpairs of the symmetric matrices of a curvature."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from influence_cli.errors import InfluenceError
 def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Decompose symmetric matrices A = V Λ Vᵀ.
 
-    Rows that are zero in all of them are left out of the decomposition: pixels that never vary, or what a kernel reads
-    beyond an image of one pixel. They cost the most and have eigenvalue 0.
+    Rows that are zero in all of them are left out of the decomposition: pixels that never vary, or padding that a
+    kernel reads around an image of one pixel. They cost the most and have eigenvalue 0.
 
     Args:
         matrix: [g, w, w]; its two triangles may differ by rounding.
@@ -37,17 +37,17 @@ def eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decompose(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Give rising eigenvalues and their vectors; another LAPACK where the first one does not converge."""
+    """Give eigenvalues in ascending order and their vectors; use another LAPACK if the first does not converge."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
         return values, vectors
     except torch.linalg.LinAlgError as first:  # type: ignore[attr-defined]
-        # Many equal eigenvalues are where divide and conquer gives up; what one library cannot do the other often can.
+        # Divide and conquer can fail for many equal eigenvalues; another library often succeeds.
         try:
             pair = np.linalg.eigh(matrix.double().cpu().numpy())
         except np.linalg.LinAlgError:
             raise InfluenceError(
-                f"the eigenvectors of a matrix of {matrix.shape[-1]:,} × {matrix.shape[-1]:,} do not converge",
+                f"the eigenvectors of a matrix of {matrix.shape[-1]:,} × {matrix.shape[-1]:,} did not converge",
                 "leave its layer out (gradients.layers), or use curvature.method: identity",
             ) from first
         values, vectors = (torch.from_numpy(np.ascontiguousarray(part)).to(matrix) for part in pair)

@@ -1,4 +1,4 @@
-"""The size and the ends of a symmetric matrix's spectrum, from products with it."""
+"""The largest eigenvalue and the ends of a symmetric matrix's spectrum, from products with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 Product = Callable[[Tensor], Tensor]
 
-# Random vectors whose mean quotient beside the Krylov space is that of the rest.
+# Random vectors that estimate the mean eigenvalue outside the Krylov space.
 PROBES = 4
 
 
@@ -71,12 +71,12 @@ def lanczos(product: Product, size: int, *, like: Tensor, iterations: int = 30, 
         product: V [1, p] to V A [1, p].
         size: p.
         like: a tensor of the dtype and device of the products.
-        iterations: products, at most p; a few more are for the mean.
+        iterations: products, at most p; a few more for the mean.
         seed: of the start.
 
     Returns:
-        (smallest, mean, largest) eigenvalue; the ends are estimates from inside the spectrum. Of a large eigenvalue
-        that is there several times one direction is known, and probes have to find the others.
+        (smallest, mean, largest) eigenvalue; the ends are estimates from inside the spectrum. For a large repeated
+        eigenvalue one direction is known, and probes must find the others.
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randint(0, 2, (size,), generator=generator).mul_(2).sub_(1).double()
@@ -98,7 +98,7 @@ def lanczos(product: Product, size: int, *, like: Tensor, iterations: int = 30, 
         betas.append(beta)
         basis.append(image / beta)
     values = torch.linalg.eigvalsh(tridiagonal(alphas, betas))
-    # In the Krylov space, where the largest eigenvalues lie, the trace is known; probes estimate what lies beside it.
+    # The trace is known in the Krylov space, which holds the largest eigenvalues; probes estimate the rest.
     known, trace = torch.stack(basis[: len(alphas)]), sum(alphas)
     for _ in range(PROBES if len(alphas) < size else 0):
         probe = torch.randint(0, 2, (size,), generator=generator).mul_(2).sub_(1).double()

@@ -1,6 +1,6 @@
 """LiSSA and the preconditioned Neumann iteration for A x = v, A = H + (l2 + λ)I, from products with mini-batches of A.
 
-Right when a product over all data at each step is too dear. LiSSA (Agarwal, Bullins & Hazan 2017; Koh & Liang 2017,
+Use it if a product over all data at each step is too expensive. LiSSA (Agarwal, Bullins & Hazan 2017; Koh & Liang 2017,
 section 3) needs steps in proportion to A's condition number, the preconditioned iteration (as in Wang et al. 2025,
 "ASTRA") to that of M⁻¹A. Both are certified by their residual with the whole matrix.
 """
@@ -17,11 +17,11 @@ from influence_cli.errors import InfluenceError
 from influence_cli.solvers.cg import Product, SolveInfo, check_limits, finite, refuse_indefinite
 from influence_cli.solvers.lanczos import lanczos, power_iteration
 
-# σ beside the largest eigenvalue that power iteration finds from below.
+# σ relative to the largest eigenvalue, which power iteration finds from below.
 MARGIN = 1.2
-# Times that σ is doubled before a series that does not settle is given up.
+# How often σ is doubled before a series that does not converge is given up.
 DOUBLINGS = 12
-# Steps between two looks at whether a series has left the range of its numbers.
+# Steps between two checks that a series is still finite.
 LOOK = 50
 
 
@@ -39,7 +39,7 @@ def lissa(
 ) -> tuple[Tensor, SolveInfo]:
     """Solve A x = v by the series y ← M⁻¹r/σ + (I − M⁻¹A_B/σ) y on mini-batches B; M = I is LiSSA.
 
-    One run of the series from mini-batches never settles: its noise is that of A_B. So each round runs ``steps``
+    One run of the series from mini-batches never converges: it keeps the noise of A_B. So each round runs ``steps``
     steps on what is left over, r = v − A x with the *whole* matrix, averages the second half of the iterates, and
     adds the result to x (iterative refinement). The noise shrinks with r, and r is a certificate: along a direction
     of negative curvature it grows.
@@ -47,20 +47,20 @@ def lissa(
     Args:
         batch_product: V [m, p] to V A_B [m, p] on the next mini-batch, unbiased: E[A_B] = A.
         product: the same with the whole matrix.
-        v: right sides [m, p].
+        v: right-hand sides [m, p].
         precondition: R [m, p] to R M⁻¹, M symmetric positive definite; None for M = I.
         scale: σ, at least half the largest eigenvalue of any M⁻¹A_B; None for 1.2 × what power iteration on
-            mini-batches finds. Doubled where the series does not settle.
-        steps: a round; doubled with σ.
+            mini-batches finds. Doubled if the series does not converge.
+        steps: per round; doubled with σ.
         tolerance: of the relative residual.
-        max_iterations: steps at most.
+        max_iterations: most steps.
         on_round: called with (steps so far, relative residual).
 
     Returns:
         x [m, p], and what was done; x is the best of all rounds.
 
     Raises:
-        InfluenceError: A is not positive definite; no σ makes the series settle; a number that is not finite.
+        InfluenceError: A is not positive definite; no σ makes the series converge; a number that is not finite.
     """
     check_limits(tolerance, max_iterations)
     m_inverse = precondition or (lambda rows: rows)
@@ -83,12 +83,13 @@ def lissa(
         if math.isfinite(now) and now < residual:
             x, r, residual = candidate, left, now
         else:
-            # Too small a σ, or noise that wants more steps at a larger one, or a direction in which nothing settles.
+            # σ is too small, or noise needs more steps at a larger σ, or some direction never converges.
             positive = positive or _require_definite(product, v, name)
             doublings += 1
             if doublings > DOUBLINGS:
                 raise InfluenceError(
-                    f"{name} settles at no scale up to {scale:.3g}: H + λI is singular to rounding, or not finite",
+                    f"{name} does not converge at any scale up to {scale:.3g}: H + λI is singular to rounding, "
+                    "or not finite",
                     "use a larger curvature.damping, or curvature.method: cg",
                 )
             scale, steps = 2 * scale, 2 * steps
@@ -115,12 +116,12 @@ def _round(batch_product: Product, m_inverse: Product, r: Tensor, scale: float, 
 
 
 def _require_definite(product: Product, v: Tensor, name: str) -> bool:
-    """Measure the smallest eigenvalue where a series does not settle: one ≤ 0 is why.
+    """Measure the smallest eigenvalue if a series does not converge: an eigenvalue ≤ 0 explains it.
 
     Raises:
         InfluenceError: there is one.
     """
     smallest = lanczos(product, v.shape[1], like=v, iterations=60).smallest
     if smallest <= 0 or not math.isfinite(smallest):
-        refuse_indefinite(smallest, f"{name} does not settle: there is a direction")
+        refuse_indefinite(smallest, f"{name} does not converge: there is a direction")
     return True

@@ -1,8 +1,8 @@
 """Nyström: conjugate gradients preconditioned by a randomised low-rank approximation of A = H + (l2 + λ)I.
 
-Right where few directions are much more curved than the rest and no layer-wise factors can be had: ``rank`` products
-with random vectors find those directions, in which A is then inverted at once (Frangella, Tropp & Udell 2023). What the
-approximation misses costs iterations, never accuracy.
+Use it if few directions are much more curved than the rest and layer-wise factors are not available: ``rank`` products
+with random vectors find those directions, and A is then inverted in them at once (Frangella, Tropp & Udell 2023). What
+the approximation misses costs iterations, never accuracy.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from influence_cli.solvers.cg import Product, SolveInfo, conjugate_gradients, finite, orthonormal, refuse_indefinite
 
 RANK = 100
-# Numbers in the random vectors at most: 2²⁷, 512 MB in float32.
+# Most numbers in the random vectors: 2²⁷, 512 MB in float32.
 NUMBERS = 2**27
 # Random vectors in one product.
 AT_ONCE = 25
-# An eigenvalue below this share of the largest is the products' rounding.
+# An eigenvalue below this share of the largest is rounding of the products.
 ROUNDING = 1e-6
 
 
@@ -41,7 +41,7 @@ def nystrom(
 
     Args:
         product: V [m, p] to V A [m, p].
-        v: right sides [m, p].
+        v: right-hand sides [m, p].
         rank: r, at most p.
         seed: of Ω.
         tolerance: of the relative residual.
@@ -52,7 +52,7 @@ def nystrom(
         x [m, p], and what was done; its ``products`` count those with Ω.
 
     Raises:
-        InfluenceError: ΩᵀAΩ has a negative eigenvalue, so A has one; or what conjugate gradients refuse.
+        InfluenceError: ΩᵀAΩ has a negative eigenvalue, so A has one; or an error of conjugate gradients.
     """
     rank = max(1, min(rank, v.shape[1], NUMBERS // v.shape[1]))
     precondition = _preconditioner(product, v, rank, seed)

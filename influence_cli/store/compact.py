@@ -1,4 +1,4 @@
-"""Merge a store in shards into one file: what is there is copied block by block, verified; nothing is computed."""
+"""Merge a store in shards into one file: its blocks are verified and copied; nothing is computed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from influence_cli.store.store import Store
 
 
 def compact(path: Path, terminal: Terminal) -> None:
-    """Merge the shards of a complete store into one file, which takes the main file's place when it is whole.
+    """Merge the shards of a complete store into one file, which replaces the main file when it is complete.
 
-    A kill leaves the store as it was, and what was copied beside it: the next call goes on there.
+    A kill leaves the store unchanged, and the copied part next to it: the next call resumes there.
 
     Args:
         path: the store's main file.
@@ -27,12 +27,12 @@ def compact(path: Path, terminal: Terminal) -> None:
 
     Raises:
         InfluenceError: it is not complete, damaged, in use, or the disk has no room for a second copy.
-        Stopped: Ctrl-C; the store is as it was.
+        Stopped: Ctrl-C; the store is unchanged.
     """
     with claim(path):
         with Store.open(path) as store:
             if not store.shards:
-                terminal.say(f"{path} is one file already")
+                terminal.say(f"{path} is already one file")
                 return
             store.require_complete()
             merged = _begun(path, store)
@@ -47,17 +47,17 @@ def compact(path: Path, terminal: Terminal) -> None:
                             whole.write_summary(summary)
                         size = whole.size()
                 except KeyboardInterrupt:
-                    raise Stopped(f"{path} is as it was; run the same command to go on") from None
+                    raise Stopped(f"{path} is unchanged; run the same command to resume") from None
             count = len(store.shards)
         disk.replace(merged, path)
         remove_orphans(path)
-    terminal.say(f"{path} is one file now ({human_bytes(size)}), of {count:,} shards")
+    terminal.say(f"merged {count:,} shards into {path} ({human_bytes(size)})")
 
 
 def _begun(path: Path, store: Store) -> Path:
-    """Give the file that takes the copies: one that an earlier call has begun of the same store, or a new one."""
+    """Give the file for the copies: one that an earlier call started for the same store, or a new one."""
     merged = path.with_name(path.name + ".merged")
-    # The same rows with the same bytes, whichever shards they lie in.
+    # The same rows have the same bytes in any shards.
     own = {"merged_from": xxhash.xxh3_64_hexdigest(store.digests().tobytes() + store.checksums().tobytes())}
     if merged.exists():
         try:
@@ -65,7 +65,7 @@ def _begun(path: Path, store: Store) -> Path:
                 if begun.facts.get("merged_from") == own["merged_from"] and begun.layout == store.layout:
                     return merged
         except InfluenceError:
-            pass  # cut short: it is made anew
+            pass  # truncated: it is made again
         disk.remove(merged)
     create(
         merged,

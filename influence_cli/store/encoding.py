@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import xxhash
 
-# What the largest number of a float16 or int8 row becomes: its scale keeps large and small gradients in range alike.
+# The largest number of a float16 or int8 row after scaling, which keeps large and small gradients in range.
 LARGEST = {"float16": 1.0, "int8": 127.0}
 
 
 def encode(rows: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
-    """Encode float32 rows as they are stored: divided by a scale a row, int8 rounded to the nearest integer.
+    """Encode float32 rows as they are stored: divided by one scale per row; int8 is rounded to the nearest integer.
 
     Args:
         rows: float32 [b, k], k > 0.
@@ -30,12 +30,12 @@ def encode(rows: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
     scales[scales == 0] = 1
     scales[~np.isfinite(scales)] = np.nan
     encoded = np.empty(rows.shape, dtype=dtype)
-    step = max(1, 2**18 // rows.shape[1])  # what lies between stays in the cache
+    step = max(1, 2**18 // rows.shape[1])  # intermediate values stay in the cache
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         values = rows[part] / scales[part, None]
         if dtype == "int8":
-            # The scale of a row of the very smallest numbers is rounded: its largest could fall outside.
+            # The scale of a row of tiny numbers is rounded, so its largest could fall out of range.
             values = np.clip(np.rint(np.nan_to_num(values)), -127, 127)
         encoded[part] = values
     return {"coordinates": encoded, "scales": scales}
@@ -49,7 +49,7 @@ def decode(encoded: np.ndarray, scales: np.ndarray, room: np.ndarray) -> np.ndar
 
 
 def room_for(count: int, width: int) -> np.ndarray:
-    """Make room for float32 rows, aligned always alike: the last bit of a product can depend on where its rows lie."""
+    """Allocate float32 rows with a fixed alignment: the last bit of a product can depend on it."""
     size = count * width
     room = np.empty(size + 16, dtype=np.float32)
     skip = -room.ctypes.data % 64 // 4
@@ -57,7 +57,7 @@ def room_for(count: int, width: int) -> np.ndarray:
 
 
 def checksum(block: int, columns: Mapping[str, np.ndarray], digest: int) -> int:
-    """Compute the checksum of a block: of its number, what went into the model, and all that is stored of its rows."""
+    """Compute the checksum of a block: of its number, the model's inputs, and everything stored of its rows."""
     state = xxhash.xxh3_64(f"{block}:{digest}".encode())
     for name in sorted(columns):
         state.update(columns[name].data)

@@ -1,7 +1,7 @@
-"""What is checked before a store is opened: that it is one, undamaged but for its rows, and has what it says.
+"""The checks before a store is opened: it is a store, undamaged except for its rows, and has what its header says.
 
-The seal comes first, and with it the checksum of all that HDF5 keeps about its data sets. Then the header has to fit
-them, in place and size: a checksum is no signature, and what does not lie in the file is not to be read.
+The seal comes first, with the checksum of all HDF5 metadata. Then the header must match the data sets in place and
+size: a checksum is not a signature, and data outside the file must not be read.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from influence_cli.store.layout import (
     side_arrays,
 )
 
-# A shard's name, from the folder of the store: nothing else is opened, whatever a header says.
+# A shard's name in the folder of the store: no other file is opened, whatever a header says.
 SHARD = re.compile(r"[^/\\\0]+\.shards-[0-9a-f]{8}/\d{4,}\.h5")
 
 
 def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, dict[str, Any]]:
-    """Lock a store's file, check that it is one, undamaged but for its rows, and open it.
+    """Lock a store's file, check that it is a store and undamaged except for its rows, and open it.
 
-    HDF5 opens it for reading only: nothing that it keeps about the data sets is ever written again.
+    HDF5 opens it only for reading: its metadata is never written again.
 
     Returns:
         The raw file, which holds the lock, the HDF5 file, and the header.
@@ -47,35 +47,35 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
         InfluenceError: no such file, not a store, damaged, newer, not permitted, or in use by another process.
     """
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # to open a pipe would wait for a writer
-            raise InfluenceError(f"{path} is no file", "set gradients.store to another place")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # opening a pipe would wait for a writer
+            raise InfluenceError(f"{path} is not a file", "set gradients.store to another place")
         raw = path.open("r+b" if write else "rb", buffering=0)
     except FileNotFoundError as error:
-        raise InfluenceError(f"there is no store {path}", "influence gradients makes it") from error
+        raise InfluenceError(f"there is no store {path}", "influence gradients creates it") from error
     except PermissionError as error:
-        hint = "copy it to a place where you may write, and set gradients.store" if write else "whose file is it?"
+        hint = "copy it to a writable folder, and set gradients.store" if write else "check who owns the file"
         raise InfluenceError(f"{path}: permission denied{' to write' if write else ''}", hint) from error
     except OSError as error:
         raise InfluenceError(
             f"{path} cannot be opened{' for writing' if write else ''}: {error.strerror}",
-            "is its disk there, and may it be written to? gradients.store names another place",
+            "check that its disk is mounted and writable, or set gradients.store to another place",
         ) from error
     try:
         lock(raw, path, alone=write)
         _check_seal(_read_seal(raw), path)
-        # HDF5's own shared lock goes with ours, but not beside the exclusive one.
+        # HDF5's own shared lock is compatible with our shared lock, but not with the exclusive one.
         file = h5py.File(path, "r", locking=False) if write else h5py.File(path, "r")
         return raw, file, _read_header(file, path)
     except OSError as error:
         raw.close()
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW) from error
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW) from error
     except BaseException:
         raw.close()
         raise
 
 
 def _read_seal(raw: BinaryIO) -> bytes:
-    """Read the seal, three lines, padded to its room; no more than the first bytes of a file without one."""
+    """Read the seal: three lines, padded; only the first bytes of a file without one."""
     seal = raw.read(SEAL_BYTES)
     while seal.startswith(FORMAT.encode()) and seal.count(b"\n") < 3 and len(seal) < LARGEST_SEAL:
         more = raw.read(len(seal))
@@ -94,30 +94,30 @@ def _check_seal(seal: bytes, path: Path) -> None:
             raise InfluenceError(f"{path} is damaged: its first bytes have changed", ANEW)
         if h5py.is_hdf5(path):
             raise InfluenceError(
-                f"{path} is an HDF5 file, but no influence store", "set gradients.store to another name"
+                f"{path} is an HDF5 file, but not an influence store", "set gradients.store to another name"
             )
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW)
     if version.isdigit() and int(version) > VERSION:
         raise InfluenceError(
-            f"{path} is a store of version {int(version)}, this influence reads up to {VERSION}", "update influence"
+            f"{path} is a store of version {int(version)}, but this influence reads up to {VERSION}", "update influence"
         )
     if len(seal) < SEAL_BYTES:
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW)
     body, _, rest = rest.partition(b"\n")
     if version != str(VERSION).encode() or rest.rstrip(b"\0") != xxhash.xxh3_64_hexdigest(body).encode() + b"\n":
         raise InfluenceError(f"{path} is damaged: its first {len(seal)} bytes have changed", ANEW)
     facts, size = _object(body), path.stat().st_size
     ranges = facts.get("metadata")
     if not isinstance(facts.get("bytes"), int) or not isinstance(ranges, list) or not _rise(ranges, facts["bytes"]):
-        raise InfluenceError(f"{path} is damaged: its seal says nothing that fits", ANEW)
+        raise InfluenceError(f"{path} is damaged: its seal does not match", ANEW)
     if size < facts["bytes"]:
-        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is cut short", ANEW)
+        raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW)
     if digest(path, ranges) != facts.get("xxh3"):
-        raise InfluenceError(f"{path} is damaged: what HDF5 keeps about its data sets has changed", ANEW)
+        raise InfluenceError(f"{path} is damaged: the HDF5 metadata of its data sets has changed", ANEW)
 
 
 def _object(text: bytes) -> dict[str, Any]:
-    """Read a JSON object; an empty one of anything else: a checksum is easily made to fit."""
+    """Read a JSON object; an empty one for anything else, since a matching checksum is easily forged."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -126,7 +126,7 @@ def _object(text: bytes) -> dict[str, Any]:
 
 
 def _rise(ranges: list[Any], size: int) -> bool:
-    """Say whether these are parts of a file of this size, one after another: they are read into memory."""
+    """Say whether these parts lie in a file of this size, one after another: they are read into memory."""
     at = 0
     for part in ranges:
         if not (isinstance(part, list) and len(part) == 2 and all(type(place) is int for place in part)):
@@ -139,15 +139,15 @@ def _rise(ranges: list[Any], size: int) -> bool:
 
 
 def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
-    """Read the header, and check that the file has what it says: nobody is stopped from writing checksums that fit."""
-    wrong = InfluenceError(f"{path} is damaged: its header and its data sets do not fit", ANEW)
+    """Read the header, and check that the file has what it says: anybody can write matching checksums."""
+    wrong = InfluenceError(f"{path} is damaged: its header and its data sets do not match", ANEW)
     try:
         data = dict(data_sets(file))
         if not _inside(data["header"], path) or data["header"].dtype != np.uint8:
             raise wrong
         text = data["header"][()].tobytes()
         if xxhash.xxh3_64_intdigest(text) != int(data["header"].attrs["xxh3"]):
-            raise InfluenceError(f"{path} is damaged: the checksum of its header does not fit", ANEW)
+            raise InfluenceError(f"{path} is damaged: the checksum of its header does not match", ANEW)
         header = _object(text)
         layout = Layout(**header["layout"])
         if not (isinstance(header["fingerprint"], dict) and isinstance(header["facts"], dict) and _possible(layout)):
@@ -156,7 +156,7 @@ def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
             *((name, dtype, (layout.padded, *shape)) for name, (shape, dtype) in row_columns(layout).items()),
             *((name, dtype, (layout.blocks,)) for name, dtype in PER_BLOCK.items()),
         ]
-        if "shards" in header:  # rows and blocks are theirs, and checked there
+        if "shards" in header:  # rows and blocks belong to the shards, and are checked there
             own = []
             if not check_shards(header["shards"], layout.blocks):
                 raise wrong
@@ -176,7 +176,7 @@ def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
 
 
 def check_shards(shards: Any, blocks: int) -> bool:
-    """Say whether shards lie in a folder beside the store that names them, and hold every block once, in order."""
+    """Say whether shards are in a folder next to their store, and hold every block once, in order."""
     at = 0
     for shard in shards if isinstance(shards, list) else []:
         file, first, count, header = (shard[key] for key in ("file", "first", "blocks", "header"))
@@ -198,7 +198,7 @@ def _possible(layout: Layout) -> bool:
 
 
 def _inside(data: h5py.Dataset, path: Path) -> bool:
-    """Say whether a data set lies in the file in one piece, as it is mapped and read: none grows as it is read."""
+    """Say whether a data set is in one piece in the file, so that it can be mapped and is never larger when read."""
     size = data.id.get_storage_size()
     if data.chunks is not None or data.external or data.is_virtual or size != data.nbytes:
         return False

@@ -1,6 +1,6 @@
-"""What a store is on disk: its data sets, and how the file is made.
+"""A store on disk: its data sets, and how the file is made.
 
-An HDF5 file that any HDF5 tool can read, made whole under another name and renamed when complete:
+An HDF5 file that any HDF5 tool can read, made under another name and renamed when complete:
 
     coordinates  [padded n, k]  float32, or float16 or int8 with ``scales`` [padded n]; not there if k = 0
     losses [padded n], outputs [padded n, C], labels [padded n], indices [padded n]
@@ -10,9 +10,9 @@ An HDF5 file that any HDF5 tool can read, made whole under another name and rena
     summary [k + 1]  mean row and mean squared norm, once complete
     header       JSON: layout, fingerprint, facts
 
-No data set ever moves or changes its type, so all that HDF5 itself keeps about them stays as it is. Its checksum lies
-in the seal, in front of the HDF5 file (its user block), and is verified before HDF5 reads a byte: a flipped bit there
-would otherwise give other numbers, or a crash.
+No data set ever moves or changes its type, so the HDF5 metadata stays the same. Its checksum is in the seal, in front
+of the HDF5 file (its user block), and is verified before HDF5 reads a byte: a flipped bit there would otherwise give
+wrong numbers or a crash.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from influence_cli.runtime.locks import lock
 
 FORMAT = "influence-store"
 VERSION = 1
-# Room for the seal: of a store with some hundred data sets, and at most.
+# Room for the seal: for a store with some hundred data sets, and the most.
 SEAL_BYTES, LARGEST_SEAL = 4096, 2**24
-# Coordinates of many bytes begin at a page of 2 MB, for them to be mapped in such pages.
+# Large coordinates start at a page of 2 MB, so that they can be mapped in such pages.
 MANY_BYTES, HUGE_PAGE = 32 * 2**20, 2 * 2**20
-# What HDF5 itself takes of a store, and for each side array, at most: names, places, the space up to the next one.
+# Most bytes of HDF5 itself, per store and per side array: names, places, the space up to the next array.
 FIRST_BYTES, OWN_BYTES = 2**15, 1024
-ANEW = "influence gradients --overwrite makes it anew"
-# What a store has beside the columns of its rows.
+ANEW = "influence gradients --overwrite rebuilds it"
+# What a store has in addition to the columns of its rows.
 PER_BLOCK = {"flags": "uint8", "checksums": "uint64", "inputs": "uint64"}
 FIXED = ("header", *PER_BLOCK, "summary", "summary_xxh3")
 
@@ -51,7 +51,7 @@ class Layout:
 
     Attributes:
         n: training examples.
-        k: numbers a row; 0 for a store that holds no coordinates.
+        k: numbers per row; 0 for a store without coordinates.
         classes: C, outputs of the model.
         block: rows a block.
         dtype: ``float32``, or ``float16`` or ``int8`` (rows then carry a scale each).
@@ -87,7 +87,7 @@ class Layout:
 
 
 def row_columns(layout: Layout) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name what is stored of every row, with its shape and type."""
+    """Name what is stored per row, with its shape and type."""
     columns: dict[str, tuple[tuple[int, ...], str]] = {
         "labels": ((), "int64"),
         "indices": ((), "int64"),
@@ -129,7 +129,7 @@ def create(
         arrays: side arrays by name, such as ``spectrum`` and ``basis``; a ``/`` in a name makes groups.
 
     Raises:
-        ValueError: a side array has a name that stores use themselves.
+        ValueError: a side array has a reserved name.
         InfluenceError: the folder is missing or not writable, or the disk is too small.
     """
     own = {*FIXED, *row_columns(layout), "scales", "coordinates"}
@@ -147,16 +147,16 @@ def encoded(header: Mapping[str, Any]) -> bytes:
 
 
 def side_bytes(arrays: Mapping[str, np.ndarray]) -> int:
-    """Bound the bytes of side arrays, and of what HDF5 takes of any store."""
+    """Bound the bytes of side arrays and of HDF5 itself."""
     return sum(values.nbytes + OWN_BYTES for values in arrays.values()) + FIRST_BYTES
 
 
 def make_whole(path: Path, need: int, lay_out: Callable[[Path], None]) -> None:
-    """Make a store's file under another name, seal it, and put it where it belongs, replacing what was there.
+    """Make a store's file under another name, seal it, and put it in its place, replacing what was there.
 
     Args:
         path: the file; it appears only when complete.
-        need: bytes that it takes at most.
+        need: the most bytes that it takes.
         lay_out: writes the HDF5 file to the path that it is given, its user block left free.
 
     Raises:
@@ -167,7 +167,7 @@ def make_whole(path: Path, need: int, lay_out: Callable[[Path], None]) -> None:
     try:
         with part.open("a+b") as raw:
             lock(raw, path, alone=True)
-            # HDF5 prints a traceback for every write that fails on a full disk: it begins where there is room.
+            # HDF5 prints a traceback for every failed write on a full disk, so it starts only if there is room.
             disk.reserve(raw, need)
             lay_out(part)
             with part.open("r+b", buffering=0) as whole:
@@ -180,8 +180,8 @@ def make_whole(path: Path, need: int, lay_out: Callable[[Path], None]) -> None:
     except OSError as error:
         disk.remove(part)
         raise InfluenceError(
-            f"{path} cannot be made: {disk.failure(error, part, need)}",
-            "make room, or set gradients.store to another place; what is fitted is kept",
+            f"{path} cannot be created: {disk.failure(error, part, need)}",
+            "free disk space, or set gradients.store to another place; finished work is kept",
         ) from error
     except BaseException:
         disk.remove(part)
@@ -189,7 +189,7 @@ def make_whole(path: Path, need: int, lay_out: Callable[[Path], None]) -> None:
 
 
 def _replace(part: Path, path: Path) -> None:
-    """Put a whole file in the place of a store, unless another process has that open."""
+    """Replace a store with a complete file, unless another process has the store open."""
     if path.exists():
         with path.open("rb") as old:
             try:
@@ -210,7 +210,7 @@ def _lay_out(
 ) -> None:
     columns = row_columns(layout)
     size = layout.padded * layout.k * np.dtype(layout.dtype).itemsize
-    # HDF5 counts bytes from the end of the user block: for a data set to lie at a large page, that has to end at one.
+    # HDF5 counts bytes from the end of the user block, so that must end at a large page for data sets to start at one.
     align, room = (HUGE_PAGE, HUGE_PAGE) if size >= MANY_BYTES else (64, SEAL_BYTES)
     room = max(room, seal_size(len(FIXED) + len(columns) + len(arrays)))
     with h5py.File(path, "w", userblock_size=room, alignment_threshold=1, alignment_interval=64, locking=False) as file:
@@ -230,13 +230,13 @@ def _lay_out(
 
 
 def lay_out_rest(file: h5py.File, layout: Layout, header: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-    """Lay out what a store has beside its rows and blocks: the header, the side arrays, room for the summary."""
+    """Lay out everything except rows and blocks: the header, the side arrays, room for the summary."""
     _add(file, "header", np.frombuffer(header, dtype=np.uint8))
     file.attrs["format"] = FORMAT
     file.attrs["version"] = VERSION
     _reserve(file, "summary", (layout.k + 1,), "float64", zero=True)
     _reserve(file, "summary_xxh3", (1,), "uint64", zero=True)
-    for name, values in sorted(arrays.items()):  # the same file, wherever they come from
+    for name, values in sorted(arrays.items()):  # the same file for any order of the arrays
         _add(file, name, np.asarray(values, order="C"))
 
 
@@ -270,7 +270,7 @@ def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str, *, 
 
 
 def seal_size(count: int) -> int:
-    """Bound the seal of a file with so many data sets: a power of two, as HDF5 wants it."""
+    """Bound the seal of a file by its number of data sets: a power of two, as HDF5 requires."""
     return int(2 ** (256 + 32 * (count + 1)).bit_length())
 
 

@@ -22,15 +22,15 @@ from influence_cli.store.scan import Place, Reader, place_of
 
 @dataclass(frozen=True)
 class Part:
-    """An open file with rows of a store: the store itself, or one of its shards.
+    """An open file with rows of a store: the store itself or one of its shards.
 
     Attributes:
         path: the file.
-        absolute: the same from the root: one thread writes while another reads the user's data set, in whose folder it
-            is then, for the whole process.
-        raw: it, open, with its lock.
-        file: it, open by HDF5.
-        first: the block of the store that its first one is.
+        absolute: its absolute path: one thread writes while another reads the user's data set, which changes the
+            current folder of the whole process.
+        raw: the open file, with its lock.
+        file: the file, opened by HDF5.
+        first: the number in the store of its first block.
         layout: the shape of the rows in use.
     """
 
@@ -48,7 +48,7 @@ class Part:
 
     @property
     def blocks(self) -> range:
-        """Give its blocks, as the store numbers them."""
+        """Give its blocks, by their numbers in the store."""
         return range(self.first, self.first + self.layout.blocks)
 
     def column(self, name: str, rows: slice) -> np.ndarray:
@@ -56,37 +56,38 @@ class Part:
         return np.asarray(self.file[name][rows])
 
     def reader(self) -> Reader:
-        """Make a reader of its rows; what it takes for the checksums is read now."""
+        """Make a reader of its rows; the data for checksums is read now."""
         own = slice(self.layout.blocks)
         digests, checksums = self.column("inputs", own), self.column("checksums", own)
         return Reader(self.path, self.first, self.raw, self.layout, self.places, digests, checksums)
 
     def put(self, name: str, row: int, values: np.ndarray | np.generic) -> None:
-        """Write values at their place in the file, past HDF5: it loses the error of a write that it has put off."""
+        """Write values at their place in the file, bypassing HDF5, which loses errors of delayed writes."""
         place = place_of(self.file[name])
         disk.write_at(self.raw, place.start + row * place.row_bytes, np.asarray(values, dtype=place.dtype))
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Turn what a disk says into a message, and write only while the file is where others will look for it."""
+        """Turn disk errors into a message, and write only while the file is still at its path."""
         try:
             if not os.path.samestat(self.absolute.stat(), os.fstat(self.raw.fileno())):
                 raise FileNotFoundError
             yield
         except FileNotFoundError as error:
             raise InfluenceError(
-                f"{self.path} has gone while {what} was to be written: moved, removed, or its disk was unmounted",
-                "the finished blocks are in it, wherever it is: put it back and run the same command again",
+                f"{self.path} disappeared while {what} was being written: it was moved or removed, or its disk was "
+                "unmounted",
+                "it holds the finished blocks: put it back and run the same command to resume",
             ) from error
         except OSError as error:
             size = os.fstat(self.raw.fileno()).st_size
             raise InfluenceError(
                 f"writing {what} of {self.path} failed: {disk.failure(error, self.absolute, size)}",
-                "the finished blocks are kept; make room and run the same command again",
+                "finished work is kept; free disk space and run the same command to resume",
             ) from error
 
     def close(self) -> None:
-        """Close the file, and give up its lock; what was mapped of it stays."""
+        """Close the file and release its lock; mapped parts stay valid."""
         self.file.close()
         unlock(self.raw)
         self.raw.close()

@@ -1,7 +1,7 @@
 """A scan: rows mapped from the file, verified, and worked on by several threads.
 
-The file is mapped, not read. The checksum of a few blocks brings them into the processor's cache, where the maths then
-finds them; each thread does both for a piece of its own, and waits for no other.
+The file is mapped, not read. The checksum of a few blocks brings them into the processor's cache, where the products
+then find them. Each thread does both for its own piece, and never waits for another thread.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from influence_cli.errors import InfluenceError
 from influence_cli.store.encoding import checksum, decode
 from influence_cli.store.layout import Layout
 
-# Bytes of float32 rows, if a block is not larger: what is mapped at one time, and what of it is verified and worked on
-# at one time, small enough for the processor's cache.
+# Bytes of float32 rows (or one block, if that is larger): mapped at once, and verified and worked on at once, which
+# must be small enough for the processor's cache.
 PIECE_BYTES, PART_BYTES = 32 * 2**20, 4 * 2**20
-# Where rows are converted, a part of a block will do, but a product of few rows is slow: so many, within these bytes.
+# If rows are converted, parts of a block suffice, but products of few rows are slow: this many, within these bytes.
 ROOM_ROWS, ROOM_BYTES = 128, 32 * 2**20
 
 Piece = TypeVar("Piece")
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a contiguous data set lies in the file.
+    """The place of a contiguous data set in the file.
 
     Attributes:
         start: byte of the first row.
@@ -54,29 +54,29 @@ class Place:
 
 
 def place_of(data: h5py.Dataset) -> Place:
-    """Find a data set in its file; what has no bytes lies anywhere."""
+    """Find a data set in its file; an empty one may be anywhere."""
     return Place(data.id.get_offset() or 0, data.dtype, data.shape[1:])
 
 
 def mapped(raw: BinaryIO, place: Place, row: int, count: int, *, writable: bool = True) -> np.ndarray:
-    """Map rows of a data set into memory, past HDF5 and without a copy; the map ends with the array.
+    """Map rows of a data set into memory, bypassing HDF5 and without a copy; the map ends with the array.
 
     Args:
         raw: the file.
         place: the data set.
         row: the first row.
         count: how many.
-        writable: map copy-on-write, for torch takes no read-only memory. The system may hold memory ready for it.
+        writable: map copy-on-write, because torch accepts no read-only memory. The system may reserve memory for it.
     """
     size = count * place.row_bytes
-    if not size:  # mmap takes a length of 0 for the whole file
+    if not size:  # for mmap a length of 0 means the whole file
         return np.empty((count, *place.shape), dtype=place.dtype)
     start = place.start + row * place.row_bytes
     before = start % mmap.ALLOCATIONGRANULARITY
     access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
     pages = mmap.mmap(raw.fileno(), before + size, access=access, offset=start - before)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        # Reads ahead, and into pages of 2 MB: with pages of 4 kB, which posix_fadvise reads, to map a row takes as long
+        # Reads ahead, and into pages of 2 MB: with pages of 4 kB, as read by posix_fadvise, mapping a row takes as long
         # as to multiply it with ten others. A kernel that has none refuses.
         with contextlib.suppress(OSError):
             pages.madvise(mmap.MADV_HUGEPAGE)
@@ -92,8 +92,8 @@ class Reader:
         first: the block of the store that its first one is.
         raw: the open file.
         layout: the shape of the rows in use.
-        places: where the columns of its rows lie.
-        digests: each block's hash of what went into the model.
+        places: the places of the columns of its rows.
+        digests: each block's hash of the model's inputs.
         checksums: what the blocks' checksums should be.
     """
 
@@ -114,7 +114,7 @@ class Reader:
         self._digests = digests.tolist()
         self._checksums = checksums.tolist()
         self._coordinates = places.get("coordinates")
-        # All but the coordinates is small, and mapped once for all pieces.
+        # Everything except the coordinates is small, and mapped once for all pieces.
         self._columns = {
             name: mapped(raw, place, 0, layout.padded, writable=False)
             for name, place in places.items()
@@ -122,11 +122,11 @@ class Reader:
         }
 
     def digest(self, block: int) -> int:
-        """Give the hash of what went into the model for a block of the store."""
+        """Give the hash of the model's inputs for a block of the store."""
         return int(self._digests[block - self.blocks.start])
 
     def columns(self, block: int) -> dict[str, np.ndarray]:
-        """Give what is stored of the rows of a block of the store, as it lies in the file."""
+        """Give what is stored of the rows of a block of the store, as it is in the file."""
         start = (block - self.blocks.start) * self._layout.block
         rows = slice(start, start + self._layout.block)
         columns = {name: values[rows] for name, values in self._columns.items()}
@@ -166,12 +166,12 @@ class Reader:
                 yield slice(before + some.start, before + some.stop), values
 
     def fits(self, block: int) -> bool:
-        """Say whether the checksum of a block of the store fits."""
+        """Say whether the checksum of a block of the store matches."""
         own = block - self.blocks.start
         return self._fits(own, self._map(range(own, own + 1)), own * self._layout.block)
 
     def _converted(self, where: slice) -> Iterator[slice]:
-        """Cut rows into what is converted at one time, evenly."""
+        """Cut rows evenly into parts that are converted at once."""
         count = where.stop - where.start
         step = -(-count // -(-count // most_rows(self._layout)))
         for start in range(where.start, where.stop, step):
@@ -193,20 +193,20 @@ class Reader:
 
 
 def damaged_block(path: Path, block: int) -> InfluenceError:
-    """Name a block whose checksum does not fit."""
+    """Name a block whose checksum does not match."""
     return InfluenceError(
-        f"{path} is damaged: the checksum of block {block} does not fit",
-        "influence gradients --repair computes the damaged blocks again",
+        f"{path} is damaged: the checksum of block {block} does not match",
+        "influence gradients --repair recomputes the damaged blocks",
     )
 
 
 def most_rows(layout: Layout) -> int:
-    """Count the rows that are converted at one time, at most."""
+    """Count the most rows that are converted at once."""
     return min(layout.padded, max(_rows_in(layout, PART_BYTES), min(ROOM_ROWS, _rows_in(layout, ROOM_BYTES))))
 
 
 def blocks_in(layout: Layout, size: int) -> int:
-    """Count the blocks whose float32 rows have so many bytes, at least one."""
+    """Count the blocks whose float32 rows fit a number of bytes; at least one."""
     return max(1, _rows_in(layout, size) // layout.block)
 
 
@@ -223,7 +223,7 @@ def pieces(
         readers: of all files of the store, in order of their rows.
         layout: of the store.
         blocks: the blocks that are wanted.
-        threads: that share them: the pieces become small towards the end, so that all threads end about together.
+        threads: the threads that share them: pieces become small towards the end, so that all threads end together.
     """
     part, most = blocks_in(layout, PART_BYTES), blocks_in(layout, PIECE_BYTES)
     for reader in readers:
@@ -238,9 +238,9 @@ def pieces(
 def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece], threads: int) -> Iterator[Result]:
     """Run ``work`` on every piece, on several threads, and give the results in order of the pieces.
 
-    Inside, torch works with one thread and without autograd: then the result for a piece does not depend on how many
-    threads there are. Only a few pieces are begun before their turn. Whatever stops it (an error of a piece, Ctrl-C, a
-    caller who has enough) waits for the pieces in hand and leaves no thread behind.
+    Inside, torch works with one thread and without autograd, so the result for a piece does not depend on the number of
+    threads. Only a few pieces are started ahead of their turn. Any stop (an error of a piece, Ctrl-C, a caller who has
+    enough) waits for the running pieces and leaves no thread behind.
 
     Args:
         work: called from other threads.
@@ -259,7 +259,7 @@ def in_order(work: Callable[[Piece], Result], pieces: Iterable[Piece], threads: 
             yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        # Threads of this one have kept theirs; new ones would begin with one.
+        # Existing threads keep their setting; new ones would start with one.
         torch.set_num_threads(before)
 
 

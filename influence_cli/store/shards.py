@@ -1,9 +1,9 @@
-"""A store in several files: shards that are stores themselves, and a small main file that makes one of them.
+"""A store in several files: shards that are stores themselves, and a small main file that joins them.
 
 The main file has the header, the curvature and the summary; its rows are virtual data sets over the shards, so that any
-HDF5 tool reads them as one. A shard holds whole blocks. Several processes write a shard each at one time, and a store
-that grows gets more of them. Shards lie in a folder of their own beside the main file; which ones they are, and that
-none was taken from another store, stands in the main file's header.
+HDF5 tool reads them as one. A shard holds whole blocks. Several processes write one shard each at a time, and a store
+that grows gets more shards. Shards are in their own folder next to the main file; the main file's header lists them,
+with a checksum that detects a shard of another store.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from influence_cli.store.layout import (
 )
 from influence_cli.store.part import Part
 
-# Of the main file, for the virtual data sets of each shard.
+# Bytes of the main file for the virtual data sets, per shard.
 MAP_BYTES = 4096
-# Open files that a process has beside those of a store.
+# Open files of a process in addition to those of a store.
 OTHER_FILES = 64
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard, as the main file's header has it.
+    """A shard, as listed in the main file's header.
 
     Attributes:
-        file: its name, from the main file's folder.
-        first: the block of the store that its first one is.
-        blocks: how many of its blocks belong to the store: of one that a larger store was made of, the full ones.
+        file: its name, relative to the main file's folder.
+        first: the number in the store of its first block.
+        blocks: how many of its blocks belong to the store: only the full ones, after the store has grown.
         header: xxh3 of its header, which no other shard has.
     """
 
@@ -67,12 +67,12 @@ class Shard:
 
 
 def shards_of(header: Mapping[str, Any]) -> list[Shard]:
-    """Read the shards out of a main file's header; none of a store in one file."""
+    """Read the shards from a main file's header; none for a store in one file."""
     return [Shard(**facts) for facts in header.get("shards", [])]
 
 
 def _new_folder(path: Path) -> Path:
-    """Name a folder for the shards of a store that is made now."""
+    """Name a folder for the shards of a new store."""
     return path.with_name(f"{path.name}.shards-{secrets.token_hex(4)}")
 
 
@@ -97,9 +97,9 @@ def create_sharded(
     Args:
         path: the main file; it appears when every shard is there.
         layout: the shape of all of it.
-        count: shards, at most one a block.
+        count: shards, at most one per block.
         fingerprint: what the store belongs to.
-        facts: as of a store in one file.
+        facts: as for a store in one file.
         labels: int64 [n].
         indices: int64 [n].
         arrays: side arrays.
@@ -123,20 +123,20 @@ def extend(
     labels: np.ndarray,
     indices: np.ndarray,
 ) -> None:
-    """Add room for more rows to a store; what is done stays, but the last block, where it was not full.
+    """Add room for more rows to a store; finished blocks stay, except the last one if it was not full.
 
-    The store in one file becomes the first shard. Its curvature stays as it was fitted, on the rows of before.
+    A store in one file becomes the first shard. Its curvature is not refitted on the new rows.
 
     Args:
         path: the store.
         layout: the new shape: more rows, the rest as before.
-        count: new shards, at most one a new block.
+        count: new shards, at most one per new block.
         fingerprint: what the larger store belongs to.
         labels: int64 [n], of all rows.
         indices: int64 [n].
 
     Raises:
-        InfluenceError: the disk is too small, or the folder cannot be written to.
+        InfluenceError: the disk is too small, or the folder is not writable.
     """
     raw, file, header = open_file(path)
     with raw, file:
@@ -182,7 +182,7 @@ def _add_shards(
         disk.make_folder(folder)
     except OSError as error:
         raise InfluenceError(
-            f"{folder} cannot be made: {error.strerror}", "make its folder writable, or set gradients.store"
+            f"{folder} cannot be created: {error.strerror}", "make its folder writable, or set gradients.store"
         ) from error
     count = max(1, min(count, len(blocks)))
     made = []
@@ -239,7 +239,7 @@ def _write_main(
                 whole = h5py.VirtualLayout((layout.blocks,), dtype)
                 for shard in shards:
                     source = h5py.VirtualSource(shard.file, name, (shard.blocks,), dtype)
-                    # As part of the source, which has more of them where the store has grown over its last block.
+                    # A part of the source, which is longer if the store has grown over its last block.
                     whole[shard.first : shard.first + shard.blocks] = source[: shard.blocks]
                 file.create_virtual_dataset(name, whole)
 
@@ -247,13 +247,13 @@ def _write_main(
 
 
 def open_shards(path: Path, header: Mapping[str, Any], *, write: bool) -> list[Part]:
-    """Open the shards of a store, each checked as a store is, and that it belongs to this one.
+    """Open the shards of a store; each is checked like a store, and that it belongs to this one.
 
     Raises:
         InfluenceError: one is missing (with the rows that it held), damaged, or of another store.
     """
     layout, shards = Layout(**header["layout"]), shards_of(header)
-    # Each is open twice, once by HDF5, and what is mapped of it once more for every column.
+    # Each is open twice, once by HDF5, and once more per mapped column.
     _allow_files((2 + len(row_columns(layout))) * len(shards) + OTHER_FILES)
     opened: list[Part] = []
     try:
@@ -263,7 +263,7 @@ def open_shards(path: Path, header: Mapping[str, Any], *, write: bool) -> list[P
             held = f"rows {rows.start:,} to {rows.stop - 1:,} of {layout.n:,}"
             if not file.exists():
                 raise InfluenceError(
-                    f"{path} lacks its shard {shard.file}, which held {held}",
+                    f"{path} is missing its shard {shard.file}, which held {held}",
                     f"put it back, or {ANEW}; the curvature is kept",
                 )
             raw, own, found = open_file(file, write=write)
@@ -271,7 +271,7 @@ def open_shards(path: Path, header: Mapping[str, Any], *, write: bool) -> list[P
             opened.append(Part(file, file.absolute(), raw, own, shard.first, used))
             if _header_hash(own) != shard.header or not _fits(found, layout, shard):
                 raise InfluenceError(
-                    f"{file} is a shard of another store: {path} was made with another for {held}",
+                    f"{file} is a shard of another store: {path} was made with a different shard for {held}",
                     f"put the right one back, or {ANEW}; the curvature is kept",
                 )
     except BaseException:
@@ -289,7 +289,7 @@ def _fits(found: Mapping[str, Any], layout: Layout, shard: Shard) -> bool:
 
 
 def _allow_files(need: int) -> None:
-    """Raise the number of files that this process may have open, within what the system allows."""
+    """Raise the limit of open files of this process, within what the system allows."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -300,7 +300,7 @@ def _allow_files(need: int) -> None:
 
 
 def remove_orphans(path: Path) -> None:
-    """Remove the shards that a store had before, and that what is at ``path`` now does not name."""
+    """Remove the old shards of a store that the file at ``path`` no longer names."""
     used: set[str] = set()
     with contextlib.suppress(InfluenceError):
         raw, file, header = open_file(path)
@@ -312,6 +312,6 @@ def remove_orphans(path: Path) -> None:
         if not any(Path(name).parent.name == folder.name for name in used):
             disk.remove_tree(folder)
             continue
-        for shard in folder.glob("*.h5"):  # of a store that has grown over its last block
+        for shard in folder.glob("*.h5"):  # from a store that has grown over its last block
             if f"{folder.name}/{shard.name}" not in used:
                 disk.remove(shard)

@@ -1,8 +1,8 @@
-"""The gradient store: an HDF5 file of coordinates, a row a training example, with a flag and a checksum a block.
+"""The gradient store: an HDF5 file with one row of coordinates per training example, a flag and checksum per block.
 
-Everything is laid out and reserved when the file is made (store/layout.py). After that nothing but rows, checksums and
-flags is written, in place and in that order, so a kill at any instant leaves a file that opens and has lost at most
-the block in hand. The rows may lie in several such files (store/shards.py); they are read as one.
+Everything is laid out and reserved when the file is made (store/layout.py). After that only rows, checksums and flags
+are written, in place and in that order, so a kill at any instant leaves a file that opens and has lost at most the
+current block. The rows may be in several such files (store/shards.py); they are read as one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from influence_cli.store.shards import open_shards
 READ, SKIPPED = 1, 2
 # Columns that are written when the file is made.
 FIXED_COLUMNS = ("labels", "indices")
-# Rows of outputs that are read at one time: of a thousand classes all of them would fill the memory.
+# Rows of outputs read at once: with a thousand classes all of them would fill the memory.
 OUTPUT_ROWS = 2**16
 
 Result = TypeVar("Result")
@@ -40,14 +40,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Rows:
-    """One block on its way into the store, not padded.
+    """One block to be written to the store, not padded.
 
     Attributes:
         coordinates: float32 [b, k].
         losses: float32 [b].
         outputs: float32 [b, C].
         state: uint8 [b], READ or SKIPPED.
-        digest: xxh3 of what went into the model.
+        digest: xxh3 of the model's inputs.
     """
 
     coordinates: np.ndarray
@@ -69,7 +69,7 @@ class Store:
         self.layout = main.layout
         self.fingerprint: dict[str, str] = header["fingerprint"]
         self.facts: dict[str, Any] = header["facts"]
-        # The files of rows that are not the main one, and the blocks of each.
+        # The files of rows other than the main file, and the blocks of each.
         self.shards = [(part.path, part.blocks) for part in parts if part is not main]
         self._main = main
         self._parts = parts
@@ -79,9 +79,9 @@ class Store:
         """Open a store and check its header; rows are checked as they are read.
 
         Args:
-            path: the file; of a store in several, the main one.
-            write: alone.
-            rows: open the shards too; a store without its rows still has its curvature.
+            path: the file; the main one of a store in several files.
+            write: open for writing, exclusively.
+            rows: also open the shards; without them the store still has its curvature.
         """
         raw, file, header = open_file(path, write=write)
         main = Part(path, path.absolute(), raw, file, 0, Layout(**header["layout"]))
@@ -98,7 +98,7 @@ class Store:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Close every file, and give up its lock; what was mapped of it stays."""
+        """Close every file and release its lock; mapped parts stay valid."""
         for part in {id(part): part for part in (*self._parts, self._main)}.values():
             part.close()
 
@@ -107,7 +107,7 @@ class Store:
         return [name for name in side_arrays(self._main.file) if name.startswith(prefix)]
 
     def array(self, name: str) -> np.ndarray | None:
-        """Give a whole side array (``spectrum``, ``basis``), its checksum verified; None where there is none.
+        """Give a whole side array (``spectrum``, ``basis``) after verifying its checksum; None if there is none.
 
         It is the file itself, mapped copy-on-write, and outlives the store.
         """
@@ -118,8 +118,8 @@ class Store:
         values = mapped(self._main.raw, place, 0, len(data)) if data.shape else np.asarray(data[()])
         if xxhash.xxh3_64_intdigest(values.data) != int(data.attrs["xxh3"]):
             raise InfluenceError(
-                f"{self.path} is damaged: the checksum of its {name} does not fit",
-                "it belongs to no block that could be repaired; influence gradients --overwrite makes the store anew",
+                f"{self.path} is damaged: the checksum of its {name} does not match",
+                "it belongs to no block, so it cannot be repaired; influence gradients --overwrite rebuilds the store",
             )
         return values
 
@@ -139,7 +139,7 @@ class Store:
         return np.asarray(self._of_blocks("flags") == 1)
 
     def digests(self) -> np.ndarray:
-        """Give each block's hash of what went into the model: uint64 [blocks]."""
+        """Give each block's hash of the model's inputs: uint64 [blocks]."""
         return self._of_blocks("inputs")
 
     def checksums(self) -> np.ndarray:
@@ -150,13 +150,13 @@ class Store:
         """Write a block: its rows, flushed, then its flag, flushed.
 
         Raises:
-            InfluenceError: the disk is full or gone; what is done so far stays.
+            InfluenceError: the disk is full or gone; finished blocks stay.
         """
         part = self._part(block)
         self._write(part, block - part.first, self._encode(part, rows), rows.digest)
 
     def copy(self, block: int, source: Store) -> None:
-        """Copy a block of another store with the same rows, as it lies there, its checksum verified.
+        """Copy a block of another store with the same rows, unchanged, after verifying its checksum.
 
         Raises:
             InfluenceError: it is damaged there; the disk is full or gone.
@@ -168,7 +168,7 @@ class Store:
         self._write(self._part(block), block, columns, reader.digest(block))
 
     def summary(self) -> np.ndarray | None:
-        """Read what ``write_summary`` kept: float64 [k + 1]; None where that has not happened since the last write."""
+        """Read what ``write_summary`` kept: float64 [k + 1]; None if it has not been called since the last write."""
         file = self._main.file
         values = np.asarray(file["summary"][()])
         return values if int(file["summary_xxh3"][0]) == xxhash.xxh3_64_intdigest(values.data) else None
@@ -182,7 +182,7 @@ class Store:
         return int((self.column("state") == READ).sum())
 
     def write_summary(self, values: np.ndarray) -> None:
-        """Keep k + 1 numbers about all rows beside them."""
+        """Keep k + 1 summary numbers of all rows in the store."""
         values = np.ascontiguousarray(values, dtype=np.float64)
         with self._main.writing("the summary"):
             self._main.put("summary", 0, values)
@@ -192,7 +192,7 @@ class Store:
     def write_labels(self, labels: np.ndarray, indices: np.ndarray) -> None:
         """Write labels and positions of all examples again, as they were when the store was made.
 
-        A block's checksum is made of what the file holds of them: damage must not get under a new one.
+        A block's checksum covers them, so a new checksum must not cover damaged values.
         """
         for part in self._parts:
             rows = self.layout.span(part.blocks)
@@ -212,7 +212,7 @@ class Store:
                 disk.flush(part.raw)
 
     def damaged(self, blocks: np.ndarray | None = None) -> np.ndarray:
-        """Read some finished blocks (default: all) and list those whose checksum does not fit."""
+        """Read some finished blocks (default: all) and list those whose checksum does not match."""
         chosen = np.flatnonzero(self.done()) if blocks is None else blocks
         bad: list[int] = []
         for part in self._parts:
@@ -228,16 +228,16 @@ class Store:
         threads: int | None = None,
         blocks: Sequence[int] | None = None,
     ) -> Iterator[Result]:
-        """Run ``work`` on all coordinates, a piece at a time on several threads, each block's checksum verified first.
+        """Run ``work`` on all coordinates, piece by piece on several threads, after verifying each block's checksum.
 
-        The rows are always cut alike, and inside ``work`` torch has one thread and no autograd: a store gives the same
-        results on the same CPU, whatever the number of threads.
+        The rows are always cut in the same way, and inside ``work`` torch has one thread and no autograd. So a store
+        gives the same results on the same CPU for any number of threads.
 
         Args:
             work: takes the rows' positions in the store and their coordinates, float32 [b, k], which hold until it
-                returns. Several calls run at one time, none in the calling thread.
+                returns. Several calls run at once, none in the calling thread.
             threads: how many; None for as many as torch uses.
-            blocks: which: a range, or some blocks here and there, each read for itself; None for all.
+            blocks: which ones: a range, or some separate blocks, each read by itself; None for all.
 
         Yields:
             What ``work`` returns, in order of the rows.
@@ -249,7 +249,7 @@ class Store:
         own, threads = local(), threads or torch.get_num_threads()
 
         def room(count: int) -> np.ndarray:
-            if not hasattr(own, "rows"):  # made once a thread
+            if not hasattr(own, "rows"):  # made once per thread
                 own.rows = room_for(most_rows(self.layout), self.layout.k)
             return np.asarray(own.rows[:count])
 
@@ -261,7 +261,7 @@ class Store:
             yield from results
 
     def scan(self, blocks: range | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-        """Read coordinates once, in order, several blocks at a time, each block's checksum verified first.
+        """Read coordinates once, in order, several blocks at a time, after verifying each block's checksum.
 
         Args:
             blocks: which; None for all.
@@ -278,7 +278,7 @@ class Store:
             yield from reader.parts(piece, lambda count: room_for(count, self.layout.k), whole=True)
 
     def require_complete(self) -> None:
-        """Refuse to give numbers of a store that has not all its blocks.
+        """Refuse a store that does not have all its blocks.
 
         Raises:
             InfluenceError: a block is missing.
@@ -320,7 +320,7 @@ class Store:
 
         def pad(values: np.ndarray, name: str) -> np.ndarray:
             values = values.astype(part.places[name].dtype, copy=False)
-            if padding:  # only the last block: a copy of every block would cost as much as its checksum
+            if padding:  # only for the last block: copying every block would cost as much as its checksum
                 values = np.pad(values, [(0, padding)] + [(0, 0)] * (values.ndim - 1))
             return np.ascontiguousarray(values)
 
@@ -335,10 +335,10 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def predicted_classes(stores: Sequence[Store]) -> np.ndarray:
-    """Give the class of largest mean probability of every example, int64 [n]; outputs are read a part at a time.
+    """Give the class of largest mean probability per example, int64 [n]; outputs are read in parts.
 
     Args:
-        stores: of the same examples, a checkpoint each.
+        stores: of the same examples, one per checkpoint.
     """
     classes = np.empty(stores[0].layout.n, dtype=np.int64)
     for start in range(0, len(classes), OUTPUT_ROWS):
@@ -351,7 +351,7 @@ def predicted_classes(stores: Sequence[Store]) -> np.ndarray:
 def block_sums(rows: np.ndarray) -> np.ndarray:
     """Sum the rows of a block, and their squared norms: float64 [k + 1].
 
-    In float32 within a block: the rows' own rounding is larger than that of adding a few hundred of them.
+    In float32 within a block: the rounding of the rows is larger than that of adding a few hundred of them.
     """
     flat = rows.reshape(-1)
     return np.append(np.ones(len(rows), dtype=rows.dtype) @ rows, flat @ flat).astype(np.float64)

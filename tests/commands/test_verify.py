@@ -89,7 +89,7 @@ def test_the_self_check_says_what_influence_stands_on(influence: Command, projec
 def test_a_checkpoint_that_is_no_minimum_is_called_that(influence: Command, project: Path) -> None:
     save_minimum(project, l2=1.0)
     rows = rows_of(influence("verify", 3, cwd=project))
-    assert "no minimum" in str(rows[0]["meaning"])
+    assert "not a minimum" in str(rows[0]["meaning"])
 
 
 @pytest.mark.parametrize("method", ["ekfac", "explicit", "cg", "identity"])
@@ -251,7 +251,7 @@ def test_a_network_is_retrained_by_its_training_function(influence: Command, pro
     assert noted == pytest.approx([0.01 * 320] * (8 + 5))
     assert pearson(column(rows, "estimated"), column(rows, "actual")) > 0.9
     again = influence("verify", 3, "--loo", 4, cwd=project)
-    assert "5 of 5 retrainings are in" in again.err
+    assert "5 of 5 retrainings are already in" in again.err
     assert rows_of(again) == rows
     refused = influence("verify", next((project / "test" / "Bag").glob("*.png")), "--loo", 4, cwd=project, code=2)
     assert "an image file as TEST" in refused.err
@@ -427,7 +427,7 @@ def test_of_two_processes_one_is_killed_and_the_numbers_are_the_same(
     assert losses_in(folder) == losses_in(whole)
     assert all((kept / name).stat().st_mtime_ns == then for name, then in before.items())
     again = influence(*LDS, *HARMLESS, "--methods", "explicit,identity", cwd=folder)
-    assert "16 of 16 retrainings are in" in again.err
+    assert "16 of 16 retrainings are already in" in again.err
     assert rows_of(again) == rows
 
 
@@ -438,8 +438,8 @@ def test_more_subsets_use_what_is_there_and_another_seed_does_not(
     shutil.copystat(scored[0] / "model.py", folder / "model.py")
     before = losses_in(folder)
     done = influence("verify", "--lds", "--subsets", 9, "--repeats", 1, "--tests", 500, *HARMLESS, cwd=folder)
-    assert "all 80 test examples are taken" in done.err
-    assert "8 of 9 retrainings are in influence.retrained/halves already" in done.err
+    assert "using all 80 test examples" in done.err
+    assert "8 of 9 retrainings are already in influence.retrained/halves" in done.err
     assert rows_of(done)[0]["method"] == "auto"
     after = losses_in(folder)
     assert len(after) == 17
@@ -493,7 +493,7 @@ def test_the_interval_of_a_difference_is_paired() -> None:
         (("--loo", "320"), "there are 320 training examples"),
         (("--loo", "0"), "invalid value for '--loo'"),
         (("--lds", "--subsets", "2"), "invalid value for '--subsets'"),
-        (("--lds",), "influence.yaml: training again needs a training function, and the config names none"),
+        (("--lds",), "influence.yaml: retraining needs a training function, but the config names none"),
         (("--lds", "-s", "training.factory=./model.py:fit"), "model.py has no 'fit'"),
         (("--lds", "-s", "training.factory=./none.py:fit"), "there is no file"),
         (("--lds", "-s", "training.factory=./model.py:nn"), "is a module, which cannot be called"),
@@ -521,7 +521,7 @@ FAULTS = {
     ),
     "wider": (
         "return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(49, 11))",
-        "returned another architecture for {what}: 2.weight is [11, 49], in the model that it was given [10, 49]",
+        "returned another architecture for {what}: 2.weight is [11, 49], but [10, 49] in the model that it was given",
     ),
     "nan": (
         "model[2].bias.data[0] = float('nan')\n    return model",
@@ -551,7 +551,7 @@ def test_arguments_of_the_training_function_are_checked(influence: Command, proj
     with_training(project)
     for argument, message in (
         ("epoch=3", "takes no argument 'epoch'"),
-        ("seed=3", "seed is not for the config to give"),
+        ("seed=3", "seed cannot be set in the config"),
     ):
         done = influence(*LDS, "-s", f"training.args.{argument}", cwd=project, code=2)
         assert f"--set training.args.{argument}: " in done.err
@@ -561,4 +561,4 @@ def test_arguments_of_the_training_function_are_checked(influence: Command, proj
 def test_the_hinge_has_no_newton_step_and_needs_the_training_function(influence: Command, project: Path) -> None:
     words = ("-s", "loss=hinge", "-s", "curvature.method=identity")
     done = influence("verify", 3, "--loo", 4, *words, cwd=project, code=2)
-    assert "training again needs a training function" in done.err
+    assert "retraining needs a training function" in done.err

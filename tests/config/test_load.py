@@ -636,8 +636,8 @@ CONTENT = [
     (b"l2: 0\n" + b"# " + b"x" * 1_000_001, "1,000,009 bytes or more; a config is a few kB"),
     (b"", "the file is empty"),
     (b"# nothing but a comment\n", "the file is empty"),
-    (b"- a\n- b\n", "influence.yaml:1: a mapping of keys is expected"),
-    (b"hello", "influence.yaml:1: a mapping of keys is expected"),
+    (b"- a\n- b\n", "influence.yaml:1: expected a mapping of keys"),
+    (b"hello", "influence.yaml:1: expected a mapping of keys"),
     (b"l2: 1\n\x00", "not valid YAML"),
 ]
 

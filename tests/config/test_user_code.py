@@ -402,7 +402,7 @@ def test_a_name_from_before_the_package_had_folders_works_and_says_the_new_one(
     assert import_object(old, tmp_path, "a.yaml:3") is ParquetImages
     assert import_object(old, tmp_path, "a.yaml:3") is ParquetImages
     assert told == [
-        f"a.yaml:3: {old} is called influence_cli.data.parquet_images.ParquetImages now; "
+        f"a.yaml:3: {old} is now called influence_cli.data.parquet_images.ParquetImages; "
         "the old name works until the next release"
     ]
 

@@ -142,7 +142,7 @@ def test_too_little_memory_is_an_error_that_names_a_remedy() -> None:
     with pytest.raises(InfluenceError) as error:
         found_in(matrix, free=enough - 1)
     assert "24 vectors of 60 numbers (23.0 kB)" in error.value.message
-    assert "23.0 kB are free" in error.value.message
+    assert "23.0 kB is free" in error.value.message
     assert "gradients.layers" in error.value.hint
     assert "ekfac" in error.value.hint
     assert found_in(matrix, free=enough).products == 24 + PROBES
@@ -172,7 +172,7 @@ def test_rank_equals_the_explicit_basis_cut_to_as_many_directions(
     influence: Command, stored: Path, project: Path
 ) -> None:
     words = ("-s", "curvature.method=arnoldi", "-s", f"curvature.damping={DAMPING}", "--matrix", "m.h5")
-    done = influence("rank", 3, *words, "-o", "rows.jsonl", cwd=project)
+    done = influence("rank", 3, *words, "-v", "-o", "rows.jsonl", cwd=project)
     with h5py.File(project / "m.h5") as file:
         ours = np.asarray(file["influence"])[0]
     with h5py.File(project / "influence.h5") as file:
@@ -210,6 +210,6 @@ def test_rank_equals_the_explicit_basis_cut_to_as_many_directions(
 def test_too_little_memory_ends_the_command(influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("influence_cli.precompute.fit.available_bytes", lambda _device: 1000)
     done = influence("rank", 3, "-s", "curvature.method=arnoldi", cwd=project, code=2)
-    assert "curvature arnoldi keeps at least 24 vectors of 500 numbers" in done.err
+    assert "curvature arnoldi needs at least 24 vectors of 500 numbers" in done.err
     assert "use curvature.method: ekfac" in done.err
     assert not (project / "influence.h5").exists()

@@ -93,7 +93,7 @@ def test_too_large_is_an_error_that_names_the_limit(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(fisher, "WIDEST", 19)
     with pytest.raises(InfluenceError) as error:
         stored_moment(path, where="influence.yaml:9")
-    assert error.value.message.startswith("influence.yaml:9: the second moment of 90 gradients of 20 parameters takes")
+    assert error.value.message.startswith("influence.yaml:9: the second moment of 90 gradients of 20 parameters needs")
     assert "the limit is 19 parameters or examples" in error.value.message
     assert "gradients.layers" in error.value.hint
     # Either of the two may be the small one.
@@ -106,7 +106,7 @@ def test_too_little_memory_is_an_error(
 ) -> None:
     path = make(tmp_path / "store.h5", gradients(n, p))
     monkeypatch.setattr(fisher, "available_bytes", lambda _device: 8 * numbers - 1)
-    with pytest.raises(InfluenceError, match="are free"):
+    with pytest.raises(InfluenceError, match="is free"):
         stored_moment(path, where="w")
     monkeypatch.setattr(fisher, "available_bytes", lambda _device: 8 * numbers)
     stored_moment(path, where="w")

@@ -120,18 +120,18 @@ def test_csv_and_npy_give_the_same_indices(tmp_path_factory: pytest.TempPathFact
 
 
 BAD_INDICES = [
-    ([6], "names the index 6; the data set has 0 to 5"),
-    ([0, -1], "names the index -1; the data set has 0 to 5"),
+    ([6], "names the index 6; valid indices are 0 to 5"),
+    ([0, -1], "names the index -1; valid indices are 0 to 5"),
     ([0.5], "holds numbers that are not whole"),
-    (["a"], "not a whole number"),
+    (["a"], "holds <U1, not whole numbers"),
     ([np.nan, 1.0], "whole"),
     ([np.inf], "whole"),
     ([1e300], "file.npy"),
     ([1 + 2j], "file.npy"),
     (np.array([(1, 2)], dtype=[("a", int), ("b", int)]), "file.npy"),
-    ("index\n6\n", "names the index 6; the data set has 0 to 5"),
-    ("index\n0\n-1\n", "names the index -1; the data set has 0 to 5"),
-    ("index\n0.5\n", "not whole"),
+    ("index\n6\n", "names the index 6; valid indices are 0 to 5"),
+    ("index\n0\n-1\n", "names the index -1; valid indices are 0 to 5"),
+    ("index\n0.5\n", "0.5 is not a whole number"),
     ("index\nnan\n", "whole"),
     ("index\n99999999999999999999\n", "file.csv"),
     ("index\ncat\n", "not a whole number"),
@@ -140,8 +140,8 @@ BAD_INDICES = [
     ("Index,b\n0,1\n", "has the columns 'Index', 'b'"),
     ("4\n0\n", "has the columns '4'"),
     ("", "is empty"),
-    ("index,label\n0,cat\n1\n", "file.csv:3: 1 fields, the header has 2"),
-    ("index,label\n0,cat\n\n\n1,a,b\n", "file.csv:5: 3 fields, the header has 2"),
+    ("index,label\n0,cat\n1\n", "file.csv:3: 1 fields, but the header has 2"),
+    ("index,label\n0,cat\n\n\n1,a,b\n", "file.csv:5: 3 fields, but the header has 2"),
     (b"index\n\xff\xfe\n", "is not a readable .csv file"),
 ]  # fmt: skip
 
@@ -243,16 +243,16 @@ def test_without_class_names_labels_are_numbers(write: Write) -> None:
 
 
 BAD_LABELS = [
-    ([0, 1], "has 2 labels, the data set 6 examples"),
-    (np.eye(3)[LABELS], "has 18 labels, the data set 6 examples"),
+    ([0, 1], "has 2 labels, but the data set has 6 examples"),
+    (np.eye(3)[LABELS], "has 18 labels, but the data set has 6 examples"),
     ([0, 1, 2, 0, 1, 3], "has the label 3, but there are 3 classes"),
     ([0, 1, 2, 0, 1, -1], "has the label -1, but there are 3 classes"),
     ([0, 1, 2, 0, 1, 0.5], "holds numbers that are not whole"),
     ([0, 1, 2, 0, 1, np.nan], "whole"),
-    (["cat"] * 6, "not a whole number"),
-    ("label\ncat\n", "has 1 labels, the data set 6 examples"),
+    (["cat"] * 6, "holds <U3, not whole numbers"),
+    ("label\ncat\n", "has 1 labels, but the data set has 6 examples"),
     ("index\n0\n", "has the columns 'index'"),
-    ("index,label\n6,cat\n", "names the index 6; the data set has 0 to 5"),
+    ("index,label\n6,cat\n", "names the index 6; valid indices are 0 to 5"),
     ("index,label\n0,cat\n1,dog\n0,dog\n", "names an index twice (such as 0)"),
     ("index,label\n0,cta\n", "there is no class 'cta'"),
     ("index,label\n0,\n", "there is no class ''"),
@@ -335,7 +335,7 @@ BAD_TRUTH = [
     ("index\n6\n", "names the index 6"),
     ("index,true_label\n0,cta\n", "there is no class 'cta'"),
     ("note\nx\n", "has the columns 'note'"),
-    ("true_label\ncat\n", "has 1 labels, the data set 6 examples"),
+    ("true_label\ncat\n", "has 1 labels, but the data set has 6 examples"),
     ([7], "names the index 7"),
     ([-1], "names the index -1"),
     ([0.5, 1.5], "not whole"),
@@ -400,5 +400,5 @@ def test_positions_of_other_files_are_refused(write: Write, path: str, moved: bo
             read()
             continue
         error = refused(read)
-        assert f"file.csv:{line}: index 0 is /data/cat/0.png, and was {path}" in error.message
-        assert "make it anew" in error.hint
+        assert f"file.csv:{line}: index 0 is now /data/cat/0.png, but was {path}" in error.message
+        assert "write it again" in error.hint

@@ -145,7 +145,7 @@ def test_slow_reading_is_measured_and_planned_for(
 ) -> None:
     found, said = planned(Numbers(10**5, 2e-3), monkeypatch, capsys)
     assert found == Loading(2, 4 * 256, pin=False)
-    assert said.startswith("2 loader processes, 4 batches ready in each: an example takes ")
+    assert said.startswith("2 loader processes, 4 batches ready in each: one example takes ")
 
 
 def test_nothing_is_measured_of_few_examples_or_without_a_core(
@@ -165,7 +165,7 @@ def test_a_set_in_memory_is_read_here(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(loader_plan, "SAVED", 0.0)
     found, said = planned(Numbers(10**5), monkeypatch, capsys)
     assert found == ALONE
-    assert said.startswith("reading in this process: an example takes ")
+    assert said.startswith("reading in this process: one example takes ")
 
 
 def test_examples_that_cannot_be_read_are_left_to_the_pass(
@@ -194,13 +194,13 @@ class Elsewhere(Numbers):
 
 
 OBSTACLES: list[tuple[str, Callable[[pytest.MonkeyPatch], Any], str]] = [
-    ("fork", lambda patch: patch.setattr(os, "fork", no_fork), "2 loader processes cannot be started: BlockingIOError"),
+    ("fork", lambda patch: patch.setattr(os, "fork", no_fork), "cannot start 2 loader processes: BlockingIOError"),
     (
         "shm",
         lambda patch: patch.setattr(os, "statvfs", lambda _path: SimpleNamespace(f_bavail=1, f_frsize=4096)),
-        "a batch takes 3.1 kB, and /dev/shm or the memory has 3.1 kB for batches on their way (in a container: --shm",
+        "a batch takes 3.1 kB, and /dev/shm or free memory has room for only 3.1 kB (in a container: --shm",
     ),
-    ("pixels", lambda patch: None, "they read other pixels than this process"),
+    ("pixels", lambda patch: None, "they read different pixels than this process"),
 ]
 
 
@@ -218,9 +218,9 @@ def test_what_hinders_loader_processes_is_named_before_the_work(
     found, told = planned(source, monkeypatch, capsys)
     assert found == ALONE
     assert told.count("\n") == 1
-    assert told.startswith("warning: loader processes would pay, but ")
+    assert told.startswith("warning: loader processes would be faster, but ")
     assert said in told
-    assert ": reading in this process; an example takes" in told
+    assert ": reading in this process; one example takes" in told
 
 
 # torch complains that its own loader, half made, has not all that its end looks at.
@@ -237,7 +237,7 @@ def test_a_second_process_that_cannot_be_started_leaves_no_first(monkeypatch: py
         return started[0]
 
     monkeypatch.setattr(os, "fork", once)
-    with pytest.raises(InfluenceError, match="2 loader processes cannot be started: BlockingIOError"):
+    with pytest.raises(InfluenceError, match="cannot start 2 loader processes: BlockingIOError"):
         list(read_batches(split_of(Numbers(40)), np.arange(40), 4, Loading(2)))
     gc.collect()
     for child in multiprocessing.active_children():
@@ -255,7 +255,7 @@ def test_processes_that_hang_are_found_in_the_trial(monkeypatch: pytest.MonkeyPa
 
     reader = os.getpid()
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.05)  # how long the end waits for them
-    with pytest.raises(InfluenceError, match=r"influence\.yaml:3: the loader processes hang"):
+    with pytest.raises(InfluenceError, match=r"influence\.yaml:3: the loader processes stopped responding"):
         list(read_batches(split_of(Hanging(40)), np.arange(40), 4, Loading(2), timeout=0.2))
 
 
@@ -273,5 +273,5 @@ def test_a_store_is_the_same_to_the_byte_whoever_reads(
     for name, value in (("cores_here", lambda: 3), ("SAVED", 0.0), ("BATCH", 4), ("best_workers", lambda *_: 2)):
         monkeypatch.setattr(loader_plan, name, value)
     done = influence("gradients", "-v", cwd=tiny)
-    assert done.err.count("2 loader processes, 4 batches ready in each: an example takes") == 1
+    assert done.err.count("2 loader processes, 4 batches ready in each: one example takes") == 1
     assert store.read_bytes() == content

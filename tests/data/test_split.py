@@ -449,7 +449,7 @@ def test_a_file_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> 
 def test_a_file_has_no_way_into_a_data_set_of_tensors_without_a_transform(tmp_path: Path) -> None:
     Image.new("L", (5, 4)).save(tmp_path / "one.png")
     error = refused(lambda: file_input(split_of([(torch.zeros(4, 5), 0)]), tmp_path / "one.png"))
-    assert "no known way into the model" in error.message
+    assert "an image file cannot become a model input" in error.message
     assert "train.transform" in error.hint
 
 
@@ -562,7 +562,7 @@ def test_a_loader_process_that_dies_is_named_and_not_waited_for() -> None:
     message = raised.value.message
     assert re.search(r": the loader process \d+ (is killed by signal: Killed|exited unexpectedly)", message), message
     assert "the 4 examples from training example" in message
-    assert "what is done is kept" in raised.value.hint
+    assert "finished work is kept" in raised.value.hint
 
 
 def test_the_row_of_a_position_is_found_among_those_in_use() -> None:

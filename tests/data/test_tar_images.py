@@ -175,7 +175,7 @@ def refusal(tmp_path: Path, members: Members, **more: str) -> str:
 def test_what_is_wrong_with_an_example_is_told_by_shard_and_name(tmp_path: Path) -> None:
     png = encoded(0)
     assert refusal(tmp_path, [*example(1), ("002.png", png), *example(3)]).startswith(
-        "s.tar: 002 has no label, a member 002.cls;"
+        "s.tar: 002 has no label (a member 002.cls);"
     )
     assert "s.tar: 002 has no label" in refusal(tmp_path, [*example(1), ("002.png", png)])
     assert "s.tar: two members are 001.png" in refusal(tmp_path, [*example(1), ("001.PNG", png)])
@@ -183,9 +183,11 @@ def test_what_is_wrong_with_an_example_is_told_by_shard_and_name(tmp_path: Path)
     assert "s.tar: 001.cls is '{\\n}', not a label" in refusal(tmp_path, example(1, "{\n}"))
     assert "not a label" in refusal(tmp_path, example(1, "7" * 5000))
     mixed = refusal(tmp_path, [*example(1), *example(2, "cat")])
-    assert mixed.startswith("s.tar#002.png has the label 'cat', s.tar#001.png has '1'; labels are all numbers or all")
+    assert mixed.startswith(
+        "s.tar#002.png has the label 'cat', but s.tar#001.png has '1'; labels must be all numbers or all"
+    )
     assert refusal(tmp_path, example(1), image="jpg;webp") == (
-        "no member of s.tar ends in .jpg, .webp; there are: .png (1), .cls (1)"
+        "no member of s.tar ends in .jpg, .webp; its members end in: .png (1), .cls (1)"
     )
 
 
@@ -194,7 +196,7 @@ def test_an_example_without_an_image_is_one_that_cannot_be_read(tmp_path: Path) 
     data = TarImages(str(path))
     assert data.targets.tolist() == [1, 1, 0]
     assert data.paths[1] == f"{path}#002"
-    for index, said in ((1, "the example has no image"), (2, "these 2 bytes are no image")):
+    for index, said in ((1, "the example has no image"), (2, "these 2 bytes are not an image")):
         with pytest.raises(Exception, match=said):
             data[index]
     path.write_bytes(path.read_bytes()[:600])
@@ -207,8 +209,8 @@ CUTS: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("in a header", lambda tar: tar[: 2048 + 100], "truncated header"),
     ("between two members", lambda tar: tar[:2048], "empty header"),
     ("a damaged header", lambda tar: tar[:2048] + b"?" * 512 + tar[2560:], "header"),
-    ("gzip", lambda tar: b"\x1f\x8b" + tar[2:], "s.tar is no tar file"),
-    ("nothing", lambda tar: b"", "s.tar is no tar file"),
+    ("gzip", lambda tar: b"\x1f\x8b" + tar[2:], "s.tar is not a tar file"),
+    ("nothing", lambda tar: b"", "s.tar is not a tar file"),
 ]
 
 
@@ -222,7 +224,7 @@ def test_a_shard_that_is_cut_off_or_damaged_is_refused(
     path.write_bytes(cut(content))
     message = refused(lambda: TarImages(str(path))).message
     assert said in message
-    assert what in ("gzip", "nothing") or "is cut off or damaged after" in message or "takes" in message
+    assert what in ("gzip", "nothing") or "is truncated or damaged after" in message or "takes" in message
 
 
 def test_a_pattern_that_fits_nothing_is_told_with_the_config_s_line(influence: Command, project: Path) -> None:
@@ -231,5 +233,5 @@ def test_a_pattern_that_fits_nothing_is_told_with_the_config_s_line(influence: C
     text = (project / "influence.yaml").read_text()
     (project / "influence.yaml").write_text(text.replace("train-*.tar", "train-{000..002}.tar"))
     done = influence("check", cwd=project, code=2)
-    assert done.err.startswith("error: influence.yaml:7: no file fits train-001.tar\n"), done.err
+    assert done.err.startswith("error: influence.yaml:7: no file matches train-001.tar\n"), done.err
     assert "did you mean 'train-00" in done.err

@@ -384,27 +384,27 @@ THREE = "model.checkpoint=[model.pt, model.pt, model.pt]"
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (("model.learning_rates=0.1",), "model.learning_rates is given, but no model.ensemble"),
-        (("model.segments=2",), "model.segments is given, but no model.ensemble"),
+        (("model.learning_rates=0.1",), "model.learning_rates is given without model.ensemble"),
+        (("model.segments=2",), "model.segments is given without model.ensemble"),
         (("model.ensemble=tracin",), "model.ensemble tracin needs model.learning_rates"),
         (("model.ensemble=source", "model.learning_rates=0.1"), "model.ensemble source needs model.steps"),
         (("model.ensemble=sauce",), "model.ensemble is 'sauce': expected 'mean', 'tracin' or 'source'"),
-        (("model.ensemble=tracin", "model.learning_rates=[0.1, 0.2]"), "has 2 numbers, model.checkpoint 3 files"),
+        (("model.ensemble=tracin", "model.learning_rates=[0.1, 0.2]"), "has 2 numbers, but there are 3 checkpoints"),
         (("model.ensemble=tracin", "model.learning_rates=[1, -1, 1]"), "learning_rates.1 is -1: expected a number"),
         (("model.ensemble=tracin", "model.learning_rates=fast"), "learning_rates is 'fast': expected a number"),
         (("model.ensemble=source", "model.segments=0"), "model.segments is 0: expected a number ≥ 1"),
-        (("model.ensemble=source", "model.segments=4"), "model.segments is 4, model.checkpoint has 3 files"),
+        (("model.ensemble=source", "model.segments=4"), "model.segments is 4, but model.checkpoint has 3 files"),
         (
             ("model.ensemble=tracin", "model.learning_rates=1", "curvature.method=ekfac"),
             "curvature.method=ekfac: model.ensemble tracin has no curvature",
         ),
         (
             ("model.ensemble=source", "model.learning_rates=1", "model.steps=1", "curvature.method=cg"),
-            "curvature.method=cg: model.ensemble source needs a spectrum, which cg has not",
+            "curvature.method=cg: model.ensemble source needs a spectrum, but cg has none",
         ),
         (
             ("model.ensemble=source", "model.learning_rates=1", "model.steps=1", "curvature.matrix=hessian"),
-            "curvature.matrix=hessian: model.ensemble source takes no Hessian",
+            "curvature.matrix=hessian: model.ensemble source cannot use the Hessian",
         ),
     ],
 )  # fmt: skip

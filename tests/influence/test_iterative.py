@@ -38,7 +38,7 @@ def test_it_is_said_and_a_long_one_is_warned_of(
 ) -> None:
     words = ("rank", 0, "-s", f"curvature.method={method}", "-s", "curvature.damping=0.1")
     done = influence(*words, cwd=project)
-    assert re.search(rf"{method} for 1 right sides: at most about [\d,]+ products", done.err)
+    assert re.search(rf"{method} for 1 right-hand sides: at most about [\d,]+ products", done.err)
     assert "may take" not in done.err
     monkeypatch.setattr(iterative, "LONG", 0.0)
     assert f"warning: {method} may take" in influence(*words, cwd=project).err
@@ -86,7 +86,7 @@ def test_not_to_converge_is_a_warning_and_strictly_an_error(influence: Command, 
     words += ("-s", "curvature.max_iterations=2", "-s", "l2=0.0001", "-s", "curvature.damping=0")
     done = influence(*words, cwd=project)
     assert f"warning: {method} did not converge: relative residual" in done.err
-    assert "raise curvature.max_iterations (2)" in done.err or "rounding goes no further" in done.err
+    assert "raise curvature.max_iterations (2)" in done.err or "rounding allows no better" in done.err
     assert solve_of(project)["converged"] is False
     (project / "out.csv").unlink()
     failed = influence(*words, "--strict", cwd=project, code=2)
@@ -111,13 +111,13 @@ def test_a_negative_eigenvalue_is_measured_and_outweighed(influence: Command, pr
     assert isinstance(smallest, float)
     assert smallest < -1e-3
     assert found["damping"] == pytest.approx(-2 * smallest)
-    assert f"smallest eigenvalue being {smallest:.3g}" in done.err
+    assert f"smallest eigenvalue is {smallest:.3g}" in done.err
     assert "curvature.matrix: ggn" in done.err
     assert found["converged"] is True
     # A λ that does not outweigh it: refused before anything is solved, and no numbers are written.
     (project / "out.csv").unlink()
     failed = influence(*words, "-s", f"curvature.damping={-0.9 * smallest}", "-o", "out.csv", cwd=project, code=2)
-    assert "indefinite: −min Λ" in failed.err
+    assert "indefinite: l2 + λ" in failed.err
     assert f"set curvature.damping above {-smallest:.3g}" in failed.err
     assert "curvature.matrix: ggn" in failed.err
     assert not (project / "out.csv").exists()

@@ -199,7 +199,7 @@ def test_page_and_run_file_say_what_was_ranked_by(influence: Command, project: P
 def test_what_it_does_not_go_with_is_said_in_a_line(influence: Command, project: Path) -> None:
     for words, message in (
         (("3", "--normalise", "relative"), "did you mean 'relatif'?"),
-        (("3", "--normalise", "cosine", "-s", "curvature.method=cg"), "would take a solve of its own"),
+        (("3", "--normalise", "cosine", "-s", "curvature.method=cg"), "would need its own solve"),
         (("3", "--normalise", "cosine", "--damping-sweep"), "--damping-sweep"),
         (("--train", "3", "--normalise", "cosine"), "--train (one training example"),
     ):

@@ -70,12 +70,12 @@ def test_words_keep_their_order_and_repeats() -> None:
 
 @pytest.mark.parametrize("word", ["10", "99999999999999999999999999"])
 def test_a_position_outside_the_set_is_refused_with_the_range(word: str) -> None:
-    assert refused(word).message == f"there is no test example {word}; the test set has 0 to 9"
+    assert refused(word).message == f"there is no test example {word}; valid indices are 0 to 9"
 
 
 @pytest.mark.parametrize("word", ["0:11", "5:5", "6:2", "10:", ":0", "99999999999999999999:"])
 def test_a_slice_that_is_empty_or_outside_is_refused_with_the_range(word: str) -> None:
-    assert refused(word).message == f"the slice {word} is empty or out of range; the test set has 0 to 9"
+    assert refused(word).message == f"the slice {word} is empty or out of range; valid indices are 0 to 9"
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_a_file_that_is_named_like_a_position_needs_its_folder(tmp_path: Path, m
 def test_a_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
     assert refused(str(tmp_path)).message == f"{str(tmp_path)!r} is a folder"
     missing = str(tmp_path / "nothing.png")
-    assert refused(missing).message == f"{missing!r} is neither a file nor a position"
+    assert refused(missing).message == f"{missing!r}: no such file or index"
 
 
 @pytest.mark.parametrize("word", ["x" * 300, "x" * 5000, "a\0b"])
 def test_a_name_that_no_file_can_have_is_refused(word: str) -> None:
-    assert "is neither a file nor a position" in refused(word).message
+    assert ": no such file or index" in refused(word).message
 
 
 def test_lines_select_as_words_do(tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_an_empty_label_after_a_tab_leaves_the_data_sets_own() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("10", "stdin:3: there is no test example 10; the test set has 0 to 9"),
-        ("5:5", "stdin:3: the slice 5:5 is empty or out of range; the test set has 0 to 9"),
-        ("nothing.png", "stdin:3: 'nothing.png' is neither a file nor a position"),
-        ("-", "stdin:3: '-' is neither a file nor a position"),
+        ("10", "stdin:3: there is no test example 10; valid indices are 0 to 9"),
+        ("5:5", "stdin:3: the slice 5:5 is empty or out of range; valid indices are 0 to 9"),
+        ("nothing.png", "stdin:3: 'nothing.png': no such file or index"),
+        ("-", "stdin:3: '-': no such file or index"),
         ("3\tbird", "stdin:3: there is no class 'bird'"),
         ("3\t3", "stdin:3: there is no class '3'"),
         ("3\tcat\tdog", "stdin:3: there is no class 'cat\\tdog'"),
@@ -194,7 +194,7 @@ def test_without_a_test_set_only_files_are_left(tmp_path: Path, word: str) -> No
     assert select([str(picture)], None, CLASSES, wrong) == [Selected(None, picture, None)]
     with pytest.raises(InfluenceError) as caught:
         select([word], None, CLASSES, wrong)
-    assert caught.value.message == f"{word} means a test example, but the config has no test data set"
+    assert caught.value.message == f"{word} selects test examples, but the config has no test data set"
     assert "test: {dataset: …, args: {…}}" in caught.value.hint
 
 
@@ -211,4 +211,4 @@ def test_the_command_takes_words_lines_and_labels(influence: Command, project: P
 def test_a_negative_position_on_the_command_line_is_an_error(influence: Command, project: Path) -> None:
     assert influence("rank", "-1", cwd=project, code=2).out == ""
     done = influence("rank", "--", "-3:", cwd=project, code=2)
-    assert "error: '-3:' is neither a file nor a position" in done.err
+    assert "error: '-3:': no such file or index" in done.err

@@ -124,17 +124,21 @@ def test_an_opinion_that_misleads_gets_no_weight() -> None:
     assert float(weights.min()) >= 0
 
 
-@pytest.mark.parametrize(("model", "word"), [("its own", "not memorised: "), ("by heart", "memorised: ")])
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [("its own", "The model has not memorised its labels, so"), ("by heart", "The model has memorised its labels; ")],
+)
 def test_the_diagnosis_says_what_to_trust(
     task: Task, model: str, word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if model == "by heart":
         batch = next(read_batches(task.train, task.train.indices, len(task.train)))
         task = replace(task, model=Memory(batch.inputs, batch.targets).eval())
-    gather_evidence([task], task.train, Terminal(), skip=False)
-    line = next(line for line in capsys.readouterr().err.splitlines() if "memorised" in line)
-    assert line.startswith(word)
-    assert "by a readout without the label" in line
+    gather_evidence([task], task.train, Terminal(verbose=True), skip=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith(word) for line in lines)
+    assert any(line.startswith("given labels: the model has accuracy") for line in lines)
+    assert any("the readout without the label" in line for line in lines)
 
 
 def test_opinions_are_averaged_over_checkpoints(task: Task) -> None:
@@ -155,7 +159,7 @@ def test_a_class_of_two_examples_is_named(task: Task) -> None:
     labels = task.train.labels.copy()
     own = np.flatnonzero(labels == 3)
     labels[own[2:]] = 4
-    assert f"fewer have: {task.classes[3]} (2)" in refusal(relabelled(task, labels)).message
+    assert f"these have fewer: {task.classes[3]} (2)" in refusal(relabelled(task, labels)).message
 
 
 def test_one_class_alone_is_refused(task: Task) -> None:
@@ -178,4 +182,4 @@ def test_the_command_ranks_suggests_and_writes_the_facts(influence: Command, tra
     facts = json.loads((project / "rows.jsonl.run.json").read_text())["evidence"]
     assert facts["memorised"] is False
     assert {"ridge", "temperature", "dimension", "model_loss", "readout_loss"} <= set(facts)
-    assert "not memorised: accuracy" in done.err
+    assert "The model has not memorised its labels, so its loss counts as evidence." in done.err

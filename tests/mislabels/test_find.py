@@ -298,7 +298,7 @@ def test_a_truth_of_one_kind_is_refused(influence: Command, noisy: Noisy, tmp_pa
     done = influence("mislabels", "--truth", tmp_path / "truth.csv", cwd=noisy.folder, code=2)
     assert done.out == ""
     assert f"--truth says that {content.count(chr(10)) - 1} of 320 labels are wrong" in done.err
-    assert "both right and wrong ones" in done.err
+    assert "both correct and wrong labels" in done.err
 
 
 @pytest.mark.parametrize("on", ["train", "test"])

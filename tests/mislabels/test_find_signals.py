@@ -106,8 +106,8 @@ def test_probabilities_from_elsewhere_are_a_signal(influence: Command, folder: P
         (("--signal", "nonsense"), "there is no such signal"),
         (("--signal", "tracin"), "it needs several checkpoints"),
         (("--signal", "pred-probs"), "it needs --pred-probs FILE"),
-        (("--signal", "test-influence", "--on", "test"), "it is of training examples"),
-        (("--signal", "self-influence", "-s", "curvature.method=cg"), "it would take a solve an example"),
+        (("--signal", "test-influence", "--on", "test"), "it scores training examples"),
+        (("--signal", "self-influence", "-s", "curvature.method=cg"), "it would need one solve per example"),
         (("--top", "some"), "--top some: not a number from 1 and not auto"),
         (("--top", "0"), "--top 0: not a number from 1 and not auto"),
         (("--explain", "320"), "--explain 320: there is no such train example in use"),
@@ -134,14 +134,14 @@ def test_a_rare_class_and_a_single_one_are_named(
     labels[own[2:]] = 4
     words = relabelled(project, labels)
     done = influence("mislabels", *words, cwd=project, code=2)
-    assert "a class needs at least 3 examples" in done.err
+    assert "the leave-one-out readout needs at least 3 examples per class" in done.err
     assert "Dress (2)" in done.err
     # What does not stand on a readout goes on, and says what it lacks.
     for option in (("--top", "auto"), ("--fail-above", "3")):
         done = influence("mislabels", "--signal", "loss", *option, *words, cwd=project, code=2)
         assert f"{option[0]}{' auto' if option[1] == 'auto' else ''}: the number of wrong labels" in done.err
     done = influence("mislabels", "--signal", "loss", *words, cwd=project)
-    assert "warning: no readout: a class needs at least 3 examples" in done.err
+    assert "warning: no readout: the leave-one-out readout needs at least 3 examples per class" in done.err
     assert len(done.out.splitlines()) == 10
     done = influence("mislabels", *relabelled(project, np.full(320, 5)), cwd=project, code=2)
     assert "all 320 labels are" in done.err

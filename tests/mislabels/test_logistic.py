@@ -75,5 +75,5 @@ def test_fewer_components_are_used_where_the_hessian_would_be_too_large(monkeypa
     narrow = leave_one_out_logistic(components, targets, 3)
     torch.testing.assert_close(narrow, leave_one_out_logistic(components[:, :4], targets, 3))
     monkeypatch.setattr(logistic, "WEIGHTS", 4)
-    with pytest.raises(InfluenceError, match="room for 2 classes, there are 3"):
+    with pytest.raises(InfluenceError, match="allows up to 2 classes, but there are 3"):
         leave_one_out_logistic(components, targets, 3)

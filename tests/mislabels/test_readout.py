@@ -113,5 +113,5 @@ def test_activations_that_are_all_the_same_are_an_error() -> None:
 
 
 def test_two_examples_are_too_few() -> None:
-    with pytest.raises(InfluenceError, match="at least 3 examples, there are 2"):
+    with pytest.raises(InfluenceError, match="at least 3 examples, but there are 2"):
         leave_one_out(torch.randn(2, 4), torch.tensor([0, 1]), 2)

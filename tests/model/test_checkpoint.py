@@ -195,7 +195,7 @@ def test_every_missing_unexpected_and_misshapen_key_is_named(tmp_path: Path) -> 
     error = refused(path)
     assert error.message == (
         f"{WHERE}: {path} does not fit the model: 2 missing (0.bias, 3.weight); 1 unexpected (3.wieght); "
-        "1 misshapen (1.running_mean is [5] in the file, [3] in the model)"
+        "1 misshapen (1.running_mean is [5] in the file and [3] in the model)"
     )
     assert "model.factory" in error.hint
     assert "number of classes" not in error.hint
@@ -213,7 +213,7 @@ def test_a_last_layer_of_another_size_points_at_the_number_of_classes(tmp_path: 
     state, path = trained(), tmp_path / "model.pt"
     torch.save(state | {"3.weight": torch.zeros(7, 12), "3.bias": torch.zeros(7)}, path)
     error = refused(path)
-    assert "2 misshapen (3.weight is [7, 12] in the file, [4, 12] in the model, 3.bias is [7]" in error.message
+    assert "2 misshapen (3.weight is [7, 12] in the file and [4, 12] in the model, 3.bias is [7]" in error.message
     assert "another number of classes" in error.hint
 
 
@@ -244,14 +244,14 @@ def test_a_model_whose_shapes_are_not_known_yet_takes_them_from_the_file_or_is_r
 
 
 CONTENTS: list[tuple[Any, str]] = [
-    ({"epoch": 3, "lr": 0.1}, "holds a mapping with the keys 'epoch', 'lr', no state dict"),
-    ({"state_dict": {"epoch": 3}}, "holds a mapping with the keys 'epoch', no state dict"),
-    ([torch.zeros(2)], "holds a list, no state dict"),
-    (torch.zeros(2), "holds a Tensor, no state dict"),
-    ({0: torch.zeros(2)}, "holds a mapping with the keys 0, no state dict"),
-    ({"a": torch.zeros(2), 0: torch.zeros(2)}, "holds a mapping with the keys 'a', 0, no state dict"),
-    ("hello", "holds a str, no state dict"),
-    (None, "holds a NoneType, no state dict"),
+    ({"epoch": 3, "lr": 0.1}, "holds a mapping with the keys 'epoch', 'lr', not a state dict"),
+    ({"state_dict": {"epoch": 3}}, "holds a mapping with the keys 'epoch', not a state dict"),
+    ([torch.zeros(2)], "holds a list, not a state dict"),
+    (torch.zeros(2), "holds a Tensor, not a state dict"),
+    ({0: torch.zeros(2)}, "holds a mapping with the keys 0, not a state dict"),
+    ({"a": torch.zeros(2), 0: torch.zeros(2)}, "holds a mapping with the keys 'a', 0, not a state dict"),
+    ("hello", "holds a str, not a state dict"),
+    (None, "holds a NoneType, not a state dict"),
 ]
 
 
@@ -351,8 +351,8 @@ def test_a_checkpoint_with_code_beside_its_tensors_names_it_and_is_not_run(tmp_p
     path, marker = tmp_path / "model.pt", tmp_path / "owned"
     torch.save({"state_dict": trained(), "extra": Evil(marker)}, path, _use_new_zipfile_serialization=zipped)
     error = refused(path)
-    assert "carries more than tensors (" in error.message
-    assert error.message.endswith("); nothing of it was run")
+    assert "contains more than tensors (" in error.message
+    assert error.message.endswith("); none of it was run")
     assert "torch.save(model.state_dict(), FILE)" in error.hint
     assert not marker.exists()
 
@@ -378,7 +378,7 @@ def test_a_whole_model_or_other_objects_are_refused_by_name(
     path = tmp_path / "model.pt"
     torch.save(content(), path)
     error = refused(path)
-    assert "carries more than tensors (" in error.message
+    assert "contains more than tensors (" in error.message
     assert named in error.message
 
 
@@ -459,4 +459,4 @@ def test_the_real_foreign_checkpoint_in_another_model_names_what_differs(foreign
     model.head = nn.Linear(2, 2)
     message = refused(foreign, model).message
     assert "2 missing (head.weight, head.bias)" in message
-    assert "2 misshapen (linear.weight is [10, 64] in the file, [100, 64] in the model" in message
+    assert "2 misshapen (linear.weight is [10, 64] in the file and [100, 64] in the model" in message

@@ -245,5 +245,5 @@ def test_without_curvature_and_without_l2_there_is_no_inverse(influence: Command
 
 
 def test_a_single_output_has_no_margin() -> None:
-    with pytest.raises(ValueError, match="two classes or more"):
+    with pytest.raises(ValueError, match="two or more classes"):
         hinge(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))

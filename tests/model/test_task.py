@@ -462,11 +462,11 @@ def test_class_names_are_the_data_sets_else_numbers(project: Path, classes: str,
 
 
 BAD_DATA = [
-    ("3", "returned a int, without a length or items by number"),
-    ("None", "returned a NoneType, without a length or items by number"),
-    ("DataLoader(tensors())", "returned a DataLoader, without a length or items by number"),
-    ("iter([1])", "returned a list_iterator, without a length or items by number"),
-    ("Stream()", "returned a Stream, without a length or items by number"),
+    ("3", "returned a int, without a length or items by index"),
+    ("None", "returned a NoneType, without a length or items by index"),
+    ("DataLoader(tensors())", "returned a DataLoader, without a length or items by index"),
+    ("iter([1])", "returned a list_iterator, without a length or items by index"),
+    ("Stream()", "returned a Stream, without a length or items by index"),
     ("[]", "the train data set is empty"),
     ("[1, 2]", "training example 0 is a int, not (image, label)"),
     ("TensorDataset(inputs())", "training example 0 is a tuple, not (image, label)"),
@@ -474,8 +474,9 @@ BAD_DATA = [
     ("[(x, 'cat') for x in inputs()]", "training example 0 has the label 'cat', not a class number"),
     ("[(x, [0, 1]) for x in inputs()]", "training example 0 has the label [0, 1], not a class number"),
     ("TensorDataset(inputs(), torch.eye(8))", "training example 0 has the label tensor(["),
-    ("[(x, i - 1) for i, x in enumerate(inputs())]", "training example 0 has the label -1, the model has 3 outputs"),
-    ("[(x, i) for i, x in enumerate(inputs())]", "training example 3 has the label 3, the model has 3 outputs"),
+    ("[(x, i - 1) for i, x in enumerate(inputs())]", "training example 0 has the label -1, "
+     "but the model has 3 outputs"),
+    ("[(x, i) for i, x in enumerate(inputs())]", "training example 3 has the label 3, but the model has 3 outputs"),
     ("[(x, 0.5) for x in inputs()]", "training example 0 has the label 0.5"),
     ("TensorDataset(inputs(), torch.arange(8) / 4)", "training example 1 has the label"),
     ("TensorDataset(inputs(), torch.full((8,), float('nan')))", "training example 0 has the label"),
@@ -535,9 +536,9 @@ def test_an_example_that_is_left_out_may_have_an_impossible_label(project: Path)
 @pytest.mark.parametrize(
     ("key", "content", "message"),
     [
-        ("labels", "label\n0\n", "has 1 labels, the data set 8 examples"),
+        ("labels", "label\n0\n", "has 1 labels, but the data set has 8 examples"),
         ("labels", "index,label\n0,cat\n", "'cat' is not a class number"),
-        ("exclude", "index\n8\n", "names the index 8; the data set has 0 to 7"),
+        ("exclude", "index\n8\n", "names the index 8; valid indices are 0 to 7"),
         ("exclude", "index\n" + "".join(f"{i}\n" for i in range(8)), "leaves no train example"),
     ],
 )
@@ -606,7 +607,7 @@ def test_outputs_without_logits_are_refused(outputs: object, message: str) -> No
     with pytest.raises(InfluenceError) as caught:
         logits_of(outputs)
     assert caught.value.message.startswith(message)
-    assert caught.value.message.endswith("in which no logits are found")
+    assert caught.value.message.endswith("which has no logits")
     assert "'logits'" in caught.value.hint
 
 
@@ -614,14 +615,15 @@ BAD_MODELS = [
     ("return None", "./model.py:made returned a NoneType, not a torch module"),
     ("return Linear", "./model.py:made returned a type, not a torch module"),
     ("raise OSError('no weights')", "./model.py:made failed: OSError: no weights"),
-    ("return Linear(5)", "does not fit the model: 2 misshapen (weight is [3, 4] in the file, [5, 4] in the model"),
+    ("return Linear(5)", "does not fit the model: 2 misshapen (weight is [3, 4] in the file and [5, 4] in the model"),
     ("return nn.Sequential(Linear())", "does not fit the model: 2 missing (0.weight, 0.bias); 2 unexpected (weight"),
     ("return nn.Linear(4, 3, dtype=torch.float64)", "the model fails on training example 0 of shape [4]: RuntimeError"),
     ("m = Linear(); m.forward = lambda x: {'a': x}; return m", "the model returns a dict with the keys 'a'"),
     ("m = Linear(); m.forward = lambda x: x.sum(); return m", "the model returns [] for one example"),
     ("m = Linear(); m.forward = lambda x: x[0]; return m", "the model returns [4] for one example"),
     ("m = Linear(); m.forward = lambda x: x[..., None]; return m", "the model returns [1, 4, 1] for one example"),
-    ("m = Linear(); m.forward = lambda x: x[:, :2]; return m", "training example 2 has the label 2, the model has 2"),
+    ("m = Linear(); m.forward = lambda x: x[:, :2]; return m",
+     "training example 2 has the label 2, but the model has 2"),
 ]  # fmt: skip
 
 
@@ -649,7 +651,7 @@ def test_an_input_that_does_not_fit_the_model_is_told_with_its_shape(project: Pa
 def test_the_number_of_outputs_must_be_that_of_the_class_names(project: Path) -> None:
     code = "def make():\n    return Items(classes=['a', 'b', 'c', 'd'])\n"
     error = refused(project, line=1, data=code, train="./data.py:make")
-    assert "the model has 3 outputs, the training data set 4 classes" in error.message
+    assert "the model has 3 outputs, but the training data set has 4 classes" in error.message
     assert "num_classes: 4" in error.hint
 
 

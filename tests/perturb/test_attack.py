@@ -335,7 +335,7 @@ def test_an_example_that_is_wrong_already_is_refused(
     wrong = int(top.test_indices[next(row for row in range(80) if row not in right_rows(top))])
     for words in ((wrong,), ("misclassified",)):
         done = influence("perturb", "--attack", "--test", *words, "--to", tmp_path, cwd=sharp, code=2)
-        assert "is already wrong" in done.err
+        assert "is already misclassified" in done.err
         assert "nothing to flip" in done.err
         assert done.out == ""
 
@@ -354,7 +354,7 @@ def test_an_example_that_is_wrong_already_is_refused(
         (("--attack", "--test", 3, "-s", "model.checkpoint=[model.pt, model.pt]"), "exactly one checkpoint, and"),
         (("--attack", "--test", 3, "-s", "loss=hinge"), "not known to be convex and smooth"),
         (("--attack", "--test", 3, "--to", "influence.yaml/x"), "cannot be written"),
-        (("--attack", "--test", 3, "-s", "train.n=1000"), "training again needs all"),
+        (("--attack", "--test", 3, "-s", "train.n=1000"), "retraining needs all"),
         (
             ("--attack", "--test", 3, "-s", "train.transform=[Grayscale, ToImage, {ToDtype: {dtype: float32, "
              "scale: true}}, {GaussianBlur: {kernel_size: 3, sigma: 0.5}}]"),
@@ -390,7 +390,7 @@ def test_a_body_that_detaches_its_input_is_refused(influence: Command, sharp: Pa
     (folder / "blind.py").write_text(SHARP.replace("self.body(x)", "self.body(x.detach())"))
     edit(folder, "./sharp.py:build", "./blind.py:build")
     done = influence("perturb", "--attackable", cwd=folder, code=2)
-    assert "is not differentiable in its input" in done.err
+    assert "is not differentiable with respect to its input" in done.err
 
 
 def test_pixels_of_an_unknown_scale_take_a_step(influence: Command, sharp: Path, tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_gradient_without_a_derivative_is_an_error() -> None:
             return self.last(Once.apply(self.first(x)))
 
     network = track(Model(), cross_entropy, ["*"], "here")
-    with pytest.raises(InfluenceError, match="no derivative in its input"):
+    with pytest.raises(InfluenceError, match="no derivative with respect to its input"):
         input_slopes(network, torch.ones(network.size), torch.rand(1, 3), torch.tensor([0]))
 
 
@@ -316,7 +316,7 @@ def test_a_level_is_found_in_the_transform(
     [
         (f"[ToImage, {FLOATS}, {{GaussianBlur: {{kernel_size: 3, sigma: 1.0}}}}]", "GaussianBlur"),
         (f"[ToImage, {FLOATS}, {{Normalize: {{mean: [0.4], std: [0.2]}}}}, Grayscale]", "Grayscale"),
-        ("[ToImage]", "nothing makes floats"),
+        ("[ToImage]", "no step makes floats"),
     ],
 )
 def test_a_level_that_cannot_be_known_is_refused(project: Path, transform: str, named: str) -> None:
@@ -417,15 +417,18 @@ def spoil(project: Path) -> None:
         (("perturb", 12), "needs a test image"),
         (("perturb", "--test", 3), "needs a training image"),
         (("perturb", -1, "--test", 3), "such option"),
-        (("perturb", 320, "--test", 3), "there is no training example 320; the training set has 0 to 319"),
+        (("perturb", 320, "--test", 3), "there is no training example 320; valid indices are 0 to 319"),
         (("perturb", 5, "--test", 3, "-s", "train.exclude=out.npy"), "is excluded (train.exclude)"),
         (("perturb", 12, "--test", 80), "there is no test example 80"),
         (("perturb", 12, "--test", 3, "--delta", "none.npy"), "--delta none.npy cannot be read"),
         (("perturb", 12, "--test", 3, "--delta", "none.png"), "there is no such file"),
-        (("perturb", 12, "--test", 3, "--delta", "flat.npy"), "has the shape [784], the input of training example 12"),
+        (
+            ("perturb", 12, "--test", 3, "--delta", "flat.npy"),
+            "has the shape [784], but the input of training example 12",
+        ),
         (("perturb", 12, "--test", 3, "--delta", "text.npy"), "not real numbers"),
         (("perturb", 12, "--test", 3, "--delta", "infinite.npy"), "NaN or infinite"),
-        (("perturb", 12, "--test", 3, "--map", "map.jpg"), "a map is .png or .npy"),
+        (("perturb", 12, "--test", 3, "--map", "map.jpg"), "a map must be .png or .npy"),
         (("perturb", 12, "--test", 3, "--report", "map.png"), "a page must be .html"),
         (("perturb", 12, "--test", 3, "--pixel-step", "small"), "'small' is not a number"),
         (("perturb", 12, "--test", 3, "--pixel-step", "0"), "larger than 0"),
@@ -450,7 +453,7 @@ def test_a_model_that_detaches_its_input_is_refused(influence: Command, project:
     state = torch.load(project / "model.pt")
     torch.save({"layer.weight": state["2.weight"], "layer.bias": state["2.bias"]}, project / "model.pt")
     done = influence("perturb", 12, "--test", 3, cwd=project, code=2)
-    assert "is not differentiable in its input" in done.err
+    assert "is not differentiable with respect to its input" in done.err
     two_lines(done)
 
 
@@ -477,7 +480,7 @@ def integers(tmp_path: Path) -> Path:
 
 def test_whole_numbers_have_no_derivative(influence: Command, integers: Path) -> None:
     done = influence("perturb", 1, "--test", 0, cwd=integers, code=2)
-    assert "whole numbers has no derivative" in done.err
+    assert "whole numbers have no derivative" in done.err
     two_lines(done)
 
 
@@ -500,4 +503,4 @@ def test_inputs_of_unknown_scale_have_a_slope_but_no_hidden_change(influence: Co
 def test_retrain_takes_one_checkpoint(influence: Command, project: Path) -> None:
     words = ("-s", "model.checkpoint=[model.pt, model.pt]")
     done = influence("perturb", 12, "--test", 3, "--retrain", *words, cwd=project, code=2)
-    assert "--retrain trains one checkpoint again" in done.err
+    assert "--retrain retrains one checkpoint" in done.err

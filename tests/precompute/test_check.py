@@ -118,7 +118,7 @@ def test_the_store_is_planned_and_not_made(
     found = findings(influence, project, *words)
     assert sorted(path for path in project.rglob("*") if "__pycache__" not in path.parts) == before
     assert found["curvature"][0] == curvature
-    assert found["store"] == ("influence.h5", "not made yet")
+    assert found["store"] == ("influence.h5", "not created yet")
     for item in ("memory, about", "time to fill it, about"):
         assert float(str(found[item][0])) > 0
     influence("gradients", *words, cwd=project)
@@ -139,7 +139,7 @@ def test_a_disk_that_is_too_small_is_a_warning(
     usage = shutil.disk_usage(project)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5000))
     done = influence("check", cwd=project)
-    assert "has 5.0 kB free, the store needs up to 1.7 MB" in done.err
+    assert "has 5.0 kB free, but the store needs up to 1.7 MB" in done.err
     assert "1 warning, see above; next: influence gradients" in done.err
 
 
@@ -174,7 +174,7 @@ def test_the_noise_of_a_sample_is_no_warning_but_a_slope_is(influence: Command, 
     assert exact["slope"] > 0.25 * exact["typical"]
     for words in ((), ("--full",)):
         done = influence("check", *words, cwd=project)
-        assert "warning: the checkpoint is not near a minimum" in done.err
+        assert "warning: training stopped early" in done.err
         assert "see above; next: influence gradients" in done.err
 
 

@@ -1,4 +1,4 @@
-"""Curvatures with a basis a layer through the command line: fitted once, resumed, reused, kept within the budget."""
+"""Curvatures with one basis per layer through the command line: fitted once, resumed, reused, within the budget."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def matrix(influence: Command, cwd: Path, *words: object) -> np.ndarray:
 
 
 def test_auto_is_ekfac_past_explicit(influence: Command, project: Path) -> None:
-    done = influence("gradients", cwd=project)
-    assert "curvature auto: EK-FAC over 9,842 parameters in 5 layers" in done.err
+    done = influence("gradients", "-v", cwd=project)
+    assert "curvature auto:  EK-FAC over 9,842 parameters in 5 layers" in done.err
     with Store.open(project / "influence.h5") as store:
         assert store.facts["method"] == "ekfac"
         assert [block["kind"] for block in store.facts["blocks"]] == ["kronecker"] * 4 + ["dense"]
@@ -86,8 +86,9 @@ def test_auto_is_ekfac_past_explicit(influence: Command, project: Path) -> None:
 
 
 def test_rank_and_mislabels_say_what_was_kept(influence: Command, project: Path) -> None:
-    done = influence("rank", 3, "-o", "r.csv", cwd=project)
+    done = influence("rank", 3, "-o", "r.csv", "-v", cwd=project)
     assert "of each layer)" in done.err
+    assert "The store keeps " in done.err
     assert "coordinates kept" in done.err
     facts = json.loads((project / "r.csv.run.json").read_text())["stores"][0]
     assert set(facts["damping"]) == {"0", "4", "7", "9", "1"}
@@ -198,18 +199,18 @@ def test_factors_are_used_again_when_only_labels_change(influence: Command, proj
     refused = influence("gradients", *words, cwd=project, code=2)
     assert "the training labels" in refused.err
     done = influence("gradients", "--overwrite", "-v", *words, cwd=project)
-    assert "is used again" in done.err
+    assert "reusing the curvature in" in done.err
     with Store.open(project / "influence.h5") as store:
         assert before
         assert all(np.array_equal(store.array(name), values) for name, values in before.items())
     # The empirical Fisher is of the labels, and is fitted again.
     words = (*words, "-s", "curvature.matrix=empirical")
-    assert "is used again" not in influence("gradients", "--overwrite", "-v", *words, cwd=project).err
+    assert "reusing the curvature in" not in influence("gradients", "--overwrite", "-v", *words, cwd=project).err
 
 
 def test_a_curvature_from_an_on_the_fly_run_serves_the_store(influence: Command, project: Path) -> None:
     influence("rank", 3, "--on-the-fly", "-q", cwd=project)
-    assert "is used again" in influence("gradients", "-v", cwd=project).err
+    assert "reusing the curvature in" in influence("gradients", "-v", cwd=project).err
 
 
 @pytest.mark.slow  # in small, and at every moment: tests/system/test_crash_points.py, tests/system/test_kills.py
@@ -251,7 +252,7 @@ def test_a_fit_that_is_killed_goes_on_and_ends_the_same(project: Path, tmp_path:
         with start(folder) as process:
             _, err = process.communicate()
         assert process.returncode == 0, err
-        assert ("going on with the factors" in err) is resumed
+        assert ("resuming with the factors" in err) is resumed
     with Store.open(project / "influence.h5") as a, Store.open(whole / "influence.h5") as b:
         for name in a.names("factor."):
             assert np.array_equal(a.array(name), b.array(name)), name
@@ -263,9 +264,9 @@ def test_a_fit_that_is_killed_goes_on_and_ends_the_same(project: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        (("-s", "gradients.budget=200kB"), "one coordinate for each of 5 layers", "gradients.budget="),
-        (("-s", "curvature.matrix=hessian"), "curvature ekfac has no Hessian", "curvature.matrix: ggn"),
-        (("-s", "curvature.method=explicit", "-s", "curvature.matrix=empirical"), "empirical goes with ekfac", "ggn"),
+        (("-s", "gradients.budget=200kB"), "one coordinate per layer (5 layers)", "gradients.budget="),
+        (("-s", "curvature.matrix=hessian"), "curvature ekfac cannot use the Hessian", "curvature.matrix: ggn"),
+        (("-s", "curvature.method=explicit", "-s", "curvature.matrix=empirical"), "empirical is for ekfac", "ggn"),
         (
             ("-s", "gradients.layers=['1']", "-s", "curvature.method=ekfac"),
             "needs a linear or convolutional",
@@ -331,7 +332,7 @@ def test_check_prints_the_plan_of_each_layer(influence: Command, project: Path) 
     assert found["layer 0"]["value"] == "8 ⊗ 10"
     assert "784 positions" in found["layer 0"]["unit"]
     assert "exact block" in found["layer 1"]["unit"]
-    assert found["layer 9"]["unit"].startswith("linear, 1 positions, a and δ turned first")
+    assert found["layer 9"]["unit"].startswith("linear, 1 positions, a and δ rotated first")
     influence("gradients", "-q", cwd=project)
     found = {row["item"]: row for row in map(json.loads, influence("check", cwd=project).out.splitlines())}
     kept = [

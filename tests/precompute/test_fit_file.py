@@ -144,7 +144,7 @@ def test_an_error_leaves_what_was_there(saved: Path, monkeypatch: pytest.MonkeyP
         InfluenceError, match=r"fit cannot be written: No space left on device, [\d.]+ k?B more"
     ) as caught:
         save_progress(saved, later, FINGERPRINT)
-    assert "make room" in caught.value.hint
+    assert "free disk space" in caught.value.hint
     assert same(load_progress(saved, FINGERPRINT))
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 

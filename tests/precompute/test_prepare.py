@@ -325,7 +325,7 @@ def test_ctrl_c_ends_with_130_and_says_what_is_kept(influence: Command, project:
     assert "Traceback" not in err
     kept = finished(project / "influence.h5")
     assert 5 <= kept < BLOCKS
-    assert f"{kept} of {BLOCKS} blocks are done and kept; run the same command to go on" in err
+    assert f"{kept} of {BLOCKS} blocks are kept; run the same command to resume" in err
     assert f"wrote {BLOCKS - kept} of {BLOCKS} blocks" in influence("gradients", cwd=project).err
 
 
@@ -334,7 +334,7 @@ def test_an_interrupt_inside_the_data_set_keeps_the_blocks_before_it(influence: 
     edit(project, f"{FOLDER}{{root: train}}", "./stopping.py:Stopping\n  args: {root: train}")
     (project / "interrupt").touch()
     done = influence("gradients", cwd=project, code=130)
-    assert "3 of 5 blocks are done and kept" in done.err
+    assert "3 of 5 blocks are kept" in done.err
     (project / "interrupt").unlink()
     assert "wrote 2 of 5 blocks" in influence("gradients", cwd=project).err
 
@@ -404,7 +404,7 @@ def test_damage_is_found_by_the_commands_that_read_the_store(
     flip(filled / "influence.h5", name, {"coordinates": 455 * 4, "losses": 4, "labels": 8}[name] * 130)
     done = influence(*words, cwd=filled, code=2)
     assert done.out == ""
-    assert "is damaged: the checksum of block 2 does not fit" in done.err
+    assert "is damaged: the checksum of block 2 does not match" in done.err
     assert "influence gradients --repair" in done.err
 
 
@@ -413,7 +413,7 @@ def test_damage_leaves_the_default_without_self_influence(influence: Command, fi
     done = influence("mislabels", cwd=filled)
     assert '"self_influence": null' in done.out
     assert "warning: no self_influence: " in done.err
-    assert "the checksum of block 2 does not fit" in done.err
+    assert "the checksum of block 2 does not match" in done.err
 
 
 def test_fsck_finds_a_changed_image_and_the_advice_mends_it(influence: Command, project: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_network_is_retrained_without_groups_by_its_training_function(influenc
     model = nn.Sequential(nn.AvgPool2d(7), nn.Flatten(), nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 10))
     torch.save(model.state_dict(), project / "model.pt")
     missing = influence("groups", 3, "--retrain", cwd=project, code=2)
-    assert "training again needs a training function" in missing.err
+    assert "retraining needs a training function" in missing.err
     with (project / "influence.yaml").open("a") as file:
         file.write("training: {factory: ./model.py:train}\n")
     sites(project, values=3)
@@ -245,7 +245,7 @@ def test_a_network_is_retrained_without_groups_by_its_training_function(influenc
     assert len(list((project / "influence.retrained" / "without").glob("without_group_*.npz"))) == 3
     assert all(np.isfinite(column(rows, "actual")))
     again = influence(*words, cwd=project)
-    assert "4 of 4 retrainings are in" in again.err
+    assert "4 of 4 retrainings are already in" in again.err
     assert rows_of(again.out) == rows
 
 
@@ -286,11 +286,11 @@ def test_a_file_that_does_not_line_up_is_refused_with_the_counts(influence: Comm
     write_csv(project / "sites.csv", ["index", "site"], [*rows, (7, 1), (320, 0), (-1, 0), (400, 2)])
     done = influence("groups", 3, "--metadata", "sites.csv", cwd=project, code=2)
     first, second = done.err.splitlines()[-2:]
-    assert first.startswith("error: --metadata: sites.csv does not line up with the training set: 322 rows, 320 exam")
+    assert first.startswith("error: --metadata: sites.csv does not match the training set: 322 rows, 320 exam")
     assert "2 missing (such as training example 0 (" in first
     assert "3 unknown (such as line 321: '320')" in first
     assert "1 double (such as training example 7 (" in first
-    assert "one row for every training example" in second
+    assert "one row per training example" in second
     # The test set has files of the same name: they are other files.
     twin = project / "test" / "Bag" / "00000.png"
     Image.new("L", (28, 28)).save(twin)
@@ -312,11 +312,11 @@ def test_index_and_path_have_to_agree(influence: Command, project: Path) -> None
     ("header", "value", "words", "message", "hint"),
     [
         (["index", "site"], lambda i: i % 3, ("--by", "sight"), "has no such column", "did you mean 'site'?"),
-        (["index", "age"], lambda i: i / 7, ("--by", "age"), "320 different numbers for 320 examples", "by ranges"),
+        (["index", "age"], lambda i: i / 7, ("--by", "age"), "320 different numbers for 320 examples", "into ranges"),
         (["index", "id"], lambda i: f"x{i}", ("--by", "id"), "320 different values for 320 examples", "influence rank"),
         (["index", "site"], lambda _: "A", (), "has the value 'A' for every example", "another column"),
-        (["number", "site"], lambda i: i % 3, (), "none says which example a row is of", "index"),
-        (["index", "index"], lambda i: i % 3, (), "the column 'index' is there twice", ""),
+        (["number", "site"], lambda i: i % 3, (), "none of them names the example", "index"),
+        (["index", "index"], lambda i: i % 3, (), "the column 'index' appears twice", ""),
     ],
 )  # fmt: skip
 def test_columns_that_make_no_groups(
@@ -333,7 +333,7 @@ def test_several_columns_need_by_and_blank_cells_are_a_group(influence: Command,
     rows: list[tuple[object, ...]] = [(i, "" if i % 4 == 0 else "A", i % 2) for i in range(320)]
     write_csv(project / "m.csv", ["index", "site", "odd"], rows)
     done = influence("groups", 3, "--metadata", "m.csv", cwd=project, code=2)
-    assert "--by says which column to group by" in done.err
+    assert "--by must name the column to group by" in done.err
     assert "there are: site, odd" in done.err
     found = rows_of(influence("groups", 3, "--metadata", "m.csv", "--by", "site", cwd=project).out)
     assert {(row["group"], row["examples"]) for row in found} == {("(blank)", 80), ("A", 240)}
@@ -376,9 +376,8 @@ def test_the_group_that_drives_the_errors_is_named(influence: Command, project: 
     assert float(rows[0]["first"]) == 1
     sentence = next(line for line in done.err.splitlines() if "drives" in line)
     assert re.fullmatch(
-        r"bad drives these 80 test examples: without its 40 examples their mean loss would be about [\d.]+ nats lower, "
-        r"and \d+% of all harmful influence is theirs; it comes first in 100% of 1,000 bootstrap samples of the test "
-        r"examples",
+        r"bad drives these 80 test examples: without its 40 examples their mean loss would be about [\d.]+ nats lower; "
+        r"they have \d+% of all harmful influence; first in 100% of 1,000 resamples of the test examples",
         sentence,
     )
     run = json.loads((project / "g.csv.run.json").read_text())
@@ -401,10 +400,10 @@ def test_what_is_not_clear_is_said(influence: Command, project: Path) -> None:
     for tests in (("3", "17"), ("0:80",)):
         said = influence("groups", *tests, *words, cwd=project).err
         assert "is the most harmful group to these" in said
-        assert "but that is not clear: " in said
-        assert "it is harmful at all in" in said
+        assert "likely, not certain: " in said
+        assert "harmful in" in said
     alone = influence("groups", 0, *words, cwd=project).err
-    assert "of random groups of these sizes the worst is as harmful in" in alone
+    assert "the worst of random groups of these sizes is as harmful in" in alone
     assert "drives" not in alone
     assert "no group as a whole is harmful to" in influence("groups", 6, *words, cwd=project).err
 
@@ -419,7 +418,7 @@ def test_where_retraining_finds_another_group_that_is_said() -> None:
     said = retrained(found, {0: np.array([0.1]), 1: np.array([-0.2])})
     assert said.startswith("retraining disagrees: without b the mean loss changes by -0.2, without a by +0.1; ")
     beyond = verdict(found, Doubt(None, None, 0.0), " nats")
-    assert "2 nats lower (it is 1 now: so large a group is beyond first order" in beyond
+    assert "2 nats lower (it is 1 now: trust the ranking, not the number" in beyond
 
 
 def test_bootstrap_draws_rows_and_chance_deals_values() -> None:

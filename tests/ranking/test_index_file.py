@@ -1,4 +1,4 @@
-"""The index file: what is damaged, cut short, of another store or for another λ is told in a line, never searched."""
+"""The index file: what is damaged, truncated, of another store or for another λ is told in a line, never searched."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import Command, edit
 from tests.support.small_project import flip, refusal
 
 NAME = "influence.h5.index"
-ANEW = "\n  influence index makes it anew"
+ANEW = "\n  influence index rebuilds it"
 
 
 @pytest.fixture
@@ -62,19 +62,19 @@ def test_a_flipped_bit_is_told_wherever_it_is(opened: tuple[Path, Prepared, Inve
     for place in (*range(0, size, size // 40), *range(size - TAIL.size - 8, size)):
         path.write_bytes(whole)
         flip(path, place)
-        with pytest.raises(InfluenceError, match=r"is damaged: |is no index of influence") as caught:
+        with pytest.raises(InfluenceError, match=r"is damaged: |is not an index of influence") as caught:
             open_index(path, *belongs)
-        assert caught.value.hint == "influence index makes it anew"
+        assert caught.value.hint == "influence index rebuilds it"
 
 
 def test_what_is_cut_short_or_something_else_is_told(opened: tuple[Path, Prepared, Inverse], tmp_path: Path) -> None:
     path, (whole, *belongs) = tmp_path / "copy", (opened[0].read_bytes(), *opened[1:])
     for content in (whole[:-1], whole[: len(whole) // 2], b"", b"x" * 100, whole + b"\0"):
         path.write_bytes(content)
-        with pytest.raises(InfluenceError, match="copy is no index of influence, or it is cut short"):
+        with pytest.raises(InfluenceError, match="copy is not an index of influence, or it is truncated"):
             open_index(path, *belongs)
     path.write_bytes(whole[1:])
-    with pytest.raises(InfluenceError, match="copy is damaged: its checksums and what it belongs to do not fit"):
+    with pytest.raises(InfluenceError, match=r"copy is damaged: its footer \(checksums and origin\) does not match"):
         open_index(path, *belongs)
     path.unlink()
     with pytest.raises(InfluenceError, match="there is no index"):
@@ -115,7 +115,7 @@ def test_lists_are_verified_when_they_are_looked_into(tmp_path: Path) -> None:
 def test_damage_is_told_by_the_command(influence: Command, indexed: Path) -> None:
     flip(indexed / NAME, 500)
     message = refusal(influence, indexed, "rank", 3, "--approximate")
-    assert message == f"error: {NAME} is damaged: the checksum of its MB 0 does not fit{ANEW}"
+    assert message == f"error: {NAME} is damaged: the checksum of its MB 0 does not match{ANEW}"
 
 
 def test_an_index_older_than_its_store_is_refused(influence: Command, indexed: Path) -> None:
@@ -135,7 +135,7 @@ def test_so_is_one_of_other_coordinates(influence: Command, indexed: Path) -> No
     edit(indexed, "gradients: {", "gradients: {budget: 12kB, ")
     influence("gradients", "--overwrite", cwd=indexed)
     message = refusal(influence, indexed, "rank", 3, "--approximate")
-    assert "what differs: the rows, or the coordinates that are kept of them" in message
+    assert "what differs: the rows, or their kept coordinates" in message
 
 
 def test_a_store_made_again_of_the_same_keeps_its_index(influence: Command, indexed: Path) -> None:
@@ -146,13 +146,13 @@ def test_a_store_made_again_of_the_same_keeps_its_index(influence: Command, inde
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("curvature.damping=0.5", "λ = 0, and it is 0.5 now"),
-        ("l2=0.25", "l2 = 0.01, and it is 0.25 now"),
+        ("curvature.damping=0.5", "λ = 0, but it is 0.5 now"),
+        ("l2=0.25", "l2 = 0.01, but it is 0.25 now"),
     ],
 )
 def test_one_for_another_damping_is_refused(influence: Command, indexed: Path, setting: str, said: str) -> None:
     message = refusal(influence, indexed, "rank", 3, "--approximate", "-s", setting)
-    assert message == f"error: {NAME} was made for {said}\n  influence index makes it for this one"
+    assert message == f"error: {NAME} was made for {said}\n  influence index rebuilds it for this one"
     influence("index", "-s", setting, cwd=indexed)
     influence("rank", 3, "--approximate", "-s", setting, cwd=indexed)
 
@@ -160,7 +160,7 @@ def test_one_for_another_damping_is_refused(influence: Command, indexed: Path, s
 def test_one_of_another_method_over_the_same_gradients_is_refused(influence: Command, tiny: Path) -> None:
     influence("index", "-s", "curvature.method=identity", cwd=tiny)
     message = refusal(influence, tiny, "rank", 3, "--approximate", "-s", "curvature.method=fisher")
-    assert "was made for curvature.method: identity, and it is fisher now" in message
+    assert "was made for curvature.method: identity, but it is fisher now" in message
 
 
 def test_a_failed_write_leaves_what_was_there(
@@ -173,7 +173,7 @@ def test_a_failed_write_leaves_what_was_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(faiss, "write_index", full)
-        assert "cannot be written: the disk is full, or has gone" in refusal(influence, indexed, "index")
+        assert "cannot be written: the disk is full or gone" in refusal(influence, indexed, "index")
     with monkeypatch.context() as patch:
         patch.setattr(
             "influence_cli.runtime.disk.flush", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))

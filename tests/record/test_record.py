@@ -51,7 +51,7 @@ def test_what_differs_from_run_to_run_is_taken_out(text: str, expected: str) -> 
         "  24  test/Ankle-boot/05258.png  Ankle-boot  helpful     1    349  1.146    +0.5440",
         "0 duplicates, 6 outliers, 4 pairs of classes",
         '"rows": 20, "influence": 0.5440',
-        "error: there is no test example 99999; the test set has 0 to 504",
+        "error: there is no test example 99999; valid indices are 0 to 504",
         "3 s/test",
     ],
 )

@@ -56,15 +56,15 @@ def test_decisions_are_read(folder: Path, text: str, expected: object) -> None:
 REFUSED = [
     ("index,label,decison\n", "csv:1: unknown column 'decison'", "did you mean 'decision'?"),
     ("index,label,decision,note\n", "csv:1: unknown column 'note'", "known: decision, index"),
-    ("index,label,decision,label\n", "csv:1: the column 'label' is there twice", "index,path,label"),
+    ("index,label,decision,label\n", "csv:1: the column 'label' appears twice", "index,path,label"),
     ("index;label;decision\n0;cat;keep\n", "csv:1: the columns are separated by semicolons", "commas"),
     ("index,decision\n0,keep\n", "csv:1: the column 'label' is missing", "index,path,label"),
     ("", "csv is empty", ""),
     (b"index,label,decision\n\xff,cat,keep\n", "csv is not a readable .csv file", ""),
-    (HEAD + "0,,cat,keep\n", "csv:2: 4 fields, the header has 5", ""),
-    (HEAD + "0,,cat,keep,\n\n6,,cat,keep,\n", "csv:4: names the index 6; the data set has 0 to 5", ""),
+    (HEAD + "0,,cat,keep\n", "csv:2: 4 fields, but the header has 5", ""),
+    (HEAD + "0,,cat,keep,\n\n6,,cat,keep,\n", "csv:4: names the index 6; valid indices are 0 to 5", ""),
     (HEAD + "-1,,cat,keep,\n", "csv:2: names the index -1", ""),
-    (HEAD + "1.5,,cat,keep,\n", "csv:2: 1.5 is not whole", ""),
+    (HEAD + "1.5,,cat,keep,\n", "csv:2: 1.5 is not a whole number", ""),
     (HEAD + "x,,cat,keep,\n", "csv:2: 'x' is not a whole number", ""),
     (HEAD + "0,,cat,kep,\n", "csv:2: unknown decision 'kep'", "did you mean 'keep'?"),
     (HEAD + "0,,cat,,\n", "csv:2: unknown decision ''", "drop, keep, relabel, unsure"),
@@ -75,11 +75,11 @@ REFUSED = [
     ("index,label,decision\n0,cat,relabel\n", "csv:2: relabel without a new_label", ""),
     (HEAD + "0,,cat,relabel,cat\n", "csv:2: relabels index 0 from cat to itself", "write keep"),
     (HEAD + "0,,cat,drop,dog\n", "csv:2: new_label is 'dog', but the decision is drop", ""),
-    (HEAD + "0,,dog,keep,\n", "csv:2: stale: the label of index 0 is cat now, and was dog when reviewed", "again"),
+    (HEAD + "0,,dog,keep,\n", "csv:2: stale: the label of index 0 is cat now, but was dog when reviewed", "again"),
     (HEAD + "0,data/train/cat/1.png,cat,keep,\n", "csv:2: stale: index 0 is ", "review them again"),
     (HEAD + "0,data/train/cat/9.png,cat,keep,\n", "when reviewed, which is gone", ""),
     (HEAD + "0,data/test/cat/0.png,cat,keep,\n", "csv:2: stale: index 0 is ", "another data set"),
-    (HEAD + "0,,cat,keep,\n0,,cat,drop,\n", "csv:3: drop for index 0, but line 2 says keep", "leave one"),
+    (HEAD + "0,,cat,keep,\n0,,cat,drop,\n", "csv:3: drop for index 0, but line 2 says keep", "keep only one"),
     (HEAD + "0,,cat,relabel,dog\n0,,cat,relabel,owl\n",
      "csv:3: relabel to owl for index 0, but line 2 says relabel to dog", ""),
 ]  # fmt: skip
@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_refused_by_its_line(folder: Path, text: str | byte
 
 def test_an_example_that_is_left_out_has_nothing_to_decide(folder: Path) -> None:
     (folder / "out.csv").write_text("index\n1\n")
-    with pytest.raises(InfluenceError, match="index 1 is left out already"):
+    with pytest.raises(InfluenceError, match="index 1 is already excluded"):
         read(folder, HEAD + "1,,cat,keep,\n", f"train.exclude={folder / 'out.csv'}")
 
 
@@ -103,7 +103,7 @@ def test_the_label_of_now_is_that_of_the_label_file(folder: Path) -> None:
     (folder / "labels.csv").write_text("index,label\n1,owl\n")
     override = f"train.labels={folder / 'labels.csv'}"
     assert read(folder, HEAD + "1,,owl,relabel,cat\n", override) == [(1, "relabel", 0)]
-    with pytest.raises(InfluenceError, match="is owl now, and was cat"):
+    with pytest.raises(InfluenceError, match="is owl now, but was cat"):
         read(folder, HEAD + "1,,cat,relabel,owl\n", override)
 
 

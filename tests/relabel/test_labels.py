@@ -77,9 +77,9 @@ def test_what_was_decided_before_is_carried_on(folder: Path, influence: Command)
     edit(folder, "{root: data/train}}", "{root: data/train}, labels: labels.csv, exclude: exclude.csv}")
     done = influence("relabel", "decisions.csv", cwd=folder, code=2)
     assert "error: labels.csv exists already" in done.err
-    assert "--force replaces it, and keeps what it holds: influence.yaml:3 names it" in done.err
+    assert "--force replaces it and keeps its content, because influence.yaml:3 names it" in done.err
     done = influence("relabel", "decisions.csv", "--force", cwd=folder, code=2)
-    assert "decisions.csv:2: stale: the label of index 0 is plain now, and was -minus" in done.err
+    assert "decisions.csv:2: stale: the label of index 0 is plain now, but was -minus" in done.err
     assert "3 lines are wrong: 2, 3, 5" in done.err
     # Back to its own label, and one more.
     text = ",".join(HEADER) + "\n0,,plain,relabel,-minus\n3,,-minus,drop,\n"
@@ -147,7 +147,7 @@ def test_it_is_one_call_from_python(folder: Path) -> None:
     ("words", "message"),
     [
         (["missing.csv"], "there is no file missing.csv"),
-        (["influence.yaml"], "influence.yaml: decisions are a .csv file"),
+        (["influence.yaml"], "influence.yaml: decisions must be a .csv file"),
         ([], "relabel needs a file of decisions"),
         (["decisions.csv", "--on", "val"], "--on val: there is no such set"),
         (["decisions.csv", "--labels", "l.txt"], "l.txt: labels and exclusions are .csv or .npy"),
@@ -244,7 +244,7 @@ def test_labels_of_files_that_have_moved_since_are_refused(folder: Path, influen
     # A project that is moved as a whole stays the same.
     assert read_back(folder, "labels.csv", "exclude.csv")[0][0] == 4
     next(path for path in sorted((folder / "images" / "train" / "-minus").iterdir())).unlink()
-    with pytest.raises(InfluenceError, match=r"(?s)labels.csv:2: index 0 is .*, and was ") as caught:
+    with pytest.raises(InfluenceError, match=r"(?s)labels.csv:2: index 0 is now .*, but was ") as caught:
         read_back(folder, "labels.csv", "exclude.csv")
     assert "moved, added or removed" in caught.value.hint
 

@@ -117,7 +117,7 @@ def test_files_move_to_their_classes_and_back(folder: Path, influence: Command) 
     assert "undid 6 moves of moves.log.csv (run 1, by decisions.csv)" in done.err
     assert [json.loads(line)["to"] for line in done.out.splitlines()] == [move["from"] for move in reversed(moves)]
     done = influence("relabel", "--undo", cwd=folder, code=2)
-    assert "moves.log.csv: nothing is left to take back" in done.err
+    assert "moves.log.csv: nothing is left to undo" in done.err
     # And once more, as a run of its own.
     influence("relabel", "decisions.csv", "--apply-moves", cwd=folder)
     assert tree(folder) == expected_tree(before)
@@ -196,8 +196,8 @@ def test_between_an_undo_that_was_cut_off_nothing_is_applied(
         undo_moves(folder / "moves.log.csv")
     live()
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder, code=2)
-    assert "taking moves back was cut off" in done.err
-    assert "first: influence relabel --undo" in done.err
+    assert "undoing moves was interrupted" in done.err
+    assert "first run: influence relabel --undo" in done.err
     influence("relabel", "--undo", cwd=folder)
     assert tree(folder) == before
 
@@ -216,13 +216,13 @@ def test_a_failure_half_way_says_how_to_go_on(
     monkeypatch.setattr(os, "link", full)
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder, code=2)
     assert "3 of 6 files are moved, then: OSError: [Errno 28] No space left on device" in done.err
-    assert "influence relabel --undo moves.log.csv takes them back" in done.err
+    assert "run the same command to resume, or undo: influence relabel --undo moves.log.csv" in done.err
     # Between the two nothing else is made of the decisions.
     done = influence("relabel", "decisions.csv", cwd=folder, code=2)
-    assert "moves.log.csv: moves by decisions.csv were cut off" in done.err
+    assert "moves.log.csv: moves by decisions.csv were interrupted" in done.err
     (folder / "other.csv").write_text("index,label,decision\n")
     done = influence("relabel", "other.csv", "--apply-moves", cwd=folder, code=2)
-    assert "first go on: influence relabel decisions.csv --apply-moves" in done.err
+    assert "first resume: influence relabel decisions.csv --apply-moves" in done.err
     monkeypatch.setattr(os, "link", link)
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder)
     assert "unfinished moves from an interrupted run: finishing them" in done.err
@@ -243,8 +243,8 @@ def test_ctrl_c_says_how_many_are_moved(folder: Path, influence: Command, monkey
     monkeypatch.setattr(os, "link", stop)
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder, code=130)
     assert (
-        "interrupted: 2 of 6 files are moved; the same command goes on, influence relabel --undo moves.log.csv"
-        in done.err
+        "interrupted: 2 of 6 files are moved; run the same command to resume, "
+        "or undo: influence relabel --undo moves.log.csv" in done.err
     )
 
 
@@ -255,7 +255,7 @@ def test_decisions_from_before_the_moves_are_refused(folder: Path, influence: Co
     influence("relabel", "decisions.csv", "--apply-moves", cwd=folder)
     for words in ([], ["--apply-moves"]):
         done = influence("relabel", "decisions.csv", *words, cwd=folder, code=2)
-        assert "decisions.csv was applied already: its 6 files were moved on 20" in done.err
+        assert "decisions.csv was already applied: its 6 files were moved on 20" in done.err
     done = influence("relabel", "others.csv", "--force", cwd=folder, code=2)
     assert "others.csv:2: stale: index 3 is " in done.err
     assert "files were moved on 20" in done.err
@@ -280,8 +280,8 @@ def test_label_files_of_the_config_do_not_go_with_moves(folder: Path, influence:
     edit(folder, "{root: data/train}}", "{root: data/train}, labels: labels.csv, exclude: exclude.csv}")
     decide(folder, (4, "relabel", "plain"), name="more.csv")
     done = influence("relabel", "more.csv", "--apply-moves", cwd=folder, code=2)
-    assert "influence.yaml:3: train.labels and moves do not go together" in done.err
-    assert "giving it this once: -s train.labels=labels.csv" in done.err
+    assert "influence.yaml:3: train.labels cannot be used with moves" in done.err
+    assert "give it this once so that it moves too: -s train.labels=labels.csv" in done.err
     assert tree(folder) == before
     edit(folder, ", labels: labels.csv, exclude: exclude.csv}", "}")
     words = ["-s", "train.labels=labels.csv", "-s", "train.exclude=exclude.csv"]
@@ -327,7 +327,7 @@ def remove(source: Path, target: Path) -> None:
 
 @pytest.mark.parametrize(
     ("what", "message"),
-    [(change, "has changed since its move was logged"), (take, "there is data/"), (remove, "there is neither data/")],
+    [(change, "has changed since its move was logged"), (take, "both data/"), (remove, "neither data/")],
 )
 def test_an_undo_refuses_what_has_changed_and_moves_nothing(
     folder: Path, influence: Command, what: Callable[[Path, Path], None], message: str

@@ -77,7 +77,7 @@ def test_a_second_run_does_nothing_again(tmp_path: Path, capsys: pytest.CaptureF
     assert done == ["job_3", "job_4"]
     assert [int(arrays["losses"][0]) for arrays in again] == [1, 2, 3, 4, 5]
     assert all(np.array_equal(a["losses"], b["losses"]) for a, b in zip(first, again, strict=False))
-    assert "3 of 5 retrainings are in" in capsys.readouterr().err
+    assert "3 of 5 retrainings are already in" in capsys.readouterr().err
 
 
 def test_a_file_that_is_cut_short_is_made_again(tmp_path: Path) -> None:

@@ -162,6 +162,6 @@ def test_a_loss_without_curvature_is_refused() -> None:
 
     network, layer, batch = case(hinge, 2)
     problem = make_problem(network, layer, [batch], L2)
-    with pytest.raises(InfluenceError, match="no minimum") as caught:
+    with pytest.raises(InfluenceError, match="did not reach a minimum") as caught:
         minimise(problem, start_of(network, layer, problem.examples.a))
     assert "training" in caught.value.hint

@@ -125,7 +125,7 @@ def test_retraining_compares_all_ways_on_the_other_half_of_the_test_set(
     # Each way trains on other examples.
     assert len({row["loss"] for row in rows}) == 4
     again = influence("select", "--keep", "0.6", "--retrain", "--repeats", "2", cwd=folder)
-    assert "8 of 8 retrainings are in" in again.err
+    assert "8 of 8 retrainings are already in" in again.err
     assert again.out == done.out
 
 
@@ -150,7 +150,7 @@ BAD = [
     (("--by", "margin"), "--by margin: no such way to select"),
     (("--exclude", "out.npy"), "the file must be .csv"),
     (("--retrain", "--by", "loss"), "--retrain compares all ways"),
-    (("--retrain",), "training again needs a training function, and the config names none"),
+    (("--retrain",), "retraining needs a training function, but the config names none"),
     (("-s", "test=null"), "the config has no test data set"),
     (("--exclude", "influence.yaml.csv"), "influence.yaml.csv exists"),
 ]

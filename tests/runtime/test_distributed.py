@@ -318,7 +318,7 @@ def test_processes_that_do_not_see_the_same_do_not_begin(tmp_path: Path, made: P
     done = job(folders, "gradients", code=2)
     (line,) = errors(done)
     host = socket.gethostname()
-    assert f"rank 1 (host {host}) does not see what rank 0 (host {host}) does" in line
+    assert f"rank 1 (host {host}) does not see the same as rank 0 (host {host}) does" in line
     assert told in line
     assert not list(tmp_path.glob("*/influence.h5*"))
 
@@ -392,7 +392,7 @@ def test_a_job_goes_on_after_a_kill_in_mid_fit(
     assert list(project.glob("influence.h5.fit*"))
     again = job(project, *FIT, ranks=ranks)
     if ranks == 2:
-        assert "going on with the factors of" in again.err[0]
+        assert "resuming with the factors in" in again.err[0]
         for name in ("covariances", "eigenvalues"):
             done = [*first.done(name), *again.done(name)]
             assert sorted(set(done)) == list(range(0, N, 2))
@@ -413,7 +413,7 @@ def test_ctrl_c_keeps_what_is_done_and_is_told_once(project: Path, whole: Path, 
     assert 130 in first.codes
     assert set(first.codes) <= {130, 2}
     (line,) = [line for line in "".join(first.err).splitlines() if line.startswith("interrupted: ")]
-    assert line == "interrupted: influence.h5: finished blocks are done and kept; run the same command to go on"
+    assert line == "interrupted: influence.h5: finished blocks are kept; run the same command to resume"
     again = job(project, *words)
     assert len(again.done("block")) < N
     assert_same_store(project / "influence.h5", whole)
@@ -518,7 +518,7 @@ def test_streams_of_other_rows_do_not_meet() -> None:
     ((where, values), *_) = averaged([stream(5, 15), stream(5, 10, 15)])
     assert (where, values.shape) == (slice(5, 10), (1, 5))
     assert list(averaged([stream(), stream(5, 10)])) == [], "a process without a row"
-    with pytest.raises(InfluenceError, match="blocks of different sizes"):
+    with pytest.raises(InfluenceError, match="different block sizes"):
         list(averaged([stream(5, 15), stream(7, 15)]))
 
 

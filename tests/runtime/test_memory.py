@@ -222,7 +222,7 @@ def test_a_batch_is_halved_until_it_fits(kind: str) -> None:
 
     assert halving(work, 100, told.append) == ("done with 6", 6)
     assert tried == [100, 50, 25, 12, 6]
-    assert told == [f"out of memory: going on with batches of {batch}" for batch in tried[1:]]
+    assert told == [f"out of memory: continuing with batches of {batch}" for batch in tried[1:]]
 
 
 def test_what_fits_is_tried_once() -> None:
@@ -318,8 +318,8 @@ def test_a_first_batch_that_does_not_fit_is_halved(
     done = influence("gradients", cwd=project)
     assert tried == [64, 32, 16]
     assert used == [16] * 20
-    assert "warning: out of memory: going on with batches of 32" in done.err
-    assert "warning: out of memory: going on with batches of 16" in done.err
+    assert "warning: out of memory: continuing with batches of 32" in done.err
+    assert "warning: out of memory: continuing with batches of 16" in done.err
     assert "wrote 5 of 5 blocks" in done.err
     assert [facts_of(folder)["batch"] for folder in (project, stored)] == [16, 64]
     assert np.allclose(rows_of(project), rows_of(stored), atol=1e-6)
@@ -342,7 +342,7 @@ def test_a_fit_that_does_not_fit_is_halved(influence: Command, project: Path, mo
 
     monkeypatch.setattr(ekfac, "forward", small)
     done = influence(*words, "gradients.store=halved.h5", cwd=project)
-    assert "warning: out of memory: going on with batches of 32" in done.err
+    assert "warning: out of memory: continuing with batches of 32" in done.err
     with Store.open(project / "whole.h5") as whole, Store.open(project / "halved.h5") as halved:
         values = [store.array("factor.0000.values") for store in (whole, halved)]
     # All labels count here, none is drawn: the factors do not depend on the batches.
@@ -394,7 +394,7 @@ def test_a_later_block_that_does_not_fit_keeps_the_ones_before(
     assert "out of memory in block" in done.err
     assert "with batches of 64" in done.err
     assert "gradients.block" in done.err
-    assert "what is done is kept" in done.err
+    assert "finished work is kept" in done.err
     path = project / "influence.h5"
     with Store.open(path) as store:
         assert store.done().tolist() == [True, True, False, False, False]

@@ -181,9 +181,9 @@ def test_a_list_on_stdin_may_hold_names_that_are_not_utf_8(influence: Command, s
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("\udcff\udcfe.png", "stdin:1: '\\xff\\xfe.png' is neither a file nor a position"),
+        ("\udcff\udcfe.png", "stdin:1: '\\xff\\xfe.png': no such file or index"),
         ("3\t\udcff", "stdin:1: there is no class '\\xff'"),
-        ("\x1b" * 5000, "is neither a file nor a position"),
+        ("\x1b" * 5000, ": no such file or index"),
     ],
 )
 def test_a_list_that_is_not_text_is_told_in_a_line(influence: Command, stored: Path, line: str, message: str) -> None:
@@ -255,7 +255,7 @@ def interruptible() -> None:
 
 @pytest.mark.parametrize(
     ("words", "kept"),
-    [(("rank", "3"), r"[12] of 5 blocks are done and kept"), (("mislabels",), "finished work is kept")],
+    [(("rank", "3"), r"[12] of 5 blocks are kept"), (("mislabels",), "finished work is kept")],
     ids=["rank", "mislabels"],
 )
 def test_ctrl_c_in_the_work_ends_it_with_130_and_says_what_is_kept(

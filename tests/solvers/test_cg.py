@@ -36,7 +36,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def problem(size: int = 60, condition: float = 300.0, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """A positive definite matrix, right sides, and the solutions."""
+    """A positive definite matrix, right-hand sides, and the solutions."""
     values = torch.logspace(0, -torch.log10(torch.tensor(condition)).item(), size, dtype=torch.float64)
     matrix = matrix_of(values, seed)
     v = torch.randn(3, size, dtype=torch.float64, generator=seeded(seed + 1))
@@ -53,7 +53,7 @@ def neumann(batch: Callable[[Tensor], Tensor], product: Callable[[Tensor], Tenso
     return lissa(batch, product, v, precondition=lambda r: r / diagonal.abs(), **how)  # type: ignore[arg-type]
 
 
-# Each takes a product and right sides, and finds its own scale, rank and number of iterations.
+# Each takes a product and right-hand sides, and finds its own scale, rank and number of iterations.
 SOLVERS: dict[str, Solve] = {
     "cg": conjugate_gradients,
     "nystrom": partial(nystrom, rank=15),

@@ -56,5 +56,5 @@ def test_where_neither_converges_the_error_says_what_to_do(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.linalg, "eigh", refuse)
     monkeypatch.setattr(np.linalg, "eigh", refuse_too)
-    with pytest.raises(InfluenceError, match="6 × 6 do not converge"):
+    with pytest.raises(InfluenceError, match="6 × 6 did not converge"):
         eigenpairs(symmetric(1, 6))

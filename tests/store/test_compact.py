@@ -68,7 +68,7 @@ def test_a_second_call_has_nothing_to_do(path: Path, capsys: pytest.CaptureFixtu
     compact(make(path), Terminal(quiet=True))
     before = path.stat()
     compact(path, Terminal())
-    assert capsys.readouterr().err == f"{path} is one file already\n"
+    assert capsys.readouterr().err == f"{path} is already one file\n"
     assert path.stat() == before
 
 
@@ -98,11 +98,11 @@ def test_it_goes_on_where_it_was_stopped(
     assert_whole(path, N)
 
 
-@pytest.mark.parametrize("rest", ["of another store", "cut short"])
+@pytest.mark.parametrize("rest", ["of another store", "truncated"])
 def test_what_another_call_has_begun_of_something_else_is_made_anew(path: Path, rest: str) -> None:
     make(path)
     merged = make(path.with_name("influence.h5.merged"), None, n=10)
-    if rest == "cut short":
+    if rest == "truncated":
         merged.write_bytes(merged.read_bytes()[:900])
     compact(path, Terminal(quiet=True))
     assert others(path) == []
@@ -116,7 +116,7 @@ def test_damage_is_not_copied(path: Path) -> None:
         place = own["coordinates"].id.get_offset()
     flip(file, place + 3)
     before = path.read_bytes()
-    with pytest.raises(InfluenceError, match=r"0001\.h5 is damaged: the checksum of block 1 does not fit"):
+    with pytest.raises(InfluenceError, match=r"0001\.h5 is damaged: the checksum of block 1 does not match"):
         compact(path, Terminal(quiet=True))
     assert path.read_bytes() == before
     assert len(shard_files(path)) == 3
@@ -133,7 +133,7 @@ def test_a_disk_without_room_is_told_before_anything_is_removed(path: Path, monk
     make(path)
     with monkeypatch.context() as full:
         full.setattr(disk.shutil, "disk_usage", lambda _: Usage(10**6, 10**6, 0))
-        with pytest.raises(InfluenceError, match="more are needed"):
+        with pytest.raises(InfluenceError, match="more is needed"):
             compact(path, Terminal(quiet=True))
     assert_whole(path, N)
     assert len(others(path)) == 1

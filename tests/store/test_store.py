@@ -276,7 +276,7 @@ def test_a_flipped_bit_of_a_row_names_the_block_and_the_fix(tmp_path: Path, name
     # The last byte of the last block is padding: it counts as well.
     flip(path, name, block * BLOCK * ROW[name] if end == "first" else (block + 1) * BLOCK * ROW[name] - 1)
     error = error_of(path)
-    assert f"is damaged: the checksum of block {block} does not fit" in error.message
+    assert f"is damaged: the checksum of block {block} does not match" in error.message
     assert str(path) in error.message
     assert "--repair" in error.hint
     with Store.open(path) as store:
@@ -288,7 +288,7 @@ def test_a_flipped_bit_of_a_row_names_the_block_and_the_fix(tmp_path: Path, name
 def test_a_flipped_bit_of_what_guards_a_block_is_found(tmp_path: Path, name: str, width: int, block: int) -> None:
     path = make(tmp_path / "s.h5")
     flip(path, name, block * width)
-    assert f"the checksum of block {block} does not fit" in error_of(path).message
+    assert f"the checksum of block {block} does not match" in error_of(path).message
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_flipped_bit_of_what_guards_a_block_is_found(tmp_path: Path, name: str
 def test_a_flipped_bit_of_a_rounded_row_is_found(tmp_path: Path, dtype: str, name: str, width: int) -> None:
     path = make(tmp_path / "s.h5", dtype)
     flip(path, name, 5 * width)
-    assert "the checksum of block 1 does not fit" in error_of(path).message
+    assert "the checksum of block 1 does not match" in error_of(path).message
 
 
 def test_swapped_blocks_are_found(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_flipped_bit_of_the_header_is_found_on_opening(tmp_path: Path, at: int
     with h5py.File(path) as file:
         size = len(file["header"])
     flip(path, "header", at % size)
-    with pytest.raises(InfluenceError, match="the checksum of its header does not fit") as caught:
+    with pytest.raises(InfluenceError, match="the checksum of its header does not match") as caught:
         Store.open(path)
     assert "--overwrite" in caught.value.hint
 
@@ -461,7 +461,7 @@ def test_a_store_without_coordinates_holds_the_rest(tmp_path: Path, dtype: str) 
             assert [(where, rows.shape) for where, rows in parts] == [(slice(0, N), (N, 0))]
             assert parts[0][1].dtype == np.float32
     flip(path, "losses", 4 * BLOCK)
-    assert "block 1 does not fit" in error_of(path).message
+    assert "block 1 does not match" in error_of(path).message
     with Store.open(path) as store:
         assert store.damaged().tolist() == [1]
 
@@ -659,7 +659,10 @@ def test_an_error_in_work_ends_map_after_the_results_before_it(wide: Path, error
 def test_damage_ends_map_and_names_the_block(wide: Path) -> None:
     flip(wide, "coordinates", 21 * 8 * 4 * WIDE.k + 5)
     seen: list[int] = []
-    with Store.open(wide) as store, pytest.raises(InfluenceError, match="checksum of block 21 does not fit") as caught:
+    with (
+        Store.open(wide) as store,
+        pytest.raises(InfluenceError, match="checksum of block 21 does not match") as caught,
+    ):
         seen.extend(store.map(lambda where, rows: where.start, threads=3))
     assert "--repair" in caught.value.hint
     assert scan_threads() == []
@@ -758,7 +761,7 @@ def test_in_order_takes_pieces_as_it_needs_them() -> None:
 def test_a_file_that_is_cut_short_is_refused(tmp_path: Path, keep: float) -> None:
     path = make(tmp_path / "s.h5")
     os.truncate(path, int(path.stat().st_size * keep))
-    with pytest.raises(InfluenceError, match="is not a readable HDF5 file, or it is cut short") as caught:
+    with pytest.raises(InfluenceError, match="is not a readable HDF5 file, or it is truncated") as caught:
         Store.open(path)
     assert str(path) in caught.value.message
     assert "--overwrite" in caught.value.hint
@@ -773,7 +776,7 @@ def test_a_file_that_is_not_hdf5_is_refused(tmp_path: Path) -> None:
 def test_an_hdf5_file_of_something_else_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "s.h5", "w") as file:
         file["coordinates"] = np.ones((4, 4))
-    with pytest.raises(InfluenceError, match="is an HDF5 file, but no influence store") as caught:
+    with pytest.raises(InfluenceError, match="is an HDF5 file, but not an influence store") as caught:
         Store.open(tmp_path / "s.h5")
     # Somebody else's data: nothing that overwrites it is advised.
     assert "gradients.store" in caught.value.hint
@@ -784,7 +787,7 @@ def test_a_newer_version_asks_for_an_update(tmp_path: Path) -> None:
     path = make(tmp_path / "s.h5")
     raw = path.read_bytes()
     path.write_bytes(raw.replace(b"influence-store 1\n", b"influence-store 2\n", 1))
-    with pytest.raises(InfluenceError, match="is a store of version 2, this influence reads up to 1") as caught:
+    with pytest.raises(InfluenceError, match="is a store of version 2, but this influence reads up to 1") as caught:
         Store.open(path)
     assert caught.value.hint == "update influence"
 
@@ -800,7 +803,7 @@ def test_a_missing_data_set_is_told(tmp_path: Path, name: str) -> None:
     path = make(tmp_path / "s.h5")
     with h5py.File(path, "r+") as file:
         del file[name]
-    with pytest.raises(InfluenceError, match=r"damaged: what HDF5 keeps about .* has changed|is cut short"):
+    with pytest.raises(InfluenceError, match=r"damaged: the HDF5 metadata of .* has changed|is truncated"):
         Store.open(path)
 
 
@@ -827,7 +830,7 @@ def test_a_store_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> N
         [sys.executable, "-c", DENIED, str(path)], capture_output=True, text=True, check=True
     ).stdout.lower()
     assert "permission" in said
-    assert "cut short" not in said
+    assert "truncated" not in said
     assert "--overwrite" not in said
 
 
@@ -906,7 +909,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     with pytest.raises(
-        InfluenceError, match=r"s\.h5 needs [\d.]+ kB, the disk has 100 B free: [\d.]+ kB more"
+        InfluenceError, match=r"s\.h5 needs [\d.]+ kB, but the disk has 100 B free: [\d.]+ kB more"
     ) as caught:
         make(tmp_path / "s.h5")
     for way_out in ("gradients.layers", "float16", "gradients.store"):
@@ -920,7 +923,7 @@ def test_what_is_replaced_counts_until_the_new_store_is_whole(tmp_path: Path, mo
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     check_space(path, 100)
-    with pytest.raises(InfluenceError, match=r"the disk has 100 B free: 1 B more are needed") as caught:
+    with pytest.raises(InfluenceError, match=r"the disk has 100 B free: 1 B more is needed") as caught:
         check_space(path, 101)
     assert f"remove {path} first" in caught.value.hint
     with pytest.raises(InfluenceError) as caught:

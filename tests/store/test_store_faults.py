@@ -238,7 +238,7 @@ def test_every_byte_of_the_factors_of_each_layer_is_guarded(influence: Command, 
     assert path.read_bytes() == whole
     flip(path, factors["factor.0000.values"][0] + 2)
     done = influence("rank", 0, *EKFAC, cwd=empty, code=2)
-    assert "the checksum of its factor.0000.values does not fit" in done.err
+    assert "the checksum of its factor.0000.values does not match" in done.err
     assert done.out == ""
     influence(*advised(done.err), *EKFAC, cwd=empty)
     assert path.read_bytes() == whole
@@ -262,10 +262,10 @@ def another_hdf5(path: Path) -> None:
 
 
 WRONG = [
-    (cut_short, "is not a readable HDF5 file, or it is cut short", "--overwrite"),
-    (not_hdf5, "is not a readable HDF5 file, or it is cut short", "--overwrite"),
-    (another_hdf5, "is an HDF5 file, but no influence store", "set gradients.store to another name"),
-    (newer, "is a store of version 2, this influence reads up to 1", "update influence"),
+    (cut_short, "is not a readable HDF5 file, or it is truncated", "--overwrite"),
+    (not_hdf5, "is not a readable HDF5 file, or it is truncated", "--overwrite"),
+    (another_hdf5, "is an HDF5 file, but not an influence store", "set gradients.store to another name"),
+    (newer, "is a store of version 2, but this influence reads up to 1", "update influence"),
 ]
 
 
@@ -334,13 +334,15 @@ def small_disk(empty: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], capture_output=True, check=False)
 
 
-MISSING = r"[\d.]+ k?B more are needed"
+MISSING = r"[\d.]+ k?B more is needed"
 
 
 def test_a_full_disk_when_the_store_is_made_leaves_nothing(influence: Command, empty: Path, small: Path) -> None:
     with largest_file(20_000):
         done = influence("gradients", cwd=empty, code=2)
-    assert re.search(rf"influence\.h5 cannot be made: File too large, {MISSING}\n  make room", done.err), done.err
+    assert re.search(rf"influence\.h5 cannot be created: File too large, {MISSING}\n  free disk space", done.err), (
+        done.err
+    )
     assert files(empty) == {}
     influence("gradients", cwd=empty)
     assert files(empty) == files(small)
@@ -356,7 +358,7 @@ def test_a_full_disk_in_the_midst_of_a_block_keeps_those_before_it(
         done = influence("gradients", cwd=empty, code=2)
     said = re.search(rf"writing block 1 of influence\.h5 failed: File too large, {MISSING}\n  (.*)", done.err)
     assert said, done.err
-    assert "the finished blocks are kept; make room and run the same command again" in said[1]
+    assert "finished work is kept; free disk space and run the same command to resume" in said[1]
     assert "wrote 2 of 3 blocks" in influence("gradients", cwd=empty).err
     assert files(empty) == files(small)
 
@@ -380,7 +382,7 @@ def test_a_full_disk_during_the_fit_costs_no_more_than_its_progress(
         done = influence("gradients", *EKFAC, cwd=empty)
     warned = [line for line in done.err.splitlines() if line.startswith("warning: influence.h5.fit cannot be written")]
     assert warned
-    assert re.search(rf"File too large, {MISSING}; a kill loses what is fitted since", warned[0])
+    assert re.search(rf"File too large, {MISSING}; free disk space; if the run is interrupted", warned[0])
     assert files(empty) == whole
 
 
@@ -417,7 +419,9 @@ def test_a_disk_that_fills_up_says_what_is_missing_and_a_rerun_goes_on(
 def test_a_disk_that_is_too_small_is_told_before_the_fit(influence: Command, empty: Path, small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(250_000))
     done = influence("gradients", "-s", "gradients.store=disk/influence.h5", cwd=empty, code=2)
-    assert re.search(rf"influence\.h5 needs [\d.]+ kB, the disk has [\d.]+ k?B free: {MISSING}\n", done.err), done.err
+    assert re.search(rf"influence\.h5 needs [\d.]+ kB, but the disk has [\d.]+ k?B free: {MISSING}\n", done.err), (
+        done.err
+    )
     assert [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
@@ -471,8 +475,8 @@ def test_a_read_only_folder_is_told_before_any_work(
     before = files(read_only())
     done = influence(*words, *KEPT, cwd=filled, code=2)
     assert re.search(
-        r"^error: kept/influence\.h5 cannot be made or finished, its folder cannot be written to: "
-        r"(Read-only file system|Permission denied)\n  make the folder writable, or set gradients\.store",
+        r"^error: kept/influence\.h5 cannot be created or finished: its folder is not writable "
+        r"\((Read-only file system|Permission denied)\)\n  make the folder writable, or set gradients\.store",
         done.err,
         re.MULTILINE,
     ), done.err
@@ -500,8 +504,11 @@ def test_a_path_that_disappears_is_told_and_what_is_done_is_kept(
     at_block_1(strike[fault])
     words = ("gradients", "-s", "gradients.store=disk/influence.h5")
     done = influence(*words, cwd=empty, code=2)
-    assert "error: disk/influence.h5 has gone while block 1 was to be written: moved, removed, or its" in done.err
-    assert "put it back and run the same command again" in done.err
+    assert (
+        "error: disk/influence.h5 disappeared while block 1 was being written: it was moved or removed, or its"
+        in done.err
+    )
+    assert "put it back and run the same command to resume" in done.err
     if fault != "moved":
         if fault == "removed":
             assert "there is no folder disk" in influence(*words, cwd=empty, code=2).err
@@ -572,7 +579,7 @@ STALE = [
     (another_label, (), "the training labels"),
     (other_pixels, (), "the training files (a path, size or time of change)"),
     (other_weights, (), "the checkpoint's weights"),
-    (other_model_code, (), "with the same weights"),
+    (other_model_code, (), "though the weights are the same"),
     (excluded, (), "the training examples in use (number, order or exclusions)"),
     (relabelled, (), "the training labels"),
     (resized, (), "train.transform"),

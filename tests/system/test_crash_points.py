@@ -208,9 +208,9 @@ def test_ctrl_c_in_the_midst_of_a_batch_counts_no_half_of_it_twice(
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "add", interrupted)
         done = influence("gradients", *EKFAC, cwd=project, code=130)
-    assert "influence.h5.fit: what is fitted so far is kept" in done.err
+    assert "influence.h5.fit: finished work is kept" in done.err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert "going on with the factors of influence.h5.fit" in influence("gradients", *EKFAC, cwd=project).err
+    assert "resuming with the factors in influence.h5.fit" in influence("gradients", *EKFAC, cwd=project).err
     assert (project / "influence.h5").read_bytes() == whole
 
 

@@ -63,7 +63,7 @@ def test_no_command_runs_the_code_of_a_checkpoint_and_all_say_what_it_was(
     for words in COMMANDS:
         said = refusal(influence, tiny, *words)
         assert "influence.yaml:2: " in said
-        assert "carries more than tensors (posix.system); nothing of it was run" in said
+        assert "contains more than tensors (posix.system); none of it was run" in said
     assert not (tiny / "owned").exists()
 
 
@@ -76,7 +76,7 @@ def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(influence: Command
         for name in plain.namelist():
             packed.writestr(name, plain.read(name))
     said = refusal(influence, tiny, "check", "-s", "model.checkpoint=packed.pt")
-    assert re.search(r"packed\.pt is packed, 268 MB in a file of \d+ kB; none of it was read", said)
+    assert re.search(r"packed\.pt is compressed, 268 MB in a file of \d+ kB; nothing was read", said)
 
 
 # --- a config
@@ -98,7 +98,7 @@ CONFIGS: dict[str, tuple[Callable[[Path], object], str]] = {
     "brackets": (lambda path: path.write_text("a: " + "[" * 90_000), "big.yaml:1: nested too deeply"),
     "braces": (lambda path: path.write_text("a: " + "{b: " * 20_000), "big.yaml:1: nested too deeply"),
     "as many values as fit": (lambda path: path.write_text("a: [" + "1," * 49_000 + "]"), "unknown key 'a'"),
-    "a long number": (lambda path: path.write_text("seed: 0x" + "f" * 90_000), "is not a number that can be used"),
+    "a long number": (lambda path: path.write_text("seed: 0x" + "f" * 90_000), "is not a usable number"),
     "a long key": (lambda path: path.write_text("k" * 1000 + ": 1"), "unknown key 'kkk"),
     "a zero byte": (lambda path: path.write_text('model: {factory: "a\\0b"}'), "big.yaml:1: a zero byte in 'a\\x00b'"),
     "control characters": (lambda path: path.write_text('"a\\e[31m\\n\\u202e": 1'), "unknown key"),
@@ -156,7 +156,7 @@ def test_a_folder_that_leads_to_itself_is_refused_by_name(influence: Command, ti
         for words in COMMANDS:
             said = refusal(influence, tiny, *words)
             assert re.search(
-                f"influence.yaml:5: {tiny}/train/[ab]/.* leads to {tiny}/train/[ab][a-z/]* again: its images", said
+                f"influence.yaml:5: {tiny}/train/[ab]/.* leads back to {tiny}/train/[ab][a-z/]*: its images", said
             )
         link.unlink()
     shutil.rmtree(tiny / "train" / "b" / "twice")
@@ -222,7 +222,7 @@ def test_a_label_of_a_data_set_that_no_class_has_is_named(
     kind = "training" if part == "train" else "test"
     for words in COMMANDS:
         said = refusal(influence, tiny, *words)
-        assert f"{kind} example 5 has the label {label}, the model has 3 outputs (0 to 2)" in said
+        assert f"{kind} example 5 has the label {label}, but the model has 3 outputs (0 to 2)" in said
 
 
 def test_a_label_of_a_file_that_no_class_has_is_named(influence: Command, tiny: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_label_of_a_file_that_no_class_has_is_named(influence: Command, tiny: 
             ("three.npy", "three.npy has the label 3, but there are 3 classes"),
             ("minus.npy", "minus.npy has the label -1, but there are 3 classes"),
             ("given.csv", "given.csv:3: there is no class '3'"),
-            ("far.csv", "far.csv:2: names the index 24; the data set has 0 to 23"),
+            ("far.csv", "far.csv:2: names the index 24; valid indices are 0 to 23"),
         ):
             assert message in refusal(influence, tiny, *(word.format(name) for word in option))
     assert "decisions.csv:3: there is no class '3'" in refusal(influence, tiny, "relabel", "decisions.csv")
@@ -288,7 +288,7 @@ def test_a_class_with_one_image_is_ranked_and_named_where_that_is_too_few(influe
     influence("gradients", "-q", cwd=tiny)
     assert len(rows_of(influence("rank", 0, "--all", cwd=tiny))) == 17
     said = refusal(influence, tiny, "mislabels")
-    assert "a class needs at least 3 examples for a readout without one of them; fewer have: a (1)" in said
+    assert "the leave-one-out readout needs at least 3 examples per class; these have fewer: a (1)" in said
     assert len(rows_of(influence("mislabels", "--all", "--signal", "loss", cwd=tiny))) == 17
 
 
@@ -302,7 +302,7 @@ def test_one_training_image_gives_numbers(influence: Command, tiny: Path, method
     assert not NOT_FINITE.search((tiny / "r.json").read_text() + (tiny / "r.json.run.json").read_text())
     assert len(rows_of(influence("rank", 0, "--on-the-fly", *words, cwd=tiny))) == 1
     if method in SOLVERS:
-        assert "a solve an example" in refusal(influence, tiny, "mislabels", "--signal", "self-influence", *words)
+        assert "one solve per example" in refusal(influence, tiny, "mislabels", "--signal", "self-influence", *words)
     else:
         assert len(rows_of(influence("rank", "--train", 0, "--all", *words, cwd=tiny))) == 6
         assert len(rows_of(influence("mislabels", "--signal", "self-influence", *words, cwd=tiny))) == 1
