@@ -318,10 +318,10 @@ def _data_issues(besides: Findings, classes: Sequence[str]) -> list[str]:
         )
         if len(rows)
     ]
-    for a, b, _, _ in besides.confused[:3]:
-        issues.append(f"{classes[a]} and {classes[b]} are mixed up in both directions")
-    if len(besides.confused) > 3:
-        issues.append(f"so are {counted(len(besides.confused) - 3, 'other pair')} of classes")
+    if besides.confused:
+        named = ", ".join(f"{classes[a]} and {classes[b]}" for a, b, _, _ in besides.confused[:3])
+        others = f" (and {counted(len(besides.confused) - 3, 'other pair')})" if len(besides.confused) > 3 else ""
+        issues.append(f"{named} are mixed up in both directions{others}")
     return issues
 
 
