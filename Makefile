@@ -27,7 +27,7 @@ PROJECT ?= build/record/project
 A ?= build/record/old
 B ?= build/record/new
 
-.PHONY: data demo test test-slow record record-compare fuzz lint lock sbom audit
+.PHONY: data demo test test-slow faults record record-compare fuzz lint lock sbom audit
 .PHONY: bench bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
 .PHONY: bench-loo bench-paper-hinge bench-paper-understanding bench-paper-attack bench-paper-domain-mismatch
 .PHONY: bench-paper-mislabeled bench-paper-perturbation
@@ -67,6 +67,10 @@ record: $(VENV)/.installed
 
 record-compare: $(VENV)/.installed
 	$(BIN)/python tests/record/record.py compare $(A) $(B)
+
+# One-line faults planted in copies of the package, each of which the tests named for it have to notice.
+faults: $(VENV)/.installed
+	$(BIN)/python tests/faults/run.py
 
 # Beside $(VENV), whose packages the targets run with, and not in it: the bill of materials does not list the fuzzer.
 $(FUZZER)/.installed: requirements-fuzz.lock $(VENV)/.installed

@@ -30,7 +30,7 @@ import faiss
 import numpy as np
 import torch
 
-from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.inverse import Identity
 from influence_cli.influence.scores import Running, Strongest, removal, strongest
 from influence_cli.ranking.index_build import AT, NEAR, WANTED, build, plan_index, recall
 from influence_cli.ranking.index_file import Index, padded, write_index
@@ -40,7 +40,7 @@ from influence_cli.store.layout import Layout, create
 from influence_cli.store.store import Rows, Store
 
 BLOCK, CLASSES, TESTS, ALONE = 256, 8, 64, 8
-INVERSE = Inverse(lambda rows: rows, None, 0.0, None, whiten=lambda rows: rows)
+INVERSE = Identity()
 
 
 def gradients(count: int, k: int, generator: np.random.Generator, means: np.ndarray) -> np.ndarray:

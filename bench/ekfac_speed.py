@@ -28,7 +28,7 @@ from mislabels import write_project
 from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training
 from influence_cli.curvature import ekfac
 from influence_cli.data.batches import read_batches
-from influence_cli.influence.ensemble import make_inverses
+from influence_cli.influence.ensemble import make_closed_forms
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.influence.self_influence import self_influences
 from influence_cli.influence.test_selection import Selected
@@ -137,7 +137,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
         stores = clock.step("fit", lambda: prepare_all(config, tasks, terminal, on_the_fly=True))
     print("".join(f"| of it {stage} | {seconds:.1f} | |\n" for stage, seconds in spent.items()), end="")
     clock.step(f"influence on {tests:,} tests, on the fly", lambda: scores(stores))
-    inverses = make_inverses(stores, config, terminal)
+    inverses = make_closed_forms(stores, config, terminal)
     own = clock.step(
         "self-influence of all, on the fly", lambda: self_influences(stores, inverses, split, terminal, False)
     )
@@ -146,7 +146,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     size = Path("influence.h5").stat().st_size
     print(f"| of {stores[0].width:,} coordinates, {size / 1e9:.1f} GB | | |")
     clock.step(f"influence on {tests:,} tests, from the store", lambda: scores(stores))
-    inverses = make_inverses(stores, config, terminal)
+    inverses = make_closed_forms(stores, config, terminal)
     kept = clock.step(
         "self-influence of all, from the store", lambda: self_influences(stores, inverses, split, terminal, False)
     )

@@ -29,7 +29,7 @@ def command(
 
     require_extra("faiss", "index", "influence index")
     session = begin(config, set_, quiet=quiet, verbose=verbose, rows=False)
-    from influence_cli.influence.ensemble import make_inverses, refuse_source
+    from influence_cli.influence.ensemble import make_closed_forms, refuse_source
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.index_build import build_indexes
     from influence_cli.ranking.index_search import check_method
@@ -37,6 +37,6 @@ def command(
     check_method(session.config.curvature.method, "influence index")
     refuse_source(session.config, "influence index", "a row has no preconditioner of its own")
     stores = prepare_all(session.config, load(session), session.terminal, skip_unreadable=skip_unreadable)
-    inverses = make_inverses(stores, session.config, session.terminal)
+    inverses = make_closed_forms(stores, session.config, session.terminal)
     build_indexes(stores, inverses, terminal=session.terminal, skip_unreadable=skip_unreadable)
     session.terminal.say("next: influence rank 17 --approximate")

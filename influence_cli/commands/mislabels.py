@@ -289,13 +289,13 @@ def _describe(session: Session, result: Mislabels, split: Split, classes: Sequen
 
 def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
     """Rank by self-influence at other λ; the signals without gradients have none."""
-    from influence_cli.influence.ensemble import make_inverses
+    from influence_cli.influence.ensemble import make_divisions
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.pages.damping_sweep import note_sweep
     from influence_cli.ranking.damping_sweep import sweep_self_influence
     from influence_cli.runtime.terminal import Terminal
 
-    inverses = make_inverses(stores, session.config, Terminal(quiet=True))
+    inverses = make_divisions(stores, session.config, Terminal(quiet=True))
     rows = sweep_self_influence(stores, inverses, training_facts(stores).read, top, session.terminal)
     note_sweep(session, rows, top, "self-influence")
 

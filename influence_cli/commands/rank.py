@@ -337,7 +337,7 @@ def _sweep(
     session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], facts: TrainingFacts, options: _Options
 ) -> None:
     """Rank the same for the first few test examples (or the mean) at other λ."""
-    from influence_cli.influence.ensemble import make_inverses
+    from influence_cli.influence.ensemble import make_divisions
     from influence_cli.influence.test_gradients import group_size, mean_gradients, test_gradients
     from influence_cli.pages.damping_sweep import note_sweep
     from influence_cli.ranking.damping_sweep import COMPARED, sweep_influence
@@ -352,7 +352,7 @@ def _sweep(
     else:
         tests, gradients = test_gradients(stores, selected[:COMPARED], options.target, quiet, options.skip)
         what = "the test example" if len(tests) == 1 else f"mean over the first {len(tests)} test examples"
-    inverses = make_inverses(stores, session.config, quiet)
+    inverses = make_divisions(stores, session.config, quiet)
     rows = sweep_influence(stores, inverses, gradients, facts.read, top, session.terminal)
     note_sweep(session, rows, top, f"influence on {what}" if options.aggregate else f"influence, {what}")
 

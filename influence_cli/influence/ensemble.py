@@ -32,39 +32,76 @@ and other per-parameter rates both are only an analogy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from influence_cli.config.schema import Config
-from influence_cli.curvature.coordinates import Blocks, parameter_vectors, vector_coordinates
+from influence_cli.curvature.coordinates import Blocks, Joint, parameter_vectors, vector_coordinates
 from influence_cli.curvature.spectrum import relaxation
 from influence_cli.errors import InfluenceError, counted
-from influence_cli.influence.inverse import Inverse, Passage, make_inverse, warn_of_span
+from influence_cli.influence.inverse import (
+    ClosedForm,
+    Division,
+    Inverse,
+    Summary,
+    make_closed_form,
+    make_division,
+    make_identity,
+    make_inverse,
+    warn_of_span,
+)
 from influence_cli.influence.iterative import Limits
+from influence_cli.model.network import Network
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
 
 
-def weighted(inverses: Sequence[Inverse], times: Sequence[float]) -> list[Inverse]:
-    """Weight the scores of each checkpoint, so that their mean is Σ_c (weight_c × score of c).
+@dataclass(frozen=True)
+class SourcePart:
+    """What SOURCE has in place of the inverse curvature, for one checkpoint and the part of a run that it stands for.
 
-    Args:
-        inverses: one per checkpoint.
-        times: weights: η_c K_c.
+    Attributes:
+        network: the model, for the layout of its parameters.
+        basis: of the checkpoint's coordinates.
+        segment: number of the segment that the checkpoint is in.
+        factors: (1 − e^(−ηKσ))/σ over the whole segment, of each coordinate [k], times its weight in the mean.
+        decay: e^(−ηKΛ) − 1 of each coordinate [k].
+        time: η·K of the checkpoint's own part.
+        shift: l2; there is no λ.
+        summary: what the run file says of it.
     """
-    return [_scaled(inverse, len(times) * time) for inverse, time in zip(inverses, times, strict=True)]
 
+    network: Network
+    basis: Joint | Blocks
+    segment: int
+    factors: Tensor
+    decay: Tensor
+    time: float
+    shift: float
+    summary: Summary
 
-def _scaled(inverse: Inverse, scale: float) -> Inverse:
-    own = inverse.own
-    return replace(
-        inverse,
-        apply=lambda coordinates: scale * inverse.apply(coordinates),
-        own=None if own is None else lambda rows: scale * own(rows),
-    )
+    @property
+    def damping(self) -> None:
+        """Give None: there is no λ."""
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Multiply coordinates [m, k] of what reaches the end of the segment by what it follows of each."""
+        return rows * self.factors
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Project vectors over the parameters [m, p] on the checkpoint's coordinates [m, k]."""
+        if isinstance(self.basis, Blocks):
+            return vector_coordinates(self.network, self.basis, vectors)
+        return vectors @ self.basis.vectors
+
+    def carry(self, vectors: Tensor) -> Tensor:
+        """Carry vectors over the parameters [m, p] at the end of its part of the run to those at its beginning."""
+        # exp(−ηK(PΛPᵀ + l2·I)) = e^(−ηK·l2) (I + P(e^(−ηKΛ) − 1)Pᵀ)
+        kept = parameter_vectors(self.network, self.basis, self.project(vectors) * self.decay)
+        return float(np.exp(-self.time * self.shift)) * (vectors + kept)
 
 
 def segments_of(count: int, segments: int | None) -> list[int]:
@@ -73,7 +110,7 @@ def segments_of(count: int, segments: int | None) -> list[int]:
     return [number for number, part in enumerate(parts) for _ in part]
 
 
-def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[Inverse]:
+def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[SourcePart]:
     """Make SOURCE's counterpart of the inverse curvature, for every checkpoint.
 
     Args:
@@ -99,7 +136,7 @@ def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Termin
 
 def _source_inverse(
     prepared: Prepared, segment: int, own: float, time: float, scale: float, terminal: Terminal
-) -> Inverse:
+) -> SourcePart:
     """Make it for one checkpoint: ``own`` is its η·K, ``time`` that of its whole segment."""
     spectrum, basis, network, l2 = prepared.spectrum, prepared.basis, prepared.choice.network, prepared.task.l2
     if spectrum is None or basis is None:
@@ -116,30 +153,18 @@ def _source_inverse(
     )
     warn_of_span(prepared, kept, "the directions that training determines", "raise gradients.budget", terminal)
     factors = (scale * counts).float().to(device)
+    summary = Summary(tuple(group.name for group in spectrum.groups), d_eff, kept)
+    return SourcePart(network, basis, segment, factors, decay, own, l2, summary)
 
-    def project(vectors: Tensor) -> Tensor:
-        return vector_coordinates(network, basis, vectors) if isinstance(basis, Blocks) else vectors @ basis.vectors
 
-    def carry(vectors: Tensor) -> Tensor:
-        # exp(−ηK(PΛPᵀ + l2·I)) = e^(−ηK·l2) (I + P(e^(−ηKΛ) − 1)Pᵀ)
-        kept = parameter_vectors(network, prepared.basis, project(vectors) * decay)
-        return float(np.exp(-own * l2)) * (vectors + kept)
-
-    return Inverse(
-        lambda coordinates: coordinates * factors,
-        None,
-        l2,
-        None,
-        tuple(group.name for group in spectrum.groups),
-        d_eff,
-        kept,
-        passage=Passage(segment, project, carry),
-    )
+def source_parts(inverses: Sequence[Inverse]) -> list[SourcePart]:
+    """Give the checkpoints of a run under SOURCE: all of them take part, or none does."""
+    return [inverse for inverse in inverses if isinstance(inverse, SourcePart)]
 
 
 def test_stores(stores: Sequence[Prepared], inverses: Sequence[Inverse]) -> list[Prepared]:
     """Give the checkpoints under which test gradients are needed: all, or for SOURCE the last, as raw gradients."""
-    if inverses[-1].passage is None:
+    if not source_parts(inverses):
         return list(stores)
     return [replace(stores[-1], basis=None, spectrum=None)]
 
@@ -153,20 +178,18 @@ def solved_vectors(inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> 
         inverses: one per checkpoint.
         gradients: of the test examples, one per checkpoint of ``test_stores``: coordinates [m, k], raw ones [m, p].
     """
-    if inverses[-1].passage is None:
-        return [inverse.apply(own) for inverse, own in zip(inverses, gradients, strict=True)]
+    parts = source_parts(inverses)
+    if not parts:
+        return [inverse.apply(rows) for inverse, rows in zip(inverses, gradients, strict=True)]
     (vectors,) = gradients
-    found: list[Tensor] = []
+    solved: list[Tensor] = []
     at_end, segment = vectors, -1
-    for inverse in reversed(inverses):
-        passage = inverse.passage
-        if passage is None:
-            raise ValueError("all checkpoints of a run take part in SOURCE, or none")
-        if passage.segment != segment:
-            at_end, segment = vectors, passage.segment
-        found.append(inverse.apply(passage.project(at_end)))
-        vectors = passage.carry(vectors)
-    return found[::-1]
+    for part in reversed(parts):
+        if part.segment != segment:
+            at_end, segment = vectors, part.segment
+        solved.append(part.apply(part.project(at_end)))
+        vectors = part.carry(vectors)
+    return solved[::-1]
 
 
 def refuse_source(config: Config, option: str, why: str) -> None:
@@ -211,9 +234,27 @@ def make_inverses(
     stores: Sequence[Prepared], config: Config, terminal: Terminal, strict: bool = False
 ) -> list[Inverse]:
     """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver must converge."""
-    given, kind = config.curvature, config.model.ensemble
-    if kind == "source":
-        return source_inverses(stores, config, terminal)
+    if config.model.ensemble == "source":
+        return list(source_inverses(stores, config, terminal))
+    if config.model.ensemble == "tracin":
+        return list(make_closed_forms(stores, config, terminal))
+    given = config.curvature
     limits = Limits(given.tolerance, given.max_iterations, strict)
-    inverses = [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
-    return weighted(inverses, config.model.times()) if kind == "tracin" else inverses
+    return [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
+
+
+def make_closed_forms(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[ClosedForm]:
+    """Do what ``make_inverses`` does where no method is a solver, and the run is not under SOURCE."""
+    given = config.curvature.damping
+    if config.model.ensemble == "tracin":
+        # Their mean is Σ_c η_c K_c × the score of c.
+        return [
+            replace(make_identity(given, terminal), weight=len(stores) * time)
+            for _, time in zip(stores, config.model.times(), strict=True)
+        ]
+    return [make_closed_form(prepared, given, terminal) for prepared in stores]
+
+
+def make_divisions(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[Division]:
+    """Do what ``make_inverses`` does where every method divides, by a λ that can be another."""
+    return [make_division(prepared, config.curvature.damping, terminal) for prepared in stores]

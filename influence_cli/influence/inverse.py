@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol, TypeGuard
 
 from torch import Tensor
 
 from influence_cli.curvature.damping import Damping, check_poles, choose_damping
 from influence_cli.curvature.fisher import Moment, stored_moment
 from influence_cli.curvature.spectrum import Spectrum, effective_dimension
-from influence_cli.influence.iterative import Limits, announce, make_iterative
+from influence_cli.influence.iterative import Iterative, Limits, announce, make_iterative
 from influence_cli.influence.scores import preconditioned
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
@@ -23,55 +25,236 @@ NEARLY_ALL = 0.99
 
 
 @dataclass(frozen=True)
-class Passage:
-    """How a change of the parameters passes through the part of a run that a checkpoint represents.
-
-    influence/ensemble.py makes it.
+class Summary:
+    """What the run file says of an inverse, beside λ.
 
     Attributes:
-        segment: number of the segment that the checkpoint is in.
-        project: vectors over the parameters [m, p] to the checkpoint's coordinates [m, k].
-        carry: vectors over the parameters [m, p] at the end of that part to those at its beginning.
-    """
-
-    segment: int
-    project: Callable[[Tensor], Tensor]
-    carry: Callable[[Tensor], Tensor]
-
-
-@dataclass
-class Inverse:
-    """The inverse curvature of one checkpoint.
-
-    Attributes:
-        apply: coordinates of gradients [m, k] to those of s_test [m, k].
-        own: coordinates of gradients [b, k] to gᵢᵀ(H + (l2 + λ)I)⁻¹gᵢ [b]; None if that needs one solve per example.
-        shift: l2 + λ, of all coordinates or of each [k]; 0 for ``identity``.
-        damping: λ and its reason; None for ``identity``.
         groups: what each λ belongs to: layers, or one empty name.
         effective_dimension: d_eff of the kept spectrum; None without one.
         kept: share of ΣΛ/(Λ + shift) that the store keeps, from above; 1 without a basis.
         smallest: min Λ of a Hessian that a solver works with, an estimate; None elsewhere.
         solves: what a solver did, one entry per call.
-        at: the same inverse at another λ, from what is known already; it raises at a pole. None if another λ needs
-            a solve.
-        passage: of a checkpoint of a run under SOURCE; None elsewhere.
-        whiten: coordinates of gradients [b, k] to (H + (l2 + λ)I)^(−1/2) times them, of which inner products are
-            s_testᵀgᵢ; None if that needs more than a division.
     """
 
-    apply: Callable[[Tensor], Tensor]
-    own: Callable[[Tensor], Tensor] | None
-    shift: float | Tensor
-    damping: Damping | None
     groups: tuple[str, ...] = ("",)
     effective_dimension: float | None = None
     kept: float = 1.0
     smallest: float | None = None
-    solves: list[SolveInfo] = field(default_factory=list)
-    at: Callable[[Damping], Inverse] | None = None
-    passage: Passage | None = None
-    whiten: Callable[[Tensor], Tensor] | None = None
+    solves: Sequence[SolveInfo] = ()
+
+
+class Inverse(Protocol):
+    """The inverse curvature of one checkpoint, as far as every method has it."""
+
+    @property
+    def shift(self) -> float | Tensor:
+        """Give l2 + λ, of all coordinates or of each [k]; 0 for ``identity``."""
+
+    @property
+    def damping(self) -> Damping | None:
+        """Give λ and its reason; None where there is no λ."""
+
+    @property
+    def summary(self) -> Summary:
+        """Give what the run file says of it."""
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Turn coordinates of gradients [m, k] into those of s_test [m, k]."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """No curvature: s_test is the gradient itself.
+
+    Attributes:
+        weight: of the checkpoint in the mean of a run's, which ``tracin`` gives it.
+    """
+
+    weight: float = 1.0
+
+    @property
+    def shift(self) -> float:
+        """Give 0: nothing is added to a curvature."""
+        return 0.0
+
+    @property
+    def damping(self) -> None:
+        """Give None: there is no λ."""
+
+    @property
+    def summary(self) -> Summary:
+        """Give what the run file says of it: nothing is left out."""
+        return Summary()
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Turn gradients [m, p] into s_test [m, p]: weight · g."""
+        return self.weight * rows
+
+    def self_influence(self, rows: Tensor) -> Tensor:
+        """Compute the quadratic form gᵢᵀ s_i = weight · ‖gᵢ‖² [b] of gradients [b, p]."""
+        return self.weight * rows.square().sum(dim=1)
+
+    def whiten(self, rows: Tensor) -> Tensor:
+        """Give gradients [b, p], of which inner products are s_testᵀgᵢ but for the weight, which changes no order.
+
+        So the index of a store stays the same at other weights.
+        """
+        return rows
+
+
+@dataclass(frozen=True)
+class Spectral:
+    """A division by Λ + l2 + λ, coordinate by coordinate, in a basis of eigenvectors.
+
+    Attributes:
+        spectrum: Λ of the coordinates.
+        damping: λ and its reason.
+        l2: λ₂.
+
+    Raises:
+        InfluenceError: Λⱼ + l2 + λ ≤ 0 somewhere.
+    """
+
+    spectrum: Spectrum
+    damping: Damping
+    l2: float
+
+    def __post_init__(self) -> None:
+        # Rounding leaves the GGN's zero eigenvalues slightly off zero; only a real shift makes them invertible.
+        check_poles(min(self.spectrum.smallest, float(self.spectrum.values.min())), self.shift.numpy())
+
+    @cached_property
+    def shift(self) -> Tensor:
+        """Give l2 + λ of each coordinate: float64 [k]."""
+        return self.spectrum.shift(self.damping, self.l2)
+
+    @property
+    def effective_dimension(self) -> float:
+        """Give ΣΛ/(Λ + l2 + λ) of the kept coordinates."""
+        return self.spectrum.dimension(self.damping, self.l2)[0]
+
+    @property
+    def summary(self) -> Summary:
+        """Give what the run file says of it."""
+        kept, whole = self.spectrum.dimension(self.damping, self.l2)
+        names = tuple(group.name for group in self.spectrum.groups)
+        return Summary(names, kept, min(1.0, kept / whole) if whole > 0 else 1.0)
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Turn coordinates of gradients [m, k] into those of s_test [m, k]."""
+        return preconditioned(rows, self.spectrum.values.to(rows.device), self.shift.to(rows.device))
+
+    def self_influence(self, rows: Tensor) -> Tensor:
+        """Compute the quadratic form gᵢᵀ(H + (l2 + λ)I)⁻¹gᵢ [b] of coordinates [b, k]."""
+        return (self.apply(rows) * rows).sum(dim=1)
+
+    def whiten(self, rows: Tensor) -> Tensor:
+        """Multiply coordinates [b, k] by (H + (l2 + λ)I)^(−1/2): inner products of these are s_testᵀgᵢ."""
+        return rows * (self.spectrum.values + self.shift).rsqrt().to(rows)
+
+    def at(self, damping: Damping) -> Spectral:
+        """Give the same at another λ; it raises at a pole."""
+        return replace(self, damping=damping)
+
+
+@dataclass(frozen=True)
+class StoredMoment:
+    """A division along the eigenvectors of the stored gradients' second moment.
+
+    Stored gradients have no component outside the span of the eigenvectors: nothing is left out.
+
+    Attributes:
+        moment: its eigenpairs.
+        damping: λ and its reason.
+        l2: λ₂.
+
+    Raises:
+        InfluenceError: l2 + λ is 0.
+    """
+
+    moment: Moment
+    damping: Damping
+    l2: float
+
+    def __post_init__(self) -> None:
+        check_poles(0.0, self.shift)
+
+    @property
+    def shift(self) -> float:
+        """Give l2 + λ."""
+        return self.l2 + self.damping.values[0]
+
+    @property
+    def effective_dimension(self) -> float:
+        """Give ΣΛ/(Λ + l2 + λ)."""
+        return effective_dimension(self.moment.values, self.shift)
+
+    @property
+    def summary(self) -> Summary:
+        """Give what the run file says of it."""
+        return Summary(effective_dimension=self.effective_dimension)
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Turn gradients [m, p] into s_test [m, p]."""
+        vectors = self.moment.vectors.to(rows)
+        return ((rows @ vectors) * self._inverse().to(rows)) @ vectors.T
+
+    def self_influence(self, rows: Tensor) -> Tensor:
+        """Compute the quadratic form gᵢᵀ(H + (l2 + λ)I)⁻¹gᵢ [b] of gradients [b, p]."""
+        return (rows @ self.moment.vectors.to(rows)).square() @ self._inverse().to(rows)
+
+    def whiten(self, rows: Tensor) -> Tensor:
+        """Multiply gradients [b, p] by (H + (l2 + λ)I)^(−1/2): inner products of these are s_testᵀgᵢ."""
+        # The symmetric root: another run may find the eigenvectors with other signs.
+        vectors = self.moment.vectors.to(rows)
+        return ((rows @ vectors) * self._inverse().sqrt().to(rows)) @ vectors.T
+
+    def at(self, damping: Damping) -> StoredMoment:
+        """Give the same at another λ; it raises at a pole."""
+        return replace(self, damping=damping)
+
+    def _inverse(self) -> Tensor:
+        return 1 / (self.moment.values + self.shift)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solve per right side: the self-influence of each example, and another λ, would take solves of their own.
+
+    Attributes:
+        iterative: the solver, λ chosen.
+    """
+
+    iterative: Iterative
+
+    @property
+    def shift(self) -> float:
+        """Give l2 + λ."""
+        return self.iterative.shift
+
+    @property
+    def damping(self) -> Damping:
+        """Give λ and its reason."""
+        return self.iterative.damping
+
+    @property
+    def summary(self) -> Summary:
+        """Give what the run file says of it, with the solves so far."""
+        return Summary(smallest=self.iterative.smallest, solves=self.iterative.solves)
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Turn gradients [m, p] into s_test [m, p]."""
+        return self.iterative.apply(rows)
+
+
+# What knows the inverse at another λ as well, and what knows the self-influence of each example, without a solve.
+Division = Spectral | StoredMoment
+ClosedForm = Identity | Division
+
+
+def all_closed(inverses: Sequence[Inverse]) -> TypeGuard[Sequence[ClosedForm]]:
+    """Say whether all of them know the self-influence of each example."""
+    return all(isinstance(inverse, ClosedForm) for inverse in inverses)
 
 
 def make_inverse(
@@ -79,7 +262,7 @@ def make_inverse(
     given: float | str,
     terminal: Terminal,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
-) -> Inverse:
+) -> ClosedForm | Solver:
     """Choose λ by the one rule, print it in absolute units, and give the inverse.
 
     Args:
@@ -91,24 +274,37 @@ def make_inverse(
     Raises:
         InfluenceError: Λⱼ + l2 + λ ≤ 0 somewhere, or a solver that cannot continue.
     """
-    choice = prepared.choice
-    if choice.method == "identity":
-        if given != "auto":
-            terminal.warn("curvature identity does not use λ: the score is gᵗg/n, without a unit")
-        return Inverse(lambda rows: rows, lambda rows: rows.square().sum(dim=1), 0.0, None, whiten=lambda rows: rows)
+    if not prepared.choice.solves:
+        return make_closed_form(prepared, given, terminal)
+    return Solver(make_iterative(prepared, given, convex=_convex(prepared), limits=limits, terminal=terminal))
+
+
+def make_closed_form(prepared: Prepared, given: float | str, terminal: Terminal) -> ClosedForm:
+    """Do what ``make_inverse`` does for a method that is no solver."""
+    if prepared.choice.method == "identity":
+        return make_identity(given, terminal)
+    return make_division(prepared, given, terminal)
+
+
+def make_identity(given: float | str, terminal: Terminal) -> Identity:
+    """Give the inverse of no curvature, and say that a λ that was given is not used."""
+    if given != "auto":
+        terminal.warn("curvature identity does not use λ: the score is gᵗg/n, without a unit")
+    return Identity()
+
+
+def make_division(prepared: Prepared, given: float | str, terminal: Terminal) -> Division:
+    """Do what ``make_inverse`` does for a method that divides: one with a basis, or ``fisher``."""
     if prepared.spectrum is not None:
         return _spectral(prepared, prepared.spectrum, given, terminal)
-    if choice.method == "fisher":
-        return _stored_fisher(prepared, given, terminal)
-    found = make_iterative(prepared, given, convex=_convex(prepared), limits=limits, terminal=terminal)
-    return Inverse(found.apply, None, found.shift, found.damping, smallest=found.smallest, solves=found.solves)
+    return _stored_fisher(prepared, given, terminal)
 
 
 def _convex(prepared: Prepared) -> bool:
     return prepared.choice.output is not None and prepared.task.convex_loss
 
 
-def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, terminal: Terminal) -> Inverse:
+def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, terminal: Terminal) -> Spectral:
     l2 = prepared.task.l2
     damping = choose_damping(
         given,
@@ -120,10 +316,10 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
         largest=float(spectrum.values.max()),
         layered=prepared.choice.is_layered,
     )
-    inverse = _divided(spectrum, damping, l2)
+    inverse = Spectral(spectrum, damping, l2)
     announce(damping, l2, terminal)
     _, whole = spectrum.dimension(damping, l2)
-    kept, size = inverse.kept, prepared.choice.network.size
+    kept, size = inverse.summary.kept, prepared.choice.network.size
     terminal.say(f"The store keeps {kept:.0%} of the signal.")
     terminal.detail(
         f"effective dimension {whole:,.1f};  {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
@@ -141,75 +337,21 @@ def warn_of_span(prepared: Prepared, kept: float, of: str, remedy: str, terminal
         )
 
 
-def _divided(spectrum: Spectrum, damping: Damping, l2: float) -> Inverse:
-    """Divide by Λ + l2 + λ, coordinate by coordinate."""
-    shift = spectrum.shift(damping, l2)
-    # Rounding leaves the GGN's zero eigenvalues slightly above or below zero; only a real shift makes them invertible.
-    check_poles(min(spectrum.smallest, float(spectrum.values.min())), shift.numpy())
-    d_eff, whole = spectrum.dimension(damping, l2)
-    values, names = spectrum.values, tuple(group.name for group in spectrum.groups)
-
-    def apply(coordinates: Tensor) -> Tensor:
-        return preconditioned(coordinates, values.to(coordinates.device), shift.to(coordinates.device))
-
-    return Inverse(
-        apply,
-        lambda c: (apply(c) * c).sum(dim=1),
-        shift,
-        damping,
-        names,
-        d_eff,
-        min(1.0, d_eff / whole) if whole > 0 else 1.0,
-        at=lambda other: _divided(spectrum, other, l2),
-        whiten=lambda c: c * (values + shift).rsqrt().to(c),
-    )
-
-
-def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -> Inverse:
+def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -> StoredMoment:
     """Make the inverse of the second moment of the stored gradients, from one scan."""
     network, task = prepared.choice.network, prepared.task
     with terminal.progress(len(task.train), "second moment of the stored gradients") as advance:
-        found = stored_moment(prepared.path, advance, where="curvature fisher")
+        moment = stored_moment(prepared.path, advance, where="curvature fisher")
     damping = choose_damping(
         given,
         convex=_convex(prepared),
         l2=task.l2,
         matrix="empirical",
         smallest=0.0,
-        means=[found.trace / network.size],
-        largest=float(found.values[0]),
+        means=[moment.trace / network.size],
+        largest=float(moment.values[0]),
     )
-    inverse = _of_moment(found, damping, task.l2)
+    inverse = StoredMoment(moment, damping, task.l2)
     announce(damping, task.l2, terminal)
-    terminal.detail(f"effective dimension {inverse.effective_dimension:,.1f} of at most  {len(found.values):,}")
+    terminal.detail(f"effective dimension {inverse.effective_dimension:,.1f} of at most  {len(moment.values):,}")
     return inverse
-
-
-def _of_moment(found: Moment, damping: Damping, l2: float) -> Inverse:
-    """Divide along the eigenvectors of the stored gradients' second moment."""
-    shift = l2 + damping.values[0]
-    check_poles(0.0, shift)
-    vectors, inverse = found.vectors, 1 / (found.values + shift)
-
-    def apply(rows: Tensor) -> Tensor:
-        # Stored gradients have no component outside the span of the eigenvectors: nothing is left out.
-        p, scale = vectors.to(rows), inverse.to(rows)
-        return ((rows @ p) * scale) @ p.T
-
-    def own(rows: Tensor) -> Tensor:
-        return (rows @ vectors.to(rows)).square() @ inverse.to(rows)
-
-    def whiten(rows: Tensor) -> Tensor:
-        # The symmetric root: another run may find the eigenvectors with other signs.
-        p, scale = vectors.to(rows), inverse.sqrt().to(rows)
-        return ((rows @ p) * scale) @ p.T
-
-    return Inverse(
-        apply,
-        own,
-        shift,
-        damping,
-        effective_dimension=effective_dimension(found.values, shift),
-        at=lambda other: _of_moment(found, other, l2),
-        whiten=whiten,
-    )

@@ -94,11 +94,11 @@ def describe_run(
             n=prepared.task.n,
             damping=_damping(inverse),
             damping_reason=inverse.damping.reason if inverse.damping else None,
-            effective_dimension=inverse.effective_dimension,
-            kept_share=inverse.kept,
+            effective_dimension=inverse.summary.effective_dimension,
+            kept_share=inverse.summary.kept,
             gradient_norm=prepared.gradient_norm,
-            smallest_eigenvalue=inverse.smallest,
-            solves=tuple(inverse.solves),
+            smallest_eigenvalue=inverse.summary.smallest,
+            solves=tuple(inverse.summary.solves),
         )
         for prepared, inverse in zip(stores, inverses, strict=True)
     )
@@ -116,4 +116,4 @@ def _damping(inverse: Inverse) -> float | dict[str, float] | None:
     """Give λ in absolute units: a number, or one per layer."""
     if inverse.damping is None or inverse.damping.value is not None:
         return inverse.damping.value if inverse.damping else None
-    return dict(zip(inverse.groups, inverse.damping.values, strict=True))
+    return dict(zip(inverse.summary.groups, inverse.damping.values, strict=True))

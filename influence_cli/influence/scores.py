@@ -23,19 +23,17 @@ from influence_cli.errors import InfluenceError
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 
-def preconditioned(coordinates: Tensor, spectrum: Tensor | None, shift: float | Tensor) -> Tensor:
+def preconditioned(coordinates: Tensor, spectrum: Tensor, shift: float | Tensor) -> Tensor:
     """Apply the inverse curvature: s = c / (Λ + shift), the coordinates of s_test.
 
     Args:
         coordinates: [m, k].
-        spectrum: Λ [k], or None for ``identity``: then s = c.
+        spectrum: Λ [k].
         shift: l2 + λ, of all coordinates or of each [k].
 
     Returns:
         [m, k], in the coordinates' dtype.
     """
-    if spectrum is None:
-        return coordinates
     inverse = 1.0 / (spectrum.double() + shift)
     return coordinates * inverse.to(coordinates)
 
@@ -67,21 +65,6 @@ def influence(s_test: Tensor, rows: Tensor, n: int) -> Tensor:
         [m, b]; > 0 helpful, < 0 harmful.
     """
     return removal(s_test, n) @ rows.T
-
-
-def self_influence(rows: Tensor, spectrum: Tensor | None, shift: float | Tensor, n: int) -> Tensor:
-    """Compute self_influence[i] = (1/n) Σⱼ c_ij² / (Λⱼ + shift): the rise of its own loss if example i is removed.
-
-    Args:
-        rows: [b, k].
-        spectrum: Λ [k], or None for ``identity``: then ‖gᵢ‖²/n.
-        shift: l2 + λ, of all coordinates or of each [k].
-        n: number of training examples of the objective.
-
-    Returns:
-        [b], ≥ 0.
-    """
-    return removal((preconditioned(rows, spectrum, shift) * rows).sum(dim=1), n)
 
 
 def change_in_parameters(solved: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import solved_vectors, test_stores
 from influence_cli.influence.example_facts import TrainingFacts, empty_facts, explained
-from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.inverse import ClosedForm, Inverse
 from influence_cli.influence.scores import removal, require_finite
 from influence_cli.influence.streams import (
     Piece,
@@ -39,14 +39,14 @@ from influence_cli.store.store import READ, Store
 
 
 def self_influences(
-    stores: Sequence[Prepared], inverses: Sequence[Inverse], split: Split, terminal: Terminal, skip: bool
+    stores: Sequence[Prepared], inverses: Sequence[ClosedForm], split: Split, terminal: Terminal, skip: bool
 ) -> np.ndarray:
     """Compute self_influence of every example of a split, float64 [n]; NaN where one could not be read.
 
     For a test example it is what it would be as a training example: nothing of the test set is stored.
     """
     if split.name != "train":
-        own = _streamed_self_influences(stores, inverses, split, terminal, skip)
+        influences = _streamed_self_influences(stores, inverses, split, terminal, skip)
     else:
         noted = empty_facts(stores[0].task)
         streams = [
@@ -55,9 +55,9 @@ def self_influences(
             else stored_self_influence(prepared, inverse, terminal)
             for prepared, inverse in zip(stores, inverses, strict=True)
         ]
-        own = _gathered(stores, streams)
-    _require_finite(own, "self-influence", split)
-    return own
+        influences = _gathered(stores, streams)
+    _require_finite(influences, "self-influence", split)
+    return influences
 
 
 def harm_to_tests(
@@ -116,32 +116,30 @@ def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal,
 
 def _gathered(stores: Sequence[Prepared], streams: Sequence[Iterator[Piece]]) -> np.ndarray:
     """Average streams of one row of scores; NaN where an example was not read when a store was made."""
-    own = np.full(len(stores[0].task.train), np.nan)
+    scores = np.full(len(stores[0].task.train), np.nan)
     for where, values in of_all(averaged(streams)):
-        own[where] = values[0]
+        scores[where] = values[0]
     for prepared in stores:
         if not prepared.on_the_fly:
             with Store.open(prepared.path) as store:
-                own[store.column("state") != READ] = np.nan
-    return own
+                scores[store.column("state") != READ] = np.nan
+    return scores
 
 
 def _streamed_self_influences(
-    stores: Sequence[Prepared], inverses: Sequence[Inverse], split: Split, terminal: Terminal, skip: bool
+    stores: Sequence[Prepared], inverses: Sequence[ClosedForm], split: Split, terminal: Terminal, skip: bool
 ) -> np.ndarray:
     task = stores[0].task
     indices = split.indices[distributed.share(len(split))]
-    own = np.full(len(indices), np.nan)
+    influences = np.full(len(indices), np.nan)
     size = min(256, min(prepared.batch for prepared in stores))
     with terminal.progress(len(indices), f"gradients of the {split.name} examples") as advance:
         for batch in readable_batches(split, indices, size, task.loading, skip=skip, tell=terminal.warn):
             at = np.searchsorted(indices, batch.indices)
-            own[at] = 0
+            influences[at] = 0
             for prepared, inverse in zip(stores, inverses, strict=True):
                 rows, losses, _ = prepared.coordinates(batch.inputs, batch.targets)
                 check_gradients(split, batch, losses, rows)
-                if inverse.own is None:
-                    raise InfluenceError("self-influence would need one solve per example")
-                own[at] += removal(inverse.own(rows), prepared.task.n).cpu().numpy() / len(stores)
+                influences[at] += removal(inverse.self_influence(rows), prepared.task.n).cpu().numpy() / len(stores)
             advance(len(batch))
-    return np.concatenate(distributed.gathered(own))
+    return np.concatenate(distributed.gathered(influences))

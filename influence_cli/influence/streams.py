@@ -17,7 +17,7 @@ from influence_cli.curvature.coordinates import Blocks, coordinates, parameter_v
 from influence_cli.data.batches import Batch, readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TrainingFacts, empty_facts
-from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.inverse import ClosedForm, Spectral
 from influence_cli.influence.normalise import Norms
 from influence_cli.influence.scores import removal
 from influence_cli.model.task import Task
@@ -79,14 +79,13 @@ def stored_products(prepared: Prepared, left: Tensor, advance: Advance, norms: N
     return stored_pieces(prepared, work, advance)
 
 
-def stored_self_influence(prepared: Prepared, inverse: Inverse, terminal: Terminal) -> Iterator[Piece]:
+def stored_self_influence(prepared: Prepared, inverse: ClosedForm, terminal: Terminal) -> Iterator[Piece]:
     """Compute the self-influence of all training examples from the rows of a store: pieces [1, b]."""
-    solve, task = inverse.own, prepared.task
-    if solve is None:
-        raise ValueError("self-influence would need one solve per example")
+    task = prepared.task
 
     def work(where: slice, block: np.ndarray) -> Piece:
-        return where, removal(solve(torch.from_numpy(block).to(task.device)), task.n)[None].cpu().numpy()
+        rows = torch.from_numpy(block).to(task.device)
+        return where, removal(inverse.self_influence(rows), task.n)[None].cpu().numpy()
 
     own = distributed.share(len(task.train))
     with terminal.progress(own.stop - own.start, f"scanning {prepared.path.name}") as advance:
@@ -142,21 +141,14 @@ def direct_products(
 
 
 def direct_self_influence(
-    prepared: Prepared, inverse: Inverse, facts: TrainingFacts, share: int, terminal: Terminal, skip: bool
+    prepared: Prepared, inverse: ClosedForm, facts: TrainingFacts, share: int, terminal: Terminal, skip: bool
 ) -> Iterator[Piece]:
     """Compute the self-influence of all training examples from a layer pass: pieces [1, b]."""
-    network, task, basis = prepared.choice.network, prepared.task, prepared.basis
-    weights = _block_weights(prepared, inverse) if isinstance(basis, Blocks) else []
+    task, values_of = prepared.task, _self_influence_pass(prepared, inverse)
     places = _Rows(distributed.share(len(task.train)))
     with terminal.progress(places.count, "self-influence on the fly") as advance:
         for batch in _batches(prepared, terminal, skip):
-            if isinstance(basis, Blocks):
-                values, losses, outputs = weighted_squares(network, basis, weights, batch.inputs, batch.targets)
-            else:
-                rows, losses, outputs = coordinates(network, basis, batch.inputs, batch.targets)
-                if inverse.own is None:
-                    raise ValueError("self-influence would need one solve per example")
-                values = inverse.own(rows)
+            values, losses, outputs = values_of(batch)
             check_finite(task.train, batch, losses, values[:, None])
             at = _note(task, facts, batch.indices, losses, outputs, share)
             yield from places.pieces(at, removal(values, task.n)[None].cpu().numpy())
@@ -164,21 +156,32 @@ def direct_self_influence(
     yield from places.rest(1)
 
 
+def _self_influence_pass(prepared: Prepared, inverse: ClosedForm) -> Callable[[Batch], tuple[Tensor, Tensor, Tensor]]:
+    """Make the function from a batch to the quadratic forms gᵢᵀ(H + (l2 + λ)I)⁻¹gᵢ [b], losses [b] and outputs."""
+    network, basis = prepared.choice.network, prepared.basis
+    if isinstance(basis, Blocks) and isinstance(inverse, Spectral):
+        weights = _block_weights(prepared, basis, inverse)
+        return lambda batch: weighted_squares(network, basis, weights, batch.inputs, batch.targets)
+
+    def by_rows(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        rows, losses, outputs = coordinates(network, basis, batch.inputs, batch.targets)
+        return inverse.self_influence(rows), losses, outputs
+
+    return by_rows
+
+
 def direct_norms(prepared: Prepared, norms: Norms) -> Callable[[Batch], Tensor]:
     """Make the function from a batch to the norms [b] of its gradients."""
-    network, basis = prepared.choice.network, prepared.basis
-    if not isinstance(basis, Blocks):
-        return lambda batch: norms.of_rows(coordinates(network, basis, batch.inputs, batch.targets)[0])
-    weights = norms.weights(_block_weights(prepared, norms.inverse))
-    return lambda batch: weighted_squares(network, basis, weights, batch.inputs, batch.targets)[0].sqrt()
+    network, basis, inverse = prepared.choice.network, prepared.basis, norms.inverse
+    if isinstance(basis, Blocks) and isinstance(inverse, Spectral):
+        weights = norms.weights(_block_weights(prepared, basis, inverse))
+        return lambda batch: weighted_squares(network, basis, weights, batch.inputs, batch.targets)[0].sqrt()
+    return lambda batch: norms.of_rows(coordinates(network, basis, batch.inputs, batch.targets)[0])
 
 
-def _block_weights(prepared: Prepared, inverse: Inverse) -> list[Tensor]:
+def _block_weights(prepared: Prepared, basis: Blocks, inverse: Spectral) -> list[Tensor]:
     """Cut 1/(Λ + l2 + λ) into the shapes of the blocks' spectra."""
-    basis, spectrum = prepared.basis, prepared.spectrum
-    if not isinstance(basis, Blocks) or spectrum is None:
-        raise ValueError("one basis per layer is needed")
-    weights = (1 / (spectrum.values + inverse.shift)).float().to(prepared.task.device)
+    weights = (1 / (inverse.spectrum.values + inverse.shift)).float().to(prepared.task.device)
     parts = weights.split([len(kept) for kept in basis.kept])
     return [part.view(kept.block.values.shape) for part, kept in zip(parts, basis.kept, strict=True)]
 

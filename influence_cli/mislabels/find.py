@@ -22,6 +22,7 @@ from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import make_inverses
 from influence_cli.influence.example_facts import TrainingFacts
+from influence_cli.influence.inverse import all_closed
 from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
@@ -219,7 +220,7 @@ def _gradient_signals(
         return {}, None
     inverses = make_inverses(stores, config, terminal, strict)
     signals: dict[str, np.ndarray] = {}
-    if all(inverse.own is not None for inverse in inverses):
+    if all_closed(inverses):
         signals["self-influence"] = self_influences(stores, inverses, split, terminal, skip)
     if "test-influence" in wanted:
         signals["test-influence"] = harm_to_tests(stores, inverses, terminal, skip)

@@ -18,7 +18,7 @@ from torch import Tensor
 from influence_cli.config.schema import SOLVERS
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.inverse import Division
 from influence_cli.influence.scores import removal, require_finite
 from influence_cli.influence.streams import Piece, averaged, of_all, stored_pieces, training_products
 from influence_cli.metrics import pearson, spearman
@@ -70,7 +70,7 @@ def check_method(method: str) -> None:
 
 def sweep_influence(
     stores: Sequence[Prepared],
-    inverses: Sequence[Inverse],
+    inverses: Sequence[Division],
     gradients: Sequence[Tensor],
     read: np.ndarray,
     top: int,
@@ -101,7 +101,7 @@ def sweep_influence(
 
 
 def sweep_self_influence(
-    stores: Sequence[Prepared], inverses: Sequence[Inverse], read: np.ndarray, top: int, terminal: Terminal
+    stores: Sequence[Prepared], inverses: Sequence[Division], read: np.ndarray, top: int, terminal: Terminal
 ) -> list[AtDamping]:
     """Rank the training examples by self-influence at every λ, in one scan of each store.
 
@@ -115,14 +115,14 @@ def sweep_self_influence(
     columns = [_columns(inverse, prepared.task.l2) for prepared, inverse in zip(stores, inverses, strict=True)]
     usable = [n for n in range(len(MULTIPLES)) if all(own[n] is not None for own, _ in columns)]
 
-    def stream(prepared: Prepared, inverse: Inverse, at: Sequence[Inverse | None]) -> Iterator[Piece]:
+    def stream(prepared: Prepared, inverse: Division, at: Sequence[Division | None]) -> Iterator[Piece]:
         task = prepared.task
         swept = [inverse, *(found for n in usable if (found := at[n]) is not None)]
 
         def work(where: slice, block: np.ndarray) -> Piece:
             rows = torch.from_numpy(block).to(task.device)
-            own = [each.own(rows) for each in swept if each.own is not None]
-            return where, removal(torch.stack([*own, rows.square().sum(dim=1)]), task.n).cpu().numpy()
+            values = [each.self_influence(rows) for each in swept]
+            return where, removal(torch.stack([*values, rows.square().sum(dim=1)]), task.n).cpu().numpy()
 
         with terminal.progress(len(task.train), f"scanning {prepared.path.name}") as advance:
             yield from stored_pieces(prepared, work, advance)
@@ -145,21 +145,19 @@ def verdict(rows: Sequence[AtDamping], top: int) -> str:
     return f"{word} here: at least {least:.0%} of the first {top:,} stay the same from a tenth of λ to ten times λ"
 
 
-def _columns(inverse: Inverse, l2: float) -> tuple[list[Inverse | None], list[tuple[str, str | None]]]:
+def _columns(inverse: Division, l2: float) -> tuple[list[Division | None], list[tuple[str, str | None]]]:
     """Make the inverse at every λ, None at or below a pole; and its λ and the obstacle, as text."""
-    if inverse.at is None or inverse.damping is None:
-        raise ValueError("a method without a spectrum: see check_method")
-    found: list[Inverse | None] = []
+    swept: list[Division | None] = []
     told: list[tuple[str, str | None]] = []
     for multiple in MULTIPLES:
         damping = inverse.damping.times(multiple, l2)
         try:
-            found.append(inverse.at(damping))
+            swept.append(inverse.at(damping))
             told.append((damping.text(), None))
         except InfluenceError as error:
-            found.append(None)
+            swept.append(None)
             told.append((damping.text(), error.message))
-    return found, told
+    return swept, told
 
 
 def _gathered(streams: Sequence[Iterator[Piece]], rows: int, read: np.ndarray, split: Split) -> np.ndarray:
@@ -174,7 +172,7 @@ def _gathered(streams: Sequence[Iterator[Piece]], rows: int, read: np.ndarray, s
 
 def _described(
     usable: Sequence[int],
-    columns: Sequence[tuple[list[Inverse | None], list[tuple[str, str | None]]]],
+    columns: Sequence[tuple[list[Division | None], list[tuple[str, str | None]]]],
     chosen: np.ndarray,
     others: Sequence[np.ndarray],
     plain: np.ndarray,
@@ -194,18 +192,14 @@ def _described(
             rows.append(AtDamping(multiple, damping, obstacle))
             continue
         own = scores[number]
-        dimensions = [
-            inverse.effective_dimension
-            for at, _ in columns
-            if (inverse := at[number]) is not None and inverse.effective_dimension is not None
-        ]
+        dimensions = [inverse.effective_dimension for at, _ in columns if (inverse := at[number]) is not None]
         same = [len(a & _top(b, top, both)) / max(1, len(a)) for a, b in zip(first, own, strict=True)]
         rows.append(
             AtDamping(
                 multiple,
                 damping,
                 None,
-                float(np.mean(dimensions)) if dimensions else None,
+                float(np.mean(dimensions)),
                 float(np.mean(same)),
                 _mean([spearman(a, b) for a, b in zip(chosen, own, strict=True)]),
                 _mean([pearson(a, b) for a, b in zip(own, plain, strict=True)]),

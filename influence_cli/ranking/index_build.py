@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.inverse import ClosedForm, Inverse
 from influence_cli.influence.scores import Running, Strongest, removal
 from influence_cli.influence.streams import averaged, stored_products
 from influence_cli.influence.test_gradients import test_gradients
@@ -110,13 +110,13 @@ def plan_index(rows: int, width: int) -> Plan:
 
 
 def build_indexes(
-    stores: Sequence[Prepared], inverses: Sequence[Inverse], *, terminal: Terminal, skip_unreadable: bool = False
+    stores: Sequence[Prepared], inverses: Sequence[ClosedForm], *, terminal: Terminal, skip_unreadable: bool = False
 ) -> list[Index]:
     """Make the index of every store, beside it, and measure their recall together.
 
     Args:
         stores: what was prepared for each checkpoint.
-        inverses: of each, none a solver's.
+        inverses: of each.
         terminal: plans, progress, what was measured.
         skip_unreadable: continue without unreadable test examples.
 
@@ -158,7 +158,7 @@ def build_indexes(
     return [replace(index, path=index_path(own.path)) for index, own in zip(indexes, stores, strict=True)]
 
 
-def build(prepared: Prepared, inverse: Inverse, plan: Plan, rows: np.ndarray, terminal: Terminal) -> Any:
+def build(prepared: Prepared, inverse: ClosedForm, plan: Plan, rows: np.ndarray, terminal: Terminal) -> Any:
     """Make faiss's index of the whitened rows of a store, in three scans (a flat one in one).
 
     Args:
@@ -236,7 +236,7 @@ def _empty(plan: Plan) -> tuple[Any, Callable[[np.ndarray], None]]:
     return search, search.pq.train
 
 
-def _vectors(prepared: Prepared, inverse: Inverse, plan: Plan, rows: np.ndarray) -> Iterator[np.ndarray]:
+def _vectors(prepared: Prepared, inverse: ClosedForm, plan: Plan, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Whiten some rows of a store, float32 [b, width], in order, from one scan."""
 
     def work(where: slice, block: np.ndarray) -> np.ndarray:
@@ -253,7 +253,7 @@ def _readable(prepared: Prepared) -> tuple[np.ndarray, int]:
         return np.flatnonzero(store.column("state") == READ), store.layout.blocks
 
 
-def _announced(prepared: Prepared, inverse: Inverse, terminal: Terminal) -> Plan:
+def _announced(prepared: Prepared, inverse: ClosedForm, terminal: Terminal) -> Plan:
     """Plan an index, say what it takes, and refuse it if memory or disk do not suffice."""
     with Store.open(prepared.path) as store:
         rows, width = store.readable(), whitened(inverse, torch.zeros(1, store.layout.k)).shape[1]
@@ -282,7 +282,7 @@ def _seconds(plan: Plan) -> float:
 
 
 def _measured(
-    stores: Sequence[Prepared], inverses: Sequence[Inverse], indexes: Sequence[Index], terminal: Terminal, skip: bool
+    stores: Sequence[Prepared], inverses: Sequence[ClosedForm], indexes: Sequence[Index], terminal: Terminal, skip: bool
 ) -> list[Index]:
     """Choose how many lists to read with one half of the test examples, and measure recall with the other half."""
     name, gradients = _sampled(stores, terminal, skip)

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from influence_cli.config.schema import SOLVERS, Config
 from influence_cli.errors import InfluenceError
-from influence_cli.influence.ensemble import make_inverses, refuse_source
+from influence_cli.influence.ensemble import make_closed_forms, refuse_source
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts
-from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.inverse import ClosedForm, Inverse
 from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.scores import Strongest, removal, require_finite, strongest
 from influence_cli.influence.test_gradients import gradient_groups, group_size
@@ -126,7 +126,7 @@ def rank_approximate(
     Raises:
         InfluenceError: an index is missing, damaged or older than its store.
     """
-    inverses = make_inverses(stores, config, terminal)
+    inverses = make_closed_forms(stores, config, terminal)
     indexes = [
         open_index(index_path(prepared.path), prepared, inverse)
         for prepared, inverse in zip(stores, inverses, strict=True)
@@ -150,7 +150,7 @@ def rank_approximate(
 
 
 def candidates(
-    indexes: Sequence[Index], inverses: Sequence[Inverse], gradients: Sequence[Tensor], count: int
+    indexes: Sequence[Index], inverses: Sequence[ClosedForm], gradients: Sequence[Tensor], count: int
 ) -> list[np.ndarray]:
     """Find rows that may be among the ``count`` most helpful or harmful of each test example.
 
@@ -172,14 +172,8 @@ def candidates(
     return [np.unique(np.concatenate(rows)) for rows in found]
 
 
-def whitened(inverse: Inverse, coordinates: Tensor) -> np.ndarray:
-    """Give (H + (l2 + λ)I)^(−1/2) c, float32 [b, k], of which inner products are s_testᵀgᵢ.
-
-    Raises:
-        ValueError: the inverse is a solver's (see ``check_method``).
-    """
-    if inverse.whiten is None:
-        raise ValueError("a solver whitens no row")
+def whitened(inverse: ClosedForm, coordinates: Tensor) -> np.ndarray:
+    """Give (H + (l2 + λ)I)^(−1/2) c, float32 [b, k], of which inner products are s_testᵀgᵢ."""
     return np.ascontiguousarray(inverse.whiten(coordinates).cpu().numpy(), dtype=np.float32)
 
 

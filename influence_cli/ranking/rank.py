@@ -21,7 +21,7 @@ from influence_cli.config.schema import Config
 from influence_cli.data.batches import read_batches, refuse_unreadable
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.influence.ensemble import make_inverses, solved_vectors, test_stores
+from influence_cli.influence.ensemble import make_inverses, solved_vectors, source_parts, test_stores
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, add_up, explained
 from influence_cli.influence.inverse import Inverse
 from influence_cli.influence.normalise import NONE, Norms, test_norms
@@ -170,7 +170,7 @@ def rank_tests(
     refuse_unreadable(batch)
     asked = test_stores(stores, inverses)
     own = [prepared.coordinates(batch.inputs, batch.targets)[0] for prepared in stores]
-    is_path = inverses[-1].passage is not None
+    is_path = bool(source_parts(inverses))
     if not is_path:
         own = solved_vectors(inverses, own)
     tests: list[TestFacts] = []

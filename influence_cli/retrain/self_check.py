@@ -16,8 +16,9 @@ from torch import Tensor
 
 from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import Blocks, Joint, parameter_vectors
+from influence_cli.curvature.damping import Damping
 from influence_cli.data.batches import readable_batches
-from influence_cli.influence.inverse import Inverse, make_inverse
+from influence_cli.influence.inverse import Division, Identity, Solver, Spectral, make_inverse
 from influence_cli.influence.iterative import LONG
 from influence_cli.influence.scores import preconditioned
 from influence_cli.influence.test_gradients import test_gradients
@@ -79,7 +80,7 @@ def check_estimates(
             )
         found += _minimum(prepared, terminal)
         inverse = make_inverse(prepared, config.curvature.damping, terminal)
-        if inverse.damping is None:
+        if isinstance(inverse, Identity):
             text = "gradient similarity solves nothing: no residual, no energy; its size has no unit"
             found.append(Checked("residual of s_test", None, "", text))
             continue
@@ -111,7 +112,7 @@ def _minimum(prepared: Prepared, terminal: Terminal) -> list[Checked]:
 
 
 def _residual(
-    prepared: Prepared, inverse: Inverse, selected: Sequence[Selected], rows: Tensor, terminal: Terminal
+    prepared: Prepared, inverse: Division | Solver, selected: Sequence[Selected], rows: Tensor, terminal: Terminal
 ) -> Checked:
     """Multiply s_test by the curvature itself, over as much of the data as five minutes allow."""
     network, task, choice = prepared.choice.network, prepared.task, prepared.choice
@@ -131,7 +132,7 @@ def _residual(
             if time.perf_counter() - started > LONG:
                 break
     s, v = s.cpu().double(), v.cpu().double()
-    left = total / count + _shift(prepared, inverse) * s - v
+    left = total / count + _shift(prepared, inverse.damping) * s - v
     value = float((left.norm(dim=1) / v.norm(dim=1).clamp_min(1e-300)).max())
     name = "the Hessian" if matrix == "hessian" else "the Gauss–Newton matrix"
     if value <= SOLVED:
@@ -148,11 +149,11 @@ def _residual(
     return Checked("residual of s_test", value, unit, text)
 
 
-def _shift(prepared: Prepared, inverse: Inverse) -> Tensor:
+def _shift(prepared: Prepared, damping: Damping) -> Tensor:
     """Give l2 + λ per parameter: float64 [p], or [1] if it is one number."""
-    l2, damping = prepared.task.l2, inverse.damping
-    if damping is None or not isinstance(prepared.basis, Blocks):
-        return torch.tensor([l2 + (damping.values[0] if damping else 0.0)], dtype=torch.float64)
+    l2 = prepared.task.l2
+    if not isinstance(prepared.basis, Blocks):
+        return torch.tensor([l2 + damping.values[0]], dtype=torch.float64)
     network = prepared.choice.network
     shift = torch.full((network.size,), l2, dtype=torch.float64)
     for kept, value in zip(prepared.basis.kept, damping.values, strict=True):
@@ -162,14 +163,14 @@ def _shift(prepared: Prepared, inverse: Inverse) -> Tensor:
 
 
 def _energy(
-    prepared: Prepared, inverse: Inverse, selected: Sequence[Selected], rows: Tensor, terminal: Terminal
+    prepared: Prepared, inverse: Division | Solver, selected: Sequence[Selected], rows: Tensor, terminal: Terminal
 ) -> Checked:
     """Compare vᵀ(H + λI)⁻¹v over the kept coordinates with the same over all of them."""
     item, network = "energy of the score kept", prepared.choice.network
-    if prepared.on_the_fly or prepared.spectrum is None or prepared.width == network.size:
+    if prepared.on_the_fly or not isinstance(inverse, Spectral) or prepared.width == network.size:
         return Checked(item, 1.0, "of ∇Lᵀ(H + λI)⁻¹∇L", "all of it: no coordinate is left out")
     kept = (inverse.apply(rows) * rows).double().sum(dim=1).cpu()
-    if prepared.choice.is_layered and inverse.damping is not None:
+    if prepared.choice.is_layered:
         basis, spectrum = stored_basis(prepared.path, prepared.choice, prepared.task, whole=True)
         whole = replace(prepared, basis=basis, spectrum=spectrum)
         _, (every,) = test_gradients([whole], selected, "label", terminal, skip=False)
@@ -182,9 +183,9 @@ def _energy(
         plain = replace(prepared, basis=None, spectrum=None)
         _, (v,) = test_gradients([plain], selected, "label", terminal, skip=False)
         outside = (v.double().square().sum(dim=1) - rows.double().square().sum(dim=1)).clamp_min(0).cpu()
-        shift = prepared.spectrum.shift(inverse.damping, prepared.task.l2)  # type: ignore[arg-type]
         # Directions outside have at most the smallest kept curvature, and at least λ.
-        share, bound = float((kept / (kept + outside / float(shift.min())).clamp_min(1e-300)).mean()), ", at least"
+        least = float(inverse.shift.min())
+        share, bound = float((kept / (kept + outside / least).clamp_min(1e-300)).mean()), ", at least"
     share = min(1.0, share)
     if share > 0.9:
         text = "the store keeps nearly all of it"

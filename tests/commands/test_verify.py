@@ -229,7 +229,10 @@ def test_a_network_is_retrained_by_its_training_function(influence: Command, pro
         "from torch import nn\n\n\ndef build():\n"
         "    return nn.Sequential(nn.AvgPool2d(7), nn.Flatten(), nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 10))\n"
     )
-    with_training(project, section="training: {factory: ./model.py:train, args: {steps: 30}}")
+    # Of every training λ₂ times its examples: without one of them the objective is that of all, less one loss.
+    noted = "    import time\n\n    with open('noted.txt', 'a') as file:\n        print(l2 * len(data), file=file)\n"
+    source = TRAIN.replace("    import time\n", noted, 1)
+    with_training(project, source, section="training: {factory: ./model.py:train, args: {steps: 30}}")
     from influence_cli import load_config
     from influence_cli.data.batches import labelled_inputs
     from influence_cli.data.datasets import load_split
@@ -244,6 +247,8 @@ def test_a_network_is_retrained_by_its_training_function(influence: Command, pro
     done = influence("verify", 3, "--loo", 4, "--repeats", 1, cwd=project)
     rows = rows_of(done)
     assert len(list((project / "influence.retrained" / "without").glob("*.npz"))) == 5
+    noted = [float(line) for line in (project / "noted.txt").read_text().splitlines()]
+    assert noted == pytest.approx([0.01 * 320] * (8 + 5))
     assert pearson(column(rows, "estimated"), column(rows, "actual")) > 0.9
     again = influence("verify", 3, "--loo", 4, cwd=project)
     assert "5 of 5 retrainings are already in" in again.err

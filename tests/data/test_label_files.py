@@ -274,6 +274,13 @@ def test_a_number_too_large_for_a_label_is_refused(write: Write) -> None:
     assert str(path) in refused(lambda: read_labels(path, LABELS, None, WHERE)).message
 
 
+def test_a_whole_number_is_not_rounded_by_a_float(write: Write) -> None:
+    """Past 2⁵³ a float is the neighbour of most whole numbers."""
+    numbers = [2**53 + 1, 2**63 - 1, -(2**53) - 1]
+    path = write("label\n" + "".join(f"{number}\n" for number in numbers))
+    assert read_labels(path, np.zeros(3, dtype=np.int64), None, WHERE).tolist() == numbers
+
+
 LINES = [
     ("index,label\n0,cat\n1,cta\n", 3),
     ("index,label\n0,cat\n\n\n1,cta\n", 5),

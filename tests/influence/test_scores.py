@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from influence_cli.curvature.spectrum import effective_dimension
+from influence_cli.curvature.damping import Damping
+from influence_cli.curvature.spectrum import effective_dimension, joint
 from influence_cli.errors import InfluenceError
+from influence_cli.influence.inverse import Identity, Spectral
 from influence_cli.influence.scores import (
     Running,
     effect,
     influence,
+    perturbation,
     preconditioned,
+    removal,
     require_finite,
-    self_influence,
     strongest,
 )
 
@@ -30,13 +33,22 @@ def test_influence_equals_a_dense_solve() -> None:
     s_test = preconditioned(g_test @ basis, values, shift)
     assert torch.allclose(influence(s_test, g_train @ basis, 20), g_test @ inverse @ g_train.T / 20)
     expected = torch.einsum("ip,pq,iq->i", g_train, inverse, g_train) / 20
-    assert torch.allclose(self_influence(g_train @ basis, values, shift, 20), expected)
+    spectrum = joint(values, size=8, trace=float(values.sum()), smallest=float(values[0]))
+    spectral = Spectral(spectrum, Damping((0.05,), "given"), l2=0.02)
+    assert torch.allclose(removal(spectral.self_influence(g_train @ basis), 20), expected)
+
+
+def test_a_change_is_one_example_removed_and_another_put_in() -> None:
+    torch.manual_seed(1)
+    s_test, before, after = (torch.randn(3, 8, dtype=torch.float64) for _ in range(3))
+    expected = influence(s_test, before, 20) - influence(s_test, after, 20)
+    assert torch.allclose(perturbation(s_test @ (after - before).T, 20), expected)
 
 
 def test_identity_has_no_spectrum() -> None:
     rows = torch.tensor([[1.0, 2.0]])
-    assert float(self_influence(rows, None, 0.0, 5)) == 1.0
-    assert float(influence(preconditioned(rows, None, 0.0), rows, 5)) == 1.0
+    assert float(removal(Identity().self_influence(rows), 5)) == 1.0
+    assert float(influence(Identity().apply(rows), rows, 5)) == 1.0
 
 
 def test_a_point_that_pulls_the_test_loss_down_is_helpful() -> None:

@@ -40,9 +40,9 @@ def test_votes_weigh_as_the_square_of_the_similarity() -> None:
     rows, targets = torch.tensor([[0, 1, 2], [2, 2, 3]]), torch.tensor([0, 0, 1, 2])
     equal = vote(rows, torch.full((2, 3), 0.5), targets, 3)
     torch.testing.assert_close(equal.exp(), torch.tensor([[3.0, 2, 1], [1, 3, 2]]) / 6)
-    # Weights 1, 1/4 and 0, scaled to a sum of three.
-    found = vote(rows[:1], torch.tensor([[0.8, 0.4, -0.3]]), targets, 3)
-    torch.testing.assert_close(found.exp(), torch.tensor([[1 + 3.0, 1, 1]]) / 6)
+    # Weights 1, 1/4 and 0, scaled to a sum of three, for a class each.
+    found = vote(torch.tensor([[0, 2, 3]]), torch.tensor([[0.8, 0.4, -0.3]]), targets, 3)
+    torch.testing.assert_close(found.exp(), torch.tensor([[1 + 2.4, 1 + 0.6, 1]]) / 6)
 
 
 def test_neighbours_that_are_all_opposite_say_nothing() -> None:

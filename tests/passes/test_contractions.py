@@ -100,7 +100,7 @@ for _mode in ("zeros", "reflect", "replicate", "circular"):
 NORMS: dict[str, Case] = {
     "batch norm 1d": (lambda: nn.BatchNorm1d(6), (6,)),
     "batch norm 1d of a sequence": (lambda: nn.BatchNorm1d(4), (4, 7)),
-    "batch norm 2d": (lambda: nn.BatchNorm2d(3), (3, 4, 5)),
+    "batch norm 2d": (lambda: nn.BatchNorm2d(3, eps=0.1), (3, 4, 5)),
     "batch norm 3d": (lambda: nn.BatchNorm3d(2), (2, 3, 2, 4)),
     "layer norm": (lambda: nn.LayerNorm(6), (6,)),
     "layer norm of tokens": (lambda: nn.LayerNorm(6, eps=0.1), (2, 3, 6)),

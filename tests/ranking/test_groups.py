@@ -156,6 +156,18 @@ def test_each_gives_rows_a_test_example_whose_mean_is_the_sum(influence: Command
     assert [row["group"] for row in one] == [row["group"] for row in each[:2]]
 
 
+def test_the_share_of_each_test_example_is_of_its_own_harm(influence: Command, project: Path) -> None:
+    each = rows_of(influence("groups", 3, 17, "--each", cwd=project).out)
+    assert len(each) == 20
+    dense = Dense(project)
+    harm = dict(zip((3, 17), np.minimum(dense.influence([3, 17]), 0), strict=True))
+    labels, classes = dense.y.numpy(), ImageFolder(project / "train").classes
+    for row in each:
+        own = harm[int(str(row["test"]))]
+        share = own[labels == classes.index(str(row["group"]))].sum() / own.sum()
+        assert row["harmful_share"] == pytest.approx(share, rel=1e-3)
+
+
 def test_the_errors_on_one_class(influence: Command, project: Path) -> None:
     dense, classes = Dense(project), ImageFolder(project / "train").classes
     name = classes[int(dense.y_test[dense.wrong[0]])]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from influence_cli.config.load import load_config
-from influence_cli.influence.ensemble import make_inverses
-from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.ensemble import make_closed_forms
+from influence_cli.influence.inverse import Identity
 from influence_cli.influence.scores import Strongest, strongest
 from influence_cli.model.task import load_tasks
 from influence_cli.precompute.prepare import prepare_all
@@ -26,7 +26,7 @@ from influence_cli.store.store import Rows, Store
 from tests.conftest import Command
 from tests.support.small_project import refusal
 
-PLAIN = Inverse(lambda rows: rows, None, 0.0, None, whiten=lambda rows: rows)
+PLAIN = Identity()
 
 
 def store_of(path: Path, rows: np.ndarray) -> Any:
@@ -58,7 +58,7 @@ def test_inner_products_of_whitened_rows_are_those_with_s_test(
     terminal = Terminal(quiet=True)
     config = load_config(Path("influence.yaml"), [f"curvature.method={method}", "curvature.damping=0.03"])
     (prepared,) = prepare_all(config, load_tasks(config), terminal)
-    (inverse,) = make_inverses([prepared], config, terminal)
+    (inverse,) = make_closed_forms([prepared], config, terminal)
     rows = stored_rows(prepared, np.arange(24)).double()
     expected = (inverse.apply(rows[:5]) @ rows.T).numpy()
     own = whitened(inverse, rows).astype(np.float64)

@@ -11,7 +11,7 @@ import pytest
 
 from influence_cli.config.load import load_config
 from influence_cli.errors import InfluenceError
-from influence_cli.influence.ensemble import make_inverses
+from influence_cli.influence.ensemble import make_closed_forms
 from influence_cli.influence.inverse import Inverse
 from influence_cli.model.task import load_tasks
 from influence_cli.precompute.prepare import prepare_all
@@ -41,7 +41,7 @@ def opened(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     terminal = Terminal(quiet=True)
     config = load_config(folder / "influence.yaml", ())
     (prepared,) = prepare_all(config, load_tasks(config), terminal)
-    (inverse,) = make_inverses([prepared], config, terminal)
+    (inverse,) = make_closed_forms([prepared], config, terminal)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_build, "FLAT_BELOW", 100)
         (index,) = build_indexes([prepared], [inverse], terminal=terminal)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from influence_cli.metrics import pearson, slope
 from tests.conftest import Command, save_minimum
@@ -237,6 +240,21 @@ def test_report_is_a_page(influence: Command, project: Path) -> None:
     page = (project / "why.html").read_text()
     assert page.count("<img") == 21
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_page_shows_the_images_of_the_rows_in_their_order(influence: Command, project: Path) -> None:
+    words = ("--top", 4, "--report", "why.html", "--format", "csv")
+    rows = list(csv.DictReader(influence("rank", 3, *words, cwd=project).out.splitlines()))
+    assert [row["effect"] for row in rows] == ["helpful"] * 4 + ["harmful"] * 4
+    page = (project / "why.html").read_text()
+    shown = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
+        for data in re.findall(r'<img[^>]*src="data:image/[a-z]+;base64,([^"]+)"', page)
+    ]
+    files = [rows[0]["test_path"], *(row["path"] for row in rows)]
+    assert len(shown) == len(files)
+    for image, file in zip(shown, files, strict=True):
+        assert np.array_equal(image, np.asarray(Image.open(project / file).convert("L")))
 
 
 def test_a_solver_leaves_out_only_what_the_store_left_out(influence: Command, project: Path) -> None:

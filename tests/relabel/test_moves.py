@@ -358,6 +358,25 @@ def test_no_file_is_ever_overwritten(folder: Path, influence: Command, monkeypat
     assert (folder / "data" / "train" / "plain" / "=1+1-2.png").read_bytes() == b"mine"
 
 
+def test_two_files_of_one_name_get_two_names(folder: Path, influence: Command) -> None:
+    """The names in the new folder are promised one after another: both files bear a name that is taken there."""
+    before = tree(folder)
+    known = listing(folder)
+    first = next(i for i, (_, label) in enumerate(known) if label == "-minus")
+    second = next(i for i, (path, label) in enumerate(known) if label == "plain" and same_name(path, known[first][0]))
+    decide(folder, (first, "relabel", "emoji 🦉"), (second, "relabel", "emoji 🦉"))
+    influence("relabel", "decisions.csv", "--apply-moves", cwd=folder)
+    name = Path(known[first][0])
+    there = {path.name for path in (folder / "data" / "train" / "emoji 🦉").iterdir()}
+    assert {name.name, f"{name.stem}-2{name.suffix}", f"{name.stem}-3{name.suffix}"} <= there
+    influence("relabel", "--undo", cwd=folder)
+    assert tree(folder) == before
+
+
+def same_name(one: str, other: str) -> bool:
+    return Path(one).name == Path(other).name
+
+
 def test_a_class_folder_is_not_left_empty(folder: Path, influence: Command) -> None:
     before = tree(folder)
     decide(folder, *((index, "drop") for index in range(4)))

@@ -20,6 +20,7 @@ from influence_cli.precompute import fill_store as filling
 from influence_cli.precompute import make_store
 from influence_cli.runtime import disk
 from influence_cli.store import shards
+from influence_cli.store.header import check_shards
 from influence_cli.store.layout import Layout
 from influence_cli.store.shards import Shard, create_sharded, extend, remove_orphans
 from influence_cli.store.store import Rows, Store
@@ -260,6 +261,20 @@ def test_a_header_whose_shards_are_not_all_blocks_once_is_refused(path: Path, bl
         shards._write_main(path, layout_of(), FINGERPRINT, FACTS, ARRAYS, found)
     with pytest.raises(InfluenceError):
         Store.open(path)
+
+
+def test_shards_of_a_header_are_one_behind_another() -> None:
+    def shards_of(*places: tuple[int, int]) -> list[dict[str, object]]:
+        names = [f"s.shards-00000000/{number:04d}.h5" for number in range(len(places))]
+        return [
+            {"file": name, "first": first, "blocks": count, "header": "0" * 16}
+            for name, (first, count) in zip(names, places, strict=True)
+        ]
+
+    assert check_shards(shards_of((0, 2), (2, 3)), 5)
+    # As many blocks as there are, but not each once, and not in order.
+    for places in ([(0, 2), (1, 3)], [(1, 2), (2, 3)], [(2, 3), (0, 2)], [(0, 6), (6, -1)]):
+        assert not check_shards(shards_of(*places), 5), places
 
 
 def test_more_shards_than_files_may_be_open(path: Path) -> None:

@@ -927,6 +927,9 @@ def test_what_is_replaced_counts_until_the_new_store_is_whole(tmp_path: Path, mo
         check_space(path, 101)
     assert f"remove {path} first" in caught.value.hint
     with pytest.raises(InfluenceError) as caught:
+        check_space(path, size + 100)
+    assert f"remove {path} first" in caught.value.hint
+    with pytest.raises(InfluenceError) as caught:
         check_space(path, size + 101)
     assert "remove" not in caught.value.hint
     with pytest.raises(InfluenceError) as caught:

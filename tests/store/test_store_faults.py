@@ -22,7 +22,7 @@ from PIL import Image
 from influence_cli.data import fingerprint
 from influence_cli.errors import InfluenceError
 from influence_cli.precompute import fill_store, fit_file, make_store
-from influence_cli.runtime import disk
+from influence_cli.runtime import disk, locks
 from influence_cli.runtime.locks import claim
 from influence_cli.store import layout
 from influence_cli.store.layout import Layout, create
@@ -694,6 +694,24 @@ def test_a_store_that_is_read_is_not_replaced(influence: Command, filled: Path, 
         assert "influence.h5 is in use by another process" in done.err
         influence("rank", 0, cwd=filled)
     assert files(filled) == files(small)
+
+
+def test_a_lock_on_a_file_that_was_replaced_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the file and locking it, whoever had it has removed it, and the next one has made another."""
+    path, file, locked = tmp_path / "s.h5", tmp_path / "s.h5.lock", list[int]()
+    lock = locks.lock
+
+    def late(raw: BinaryIO, *args: object, **how: object) -> None:
+        if not locked:
+            file.unlink()
+            file.touch()
+        locked.append(os.fstat(raw.fileno()).st_ino)
+        lock(raw, *args, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(locks, "lock", late)
+    with claim(path):
+        assert len(locked) == 2
+        assert locked[-1] == file.stat().st_ino
 
 
 def test_who_waits_for_a_lock_that_is_given_up_gets_one_that_holds(tmp_path: Path) -> None:

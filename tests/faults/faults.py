@@ -1,0 +1,19 @@
+"""All planted faults, by theme: estimates, layers, the store, what is read, what is written, what judges."""
+
+from __future__ import annotations
+
+import faults_checks
+import faults_estimates
+import faults_input
+import faults_layers
+import faults_output
+import faults_store
+
+FAULTS = (
+    *faults_estimates.FAULTS,
+    *faults_layers.FAULTS,
+    *faults_store.FAULTS,
+    *faults_input.FAULTS,
+    *faults_output.FAULTS,
+    *faults_checks.FAULTS,
+)
