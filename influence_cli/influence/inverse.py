@@ -322,7 +322,7 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
     kept, size = inverse.summary.kept, prepared.choice.network.size
     terminal.say(f"The store keeps {kept:.0%} of the signal.")
     terminal.detail(
-        f"effective dimension {whole:,.1f};  {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
+        f"effective dimension {whole:,.1f}; {len(spectrum.values):,} of {size:,} coordinates kept ({kept:.2%} of it)"
     )
     warn_of_span(prepared, kept, "the effective dimension", "raise gradients.budget or the damping", terminal)
     return inverse
@@ -353,5 +353,5 @@ def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -
     )
     inverse = StoredMoment(moment, damping, task.l2)
     announce(damping, task.l2, terminal)
-    terminal.detail(f"effective dimension {inverse.effective_dimension:,.1f} of at most  {len(moment.values):,}")
+    terminal.detail(f"effective dimension {inverse.effective_dimension:,.1f} of at most {len(moment.values):,}")
     return inverse

@@ -172,7 +172,7 @@ def find_mislabels(
         terminal.warn(f"no self_influence: {error.message}")
     distributed.dissolve()
     if signal not in signals:
-        raise InfluenceError(f"--signal {signal}: not available here", f"available:  {', '.join(signals)}")
+        raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
     opinions = {name: np.exp(own) for name, own in logs.items()}
     leading = signal if signal in logs else next(iter(logs), None)
     opinion = facts.probabilities if leading is None or signal in ("loss", "margin") else opinions[leading]
