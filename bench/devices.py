@@ -186,7 +186,7 @@ def run(config_file: Path, given: list[str], method: str, tests: int) -> dict[st
     split = tasks[0].test_split()
     selected = [Selected(index, None, int(split.labels[index])) for index in range(tests)]
     sink = Kept(len(tasks[0].train))
-    for _ in rank_training(stores, selected, config=config, facts=training_facts(stores), terminal=terminal, sink=sink):
+    for _ in rank_training(stores, selected, facts=training_facts(stores), terminal=terminal, sink=sink):
         pass
     solves = stores[0].choice.solves
     signals = {}
@@ -194,7 +194,7 @@ def run(config_file: Path, given: list[str], method: str, tests: int) -> dict[st
         wanted = wanted_signals(
             "combined", every=True, on="train", checkpoints=1, tests=True, solves=solves, probabilities=False
         )
-        signals = find_mislabels(tasks, stores, config=config, wanted=wanted, terminal=terminal).signals
+        signals = find_mislabels(tasks, stores, wanted=wanted, terminal=terminal).signals
     return {"influence": sink.scores, **{name: values[None] for name, values in signals.items()}}
 
 

@@ -32,6 +32,7 @@ from influence_cli.influence.ensemble import make_closed_forms
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.influence.self_influence import self_influences
 from influence_cli.influence.test_selection import Selected
+from influence_cli.model.task import measure_loading
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.sinks import matrix_file
 
@@ -122,6 +123,8 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     split, test = tasks[0].train, tasks[0].test_split()
     selected = [Selected(index, None, int(test.labels[index])) for index in range(tests)]
 
+    measure_loading(tasks[0], terminal)
+
     def read() -> None:
         for _ in read_batches(split, split.indices, 256, tasks[0].loading):
             pass
@@ -129,7 +132,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     def scores(stores: list[Prepared]) -> None:
         facts = training_facts(stores)
         with matrix_file(Path("scores.h5"), split.indices) as sink:
-            for _ in rank_training(stores, selected, config=config, facts=facts, terminal=terminal, sink=sink):
+            for _ in rank_training(stores, selected, facts=facts, terminal=terminal, sink=sink):
                 pass
 
     clock.step("read the images once", read)
@@ -137,7 +140,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
         stores = clock.step("fit", lambda: prepare_all(config, tasks, terminal, on_the_fly=True))
     print("".join(f"| of it {stage} | {seconds:.1f} | |\n" for stage, seconds in spent.items()), end="")
     clock.step(f"influence on {tests:,} tests, on the fly", lambda: scores(stores))
-    inverses = make_closed_forms(stores, config, terminal)
+    inverses = make_closed_forms(stores, terminal)
     own = clock.step(
         "self-influence of all, on the fly", lambda: self_influences(stores, inverses, split, terminal, False)
     )
@@ -146,7 +149,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     size = Path("influence.h5").stat().st_size
     print(f"| of {stores[0].width:,} coordinates, {size / 1e9:.1f} GB | | |")
     clock.step(f"influence on {tests:,} tests, from the store", lambda: scores(stores))
-    inverses = make_closed_forms(stores, config, terminal)
+    inverses = make_closed_forms(stores, terminal)
     kept = clock.step(
         "self-influence of all, from the store", lambda: self_influences(stores, inverses, split, terminal, False)
     )

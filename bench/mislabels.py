@@ -186,9 +186,7 @@ def test_orders(folder: Path) -> dict[str, np.ndarray]:
 
     with contextlib.chdir(folder):
         config = load_config(Path("influence.yaml"))
-        found = find_mislabels(
-            load_tasks(config), config=config, on="test", wanted=FORWARD, terminal=Terminal(quiet=True)
-        )
+        found = find_mislabels(load_tasks(config), on="test", wanted=FORWARD, terminal=Terminal(quiet=True))
     indices = found.facts.indices
     return {name: indices[np.lexsort((indices, -values))] for name, values in found.signals.items()}
 
@@ -219,7 +217,7 @@ def steps(folder: Path, everything: bool) -> None:
     from influence_cli.mislabels.find import find_mislabels, wanted_signals
     from influence_cli.mislabels.neighbours import nearest, vote
     from influence_cli.mislabels.readout import leave_one_out
-    from influence_cli.model.task import load_tasks
+    from influence_cli.model.task import load_tasks, measure_loading
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.runtime.terminal import Terminal
     from influence_cli.solvers.eigen import eigenpairs
@@ -235,6 +233,8 @@ def steps(folder: Path, everything: bool) -> None:
             result = work()
             seconds[what] = time.perf_counter() - started
             return result
+
+        measure_loading(task, quiet)
 
         def batches() -> Any:
             return read_batches(split, split.indices, 256, task.loading)
@@ -261,7 +261,7 @@ def steps(folder: Path, everything: bool) -> None:
         timed(f"of it the eigendecomposition ({width} wide)", lambda: eigenpairs(square))
         rows, near = timed("neighbours", lambda: nearest(readout.components))
         timed("vote", lambda: vote(rows, near, targets, len(task.classes)))
-        timed("default, whole", lambda: find_mislabels([task], [], config=config, terminal=quiet))
+        timed("default, whole", lambda: find_mislabels([task], [], terminal=quiet))
         if everything:
             Path("influence.h5").unlink(missing_ok=True)
             wanted = wanted_signals(
@@ -276,7 +276,7 @@ def steps(folder: Path, everything: bool) -> None:
             started = time.perf_counter()
             stores = prepare_all(config, [task], quiet)
             seconds["all signals: curvature and store"] = time.perf_counter() - started
-            find_mislabels([task], stores, config=config, wanted=wanted, terminal=quiet)
+            find_mislabels([task], stores, wanted=wanted, terminal=quiet)
             seconds["all signals, whole"] = time.perf_counter() - started
     print(f"\n### Seconds on {folder.name}, {len(split):,} images, {torch.get_num_threads()} threads\n")
     print("| step | seconds | forward passes | U |\n|---|---|---|---|")

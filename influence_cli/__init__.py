@@ -25,6 +25,7 @@ _HOMES = {
     "read_groups": "ranking.group_files",
     "find_mislabels": "mislabels.find",
     "apply_decisions": "relabel.labels",
+    "Retraining": "retrain.retraining",
     "check_estimates": "retrain.self_check",
     "leave_one_out": "retrain.leave_one_out",
     "datamodeling_score": "retrain.lds",

@@ -1,4 +1,4 @@
-"""The command line: registers the commands, and turns every ending into its exit code.
+"""The command line: registers the commands, and turns every outcome into an exit code.
 
 0 ok · 1 findings above --fail-above · 2 any error · 130 Ctrl-C. A closed pipe is 0. Nothing here imports torch.
 """
@@ -28,13 +28,14 @@ from influence_cli.commands import (
     select,
     verify,
 )
+from influence_cli.config import moved
 from influence_cli.demo import command
 from influence_cli.errors import InfluenceError, Stopped, one_line, printable
 from influence_cli.runtime import distributed
 from influence_cli.runtime.stdio import discard_stdout, open_missing, settle_stdout
 from influence_cli.runtime.terminal import Terminal
 
-# Commands whose work several processes share (runtime/distributed.py); any other is done by the first of them.
+# Commands whose work several processes share (runtime/distributed.py). The first process alone runs any other command.
 SPREAD = ("gradients", "rank", "mislabels", "verify")
 # The base of what typer raises for a wrong option or argument; it has no public name there.
 _ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -44,7 +45,7 @@ class _Group(TyperGroup):
     """Ends every command the same way."""
 
     def make_context(self, *args: Any, **words: Any) -> Any:
-        """Read the options; --help and --version print here, and their reader may have gone."""
+        """Read the options. --help and --version print here, and the reader of the pipe may be gone."""
         try:
             return super().make_context(*args, **words)
         except BrokenPipeError:
@@ -54,7 +55,8 @@ class _Group(TyperGroup):
             _refuse_stdout(error)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            Terminal().say("interrupted before it began")
+            if distributed.speaks(130):
+                Terminal().say("interrupted before the command started")
             raise SystemExit(130) from None
         except Exception as error:
             _refuse_usage(error)
@@ -62,6 +64,7 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; an error becomes one line on stderr and an exit code."""
+        moved.tell = Terminal().warn
         try:
             result = super().invoke(ctx)
             try:
@@ -78,7 +81,7 @@ class _Group(TyperGroup):
             _print_error(error.message, error.hint)
             raise typer.Exit(distributed.ending(2)) from None
         except KeyboardInterrupt as error:
-            kept = str(error) if isinstance(error, Stopped) else "finished work is kept; run the same command to go on"
+            kept = str(error) if isinstance(error, Stopped) else "finished work is kept; run the same command to resume"
             if distributed.speaks(130):  # whichever process that is
                 Terminal().console.print(printable(f"interrupted: {kept}"), markup=False)
             raise typer.Exit(130) from None
@@ -87,7 +90,7 @@ class _Group(TyperGroup):
             discard_stdout()
             raise typer.Exit(0) from None
         except MemoryError:
-            _print_error("memory ran out", "track fewer layers (gradients.layers), or use a smaller gradients.block")
+            _print_error("out of memory", "track fewer layers (gradients.layers), or use a smaller gradients.block")
             raise typer.Exit(2) from None
         except Exception as error:
             _refuse_usage(error)
@@ -96,8 +99,8 @@ class _Group(TyperGroup):
             from influence_cli.errors import describe
 
             _print_error(
-                f"nobody foresaw this: {describe(error)}",
-                "INFLUENCE_DEBUG=1 shows where; it may be in your model's, data set's or loss's code",
+                f"unexpected error: {describe(error)}",
+                "INFLUENCE_DEBUG=1 shows where; the cause may be in the code of your model, data set or loss",
             )
             raise typer.Exit(2) from None
 
@@ -115,19 +118,21 @@ class _Command(TyperCommand):
 
 
 def _refuse_usage(error: Exception) -> None:
-    """Tell a mistake on the command line as any other: typer has three lines of its own for it."""
+    """Print a mistake on the command line like any other error: typer would print three lines of its own."""
     if not isinstance(error, _ClickException) or type(error).__name__ == "NoArgsIsHelpError":
         return
     message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     _print_error(
-        message[:1].lower() + message[1:], f"{context.command_path if context else 'influence'} -h shows what it takes"
+        message[:1].lower() + message[1:], f"{context.command_path if context else 'influence'} -h lists the options"
     )
     raise SystemExit(2) from None
 
 
 def _refuse_stdout(error: OSError) -> None:
-    _print_error(f"stdout cannot be written: {error.strerror or error}", "send it to a pipe, or to a file with room")
+    _print_error(
+        f"stdout cannot be written: {error.strerror or error}", "send it to a pipe, or to a disk with free space"
+    )
 
 
 def _print_error(message: str, hint: str) -> None:
@@ -174,7 +179,7 @@ def _options(
     if count > 1 and context.invoked_subcommand not in SPREAD:
         if not distributed.started_first():
             raise typer.Exit(0)
-        Terminal().say(f"{context.invoked_subcommand} is the work of one process: of {count} the others have ended")
+        Terminal().say(f"{context.invoked_subcommand} runs in one process: {count - 1} of {count} processes have ended")
         distributed.stay_alone()
 
 

@@ -33,14 +33,22 @@ def thumbnail(image: Image.Image, size: int = 96) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
+def stretched(values: np.ndarray) -> np.ndarray:
+    """Stretch numbers from their smallest and largest finite one to 0 and 255, float64; NaN becomes 0.
+
+    Equal ones are all 0; infinite ones become 0 or 255.
+    """
+    values = values.astype(np.float64)
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    spread: np.ndarray = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / (high - low or 1.0)
+    return spread * 255
+
+
 def eight_bit(image: Image.Image) -> Image.Image:
     """Copy an image of any mode into mode L or RGB."""
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64)
-        known = values[np.isfinite(values)]
-        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
-        values = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
-        return Image.fromarray((values * 255).round().astype(np.uint8))
+        return Image.fromarray(stretched(np.asarray(image)).round().astype(np.uint8))
     if image.mode in ("1", "L", "LA", "La"):
         return image.convert("LA").convert("L") if image.mode == "La" else image.convert("L")
     if image.mode in ("P", "PA", "RGBa"):
@@ -82,6 +90,4 @@ def overlay(picture: Image.Image, values: np.ndarray) -> Image.Image:
 
 def view(image: np.ndarray) -> Image.Image:
     """Show an input [C, H, W] in grey, from its darkest to its lightest value."""
-    values = image.astype(np.float64).mean(axis=0)
-    low, high = float(values.min()), float(values.max())
-    return Image.fromarray(((values - low) / (high - low or 1.0) * 255).round().astype(np.uint8))
+    return Image.fromarray(stretched(image.astype(np.float64).mean(axis=0)).round().astype(np.uint8))

@@ -116,7 +116,6 @@ def main() -> None:
                 stores,
                 int(index),
                 selected,
-                config=load_config(config),
                 change=lambda s, delta=delta: delta(s).double(),
                 retrain=True,
                 terminal=terminal,

@@ -134,24 +134,24 @@ def main() -> None:
             ("_add_eigenvalues", "of which eigenvalues"),
         ):
             log.add(METHOD, step, seconds=round(spent.get(part, 0.0), 4))
-        found = log.run(METHOD, "self", lambda: find_mislabels(direct, config=config, terminal=quiet))
+        found = log.run(METHOD, "self", lambda: find_mislabels(direct, terminal=quiet))
         if found is not None and found.self_influence is not None:
             log.keep(ekfac_self=found.self_influence)
         count = 100 if case.settings.model == "cnn" else 10  # a pass over the images for every few of them
-        log.run(METHOD, f"tests_{count} on the fly", lambda: score(direct, range(count), config, quiet, None))
+        log.run(METHOD, f"tests_{count} on the fly", lambda: score(direct, range(count), quiet, None))
         if len(case.x) <= 10_000 and case.settings.model == "cnn":
             exact = np.zeros((10, len(case.x)), dtype=np.float32)
-            score(direct, range(10), config, quiet, exact)
+            score(direct, range(10), quiet, exact)
             overlap(log, config, quiet, exact)
         stored = log.run(METHOD, "gradients into the store", lambda: prepare_all(config, tasks, quiet))
         if stored is None:
             return
         passes(log, case, stored[0])
-        log.run(METHOD, "self from the store", lambda: find_mislabels(stored, config=config, terminal=quiet))
+        log.run(METHOD, "self from the store", lambda: find_mislabels(stored, terminal=quiet))
         sets = [(f"tests_{count}", range(count)) for count in case.settings.tests]
         for step, positions in [*sets, ("second_100", range(100, 200))]:
             scores = np.zeros((len(positions), len(case.x)), dtype=np.float32) if len(positions) == 10 else None
-            log.run(METHOD, step, lambda p=positions, s=scores: score(stored, p, config, quiet, s))
+            log.run(METHOD, step, lambda p=positions, s=scores: score(stored, p, quiet, s))
             if scores is not None:
                 log.keep(ekfac_scores=scores)
         if case.settings.model == "cnn":
@@ -169,7 +169,7 @@ def fewer_coordinates(log: Log, config: Any, tasks: list[Any], whole: Prepared, 
         log.run(
             METHOD,
             "4,096 coordinates: second_100",
-            lambda: score(stored, range(100, 200), small, terminal, None),
+            lambda: score(stored, range(100, 200), terminal, None),
             coordinates=stored[0].width,
         )
 
@@ -193,7 +193,7 @@ def overlap(log: Log, config: Any, terminal: Terminal, exact: np.ndarray) -> Non
     if found is None:
         return
     scores = np.zeros_like(exact)
-    log.run("bf16", "tests_10 on the fly", lambda: score(found, range(10), rough, terminal, scores))
+    log.run("bf16", "tests_10 on the fly", lambda: score(found, range(10), terminal, scores))
     tops = [np.argsort(-side, axis=1)[:, :10] for side in (exact, scores)]
     shared = float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*tops, strict=True)]))
     log.add("bf16", "share of float32's top 10", overlap=round(shared, 3))
@@ -213,13 +213,13 @@ class Kept:
         self.scores[:, where] = values
 
 
-def score(stores: list[Prepared], positions: range, config: Any, terminal: Terminal, scores: np.ndarray | None) -> int:
+def score(stores: list[Prepared], positions: range, terminal: Terminal, scores: np.ndarray | None) -> int:
     """Rank the training images for some test images, as `influence rank` does with --top 10."""
     labels = stores[0].task.test_split().labels
     selected = [Selected(i, None, int(labels[i])) for i in positions]
     sink = None if scores is None else Kept(scores)
     facts = training_facts(stores)
-    return len(list(rank_training(stores, selected, config=config, facts=facts, terminal=terminal, sink=sink)))
+    return len(list(rank_training(stores, selected, facts=facts, terminal=terminal, sink=sink)))
 
 
 def passes(log: Log, case: Case, prepared: Prepared) -> None:

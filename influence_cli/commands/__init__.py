@@ -1,4 +1,4 @@
-"""A file per command: parse, call one function, write.
+"""One file per command: parse, call one function, write.
 
-``session`` is what they all do around that call, ``options`` what they take alike.
+``session`` has what all commands do around that call, ``options`` the options that they share.
 """

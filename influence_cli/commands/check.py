@@ -23,7 +23,7 @@ from influence_cli.commands.options import (
 def command(
     config: ConfigFile = DEFAULT_CONFIG,
     set_: Set = None,
-    full: Annotated[bool, typer.Option("--full", help="Look at all examples, not at a sample of 512.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Read all examples instead of a sample of 512.")] = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
     format: Format = None,
@@ -32,6 +32,8 @@ def command(
     verbose: Verbose = False,
 ) -> None:
     """Load everything, measure a sample, and say what looks wrong.
+
+    Rows list what was measured. Warnings go to stderr, each with its remedy.
 
     Examples:
 
@@ -48,7 +50,7 @@ def command(
     emit(session, (vars(finding) for finding in findings), ("item", "value", "unit"))
     warnings = len(session.terminal.warnings)
     session.terminal.say(
-        f"{warnings} warning{'s' if warnings > 1 else ''}, see above; next: influence gradients"
+        f"{warnings} warning{'s' if warnings > 1 else ''} (see above); next: influence gradients"
         if warnings
-        else "nothing looks wrong; next: influence gradients (or rank or mislabels at once)"
+        else "nothing looks wrong; next: influence gradients, or directly influence rank or mislabels"
     )

@@ -30,13 +30,13 @@ COLUMNS = (
     "value_b",
 )
 DISTANCE_COLUMNS = ("distance", "same_class")
-# Comparisons with a line of their own on stderr.
+# Comparisons that get their own line on stderr.
 SAID = 6
 
 
 def command(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A result of rank or mislabels (-o FILE).")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same command.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A result file of rank or mislabels (-o FILE).")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another result file of the same command.")],
     config: ConfigFile = DEFAULT_CONFIG,
     top: Annotated[
         int | None,
@@ -44,15 +44,15 @@ def command(
             "--top",
             min=1,
             metavar="K",
-            help="Compare the first K, at most as many as the shorter list has; that is the default.",
+            help="Compare the first K of each list. Default: as many as the shorter list has.",
         ),
     ] = None,
     distance: Annotated[
         bool,
         typer.Option(
             "--distance",
-            help="Also measure how far each training image is from the test image in pixels, and how influence goes "
-            "with that in either result; needs two of rank, best with --all.",
+            help="Also measure how far each training image is from the test image in pixels, and how influence changes "
+            "with the distance. Needs two results of rank, best with --all.",
         ),
     ] = False,
     format: Format = None,
@@ -60,14 +60,15 @@ def command(
     report: Report = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare two results: what stayed at the top, what entered, what left.
+    """Compare two results: what stayed at the top, entered and left.
 
-    Two models, two checkpoints, before and after cleaning. value is the influence of rank, the score of mislabels.
-    Neither the model nor the data set is loaded; with --report or --distance the images are read from the files that
-    the results name, and from the config's data set where they name none.
+    The results can come from two models, from two checkpoints, or from before and after cleaning. value is the
+    influence of rank or the score of mislabels. Neither the model nor the data set is loaded. With --report or
+    --distance the images are read from the files that the results name. If the results name no files, the images come
+    from the data set of the config.
 
-    --distance tells a model that compares pixels from one that has learned more: does influence fall with the distance,
-    and are images of other classes helpful too? --report draws one against the other.
+    --distance shows whether a model merely compares pixels: does influence fall with the distance, and are images of
+    other classes helpful too? With --report it draws influence against distance.
 
     Examples:
 
@@ -123,24 +124,33 @@ def command(
 
 
 def _describe(session: Session, comparisons: list[Comparison]) -> None:
-    """Say on stderr how much of the lists is the same: each of a few, the mean of many."""
+    """Say on stderr how much of the lists is the same: one line per list for the first few, then the mean."""
     say = session.terminal.say
     for found in comparisons[:SAID]:
         test = found.test_path if found.test is None else found.test
         name = "" if test is None else f"test {test}, "
-        correlation = "–" if found.correlation is None else f"{found.correlation:.3f}"
+        kind = "suspicious" if found.effect is None else found.effect
+        changes = "".join(
+            f", {found.count(change):,} {words} {kind}"
+            for change, words in (("entered", "newly"), ("left", "no longer"))
+            if found.count(change)
+        )
+        correlation = (
+            ""
+            if found.correlation is None
+            else f"; rank correlation {found.correlation:.3f} over the {found.common:,} examples that both list"
+        )
         say(
-            f"{name}{found.effect + ', ' if found.effect else ''}first {found.top:,}: {found.overlap:.0%} in both, "
-            f"{found.count('entered'):,} entered, {found.count('left'):,} left; rank correlation of the "
-            f"{found.common:,} that both list: {correlation}"
+            f"{name}{found.effect + ', ' if found.effect else ''}first {found.top:,}: {found.overlap:.0%} in both"
+            f"{changes}{correlation}"
         )
     if len(comparisons) > SAID:
         mean = sum(found.overlap for found in comparisons) / len(comparisons)
-        say(f"… mean of all {len(comparisons):,} lists: {mean:.0%} in both")
+        say(f"… mean over all {len(comparisons):,} lists: {mean:.0%} in both")
 
 
 def _describe_distances(session: Session, results: tuple[Result, Result], distances: Distances) -> None:
-    """Say on stderr how influence goes with the distance in either result: each of a few tests, the mean of many."""
+    """Say on stderr how influence depends on the distance: one line per test example and result, then the mean."""
     from influence_cli.errors import near_path
     from influence_cli.results.distances import in_words, mean_facts
     from influence_cli.results.record import DistanceRecord
@@ -157,4 +167,4 @@ def _describe_distances(session: Session, results: tuple[Result, Result], distan
     if len(distances.spreads) > 1:
         for side, name in enumerate(names):
             mean = mean_facts(pair[side] for pair in distances.spreads.values())
-            session.terminal.say(f"mean of {len(distances.spreads):,} tests, {name}: {in_words(mean)}")
+            session.terminal.say(f"mean over {len(distances.spreads):,} test examples, {name}: {in_words(mean)}")

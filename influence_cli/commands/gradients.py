@@ -21,25 +21,28 @@ from influence_cli.commands.options import (
 def command(
     config: ConfigFile = DEFAULT_CONFIG,
     set_: Set = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make the store anew.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the store by a new one.")] = False,
     fsck: Annotated[
         bool,
-        typer.Option("--fsck", help="Verify every checksum, and every example against what the store was made of."),
+        typer.Option(
+            "--fsck",
+            help="Verify every checksum, and that every example is still the one that the store was made from.",
+        ),
     ] = False,
-    repair: Annotated[bool, typer.Option("--repair", help="Compute damaged blocks again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute the damaged blocks again.")] = False,
     compact: Annotated[
-        bool, typer.Option("--compact", help="Then merge the shards that several processes have written into one file.")
+        bool, typer.Option("--compact", help="Afterwards merge the shards of several processes into one file.")
     ] = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fill the store of training gradients; goes on after a kill.
+    """Compute the training gradients and keep them in the store.
 
-    The size and the time are announced before anything is written. A store that is complete is left as it is; of one
-    whose training set has grown at its end, the new rows are computed. Started by torchrun, several processes share
-    the work, and the store lies in shards.
+    The command first prints how large the store becomes and how long it takes. After a kill, run it again: it resumes.
+    A complete store is left as it is. If examples were added at the end of the training set, only their rows are
+    computed. Under torchrun several processes share the work, and the store consists of shards.
 
     Examples:
 
@@ -77,5 +80,5 @@ def command(
             parts = f" in {len(store.shards)} shards" if store.shards else ""
             session.terminal.say(f"{prepared.path} is complete ({human_bytes(store.size())}{parts})")
     if fsck:
-        session.terminal.say("every checksum and every example fits")
+        session.terminal.say("every checksum is right and every example is unchanged")
     session.terminal.say("next: influence rank misclassified, or influence mislabels")

@@ -24,12 +24,12 @@ from influence_cli.commands.options import (
     Strict,
     Top,
     Verbose,
+    refuse_together,
     with_precision,
 )
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.results.group_rows import COLUMNS, group_rows
 from influence_cli.results.record import GroupRetrainRecord, GroupsRecord
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,36 +43,37 @@ if TYPE_CHECKING:
 def command(
     tests: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEST]...", help="As for rank; default: misclassified."),
+        typer.Argument(metavar="[TEST]...", help="Test images, as for rank. Default: misclassified."),
     ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
     set_: Set = None,
     by: Annotated[
         str | None,
-        typer.Option(
-            "--by", metavar="class|COLUMN", help="Group by the label (default), or by a column of the metadata."
-        ),
+        typer.Option("--by", metavar="class|COLUMN", help="Group by label (default), or by a column of the metadata."),
     ] = None,
     metadata: Annotated[
         Path | None,
         typer.Option(
             "--metadata",
             metavar="FILE.csv",
-            help="A row a training example: its index (from 0) or path, and columns to group by.",
+            help="One row per training example: its index (from 0) or path, and columns to group by.",
         ),
     ] = None,
     of: Annotated[
-        str | None, typer.Option("--of", metavar="CLASS", help="Only the test examples with this label.")
+        str | None, typer.Option("--of", metavar="CLASS", help="Use only the test examples with this label.")
     ] = None,
     target: Annotated[
-        str, typer.Option("--target", metavar="label|predicted|NAME", help="Whose loss is explained, as for rank.")
+        str,
+        typer.Option(
+            "--target", metavar="label|predicted|NAME", help="The class whose loss is explained, as for rank."
+        ),
     ] = "label",
-    each: Annotated[bool, typer.Option("--each", help="Rows for each TEST instead of for their mean loss.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="Rows per TEST instead of for their mean loss.")] = False,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Also leave each group that is shown out for real: the column actual.")
+        bool, typer.Option("--retrain", help="Also train without each group that is shown. Adds the column actual.")
     ] = False,
     repeats: Annotated[
-        int, typer.Option("--repeats", min=1, metavar="R", help="Trainings of each by the training function.")
+        int, typer.Option("--repeats", min=1, metavar="R", help="With --retrain: trainings per group.")
     ] = 1,
     top: Top = 10,
     all_: All = False,
@@ -86,11 +87,11 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find the group of training examples that drives errors: influence summed by class or by a metadata column.
+    """Find the group of training examples that drives the errors.
 
-    influence of a group is the estimated rise of the mean loss of all TESTs (nats) if the whole group were removed;
-    the most harmful group comes first. harmful_share is its part of all harmful influence, first how often it comes
-    first if the test examples are drawn anew.
+    A group is a class, or a value of a metadata column. The influence of a group is the estimated rise of the mean loss
+    of all TESTs (nats) if the whole group were removed. The most harmful group comes first. harmful_share is its share
+    of all harmful influence. first is how often it comes first in bootstrap samples of the test examples.
 
     Examples:
 
@@ -107,14 +108,15 @@ def command(
 
     if metadata is None and by not in (None, "class"):
         raise InfluenceError(
-            f"--by {by}: without --metadata groups are classes",
+            f"--by {by}: without --metadata the groups are classes",
             f"{did_you_mean(str(by), ['class'])}; or name the file with that column: --metadata FILE.csv --by {by}",
         )
-    if retrain and skip_unreadable:
-        raise InfluenceError(
-            "--retrain trains on every example, so it does not go with --skip-unreadable",
-            "list what cannot be read under train.exclude",
-        )
+    refuse_together(
+        retrain,
+        skip_unreadable,
+        message="--retrain trains on every example, so it cannot be combined with --skip-unreadable",
+        hint="list the unreadable examples under train.exclude",
+    )
     check_page(report)
     session = begin(
         config,
@@ -149,16 +151,15 @@ class _Options:
 
 
 def _groups(session: Session, words: list[str], options: _Options) -> None:
-    from influence_cli.commands.session import emit, load
+    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.data.label_files import class_number
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.group_files import group_by_class, read_groups
     from influence_cli.ranking.groups import group_influence, labelled, verdict
     from influence_cli.retrain.leave_groups_out import check_retrain
+    from influence_cli.retrain.retraining import Retraining
 
     tasks = load(session)
     classes, train = tasks[0].classes, tasks[0].train
@@ -169,19 +170,17 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         grouping = group_by_class(train, classes)
     else:
         grouping = read_groups(options.metadata, options.by, train)
-    selected = select(words, tasks[0].test, classes, lambda: misclassified(tasks, session.terminal), stdin_lines())
-    selected = labelled(selected, options.of, classes)
+    selected = labelled(selected_tests(session, tasks, words), options.of, classes)
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
     if options.retrain:
-        check_retrain(stores, selected, grouping, session.config)
+        check_retrain(stores, selected, grouping, Retraining(session.config))
     facts = training_facts(stores)
     found = group_influence(
         stores,
         selected,
         grouping,
-        config=session.config,
         facts=facts,
         target=options.target,
         terminal=session.terminal,
@@ -207,16 +206,17 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         page = groups_page(session, stores, found, facts, doubt.first, sentence, actual, options.count)
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     elif not options.retrain:
-        session.terminal.say("next: --report groups.html shows the images, --retrain leaves the groups out for real")
+        session.terminal.say("next: --report groups.html shows the images, --retrain trains without the groups")
 
 
 def _retrain(
     session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], found: GroupInfluence, options: _Options
 ) -> dict[int, np.ndarray]:
-    """Train again without each group that is shown: the rise of each test loss, by group."""
+    """Train again without each group that is shown, and give the rise of each test loss per group."""
     from influence_cli.metrics import pearson, slope
     from influence_cli.ranking.groups import retrained
     from influence_cli.retrain.leave_groups_out import leave_groups_out
+    from influence_cli.retrain.retraining import Retraining
 
     sums = [found.on(test) for test in range(len(found.tests))] if options.each else [found.total()]
     shown = sorted({int(group) for one in sums for group in one.order[: options.count] if one.examples[group]})
@@ -226,7 +226,7 @@ def _retrain(
         found.tests,
         found.grouping,
         shown,
-        config=session.config,
+        retraining=Retraining(session.config),
         repeats=options.repeats,
         terminal=session.terminal,
     )

@@ -12,11 +12,12 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make an index of the store, for rank --approximate: it finds the strongest influences without a scan of all rows.
+    """Make an index of the store for rank --approximate.
 
-    Worth its time from about a million training images on, and for few test images at a time. The index lies beside the
-    store and belongs to it and to its λ. What it finds is measured against the exact scan, over 64 test images drawn at
-    random: half of them choose how far a search looks, the other half say how much of the strongest it finds.
+    With the index, rank finds the strongest influences without a scan of all rows. It pays from about a million
+    training images, and for a few test images at a time. The index is a file next to the store and is valid for that
+    store and its λ only. The command measures what the index finds, compared with the exact scan of 64 random test
+    images: half of them choose how wide to search, the other half measure the share of the strongest influences found.
 
     Needs faiss: pip install 'influence-cli[index]'.
 
@@ -35,8 +36,8 @@ def command(
     from influence_cli.ranking.index_search import check_method
 
     check_method(session.config.curvature.method, "influence index")
-    refuse_source(session.config, "influence index", "a row has no preconditioner of its own")
+    refuse_source(session.config.model.ensemble, "influence index", "a row has no preconditioner of its own")
     stores = prepare_all(session.config, load(session), session.terminal, skip_unreadable=skip_unreadable)
-    inverses = make_closed_forms(stores, session.config, session.terminal)
+    inverses = make_closed_forms(stores, session.terminal)
     build_indexes(stores, inverses, terminal=session.terminal, skip_unreadable=skip_unreadable)
     session.terminal.say("next: influence rank 17 --approximate")

@@ -10,7 +10,7 @@ import typer
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write it.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder for influence.yaml.")] = Path(),
 ) -> None:
     """Write a commented starter influence.yaml.
 
@@ -38,4 +38,4 @@ def command(
         ) from error
     except OSError as error:
         raise InfluenceError(f"{path} cannot be written: {describe(error)}") from error
-    Terminal().say(f"wrote {path}; next: name your model, checkpoint and data in it, then: influence check")
+    Terminal().say(f"wrote {path}; next: name your model, checkpoint and data in it, then run influence check")

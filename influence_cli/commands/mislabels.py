@@ -12,7 +12,7 @@ from influence_cli.commands.options import (
     All,
     ConfigFile,
     DampingSweep,
-    Format,
+    LabelFormat,
     OnTheFly,
     Output,
     Plot,
@@ -23,9 +23,11 @@ from influence_cli.commands.options import (
     SkipUnreadable,
     Strict,
     Verbose,
+    given,
+    refuse_together,
     with_precision,
 )
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, counted
 from influence_cli.report.dialects import COLUMNS as DIALECT_COLUMNS
 from influence_cli.report.dialects import DIALECTS, in_dialect
 from influence_cli.results.mislabel_rows import COLUMNS, mislabel_rows, signal_column
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from influence_cli.data.label_files import Truth
     from influence_cli.data.split import Split
+    from influence_cli.mislabels.data_issues import Findings
     from influence_cli.mislabels.find import Mislabels
     from influence_cli.model.task import Task
     from influence_cli.precompute.prepared import Prepared
@@ -45,32 +48,34 @@ if TYPE_CHECKING:
 def command(
     config: ConfigFile = DEFAULT_CONFIG,
     set_: Set = None,
-    on: Annotated[str, typer.Option("--on", metavar="train|test", help="Whose labels.")] = "train",
+    on: Annotated[str, typer.Option("--on", metavar="train|test", help="Which labels to judge.")] = "train",
     signal: Annotated[
         str,
         typer.Option(
             "--signal",
             metavar="NAME",
-            help="combined, readout, neighbours, logistic, pred-probs, loss, margin, self-influence, gradient-norm, "
-            "tracin or test-influence.",
+            help="What to rank by: combined, readout, neighbours, logistic, pred-probs, loss, margin, self-influence, "
+            "gradient-norm, tracin or test-influence.",
         ),
     ] = "combined",
-    signals: Annotated[bool, typer.Option("--signals", help="Append a column for each signal.")] = False,
+    signals: Annotated[bool, typer.Option("--signals", help="Add one column per signal.")] = False,
     explain: Annotated[
         int | None,
-        typer.Option("--explain", min=0, metavar="INDEX", help="All signals and the neighbours of one example."),
+        typer.Option("--explain", min=0, metavar="INDEX", help="Show all signals and the neighbours of one example."),
     ] = None,
     pred_probs: Annotated[
         Path | None,
         typer.Option(
             "--pred-probs",
             metavar="FILE",
-            help="Probabilities from elsewhere, a row an example (.npy, .csv): a signal.",
+            help="Use the probabilities of another model as a signal: one row per example (.npy, .csv).",
         ),
     ] = None,
     truth: Annotated[
         Path | None,
-        typer.Option("--truth", metavar="FILE", help="Which labels are wrong (.csv, .npy): scores every signal by it."),
+        typer.Option(
+            "--truth", metavar="FILE", help="Known wrong labels (.csv, .npy): measure how well every signal finds them."
+        ),
     ] = None,
     fail_above: Annotated[
         int | None,
@@ -80,7 +85,7 @@ def command(
         str, typer.Option("--top", metavar="K|auto", help="Rows to show; auto: as many as are probably wrong.")
     ] = "10",
     all_: All = False,
-    format: Format = None,
+    format: LabelFormat = None,
     output: Output = None,
     report: Report = None,
     plot: Plot = None,
@@ -92,12 +97,12 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """List the examples that are probably mislabeled.
+    """List the examples whose labels are probably wrong.
 
-    By default one forward pass and no retraining: score is 1 − the probability of the label by a leave-one-out readout
-    of all layers, the nearest neighbours and, where it has not memorised its labels, the model. suggested is the label
-    of largest probability. self_influence is the rise of an example's own loss if it were removed from training, where
-    a store is there or it is asked for.
+    By default this takes one forward pass and no retraining. score is 1 − the probability of the label, judged by a
+    leave-one-out readout of all layers, by the nearest neighbours and, if it has not memorised its labels, by the
+    model. suggested is the likeliest class, judged without the given label. self_influence is the rise of an example's
+    own loss if it were removed from training. It is given if a store exists or the signal is asked for.
 
     Examples:
 
@@ -120,18 +125,31 @@ def command(
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
     shown = _rows_to_show(top)
-    if explain is not None and format in DIALECTS:
-        raise InfluenceError(f"--explain does not go with --format {format}", "that takes a row a label")
-    if explain is not None and plot is not None:
-        raise InfluenceError("--explain does not go with --plot", "that draws all labels: leave one of them out")
-    if damping_sweep and (on == "test" or on_the_fly or explain is not None):
-        raise InfluenceError(
-            "--damping-sweep is of the training labels, from a store: it goes with none of --on test, --on-the-fly and "
-            "--explain",
-            "leave one of them out",
-        )
-    if explain is not None and report is not None:
-        raise InfluenceError("--explain does not go with --report", "that shows all labels: leave one of them out")
+    refuse_together(
+        explain,
+        format in DIALECTS,
+        message=f"--explain cannot be combined with --format {format}",
+        hint="that format has one row per label",
+    )
+    refuse_together(
+        explain,
+        plot,
+        message="--explain cannot be combined with --plot",
+        hint="--plot draws all labels: leave one of them out",
+    )
+    refuse_together(
+        damping_sweep,
+        given(on == "test", on_the_fly, explain),
+        message="--damping-sweep ranks training labels from a store: it cannot be combined with --on test, "
+        "--on-the-fly or --explain",
+        hint="leave one of them out",
+    )
+    refuse_together(
+        explain,
+        report,
+        message="--explain cannot be combined with --report",
+        hint="--report shows all labels: leave one of them out",
+    )
     check_plot(plot)
     check_page(report)
     session = begin(
@@ -144,7 +162,7 @@ def command(
         files=(report, plot),
         dialects=DIALECTS,
     )
-    from influence_cli.config.schema import SOLVERS
+    from influence_cli.curvature.choice import SOLVERS
     from influence_cli.data.label_files import read_truth
     from influence_cli.influence.ensemble import refuse_source
     from influence_cli.mislabels.explain import COLUMNS as EXPLAINED
@@ -154,7 +172,7 @@ def command(
 
     if signal == "self-influence" or damping_sweep:
         option = "--damping-sweep" if damping_sweep else "--signal self-influence"
-        refuse_source(session.config, option, "there is no self-influence")
+        refuse_source(session.config.model.ensemble, option, "there is no self-influence")
     if damping_sweep:
         from influence_cli.ranking.damping_sweep import check_method
 
@@ -164,8 +182,8 @@ def command(
     classes = tasks[0].classes
     if session.format == "fiftyone" and (split.paths is None or split.files is not None):
         raise InfluenceError(
-            f"--format fiftyone: the {on} examples are not image files, and a sample of FiftyOne is one",
-            "--format cleanlab goes by position",
+            f"--format fiftyone: the {on} examples are not image files, and FiftyOne needs image files",
+            "--format cleanlab names examples by position",
         )
     if explain is not None:
         row_among(split.indices, explain, split)
@@ -186,7 +204,6 @@ def command(
     result = find_mislabels(
         tasks,
         stores,
-        config=session.config,
         on=on,
         signal=signal,
         wanted=wanted,
@@ -204,8 +221,8 @@ def command(
     if result.noise is None and any(counting.values()):
         obstacle = result.evidence.obstacle
         raise InfluenceError(
-            f"{next(option for option, given in counting.items() if given)}: how many labels are wrong cannot be told "
-            f"here: {obstacle.message if obstacle else 'there is no readout'}"
+            f"{next(option for option, given in counting.items() if given)}: the number of wrong labels cannot be "
+            f"estimated here: {obstacle.message if obstacle else 'there is no readout'}"
         )
     _describe(session, result, split, classes)
     if known is not None:
@@ -231,7 +248,7 @@ def command(
         session.terminal.say("next: influence mislabels --top auto --report mislabels.html shows the images")
     findings = len(result.flagged)
     if fail_above is not None and findings > fail_above:
-        session.terminal.say(f"{findings:,} labels are probably wrong: that is above --fail-above {fail_above}")
+        session.terminal.say(f"{findings:,} labels are probably wrong, more than --fail-above {fail_above} allows")
         raise typer.Exit(1)
 
 
@@ -240,14 +257,14 @@ def _rows_to_show(top: str) -> int | None:
     if top == "auto":
         return None
     if not top.isdecimal() or int(top) < 1:
-        raise InfluenceError(f"--top {top}: a number from 1, or auto")
+        raise InfluenceError(f"--top {top}: not a number from 1 and not auto", "--top 50, or --top auto")
     return int(top)
 
 
 def _stores(
     session: Session, tasks: Sequence[Task], wanted: Collection[str], *, skip: bool, on_the_fly: bool
 ) -> Sequence[Prepared]:
-    """Prepare the stores that a signal needs; where none does, take those that are already complete."""
+    """Prepare the stores that a signal needs. If no signal needs one, take those that are already complete."""
     from influence_cli.mislabels.find import GRADIENTS
     from influence_cli.precompute.prepare import all_complete, prepare_all
     from influence_cli.runtime.terminal import Terminal
@@ -255,7 +272,7 @@ def _stores(
     if on_the_fly or set(wanted) & set(GRADIENTS):
         return prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
     try:
-        if all_complete(session.config, tasks):
+        if all_complete(session.config):
             return prepare_all(session.config, tasks, Terminal(quiet=True), skip_unreadable=skip)
     except InfluenceError as error:
         session.terminal.warn(f"no self_influence: {error.message}")
@@ -263,7 +280,7 @@ def _stores(
 
 
 def _describe(session: Session, result: Mislabels, split: Split, classes: Sequence[str]) -> None:
-    """Say on stderr how many labels are wrong and what else was found; the run file lists all of it."""
+    """Say on stderr how many labels are wrong, and which data issues there are beyond single labels."""
     from influence_cli.pages.mislabels import besides_record, noise_record
 
     session.run.besides = besides_record(result, split, classes)
@@ -274,34 +291,55 @@ def _describe(session: Session, result: Mislabels, split: Split, classes: Sequen
     if noise.count:
         expected = noise.expected_precision(result.order)
         steps = sorted({step for step in (noise.count // 10, noise.count // 3, noise.count) if step})
-        shares = ", ".join(f"{expected[step - 1]:.0%} of the first {step:,}" for step in steps)
-        say(f"about {noise.count:,} of {n:,} labels are wrong ({noise.rate:.1%}); expected: {shares}")
-        pairs = session.run.noise.pairs[:3]
-        say("most often: " + ", ".join(f"{p.count:,} {p.label} that are {p.true}" for p in pairs))
+        shares = ", ".join(f"{expected[step - 1] * step:,.0f} of the first {step:,}" for step in steps)
+        verb = "is" if noise.count == 1 else "are"
+        say(f"about {noise.count:,} of {n:,} labels {verb} wrong ({noise.rate:.1%})")
+        say(f"if the estimate holds, about {shares} are wrong")
+        pairs = session.run.noise.pairs
+        total = sum(p.count for p in pairs)
+        if total:
+            most = ", ".join(f"{p.label} but really {p.true} ({p.count / total:.0%})" for p in pairs[:3])
+            say(f"most often labelled {most}")
     else:
-        say(f"hardly any of the {n:,} labels is wrong by the estimate; the ranking shows the likeliest")
-    besides = result.besides
-    say(
-        f"besides: {len(besides.duplicates):,} duplicates and {len(besides.alike):,} near-duplicates with different "
-        f"labels, {len(besides.outliers):,} outliers, {len(besides.confused):,} pairs of classes confused both ways"
-    )
+        say(f"almost none of the {n:,} labels is wrong by the estimate; the most suspicious come first")
+    issues = _data_issues(result.besides, classes)
+    if issues:
+        say(f"also: {'; '.join(issues)}")
+
+
+def _data_issues(besides: Findings, classes: Sequence[str]) -> list[str]:
+    """Name the data issues beyond single labels; kinds of which there are none are left out."""
+    issues = [
+        counted(len(rows), word) + more
+        for rows, word, more in (
+            (besides.duplicates, "duplicate pair", " with different labels"),
+            (besides.alike, "near-duplicate pair", " with different labels"),
+            (besides.outliers, "unusual image", ""),
+        )
+        if len(rows)
+    ]
+    for a, b, _, _ in besides.confused[:3]:
+        issues.append(f"{classes[a]} and {classes[b]} are mixed up in both directions")
+    if len(besides.confused) > 3:
+        issues.append(f"so are {counted(len(besides.confused) - 3, 'other pair')} of classes")
+    return issues
 
 
 def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
-    """Rank by self-influence at other λ; the signals without gradients have none."""
+    """Rank by self-influence at other λ. Signals without gradients do not depend on λ."""
     from influence_cli.influence.ensemble import make_divisions
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.pages.damping_sweep import note_sweep
     from influence_cli.ranking.damping_sweep import sweep_self_influence
     from influence_cli.runtime.terminal import Terminal
 
-    inverses = make_divisions(stores, session.config, Terminal(quiet=True))
+    inverses = make_divisions(stores, Terminal(quiet=True))
     rows = sweep_self_influence(stores, inverses, training_facts(stores).read, top, session.terminal)
     note_sweep(session, rows, top, "self-influence")
 
 
 def _plot(session: Session, result: Mislabels, classes: Sequence[str], path: Path, signal: str) -> None:
-    """Draw the scores by label, and beside them what the ranking, the loss and random order find of the truth."""
+    """Draw the scores by label, next to the share of wrong labels that the ranking, the loss and random order find."""
     from influence_cli.report.plot import plot_scores
 
     curves, known = None, session.run.recovery
@@ -312,7 +350,7 @@ def _plot(session: Session, result: Mislabels, classes: Sequence[str], path: Pat
 
 
 def _score(session: Session, result: Mislabels, known: Truth) -> None:
-    """Say on stderr how well each signal finds the wrong labels; the same goes to the run file."""
+    """Say on stderr, and note in the run file, how well each signal finds the wrong labels."""
     from influence_cli.mislabels.evaluation import CHECKED, qualities, recovery
 
     facts = result.facts
@@ -328,7 +366,7 @@ def _score(session: Session, result: Mislabels, known: Truth) -> None:
     session.run.truth = tuple(table)
     session.run.recovery = recovery(result.signals, wrong)
     say = session.terminal.say
-    say(f"{int(wrong.sum()):,} of {len(wrong):,} labels are wrong by --truth")
+    say(f"{int(wrong.sum()):,} of {len(wrong):,} labels are wrong according to --truth")
     shares_checked = "".join(f"{f'{share:.0%}':>7}" for share in CHECKED)
     say(f"{'':15}{'AP':>6}{'95%':>13}{'AUROC':>7}   found at … checked{'':16}suggested")
     say(f"{'signal':15}{'':26}{shares_checked}{'right':>10}")

@@ -1,4 +1,4 @@
-"""The options that commands share, one annotated type each."""
+"""The options that commands share, one annotated type per option."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ from typing import Annotated
 
 import typer
 
+from influence_cli.errors import InfluenceError
+
 ConfigFile = Annotated[
-    Path, typer.Option("-c", "--config", envvar="INFLUENCE_CONFIG", help="The YAML file of the run.", metavar="FILE")
+    Path, typer.Option("-c", "--config", envvar="INFLUENCE_CONFIG", help="The YAML config.", metavar="FILE")
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override a config key, such as curvature.damping=0.01."),
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors on stderr.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on stderr.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print only warnings and errors on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print more details on stderr.")]
 Format = Annotated[
     str | None,
     typer.Option(
         "--format",
         metavar="FORMAT",
-        help="table, jsonl, json, csv, tsv or parquet; for mislabels also fiftyone or cleanlab (CSV). "
-        "Default: table on a terminal, else jsonl.",
+        help="table, jsonl, json, csv, tsv or parquet. Default: table on a terminal, otherwise jsonl.",
+    ),
+]
+LabelFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="table, jsonl, json, csv, tsv or parquet; fiftyone or cleanlab: CSV for that tool. "
+        "Default: table on a terminal, otherwise jsonl.",
     ),
 ]
 Output = Annotated[
@@ -31,42 +41,68 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="Write the rows to FILE (its suffix sets the format) and the run's facts to FILE.run.json.",
+        help="Write the rows to FILE (its suffix sets the format) and the facts of the run to FILE.run.json.",
     ),
 ]
 Report = Annotated[
     Path | None,
-    typer.Option("--report", metavar="FILE.html", help="Also write a page with the images, readable offline."),
+    typer.Option("--report", metavar="FILE.html", help="Also write an HTML page with the images. It works offline."),
 ]
 Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="FILE.png|svg", help="Also draw a plot (needs matplotlib: influence-cli[plot])."),
 ]
 Top = Annotated[
-    int, typer.Option("--top", min=1, metavar="K", help="Rows to show (for rank: an effect and test example).")
-]
-All = Annotated[bool, typer.Option("--all", help="All rows instead of the top.")]
-OnTheFly = Annotated[
-    bool,
+    int,
     typer.Option(
-        "--on-the-fly", help="Store no gradients: score by a layer pass over the training data, on all coordinates."
+        "--top", min=1, metavar="K", help="Rows to show; for rank: images per list (helpful, harmful) and test image."
     ),
 ]
+All = Annotated[bool, typer.Option("--all", help="Show all rows.")]
+OnTheFly = Annotated[
+    bool,
+    typer.Option("--on-the-fly", help="Store no gradients: pass over the training data instead, with all coordinates."),
+]
 DampingSweep = Annotated[
-    bool, typer.Option("--damping-sweep", help="Also say how the ranking changes at λ × 0.01 to 100, from the store.")
+    bool, typer.Option("--damping-sweep", help="Also say how the ranking changes at λ × 0.01 to λ × 100.")
 ]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Exit 2 without results if a solver (cg, lissa, …) does not converge.")
+    bool,
+    typer.Option(
+        "--strict", help="If a solver (cg, lissa, …) does not converge, stop with exit code 2 and no results."
+    ),
 ]
 Precision = Annotated[
     str | None,
-    typer.Option("--precision", metavar="float32|tf32|bf16", help="Of the layer pass; the same as -s precision=…"),
+    typer.Option(
+        "--precision", metavar="float32|tf32|bf16", help="Precision of the layer pass; the same as -s precision=…"
+    ),
 ]
 SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Go on without examples that cannot be read, and list them.")
+    bool, typer.Option("--skip-unreadable", help="Continue without the examples that cannot be read, and list them.")
 ]
 
 DEFAULT_CONFIG = Path("influence.yaml")
+
+
+def given(*values: object) -> bool:
+    """Say whether any of some options was given: a flag that is set, or a value that is there, 0 included."""
+    return any(value is not None and value is not False and value != [] for value in values)
+
+
+def refuse_together(*options: object, message: str, hint: str) -> None:
+    """Refuse options that exclude each other.
+
+    Args:
+        options: their values; it is an error where every one was given.
+        message: what is wrong with that.
+        hint: what to do instead.
+
+    Raises:
+        InfluenceError: all of them were given.
+    """
+    if all(given(value) for value in options):
+        raise InfluenceError(message, hint)
 
 
 def with_precision(overrides: list[str] | None, precision: str | None) -> list[str]:

@@ -19,39 +19,40 @@ from influence_cli.commands.options import (
     Set,
     Strict,
     Verbose,
+    given,
+    refuse_together,
 )
 from influence_cli.errors import InfluenceError
 from influence_cli.results.perturb_rows import COLUMNS, HIDDEN, perturb_rows
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from influence_cli.data.batches import Batch
-    from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
     from influence_cli.perturb.eight_bit import Ball, PixelScale
     from influence_cli.perturb.estimate import Perturbed
     from influence_cli.results.run import Session
 
-# Test examples with a sentence of their own on stderr.
+# Test examples that get their own sentence on stderr.
 SAID = 3
 
 
 def command(
     index: Annotated[
-        int | None, typer.Argument(metavar="TRAIN_INDEX", min=0, help="The training image that is changed.")
+        int | None, typer.Argument(metavar="TRAIN_INDEX", min=0, help="The training image to change.")
     ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
     set_: Set = None,
     tests: Annotated[
         list[str] | None,
-        typer.Option(
-            "--test", metavar="TEST", help="As for rank: an index, a slice, a file, …; more than once for more."
-        ),
+        typer.Option("--test", metavar="TEST", help="A test image, as for rank. Repeat the option for several."),
     ] = None,
     target: Annotated[
-        str, typer.Option("--target", metavar="label|predicted|NAME", help="Whose loss is explained, as for rank.")
+        str,
+        typer.Option(
+            "--target", metavar="label|predicted|NAME", help="The class whose loss is explained, as for rank."
+        ),
     ] = "label",
     delta: Annotated[
         Path | None,
@@ -59,50 +60,60 @@ def command(
             "--delta",
             metavar="FILE.npy|IMAGE",
             help="The change: δ in the model's input space, or the changed image as a file. Default: the change that "
-            "raises the loss most while rounding to 8 bits hides it.",
+            "raises the loss most among those that rounding to 8 bits hides.",
         ),
     ] = None,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Also train again with the changed image (an output layer, by Newton).")
+        bool,
+        typer.Option(
+            "--retrain", help="Also train again with the changed image (output layers only, by Newton steps)."
+        ),
     ] = False,
     map_: Annotated[
         Path | None,
-        typer.Option("--map", metavar="FILE.png|npy", help="Write the signed map of the pixels of the image."),
+        typer.Option("--map", metavar="FILE.png|npy", help="Write the signed map of the image's pixels."),
     ] = None,
     pixel_step: Annotated[
         str | None,
         typer.Option(
             "--pixel-step",
             metavar="STEP",
-            help="Of one 8-bit level in the model's input, where the transform does not tell: 1/255, or one a channel.",
+            help="Size of an 8-bit level in the model's input, if the transform does not tell: 1/255, or one value per "
+            "channel.",
         ),
     ] = None,
     black: Annotated[
-        str | None, typer.Option("--black", metavar="X", help="With --pixel-step: the input of black; default 0.")
+        str | None,
+        typer.Option("--black", metavar="X", help="With --pixel-step: the input value of black. Default: 0."),
     ] = None,
     attack: Annotated[
         bool,
         typer.Option(
             "--attack",
-            help="Flip the prediction of TEST by changes of training images that rounding to 8 bits hides; the top "
-            "layer is trained again after each round.",
+            help="Flip the prediction of TEST by changing training images so little that rounding to 8 bits hides it. "
+            "The top layer is trained again after each round.",
         ),
     ] = False,
     images: Annotated[
-        int, typer.Option("--images", min=1, metavar="N", help="With --attack: training images to change.")
+        int, typer.Option("--images", min=1, metavar="N", help="With --attack: number of training images to change.")
     ] = 1,
     rounds: Annotated[
         int,
         typer.Option(
-            "--rounds", min=1, metavar="R", help="With --attack: steps at most, from a tenth of a level down."
+            "--rounds",
+            min=1,
+            metavar="R",
+            help="With --attack: maximum number of steps, each a tenth of a level or less.",
         ),
     ] = 60,
     folder: Annotated[
-        Path, typer.Option("--to", metavar="DIR", help="With --attack: where the changed images are written.")
+        Path, typer.Option("--to", metavar="DIR", help="With --attack: the folder for the changed images.")
     ] = Path("attack"),
     attackable: Annotated[
         bool,
-        typer.Option("--attackable", help="Rank the test examples (default: all) that one training image could flip."),
+        typer.Option(
+            "--attackable", help="Rank test examples (default: all) by how easily one training image flips them."
+        ),
     ] = False,
     top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="With --attackable: rows to show.")] = 10,
     all_: All = False,
@@ -113,17 +124,17 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Estimate how the loss of a test image changes with the pixels of a training image.
+    """Estimate what changed pixels of a training image do to a loss.
 
-    estimated is the rise of the test loss (nats) if the training image x becomes x + δ and the model is trained again,
-    to first order in δ: slope · δ, the slope being −(1/n) ∇ₓ(s_testᵀ∇L(x)). replaced is the same without that
-    restriction: influence of x minus that of x + δ. channel, row, column and slope are of the steepest pixel, per unit
-    of the model's input.
+    estimated is the rise of the test loss (nats) if the training image x becomes x + δ and the model is trained again.
+    It is first order in δ: slope · δ, where slope is −(1/n) ∇ₓ(s_testᵀ∇L(x)). replaced is the influence of x minus the
+    influence of x + δ, for changes that are not small. channel, row and column are the place of the steepest pixel.
+    slope is its slope per unit of the model's input.
 
-    --attack and --attackable take the layer that gives the output to its minimum and keep what is below it (Koh & Liang
-    2017, section 5.2). images are what was changed, flips all test predictions that changed, moved the largest change
-    of a pixel in 8-bit levels. gain is by how much one image could lower the margin between label and next class;
-    from a ratio of gain to margin of 1 on, it could flip the prediction.
+    --attack and --attackable train the output layer to its minimum and keep the layers below it (Koh & Liang 2017,
+    section 5.2). images are the changed training images. flips counts all test predictions that changed. moved is the
+    largest change of a pixel in 8-bit levels. gain is how much one image could lower the margin between the label and
+    the next class. ratio is gain divided by margin: from 1 on, the image could flip the prediction.
 
     Examples:
 
@@ -141,20 +152,22 @@ def command(
     from influence_cli.perturb.files import check_map
     from influence_cli.report.html import check_page
 
-    if attack and attackable:
-        raise InfluenceError("--attack and --attackable are two commands", "run one after the other")
-    if (attack or attackable) and (delta or retrain or map_ or report or target != "label"):
-        raise InfluenceError(
-            f"{'--attack' if attack else '--attackable'} goes with none of --delta, --map, --report, --retrain and "
-            "--target",
-            "leave them out: an attack trains again by itself, and on the label's loss",
-        )
+    refuse_together(
+        attack, attackable, message="--attack and --attackable are two commands", hint="run one after the other"
+    )
+    refuse_together(
+        given(attack, attackable),
+        given(delta, retrain, map_, report, target != "label"),
+        message=f"{'--attack' if attack else '--attackable'} cannot be combined with --delta, --map, --report, "
+        "--retrain or --target",
+        hint="leave them out: an attack always trains again and uses the label's loss",
+    )
     if not tests and not attackable:
-        raise InfluenceError("perturb needs the test example whose loss is explained", "influence perturb 12 --test 17")
+        raise InfluenceError("perturb needs a test image whose loss it explains", "influence perturb 12 --test 17")
     if index is None and not (attack or attackable):
-        raise InfluenceError("perturb needs the training image that is changed", "influence perturb 12 --test 17")
+        raise InfluenceError("perturb needs a training image to change", "influence perturb 12 --test 17")
     if black is not None and pixel_step is None:
-        raise InfluenceError("--black says where the levels of --pixel-step begin", "add --pixel-step 1/255")
+        raise InfluenceError("--black needs --pixel-step", "add --pixel-step 1/255")
     session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output, files=(map_, report))
     check_map(map_)
     check_page(report)
@@ -182,7 +195,7 @@ def _perturb(
     report: Path | None,
     strict: bool,
 ) -> None:
-    from influence_cli.commands.session import emit, load
+    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.perturb.estimate import perturb_image
     from influence_cli.perturb.files import check_image, write_map
@@ -195,21 +208,21 @@ def _perturb(
     for file, option in ((report, "--report"), (map_, "--map")):
         if file is not None and file.suffix.lower() != ".npy":
             check_image(batch.inputs[0], option)
-    selected = _select(session, tasks, words)
+    selected = selected_tests(session, tasks, words)
     scale, room = _room(session, tasks[0], batch, pixels)
     change = _change(session, tasks[0], batch, delta, room)
     if retrain and change is None:
         raise InfluenceError(
-            "--retrain needs a change, and no 8-bit level is known here", "--delta FILE, or --pixel-step"
+            "--retrain needs a change, and the size of an 8-bit level is not known here",
+            "--delta FILE, or --pixel-step",
         )
-    # Without rows: only the inverse curvature is needed, on all its coordinates. This one is made of the rows.
+    # Only the inverse curvature is needed, on all its coordinates, so no rows are stored. Fisher is made from the rows.
     rows = session.config.curvature.method == "fisher"
     stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=not rows)
     result = perturb_image(
         stores,
         index,
         selected,
-        config=session.config,
         change=change,
         target=target,
         retrain=retrain,
@@ -223,7 +236,7 @@ def _perturb(
         session.terminal.say(_sentence(one, index, name))
     if map_ is not None:
         write_map(map_, batch.inputs[0], found[0].slope, scale)
-        session.terminal.say(f"wrote {map_}{' of the first test example' if len(found) > 1 else ''}")
+        session.terminal.say(f"wrote {map_}{' (first test example)' if len(found) > 1 else ''}")
     if report is not None:
         from influence_cli.pages.perturb import perturb_page
         from influence_cli.report.html import write_page
@@ -231,33 +244,26 @@ def _perturb(
         page = perturb_page(session, stores, batch, found, scale, name)
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
     elif map_ is None:
-        session.terminal.say("next: --map pixels.png shows which pixels")
+        session.terminal.say("next: --map pixels.png shows which pixels matter")
 
 
 def _sentence(one: Perturbed, index: int, delta: str | None) -> str:
-    """Say what the change does to one test example, or without a change where its loss goes."""
+    """Say what the change does to the loss of one test example, or what the whole image does if there is no change."""
     if one.estimated is None:
         way = "harmful: without it the loss falls" if one.influence < 0 else "helpful: without it the loss rises"
         return f"training image {index} is {way} by about {abs(one.influence):.3g} for {one.test.title()}"
     what = "the steepest change that rounding to 8 bits hides" if delta == HIDDEN else f"the change to {delta}"
-    actual = "" if one.actual is None else f"; trained again: {one.actual:+.3g}"
+    actual = "" if one.actual is None else f"; after training again it changes by {one.actual:+.3g}"
     return (
-        f"{what} in training image {index} moves the loss of {one.test.title()} by about {one.estimated:+.3g}, "
-        f"{one.test.loss:.3g} now{actual}"
+        f"{what} in training image {index} changes the loss of {one.test.title()} by about {one.estimated:+.3g}, "
+        f"from {one.test.loss:.3g}{actual}"
     )
-
-
-def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
-
-    return select(words, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), stdin_lines())
 
 
 def _room(
     session: Session, task: Task, batch: Batch, pixels: tuple[str | None, str | None]
 ) -> tuple[PixelScale | None, Ball | None]:
-    """Find where 8-bit levels lie in the model's input; where that is unknown and not asked for, do without."""
+    """Find where 8-bit levels lie in the model's input. If that is unknown and not asked for, do without."""
     from influence_cli.perturb.eight_bit import ball, given_scale, pixel_scale
 
     title = task.train.title(int(batch.indices[0]))
@@ -275,7 +281,7 @@ def _room(
 def _change(
     session: Session, task: Task, batch: Batch, delta: Path | None, room: Ball | None
 ) -> Callable[[Tensor], Tensor] | None:
-    """Give δ from the slope: the one of --delta, or the steepest that rounding to 8 bits hides."""
+    """Give a function from the slope to δ: that of --delta, or the steepest one that rounding to 8 bits hides."""
     from influence_cli.perturb.files import read_change
 
     x = batch.inputs[0]
@@ -283,6 +289,8 @@ def _change(
         given = read_change(delta, task.train, x, task.train.title(int(batch.indices[0])))
         return lambda _: given
     if room is None:
-        session.terminal.say("no 8-bit level is known here, so the slope alone is given; --delta FILE, or --pixel-step")
+        session.terminal.say(
+            "the size of an 8-bit level is not known here, so only the slope is given; --delta FILE, or --pixel-step"
+        )
         return None
     return lambda slope: room.corner(x, slope).double() - x.double()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.results.perturb_rows import ATTACK_COLUMNS, ATTACKABLE_COLUMNS, attack_row
 from influence_cli.results.record import AttackRecord
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.model.task import Task
@@ -20,10 +19,12 @@ if TYPE_CHECKING:
     from influence_cli.results.run import Session
     from influence_cli.retrain.top_layer import TopLayer
 
+ONE = "an attack needs exactly one checkpoint"
+
 
 @dataclass(frozen=True)
 class AttackOptions:
-    """What was asked for: the words of --test, an image or how many, rounds, the folder, the scale, rows to show."""
+    """The options: the words of --test, one image or how many, rounds, the folder, the pixel scale, rows to show."""
 
     tests: list[str]
     index: int | None
@@ -35,18 +36,19 @@ class AttackOptions:
 
 
 def run_attack(session: Session, options: AttackOptions) -> None:
-    """Attack every selected test prediction, one after the other."""
+    """Attack every selected test prediction, one after another."""
     from influence_cli.commands.session import emit, load
     from influence_cli.metrics import binomial_interval
+    from influence_cli.model.task import only_task
     from influence_cli.perturb.attack import attack_prediction, check_attack
     from influence_cli.perturb.inputs import read_training_image
     from influence_cli.retrain.top_layer import top_layer
 
-    task = _one_task(load(session))
+    task = only_task(load(session), ONE)
     if options.index is not None:
         read_training_image(task, options.index)
     if options.index is None and options.images > len(task.train):
-        raise InfluenceError(f"--images {options.images}: there are {len(task.train):,} training examples")
+        raise InfluenceError(f"--images {options.images}: there are only {len(task.train):,} training examples")
     folder = _made(options.folder)
     scale = _scale(task, options.pixels)
     positions = _positions(task, session, options.tests)
@@ -66,7 +68,7 @@ def run_attack(session: Session, options: AttackOptions) -> None:
                 yield attack_row(task, found)
         flipped = sum(one.flipped for one in done)
         low, high = binomial_interval(flipped, len(done))
-        # Here, for the run file is written with the last row.
+        # Noted here, because the run file is written with the last row.
         session.run.attack = AttackRecord(len(done), flipped, low, high)
 
     emit(session, attacks(), ATTACK_COLUMNS)
@@ -75,18 +77,18 @@ def run_attack(session: Session, options: AttackOptions) -> None:
 
 def run_attackable(session: Session, options: AttackOptions) -> None:
     """Rank the test predictions that a single training image could flip."""
-    import numpy as np
-
     from influence_cli.commands.session import emit, load
+    from influence_cli.data.split import rows_of
+    from influence_cli.model.task import only_task
     from influence_cli.perturb.attack import check_attack, rank_attackable
     from influence_cli.retrain.top_layer import top_layer
 
-    task = _one_task(load(session))
+    task = only_task(load(session), ONE)
     scale = _scale(task, options.pixels)
     positions = _positions(task, session, options.tests) if options.tests else task.test_split().indices.tolist()
     top = top_layer(task, session.terminal)
     check_attack(top, scale)
-    rows = np.searchsorted(top.test_indices, np.array(positions)).tolist()
+    rows = rows_of(top.test_indices, positions).tolist()
     found = rank_attackable(top, rows, scale, session.terminal)
     could = sum(one.ratio >= 1 for one in found)
     session.run.attackable = could
@@ -112,20 +114,11 @@ def run_attackable(session: Session, options: AttackOptions) -> None:
     )
     wrong = len(rows) - len(found)
     session.terminal.say(
-        f"{could:,} of {len(found):,} right test predictions could be flipped by one training image (ratio ≥ 1)"
-        + (f"; {wrong:,} are wrong already" if wrong else "")
+        f"one training image could flip {could:,} of {len(found):,} correct test predictions (ratio ≥ 1)"
+        + (f"; {wrong:,} are already wrong" if wrong else "")
     )
     if found:
-        session.terminal.say(f"next: influence perturb --attack --test {found[0].test} tries the first")
-
-
-def _one_task(tasks: list[Task]) -> Task:
-    if len(tasks) > 1:
-        raise InfluenceError(
-            f"an attack is on one checkpoint, the config lists {len(tasks)}",
-            f"-s model.checkpoint={tasks[0].checkpoint}",
-        )
-    return tasks[0]
+        session.terminal.say(f"next: influence perturb --attack --test {found[0].test} attacks the first one")
 
 
 def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
@@ -135,20 +128,21 @@ def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
 
 
 def _positions(task: Task, session: Session, words: list[str]) -> list[int]:
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
+    from influence_cli.commands.session import selected_tests
 
-    chosen = select(words, task.test, task.classes, lambda: misclassified([task], session.terminal), stdin_lines())
     positions = []
-    for item in chosen:
+    for item in selected_tests(session, [task], words):
         if item.index is None:
-            raise InfluenceError(f"{item.file} is a file: an attack needs its label", "give positions of the test set")
+            raise InfluenceError(
+                f"{item.file} is a file without a label, and an attack needs the label",
+                "give positions of the test set",
+            )
         positions.append(item.index)
     return positions
 
 
 def _right(session: Session, top: TopLayer, positions: Sequence[int], words: list[str]) -> list[int]:
-    """Give the rows of test examples that are predicted right; one that was named and is wrong is an error."""
+    """Give the rows of test examples that are predicted correctly. It is an error if a named one is not."""
     from influence_cli.perturb.attack import right_row
 
     named = {int(word) for word in words if re.fullmatch(r"\d+", word, re.ASCII)}
@@ -163,7 +157,7 @@ def _right(session: Session, top: TopLayer, positions: Sequence[int], words: lis
     if not rows and last is not None:
         raise last
     if wrong:
-        session.terminal.say(f"{counted(wrong, 'test example')} already wrong: passed over")
+        session.terminal.say(f"skipped {counted(wrong, 'test example')} that the model already gets wrong")
     return rows
 
 
@@ -191,11 +185,12 @@ def _tell(session: Session, done: Sequence[Attack], folder: Path) -> None:
         say(f"{attack.flipped:,} of {len(done):,} test predictions flipped ({share})")
     elif one.flipped:
         say(
-            f"the prediction flipped after {counted(one.rounds, 'round')}; test predictions that changed: {one.flips:,}"
+            f"the prediction flipped after {counted(one.rounds, 'round')}; "
+            f"{counted(one.flips, 'test prediction')} changed in all"
         )
     else:
-        say(f"the prediction did not flip in {counted(one.rounds, 'round')}; --images 10 changes more images")
+        say(f"the prediction did not flip in {counted(one.rounds, 'round')}; try --images 10 to change more images")
     say(
-        f"wrote {counted(sum(len(one.images) for one in done), 'image')} to {folder}/: float32 .npy and 16-bit PNG; "
-        "no pixel is half an 8-bit level from where it was, so an 8-bit copy undoes the attack"
+        f"wrote {counted(sum(len(one.images) for one in done), 'image')} to {folder}/ (float32 .npy and 16-bit PNG); "
+        "every pixel is within half an 8-bit level of the original, so an 8-bit copy undoes the attack"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,12 +26,13 @@ from influence_cli.commands.options import (
     Strict,
     Top,
     Verbose,
+    given,
+    refuse_together,
     with_precision,
 )
 from influence_cli.errors import InfluenceError, require_extra
 from influence_cli.results.rank_rows import COLUMNS, rank_rows, test_rows
 from influence_cli.runtime import distributed
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.influence.example_facts import TrainingFacts
@@ -54,7 +54,7 @@ def command(
         typer.Option(
             "--target",
             metavar="label|predicted|NAME",
-            help="Whose loss is explained: the label's, the predicted class's, or a class's.",
+            help="The class whose loss is explained: the label, the predicted class, or a class by name.",
         ),
     ] = "label",
     aggregate: Annotated[bool, typer.Option("--aggregate", help="Explain the mean loss of all TESTs.")] = False,
@@ -64,11 +64,11 @@ def command(
             "--train",
             min=0,
             metavar="I",
-            help="The other way round: the test examples that training example I helps and hurts.",
+            help="Instead of TEST: rank the test examples that training example I helps and hurts.",
         ),
     ] = None,
     matrix: Annotated[
-        Path | None, typer.Option("--matrix", metavar="FILE.h5", help="Also write all of influence[t, i].")
+        Path | None, typer.Option("--matrix", metavar="FILE.h5", help="Save the full test × train matrix (HDF5).")
     ] = None,
     top: Top = 10,
     all_: All = False,
@@ -81,7 +81,8 @@ def command(
         typer.Option(
             "--attribution",
             metavar="NAME",
-            help="With --report: colour the pixels of the test images by integrated-gradients, grad-cam or occlusion.",
+            help="With --report: colour the pixels that matter in the test images: integrated-gradients, grad-cam or "
+            "occlusion.",
         ),
     ] = None,
     normalise: Annotated[
@@ -89,15 +90,16 @@ def command(
         typer.Option(
             "--normalise",
             metavar="none|relatif|relatif-loss|cosine",
-            help="Against outliers that lead every list, rank by influence per change that removing the example makes: "
-            "relatif: of the parameters; relatif-loss: of the losses; cosine: the same of the test example too.",
+            help="Keep outliers from leading every list: divide influence by the change of the parameters (relatif) or "
+            "of the losses (relatif-loss) that removing the example makes; cosine also divides by that of the test "
+            "example.",
         ),
     ] = "none",
     damping_sweep: DampingSweep = False,
     on_the_fly: OnTheFly = False,
     approximate: Annotated[
         bool,
-        typer.Option("--approximate", help="Search the index that influence index made, instead of scanning all rows."),
+        typer.Option("--approximate", help="Search the index made by influence index instead of scanning all rows."),
     ] = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
@@ -105,10 +107,10 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Rank the training examples by their influence on a prediction.
+    """Rank training examples by their influence on a prediction.
 
-    influence is the estimated rise of the test example's loss (nats) if the training example were removed:
-    above zero helpful (removing it hurts), below zero harmful.
+    influence is the estimated rise of the test example's loss (nats) if the training example were removed. Above zero
+    the example is helpful (removing it hurts), below zero it is harmful.
 
     Examples:
 
@@ -132,26 +134,34 @@ def command(
 
     if (train is None) == (not tests):
         raise InfluenceError(
-            "rank needs TEST examples, or --train I, not both", "influence rank 17, or influence rank --train 4211"
+            "rank takes TEST or --train I, not both" if tests else "say which test images to explain",
+            "influence rank misclassified, influence rank 17, or influence rank --train 4211",
         )
-    if train is not None and (aggregate or matrix or report or plot or on_the_fly):
-        raise InfluenceError(
-            "--train does not go with --aggregate, --matrix, --on-the-fly, --plot or --report", "leave one of them out"
-        )
+    refuse_together(
+        train,
+        given(aggregate, matrix, report, plot, on_the_fly),
+        message="--train cannot be combined with --aggregate, --matrix, --on-the-fly, --plot or --report",
+        hint="leave one of them out",
+    )
     if attribution is not None and (report is None or aggregate):
         raise InfluenceError(
-            "--attribution colours the pixels of each test image in the page of --report"
-            + (", and --aggregate has none" if aggregate else ""),
+            "--attribution colours the pixels of each test image on the page of --report"
+            + (", and --aggregate shows no single test image" if aggregate else ""),
             "influence rank 17 --attribution integrated-gradients --report why.html",
         )
-    if damping_sweep and (train is not None or on_the_fly):
-        raise InfluenceError("--damping-sweep goes with neither --train nor --on-the-fly", "leave one of them out")
-    if normalise != "none" and (train is not None or damping_sweep):
-        raise InfluenceError(
-            "--normalise goes neither with --train (of one training example, whose norm is always the same) nor with "
-            "--damping-sweep",
-            "leave one of them out",
-        )
+    refuse_together(
+        damping_sweep,
+        given(train, on_the_fly),
+        message="--damping-sweep cannot be combined with --train or --on-the-fly",
+        hint="leave one of them out",
+    )
+    refuse_together(
+        normalise != "none",
+        given(train, damping_sweep),
+        message="--normalise cannot be combined with --train (one training example has one norm) or with "
+        "--damping-sweep",
+        hint="leave one of them out",
+    )
     if approximate:
         _check_approximate(
             {
@@ -178,21 +188,23 @@ def command(
     )
     from influence_cli.influence.ensemble import refuse_source
 
+    method, ensemble = session.config.curvature.method, session.config.model.ensemble
     if normalise != "none":
         from influence_cli.influence.normalise import check_normalise
 
-        check_normalise(normalise, session.config.curvature.method)
-        refuse_source(session.config, f"--normalise {normalise}", "there is no inverse curvature to measure a norm by")
+        check_normalise(normalise, method)
+        refuse_source(ensemble, f"--normalise {normalise}", "there is no inverse curvature to measure a norm by")
         session.run.normalise = normalise
     if damping_sweep:
         from influence_cli.ranking.damping_sweep import check_method
 
-        check_method(session.config.curvature.method)
-        refuse_source(session.config, "--damping-sweep", "there is no λ")
+        check_method(method)
+        refuse_source(ensemble, "--damping-sweep", "there is no λ")
     if approximate:
+        from influence_cli.precompute.prepared import store_paths
         from influence_cli.ranking.index_search import check_index
 
-        check_index(session.config)
+        check_index(method, ensemble, store_paths(session.config))
     count = None if all_ else top
     if train is not None:
         _rank_tests(session, train, target, count, skip_unreadable, strict)
@@ -240,18 +252,16 @@ def _check_approximate(given: Mapping[str, bool]) -> None:
     named = [name for name, is_given in given.items() if is_given]
     if named:
         raise InfluenceError(
-            f"--approximate finds the strongest influences alone: it does not go with {' or '.join(named)}",
+            f"--approximate finds only the strongest influences: it cannot be combined with {' or '.join(named)}",
             "leave one of them out",
         )
     require_extra("faiss", "index", "--approximate")
 
 
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
-    from influence_cli.commands.session import emit, load
+    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.influence.test_selection import select
-    from influence_cli.model.task import misclassified
     from influence_cli.pages.parts import SHOWN
     from influence_cli.pages.rank import plot_title, rank_page
     from influence_cli.perturb.attribution import check_attribution, check_model
@@ -267,8 +277,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     check_target(options.target, tasks[0].classes)
     if options.attribution is not None:
         check_model(tasks[0], options.attribution)
-    wrong = partial(misclassified, tasks, session.terminal, options.skip)
-    selected = select(tests, tasks[0].test, tasks[0].classes, wrong, _stdin(tests))
+    selected = selected_tests(session, tasks, tests, skip=options.skip)
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
@@ -279,7 +288,6 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     held = KeptInfluence(shown, len(facts.indices)) if drawn else None
 
     common: dict[str, Any] = {
-        "config": session.config,
         "facts": facts,
         "count": options.count,
         "target": options.target,
@@ -307,7 +315,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         _sweep(session, stores, selected, facts, options)
     emit(session, rows(), COLUMNS if options.normalise == "none" else (*COLUMNS, "normalised"))
     if any(item.file is not None and item.label is None for item in selected) and options.target == "label":
-        session.terminal.say("an image file without a label: the loss of the predicted class is explained")
+        session.terminal.say("for an image file without a label, the loss of the predicted class is explained")
     if options.matrix is not None:
         session.terminal.say(f"wrote {options.matrix}")
     if options.plot is not None and held is not None:
@@ -326,17 +334,10 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         session.terminal.say(f"next: --report why.html{instead} shows the images")
 
 
-def _stdin(tests: Sequence[str]) -> Iterator[str]:
-    """Give the lines of stdin; only the first of several processes can read it, for all of them."""
-    if distributed.size() == 1:
-        return stdin_lines()
-    return iter(distributed.from_first(lambda: list(stdin_lines()) if "-" in tests else []))
-
-
 def _sweep(
     session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], facts: TrainingFacts, options: _Options
 ) -> None:
-    """Rank the same for the first few test examples (or the mean) at other λ."""
+    """Rank again at other λ, for the first few test examples or for the mean."""
     from influence_cli.influence.ensemble import make_divisions
     from influence_cli.influence.test_gradients import group_size, mean_gradients, test_gradients
     from influence_cli.pages.damping_sweep import note_sweep
@@ -352,7 +353,7 @@ def _sweep(
     else:
         tests, gradients = test_gradients(stores, selected[:COMPARED], options.target, quiet, options.skip)
         what = "the test example" if len(tests) == 1 else f"mean over the first {len(tests)} test examples"
-    inverses = make_divisions(stores, session.config, quiet)
+    inverses = make_divisions(stores, quiet)
     rows = sweep_influence(stores, inverses, gradients, facts.read, top, session.terminal)
     note_sweep(session, rows, top, f"influence on {what}" if options.aggregate else f"influence, {what}")
 
@@ -362,16 +363,15 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, sk
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.precompute.prepare import prepare_all
-    from influence_cli.ranking.rank import rank_tests, row_of
+    from influence_cli.ranking.rank import check_train, rank_tests
 
     tasks = load(session)
     check_target(target, tasks[0].classes)
-    row_of(tasks[0].train, train)
+    check_train(tasks[0].train, train)
     stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip)
     ranked = rank_tests(
         stores,
         train,
-        config=session.config,
         target=target,
         terminal=session.terminal,
         skip_unreadable=skip,

@@ -18,6 +18,8 @@ from influence_cli.commands.options import (
     Set,
     SkipUnreadable,
     Verbose,
+    given,
+    refuse_together,
 )
 from influence_cli.errors import InfluenceError, did_you_mean, near_path, typed_path
 
@@ -37,26 +39,30 @@ def command(
     config: ConfigFile = DEFAULT_CONFIG,
     set_: Set = None,
     keep: Annotated[
-        float, typer.Option("--keep", metavar="SHARE", help="Of the training examples, above 0 and below 1.")
+        float, typer.Option("--keep", metavar="SHARE", help="Share of training examples to keep, between 0 and 1.")
     ] = 0.8,
     by: Annotated[
         str,
         typer.Option(
-            "--by", metavar="influence|loss|random", help="What goes: the least useful, the largest loss, any."
+            "--by",
+            metavar="influence|loss|random",
+            help="What to leave out: the least useful, the largest losses, or random examples.",
         ),
     ] = "influence",
     exclude: Annotated[
         Path | None,
         typer.Option(
-            "--exclude", metavar="FILE", help="The exclusion file (.csv). Default: selected.csv beside the config."
+            "--exclude", metavar="FILE", help="The exclusion file (.csv). Default: selected.csv next to the config."
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     retrain: Annotated[
         bool,
-        typer.Option("--retrain", help="Train on what each way keeps, and compare the test accuracy; no file."),
+        typer.Option("--retrain", help="Write no file: train on what each way keeps, and compare the test accuracy."),
     ] = False,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, metavar="R", help="Trainings of each way.")] = 3,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, metavar="R", help="With --retrain: trainings per way.")
+    ] = 3,
     on_the_fly: OnTheFly = False,
     skip_unreadable: SkipUnreadable = False,
     format: Format = None,
@@ -64,15 +70,17 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Leave out the training images that are least useful to the test set: an exclusion file for the config.
+    """List the training images that are least useful to the test set.
 
-    Useful is what the test examples' mean loss would rise by without it: the mean influence on them; below zero,
-    removing helps. Every class loses the same share, and the rows are what is left out, the least useful of their class
-    first. What train.exclude names already stays out.
+    The command writes an exclusion file for the config. usefulness is the mean influence on the test examples: how much
+    their mean loss would rise without the image. Below zero, removing it helps. Every class loses the same share. The
+    rows are the images that are left out, the least useful of each class first. Images that train.exclude already names
+    stay out.
 
-    --retrain trains from scratch on all, and on what influence, loss and chance keep, by the function that training:
-    names. One half of the test set, drawn at random, is what influence is measured on there, the other what accuracy
-    is measured on. Its trainings are kept, shared by all processes that run the same command, and go on after a kill.
+    --retrain trains from scratch on all images, and on what influence, loss and chance keep. It uses the training
+    function of the config (training:). Influence is measured on one random half of the test set, accuracy on the other
+    half. Trainings are kept and shared by all processes that run the same command. After a kill, run the same command
+    to resume.
 
     Examples:
 
@@ -85,17 +93,22 @@ def command(
     from influence_cli.commands.session import begin, load
 
     if by not in BY:
-        raise InfluenceError(f"--by {by}: nothing can be chosen by that", did_you_mean(by, BY))
+        raise InfluenceError(f"--by {by}: no such way to select", did_you_mean(by, BY))
     if not 0 < keep < 1:
-        raise InfluenceError(f"--keep {keep:g}: a share above 0 and below 1", "such as --keep 0.8")
-    if retrain and (exclude is not None or by != "influence"):
-        raise InfluenceError("--retrain compares all ways and writes no exclusion file", "run select again without it")
+        raise InfluenceError(f"--keep {keep:g}: not a share above 0 and below 1", "for example --keep 0.8")
+    refuse_together(
+        retrain,
+        given(exclude, by != "influence"),
+        message="--retrain compares all ways and writes no exclusion file: it cannot be combined with --by or "
+        "--exclude",
+        hint="run select once with --retrain and once without",
+    )
     if exclude is not None and exclude.suffix != ".csv":
-        raise InfluenceError(f"--exclude {exclude}: exclusions are written as .csv", "such as --exclude selected.csv")
+        raise InfluenceError(f"--exclude {exclude}: the file must be .csv", "for example --exclude selected.csv")
     session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output)
     path = session.config.folder / "selected.csv" if exclude is None else exclude
     if not retrain and path.exists() and not force:
-        raise InfluenceError(f"{near_path(path)} exists", "--force replaces it, --exclude FILE names another")
+        raise InfluenceError(f"{near_path(path)} exists already", "--force replaces it, --exclude FILE names another")
     tasks = load(session)
     if retrain:
         _retrain(session, tasks, keep, repeats, on_the_fly=on_the_fly, skip=skip_unreadable)
@@ -123,17 +136,17 @@ def _write(
     emit(session, _rows(tasks[0], order[:count], usefulness, losses), COLUMNS)
     harmful = int((usefulness[order[:count]] < 0).sum())
     say(
-        f"{count:,} of {len(split):,} training examples are left out by {by}; {harmful:,} of them are harmful to the "
-        "test set as a whole"
+        f"left out {count:,} of {len(split):,} training examples by {by}"
+        + (f"; {harmful:,} of them are harmful to the test set as a whole" if harmful else "")
     )
     before = len(split.labels) - len(split)
-    also = f", {before:,} of before included" if before else ""
+    also = f", including {before:,} that were already excluded" if before else ""
     say(f"wrote {near_path(path)} ({len(left_out):,} examples{also})")
     say(f"next: influence check -s train.exclude={typed_path(path)}, or influence select --keep {keep:g} --retrain")
 
 
 def _usefulness(session: Session, tasks: list[Task], *, on_the_fly: bool, skip: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Give the mean influence on the test examples and the loss of every training example: float64 [n] each."""
+    """Give, per training example, the mean influence on the test examples and the loss: float64 [n] each."""
     import numpy as np
 
     from influence_cli.influence.ensemble import make_inverses
@@ -143,11 +156,11 @@ def _usefulness(session: Session, tasks: list[Task], *, on_the_fly: bool, skip: 
     from influence_cli.precompute.prepare import prepare_all
 
     stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
-    inverses = make_inverses(stores, session.config, session.terminal)
+    inverses = make_inverses(stores, session.terminal)
     facts = training_facts(stores)
     usefulness = -harm_to_tests(stores, inverses, session.terminal, skip, facts)
     session.run.scores = describe_run(stores, inverses, None, session.terminal)
-    # What could not be read is of no use to anybody.
+    # An example that cannot be read is never useful.
     return np.where(facts.read, usefulness, -np.inf), facts.losses.astype(np.float64)
 
 
@@ -169,20 +182,21 @@ def _rows(task: Task, rows: np.ndarray, usefulness: np.ndarray, losses: np.ndarr
 
 def _retrain(session: Session, tasks: list[Task], keep: float, repeats: int, *, on_the_fly: bool, skip: bool) -> None:
     from influence_cli.commands.session import emit
+    from influence_cli.retrain.retraining import Retraining
     from influence_cli.retrain.subsets import compare_kept, order_by, retrain_kept, split_tests
-    from influence_cli.retrain.training import load_training
 
-    load_training(session.config)  # what cannot be trained is told before a store is made
+    retraining = Retraining(session.config)
+    retraining.check()  # a config without training fails before a store is made
     seed = session.config.seed
     halves = [split_tests(task, seed) for task in tasks]
     chosen, measured = halves[0][0].test_split(), halves[0][1]
     session.terminal.say(
-        f"chosen by {len(chosen):,} test examples, accuracy measured on the {len(measured.test_split()):,} others"
+        f"influence is measured on {len(chosen):,} test examples, accuracy on the other {len(measured.test_split()):,}"
     )
     usefulness, losses = _usefulness(session, [first for first, _ in halves], on_the_fly=on_the_fly, skip=skip)
     labels = tasks[0].train.labels[tasks[0].train.indices]
     found = retrain_kept(
-        session.config,
+        retraining,
         measured,
         lambda by, repeat: order_by(by, usefulness, losses, labels, seed + repeat),
         keep,
@@ -194,7 +208,7 @@ def _retrain(session: Session, tasks: list[Task], keep: float, repeats: int, *, 
 
 
 def _accuracies(found: list[Kept], keep: float) -> Iterator[dict[str, object]]:
-    """Give a row a way to choose; the difference is to training on all, seed by seed."""
+    """Give one row per way to select. The difference is to training on all examples, seed by seed."""
     for own in found:
         yield {
             "by": own.by,

@@ -1,4 +1,4 @@
-"""What every command does around its one call: config, terminal, rows out, run file."""
+"""What every command does around its one call: config, terminal, rows, run file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from influence_cli.report.writer import choose_format, write_rows
 from influence_cli.results.run import Session, run_facts
 from influence_cli.runtime import distributed
 from influence_cli.runtime.outputs import check_output, open_output, run_file
+from influence_cli.runtime.stdio import stdin_lines
 from influence_cli.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
+    from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
 
 
@@ -34,7 +36,7 @@ def begin(
     dialects: Sequence[str] = (),
     rows: bool = True,
 ) -> Session:
-    """Read the config, check where results are to go before any work, then load torch behind a line that says so.
+    """Read the config, check that the results can be written, then load torch with a status line.
 
     Args:
         config: the YAML file.
@@ -44,11 +46,11 @@ def begin(
         format: ``--format``.
         output: ``-o``.
         files: other files that the command will write.
-        dialects: formats of other tools that its rows can be put into.
+        dialects: formats of other tools that its rows can be written in.
         rows: whether it has rows to write at all.
 
     Raises:
-        InfluenceError: in the config, the format, or a file or stdout that cannot be written.
+        InfluenceError: the config or the format is wrong, or a file or stdout cannot be written.
     """
     distributed.join()
     loaded = load_config(config, overrides or ())
@@ -70,14 +72,14 @@ def begin_without_config(
     dialects: Sequence[str] = (),
     rows: bool = True,
 ) -> Session:
-    """Check where results are to go, for a command that works on files alone.
+    """Check that the results can be written, for a command that works on files alone.
 
     Raises:
-        InfluenceError: in the format, or a file or stdout that cannot be written.
+        InfluenceError: the format is wrong, or a file or stdout cannot be written.
     """
     chosen = choose_format(format, output, sys.stdout.isatty(), dialects)
     if rows and output is None and not sys.stdout.writable():
-        raise InfluenceError("stdout is closed, and the rows would go there", "name a file for them: -o rows.csv")
+        raise InfluenceError("stdout is closed, so the rows cannot be written", "name a file for them: -o rows.csv")
     for path in (output, *files):
         if path is not None and distributed.is_first():
             check_output(path)
@@ -85,11 +87,11 @@ def begin_without_config(
 
 
 def load(session: Session) -> list[Task]:
-    """Load model and data, a task a checkpoint."""
+    """Load model and data: one task per checkpoint."""
     from influence_cli.model.task import load_tasks
 
     with session.terminal.status("loading model and data"):
-        tasks = load_tasks(session.config, session.terminal)
+        tasks = load_tasks(session.config)
         if distributed.size() > 1:
             from influence_cli.model.fingerprint import agree_on
 
@@ -98,14 +100,35 @@ def load(session: Session) -> list[Task]:
     return tasks
 
 
+def selected_tests(
+    session: Session, tasks: Sequence[Task], words: Sequence[str], *, skip: bool = False
+) -> list[Selected]:
+    """Resolve the TEST arguments of a command, a list on stdin included.
+
+    Args:
+        session: the command's.
+        tasks: from ``load``.
+        words: the arguments.
+        skip: go on without test examples that cannot be read.
+
+    Raises:
+        InfluenceError: a word of another form, an index out of range, a label that does not exist, nothing selected.
+    """
+    from influence_cli.influence.test_selection import select
+    from influence_cli.model.task import misclassified
+
+    test, classes = tasks[0].test, tasks[0].classes
+    return select(words, test, classes, lambda: misclassified(tasks, session.terminal, skip), stdin_lines())
+
+
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """Write rows to stdout or to a file, and the run's facts beside the file."""
+    """Write rows to stdout or to a file, and the facts of the run next to the file."""
     output = session.output
     if not distributed.is_first():
-        for _ in rows:  # its part of the work is done as they are asked for
+        for _ in rows:  # asking for the rows does this process's part of the work
             pass
         distributed.dissolve()
-    # Rows on stdout are to be seen themselves.
+    # Rows on stdout show the progress themselves.
     with open_output(output) as stream, nullcontext() if output is None else session.terminal.status("writing rows"):
         count = write_rows(rows, columns, session.format, stream)
     distributed.dissolve()

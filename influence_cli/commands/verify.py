@@ -17,11 +17,11 @@ from influence_cli.commands.options import (
     Quiet,
     Set,
     Verbose,
+    refuse_together,
 )
 from influence_cli.errors import InfluenceError
 from influence_cli.results.record import DatamodelingRecord, FitRecord, LeftOutRecord
 from influence_cli.results.verify_rows import CHECK_COLUMNS, LDS_COLUMNS, LOO_COLUMNS, lds_rows, loo_rows
-from influence_cli.runtime.stdio import stdin_lines
 
 if TYPE_CHECKING:
     from influence_cli.config.schema import Config
@@ -32,34 +32,47 @@ if TYPE_CHECKING:
     from influence_cli.retrain.lds import Datamodeling
     from influence_cli.retrain.leave_one_out import LeftOut
 
-# Correlations from which estimates count as right and as roughly so; how far a slope may be from 1.
+# Correlations from which estimates count as right and as roughly right; how far a slope may be from 1.
 RIGHT, ROUGHLY, NEARLY_ONE = 0.99, 0.8, 0.05
 
 
 def command(
     tests: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEST]...", help="As for rank; default: the first misclassified test example."),
+        typer.Argument(metavar="[TEST]...", help="Test images, as for rank. Default: the first misclassified one."),
     ] = None,
     config: ConfigFile = DEFAULT_CONFIG,
     set_: Set = None,
     loo: Annotated[
         int | None,
-        typer.Option("--loo", min=1, metavar="K", help="Train again without each of K training examples."),
+        typer.Option(
+            "--loo",
+            min=1,
+            metavar="K",
+            help="Leave out K training examples, one at a time, and train again without each.",
+        ),
     ] = None,
     lds: Annotated[
-        bool, typer.Option("--lds", help="Train on random halves: the linear datamodeling score, for any network.")
+        bool,
+        typer.Option("--lds", help="Train on random halves: gives the linear datamodeling score, for any network."),
     ] = False,
-    subsets: Annotated[int, typer.Option("--subsets", min=3, metavar="M", help="Random halves, for --lds.")] = 100,
+    subsets: Annotated[int, typer.Option("--subsets", min=3, metavar="M", help="With --lds: random halves.")] = 100,
     repeats: Annotated[
         int | None,
-        typer.Option("--repeats", min=1, metavar="R", help="Trainings of each (default: 2 for --lds, 1 for --loo)."),
+        typer.Option(
+            "--repeats",
+            min=1,
+            metavar="R",
+            help="Trainings per half (--lds, default 2) or per example (--loo, default 1).",
+        ),
     ] = None,
-    number: Annotated[int, typer.Option("--tests", min=1, metavar="N", help="Test examples, for --lds.")] = 300,
+    number: Annotated[int, typer.Option("--tests", min=1, metavar="N", help="With --lds: test examples.")] = 300,
     methods: Annotated[
         str | None,
         typer.Option(
-            "--methods", metavar="A,B,…", help="Values of curvature.method that --lds compares, each with a store."
+            "--methods",
+            metavar="A,B,…",
+            help="With --lds: values of curvature.method to compare. Each has its own store.",
         ),
     ] = None,
     plot: Plot = None,
@@ -69,14 +82,17 @@ def command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Verify influence by training again, or without: does it hold for this model and data?
+    """Check whether influence holds for this model and data.
 
-    Without --loo and --lds nothing is trained: is s_test solved, is the checkpoint a minimum, what does the store keep?
-    --loo compares estimated with actual changes of a loss. --lds is the test for deep networks; its trainings are kept
-    and shared by all processes that run the same command, and go on after a kill. Of several checkpoints every number
-    of them has a row (of one run the last ones), and gain is what one more adds. Both train by the function that
-    training: names in the config, but --loo retrains an output layer under a convex loss by itself (an SVM that
-    smooth_hinge explains: by training:, if there is one, for that is what trained it).
+    Without --loo and --lds nothing is trained. The command then measures how well s_test is solved, whether the
+    checkpoint is at a minimum, and how much of the score the store keeps.
+
+    --loo compares estimated with actual changes of a loss. --lds is the test for deep networks. Its trainings are kept
+    and shared by all processes that run the same command. After a kill, run the same command to resume. With several
+    checkpoints there is one row per number of checkpoints (for one run: the last ones), and gain is what one more adds.
+
+    Both train with the training function of the config (training:). One exception: --loo retrains an output layer under
+    a convex loss by itself. For an SVM that smooth_hinge explains it uses training:, if there is one.
 
     Examples:
 
@@ -89,14 +105,14 @@ def command(
     from influence_cli.commands.session import begin
     from influence_cli.report.plot import check_plot
 
-    if loo is not None and lds:
-        raise InfluenceError("--loo and --lds are two commands", "run one after the other")
-    if lds and tests:
-        raise InfluenceError("--lds draws its test examples: it takes no TEST", "--tests N says how many")
+    refuse_together(loo, lds, message="--loo and --lds are two commands", hint="run one after the other")
+    refuse_together(
+        lds, tests, message="--lds draws random test examples, so it takes no TEST", hint="--tests N says how many"
+    )
     if plot is not None and loo is None:
-        raise InfluenceError("--plot draws estimated against actual effects", "it goes with --loo K")
+        raise InfluenceError("--plot needs --loo: it draws estimated against actual effects", "add --loo 40")
     if methods is not None and not lds:
-        raise InfluenceError("--methods are compared by --lds", "influence verify --lds --methods ekfac,identity")
+        raise InfluenceError("--methods needs --lds", "influence verify --lds --methods ekfac,identity")
     check_plot(plot)
     session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output, files=(plot,))
     if lds:
@@ -114,27 +130,27 @@ def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.retrain.self_check import check_estimates
 
-    refuse_source(session.config, "verify without --lds", "there is no s_test to check")
+    refuse_source(session.config.model.ensemble, "verify without --lds", "there is no s_test to check")
     tasks = load(session)
     selected = _select(session, tasks, words)
     stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
-    found = check_estimates(stores, selected, config=session.config, terminal=session.terminal)
+    found = check_estimates(stores, selected, terminal=session.terminal)
     emit(session, (vars(line) for line in found), CHECK_COLUMNS)
     session.terminal.say("next: influence verify --loo 20 (a convex model), or influence verify --lds (any network)")
 
 
 def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
-    """Resolve TEST; by default the first misclassified test example, or the first where none is."""
-    from influence_cli.influence.test_selection import select
+    """Resolve TEST. The default is the first misclassified test example, or the first one if none is misclassified."""
+    from influence_cli.commands.session import selected_tests
     from influence_cli.model.task import misclassified
 
     if not words:
         wrong = misclassified(tasks, session.terminal)
         first = int(wrong[0]) if len(wrong) else int(tasks[0].test_split().indices[0])
-        kind = "the first that is misclassified" if len(wrong) else "the first of all, as none is misclassified"
+        kind = "the first misclassified one" if len(wrong) else "the first one, because none is misclassified"
         session.terminal.say(f"test example {first}: {kind}")
         words = [str(first)]
-    return select(words, tasks[0].test, tasks[0].classes, lambda: misclassified(tasks, session.terminal), stdin_lines())
+    return selected_tests(session, tasks, words)
 
 
 def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, on_the_fly: bool) -> None:
@@ -143,6 +159,7 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.report.plot import scatter
     from influence_cli.retrain.leave_one_out import leave_one_out
+    from influence_cli.retrain.retraining import Retraining
 
     tasks = load(session)
     selected = _select(session, tasks, words)
@@ -151,7 +168,7 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
     result = leave_one_out(
         stores,
         selected,
-        config=session.config,
+        retraining=Retraining(session.config),
         count=count,
         repeats=repeats,
         facts=facts,
@@ -163,12 +180,12 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
     if plot is not None:
         r, slope, _ = found[0].fit()
         scatter(plot, found[0].estimated, found[0].actual, r, slope)
-        more = " of the first test example" if len(found) > 1 else ""
+        more = " (first test example)" if len(found) > 1 else ""
         session.terminal.say(f"wrote {plot}{more}")
 
 
 def _describe(session: Session, found: LeftOut, prepared: Prepared) -> LeftOutRecord:
-    """Say how estimated and actual effects on one test example agree, and what that means."""
+    """Say how well estimated and actual effects on one test example agree, and what that means."""
     classes, say = prepared.task.classes, session.terminal.say
     test, k = found.test, len(found.rows)
     parts = {
@@ -178,7 +195,7 @@ def _describe(session: Session, found: LeftOut, prepared: Prepared) -> LeftOutRe
     }
     fits = []
     name = f"test example {test.index}" if test.index is not None else str(test.path)
-    say(f"{name}, loss of {classes[test.target]}: estimated and actual effect of leaving out {k:,} training examples")
+    say(f"{name}, loss of {classes[test.target]}: estimated against actual effect of {k:,} left-out training examples")
     for title, part in parts.items():
         size = len(found.rows[part])
         r, b, a = found.fit(part)
@@ -192,21 +209,21 @@ def _describe(session: Session, found: LeftOut, prepared: Prepared) -> LeftOutRe
 
 def _verdict(r: float, slope: float, prepared: Prepared) -> str:
     if r >= RIGHT and abs(slope - 1) <= NEARLY_ONE:
-        return "influence holds here, as a number"
+        return "influence is accurate here, in size too"
     if r >= RIGHT:
         reason = (
-            "of few examples each carries more than a first-order effect, and λ shrinks the estimate"
+            "with few training examples one example has more than a first-order effect, and λ shrinks the estimate"
             if slope > 1
-            else "a training that ends before its minimum follows only part of the way"
+            else "a training that stops before its minimum goes only part of the way"
         )
-        return f"influence holds here in proportion; what really happens is {slope:.2f} times as much: {reason}"
+        return f"influence is proportional here: the actual effect is {slope:.2f} times the estimate ({reason})"
     if r >= ROUGHLY:
-        return "influence holds here on the whole: its order, not each number"
+        return "influence is roughly right here: trust the order, not each number"
     if prepared.choice.output is not None and prepared.task.convex_loss:
-        return "influence does not predict retraining here: influence verify says what it stands on"
+        return "influence does not predict retraining here: run influence verify to see why"
     return (
-        "influence does not predict single retrainings here; a deep network takes another path without one example, "
-        "so this alone says little: --lds is the test"
+        "influence does not predict single retrainings here; that alone says little, because a deep network takes "
+        "another path without one example: --lds is the test"
     )
 
 
@@ -217,7 +234,7 @@ def _finite(value: float) -> float | None:
 
 
 def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods: str | None) -> dict[str, Config]:
-    """Give each method a config: the run's own where it is that one's, else with a store named after it."""
+    """Give each method a config: the run's own for its own method, otherwise one with a store named after it."""
     from influence_cli.config.load import load_config
 
     own = loaded.curvature.method
@@ -226,7 +243,9 @@ def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods:
     configs = {}
     for name in (part.strip() for part in methods.split(",")):
         if name in configs:
-            raise InfluenceError(f"--methods {methods}: {name or 'an empty name'} is there twice")
+            raise InfluenceError(
+                f"--methods {methods}: {name or 'an empty name'} is listed twice", "list each method once"
+            )
         try:
             config = load_config(path, [*(set_ or []), f"curvature.method={name}"])
         except InfluenceError as error:
@@ -244,11 +263,12 @@ def _lds(
 ) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.retrain.lds import datamodeling_score
+    from influence_cli.retrain.retraining import Retraining
 
     found = datamodeling_score(
         methods,
         load(session),
-        config=session.config,
+        retraining=Retraining(session.config),
         subsets=subsets,
         repeats=repeats,
         tests=tests,
@@ -263,24 +283,24 @@ def _lds(
 def _describe_lds(session: Session, found: Datamodeling) -> None:
     say = session.terminal.say
     say(
-        f"linear datamodeling score: Spearman's correlation, over {found.actual.shape[2]:,} halves, of the summed "
-        f"influence of what is left out with the actual loss; mean over {len(found.tests):,} test examples, 95% "
-        "interval by bootstrap over both"
+        f"linear datamodeling score: rank correlation (Spearman), over {found.actual.shape[2]:,} halves, between the "
+        f"summed influence of the left-out examples and the actual loss; mean over {len(found.tests):,} test examples, "
+        "95% interval by bootstrap over both"
     )
     agreement = found.agreement()
     if agreement is not None:
-        say(f"one half of the repeats scores {agreement:.3f} on the other: the losses' own noise bounds every method")
+        say(f"one half of the repeats scores {agreement:.3f} on the other: noise in the losses limits every method")
     for number, name in enumerate(found.methods):
         value, low, high = found.mean(number)
         if low <= 0:
             session.terminal.warn(
-                f"{name}: {value:.3f} ({low:.3f} to {high:.3f}) may be chance; more subsets narrow the interval"
+                f"{name}: {value:.3f} ({low:.3f} to {high:.3f}) may be chance; more --subsets narrow the interval"
             )
         if number:
             value, low, high = found.difference(number)
-            verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+            verdict = "better than" if low > 0 else "worse than" if high < 0 else "not measurably different from"
             say(f"{name} is {verdict} {found.methods[0]}: difference {value:+.3f} ({low:+.3f} to {high:+.3f})")
         for at in range(1, found.scores.shape[1]):
             value, low, high = found.gain(number, at)
-            verdict = "adds" if low > 0 else "costs" if high < 0 else "changes nothing that can be told:"
-            say(f"{name}: checkpoint {at + 1} {verdict} {value:+.3f} ({low:+.3f} to {high:+.3f})")
+            verdict = "improves" if low > 0 else "worsens" if high < 0 else "does not measurably change"
+            say(f"{name}: checkpoint {at + 1} {verdict} the score: {value:+.3f} ({low:+.3f} to {high:+.3f})")

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+
+def _keep_silent(_: str) -> None:
+    """Say nothing: only a command has somebody to tell."""
+
+
+# Takes the line about a name that has moved; the command line has it printed.
+tell: Callable[[str], None] = _keep_silent
 # Old name: new name, both below influence_cli.
 MOVED = {
     "parquet_images.ParquetImages": "data.parquet_images.ParquetImages",

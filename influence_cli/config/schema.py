@@ -63,10 +63,6 @@ def _loss(value: Any) -> Any:
     return {"factory": value} if isinstance(value, str) else value
 
 
-# Methods that need one solve per right-hand side; all others divide by a spectrum.
-SOLVERS = ("cg", "nystrom", "lissa", "neumann")
-
-
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 

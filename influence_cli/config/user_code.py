@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from influence_cli.config.moved import new_name
+from influence_cli.config import moved
 from influence_cli.errors import InfluenceError, describe, did_you_mean
 
 
@@ -38,9 +38,9 @@ def import_object(name: str, folder: Path, where: str) -> Any:
         return _from_file(name, folder, where)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-    if (moved := new_name(name)) is not None:
-        _say_moved(name, moved, where)
-        name = moved
+    if (new := moved.new_name(name)) is not None:
+        _say_moved(name, new, where)
+        name = new
     parts = name.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise InfluenceError(
@@ -69,9 +69,8 @@ def import_object(name: str, folder: Path, where: str) -> Any:
 
 @cache
 def _say_moved(old: str, new: str, where: str) -> None:
-    """Warn once of a name that only works for one more release; of the processes of a job the first one does."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"warning: {where}: {old} is now called {new}; the old name works until the next release\n")
+    """Warn once per process of a name that only works for one more release."""
+    moved.tell(f"{where}: {old} is now called {new}; the old name works until the next release")
 
 
 def _from_file(name: str, folder: Path, where: str) -> Any:

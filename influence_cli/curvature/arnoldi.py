@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError, human_bytes
+from influence_cli.solvers.lanczos import beside, tridiagonal
 
 # Krylov vectors, and the number of eigenpairs kept if their residual allows it.
 KRYLOV, KEPT = 200, 100
@@ -94,20 +95,17 @@ def top_eigenvectors(
         alphas.append(float(vector.double() @ image.double()))
         if not math.isfinite(alphas[-1]):
             raise FloatingPointError("a product with the curvature")
-        image = _beside(basis[: step + 1], image)
+        image = beside(basis[: step + 1], image)
         beta, zero = float(image.norm()), 1e-6 * max(map(abs, alphas))
         betas.append(beta if beta > zero else 0.0)
         if beta <= zero:
             if abs(alphas[-1]) <= zero:
                 break
             # An invariant space, in which a repeated eigenvalue was found only once: continue outside of it.
-            image = _beside(basis[: step + 1], torch.randn(size, generator=generator).to(like))
+            image = beside(basis[: step + 1], torch.randn(size, generator=generator).to(like))
         vector = image / image.norm()
     count = len(alphas)
-    tridiagonal = torch.diag(torch.tensor(alphas, dtype=torch.float64))
-    for row in range(count - 1):
-        tridiagonal[row, row + 1] = tridiagonal[row + 1, row] = betas[row]
-    values, turn = torch.linalg.eigh(tridiagonal)
+    values, turn = torch.linalg.eigh(tridiagonal(alphas, betas))
     largest = float(values.abs().max())
     if largest <= 0:
         raise InfluenceError("the curvature is zero along every direction tried", "is the model trained at all?")
@@ -122,14 +120,7 @@ def top_eigenvectors(
     # The trace is known in the Krylov space; the probes estimate the rest (Meyer et al. 2021).
     trace, probes = sum(alphas), min(PROBES, max(1, size))
     for _ in range(probes):
-        probe = _beside(basis[:count], torch.randint(0, 2, (size,), generator=generator).mul(2).sub(1).to(like))[None]
+        probe = beside(basis[:count], torch.randint(0, 2, (size,), generator=generator).mul(2).sub(1).to(like))[None]
         trace += float((product(probe).double() * probe.double()).sum()) / probes
         on_product(1)
     return Ritz(values[order], vectors, float(values[0]), trace, float(residuals[order].max()), count + probes)
-
-
-def _beside(known: Tensor, vector: Tensor) -> Tensor:
-    """Remove from a vector its part in the span of orthonormal rows."""
-    for _ in range(2):  # twice is enough (Kahan)
-        vector = vector - known.T @ (known @ vector)
-    return vector

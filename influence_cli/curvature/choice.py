@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from influence_cli.config.schema import SOLVERS
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, output_layer
 
 # About 5,000, with room for the 10-class head of a ResNet-18 (5,130).
 AUTO_PARAMETERS = 6_000
+# Methods that need one solve per right-hand side; all others divide by a spectrum.
+SOLVERS = ("cg", "nystrom", "lissa", "neumann")
 JOINT, LAYERED, RAW = ("explicit", "arnoldi"), ("ekfac", "kfac"), ("identity", "fisher", *SOLVERS)
 
 

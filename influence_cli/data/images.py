@@ -13,6 +13,7 @@ from torch import Tensor
 from influence_cli.data.image_files import cut_off, open_image
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
+from influence_cli.pictures import stretched
 
 
 def raw_image(split: Split, index: int) -> Image.Image | None:
@@ -38,11 +39,7 @@ def as_picture(image: Any) -> Image.Image | None:
     if array.ndim == 3 and array.shape[-1] != 3:
         return None
     if array.dtype != np.uint8:
-        array = array.astype(np.float64)
-        finite = array[np.isfinite(array)]
-        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-        array = np.nan_to_num(array, nan=low, posinf=high, neginf=low)
-        array = ((array - low) / (high - low or 1.0) * 255).astype(np.uint8)
+        array = stretched(array).astype(np.uint8)
     return Image.fromarray(array)
 
 

@@ -120,6 +120,25 @@ def to_input(split: Split, image: Any, title: str) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float64, torch.float16, torch.bfloat16) else tensor
 
 
+def rows_of(indices: np.ndarray, positions: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Give the rows of examples among those in use, or among some of them.
+
+    Args:
+        indices: int64 [n], rising, the position of each row.
+        positions: [k] of the examples; each has to be one of ``indices``.
+
+    Returns:
+        int64 [k].
+    """
+    return np.searchsorted(indices, positions)
+
+
+def row_of(indices: np.ndarray, position: int) -> int | None:
+    """Give the row of one example, as ``rows_of`` does; None where it is not among them."""
+    row = int(rows_of(indices, [position])[0])
+    return row if row < len(indices) and indices[row] == position else None
+
+
 def take(split: Split, indices: np.ndarray) -> Split:
     """Restrict a split to some positions (they keep their numbers)."""
     return replace(split, indices=np.asarray(indices, dtype=np.int64))

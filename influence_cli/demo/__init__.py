@@ -1,1 +1,1 @@
-"""The demo project: real images, a model with its training function, a config, and which labels are wrong."""
+"""The demo project: real images, a model with its training function, a config, and the list of wrong labels."""

@@ -20,9 +20,10 @@ def command(
     ),
     quiet: Quiet = False,
 ) -> None:
-    """Write a small real project and run every command on it.
+    """Write a small real project and run the main commands on it.
 
-    5,000 + 1,000 images of Fashion-MNIST, 500 of them in a wrong class folder, and a small CNN, trained on the spot.
+    The project has 5,000 training and 1,000 test images of Fashion-MNIST and a small CNN, which is trained on the spot.
+    500 of the training images are in a wrong class folder. The commands are check, gradients, rank and mislabels.
     Nothing is downloaded.
 
     Example:
@@ -44,7 +45,7 @@ def command(
         facts = write_project(folder, progress=wrote)
     terminal.say(
         f"wrote {folder}: {facts['train']:,} training and {facts['test']:,} test images of Fashion-MNIST; "
-        f"{facts['moved']:,} training images lie in a wrong class folder (truth.csv says which)"
+        f"{facts['moved']:,} training images are in a wrong class folder (truth.csv lists them)"
     )
     os.chdir(folder)
     with terminal.status("loading torch"):
@@ -61,16 +62,16 @@ def command(
         ["mislabels", "--truth", "truth.csv", "--format", "table", "--report", "mislabels.html"],
     )
     terminal.say("")
-    terminal.say(f"The project is in {folder}; open rank.html and mislabels.html there in a browser. Try next:")
+    terminal.say(f"The project is in {folder}. Open rank.html and mislabels.html there in a browser. Try next:")
     terminal.say(f"  cd {shlex.quote(str(folder))}")
     terminal.say("  influence mislabels --format jsonl --top 50 | jq -r .path")
-    terminal.say("  influence relabel decisions.csv        # decided and exported on the page of mislabels.html")
+    terminal.say("  influence relabel decisions.csv        # decide in mislabels.html, then export decisions.csv")
     terminal.say("  influence rank misclassified --aggregate --report errors.html")
     terminal.say("  influence rank --train $(sed -n 2p truth.csv | cut -d, -f1)")
 
 
 def _train(terminal: Any) -> None:
-    """Train the project's model by its own training function, as its user would, and save the checkpoint."""
+    """Train the model of the project with its own training function, as a user would, and save the checkpoint."""
     import torch
 
     from influence_cli.config.load import load_config
@@ -94,7 +95,7 @@ def _train(terminal: Any) -> None:
             training, model, pairs, l2=config.l2, seed=config.seed, what="the images of the demo", progress=trained
         )
     torch.save(model.cpu().state_dict(), config.model.checkpoint[0])
-    terminal.say(f"trained the model of model.py on them and saved {config.model.checkpoint[0].name}")
+    terminal.say(f"trained the model of model.py on these images and saved {config.model.checkpoint[0].name}")
 
 
 def _first_misclassified() -> int:
@@ -107,10 +108,10 @@ def _first_misclassified() -> int:
 
 
 def _step(app: Any, terminal: Any, words: list[str]) -> None:
-    """Run a command in this process, shown and recorded as the user would type it."""
+    """Run a command in this process. It is shown and recorded as the user would type it."""
     terminal.say("")
     terminal.say(f"$ influence {shlex.join(words)}")
     sys.argv[1:] = words
-    # Outside of standalone mode an exit code comes back instead of ending the process.
+    # Without standalone mode, the exit code is returned instead of ending the process.
     if code := app(words, standalone_mode=False):
         raise typer.Exit(code)

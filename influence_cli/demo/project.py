@@ -25,8 +25,8 @@ def write_project(
     Args:
         folder: must not exist, or be empty.
         flipped: share of the training images moved to a random wrong class folder.
-        seed: of which ones, and where to.
-        progress: told (written, all) images.
+        seed: chooses which images, and where to.
+        progress: called with (written, all) images.
 
     Returns:
         Counts: ``train``, ``test``, ``moved``.
@@ -41,7 +41,7 @@ def write_project(
     moved = np.sort(generator.choice(TRAIN, round(flipped * TRAIN), replace=False))
     given = labels.copy()
     given[moved] = (labels[moved] + generator.integers(1, len(CLASSES), len(moved))) % len(CLASSES)
-    # Numbers are drawn over the whole set, so that a name tells nothing of the class.
+    # File numbers are drawn over the whole set, so that a name says nothing about the class.
     numbers = np.concatenate([generator.permutation(TRAIN), TRAIN + generator.permutation(len(labels) - TRAIN)])
     try:
         paths = _write_images(folder, images, given, numbers, progress)
@@ -49,7 +49,7 @@ def write_project(
         package = files("influence_cli.demo")
         (folder / "LICENSE.fashion-mnist").write_bytes(package.joinpath("LICENSE.fashion-mnist").read_bytes())
         (folder / "model.py").write_bytes(package.joinpath("project_model.py").read_bytes())
-        # The config comes last: a project that is half written has none.
+        # The config is written last: a half-written project has none.
         (folder / "influence.yaml").write_bytes(package.joinpath("project_influence.yaml").read_bytes())
     except OSError as error:
         raise InfluenceError(f"{folder} cannot be written: {describe(error)}") from error
@@ -85,7 +85,7 @@ def _write_images(
 
 
 def _write_truth(folder: Path, paths: list[Path], labels: np.ndarray, given: np.ndarray, moved: np.ndarray) -> None:
-    # ImageFolder counts through class folders by name, then through file names.
+    # ImageFolder sorts by class folder, then by file name.
     order = {path: index for index, path in enumerate(sorted(paths, key=lambda path: (path.parent.name, path.name)))}
     rows = sorted((order[paths[i]], str(paths[i]), CLASSES[given[i]], CLASSES[labels[i]]) for i in moved)
     with (folder / "truth.csv").open("w", newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The demo's classifier: what influence.yaml names as model.factory, and how the checkpoint was trained."""
+"""The classifier of the demo: the model.factory of influence.yaml, and how the checkpoint was trained."""
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ def build(num_classes: int = 10) -> nn.Module:
 
 
 def train(model, dataset, *, l2, epochs=12, seed=0, progress=None):
-    """Minimise mean cross-entropy + l2/2·‖θ‖² over (input, label) pairs by Adam with a falling rate."""
+    """Minimise mean cross-entropy + l2/2·‖θ‖² over (input, label) pairs, by Adam with a decaying learning rate."""
     device = next(model.parameters()).device
     inputs = torch.stack([x for x, _ in dataset]).to(device)
     labels = torch.tensor([y for _, y in dataset], device=device)

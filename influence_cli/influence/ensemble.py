@@ -38,7 +38,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import Blocks, Joint, parameter_vectors, vector_coordinates
 from influence_cli.curvature.spectrum import relaxation
 from influence_cli.errors import InfluenceError, counted
@@ -56,7 +55,7 @@ from influence_cli.influence.inverse import (
 from influence_cli.influence.iterative import Limits
 from influence_cli.model.network import Network
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 
 @dataclass(frozen=True)
@@ -110,23 +109,22 @@ def segments_of(count: int, segments: int | None) -> list[int]:
     return [number for number, part in enumerate(parts) for _ in part]
 
 
-def source_inverses(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[SourcePart]:
+def source_inverses(stores: Sequence[Prepared], terminal: Terminal) -> list[SourcePart]:
     """Make SOURCE's counterpart of the inverse curvature, for every checkpoint.
 
     Args:
         stores: what was prepared for each checkpoint, in order of training.
-        config: for the rates, steps and segments of ``model``.
         terminal: shows what replaces λ.
     """
-    times, count = config.model.times(), len(stores)
-    owner = segments_of(count, config.model.segments)
+    times, count = times_of(stores), len(stores)
+    owner = segments_of(count, stores[0].settings.segments)
     whole = [sum(time for time, own in zip(times, owner, strict=True) if own == segment) for segment in owner]
     terminal.say(
         f"SOURCE: {counted(count, 'checkpoint')} in {counted(max(owner) + 1, 'segment')}, η·steps "
         f"{', '.join(f'{whole[owner.index(segment)]:.3g}' for segment in sorted(set(owner)))}; λ is not used: an "
         "eigenvalue σ is weighted by (1 − exp(−η·steps·σ))/σ, at most η·steps"
     )
-    if config.curvature.damping != "auto":
+    if stores[0].settings.damping != "auto":
         terminal.warn("curvature.damping is not used: SOURCE has no λ")
     return [
         _source_inverse(prepared, segment, own, time, count / owner.count(segment), terminal)
@@ -192,69 +190,62 @@ def solved_vectors(inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> 
     return solved[::-1]
 
 
-def refuse_source(config: Config, option: str, why: str) -> None:
+def refuse_source(ensemble: str, option: str, why: str) -> None:
     """Refuse what needs an inverse curvature, before any work.
 
     Args:
-        config: of the run.
+        ensemble: ``model.ensemble``.
         option: such as ``--damping-sweep``.
         why: what SOURCE does not have.
 
     Raises:
         InfluenceError: ``model.ensemble`` is ``source``.
     """
-    if config.model.ensemble == "source":
+    if ensemble == "source":
         raise InfluenceError(f"{option}: {why} under model.ensemble source", "-s model.ensemble=mean")
 
 
-def alone(config: Config) -> Config:
-    """Give the config of a single checkpoint, without the others."""
-    return config.model_copy(update={"model": config.model.model_copy(update={"ensemble": "mean"})})
+def alone(prepared: Prepared) -> Prepared:
+    """Give a checkpoint by itself, whatever it is a part of."""
+    return replace(prepared, settings=replace(prepared.settings, ensemble="mean"))
 
 
-def last_checkpoints(config: Config, count: int) -> Config:
-    """Give the config of a run with only its last ``count`` checkpoints.
+def last_checkpoints(stores: Sequence[Prepared], count: int) -> list[Prepared]:
+    """Give the last ``count`` checkpoints of a run, as if no other had been kept.
 
     The first of them represents all training before it: its η·steps is the sum of theirs.
     """
-    times = config.model.times()
-    first = len(times) - count
-    model = config.model.model_copy(
-        update={
-            "checkpoint": config.model.checkpoint[first:],
-            "learning_rates": (sum(times[: first + 1]), *times[first + 1 :]),
-            "steps": (1.0,) if config.model.steps else (),
-            "segments": None if config.model.segments is None else min(config.model.segments, count),
-        }
-    )
-    return config.model_copy(update={"model": model})
+    first = len(stores) - count
+    time = sum(times_of(stores)[: first + 1])
+    return [replace(stores[first], settings=replace(stores[first].settings, time=time)), *stores[first + 1 :]]
 
 
-def make_inverses(
-    stores: Sequence[Prepared], config: Config, terminal: Terminal, strict: bool = False
-) -> list[Inverse]:
+def times_of(stores: Sequence[Prepared]) -> list[float]:
+    """Give η · steps of each checkpoint: the training time that it stands for; without steps the η alone."""
+    return [prepared.settings.time for prepared in stores]
+
+
+def make_inverses(stores: Sequence[Prepared], terminal: Terminal | None = None, strict: bool = False) -> list[Inverse]:
     """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver must converge."""
-    if config.model.ensemble == "source":
-        return list(source_inverses(stores, config, terminal))
-    if config.model.ensemble == "tracin":
-        return list(make_closed_forms(stores, config, terminal))
-    given = config.curvature
+    terminal = or_silent(terminal)
+    given = stores[0].settings
+    if given.ensemble == "source":
+        return list(source_inverses(stores, terminal))
+    if given.ensemble == "tracin":
+        return list(make_closed_forms(stores, terminal))
     limits = Limits(given.tolerance, given.max_iterations, strict)
     return [make_inverse(prepared, given.damping, terminal, limits) for prepared in stores]
 
 
-def make_closed_forms(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[ClosedForm]:
+def make_closed_forms(stores: Sequence[Prepared], terminal: Terminal) -> list[ClosedForm]:
     """Do the same as ``make_inverses`` if no method is a solver and the run is not under SOURCE."""
-    given = config.curvature.damping
-    if config.model.ensemble == "tracin":
+    given = stores[0].settings
+    if given.ensemble == "tracin":
         # Their mean is Σ_c η_c K_c × the score of c.
-        return [
-            replace(make_identity(given, terminal), weight=len(stores) * time)
-            for _, time in zip(stores, config.model.times(), strict=True)
-        ]
-    return [make_closed_form(prepared, given, terminal) for prepared in stores]
+        return [replace(make_identity(given.damping, terminal), weight=len(stores) * time) for time in times_of(stores)]
+    return [make_closed_form(prepared, given.damping, terminal) for prepared in stores]
 
 
-def make_divisions(stores: Sequence[Prepared], config: Config, terminal: Terminal) -> list[Division]:
+def make_divisions(stores: Sequence[Prepared], terminal: Terminal) -> list[Division]:
     """Do the same as ``make_inverses`` if every method divides, so that λ can change."""
-    return [make_division(prepared, config.curvature.damping, terminal) for prepared in stores]
+    return [make_division(prepared, stores[0].settings.damping, terminal) for prepared in stores]

@@ -120,7 +120,7 @@ class Spectral:
     l2: float
 
     def __post_init__(self) -> None:
-        # Rounding leaves the GGN's zero eigenvalues slightly off zero; only a real shift makes them invertible.
+        # Rounding leaves zero eigenvalues of the GGN slightly above or below zero; only a real shift inverts them.
         check_poles(min(self.spectrum.smallest, float(self.spectrum.values.min())), self.shift.numpy())
 
     @cached_property

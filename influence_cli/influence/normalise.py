@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import SOLVERS
+from influence_cli.curvature.choice import SOLVERS
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.influence.inverse import Inverse
 from influence_cli.influence.scores import change_in_loss, change_in_parameters

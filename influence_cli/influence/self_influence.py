@@ -14,7 +14,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from influence_cli.data.batches import readable_batches
-from influence_cli.data.split import Split
+from influence_cli.data.split import Split, rows_of
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import solved_vectors, test_stores
 from influence_cli.influence.example_facts import TrainingFacts, empty_facts, explained
@@ -30,6 +30,7 @@ from influence_cli.influence.streams import (
 )
 from influence_cli.influence.test_gradients import mean_gradients
 from influence_cli.influence.test_selection import Selected
+from influence_cli.model.task import measure_loading
 from influence_cli.passes.finite import check_finite, check_gradients
 from influence_cli.passes.gradient_products import squared_norms
 from influence_cli.precompute.prepared import Prepared
@@ -101,13 +102,14 @@ def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal,
     for prepared in stores:
         network, own = prepared.choice.network, np.full(len(indices), np.nan)
         with terminal.progress(len(indices), f"gradient norms of the {split.name} examples") as advance:
+            measure_loading(prepared.task, terminal)
             batches = readable_batches(
                 split, indices, prepared.batch, prepared.task.loading, skip=skip, tell=terminal.warn
             )
             for batch in batches:
                 squares, losses, _ = squared_norms(network, batch.inputs, batch.targets)
                 check_finite(split, batch, losses, squares[:, None])
-                at = np.searchsorted(indices, batch.indices)
+                at = rows_of(indices, batch.indices)
                 own[at] = squares.double().sqrt().cpu().numpy()
                 advance(len(batch))
         norms.append(np.concatenate(distributed.gathered(own)))
@@ -134,8 +136,9 @@ def _streamed_self_influences(
     influences = np.full(len(indices), np.nan)
     size = min(256, min(prepared.batch for prepared in stores))
     with terminal.progress(len(indices), f"gradients of the {split.name} examples") as advance:
+        measure_loading(task, terminal)
         for batch in readable_batches(split, indices, size, task.loading, skip=skip, tell=terminal.warn):
-            at = np.searchsorted(indices, batch.indices)
+            at = rows_of(indices, batch.indices)
             influences[at] = 0
             for prepared, inverse in zip(stores, inverses, strict=True):
                 rows, losses, _ = prepared.coordinates(batch.inputs, batch.targets)

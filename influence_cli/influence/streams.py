@@ -15,12 +15,13 @@ from torch import Tensor
 
 from influence_cli.curvature.coordinates import Blocks, coordinates, parameter_vectors, weighted_squares
 from influence_cli.data.batches import Batch, readable_batches
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TrainingFacts, empty_facts
 from influence_cli.influence.inverse import ClosedForm, Spectral
 from influence_cli.influence.normalise import Norms
 from influence_cli.influence.scores import removal
-from influence_cli.model.task import Task
+from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import check_finite
 from influence_cli.passes.gradient_products import products
 from influence_cli.precompute.prepared import Prepared
@@ -189,13 +190,14 @@ def _block_weights(prepared: Prepared, basis: Blocks, inverse: Spectral) -> list
 def _batches(prepared: Prepared, terminal: Terminal, skip: bool) -> Iterator[Batch]:
     split = prepared.task.train
     own = split.indices[distributed.share(len(split))]
+    measure_loading(prepared.task, terminal)
     return readable_batches(split, own, prepared.batch, prepared.task.loading, skip=skip, tell=terminal.warn)
 
 
 def _note(
     task: Task, facts: TrainingFacts, indices: np.ndarray, losses: Tensor, outputs: Tensor, share: int
 ) -> np.ndarray:
-    at = np.searchsorted(facts.indices, indices)
+    at = rows_of(facts.indices, indices)
     if task.explained:
         facts.losses[at] += losses.float().cpu().numpy() / share
         facts.probabilities[at] += outputs.float().softmax(dim=1).cpu().numpy() / share

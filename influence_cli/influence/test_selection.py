@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from influence_cli.data.label_files import class_number
-from influence_cli.data.split import Split
+from influence_cli.data.split import Split, row_of
 from influence_cli.errors import InfluenceError, quoted
 
 FORMS = "TEST is an index, a slice a:b, an image file, misclassified, or - for a list on stdin"
@@ -111,7 +111,6 @@ def _position(split: Split, index: int, label: int | None, where: str) -> Select
     length = len(split.source)
     if index >= length:
         raise InfluenceError(f"{where}there is no {split.name} example {index}; valid indices are 0 to {length - 1}")
-    at = int(np.searchsorted(split.indices, index))
-    if at >= len(split) or split.indices[at] != index:
+    if row_of(split.indices, index) is None:
         raise InfluenceError(f"{where}{split.title(index)} is excluded ({split.name}.exclude)")
     return Selected(index, None, int(split.labels[index]) if label is None else label)

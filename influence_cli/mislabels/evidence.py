@@ -24,7 +24,7 @@ from influence_cli.mislabels.activations import ALL, Activations, activations, j
 from influence_cli.mislabels.logistic import leave_one_out_logistic
 from influence_cli.mislabels.neighbours import distance, nearest, vote
 from influence_cli.mislabels.readout import FLOOR, leave_one_out
-from influence_cli.model.task import Task
+from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import refuse_not_finite
 from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import available_bytes
@@ -195,6 +195,7 @@ def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first:
     if most < ALL and first:
         terminal.detail(f"memory is short: at most {most:,} activations per example")
     with terminal.progress(len(indices), "activations of every layer") as advance:
+        measure_loading(task, terminal)
         batches = readable_batches(
             split, indices, 256, task.loading, skip=skip, tell=terminal.warn if first else lambda _: None
         )

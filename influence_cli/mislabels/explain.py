@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from influence_cli.data.split import Split
+from influence_cli.data.split import Split, row_of
 from influence_cli.errors import InfluenceError
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.find import Mislabels
@@ -21,8 +21,8 @@ def row_among(indices: np.ndarray, index: int, split: Split) -> int:
     Raises:
         InfluenceError: it is not one of them.
     """
-    row = int(np.searchsorted(indices, index))
-    if row >= len(indices) or indices[row] != index:
+    row = row_of(indices, index)
+    if row is None:
         raise InfluenceError(
             f"--explain {index}: there is no such {split.name} example in use",
             f"valid indices are 0 to {len(split.source) - 1}, except excluded ones",

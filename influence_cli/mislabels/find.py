@@ -17,10 +17,9 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from influence_cli.config.schema import Config
-from influence_cli.data.split import Split
+from influence_cli.data.split import Split, rows_of
 from influence_cli.errors import InfluenceError
-from influence_cli.influence.ensemble import make_inverses
+from influence_cli.influence.ensemble import make_inverses, times_of
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.influence.inverse import all_closed
 from influence_cli.influence.run_facts import ScoreRecord, describe_run
@@ -32,7 +31,7 @@ from influence_cli.mislabels.noise import Noise, estimate_noise
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 OPINIONS = ("combined", "readout", "neighbours", "logistic", "pred-probs")
 GRADIENTS = ("self-influence", "gradient-norm", "tracin", "test-influence")
@@ -113,12 +112,11 @@ def find_mislabels(
     tasks: Sequence[Task],
     stores: Sequence[Prepared] = (),
     *,
-    config: Config,
     on: str = "train",
     signal: str = "combined",
     wanted: Collection[str] = ("combined",),
     probabilities: np.ndarray | None = None,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     strict: bool = False,
 ) -> Mislabels:
@@ -127,7 +125,6 @@ def find_mislabels(
     Args:
         tasks: one task per checkpoint; signals are averaged over them.
         stores: what was prepared for each checkpoint; without any there is no self-influence.
-        config: for ``curvature.damping``.
         on: ``train`` or ``test``; for a test example self-influence is what it would be as a training example.
         signal: which of ``SIGNALS`` to rank by.
         wanted: signals to compute.
@@ -139,9 +136,10 @@ def find_mislabels(
     Raises:
         InfluenceError: the signal is not available: no readout, or an example of a store that could not be read.
     """
+    terminal = or_silent(terminal)
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic="logistic" in wanted)
-    gradients = partial(_gradient_signals, stores, split, wanted, config, terminal, skip_unreadable, strict)
+    gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip_unreadable, strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
         try:
             gradients()
@@ -210,7 +208,6 @@ def _gradient_signals(
     stores: Sequence[Prepared],
     split: Split,
     wanted: Collection[str],
-    config: Config,
     terminal: Terminal,
     skip: bool,
     strict: bool,
@@ -218,7 +215,7 @@ def _gradient_signals(
     """Compute the signals from the stores, [n] each: self-influence if there are stores, the others if wanted."""
     if not stores:
         return {}, None
-    inverses = make_inverses(stores, config, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict)
     signals: dict[str, np.ndarray] = {}
     if all_closed(inverses):
         signals["self-influence"] = self_influences(stores, inverses, split, terminal, skip)
@@ -228,7 +225,7 @@ def _gradient_signals(
         norms = np.stack(gradient_norms(stores, split, terminal, skip))
         signals["gradient-norm"] = norms.mean(axis=0)
         if "tracin" in wanted:
-            weights = config.model.times() if config.model.is_one_run else None
+            weights = times_of(stores) if stores[0].settings.ensemble != "mean" else None
             signals["tracin"] = np.average(norms**2, axis=0, weights=weights)
     record = describe_run(stores, inverses, None, terminal)
     distributed.hear(terminal.warnings, terminal.warn)
@@ -237,7 +234,7 @@ def _gradient_signals(
 
 def _of_read(signals: dict[str, np.ndarray], split: Split, facts: TrainingFacts) -> dict[str, np.ndarray]:
     """Restrict signals to the examples that could be read."""
-    at = np.searchsorted(split.indices, facts.indices)
+    at = rows_of(split.indices, facts.indices)
     for name, values in signals.items():
         lost = np.flatnonzero(np.isnan(values[at]))
         if len(lost):

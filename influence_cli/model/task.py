@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,16 @@ from torch import Tensor, nn
 
 from influence_cli.config.schema import Config
 from influence_cli.config.user_code import call, import_object
-from influence_cli.data.batches import Batch, Loading, readable_batches
+from influence_cli.data.batches import ALONE, Batch, Loading, readable_batches
 from influence_cli.data.datasets import load_splits
+from influence_cli.data.loader_plan import plan_loading
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.model.checkpoint import load_weights, read_checkpoint
 from influence_cli.model.losses import load_loss
 from influence_cli.model.outputs import Loss, logits_of
 from influence_cli.runtime import distributed
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Task:
         seed: for everything random here.
         explained: whether predictions and losses of this checkpoint are reported: independent models report their
             mean, a run only its last checkpoint.
-        terminal: shows how data will be read.
+        measured: who reads the data, once ``measure_loading`` has found that out.
     """
 
     model: nn.Module
@@ -59,16 +59,12 @@ class Task:
     convex_loss: bool
     seed: int
     explained: bool = True
-    terminal: Terminal = field(default_factory=lambda: Terminal(quiet=True), compare=False)
+    measured: list[Loading] = field(default_factory=list, compare=False, repr=False)
 
-    @cached_property
+    @property
     def loading(self) -> Loading:
-        """Plan the loader processes, from a measurement of at most a second at the first call."""
-        from influence_cli.data.loader_plan import plan_loading  # which stands on the layers, and they on this file
-
-        return plan_loading(
-            self.train, lambda inputs: logits_of(self.model(inputs)), self.device, self.seed, self.terminal
-        )
+        """Give who reads the data: this process alone, unless ``measure_loading`` found that others would help."""
+        return self.measured[0] if self.measured else ALONE
 
     def test_split(self) -> Split:
         """Give the test examples; an error if the config names none."""
@@ -77,12 +73,11 @@ class Task:
         return self.test
 
 
-def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
+def load_tasks(config: Config) -> list[Task]:
     """Load everything that the config names: one task per checkpoint, the data shared by all of them.
 
     Args:
         config: the run's config.
-        terminal: shows how data will be read.
 
     Raises:
         InfluenceError: at the config's line, for anything that does not exist, fit or load.
@@ -112,9 +107,24 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
                 "n is the size of the set that the checkpoint was trained on; leave it out if that is this whole set",
             )
         explained = not config.model.is_one_run or number + 1 == len(config.model.checkpoint)
-        rest = (device, convex, config.seed, explained, terminal or Terminal(quiet=True))
+        rest = (device, convex, config.seed, explained)
         tasks.append(Task(model, loss, loss_name, train, test, classes, config.l2, n, path, *rest))
     return tasks
+
+
+def measure_loading(task: Task, terminal: Terminal) -> None:
+    """Find out who reads the data of a task, by a measurement of a second at most; further calls do nothing.
+
+    Every pass over the data calls it first: a command that needs no pass measures nothing.
+
+    Args:
+        task: whose ``loading`` it decides.
+        terminal: told of the plan, warned where loader processes would help but cannot be had.
+    """
+    if not task.measured:
+        task.measured.append(
+            plan_loading(task.train, lambda inputs: logits_of(task.model(inputs)), task.device, task.seed, terminal)
+        )
 
 
 def choose_device(name: str, where: str = "device") -> torch.device:
@@ -205,16 +215,17 @@ def _class_names(train: Split, test: Split | None, outputs: int, config: Config)
     return train.classes if train.classes is not None else tuple(str(number) for number in range(outputs))
 
 
-def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False) -> np.ndarray:
+def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, skip: bool = False) -> np.ndarray:
     """Find the test examples that the model (or the mean of several) misclassifies: positions, ascending.
 
     Raises:
         InfluenceError: one of them cannot be read, unless ``skip`` continues without it.
     """
-    split = tasks[0].test_split()
+    split, terminal = tasks[0].test_split(), or_silent(terminal)
     wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     own = split.indices[distributed.share(len(split))]
     with terminal.progress(len(own), "predicting the test set") as advance:
+        measure_loading(tasks[0], terminal)
         batches = readable_batches(split, own, 256, tasks[0].loading, skip=skip, tell=terminal.warn)
         for batch in batches:
             predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
@@ -223,6 +234,21 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal, skip: bool = False)
     found = np.concatenate(distributed.gathered(np.concatenate(wrong)))
     terminal.say(f"{len(found):,} of {len(split):,} test examples are misclassified")
     return found
+
+
+def only_task(tasks: Sequence[Task], what: str) -> Task:
+    """Give the one task of a config with one checkpoint.
+
+    Args:
+        tasks: a task a checkpoint.
+        what: is done with one, such as ``an attack is on one checkpoint``.
+
+    Raises:
+        InfluenceError: there are several.
+    """
+    if len(tasks) > 1:
+        raise InfluenceError(f"{what}, but the config lists {len(tasks)}", f"-s model.checkpoint={tasks[0].checkpoint}")
+    return tasks[0]
 
 
 def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:

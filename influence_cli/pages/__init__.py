@@ -1,4 +1,4 @@
-"""What an HTML report shows, a file per command.
+"""What an HTML report shows, one file per command.
 
-``parts`` are shared; drawing is done by ``report.html``.
+``parts`` has what the pages share. ``report.html`` draws them.
 """

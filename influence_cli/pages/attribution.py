@@ -20,17 +20,17 @@ from influence_cli.runtime.terminal import Terminal
 def attribution_cards(
     task: Task, tests: Sequence[TestFacts], method: str, checkpoints: int, terminal: Terminal
 ) -> list[Card]:
-    """Give pictures of what in each test image its loss goes back to, for the page.
+    """Give a picture per test image that shows which of its pixels drive its loss.
 
     Args:
-        task: of the first checkpoint, the one that is explained.
+        task: of the first checkpoint, which is the one explained.
         tests: test examples that could be read.
         method: one of `METHODS`.
-        checkpoints: how many the ranking is the mean of.
+        checkpoints: how many checkpoints the ranking averages.
         terminal: progress.
 
     Returns:
-        A card each, whose image is the model's own view of the example: cropped and resized by the transform as the
+        One card per test example. Its image is what the model sees: cropped and resized by the transform, as the
         attributions are.
     """
     cards = []
@@ -53,10 +53,10 @@ def _card(task: Task, test: TestFacts, method: str, checkpoints: int) -> Card:
     if method != "grad-cam":
         meaning.append(("blue", "raises it"))
     if not values.any():
-        meaning = [("note", f"no pixel moves the loss of {name}")]
+        meaning = [("note", f"no pixel changes the loss of {name}")]
     return Card(
         image=thumbnail(overlay(view(x.detach().cpu().numpy()), values), 160),
-        alt=f"the same image, coloured by which pixels lower and raise the loss of {name}",
+        alt=f"the same image; colours show which pixels lower and raise the loss of {name}",
         title="",
         facts=(
             *_caption(task, split, x, method),
@@ -68,7 +68,7 @@ def _card(task: Task, test: TestFacts, method: str, checkpoints: int) -> Card:
 
 
 def _caption(task: Task, split: Split, x: Tensor, method: str) -> tuple[tuple[str, str], ...]:
-    """Say how the pixels were found, and beside what."""
+    """Say how the pixels were found, and relative to what."""
     if method == "integrated-gradients":
         zeros = "an input of zeros" + (" (Normalize's mean)" if "Normalize" in split.transform_text else "")
         return ("pixels", "integrated gradients"), ("baseline", zeros)

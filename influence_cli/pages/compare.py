@@ -1,4 +1,4 @@
-"""From two compared results to a page: a table, and the two lists side by side. Drawing it is report/html.py's."""
+"""From two compared results to a page: a table, and the two lists side by side. report/html.py draws it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from influence_cli.results.run import command_line
 if TYPE_CHECKING:
     from influence_cli.results.run import Session
 
-# Lists with images on one page, places of each that both have, and places in all lists together that only one has.
+# Lists with images on one page, places per list that both have, and places in all lists together that only one has.
 LISTS, PLACES, CHANGED = 20, 50, 500
 
 Picture = Callable[[Row], str | None]
@@ -34,22 +34,22 @@ def compare_page(
     config: Path,
     distances: Distances | None = None,
 ) -> Page:
-    """Lay out a comparison: what entered and left by class, then either list in a column of its own.
+    """Lay out a comparison: what entered and left per class, then each list in its own column.
 
     Args:
         session: of the command.
         results: the two that were compared.
         comparisons: list by list.
         config: names the data set where the results name no files.
-        distances: of `--distance`; above the lists of a test example they are drawn against its influence.
+        distances: of `--distance`; drawn against influence above the lists of each test example.
 
     Raises:
-        InfluenceError: a file that a result names is not there, or there is no image to be had.
+        InfluenceError: a file that a result names is missing, or there is no image to show.
     """
     a, b = results
     item = TEST if any(found.train is not None for found in comparisons) else TRAINING
     shown = comparisons[:LISTS]
-    # What has changed is what the page is for, so it is cut only where the page would grow too large for a browser.
+    # The page is there to show what changed, so changes are cut only where the page would become too large.
     changed = max(PLACES, CHANGED // max(len(shown), 1))
     lists = [_rows(found, changed) for found in shown]
     needed = [row for rows in lists for _, pairs in rows for _, row, _ in pairs]
@@ -72,18 +72,19 @@ def compare_page(
         sections.append(Section(_heading(found), None, tuple(cards), columns=True))
     notes = [] if distances is None else list(drawn_note(distances))
     if len(comparisons) > LISTS:
-        notes.append(f"{len(comparisons) - LISTS:,} further lists are in the rows, not on this page.")
+        notes.append(f"{len(comparisons) - LISTS:,} more lists are in the rows of the result, not on this page.")
     for limit, changes, what in ((PLACES, ("kept",), "were kept"), (changed, CHANGES[1:], "entered or left")):
         if any(found.count(change) > limit for found in shown for change in changes):
-            notes.append(f"Of each list the first {limit:,} that {what} are shown; the rows of the result have all.")
+            notes.append(f"The page shows the first {limit:,} per list that {what}; the rows of the result have all.")
     if all(not found.count(change) for found in shown for change in CHANGES[1:]):
-        notes.append("Nothing entered and nothing left.")
+        notes.append("Nothing has changed: nothing entered and nothing left.")
     return Page(
         title="influence compare",
         sentence=f"Two results of influence {a.kind}: A is {a.path}, B is {b.path}; {session.seconds:.1f} s.",
         meaning=(
-            "Kept: among the first of both lists. Entered: only among the first of B. Left: only among the first of A.",
-            "The rank correlation (Spearman) is of the values of all that both lists have; 1 is the same order.",
+            "kept: among the first of both lists. entered: only among the first of B. left: only among the first of A.",
+            "The rank correlation (Spearman) is over the values of all examples that both lists have; 1 is the same "
+            "order.",
             *(MEANING if distances is not None else ()),
         ),
         classes=_class_table(comparisons, item),
@@ -98,14 +99,14 @@ def compare_page(
 
 
 def _rows(found: Comparison, changed: int) -> list[tuple[str, list[tuple[Pair, Row, Row | None]]]]:
-    """Give rows of A and B in turn, so that they stand side by side: what left and entered, then what was kept.
+    """Give rows of A and B alternately, so that they stand side by side: what left and entered, then what was kept.
 
     Args:
         found: a comparison.
         changed: how many that left, and that entered, at most.
 
     Returns:
-        A heading and the pairs of each row, with the row of its own list and of the other; two empty ones are left out.
+        A heading and the pairs per row, each with its row in its own list and in the other. Empty rows are left out.
     """
 
     def of(change: str, second: bool, most: int) -> list[tuple[Pair, Row, Row | None]]:
@@ -120,26 +121,28 @@ def _rows(found: Comparison, changed: int) -> list[tuple[str, list[tuple[Pair, R
 
     left, entered = of("left", False, changed), of("entered", True, changed)
     kept = [of("kept", second, PLACES) for second in (False, True)]
-    rows = [("Left: only in A", left), ("Entered: only in B", entered)] if left or entered else []
-    return [*rows, ("Kept: in A", kept[0]), ("Kept: in B", kept[1])] if kept[0] else rows
+    kind = "suspicious" if found.effect is None else found.effect
+    gone, new = f"No longer {kind} (left: only in A)", f"Newly {kind} (entered: only in B)"
+    rows = [(gone, left), (new, entered)] if left or entered else []
+    return [*rows, ("In both lists (kept): A", kept[0]), ("In both lists (kept): B", kept[1])] if kept[0] else rows
 
 
 def _heading(found: Comparison) -> str:
     test = found.test if found.test is not None else found.test_path and near_path(Path(found.test_path))
     name = "" if test is None else f"Test example {test}: "
     if found.train is not None:
-        name = f"Training example {found.train}: test examples for which it is "
+        name = f"Training example {found.train}: test examples to which it is "
     return (
         f"{name}{f'most {found.effect}' if found.effect else 'the most suspicious labels'}, {found.overlap:.0%} in both"
     )
 
 
 def _card(pair: Pair, row: Row, other: Row | None, value: str, item: Item, picture: Picture) -> Card:
-    """Show a place of one list, and where the same stands in the other."""
+    """Show an example of one list, and its place in the other list."""
     label, path = _label(row, item), row.get(item.path)
     elsewhere = "not listed" if other is None else f"place {other['rank']}"
     if other is not None and other.get("effect") != row.get("effect"):
-        elsewhere += f" of the {other.get('effect')}"
+        elsewhere += f" of the {other.get('effect')} list"
     relabelled = other is not None and _label(other, item) != label
     tones: dict[str, Tone] = {"kept": "plain", "entered": "entered", "left": "left"}
     return Card(
@@ -148,8 +151,8 @@ def _card(pair: Pair, row: Row, other: Row | None, value: str, item: Item, pictu
         title=f"{row['rank']}. {label}",
         facts=(
             (value, f"{row[value]:.4g}"),
-            ("in the other", elsewhere),
-            *((("its label there", _label(other, item)),) if other is not None and relabelled else ()),
+            ("in the other list", elsewhere),
+            *((("label there", _label(other, item)),) if other is not None and relabelled else ()),
             *((("predicted", str(row[item.predicted])),) if item.predicted and row.get(item.predicted) else ()),
             *(((item.index, str(row[item.index])),) if row.get(item.index) is not None else ()),
             *((("path", str(near_path(Path(str(path))))),) if path is not None else ()),
@@ -165,14 +168,14 @@ def _label(row: Row, item: Item) -> str:
 
 
 def _class_table(comparisons: Sequence[Comparison], item: Item) -> Table:
-    """Count kept, entered and left by label, in all lists."""
+    """Count kept, entered and left per label, over all lists."""
     counts: dict[str, dict[str, int]] = {}
     for found in comparisons:
         for pair in found.pairs:
             own = counts.setdefault(_label(pair.row, item), dict.fromkeys(CHANGES, 0))
             own[pair.change] += 1
     rows = tuple((label, *(f"{own[change]:,}" for change in CHANGES)) for label, own in sorted(counts.items()))
-    return Table("Changes by label", ("label", *CHANGES), rows, "the label in B, in A where B does not list it")
+    return Table("Changes by label", ("label", *CHANGES), rows, "label in B; label in A if B does not list the example")
 
 
 def _table(comparisons: Sequence[Comparison]) -> Table:
@@ -189,12 +192,12 @@ def _table(comparisons: Sequence[Comparison]) -> Table:
         )
         for found in comparisons
     )
-    columns = ("test", "file", "effect", "first", "in both", *CHANGES[1:], "rank correlation", "of")
-    return Table("List by list", columns, rows)
+    columns = ("test", "file", "effect", "first", "in both", *CHANGES[1:], "rank correlation", "over")
+    return Table("Changes by list", columns, rows)
 
 
 def _pictures(read: Reader) -> Picture:
-    """Make small pictures; None of what cannot be read, or is not like an image."""
+    """Make small pictures; None for what cannot be read or is not an image."""
 
     from influence_cli.data.images import as_picture
 

@@ -1,4 +1,4 @@
-"""From a sweep over λ to lines, a table and a chart: how much of the ranking hangs on it."""
+"""From a sweep over λ to lines, a table and a chart: how much the ranking depends on λ."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ COLUMNS = ("λ ×", "λ", "effective dimension kept", "same top", "Spearman", "c
 
 
 def note_sweep(session: Session, rows: Sequence[AtDamping], top: int, what: str) -> None:
-    """Say the sweep on stderr, a line a λ and the verdict, and note it for the run file and the page.
+    """Print the sweep on stderr, one line per λ and the verdict, and note it for the run file and the page.
 
     Args:
         session: of the command.
         rows: of `sweep_influence` or `sweep_self_influence`.
-        top: how many of the first are compared.
-        what: whose ranking it is.
+        top: how many of the first examples are compared.
+        what: which ranking it is.
     """
     say, sentence = session.terminal.say, verdict(rows, top)
     lines = [(*COLUMNS[:3], f"same of top {top:,}", "Spearman", "with identity"), *map(_cells, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    say(f"λ swept, {what}:")
+    say(f"the ranking at other λ ({what}):")
     for line, row in zip(lines, [None, *rows], strict=True):
         text = "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         say(text if row is None or row.obstacle is None else f"{text}  invalid: {row.obstacle}")
@@ -37,7 +37,7 @@ def note_sweep(session: Session, rows: Sequence[AtDamping], top: int, what: str)
 
 
 def sweep_parts(session: Session) -> tuple[tuple[Table, ...], tuple[Chart, ...]]:
-    """Give the table and the chart of a sweep that was noted; nothing where there was none."""
+    """Give the table and the chart of the noted sweep; nothing if there was none."""
     noted = session.run.damping_sweep
     if noted is None:
         return (), ()
@@ -46,7 +46,7 @@ def sweep_parts(session: Session) -> tuple[tuple[Table, ...], tuple[Chart, ...]]
         "The ranking at other λ",
         COLUMNS,
         tuple((*_cells(row)[:-1], "invalid" if row.obstacle else _cells(row)[-1]) for row in rows),
-        f"{noted.ranking}; the first {noted.top:,} of the chosen λ: {noted.verdict}",
+        f"{noted.ranking}; compared with the first {noted.top:,} at the chosen λ: {noted.verdict}",
     )
     places = [number / (len(rows) - 1) for number in range(len(rows))]
     curves = []
@@ -58,7 +58,7 @@ def sweep_parts(session: Session) -> tuple[tuple[Table, ...], tuple[Chart, ...]]
         known = [(place, max(0.0, value)) for place, value in zip(places, values, strict=True) if value is not None]
         curves.append((name, tuple(known)))
     ticks = tuple(f"{row.multiple:g}" for row in rows)
-    chart = Chart("The ranking at other λ", "× λ", "likeness to the ranking at λ", tuple(curves), ticks)
+    chart = Chart("The ranking at other λ", "× λ", "similarity to the ranking at λ", tuple(curves), ticks)
     return (table,), (chart,)
 
 

@@ -1,4 +1,4 @@
-"""From pixel distances to the parts of the page of `compare --distance`. Drawing them is report/html.py's."""
+"""From pixel distances to the parts of the page of `compare --distance`. report/html.py draws them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from influence_cli.results.distances import Distances, Spread, in_words
 from influence_cli.results.reader import Result
 
 MEANING = (
-    "Pixel distance: the root of the summed squared differences of all pixels and colours, both images as RGB in "
-    "[0, 1], the training image scaled to the size of the test image.",
-    "A model that compares pixels leans on what is near: images of the same class help, the others harm, both less "
-    "with the distance. One that has learned more does not follow it (Koh & Liang 2017, figure 4). An image without "
-    "any influence is in no list of rank and is not drawn.",
+    "Pixel distance: the root of the summed squared differences of all pixels and colours. Both images are RGB in "
+    "[0, 1], and the training image is scaled to the size of the test image.",
+    "A model that compares pixels relies on near images: near images of the same class help, near images of other "
+    "classes harm, and distant images do little. A model that has learned more does not follow the distance (Koh & "
+    "Liang 2017, figure 4). An image without any influence is in no list of rank and is not drawn.",
 )
 AXES = ("pixel distance from the test image (RGB in [0, 1])", "influence: estimated rise of the test loss")
-# Points in one scatter; a page of 20 test examples has twice as many scatters, and 5 MB.
+# Points in one scatter plot. A page of 20 test examples has 40 of them and at most 5 MB.
 DRAWN = 2000
 
 
 def distance_section(
     results: tuple[Result, Result], spreads: tuple[Spread, Spread], picture: Callable[[Row], str | None]
 ) -> Section:
-    """Lay out a test image above the scatters of either result, over one axis of distances.
+    """Lay out a test image above the scatter plots of both results, which share one axis of distances.
 
     Args:
         results: A and B.
@@ -74,18 +74,18 @@ def distance_section(
 
 
 def drawn_note(distances: Distances) -> tuple[str, ...]:
-    """Say that a scatter has fewer points than there are images, where it has."""
+    """Say so if a scatter plot has fewer points than there are images."""
     most = max(len(own.distance) for pair in distances.spreads.values() for own in pair)
     if most <= DRAWN:
         return ()
     return (
-        f"Each scatter draws {DRAWN:,} of up to {most:,} images, evenly from the most helpful to the most harmful; the "
-        "numbers below it are of all.",
+        f"Each plot draws {DRAWN:,} of up to {most:,} images, evenly from the most helpful to the most harmful. "
+        "The numbers below it are over all images.",
     )
 
 
 def distance_table(distances: Distances) -> Table:
-    """List the numbers of every scatter."""
+    """List the numbers of every scatter plot."""
 
     def cell(facts: Mapping[str, float | int | None], name: str, form: str) -> str:
         value = facts[name]
@@ -110,5 +110,5 @@ def distance_table(distances: Distances) -> Table:
         for test, pair in distances.spreads.items()
         for letter, own in zip("AB", pair, strict=True)
     ]
-    note = "rank correlation; shares of helpful ones, near: among the nearest tenth of all listed images"
+    note = "rank correlations, and shares of helpful images; near: among the nearest tenth of all listed images"
     return Table("Influence and pixel distance", columns, tuple(rows), note)

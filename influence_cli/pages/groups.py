@@ -1,4 +1,4 @@
-"""From groups to a page: a bar and a line of a table a group, and the most harmful images of the worst."""
+"""From groups to a page: one bar and one table row per group, and the most harmful images of the worst group."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ def groups_page(
         found: the sums.
         facts: of the training examples.
         first: how often each group comes first, of `GroupInfluence.doubt`.
-        verdict: which group it is.
-        actual: the rise of each test loss without a group, by group, where that was trained.
-        count: groups that the result lists, None for all; as many images of each effect, up to `IMAGES`.
+        verdict: which group drives the errors.
+        actual: per group, the rise of each test loss without it, if that was trained.
+        count: groups that the result lists, None for all; as many images per effect, up to `IMAGES`.
     """
     names, total = found.grouping.names, found.total()
     read = np.isfinite(found.mean)
     worst, images = int(total.order[0]), min(count or IMAGES, IMAGES)
-    # Of the worst group alone: NaN takes no part.
+    # Only the worst group: NaN is ignored.
     own = strongest(np.where(found.grouping.members == worst, found.mean, np.nan), images)
     values, members = found.mean[read], found.grouping.members[read]
     what = f"{found.grouping.by}: {names[worst]}"
     rows = (
         Row(
-            f"Most harmful of {what}",
+            f"Most harmful in {what}",
             "removing one of these would lower the loss",
             training_cards(stores[0], facts, own, "harmful", images),
         ),
         Row(
-            f"Most helpful of {what}",
+            f"Most helpful in {what}",
             "removing one of these would raise the loss",
             training_cards(stores[0], facts, own, "helpful", images),
         ),
     )
-    bars = class_bars("Which groups it comes from", "sums over all training examples", values, members, names)
+    bars = class_bars("Influence by group", "sums over all training examples", values, members, names)
     heading = f"Mean over {len(found.tests):,} test example{'s' if len(found.tests) > 1 else ''}"
     most = float(np.abs(values).max(initial=0.0))
     return Page(
@@ -69,14 +69,14 @@ def groups_page(
         sentence=sentence(session, [prepared.task for prepared in stores], stores),
         meaning=(
             f"{verdict[0].upper()}{verdict[1:]}.",
-            "Influence of a group is the sum over its members: the estimated rise of the mean loss if the whole group "
-            "were removed and the model trained again. Below zero the group is harmful. Of a large group the order "
-            "holds rather than the size.",
+            "The influence of a group is the sum over its members: the estimated rise of the mean loss if the group "
+            "were removed and the model trained again. Below zero the group is harmful. For large groups, trust the "
+            "ranking, not the number.",
         ),
         classes=_table(found, first, actual, count),
         sections=(Section(heading, None, rows, bars),),
         histogram=histogram(
-            f"Influence by {found.grouping.by}",
+            f"Distribution of influence by {found.grouping.by}",
             "influence of single training examples",
             values,
             members,
@@ -110,6 +110,6 @@ def _table(
                 *(() if not actual else ("–" if own is None else f"{own.mean():+.3g}",)),
             )
         )
-    columns = (found.grouping.by, "examples", "influence", "per example", "of all harmful influence", "first")
+    columns = (found.grouping.by, "examples", "influence", "per example", "share of harmful influence", "first")
     note = "first: how often the group is the most harmful one in 1,000 bootstrap samples of the test examples"
     return Table("Groups", (*columns, "actual") if actual else columns, tuple(rows), note)

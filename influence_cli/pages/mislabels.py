@@ -1,4 +1,4 @@
-"""From suspicious labels to a page: tables, a chart, the gallery. Drawing it is report/html.py's."""
+"""From suspicious labels to a page: tables, a chart, the gallery. report/html.py draws it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 import xxhash
 
 from influence_cli.data.split import Split
+from influence_cli.errors import counted
 from influence_cli.mislabels.find import Mislabels
 from influence_cli.mislabels.noise import Noise
 from influence_cli.model.task import Task
 from influence_cli.pages.damping_sweep import sweep_parts
 from influence_cli.pages.parts import config_text, example_thumbnail, path_fact, sentence
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.report.charts import Chart, histogram
+from influence_cli.report.charts import Chart, histogram, recovery_chart
 from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table
 from influence_cli.results.record import (
     BesidesRecord,
@@ -31,26 +32,28 @@ from influence_cli.results.run import command_line
 if TYPE_CHECKING:
     from influence_cli.results.run import Session
 
-# Labels on one page: an afternoon's work, and most of its images fit 5 MB.
+# Labels on one page: an afternoon of work, and most of their images fit into 5 MB.
 PAGE = 500
-# Pairs, outliers and class pairs of each kind on one page.
+# Duplicate pairs, unusual images and pairs of classes on one page.
 SHOWN = 20
-# Images beside each one that look like it.
+# Similar images shown next to each one.
 NEIGHBOURS = 5
 
+# What the score of a signal is; nothing for the default, whose score the reader only needs to compare.
 _SIGNAL_MEANING = {
-    "combined": "how unlikely the label is to readout, neighbours and, unless it has memorised its labels, the model.",
-    "readout": "how unlikely the label is to a linear readout of all layers that has not seen it.",
-    "neighbours": "how unlikely the label is by the labels of the nearest examples in the layers' leading components.",
-    "logistic": "how unlikely the label is to a logistic readout that has not seen it, to first order.",
-    "pred-probs": "how unlikely the label is by the probabilities of the given file.",
+    "combined": "",
+    "readout": "how unlikely the label is according to a linear readout of all layers that has not seen it.",
+    "neighbours": "how unlikely the label is according to the labels of the most similar images.",
+    "logistic": "how unlikely the label is according to a logistic readout that has not seen it (to first order).",
+    "pred-probs": "how unlikely the label is according to the probabilities of the given file.",
     "loss": "the model's loss on the given label.",
-    "margin": "the probability of the best other class less that of the given label.",
-    "self-influence": "the estimated rise of an example's own loss if it were removed from training; "
-    "large means that the model knows this label from this example alone.",
-    "gradient-norm": "the size of the example's gradient.",
-    "tracin": "the squared size of the example's gradient, mean of the checkpoints.",
-    "test-influence": "the estimated fall of the mean test loss if the example were removed: harmful on average.",
+    "margin": "the probability of the best other class minus that of the given label.",
+    "self-influence": "the estimated rise of an example's own loss if it were removed from training. "
+    "A large value means that the model knows this label from this example alone.",
+    "gradient-norm": "the norm of the example's gradient.",
+    "tracin": "the squared norm of the example's gradient, mean over the checkpoints.",
+    "test-influence": "the estimated fall of the mean test loss if the example were removed. "
+    "A large value means that the example is harmful on average.",
 }
 
 
@@ -63,27 +66,25 @@ def mislabels_page(
     count: int,
     signal: str,
 ) -> Page:
-    """Lay out suspicious labels: tables of quality, noise and classes, the gallery, and what was found besides."""
+    """Lay out suspicious labels: tables of quality, noise and classes, the gallery, and other data issues."""
     classes = tasks[0].classes
     cards = tuple(_card(result, split, classes, row, number) for number, row in enumerate(result.order[:count], 1))
     meaning = [
-        f"Ordered by {signal}: {_SIGNAL_MEANING[signal]}",
-        "suggested is the class of largest probability"
-        + (
-            " by evidence that has not seen the label." if result.opinions and signal not in ("loss", "margin") else "."
-        ),
-        "A high score is a reason to look, not a verdict: rare but right examples score high as well.",
+        "Most suspicious first." + (f" The score is {signal}: {text}" if (text := _SIGNAL_MEANING[signal]) else ""),
+        "suggested: the likeliest class"
+        + (", judged without the given label." if result.opinions and signal not in ("loss", "margin") else "."),
+        "A high score is a reason to look, not a verdict: rare images with correct labels score high too.",
     ]
     if result.noise is not None and result.noise.count:
         expected = float(result.noise.expected_precision(result.order)[result.noise.count - 1])
         meaning.insert(
             1,
-            f"About {result.noise.count:,} of {len(result.order):,} labels are wrong by the estimate "
-            f"({result.noise.rate:.1%}); of as many first ones {expected:.0%} are expected to be.",
+            f"About {result.noise.count:,} of {len(result.order):,} labels are wrong ({result.noise.rate:.1%}, an "
+            f"estimate). Expect about {expected:.0%} of the first {result.noise.count:,} to be wrong.",
         )
     meaning.append(
-        "Decide below, by mouse or keys; this browser keeps the decisions. Export writes decisions.csv, and "
-        "influence relabel decisions.csv makes new labels of it."
+        "Decide below with the mouse or the keyboard. This browser keeps your decisions. Export saves decisions.csv; "
+        "influence relabel decisions.csv turns it into new labels."
     )
     sections = [Section("Most suspicious labels", None, (Row("", "", cards),)), *_besides(result, split, classes)]
     tables, charts = sweep_parts(session)
@@ -98,7 +99,7 @@ def mislabels_page(
         ),
         charts=(*_recovery_chart(session, signal), *charts),
         tables=(*_truth_table(session), *_noise_table(session), *tables),
-        notes=(f"The {len(cards)} most suspicious of {len(result.order):,} examples are shown.",),
+        notes=(f"The page shows the {len(cards)} most suspicious of {len(result.order):,} examples.",),
         command=command_line(),
         config=config_text(session),
         desk=Desk(_desk_key(split, classes), split.name, len(split.labels), tuple(classes)),
@@ -106,10 +107,10 @@ def mislabels_page(
 
 
 def _desk_key(split: Split, classes: Sequence[str]) -> str:
-    """Name a data set and its labels: decisions go on from page to page until a label changes."""
+    """Name a data set and its labels: pages share their decisions until a label changes."""
     state = xxhash.xxh3_128("\0".join((split.name, *classes)).encode(errors="surrogatepass"))
     state.update(split.labels.tobytes())
-    # From the folder that all files lie in: a project that is moved as a whole stays the same.
+    # Relative to the folder that all files are in: moving the whole project changes nothing.
     root = os.path.commonpath([os.path.dirname(path) for path in split.paths]) if split.paths else ""  # noqa: PTH120
     state.update("\0".join(path.removeprefix(root) for path in split.paths or ()).encode(errors="surrogatepass"))
     return state.hexdigest()
@@ -135,7 +136,7 @@ def noise_record(result: Mislabels, noise: Noise, classes: Sequence[str]) -> Noi
 
 
 def besides_record(result: Mislabels, split: Split, classes: Sequence[str]) -> BesidesRecord:
-    """Gather what was found besides for the run file, by position in the data set."""
+    """Gather the data issues beyond single labels for the run file, by position in the data set."""
     found, indices = result.besides, result.facts.indices
 
     def named(row: int) -> NamedExample:
@@ -189,18 +190,18 @@ def _neighbour(result: Mislabels, split: Split, classes: Sequence[str], row: int
 
 
 def _besides(result: Mislabels, split: Split, classes: Sequence[str]) -> list[Section]:
-    """Show pairs of the same or nearly the same image with two labels, and images far from every other."""
+    """Show pairs of the same or nearly the same image with different labels, and images far from every other."""
     found, sections = result.besides, []
     pairs = [*found.duplicates[:SHOWN], *found.alike[: SHOWN - len(found.duplicates[:SHOWN])]]
     if pairs:
         cards = tuple(_card(result, split, classes, row) for pair in pairs for row in pair)
         total = len(found.duplicates) + len(found.alike)
-        note = f"the first {len(pairs)} of {total:,} pairs, side by side"
+        note = f"the first {len(pairs):,} of {counted(total, 'pair')}, side by side"
         sections.append(Section("Duplicates with different labels", None, (Row("", note, cards),)))
     if len(found.outliers):
         cards = tuple(_card(result, split, classes, row) for row in found.outliers[:SHOWN])
         note = f"the first {len(cards)} of {len(found.outliers):,}, farthest from every other example"
-        sections.append(Section("Outliers", None, (Row("", note, cards),)))
+        sections.append(Section("Unusual images", None, (Row("", note, cards),)))
     return sections
 
 
@@ -216,9 +217,9 @@ def _class_table(result: Mislabels, classes: Sequence[str]) -> Table:
         rows.append((name, str(int(own.sum())), str(int((own & flagged).sum())), str(int(others.sum())), common))
     return Table(
         "Classes",
-        ("label", "examples", "probably wrong", "differ from the suggested", "most common suggestion"),
+        ("label", "examples", "probably wrong", "differ from suggested", "most common suggestion"),
         tuple(rows),
-        "all examples, not only those shown",
+        "over all examples, not only those shown",
     )
 
 
@@ -228,29 +229,27 @@ def _noise_table(session: Session) -> tuple[Table, ...]:
         return ()
     both = {frozenset(pair.classes) for pair in besides.confused}
     rows = tuple(
-        (p.label, p.true, str(p.count), "both ways" if frozenset((p.label, p.true)) in both else "–")
+        (p.label, p.true, str(p.count), "yes" if frozenset((p.label, p.true)) in both else "–")
         for p in noise.pairs[:SHOWN]
     )
     return (
         Table(
-            "Which labels are taken for which",
-            ("label", "truly", "examples", "confused"),
+            "Which classes are mixed up",
+            ("label", "probably", "examples", "in both directions"),
             rows,
-            "by confident learning, estimated",
+            "estimated by confident learning",
         ),
     )
 
 
 def _recovery_chart(session: Session, signal: str) -> tuple[Chart, ...]:
-    """Draw what the ranking finds beside the loss, the best other signal, and random order."""
+    """Draw what the ranking finds, next to the loss, the best other signal and random order."""
     recovery, truth = session.run.recovery, session.run.truth
     if recovery is None or truth is None:
         return ()
     best = [q.signal for q in truth if q.signal not in (signal, "loss", "random")]
     names = [name for name in dict.fromkeys((signal, "loss", *best[:1])) if name in recovery.found]
-    curves = [(name, tuple(zip(recovery.checked, recovery.found[name], strict=True))) for name in names]
-    curves.append(("random", tuple((share, share) for share in recovery.checked)))
-    return (Chart("Recovery", "of the examples checked", "wrong labels found", tuple(curves)),)
+    return (recovery_chart("Wrong labels found", {name: recovery.found[name] for name in names}, recovery.checked),)
 
 
 def _truth_table(session: Session) -> tuple[Table, ...]:
@@ -269,12 +268,13 @@ def _truth_table(session: Session) -> tuple[Table, ...]:
         )
         for q in session.run.truth
     )
-    columns = ("signal", "AP", "from", "to", "AUROC", *(f"{share:.0%}" for share in CHECKED), "right")
+    columns = ("signal", "AP", "from", "to", "AUROC", *(f"{share:.0%}" for share in CHECKED), "suggestion right")
     return (
         Table(
             "Measured against the truth",
             columns,
             rows,
-            "95% of the AP; the share of the wrong labels found at each share checked; right suggestions",
+            "average precision with its 95% interval; share of the wrong labels found per share of examples checked; "
+            "share of right suggestions",
         ),
     )

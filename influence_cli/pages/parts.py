@@ -22,7 +22,7 @@ from influence_cli.report.html import Card
 if TYPE_CHECKING:
     from influence_cli.results.run import Session
 
-# Test examples with a gallery of their own on one page, and images in a row of it.
+# Test examples that get their own gallery on one page, and images per row of it.
 SHOWN, IMAGES = 20, 50
 
 
@@ -56,8 +56,12 @@ def training_cards(
 
 
 def test_title(test: TestFacts, classes: Sequence[str]) -> str:
-    name = f"Test example {test.index}" if test.index is not None else str(near_path(Path(str(test.path))))
-    return f"{name}: loss of {classes[test.target]}"
+    """Say in a heading what a test example is and what the model says: ``#24: Ankle-boot, predicted Sneaker (82%)``."""
+    name = f"#{test.index}" if test.index is not None else str(near_path(Path(str(test.path))))
+    label = "" if test.label is None else f"{classes[test.label]}, "
+    plain = test.target == (test.predicted if test.label is None else test.label)
+    explained = "" if plain else f"; loss of {classes[test.target]}"
+    return f"{name}: {label}predicted {classes[test.predicted]} ({test.confidence:.0%}){explained}"
 
 
 def test_card(prepared: Prepared, test: TestFacts) -> Card:
@@ -84,7 +88,7 @@ def test_card(prepared: Prepared, test: TestFacts) -> Card:
 
 
 def example_thumbnail(split: Split, index: int, size: int = 96) -> str | None:
-    """Give a small picture of an example; None where it cannot be read or is not like one."""
+    """Give a small picture of an example; None if it cannot be read or is not an image."""
     try:
         image = raw_image(split, index)
     except InfluenceError:
@@ -98,10 +102,12 @@ def path_fact(split: Split, index: int) -> tuple[tuple[str, str], ...]:
 
 
 def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared], method: str = "") -> str:
-    """Say what was run on what: model, data, method, curvature where there is any, seconds."""
+    """Say what was run on what: model, data, method, curvature if there is any, seconds."""
     task, config = tasks[0], session.config
     if config.model.is_one_run:
-        source = f"{tasks[-1].checkpoint.name}, the last of {len(tasks)} checkpoints of a run ({config.model.ensemble})"
+        source = (
+            f"{tasks[-1].checkpoint.name}, the last of {len(tasks)} checkpoints of one run ({config.model.ensemble})"
+        )
     else:
         source = task.checkpoint.name + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
     found = (
@@ -118,7 +124,7 @@ def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]
 
 
 def _data_name(config: Config) -> str:
-    """Name the training data: the data set's class, and the folder that it is told."""
+    """Name the training data: the class of the data set, and its folder if it has one."""
     root = config.train.args.get("root")
     return config.train.dataset.rpartition(".")[2] + (f" {root}" if isinstance(root, str) else "")
 

@@ -1,4 +1,4 @@
-"""The page of `influence perturb`: a training image, and which of its pixels move the loss of each test example."""
+"""The page of `influence perturb`: a training image, and which of its pixels change the loss of each test example."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from influence_cli.results.run import command_line
 if TYPE_CHECKING:
     from influence_cli.results.run import Session
 
-# Large enough for single pixels of a small image to be told apart.
+# Large enough to tell single pixels of a small image apart.
 SIZE = 280
 
 
@@ -36,9 +36,9 @@ def perturb_page(
         session: of the command.
         stores: what was prepared for each checkpoint.
         batch: the training example.
-        found: one a test example.
-        scale: of the pixels, where it is known.
-        delta: what the change is called; None where there is none.
+        found: one per test example.
+        scale: of the pixels, if it is known.
+        delta: what the change is called; None if there is none.
     """
     prepared = stores[0]
     task, index = prepared.task, int(batch.indices[0])
@@ -59,8 +59,8 @@ def perturb_page(
         )
         pixels = Card(
             image=thumbnail(draw_map(batch.inputs[0], one.slope, scale), SIZE),
-            alt="the same image, coloured by how its pixels move the loss",
-            title="which pixels",
+            alt="the same image; colours show how its pixels change the loss",
+            title="which pixels matter",
             facts=(
                 ("red", "a lighter pixel raises the loss"),
                 ("blue", "a lighter pixel lowers it"),
@@ -72,17 +72,20 @@ def perturb_page(
         sections.append(Section(test_title(one.test, task.classes), test_card(prepared, one.test), rows))
     notes = []
     if len(found) > SHOWN:
-        notes.append(f"{len(found) - SHOWN} further test examples are in the rows, not on this page.")
+        notes.append(f"{len(found) - SHOWN} more test examples are in the rows of the result, not on this page.")
     meaning = [
-        "The map is the estimated rise of the test example's loss per change of each pixel of the training image, if "
-        "the model were trained again with it (Koh & Liang 2017, section 2.2).",
+        "The map shows, per pixel of the training image, the estimated rise of the test example's loss if that pixel "
+        "became lighter and the model were trained again (Koh & Liang 2017, section 2.2).",
     ]
     if delta is not None:
-        what = "the change that raises the loss most while rounding to 8 bits hides it" if delta == "hidden" else delta
-        meaning.append(
-            f"estimated and replaced are the rise for {what}: to first order in the change, and without that "
-            "restriction; actual is that of training again."
-        )
+        hidden = "the one that raises the loss most among those that rounding to 8 bits hides"
+        what = hidden if delta == "hidden" else delta
+        meaning += [
+            f"The change: {what}.",
+            "estimated: the rise of the loss for this change, to first order in the change.",
+            "replaced: the influence of the old image minus that of the changed image, for changes that are not small.",
+            "actual: the rise of the loss after training again.",
+        ]
     return Page(
         title="influence perturb",
         sentence=sentence(session, [own.task for own in stores], stores),

@@ -1,4 +1,4 @@
-"""From a ranking to a page: which images, which captions, which sentence. Drawing it is report/html.py's."""
+"""From a ranking to a page: which images, which captions, which sentence. report/html.py draws it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from influence_cli.errors import counted
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, explained
 from influence_cli.influence.normalise import MEANING
 from influence_cli.influence.test_selection import Selected
@@ -40,12 +41,12 @@ def rank_page(
         session: of the command.
         stores: what was prepared for each checkpoint.
         group: the first test examples and their strongest training examples.
-        kept: all influence [m, n] on the first `SHOWN` of them, NaN of what could not be read.
+        kept: all influence [m, n] on the first `SHOWN` of them, NaN for examples that could not be read.
         facts: of the training examples.
         selected: all test examples that were asked for.
-        count: rows of each effect in the result; as many images, up to `IMAGES`.
+        count: rows per effect in the result; as many images, up to `IMAGES`.
         aggregate: whether the mean of all test examples is explained.
-        attribution: the method that colours the pixels of each test image beside it; None for none.
+        attribution: the method that colours the pixels of each test image next to it; None for none.
     """
     prepared, shown = stores[0], min(count, IMAGES)
     classes = prepared.task.classes
@@ -77,23 +78,24 @@ def rank_page(
                         training_cards(prepared, facts, found, "harmful", shown),
                     ),
                 ),
-                bars=class_bars("Which labels it comes from", "sums over all training examples", own, labels, classes),
+                bars=class_bars("Influence by training class", "sums over all images", own, labels, classes),
             )
         )
     notes = []
     if not aggregate and len(selected) > len(sections):
-        notes.append(f"{len(selected) - len(sections)} further test examples are in the rows, not on this page.")
+        more = len(selected) - len(sections)
+        notes.append(f"{more} more test examples are in the rows of the result, not on this page.")
     if count > shown:
-        notes.append(f"Of each row the first {shown} images are shown; the rows of the result have all {count:,}.")
+        notes.append(f"Each list shows the first {shown} images; the rows of the result have all {count:,}.")
     meaning = [
         "Influence is the estimated rise of the test example's loss if one training example were removed and the "
-        "model trained again" + (", in nats." if session.config.has_unit else "; similarity of gradients has no unit."),
+        "model trained again" + (", in nats." if session.config.has_unit else ". Gradient similarity has no unit."),
         "Above zero the example is helpful: removing it hurts. Below zero it is harmful: removing it helps.",
-        "Look at the harmful ones first: a wrong label, a duplicate with another label, or a case that the classes do "
-        "not cover.",
+        "Look at the harmful images first. They may have a wrong label, duplicate an image with another label, or fit "
+        "none of the classes.",
     ]
     if (normalise := session.run.normalise) is not None:
-        meaning.append(f"Images are ranked by `normalised`: {MEANING[normalise]}. Bars and histogram show influence.")
+        meaning.append(f"Images are ranked by normalised: {MEANING[normalise]}. Bars and histogram show influence.")
     most = float(np.abs(values).max(initial=0.0))
     tables, charts = sweep_parts(session)
     return Page(
@@ -103,8 +105,8 @@ def rank_page(
         classes=_class_table(values, labels, classes),
         sections=tuple(sections),
         histogram=histogram(
-            "Influence by label",
-            "influence on " + ("the mean" if aggregate else f"the {len(sections)} test examples above"),
+            "Distribution of influence by label",
+            "influence on " + ("the mean" if aggregate else f"the {counted(len(sections), 'test example')} above"),
             values.ravel(),
             np.tile(labels, len(values)),
             classes,
@@ -120,7 +122,7 @@ def rank_page(
 
 
 def _class_table(values: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Table:
-    """Sum the influence by label, mean of the test examples on the page."""
+    """Sum the influence per label, averaged over the test examples on the page."""
     mean = values.mean(axis=0)
     rows = []
     for number, name in enumerate(classes):
@@ -130,12 +132,12 @@ def _class_table(values: np.ndarray, labels: np.ndarray, classes: Sequence[str])
             sums = tuple(f"{value:+.3g}" for value in (helpful, harmful, helpful + harmful))
             rows.append((name, f"{int(own.sum()):,}", f"{int((mean[own] < 0).sum()):,}", *sums))
     note = "" if len(values) == 1 else f"mean over the {len(values)} test examples on this page"
-    columns = ("label", "examples", "harmful ones", "helpful influence", "harmful influence", "sum")
+    columns = ("label", "examples", "harmful examples", "helpful influence", "harmful influence", "sum")
     return Table("Training examples by label", columns, tuple(rows), note)
 
 
 def plot_title(group: Group, classes: Sequence[str], aggregate: bool) -> str:
-    """Say whose influence a plot of the first test example, or of the mean of all of them, shows."""
+    """Title a plot of the influence on the first test example, or on the mean of all of them."""
     if aggregate:
         return f"Mean over {len(group.tests)} test examples"
     return test_title(group.tests[0], classes) + (" (the first test example)" if len(group.tests) > 1 else "")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.data.batches import read_batches, refuse_unreadable
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.scores import perturbation
 from influence_cli.perturb.eight_bit import PixelScale, ball
@@ -33,7 +34,7 @@ from influence_cli.retrain.top_layer import (
     pixel_slopes,
     with_graph,
 )
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Training images whose pixels are checked for an attack, and per test example of `rank_attackable`.
 LOOKED_AT, ASKED = 50, 10
@@ -131,7 +132,7 @@ def right_row(top: TopLayer, index: int) -> int:
     Raises:
         InfluenceError: it is already misclassified.
     """
-    row = int(np.searchsorted(top.test_indices, index))
+    row = int(rows_of(top.test_indices, [index])[0])
     outputs, label = top.outputs(top.w)[row], int(top.tests.targets[row])
     predicted = int(outputs.argmax())
     if predicted != label:
@@ -166,7 +167,7 @@ def attack_prediction(
     task = top.task
     if isinstance(images, int):
         images = attack_order(top, row, scale, images)[:images]
-    chosen = torch.from_numpy(np.searchsorted(task.train.indices, np.array(images)))
+    chosen = torch.from_numpy(rows_of(task.train.indices, images))
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
     found = _climb(top, row, scale, chosen, rounds)
     before, after = top.outputs(top.w), top.outputs(found.w)
@@ -306,7 +307,9 @@ def _largest(top: TopLayer, s: Tensor, count: int) -> Tensor:
     return torch.argsort(norms, descending=True, stable=True)[:count].cpu()
 
 
-def rank_attackable(top: TopLayer, rows: Sequence[int], scale: PixelScale, terminal: Terminal) -> list[Attackable]:
+def rank_attackable(
+    top: TopLayer, rows: Sequence[int], scale: PixelScale, terminal: Terminal | None = None
+) -> list[Attackable]:
     """Rank test examples by how easily one training image flips their prediction.
 
     The margin m is between the label and the next class. Its slope ∇_W(−m) replaces that of the loss, and the gain is
@@ -322,6 +325,7 @@ def rank_attackable(top: TopLayer, rows: Sequence[int], scale: PixelScale, termi
     Returns:
         Largest gain / margin first; ties by position.
     """
+    terminal = or_silent(terminal)
     outputs, labels = top.outputs(top.w), top.tests.targets
     right = [row for row in rows if int(outputs[row].argmax()) == int(labels[row])]
     found: list[Attackable] = []

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import parameter_vectors
 from influence_cli.data.batches import Batch
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.influence.ensemble import make_inverses, solved_vectors, test_stores
 from influence_cli.influence.example_facts import TestFacts
@@ -31,6 +31,7 @@ from influence_cli.influence.test_gradients import group_size, test_gradients
 from influence_cli.influence.test_selection import Selected
 from influence_cli.model.network import Network, differentiable_attention, recurrent_backward, unflatten
 from influence_cli.model.outputs import logits_of
+from influence_cli.model.task import only_task
 from influence_cli.passes.gradient_products import products
 from influence_cli.perturb.inputs import read_training_image
 from influence_cli.precompute.prepared import Prepared
@@ -38,7 +39,7 @@ from influence_cli.retrain.newton import Outputs, Problem, factor_of, losses_und
 from influence_cli.retrain.newton_update import follow
 from influence_cli.retrain.output_layer import NewtonRecord, explained_outputs, is_convex, to_minimum
 from influence_cli.retrain.training import check_whole
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 BATCH = 256
 
@@ -134,11 +135,10 @@ def perturb_image(
     index: int,
     selected: Sequence[Selected],
     *,
-    config: Config,
     change: Callable[[Tensor], Tensor] | None = None,
     target: str = "label",
     retrain: bool = False,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     strict: bool = False,
 ) -> Perturbation:
     """Estimate what changes of a training image do to the loss of test examples.
@@ -147,7 +147,6 @@ def perturb_image(
         stores: what was prepared for each checkpoint; rows are not needed; estimates are averaged.
         index: position of the training image.
         selected: which test examples.
-        config: for ``curvature``.
         change: from the slope [C, H, W] to a δ of its shape; None for the slope alone.
         target: whose loss is explained, as for ``rank_training``.
         retrain: retrain an output layer with x + δ, for the actual rise.
@@ -158,10 +157,11 @@ def perturb_image(
         InfluenceError: the image is not in use, the model is not differentiable with respect to its input, or
             ``retrain`` without an output layer under a convex loss.
     """
+    terminal = or_silent(terminal)
     task = stores[0].task
     batch = read_training_image(task, index)
     again = _Again(stores, batch, terminal) if retrain else None
-    inverses = make_inverses(stores, config, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict)
     found: list[Perturbed] = []
     asked = test_stores(stores, inverses)
     size = group_size([*stores, *asked], 1)
@@ -243,11 +243,7 @@ class _Again:
     """Trains an output layer to its minimum, and retrains it for every changed image, by Newton steps in float64."""
 
     def __init__(self, stores: Sequence[Prepared], batch: Batch, terminal: Terminal) -> None:
-        if len(stores) > 1:
-            raise InfluenceError(
-                f"--retrain retrains one checkpoint, but the config lists {len(stores)}",
-                f"-s model.checkpoint={stores[0].task.checkpoint}",
-            )
+        only_task([prepared.task for prepared in stores], "--retrain retrains one checkpoint")
         prepared = stores[0]
         layer = prepared.choice.output
         check_whole(prepared.task)
@@ -261,7 +257,7 @@ class _Again:
         self._inverse = torch.cholesky_inverse(factor_of(self._problem, self._w))
         # The last change and its weights: many test examples use the same change.
         self._done: tuple[np.ndarray, Tensor] | None = None
-        self._row = int(np.searchsorted(prepared.task.train.indices, batch.indices[0]))
+        self._row = int(rows_of(prepared.task.train.indices, batch.indices[:1])[0])
 
     def held_out(self, selected: Sequence[Selected], tests: Sequence[TestFacts]) -> Outputs:
         """Run test examples up to the output layer."""

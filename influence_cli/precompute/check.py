@@ -28,7 +28,7 @@ from influence_cli.precompute.budget import row_bytes
 from influence_cli.precompute.cost import estimate
 from influence_cli.precompute.prepare import decide
 from influence_cli.precompute.prepared import store_path
-from influence_cli.runtime.terminal import Terminal, duration
+from influence_cli.runtime.terminal import Terminal, duration, or_silent
 from influence_cli.store.store import Store
 
 SAMPLE = 512
@@ -71,7 +71,7 @@ class Measured:
 
 
 def check_run(
-    config: Config, *, full: bool = False, terminal: Terminal, skip_unreadable: bool = False
+    config: Config, *, full: bool = False, terminal: Terminal | None = None, skip_unreadable: bool = False
 ) -> list[Finding]:
     """Load model, checkpoint and data; measure accuracy, loss and gradient on a seeded sample; plan the store.
 
@@ -87,7 +87,8 @@ def check_run(
     Raises:
         InfluenceError: whatever would stop the other commands.
     """
-    tasks = load_tasks(config, terminal)
+    terminal = or_silent(terminal)
+    tasks = load_tasks(config)
     findings = _data_findings(tasks[0])
     for number, task in enumerate(tasks):
         if len(tasks) > 1:

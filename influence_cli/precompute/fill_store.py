@@ -17,9 +17,10 @@ from torch import Tensor
 
 from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.model.network import Network
-from influence_cli.model.task import Task
+from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import check_gradients
 from influence_cli.runtime import distributed, exchange
 from influence_cli.runtime.memory import is_out_of_memory
@@ -71,6 +72,7 @@ def fill_store(
             advance = distributed.counted(bar)
             for number in distributed.turns(len(jobs)):
                 file, blocks, own = jobs[number]
+                measure_loading(task, terminal)
                 indices = task.train.indices[layout.span(blocks)]
                 fill_blocks(task, network, basis, file, own - blocks.start, indices, filled, advance, skip)
     except KeyboardInterrupt:
@@ -197,7 +199,7 @@ def block_rows(
         pieces.append((_host(own), _host(losses), _host(outputs)))
         advance(len(piece))
     width = network.size if basis is None else basis.width
-    place = np.searchsorted(indices, batch.indices)
+    place = rows_of(indices, batch.indices)
     rows, all_losses, all_outputs = (
         _rows_in_place([piece[column] for piece in pieces], place, (len(indices), *shape))
         for column, shape in enumerate(((width,), (), (len(task.classes),)))

@@ -25,7 +25,7 @@ from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.model.losses import may_lack_curvature
 from influence_cli.model.network import evaluate
-from influence_cli.model.task import Task, set_precision, training_batches
+from influence_cli.model.task import Task, measure_loading, set_precision, training_batches
 from influence_cli.passes.finite import refuse_culprit, refuse_product
 from influence_cli.passes.layers import forward
 from influence_cli.precompute.fit_file import fit_path, load_progress, saving
@@ -115,6 +115,7 @@ def _fit_layers(
     begun = progress or Progress(STAGES[0], arrays={"seed": torch.tensor(task.seed), "batch": torch.tensor(batch)})
     catch_up(begun)
     layers, part = len(make_plan(network).layers), distributed.size()
+    measure_loading(task, terminal)
     sample, every = _sample(task, choice)
     totals = {"covariances": len(sample) // part, "eigenvectors": layers // part}
     bars = _Bars(terminal, choice.method, totals, len(task.train) // part, progress)
@@ -235,6 +236,7 @@ def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
 
 def _fit_arnoldi(task: Task, choice: Choice, terminal: Terminal, own: dict[str, Any], batch: int, skip: bool) -> Fitted:
     network = choice.network
+    measure_loading(task, terminal)
     examples = hold(training_batches(task, skip), task.device, batch)
     like = next(network.model.parameters()).detach()
     product = mean_product(network, examples, choice.matrix, 0.0)
@@ -265,6 +267,7 @@ def _compute_matrix(
         terminal.say(f"resuming with the matrix in {file}: {progress.examples:,} examples done")
     # TF32 would round eigenvalues below zero: that precision is for gradients.
     set_precision("float32")
+    measure_loading(task, terminal)
     try:
         count = len(task.train) // distributed.size()
         with saving(file, own, terminal) as save, terminal.progress(count, what) as advance:

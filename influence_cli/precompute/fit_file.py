@@ -47,7 +47,6 @@ def save_progress(path: Path, progress: Progress, fingerprint: Mapping[str, str]
     Raises:
         InfluenceError: the disk is full or gone; what was there stays.
     """
-    part = path.with_name(path.name + ".part")
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in progress.arrays.items()}
     facts = {
         "stage": progress.stage,
@@ -58,20 +57,14 @@ def save_progress(path: Path, progress: Progress, fingerprint: Mapping[str, str]
     }
     text = json.dumps(facts)
     try:
-        save_file(arrays, part, metadata={"progress": text, "xxh3": xxhash.xxh3_64_hexdigest(text.encode())})
-        with part.open("r+b") as file:
-            disk.flush(file)
-        disk.replace(part, path)
+        with disk.whole(path) as part:
+            save_file(arrays, part, metadata={"progress": text, "xxh3": xxhash.xxh3_64_hexdigest(text.encode())})
     except (OSError, SafetensorError) as error:
-        disk.remove(part)
         need = sum(tensor.nbytes for tensor in arrays.values()) + len(text)
         raise InfluenceError(
-            f"{path} cannot be written: {disk.failure(error, part, need)}",
+            f"{path} cannot be written: {disk.failure(error, disk.part_of(path), need)}",
             "free disk space; if the run is interrupted, work since the last write is lost",
         ) from error
-    except BaseException:
-        disk.remove(part)
-        raise
 
 
 def load_progress(path: Path, fingerprint: Mapping[str, str]) -> Progress | None:

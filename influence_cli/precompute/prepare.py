@@ -40,21 +40,22 @@ from influence_cli.precompute.make_store import (
     make_store,
     remove_fits,
 )
-from influence_cli.precompute.prepared import Prepared, store_path
+from influence_cli.precompute.prepared import InverseSettings, Prepared, settings_of, store_path, store_paths
 from influence_cli.precompute.staleness import changed_blocks, check_code
 from influence_cli.runtime import disk, distributed
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 from influence_cli.store.store import READ, SKIPPED, Store, block_sums, predicted_classes
 
 
-def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal, **how: bool) -> list[Prepared]:
+def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal | None = None, **how: bool) -> list[Prepared]:
     """Give the curvature and the complete store of every checkpoint; ``how`` goes to ``prepare``."""
+    terminal = or_silent(terminal)
     return [prepare(config, number, task, terminal, **how) for number, task in enumerate(tasks)]
 
 
-def all_complete(config: Config, tasks: Sequence[Task]) -> bool:
+def all_complete(config: Config) -> bool:
     """Say whether the store of every checkpoint exists with all its rows; prepare checks whether it fits."""
-    return all(_is_complete(store_path(config, number)) for number in range(len(tasks)))
+    return all(_is_complete(path) for path in store_paths(config))
 
 
 def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batch]:
@@ -95,7 +96,7 @@ def prepare(
     config: Config,
     number: int,
     task: Task,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     *,
     overwrite: bool = False,
     skip_unreadable: bool = False,
@@ -120,12 +121,13 @@ def prepare(
         InfluenceError: the store belongs to another run, is too large for budget or disk, is damaged, an example
             cannot be read or has no finite loss.
     """
+    terminal = or_silent(terminal)
     started = time.perf_counter()
     path = store_path(config, number)
     choice, batch = decide(config, task, terminal)
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
     if on_the_fly:
-        return _without_rows(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
+        return _without_rows(config, number, task, choice, batch, wanted, terminal, skip_unreadable)
     makes, grows, writes = distributed.from_first(lambda: _to_do(task, path, wanted, overwrite, repair))
     # The writer is alone from here on, so that two that start together do not both fit the curvature.
     with alone(path) if writes else nullcontext():
@@ -138,7 +140,7 @@ def prepare(
         if len(todo):
             remove_fits(path)  # a kill can leave it next to a store with the whole curvature
             fill_store(task, choice.network, basis, path, todo, terminal, skip_unreadable)
-    prepared = _prepared(task, choice, path, basis, spectrum, started)
+    prepared = _prepared(task, choice, path, basis, spectrum, settings_of(config, number), started)
     return _remark(prepared, terminal, a_run=config.model.is_one_run)
 
 
@@ -195,16 +197,17 @@ def stored_basis(path: Path, choice: Choice, task: Task, *, whole: bool = False)
 
 def _without_rows(
     config: Config,
+    number: int,
     task: Task,
     choice: Choice,
     batch: Batch,
-    path: Path,
     wanted: dict[str, str],
     terminal: Terminal,
     skip: bool,
 ) -> Prepared:
     """Fit the curvature and keep it in the store's file, without rows."""
     started = time.perf_counter()
+    path, settings = store_path(config, number), settings_of(config, number)
     size = distributed.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
     known = known_curvature(choice, path, wanted) if choice.has_basis else Fitted()
     if known is not None:
@@ -221,11 +224,17 @@ def _without_rows(
             remove_fits(path)
             fitted = handed_round(fitted)
     basis, spectrum = open_basis(fitted, choice, None, task.device) if choice.has_basis else (None, None)
-    return Prepared(task, choice, path, basis, spectrum, True, size, None, time.perf_counter() - started)
+    return Prepared(task, choice, path, basis, spectrum, True, size, None, time.perf_counter() - started, settings)
 
 
 def _prepared(
-    task: Task, choice: Choice, path: Path, basis: Basis, spectrum: Spectrum | None, started: float
+    task: Task,
+    choice: Choice,
+    path: Path,
+    basis: Basis,
+    spectrum: Spectrum | None,
+    settings: InverseSettings,
+    started: float,
 ) -> Prepared:
     with Store.open(path, rows=False) as store:
         batch = int(store.facts["batch"])
@@ -239,7 +248,7 @@ def _prepared(
     else:
         slope = mean + task.l2 * theta
     seconds = time.perf_counter() - started
-    return Prepared(task, choice, path, basis, spectrum, False, batch, float(slope.norm()), seconds)
+    return Prepared(task, choice, path, basis, spectrum, False, batch, float(slope.norm()), seconds, settings)
 
 
 def _summary(path: Path) -> np.ndarray:

@@ -16,6 +16,27 @@ from influence_cli.model.task import Task
 
 
 @dataclass(frozen=True)
+class InverseSettings:
+    """What the config says of λ, solvers and several checkpoints: what comes after this package reads no config.
+
+    Attributes:
+        damping: ``auto`` or λ.
+        tolerance: at which relative residual a solver stops; None for its own.
+        max_iterations: after how many iterations it stops; None for its own number.
+        ensemble: ``mean``, ``tracin`` or ``source``: what several checkpoints are to each other.
+        time: η · steps that this checkpoint stands for.
+        segments: of SOURCE, over all checkpoints; None for one each.
+    """
+
+    damping: float | str = "auto"
+    tolerance: float | None = None
+    max_iterations: int | None = None
+    ensemble: str = "mean"
+    time: float = 1.0
+    segments: int | None = None
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A curvature and, unless it is used on the fly, a complete store.
 
@@ -30,6 +51,7 @@ class Prepared:
         gradient_norm: ‖∇R + l2·θ̂‖ over the tracked parameters (with a basis per layer: its kept coordinates): 0 at a
             minimum; None on the fly.
         seconds: what this call spent on curvature and gradients.
+        settings: how its inverse curvature is made.
     """
 
     task: Task
@@ -41,6 +63,7 @@ class Prepared:
     batch: int
     gradient_norm: float | None
     seconds: float
+    settings: InverseSettings
 
     def coordinates(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the coordinates [b, k] of some examples' gradients, their losses [b] and outputs [b, C]."""
@@ -50,6 +73,24 @@ class Prepared:
     def width(self) -> int:
         """Count the numbers in a row."""
         return self.choice.network.size if self.basis is None else self.basis.width
+
+
+def settings_of(config: Config, number: int) -> InverseSettings:
+    """Give what is asked of the inverse curvature of a checkpoint."""
+    curvature, model = config.curvature, config.model
+    return InverseSettings(
+        curvature.damping,
+        curvature.tolerance,
+        curvature.max_iterations,
+        model.ensemble,
+        model.times()[number],
+        model.segments,
+    )
+
+
+def store_paths(config: Config) -> list[Path]:
+    """Name the store of every checkpoint."""
+    return [store_path(config, number) for number in range(len(config.model.checkpoint))]
 
 
 def store_path(config: Config, number: int) -> Path:

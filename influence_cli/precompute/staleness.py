@@ -11,7 +11,7 @@ from influence_cli.curvature.choice import Choice
 from influence_cli.data.batches import read_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import evaluate
-from influence_cli.model.task import Task
+from influence_cli.model.task import Task, measure_loading
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import READ, Store
 
@@ -46,6 +46,7 @@ def changed_blocks(task: Task, path: Path, terminal: Terminal) -> np.ndarray:
     order = np.concatenate([task.train.indices[layout.rows(int(block))] for block in done])
     changed = []
     with terminal.progress(len(order), "comparing inputs") as advance:
+        measure_loading(task, terminal)
         for block, batch in zip(done, read_batches(task.train, order, layout.block, task.loading), strict=True):
             if batch.digest() != int(digests[block]):
                 changed.append(block)

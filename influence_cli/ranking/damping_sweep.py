@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import SOLVERS
+from influence_cli.curvature.choice import SOLVERS
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.inverse import Division

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from influence_cli.config.schema import Config
 from influence_cli.data.label_files import class_number
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts
@@ -25,7 +24,7 @@ from influence_cli.metrics import bootstrap_means, least_by_chance
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.group_files import Grouping
 from influence_cli.ranking.rank import rank_into_sinks, rank_training
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Share of the bootstrap samples in which a group must come first, and be harmful, to be named without a doubt; and
 # the share of random groupings in which the most harmful group may be as harmful.
@@ -164,10 +163,9 @@ def group_influence(
     selected: Sequence[Selected],
     grouping: Grouping,
     *,
-    config: Config,
     facts: TrainingFacts,
     target: str = "label",
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     strict: bool = False,
 ) -> GroupInfluence:
@@ -177,18 +175,17 @@ def group_influence(
         stores: what was prepared for each checkpoint; scores are averaged over them.
         selected: which test examples.
         grouping: which group each training example in use belongs to.
-        config: for ``curvature.damping``.
         facts: of the training examples (``training_facts``); filled in on the fly.
         target: whose loss is explained: ``label``, ``predicted``, or a class name.
         terminal: progress, λ, residuals, warnings.
         skip_unreadable: continue without unreadable examples.
         strict: a solver that does not converge is an error.
     """
+    terminal = or_silent(terminal)
     sink = GroupSink(grouping)
     groups = rank_training(
         stores,
         selected,
-        config=config,
         facts=facts,
         count=1,
         target=target,

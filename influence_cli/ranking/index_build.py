@@ -135,7 +135,7 @@ def build_indexes(
         for prepared, inverse, plan in zip(stores, inverses, plans, strict=True):
             started, path = time.perf_counter(), index_path(prepared.path)
             stack.enter_context(claim(path))
-            part = path.with_name(path.name + ".part")
+            part = disk.part_of(path)
             stack.callback(disk.remove, part)
             rows, blocks = _readable(prepared)
             search = write_index(part, build(prepared, inverse, plan, rows, terminal))

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import SOLVERS, Config
+from influence_cli.curvature.choice import SOLVERS
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import make_closed_forms, refuse_source
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts
@@ -31,10 +31,10 @@ from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.scores import Strongest, removal, require_finite, strongest
 from influence_cli.influence.test_gradients import gradient_groups, group_size
 from influence_cli.influence.test_selection import Selected
-from influence_cli.precompute.prepared import Prepared, store_path
+from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.index_file import Index, index_path, missing, open_index
 from influence_cli.ranking.rank import Group
-from influence_cli.runtime.terminal import Terminal, duration
+from influence_cli.runtime.terminal import Terminal, duration, or_silent
 from influence_cli.store.store import Store
 
 
@@ -84,18 +84,23 @@ def check_method(method: str, what: str) -> None:
         )
 
 
-def check_index(config: Config) -> None:
+def check_index(method: str, ensemble: str, stores: Sequence[Path]) -> None:
     """Refuse, before any work, what needs an index if there is none or cannot be one.
 
     Unlike a store, it is not made on demand: that takes several scans, and the exact ranking takes only one.
 
+    Args:
+        method: ``curvature.method``.
+        ensemble: ``model.ensemble``.
+        stores: the store of every checkpoint, whether it is there or not.
+
     Raises:
         InfluenceError: the method is a solver, or a checkpoint's index is missing.
     """
-    check_method(config.curvature.method, "--approximate")
-    refuse_source(config, "--approximate", "a row has no preconditioner of its own")
-    for number in range(len(config.model.checkpoint)):
-        path = index_path(store_path(config, number))
+    check_method(method, "--approximate")
+    refuse_source(ensemble, "--approximate", "a row has no preconditioner of its own")
+    for store in stores:
+        path = index_path(store)
         if not path.exists():
             raise missing(path)
 
@@ -104,12 +109,11 @@ def rank_approximate(
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
     *,
-    config: Config,
     facts: TrainingFacts,
     count: int = 10,
     target: str = "label",
     aggregate: bool = False,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     skip_unreadable: bool = False,
 ) -> Generator[Group, None, tuple[ScoreRecord, SearchRecord]]:
     """Rank the training examples by influence on the selected test examples, by the indexes of the stores.
@@ -126,7 +130,8 @@ def rank_approximate(
     Raises:
         InfluenceError: an index is missing, damaged or older than its store.
     """
-    inverses = make_closed_forms(stores, config, terminal)
+    terminal = or_silent(terminal)
+    inverses = make_closed_forms(stores, terminal)
     indexes = [
         open_index(index_path(prepared.path), prepared, inverse)
         for prepared, inverse in zip(stores, inverses, strict=True)

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import Config
 from influence_cli.data.batches import read_batches, refuse_unreadable
-from influence_cli.data.split import Split
+from influence_cli.data.split import Split, row_of
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import make_inverses, solved_vectors, source_parts, test_stores
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, add_up, explained
@@ -33,7 +32,7 @@ from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import pearson
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed, exchange
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Test examples whose correlation with plain gradient similarity is measured.
 COMPARED = 8
@@ -81,12 +80,11 @@ def rank_training(
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
     *,
-    config: Config,
     facts: TrainingFacts,
     count: int | None = 10,
     target: str = "label",
     aggregate: bool = False,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     sinks: Sequence[Sink] = (),
     strict: bool = False,
@@ -97,7 +95,6 @@ def rank_training(
     Args:
         stores: what was prepared for each checkpoint; scores are averaged over them.
         selected: which test examples.
-        config: for ``curvature.damping``.
         facts: of the training examples (``training_facts``); filled in on the fly.
         count: training examples per effect, or None for all of them.
         target: whose loss is explained: ``label``, ``predicted``, or a class name.
@@ -114,7 +111,8 @@ def rank_training(
     Returns:
         At the end, what is known of the run (λ, effective dimension, residuals, correlation with ``identity``).
     """
-    inverses = make_inverses(stores, config, terminal, strict)
+    terminal = or_silent(terminal)
+    inverses = make_inverses(stores, terminal, strict)
     asked = test_stores(stores, inverses)
     # The numbers for sinks from other processes are held until all of them have arrived.
     takes = distributed.size() > 1 and any(distributed.gathered(bool(sinks)))
@@ -152,9 +150,8 @@ def rank_tests(
     stores: Sequence[Prepared],
     index: int,
     *,
-    config: Config,
     target: str = "label",
-    terminal: Terminal,
+    terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     strict: bool = False,
 ) -> RankedTests:
@@ -163,9 +160,10 @@ def rank_tests(
     H is symmetric, so influence[t, i] = (1/n) g_tᵀ (H + (l2 + λ)I)⁻¹ gᵢ needs one inverse, that of gᵢ. A run under
     SOURCE is followed from each test example, as in ``rank_training``.
     """
+    terminal = or_silent(terminal)
     split = stores[0].task.train
-    row_of(split, index)
-    inverses = make_inverses(stores, config, terminal, strict)
+    check_train(split, index)
+    inverses = make_inverses(stores, terminal, strict)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)
     asked = test_stores(stores, inverses)
@@ -194,19 +192,17 @@ def rank_tests(
     return RankedTests(tests, result, record)
 
 
-def row_of(split: Split, index: int) -> int:
-    """Give the row of a training example among those in use.
+def check_train(split: Split, index: int) -> None:
+    """Refuse a training example that is not in use.
 
     Raises:
         InfluenceError: there is none at this position, or it is excluded.
     """
-    row = int(np.searchsorted(split.indices, index))
-    if index < 0 or row >= len(split) or split.indices[row] != index:
+    if row_of(split.indices, index) is None:
         raise InfluenceError(
             f"--train {index}: there is no such training example in use",
             f"valid indices are 0 to {len(split.source) - 1}",
         )
-    return row
 
 
 def _strongest(

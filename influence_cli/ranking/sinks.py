@@ -91,14 +91,8 @@ def matrix_file(path: Path | None, indices: np.ndarray) -> Iterator[MatrixFile |
     if path is None:
         yield None
         return
-    part = path.with_name(path.name + ".part")
     try:
-        with h5py.File(part, "w") as file:
+        with disk.whole(path) as part, h5py.File(part, "w") as file:
             yield MatrixFile(file, indices)
-        with part.open("r+b") as raw:
-            disk.flush(raw)
-        disk.replace(part, path)
     except OSError as error:
         raise InfluenceError(f"--matrix {path} cannot be written: {describe(error)}") from error
-    finally:
-        disk.remove(part)

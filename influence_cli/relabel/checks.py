@@ -6,21 +6,20 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
+from influence_cli.relabel.labels import ConfiguredLabels
 from influence_cli.relabel.move_log import Batch, last_open, read_log, refuse_held
 from influence_cli.relabel.moves import file_hash
 from influence_cli.runtime.outputs import check_output, refuse_clashes
 
 
 def refuse_outputs(
-    config: Config, on: str, file: Path, log: Path, outputs: Sequence[Path], rows: Path | None, *, force: bool
+    files: ConfiguredLabels, file: Path, log: Path, outputs: Sequence[Path], rows: Path | None, *, force: bool
 ) -> None:
     """Refuse outputs that are the same file, an input, or already exist.
 
     Args:
-        config: names the files that are in use.
-        on: ``train`` or ``test``.
+        files: that are in use.
         file: the decisions.
         log: of moves.
         outputs: labels, exclusions and moves.
@@ -30,41 +29,40 @@ def refuse_outputs(
     words = ("the labels", "the exclusions", "the moves")
     for path in outputs:
         check_output(path)
-    used = ((file, "the decisions"), (config.path, "the config"), (log, "the log of moves"))
+    used = ((file, "the decisions"), (files.config, "the config"), (log, "the log of moves"))
     refuse_clashes(used, rows, tuple(zip(outputs, words, strict=True)))
-    section = config.train if on == "train" else config.test
     for path, key in zip(outputs, ("labels", "exclude", ""), strict=True):
         if force or not os.path.lexists(path):
             continue
         hint = "--force replaces it"
-        if key and section is not None:
-            named = getattr(section, key)
+        if key in files.named:
+            named = files.named[key]
             if named is not None and named.resolve() == path.resolve():
-                hint += f"and keeps its content, because {config.where(on, key)} names it"
+                hint += f" and keeps its content, because {files.places[key]} names it"
             else:
-                hint += f" and drops its content, because no {on}.{key} names it; --{key} FILE writes another file"
+                hint += (
+                    f" and drops its content, because no {files.on}.{key} names it; --{key} FILE writes another file"
+                )
         raise InfluenceError(f"{near_path(path)} exists already", hint)
 
 
-def refuse_named_files(config: Config, on: str) -> None:
+def refuse_named_files(files: ConfiguredLabels) -> None:
     """Refuse moves while the config would still apply label files to positions that mean other images afterwards."""
-    section = config.train if on == "train" else config.test
-    for key in ("labels", "exclude"):
-        path = getattr(section, key, None)
-        where = config.where(on, key)
+    for key, path in files.named.items():
+        where, option = files.places[key], f"{files.on}.{key}"
         # Given for this run only, it is applied with the moves and not named anywhere afterwards.
         if path is not None and not where.startswith("--set"):
             raise InfluenceError(
-                f"{where}: {on}.{key} cannot be used with moves: afterwards its positions mean other images",
-                f"remove the line, and give it this once so that it moves too: -s {on}.{key}={near_path(path)}",
+                f"{where}: {option} cannot be used with moves: afterwards its positions mean other images",
+                f"remove the line, and give it this once so that it moves too: -s {option}={near_path(path)}",
             )
 
 
-def refuse_open_moves(config: Config, log: Path, file: Path, *, resume: bool = False) -> Batch | None:
+def refuse_open_moves(config: Path, log: Path, file: Path, *, resume: bool = False) -> Batch | None:
     """Refuse to work while moves are interrupted; give the moves if the same decisions resume them.
 
     Args:
-        config: for the command that resumes.
+        config: the config's file, for the command that resumes.
         log: held by the caller if ``resume``.
         file: the decisions.
         resume: whether moves are requested.
@@ -79,7 +77,7 @@ def refuse_open_moves(config: Config, log: Path, file: Path, *, resume: bool = F
         raise InfluenceError(f"{near_path(log)}: undoing moves was interrupted", f"first run: {undo}")
     if resume and file.is_file() and file_hash(file) == batch.decisions[1]:
         return batch
-    named = "" if config.path.absolute() == Path("influence.yaml").absolute() else f"-c {typed_path(config.path)} "
+    named = "" if config.absolute() == Path("influence.yaml").absolute() else f"-c {typed_path(config)} "
     decisions = Path(batch.decisions[0])
     raise InfluenceError(
         f"{near_path(log)}: moves by {near_path(decisions)} were interrupted",

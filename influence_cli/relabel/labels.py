@@ -95,6 +95,30 @@ def apply_decisions(config: Config, path: Path, on: str = "train") -> Relabelled
     return Relabelled(split, own, labels, exclude, names, decisions, folder)
 
 
+@dataclass(frozen=True)
+class ConfiguredLabels:
+    """What the config says of the label files of a data set.
+
+    Attributes:
+        config: the config's file.
+        on: ``train`` or ``test``.
+        named: the files of ``labels`` and ``exclude``, None where one is not named; empty without such a data set.
+        places: where each of them is set, for messages.
+    """
+
+    config: Path
+    on: str
+    named: dict[str, Path | None]
+    places: dict[str, str]
+
+
+def configured_labels(config: Config, on: str) -> ConfiguredLabels:
+    """Give the label files that the config names for the training or the test data set."""
+    section = config.train if on == "train" else config.test
+    named = {} if section is None else {"labels": section.labels, "exclude": section.exclude}
+    return ConfiguredLabels(config.path, on, named, {key: config.where(on, key) for key in named})
+
+
 def data_section(config: Config, on: str) -> DataConfig:
     """Give the section of the training or the test data set; an error if the config names none."""
     section = config.train if on == "train" else config.test

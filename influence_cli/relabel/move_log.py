@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,10 +21,7 @@ from typing import BinaryIO
 import xxhash
 
 from influence_cli.errors import InfluenceError, near_path
-from influence_cli.runtime import disk
-
-if sys.platform != "win32":
-    import fcntl
+from influence_cli.runtime import disk, locks
 
 COLUMNS = ("batch", "move", "event", "from", "to", "hash", "time", "check")
 STATES = {"done": "applied", "back": "undoing", "undone": "undone"}
@@ -153,17 +149,15 @@ def refuse_held(path: Path) -> None:
 
 def _hold(path: Path, raw: BinaryIO) -> None:
     """Lock an open log until it is closed, which a kill does too."""
-    in_use = InfluenceError(f"{near_path(path)} is in use by another run", "wait until it is done, then run this again")
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(raw, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise in_use from error
-        except OSError:  # a file system without locks
-            return
+    try:
+        free = locks.take(raw, alone=True)
+    except OSError:  # a file system without locks: as good as it gets there
+        return
     # The other run may have removed an empty log between our opening and locking it.
-    if not path.exists() or not os.path.samestat(path.stat(), os.fstat(raw.fileno())):
-        raise in_use
+    if not free or not path.exists() or not os.path.samestat(path.stat(), os.fstat(raw.fileno())):
+        raise InfluenceError(
+            f"{near_path(path)} is in use by another run", "wait until it is done, then run this again"
+        )
 
 
 _HEADER = ",".join(COLUMNS) + "\n"

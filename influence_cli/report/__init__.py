@@ -1,4 +1,4 @@
-"""Rows to text and pages: every format, and one offline HTML page. No torch, no data sets.
+"""Turns rows into text and pages: every format, and one offline HTML page. No torch, no data sets.
 
-Start with ``writer``; ``html`` draws pages that the package ``pages`` describes.
+Start with ``writer``. ``html`` draws the pages that the package ``pages`` describes.
 """

@@ -1,8 +1,11 @@
-"""What a page draws from numbers: curves, histograms, bars and scatters, as points of an SVG; the template draws."""
+"""Charts: curves, histograms, bars and scatter plots, each with its axes, series and notes.
+
+Two renderers draw them: the template of a page, which takes the points of an SVG from here, and plot.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,14 +15,14 @@ OTHERS = "others"
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over shares: what a ranking finds of something, by how much of it is looked at.
+    """Curves over shares, such as the share of wrong labels found by the share of examples checked.
 
     Attributes:
         heading: of the chart.
-        x: what the axis to the right counts, from 0 to the largest x of all curves.
-        y: what the axis up counts, from 0 to 1.
-        curves: by name, (x, y) pairs with rising x; the first is drawn strongest, the fifth and later look like it.
-        ticks: what stands at the five marks of the axis to the right, where x is no share.
+        x: what the horizontal axis counts, from 0 to the largest x of all curves.
+        y: what the vertical axis counts, from 0 to 1.
+        curves: per name, (x, y) pairs with rising x; the first is drawn strongest, the fifth and later look the same.
+        ticks: the labels of the five marks of the horizontal axis, if x is not a share.
     """
 
     heading: str
@@ -39,15 +42,32 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Some of the values of a histogram, drawn over the layers before.
+
+    Attributes:
+        name: of these values.
+        tone: ``plain``, ``marked``, ``helpful`` or ``harmful``.
+        counts: of each line, the counts of all bins.
+    """
+
+    name: str
+    tone: str
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Histogram:
-    """How often each score occurs, a line of bars a label over one common axis.
+    """How often each score occurs: one row of bars per label, over one common axis.
 
     Attributes:
         heading: of the chart.
         x: what the axis counts.
         low: where the first bin begins.
-        high: where the last one ends.
-        lines: by label, the counts of all bins and the median.
+        high: where the last bin ends.
+        lines: per label, the counts of all bins and the median.
+        notes: per line, the text beside it; a page has none, because it shows the count and the median.
+        layers: for a plot, the parts of its bars; a page has one bar for all.
     """
 
     heading: str
@@ -55,12 +75,14 @@ class Histogram:
     low: float
     high: float
     lines: tuple[tuple[str, tuple[int, ...], float], ...]
+    notes: tuple[str, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
     def bars(self, counts: tuple[int, ...]) -> list[tuple[float, float, float]]:
-        """Place the bars of a line in a box 400 wide and 16 high: x, height, width of each that is not empty.
+        """Place the bars of a row in a box 400 wide and 16 high: x, height and width of each bar that is not empty.
 
-        Heights are log(1 + count), against the largest of all lines: one wrong label shows beside thousands of right
-        ones.
+        Heights are log(1 + count), relative to the largest of all rows: one wrong label is visible next to thousands of
+        right ones.
         """
         most = np.log1p(max(max(own) for _, own, _ in self.lines)) or 1.0
         width = 400 / len(counts)
@@ -78,7 +100,7 @@ class ClassBars:
     Attributes:
         heading: of the chart.
         note: what the numbers are.
-        lines: by class, the sum of the harmful (≤ 0) and of the helpful (≥ 0) influence.
+        lines: per class, the sum of the harmful (≤ 0) and of the helpful (≥ 0) influence.
     """
 
     heading: str
@@ -86,23 +108,24 @@ class ClassBars:
     lines: tuple[tuple[str, float, float], ...]
 
     def width(self, value: float) -> float:
-        """Give the length of a bar, of 150 at most."""
+        """Give the length of a bar, at most 150."""
         most = max((max(-low, high) for _, low, high in self.lines), default=0.0)
         return 150 * abs(value) / most if most else 0.0
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points of two numbers each, the kinds told apart by mark and colour.
+    """Points of two numbers each. Mark and colour tell the kinds apart.
 
     Attributes:
         heading: of the chart.
         note: what it shows, in words.
-        x: what the axis to the right measures.
-        y: what the axis up measures.
-        across: from where to where the axis to the right goes.
-        up: likewise, 0 within.
-        kinds: by name, (x, y) pairs; the first is drawn as dots, the second as crosses over them.
+        x: what the horizontal axis measures.
+        y: what the vertical axis measures.
+        across: the range of the horizontal axis.
+        up: the range of the vertical axis; it contains 0.
+        kinds: per name, (x, y) pairs; the first is drawn as dots, the second as crosses over them.
+        equal: for a plot, the name of the line on which both are equal.
     """
 
     heading: str
@@ -112,6 +135,7 @@ class Scatter:
     across: tuple[float, float]
     up: tuple[float, float]
     kinds: tuple[tuple[str, tuple[tuple[float, float], ...]], ...]
+    equal: str = ""
 
     def right(self, x: float) -> float:
         """Place an x in a box 400 wide."""
@@ -124,7 +148,7 @@ class Scatter:
         return 240 * (high - y) / (high - low)
 
     def path(self, number: int) -> str:
-        """Draw all points of a kind as one SVG path: an element each would be a page of elements."""
+        """Draw all points of a kind as one SVG path: one element per point would be too many."""
         cross = "l4-4m-4 0l4 4"
         return "".join(
             f"M{self.right(x) - 2 * number:.1f} {self.down(y) + 2 * number:.1f}{cross if number else 'h0'}"
@@ -132,25 +156,38 @@ class Scatter:
         )
 
     def ticks(self, axis: str) -> list[tuple[float, str]]:
-        """Give round numbers along ``across`` or ``up``: where they stand in the box, and as text."""
+        """Give round numbers along ``across`` or ``up``: their place in the box, and their text."""
         low, high = self.across if axis == "across" else self.up
         place = self.right if axis == "across" else self.down
         return [(place(value), f"{value:g}") for value in round_numbers(low, high)]
 
 
 def round_numbers(low: float, high: float, most: int = 8) -> list[float]:
-    """Give the multiples of 1, 2 or 5 times a power of ten within a range, ``most`` at most.
+    """Give at most ``most`` multiples of 1, 2 or 5 times a power of ten within a range.
 
     Args:
-        low: where it begins, finite.
-        high: where it ends, > low.
+        low: start of the range, finite.
+        high: end of the range, > low.
         most: ≥ 2.
     """
     power = 10.0 ** np.floor(np.log10((high - low) / most))
     step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= most - 1)
-    # An end that is a multiple itself is one of them in spite of rounding; and 3 × 0.1 is 0.3 only through text.
+    # An end that is itself a multiple must be included in spite of rounding; 3 × 0.1 becomes 0.3 only through text.
     first, last = int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9))
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
+
+
+def recovery_chart(heading: str, found: Mapping[str, Sequence[float]], checked: Sequence[float]) -> Chart:
+    """Describe which share of the wrong labels is found by looking at which share of all, and what random order finds.
+
+    Args:
+        heading: of the chart.
+        found: curves by name over the shares, the one to be drawn strongest first.
+        checked: shares of all that are looked at, rising.
+    """
+    curves = [(name, tuple(zip(checked, shares, strict=True))) for name, shares in found.items()]
+    curves.append(("random", tuple((share, share) for share in checked)))
+    return Chart(heading, "share of examples checked", "share of wrong labels found", tuple(curves))
 
 
 def scatter(
@@ -164,7 +201,7 @@ def scatter(
     *,
     drawn: int = 2000,
 ) -> Scatter:
-    """Place points; of more than ``drawn`` as many, evenly down the order of y, the ends of it included.
+    """Place points. Of more than ``drawn`` points it takes that many, evenly over the order of y, both ends included.
 
     Args:
         heading: of the chart.
@@ -173,8 +210,8 @@ def scatter(
         x: [n], finite.
         y: [n], finite.
         kinds: names, and which points (bool [n]).
-        across: from where to where x goes.
-        drawn: points of all kinds together, at most.
+        across: the range of x.
+        drawn: maximum number of points of all kinds together.
     """
     points = []
     for name, own in kinds:
@@ -200,7 +237,7 @@ def histogram(
     bins: int = 40,
     shown: int = 20,
 ) -> Histogram:
-    """Count values by label; where there are more labels than shown, the rest make one line.
+    """Count values per label. If there are more labels than shown, the rest share one row.
 
     Args:
         heading: of the chart.
@@ -208,9 +245,9 @@ def histogram(
         values: [n], finite.
         labels: int [n], numbers of classes.
         classes: names by number.
-        span: from where to where the bins go; what lies outside counts in the first or last.
+        span: the range of the bins; values outside count in the first or last bin.
         bins: how many.
-        shown: labels with a line of their own, those with the largest sum of |values| first.
+        shown: labels that get their own row, those with the largest sum of |values| first.
     """
     low, high = span
     if not high > low:
@@ -234,7 +271,7 @@ def histogram(
 def class_bars(
     heading: str, note: str, values: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, shown: int = 8
 ) -> ClassBars:
-    """Sum the helpful and the harmful influence by class, the largest |sums| first.
+    """Sum the helpful and the harmful influence per class, the largest |sums| first.
 
     Args:
         heading: of the chart.
@@ -242,7 +279,7 @@ def class_bars(
         values: influence [n], finite.
         labels: int [n], numbers of classes.
         classes: names by number.
-        shown: classes with a bar of their own.
+        shown: classes that get their own bar.
     """
     high = np.bincount(labels, np.maximum(values, 0), minlength=len(classes))
     low = np.bincount(labels, np.minimum(values, 0), minlength=len(classes))
@@ -257,12 +294,12 @@ def class_bars(
 
 
 def _opened(span: tuple[float, float]) -> tuple[float, float]:
-    """Leave room at both ends of a range, so that no mark is cut; one without a width gets one."""
+    """Leave room at both ends of a range, so that no mark is cut. A range of width 0 gets a width."""
     low, high = span
     margin = 0.03 * (high - low) or 0.5
     return low - margin, high + margin
 
 
 def _largest(weight: np.ndarray, count: int) -> np.ndarray:
-    """Find the numbers of the largest weights; ties go by number."""
+    """Find the positions of the largest weights. Ties are ordered by position."""
     return np.argsort(-weight, kind="stable")[:count]

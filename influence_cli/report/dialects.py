@@ -1,6 +1,6 @@
-"""Rows of ``mislabels`` as other tools name them: CSV for FiftyOne and for cleanlab; docs/formats.md has the tables.
+"""Rows of ``mislabels`` with the column names of other tools: CSV for FiftyOne and cleanlab (see docs/formats.md).
 
-What each reads was taken from its source: the CSV importer of FiftyOne 1.x (fiftyone/utils/csv.py) and
+What each tool reads was taken from its source: the CSV importer of FiftyOne 1.x (fiftyone/utils/csv.py) and
 ``Datalab.get_issues("label")`` of cleanlab 2.9.
 """
 
@@ -22,11 +22,11 @@ COLUMNS = {
 
 
 def in_dialect(rows: Iterable[Mapping[str, object]], dialect: str) -> Iterator[dict[str, object]]:
-    """Rename the columns of ``mislabels``, and turn the score round where the other tool counts the other way.
+    """Rename the columns of ``mislabels``, and reverse the score if the other tool counts the other way.
 
     Args:
         rows: index, path, label, suggested, confidence, score, loss, and ``flagged``: whether the label is among the
-            first of the ranking, as many as are wrong by the estimate.
+            first of the ranking, as many as the estimate says are wrong.
         dialect: one of `DIALECTS`.
 
     Yields:
@@ -34,7 +34,7 @@ def in_dialect(rows: Iterable[Mapping[str, object]], dialect: str) -> Iterator[d
         ``label_score`` is 1 − score, the quality of the label, low for a wrong one.
 
     Raises:
-        InfluenceError: FiftyOne, and an example is not a file.
+        InfluenceError: the dialect is FiftyOne, and an example is not a file.
     """
     for row in rows:
         if dialect == "cleanlab":
@@ -48,8 +48,8 @@ def in_dialect(rows: Iterable[Mapping[str, object]], dialect: str) -> Iterator[d
         else:
             if row["path"] is None:
                 raise InfluenceError(
-                    f"--format fiftyone: example {row['index']} is not a file, and a sample of FiftyOne is one",
-                    "--format cleanlab goes by position",
+                    f"--format fiftyone: example {row['index']} is not an image file, and FiftyOne needs image files",
+                    "--format cleanlab names examples by position",
                 )
             yield {
                 "filepath": Path(str(row["path"])).absolute(),

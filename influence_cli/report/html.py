@@ -1,4 +1,4 @@
-"""A result as one HTML file that opens offline: thumbnails inside, no library, no request, at most 5 MB."""
+"""A result as one HTML file that works offline: embedded thumbnails, no library, no request, at most 5 MB."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MISSING = ("", "–", "-")
 
 @dataclass(frozen=True)
 class Review:
-    """The example of a card whose label is up for a decision.
+    """The example of a card whose label the reader decides on.
 
     Attributes:
         index: its position in the data set.
@@ -42,13 +42,13 @@ class Review:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An image that looks like that of a card, small beside it.
+    """An image similar to that of a card, shown small next to it.
 
     Attributes:
         image: a data URI, or None.
         alt: the image in words.
         label: its label.
-        agrees: whether that is the card's label.
+        agrees: whether the card has the same label.
     """
 
     image: str | None
@@ -59,16 +59,16 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Card:
-    """An image and what is known of it.
+    """An image and what is known about it.
 
     Attributes:
-        image: a data URI, such as `thumbnail` gives; None where there is no image to show.
-        alt: the image in words, for those who do not see it.
+        image: a data URI, such as `thumbnail` gives; None if there is no image to show.
+        alt: the image in words, for those who cannot see it.
         title: the line under the image.
         facts: (name, value) pairs.
         tone: what its colour, sign and word say.
-        group: what the label filter goes by, such as the class; empty to stay out of it.
-        neighbours: images that look like it, nearest first.
+        group: what the label filter compares, such as the class; empty if the filter ignores the card.
+        neighbours: similar images, nearest first.
         review: what a decision would be about, on a page with a `Desk`.
     """
 
@@ -82,11 +82,11 @@ class Card:
     review: Review | None = None
 
     def weight(self, own: bool) -> int:
-        """Count the bytes of its own image, or of those beside it."""
+        """Count the bytes of its own image, or of its neighbours' images."""
         return len(self.image or "") if own else sum(len(other.image or "") for other in self.neighbours)
 
     def without(self, own: bool) -> Card:
-        """Leave out its own image, or those beside it."""
+        """Leave out its own image, or its neighbours' images."""
         if own:
             return replace(self, image=None)
         return replace(self, neighbours=tuple(replace(other, image=None) for other in self.neighbours))
@@ -109,10 +109,10 @@ class Section:
         heading: of the part.
         lead: the leading image.
         rows: below it.
-        bars: where the influence on it comes from, beside it.
-        columns: whether the rows stand side by side, as two results that are compared.
-        beside: a second image beside the leading one, such as the pixels that matter in it.
-        scatters: below these, side by side.
+        bars: where the influence on it comes from, next to it.
+        columns: whether the rows stand side by side, like two results that are compared.
+        beside: a second image next to the leading one, such as the pixels that matter in it.
+        scatters: scatter plots below these, side by side.
     """
 
     heading: str
@@ -126,7 +126,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that the reader can sort; columns of numbers are found by themselves."""
+    """A table that the reader can sort. Columns of numbers are detected."""
 
     heading: str
     columns: tuple[str, ...]
@@ -135,7 +135,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Tell for each column whether all its values are numbers."""
+        """Tell per column whether all its values are numbers."""
         values = [[row[number].strip() for row in self.rows] for number in range(len(self.columns))]
         return tuple(
             any(value not in _MISSING for value in column)
@@ -146,12 +146,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Desk:
-    """What turns the cards with a `Review` into a review desk: decisions by mouse or keys, kept in the browser.
+    """Turns the cards with a `Review` into a review desk: decisions by mouse or keys, kept in the browser.
 
     Attributes:
         key: names the data set and its labels: pages with the same key share their decisions.
         split: ``train`` or ``test``.
-        count: examples of the data set, those not shown included.
+        count: examples of the data set, including those not shown.
         classes: every class that a label can be.
     """
 
@@ -168,14 +168,14 @@ class Page:
     Attributes:
         title: the name of the page.
         sentence: what was run on what.
-        meaning: what the numbers mean, a paragraph each.
+        meaning: what the numbers mean, one paragraph per entry.
         classes: a table of the classes, above the images.
         sections: the gallery.
-        histogram: of the scores, below it.
+        histogram: of the scores, below the gallery.
         charts: curves below that.
         tables: the other numbers.
-        notes: what was left out.
-        command: what makes the page again.
+        notes: what the page does not show.
+        command: the command that makes the page.
         config: the resolved config.
         desk: makes the gallery a review desk.
     """
@@ -195,7 +195,7 @@ class Page:
 
     @property
     def groups(self) -> list[str]:
-        """List what the gallery can be filtered by."""
+        """List the labels that the gallery can be filtered by."""
         return sorted({card.group for card in self.cards} - {""})
 
     @property
@@ -205,7 +205,7 @@ class Page:
 
     @property
     def desk_data(self) -> dict[str, object]:
-        """Give what the script of the desk works on: names as they are, and as they can be shown."""
+        """Give the data of the desk's script: names as they are, and as they can be shown."""
         if self.desk is None:
             raise ValueError("a page without a desk")
         examples = {card.review.index: vars(card.review) for card in self.cards if card.review is not None}
@@ -219,7 +219,7 @@ class Page:
 
 
 def render_page(page: Page) -> str:
-    """Fill the template; whatever comes from data is escaped.
+    """Fill the template. Everything that comes from data is escaped.
 
     Args:
         page: what to show.
@@ -233,24 +233,24 @@ def render_page(page: Page) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # A file name may hold what HTML cannot: control characters, bytes that are not UTF-8.
+        # A file name may have characters that HTML cannot: control characters, bytes that are not UTF-8.
         finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
     )
     return environment.get_template("report.html.j2").render(page=page)
 
 
 def check_page(path: Path | None) -> None:
-    """Refuse a name that is no page's, before any work.
+    """Refuse a file name that is not that of a page, before any work.
 
     Args:
         path: of ``--report``, or None for none.
     """
     if path is not None and path.suffix.lower() not in SUFFIXES:
-        raise InfluenceError(f"{path}: a page is HTML", f"name it {path.with_suffix('.html').name}")
+        raise InfluenceError(f"--report {path}: a page must be .html", f"name it {path.with_suffix('.html').name}")
 
 
 def write_page(page: Page, path: Path) -> int:
-    """Write a page of at most 5 MB: where it is larger, the last images of the rows are left out, and it says so.
+    """Write a page of at most 5 MB. If it would be larger, the last images of the rows are left out, and it says so.
 
     Args:
         page: what to show.
@@ -270,9 +270,9 @@ def write_page(page: Page, path: Path) -> int:
 
 
 def _fitting(page: Page, path: Path) -> str:
-    """Render the page without as many images as it takes, the lowest places of all rows first.
+    """Render the page, leaving out as many images as needed, the lowest places of all rows first.
 
-    Those beside an image go before it: what is to be decided is seen to the last.
+    Neighbours are left out before images: the images to decide on stay as long as possible.
     """
     text, left = render_page(page), page
     # (own image, place in its row, section, row): the last of the list go first.
@@ -288,9 +288,9 @@ def _fitting(page: Page, path: Path) -> str:
     while (excess := len(text.encode()) - MAX_BYTES) > 0:
         if len(dropped) == len(pictures):
             raise InfluenceError(
-                f"{path}: the page would have {MAX_BYTES + excess:,} bytes without the images of its rows, "
-                f"the limit is {MAX_BYTES:,}",
-                "show less of it: a smaller --top, or fewer test examples",
+                f"{path}: the page has {MAX_BYTES + excess:,} bytes even without the images of its rows, "
+                f"and the limit is {MAX_BYTES:,}",
+                "show less: a smaller --top, or fewer test examples",
             )
         for own, place, number, line in pictures[len(dropped) :]:
             dropped.add((own, place, number, line))
@@ -303,7 +303,7 @@ def _fitting(page: Page, path: Path) -> str:
 
 
 def _left_out(dropped: set[tuple[bool, int, int, int]]) -> Iterator[str]:
-    for own, what in ((True, "images"), (False, "the images beside them")):
+    for own, what in ((True, "images"), (False, "their similar images")):
         count = sum(entry[0] == own for entry in dropped)
         if count:
             noun = "example is" if count == 1 else "examples are"

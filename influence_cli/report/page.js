@@ -24,7 +24,7 @@ for (const button of document.querySelectorAll("th button")) {
     const key = (row) => { const text = row.cells[column].textContent.trim(); return numeric ? number(text) : text; };
     const order = (a, b) => {
       const x = key(a), y = key(b);
-      if (x === null || y === null) return (x === null) - (y === null);  // missing ones stay last
+      if (x === null || y === null) return (x === null) - (y === null);  // missing numbers stay last
       return (down ? -1 : 1) * (numeric ? x - y : x.localeCompare(y));
     };
     body.append(...[...body.rows].sort(order));

@@ -1,4 +1,4 @@
-"""Rows to Parquet, a row group at a time; pyarrow is imported only here, and only when asked for."""
+"""Writes rows as Parquet, one row group at a time. pyarrow is imported only here, and only when it is needed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from influence_cli.errors import InfluenceError
 from influence_cli.report.table import Row, Scalar, word
 
-# Rows of a row group: what is held at one time, some ten megabytes.
+# Rows per row group: this many are held in memory at one time, about ten megabytes.
 GROUP = 16_384
 
-# A column has the type of its first rows; where those are all null, the one of its name, and text where that is new.
+# A column has the type of its first rows. If they are all null, its name decides; an unknown name means text.
 KINDS = {
     "int64": ("test", "rank", "index", "rank_a", "rank_b"),
     "double": (
@@ -31,17 +31,17 @@ _KIND_OF = {column: kind for kind, columns in KINDS.items() for column in column
 def parquet_bytes(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[bytes]:
     """Encode rows as one Parquet file: int64, double, bool and string columns, all of them nullable.
 
-    Text that is not UTF-8 (the bytes of a file name) is spelt as JSON spells it: ``\\udcff``.
+    Text that is not UTF-8 (bytes of a file name) is written as in JSON: ``\\udcff``.
 
     Args:
         rows: each with the columns.
         columns: in this order.
 
     Yields:
-        The pieces of the file, one or more a row group.
+        The pieces of the file, at least one per row group.
 
     Raises:
-        InfluenceError: a later row holds what does not fit the type of its column.
+        InfluenceError: a later row has a value that does not fit the type of its column.
     """
     import pyarrow
     import pyarrow.parquet
@@ -63,7 +63,7 @@ def parquet_bytes(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[bytes
 
 
 class _Sink(io.RawIOBase):
-    """What pyarrow writes to: keeps the bytes until they are taken, and knows the position even of a pipe."""
+    """The stream that pyarrow writes to: it keeps bytes until they are taken, and counts them, also for a pipe."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -82,13 +82,13 @@ class _Sink(io.RawIOBase):
         return self._position
 
     def take(self) -> bytes:
-        """Hand over what was written since the last call."""
+        """Give the bytes written since the last call."""
         pieces, self._pieces = self._pieces, []
         return b"".join(pieces)
 
 
 def _kind(column: str, values: Sequence[Scalar]) -> str:
-    """Choose a type for a column from its first values: the narrowest that holds them."""
+    """Choose the narrowest type that holds the first values of a column."""
     types, named = {type(value) for value in values if value is not None}, _KIND_OF.get(column, "string")
     if not types:
         return named
@@ -113,5 +113,6 @@ def _fitting(row: Row, column: str, kind: str) -> Scalar:
     if (kind == "int64" and number) or (kind == "bool" and type(value) is bool):
         return value
     raise InfluenceError(
-        f"{column} is {value!r} in a column that is {kind} by its first rows", "--format jsonl takes values of any type"
+        f"{column} is {value!r}, but the first rows of this column are {kind}",
+        "--format jsonl takes values of any type",
     )

@@ -1,4 +1,4 @@
-// The review desk: decisions on labels by mouse or keys, kept in the browser, out and in as decisions.csv.
+// The review desk: decide on labels by mouse or keys. The browser keeps the decisions; decisions.csv exports and imports.
 {
   const desk = JSON.parse(document.getElementById("desk").textContent);
   const KEY = `influence:${desk.key}`;
@@ -14,13 +14,13 @@
   const undoButton = document.getElementById("undo");
   const indexOf = (card) => Number(card.dataset.index);
   let decisions = new Map();  // index → a row of COLUMNS
-  const past = [];  // what was there before each step: lists of [index, row or undefined]
+  const past = [];  // the state before each step: lists of [index, row or undefined]
   let current = null, reachable = null, keeps = true;
   const tail = (path) => path.split(/[/\\]/).slice(-2).join("/");
 
   const say = (text) => { status.textContent = text; };
 
-  // Why a row cannot be taken, or null.
+  // Why a row is refused, or null.
   const fault = (row) => {
     const [index, path, label, decision, newLabel] = row;
     if (!Number.isSafeInteger(index) || index < 0) return `${row[0]} is not an index`;
@@ -28,10 +28,10 @@
     if (!DECISIONS.includes(decision)) return `there is no decision "${decision}"; known: ${DECISIONS.join(", ")}`;
     if (!shown.has(label)) return `there is no class "${label}"`;
     if (decision === "relabel" && !shown.has(newLabel)) return `there is no class "${newLabel}"`;
-    if (decision !== "relabel" && newLabel !== "") return `${decision} takes no new label, "${newLabel}" is given`;
+    if (decision !== "relabel" && newLabel !== "") return `${decision} takes no new label, but "${newLabel}" is given`;
     const example = examples.get(index);
     if (example && example.label !== label) return `example ${index} is labelled "${shown.get(example.label)}" here, "${label}" in the file`;
-    // As saved, a byte that is not UTF-8 is U+FFFD; a project may have moved as a whole.
+    // A saved file has U+FFFD for a byte that is not UTF-8. The whole project may have moved.
     const own = example?.path?.replace(/[\uD800-\uDFFF]/g, "\uFFFD");
     if (own && path !== "" && tail(own) !== tail(path.replace(/[\uD800-\uDFFF]/g, "\uFFFD"))) {
       return `example ${index} is ${tail(own)} here, ${tail(path)} in the file`;
@@ -88,7 +88,7 @@
     save();
     paint();
   };
-  // The same decision once more takes it back.
+  // The same decision again undoes it.
   const decide = (card, decision, newLabel = "") => {
     const index = indexOf(card), { path, label } = examples.get(index), before = decisions.get(index);
     const same = before && before[3] === decision && before[4] === newLabel;
@@ -109,7 +109,7 @@
   };
 
   const visible = () => cards.filter((card) => !card.hidden);
-  // One card at a time, and its buttons, are what Tab stops at.
+  // Tab stops at one card at a time, and at its buttons.
   const stops = (card, index) => {
     card.tabIndex = index;
     for (const control of card.querySelectorAll("button, input")) control.tabIndex = index;
@@ -129,7 +129,7 @@
     const all = visible();
     return all[Math.min(all.length - 1, Math.max(0, all.indexOf(card) + by))];
   };
-  // The nearest card of the line above or below.
+  // The nearest card in the row above or below.
   const across = (card, sign) => {
     const from = card.getBoundingClientRect();
     let best = card, cost = Infinity;
@@ -166,7 +166,7 @@
       if (name === undefined) {
         say(`There is no class "${text}".`);
       } else if (name === examples.get(indexOf(card)).label) {
-        say(`Example ${indexOf(card)} is labelled "${shown.get(name)}" already: keep it.`);
+        say(`Example ${indexOf(card)} is already labelled "${shown.get(name)}". Choose keep.`);
       } else {
         decide(card, "relabel", name);
         input.value = "";
@@ -220,8 +220,8 @@
     }
   });
 
-  // decisions.csv: RFC 4180; an apostrophe before what a spreadsheet would take for a formula, one more where a name
-  // begins so by itself.
+  // decisions.csv: RFC 4180. An apostrophe goes before text that a spreadsheet would run as a formula, and one more if
+  // the name itself begins that way.
   const guarded = (text) => (/^'*[=+\-@\t\r]/.test(text) ? `'${text}` : text);
   const unguarded = (text) => (/^'+[=+\-@\t\r]/.test(text) ? text.slice(1) : text);
   const field = (value) => {
@@ -238,11 +238,11 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
     const on = desk.split === "train" ? "" : ` --on ${desk.split}`;
     const others = rows.filter(([index]) => !examples.has(index)).length;
-    const beside = others ? ` (${others} of them on examples that this page does not show)` : "";
+    const beside = others ? ` (${others} of them for examples that this page does not show)` : "";
     say(`${rows.length} decisions exported${beside}; next: influence relabel decisions.csv${on}`);
   });
 
-  // Rows of fields with the line that each begins on.
+  // Rows of fields, with the line number on which each row begins.
   const parse = (text) => {
     const rows = [];
     let row = [], value = "", quoted = false, wasQuoted = false, line = 1, start = 1;
@@ -264,7 +264,7 @@
       else if (letter === "\n") { end(); start = line; }
       else if (letter !== "\r") value += letter;
     }
-    if (quoted) throw new Error(`line ${start}: a quotation mark is open at the end of the file`);
+    if (quoted) throw new Error(`line ${start}: a quotation mark is not closed`);
     if (value !== "" || row.length) end();
     return rows;
   };
@@ -279,7 +279,7 @@
       const wrong = fault(row);
       if (wrong) throw new Error(`line ${line}: ${wrong}`);
       const before = found.get(row[0]);
-      if (before && before.join("\0") !== row.join("\0")) throw new Error(`line ${line}: example ${row[0]} is decided twice`);
+      if (before && before.join("\0") !== row.join("\0")) throw new Error(`line ${line}: example ${row[0]} has two decisions`);
       found.set(row[0], row);
     }
     return found;
@@ -288,7 +288,7 @@
   document.getElementById("import").addEventListener("click", () => file.click());
   file.addEventListener("change", async () => {
     const [given] = file.files;
-    file.value = "";  // the same file may be chosen again
+    file.value = "";  // allows choosing the same file again
     if (!given) return;
     try {
       const found = read(await given.text());
@@ -301,7 +301,7 @@
   });
   undoButton.addEventListener("click", undo);
 
-  // What is scrolled to stays clear of the bar, which is as high as its words are many.
+  // Scrolling must not hide a card behind the bar, whose height depends on its text.
   new ResizeObserver(() => {
     const covers = getComputedStyle(bar).position === "sticky" ? bar.offsetHeight : 0;
     document.documentElement.style.setProperty("--bar", `${covers}px`);
@@ -312,6 +312,6 @@
     stops(reachable, 0);
   }
   load();
-  save();  // says at once where nothing is kept
+  save();  // warns at once if the browser keeps nothing
   paint();
 }

@@ -1,4 +1,4 @@
-"""Rows to a table for people: coloured and fitted on a terminal, plain and never cut anywhere else."""
+"""Turns rows into a table for people: coloured and fitted on a terminal, plain and never cut anywhere else."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from influence_cli.errors import near_path, printable
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
 
-# What describes one example: on a terminal it is said once above its rows, which then fit 80 columns.
+# The columns that describe one example. A terminal shows them once above the rows, which then fit 80 columns.
 TEST_COLUMNS = ("test", "test_path", "test_label", "test_predicted")
 TRAINING_COLUMNS = ("index", "path", "label", "predicted", "loss")
-# Effects on a loss: their sign says which way.
+# Effects on a loss, which are shown with their sign.
 SIGNED = ("influence", "estimated", "actual", "difference", "difference_low", "difference_high")
 EFFECT_STYLE = {"helpful": "green", "harmful": "red"}
 NULL = "–"
@@ -29,7 +29,7 @@ CHUNK = 500
 
 
 def word(value: Scalar) -> str:
-    """Spell a value as every text format does: null is empty, floats round-trip."""
+    """Write a value as every text format does: null is empty, floats round-trip."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -62,7 +62,7 @@ def plain_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
         columns: in this order, under their names.
 
     Returns:
-        A heading and a line a row.
+        A heading and one line per row.
     """
     lines = [list(columns), *([_cell(row[column], column) for column in columns] for row in rows)]
     widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
@@ -79,17 +79,17 @@ def plain_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def terminal_table(rows: Sequence[Row], columns: Sequence[str], stream: TextIO) -> Iterator[str]:
-    """Lay rows out for a terminal: fitted to its width, in colour unless NO_COLOR is set.
+    """Lay out rows for a terminal: fitted to its width, in colour unless NO_COLOR is set.
 
-    What all rows of one test example share is said once above them.
+    What all rows of a test example share is shown once above them.
 
     Args:
         rows: at least one, each with the columns.
         columns: in this order.
-        stream: the terminal; asked for its width and colours, not written to.
+        stream: the terminal. Only its width and colours are read; nothing is written to it.
 
     Yields:
-        Lines with the terminal's colour codes, some hundred rows at a time: Rich lays out 1,000 a second.
+        Lines with the terminal's colour codes, some hundred rows at a time: Rich lays out 1,000 rows per second.
     """
     console = Console(file=stream, highlight=False)
     blocks = _blocks(rows)
@@ -98,7 +98,7 @@ def terminal_table(rows: Sequence[Row], columns: Sequence[str], stream: TextIO) 
     numeric = {column for column in body if _is_numeric(rows, column)}
     gap, widths = _fit(rows, body, numeric, console.width)
     room = console.width
-    # Too narrow even so: the terminal wraps the lines, and nothing is cut away.
+    # If it is still too wide, the terminal wraps the lines, and nothing is cut.
     console.width = max(room, sum(widths.values()) + gap * len(widths))
     for number, (head, members) in enumerate(blocks):
         with console.capture() as capture:
@@ -117,7 +117,7 @@ def terminal_table(rows: Sequence[Row], columns: Sequence[str], stream: TextIO) 
 
 
 def _blocks(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
-    """Split rows into runs of one test example, or (``rank --train``) one training example, where runs are long."""
+    """Split rows into runs of one test example or (``rank --train``) of one training example, if the runs are long."""
     blocks: list[tuple[Row, list[Row]]] = []
     for shared in (TEST_COLUMNS, TRAINING_COLUMNS, ()):
 
@@ -131,7 +131,7 @@ def _blocks(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
 
 
 def _fit(rows: Sequence[Row], columns: Sequence[str], numeric: set[str], room: int) -> tuple[int, dict[str, int]]:
-    """Find the gap and the widths that fit: first paths give way, then the gap, then names; numbers never."""
+    """Find the gap and the widths that fit: first paths shrink, then the gap, then names. Numbers never shrink."""
     heading = {column: max(cell_len(part) for part in _spoken(column).split()) for column in columns}
     natural = {
         column: max(heading[column], *(cell_len(_cell(row[column], column)) for row in rows)) for column in columns
@@ -154,9 +154,9 @@ def _fit(rows: Sequence[Row], columns: Sequence[str], numeric: set[str], room: i
 
 
 def _heading(head: Row, columns: Sequence[str], room: int) -> Text:
-    """Say in one line what the rows of a block share."""
+    """Give in one line what the rows of a block share."""
     cells = {column: _cell(head[column], column) for column in columns}
-    # A path needs no name beside it.
+    # A path needs no name before it.
     names = {column: "" if _is_path(column) else f"{_spoken(column)} " for column in columns}
     excess = sum(cell_len(names[column] + cells[column]) + 3 for column in columns) - 3 - room
     for column in columns:
@@ -190,7 +190,7 @@ def _rich_table(
 
 
 def _spoken(column: str) -> str:
-    # A space lets a long heading wrap where an underscore would be cut.
+    # A long heading can wrap at a space; at an underscore it would be cut.
     return column.replace("_", " ")
 
 
@@ -199,7 +199,7 @@ def _is_path(column: str) -> bool:
 
 
 def _shorten(text: str, width: int) -> str:
-    """Cut the middle of a path: its end, the file name, says most."""
+    """Cut the middle of a path: the end, the file name, matters most."""
     if cell_len(text) <= width:
         return text
     start = (width - 1) // 3

@@ -1,7 +1,7 @@
-"""Rows to files, one writer for every command: a table for people; jsonl, json, csv, tsv and parquet for programs.
+"""Writes the rows of every command: a table for people; jsonl, json, csv, tsv and parquet for programs.
 
-Each format is a generator of text (of bytes for parquet) from checked rows; `write_rows` is the only place that writes.
-All but the table stream: a row is on its way before the next one is computed (parquet: before the next but 16,383).
+Each format is a generator of text (bytes for parquet) from checked rows. Only `write_rows` writes. All formats but the
+table stream: a row is written before the next one is computed (parquet: in groups of 16,384 rows).
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def choose_format(format: str | None, output: Path | None, terminal: bool, diale
     """Decide how rows are written.
 
     Args:
-        format: what ``--format`` names; it wins over the suffix.
+        format: what ``--format`` names; it overrides the suffix.
         output: the file of ``-o``, whose suffix decides next.
         terminal: whether stdout is a terminal, which decides last.
-        dialects: those of `DIALECTS` that the command's rows can be put into.
+        dialects: those of `DIALECTS` that the command's rows can be written in.
 
     Returns:
         One of `FORMATS` and ``dialects``.
 
     Raises:
-        InfluenceError: the format or the suffix is not known or not for these rows, parquet is meant for a terminal,
+        InfluenceError: the format or the suffix is unknown or does not fit these rows, parquet would go to a terminal,
             or its package is not installed.
     """
     chosen = _named_format(format, output, terminal, dialects)
@@ -63,7 +63,8 @@ def _named_format(format: str | None, output: Path | None, terminal: bool, diale
     if format is not None:
         if format in DIALECTS and format not in dialects:
             raise InfluenceError(
-                f"--format {format} is for mislabels: it takes a row a label", "known here: " + ", ".join(FORMATS)
+                f"--format {format} is only for mislabels: it needs one row per label",
+                "known here: " + ", ".join(FORMATS),
             )
         if format not in (*FORMATS, *dialects):
             raise InfluenceError(f"unknown format {format!r}", did_you_mean(format, (*FORMATS, *dialects)))
@@ -73,25 +74,25 @@ def _named_format(format: str | None, output: Path | None, terminal: bool, diale
     suffix = output.suffix.lower()
     if not suffix:
         raise InfluenceError(
-            f"{output} has no suffix that tells the format",
+            f"{output} has no suffix, so the format is not known",
             f"add one of {', '.join(sorted(SUFFIXES))}, or choose with --format",
         )
     if suffix not in SUFFIXES:
         raise InfluenceError(
-            f"{output}: no format goes with the suffix {suffix!r}",
+            f"{output}: no format has the suffix {suffix!r}",
             f"{did_you_mean(suffix, SUFFIXES)}; or choose with --format",
         )
     return SUFFIXES[suffix]
 
 
 def write_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], format: str, stream: TextIO) -> int:
-    """Write rows in one of the formats; all but ``table`` hold one row (parquet: one row group) at a time.
+    """Write rows in one of the formats. All but ``table`` hold one row (parquet: one row group) at a time.
 
     Args:
         rows: mappings with at least the columns; values are strings, paths, numbers (Python or numpy), bools or None.
         columns: which keys are written, in this order.
         format: one of `FORMATS` and `DIALECTS`.
-        stream: where to; ``table`` looks at whether it is a terminal, ``parquet`` writes to its ``buffer``.
+        stream: the output; ``table`` asks it whether it is a terminal, ``parquet`` writes to its ``buffer``.
 
     Returns:
         The number of rows.
@@ -107,7 +108,7 @@ def write_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], for
             count += 1
             yield {column: _scalar(row[column], column, count) for column in columns}
 
-    # The first row is made before anything is written: an error in it leaves no lone header on stdout.
+    # The first row is made before anything is written, so an error in it leaves no header alone on stdout.
     waiting = checked()
     scalars = chain(list(islice(waiting, 1)), waiting)
     if format == "parquet":
@@ -135,7 +136,7 @@ def _scalar(value: object, column: str, number: int) -> Scalar:
         value = str(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise InfluenceError(
-            f"row {number}: {column} is {value}, and a number that is not finite is never written",
+            f"row {number}: {column} is {value}, and only finite numbers are written",
             "influence check looks for losses and gradients that are not finite",
         )
     if value is None or isinstance(value, str | int | float):
@@ -163,7 +164,7 @@ def _text(rows: Iterable[Row], columns: Sequence[str], format: str, stream: Text
 
 def _json(row: Row) -> str:
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    # Only lone surrogates cannot be encoded, and Python spells them as JSON does: \udcff.
+    # Only lone surrogates cannot be encoded. Python writes them as JSON does: \udcff.
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -176,11 +177,11 @@ def _json_array(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _csv(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[str]:
-    # With \r\n as its line end, every Python quotes both a bare \r and a bare \n in a value; lines then end in \n.
+    # With \r\n as line end, every Python quotes a bare \r and a bare \n in a value. The lines then end in \n.
     writer = csv.writer(SimpleNamespace(write=lambda line: line[:-2] + "\n"), lineterminator="\r\n")
     yield writer.writerow(columns)
     for row in rows:
-        # Numbers stay numbers, a negative one too.
+        # Numbers stay numbers, also negative ones.
         yield writer.writerow([guarded(value) if isinstance(value, str) else word(value) for value in row.values()])
 
 

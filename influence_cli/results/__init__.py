@@ -1,4 +1,4 @@
-"""Typed rows and columns of each command; results read back and compared.
+"""The rows and columns of each command, and earlier results read back and compared.
 
-A file per command; ``run`` is the record of a run, ``reader`` reads what an earlier run wrote.
+One file per command. ``run`` is the record of a run, ``reader`` reads what an earlier run wrote.
 """

@@ -1,4 +1,4 @@
-"""Two results of the same kind, such as before and after cleaning: what stayed at the top, what entered, what left."""
+"""Compares two results of the same kind, such as before and after cleaning: what stayed at the top, entered or left."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CHANGES = ("kept", "entered", "left")
 
 @dataclass(frozen=True)
 class Pair:
-    """What stands at a place of either list.
+    """An example of at least one of the two lists.
 
     Attributes:
-        change: ``kept`` (in both top lists), ``entered`` (only in the second's), ``left`` (only in the first's).
-        a: its row in the first result, or None where that does not list it.
-        b: its row in the second.
+        change: ``kept`` (in both top lists), ``entered`` (only in the second), ``left`` (only in the first).
+        a: its row in the first result, or None if that does not list it.
+        b: its row in the second result, or None.
     """
 
     change: str
@@ -33,7 +33,7 @@ class Pair:
 
     @property
     def row(self) -> Row:
-        """Give the row of the second result, or else of the first."""
+        """Give the row of the second result, otherwise that of the first."""
         row = self.b or self.a
         if row is None:
             raise ValueError("a pair of nothing")
@@ -42,17 +42,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two lists beside each other: of all labels, or of one test example and effect.
+    """Two compared lists: of all labels, or of one test example and effect.
 
     Attributes:
         test: position of the test example, its file, and the effect; all None for `mislabels`.
-        train: position of the training example whose test examples are compared (`rank --train`), else None.
-        listed: how many the first result has in this list, and the second.
+        train: position of the training example whose test examples are compared (`rank --train`), otherwise None.
+        listed: how many examples the first result has in this list, and the second.
         top: how many of each list are compared.
         overlap: the share of these that are in both.
-        correlation: Spearman's, of the values of what both list; None below three.
-        common: how many those are.
-        pairs: kept ones first, then entered, then left, each in the order of their list.
+        correlation: Spearman's correlation of the values of the examples in both lists; None for fewer than three.
+        common: how many examples are in both lists.
+        pairs: first kept, then entered, then left, each in the order of their list.
     """
 
     test: int | None
@@ -68,11 +68,11 @@ class Comparison:
 
     @property
     def key(self) -> Scalar:
-        """Name the test example as `test_of` names that of a row."""
+        """Name the test example as `test_of` does for a row."""
         return self.test_path if self.test is None else self.test
 
     def count(self, change: str) -> int:
-        """Count the pairs of a change."""
+        """Count the pairs with this change."""
         return sum(pair.change == change for pair in self.pairs)
 
     def facts(self) -> dict[str, object]:
@@ -87,13 +87,13 @@ def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[
     Args:
         a: the first.
         b: the second, of the same kind.
-        top: how many of each list at most; never more than the shorter one has.
+        top: how many of each list at most; never more than the shorter list has.
 
     Returns:
-        A comparison for every list that both have, and a line for what only one of them has.
+        One comparison per list that both have, and one line per list that only one of them has.
 
     Raises:
-        InfluenceError: results of different kinds or data sets, a row that stands there twice, or nothing in common.
+        InfluenceError: the results have different kinds or data sets, list something twice, or have nothing in common.
     """
     if a.kind != b.kind:
         raise InfluenceError(
@@ -121,7 +121,7 @@ def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[
     ]
     if not comparisons:
         raise InfluenceError(
-            f"{a.path} and {b.path} have no list in common: what one has is helpful, what the other has harmful",
+            f"{a.path} and {b.path} have no list in common: one lists helpful examples, the other harmful ones",
             "compare results that list the same effects",
         )
     lists = [{(about(row), _effect(row)) for row in result.rows if about(row) in shared} for result in (a, b)]
@@ -133,30 +133,30 @@ def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[
             notes.append(f"{than.path} lacks {counted(examples, what)} of {result.path}")
         if lists[side] - lists[1 - side]:
             number = counted(len(lists[side] - lists[1 - side]), "list")
-            notes.append(f"{than.path} lacks {number} of {result.path}: the helpful or the harmful ones")
+            notes.append(f"{than.path} lacks {number} of {result.path} (helpful or harmful)")
         if top is not None:
             notes += _shorter(comparisons, side, result, top)
     return comparisons, notes
 
 
 def _shorter(comparisons: Sequence[Comparison], side: int, result: Result, top: int) -> Iterator[str]:
-    """Say that a result has fewer than were asked for: then no more than it has are compared."""
+    """Say that a result lists fewer than --top: only as many as it lists are compared."""
     listed = [found.listed[side] for found in comparisons if found.listed[side] < top]
     if listed:
         where = "" if len(comparisons) == 1 else f" in {len(listed):,} of {counted(len(comparisons), 'list')}"
         fewest = f"{min(listed):,}" if len(set(listed)) == 1 else f"{min(listed):,} to {max(listed):,}"
-        yield f"{result.path} has {fewest} of the {top:,} of --top{where}: as many as the shorter has are compared"
+        yield f"{result.path} has only {fewest} of the {top:,} rows of --top{where}: only as many are compared"
 
 
 def comparison_rows(
     comparisons: Sequence[Comparison], kind: str, more: Callable[[Row], Row] | None = None
 ) -> list[Row]:
-    """Give a row for every pair: where it stands and stood, with what value.
+    """Give one row per pair: its rank and value in both results.
 
     Args:
         comparisons: list by list.
         kind: of the results, ``rank`` or ``mislabels``.
-        more: gives further columns for a row of the second result, or of the first where the second does not list it.
+        more: gives more columns for a row of the second result, or of the first if the second does not list it.
     """
     value = VALUES[kind]
     rows: list[Row] = []
@@ -186,7 +186,7 @@ def comparison_rows(
 def _compare(
     a: list[Row], b: list[Row], item: Callable[[Row], Scalar], value: str, top: int | None, reverse: bool
 ) -> Iterator[Comparison]:
-    """Compare what two results say of one thing, effect by effect."""
+    """Compare what two results say about one example, effect by effect."""
     own_a, own_b = {item(row): row for row in a}, {item(row): row for row in b}
     lists = [grouped(sorted(rows, key=lambda row: int(row["rank"] or 0)), _effect) for rows in (a, b)]
     for effect in dict.fromkeys([*lists[0], *lists[1]]):
@@ -215,9 +215,9 @@ def _compare(
 
 
 def _correlation(one: list[Row], two: list[Row], item: Callable[[Row], Scalar], value: str) -> tuple[float | None, int]:
-    """Correlate the values of what two lists of the same effect both have, and count it.
+    """Correlate the values of the examples that two lists of the same effect both have, and count them.
 
-    Over both effects at once, that helpful is above harmful in either result would count as agreement.
+    Each effect has its own correlation: over both effects together, helpful above harmful would count as agreement.
     """
     x, y = ({item(row): row[value] for row in rows} for rows in (one, two))
     both = [key for key in x if key in y]
@@ -228,7 +228,7 @@ def _correlation(one: list[Row], two: list[Row], item: Callable[[Row], Scalar], 
 
 
 def grouped(rows: Iterable[Row], by: Callable[[Row], Scalar]) -> dict[Scalar, list[Row]]:
-    """Gather rows by what a function gives for each, in their order."""
+    """Group rows by the value of a function, in their order."""
     found: dict[Scalar, list[Row]] = {}
     for row in rows:
         found.setdefault(by(row), []).append(row)
@@ -236,7 +236,7 @@ def grouped(rows: Iterable[Row], by: Callable[[Row], Scalar]) -> dict[Scalar, li
 
 
 def test_of(row: Row) -> Scalar:
-    """Name the test example of a row: its position, or the file where it has none; None for an aggregate."""
+    """Name the test example of a row: its position, or its file if it has no position; None for an aggregate."""
     return row["test_path"] if row.get("test") is None and "test_path" in row else row.get("test")
 
 
@@ -249,34 +249,34 @@ def _effect(row: Row) -> Scalar:
 
 
 def _of_one_training_example(result: Result) -> bool:
-    """Tell the result of rank --train: one training example, several test examples."""
+    """Tell whether this is a result of rank --train: one training example, several test examples."""
     tests = {(row["test"], row["test_path"]) for row in result.rows}
     return len({row["index"] for row in result.rows}) == 1 and len(tests) > 1
 
 
 def _refuse_repeated(result: Result) -> None:
-    """Refuse a result that lists the same twice: the second row would silently take the place of the first."""
+    """Refuse a result that lists an example twice: the second row would silently replace the first."""
     seen: dict[tuple[Scalar, ...], str] = {}
     for row, place in zip(result.rows, result.places, strict=True):
         first = seen.setdefault((test_of(row), _effect(row), _index(row)), place)
         if first is not place:
             raise InfluenceError(
-                f"{place}: example {row['index']} is in the same list as at {first} already",
-                "a list has an example once: take one of the two rows out",
+                f"{place}: example {row['index']} is already in the same list at {first}",
+                "a list has each example once: remove one of the two rows",
             )
 
 
 def _refuse_other_sets(a: Result, b: Result) -> None:
-    """Refuse labels of the training set beside labels of the test set, where the run files tell."""
+    """Refuse to compare training labels with test labels, if the run files tell."""
     if a.kind == "mislabels" and a.on is not None and b.on is not None and a.on != b.on:
         raise InfluenceError(
-            f"{a.path} is of the {a.on} labels, {b.path} of the {b.on} labels, by their run files",
+            f"by their run files, {a.path} is about the {a.on} labels and {b.path} about the {b.on} labels",
             "compare results of the same set (--on)",
         )
 
 
 def _refuse_other_files(a: Result, b: Result, index: str, path: str) -> None:
-    """Refuse results whose positions mean other files; a data set may have moved as a whole."""
+    """Refuse results whose positions mean different files. The whole data set may have moved."""
     names, others = ({row.get(index): _name(row[path]) for row in own.rows if row.get(path)} for own in (a, b))
     for row, place in zip(b.rows, b.places, strict=True):
         position = row.get(index)
@@ -284,7 +284,7 @@ def _refuse_other_files(a: Result, b: Result, index: str, path: str) -> None:
             continue
         what = f"{'test ' if index == 'test' else ''}example {position}"
         hint = "files were added or removed between the two; compare results on the same data set"
-        # This file is listed in A and stands at another position there, or the one of A does here.
+        # This file has another position in A, or the file of A has another position here.
         if others[position] in names.values() or names[position] in others.values():
             same = set(names.values()) == set(others.values())
             hint = (
@@ -292,7 +292,7 @@ def _refuse_other_files(a: Result, b: Result, index: str, path: str) -> None:
                 f"{'or a renamed class folder' if same else 'a renamed class folder, or files added or removed'}); "
                 "compare results made with train.labels and train.exclude instead of moves"
             )
-        raise InfluenceError(f"{place}: {what} is {others[position]}, in {a.path} it is {names[position]}", hint)
+        raise InfluenceError(f"{place}: {what} is {others[position]}, but in {a.path} it is {names[position]}", hint)
 
 
 def _name(path: Scalar) -> str:

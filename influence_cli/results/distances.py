@@ -1,9 +1,9 @@
-"""`influence compare --distance`: influence beside the distance in pixels between training and test image.
+"""`influence compare --distance`: influence against the pixel distance between training and test image.
 
-The pixel distance of two images is ‖a − b‖ over all pixels and colours, both as RGB in [0, 1], the training image
-scaled to the size of the test image. A model that compares pixels leans on the images near by: those of the test
-image's class help, the others harm, and both fade with the distance. One that has learned more does not follow it (Koh
-& Liang, ICML 2017, section 5.1 and figure 4).
+The pixel distance of two images is ‖a − b‖ over all pixels and colours. Both are RGB in [0, 1], and the training image
+is scaled to the size of the test image. A model that compares pixels relies on near images: those of the test image's
+class help, the others harm, and both effects fade with the distance. A model that has learned more does not follow the
+distance (Koh & Liang, ICML 2017, section 5.1 and figure 4).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from influence_cli.report.table import Row, Scalar
 from influence_cli.results.compare import Comparison, grouped, test_of
 from influence_cli.results.images import TEST, TRAINING, Item, Reader, image_reader
 from influence_cli.results.reader import Result
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
-# Test images that are held at one time, in bytes: one pass over the training images for each so many.
+# Bytes of test images that are held at one time. There is one pass over the training images per so many bytes.
 HELD = 2**28
 # The share of the listed training images that counts as near.
 NEAR = 0.1
@@ -34,7 +34,7 @@ NEAR = 0.1
 
 @dataclass(frozen=True)
 class Spread:
-    """Influence on one test example, by the distance of the training images that a result lists.
+    """Influence on one test example against the distance of the training images that a result lists.
 
     Attributes:
         row: one of the result's rows on that test example.
@@ -49,7 +49,7 @@ class Spread:
     same: np.ndarray
 
     def correlation(self, same: bool) -> float | None:
-        """Correlate the ranks of influence and distance within a class; None below three, or where one is constant."""
+        """Correlate the ranks of influence and distance within a class; None for under three or constant values."""
         own = self.same == same
         if own.sum() < 3:
             return None
@@ -57,15 +57,15 @@ class Spread:
         return float(found) if np.isfinite(found) else None
 
     def helpful(self, same: bool, near: bool = False) -> float | None:
-        """Give the share of helpful ones within a class, of all or of the nearest; None where there are none."""
+        """Give the share of helpful images within a class, of all or of the nearest; None if there are none."""
         own = self.same == same
         if near:
-            # The nearest of all classes: how many of them are of the same one says something too.
+            # The nearest of all classes, because how many of them have the same class is informative too.
             own &= self.distance <= np.quantile(self.distance, NEAR)
         return float((self.influence[own] > 0).mean()) if own.any() else None
 
     def facts(self) -> dict[str, float | int | None]:
-        """Give the numbers of a scatter by name, ``same`` and ``other`` being the classes."""
+        """Give the numbers of a scatter plot by name; ``same`` and ``other`` are the classes."""
         return {
             name.format(side): value
             for side, same in (("same", True), ("other", False))
@@ -83,8 +83,8 @@ class Distances:
     """The pixel distances of all pairs of a test and a training image that two results list.
 
     Attributes:
-        by_test: by test example (its position or file), the distance by position of the training example.
-        spreads: by test example, that of the first result and that of the second.
+        by_test: per test example (its position or file), the distances by position of the training example.
+        spreads: per test example, the spread of the first result and that of the second.
     """
 
     by_test: Mapping[Scalar, Mapping[Scalar, float]]
@@ -96,7 +96,7 @@ class Distances:
 
 
 def measure_distances(
-    results: tuple[Result, Result], comparisons: Sequence[Comparison], config: Path, terminal: Terminal
+    results: tuple[Result, Result], comparisons: Sequence[Comparison], config: Path, terminal: Terminal | None = None
 ) -> Distances:
     """Measure the distance of every training image that a result lists from the test image.
 
@@ -104,12 +104,13 @@ def measure_distances(
         results: two of `rank`.
         comparisons: what `compare_results` made of them.
         config: names the data sets where the results name no files.
-        terminal: progress, and a warning where only the ends of the rankings are there.
+        terminal: progress, and a warning if only the ends of the rankings are there.
 
     Raises:
-        InfluenceError: results that no single test image belongs to, a test example without a label, or an image that
+        InfluenceError: the results do not belong to single test images, a test example has no label, or an image
             cannot be read.
     """
+    terminal = or_silent(terminal)
     tests = list(dict.fromkeys(found.key for found in comparisons))
     _refuse(results, comparisons, set(tests))
     a, b = (_by_test(result, tests) for result in results)
@@ -137,14 +138,14 @@ def measure_distances(
 
 
 def mean_facts(spreads: Iterable[Spread]) -> dict[str, float | None]:
-    """Average the facts of several scatters, each over those that have it."""
+    """Average the numbers of several scatter plots, each number over the plots that have it."""
     facts = [spread.facts() for spread in spreads]
     known = {key: [value for one in facts if (value := one[key]) is not None] for key in facts[0]}
     return {key: float(np.mean(values)) if values else None for key, values in known.items()}
 
 
 def in_words(facts: Mapping[str, float | int | None]) -> str:
-    """Say what a scatter shows."""
+    """Say what a scatter plot shows."""
 
     def signed(side: str) -> str:
         value = facts[f"correlation_{side}"]
@@ -155,10 +156,10 @@ def in_words(facts: Mapping[str, float | int | None]) -> str:
         return "–" if value is None else f"{value:.0%}"
 
     return (
-        f"influence and pixel distance have a rank correlation of {signed('same')} in the same class, "
-        f"{signed('other')} in the others; helpful are {share('helpful_same')} of the same class, "
-        f"{share('helpful_other')} of the others, {share('helpful_near_same')} and {share('helpful_near_other')} "
-        f"among the nearest tenth ({facts['same']:,.0f} and {facts['other']:,.0f} images)"
+        f"rank correlation of influence and pixel distance {signed('same')} in the same class, {signed('other')} in "
+        f"the others; helpful images: {share('helpful_same')} of {facts['same']:,.0f} in the same class, "
+        f"{share('helpful_other')} of {facts['other']:,.0f} in the others; among the nearest tenth: "
+        f"{share('helpful_near_same')} and {share('helpful_near_other')}"
     )
 
 
@@ -166,44 +167,43 @@ def _refuse(results: tuple[Result, Result], comparisons: Sequence[Comparison], t
     first = results[0].path
     if results[0].kind != "rank":
         raise InfluenceError(
-            f"{first} is a result of influence {results[0].kind}: --distance is from a test image to training images",
+            f"{first} is a result of influence {results[0].kind}: --distance needs a test image and training images",
             "compare two results of influence rank TEST --all",
         )
     if any(found.train is not None for found in comparisons):
         raise InfluenceError(
-            f"{first} is of one training example (rank --train): --distance is from a test image to training images",
+            f"{first} is about one training example (rank --train): --distance needs one test image per list",
             "compare two results of influence rank TEST --all",
         )
     if None in tests:
         raise InfluenceError(
-            f"{first} is of the mean over test examples (rank --aggregate): there is no test image to measure "
-            "--distance from",
+            f"{first} is about a mean over test examples (rank --aggregate): --distance needs one test image per list",
             "rank without --aggregate",
         )
     for result in results:
         for row, place in zip(result.rows, result.places, strict=True):
             if test_of(row) in tests and (row.get("test_label") is None or row["label"] is None):
                 raise InfluenceError(
-                    f"{place}: there is no test_label, which --distance tells the same class by",
+                    f"{place}: there is no test_label, and --distance needs it to tell the classes apart",
                     "give the label of an image file: TEST<tab>LABEL lines on the stdin of influence rank -",
                 )
 
 
 def _by_test(result: Result, tests: Sequence[Scalar]) -> dict[Scalar, list[Row]]:
-    """Gather the rows on each of some test examples."""
+    """Give the rows per test example."""
     found = grouped(result.rows, test_of)
     return {test: found[test] for test in tests}
 
 
 def _warn_of_ends(result: Result, rows: Mapping[Scalar, Sequence[Row]], terminal: Terminal) -> None:
-    """Say where the strongest of each effect alone are listed: the middle of the scatter is missing."""
+    """Warn if a result lists only the strongest of each effect: the middle of the scatter plot is missing."""
     counts = [Counter(row["effect"] for row in own) for own in rows.values()]
     sizes = {size for own in counts for size in own.values()}
-    # As many helpful as harmful ones everywhere is what --top leaves.
+    # --top leaves as many helpful as harmful examples everywhere.
     if len(sizes) == 1 and all(len(own) == 2 for own in counts):
         terminal.warn(
-            f"{result.path} has the {counted(sizes.pop(), 'strongest example')} of each effect, the ends of what "
-            "--distance correlates: rank with --all for every image"
+            f"{result.path} lists only the {counted(sizes.pop(), 'strongest example')} per effect, so the correlation "
+            "lacks the middle: use rank with --all"
         )
 
 
@@ -221,27 +221,27 @@ def _spread(rows: Sequence[Row], distance: Mapping[Scalar, float]) -> Spread:
 
 
 def _pixels(read: Reader, row: Row, item: Item) -> Image.Image:
-    """Read an image as RGB of 8 bits.
+    """Read an image as 8-bit RGB.
 
     Raises:
-        InfluenceError: it cannot be read, or has more than 8 bits: what its values would be in [0, 1] is not known.
+        InfluenceError: it cannot be read, or has more than 8 bits, so that its values in [0, 1] are not known.
     """
     from influence_cli.data.images import as_picture
 
     yielded: Any = read(row)
-    # A picture is made of other numbers too, by stretching them: those are not the image's own levels.
+    # Other numbers would be stretched to make a picture, and would not be the image's own levels.
     own_levels = isinstance(yielded, Image.Image) or str(getattr(yielded, "dtype", "")).rpartition(".")[2] == "uint8"
     image = as_picture(yielded) if own_levels else None
     if image is None or image.mode.startswith(("I", "F")):
         name = row.get(item.path) or f"{item.word} {row[item.index]}"
         raise InfluenceError(
-            f"{name} is no image of 8 bits a colour, which --distance compares", "leave out --distance"
+            f"{name} is not an image with 8 bits per colour, and --distance compares only those", "leave out --distance"
         )
     return eight_bit(image).convert("RGB")
 
 
 def _groups(images: Iterable[tuple[Scalar, Image.Image]]) -> Iterator[list[tuple[Scalar, Image.Image]]]:
-    """Gather test images up to what is held at one time."""
+    """Group test images, as many as are held at one time."""
     group: list[tuple[Scalar, Image.Image]] = []
     held = 0
     for test, image in images:
@@ -257,7 +257,7 @@ def _groups(images: Iterable[tuple[Scalar, Image.Image]]) -> Iterator[list[tuple
 def _stacks(
     images: Sequence[tuple[Scalar, Image.Image]],
 ) -> dict[tuple[int, int], tuple[list[Scalar], np.ndarray]]:
-    """Stack test images of one size: their names, and uint8 [k, 3·w·h]."""
+    """Stack the test images of each size: their names, and uint8 [k, 3·w·h]."""
     by_size: dict[tuple[int, int], list[tuple[Scalar, Image.Image]]] = {}
     for test, image in images:
         by_size.setdefault(image.size, []).append((test, image))
@@ -268,7 +268,7 @@ def _stacks(
 
 
 def _distances(stack: np.ndarray, image: Image.Image, size: tuple[int, int]) -> Sequence[float]:
-    """Measure one training image against test images of one size: uint8 [k, 3·w·h]."""
+    """Measure the distance of one training image from test images of one size, uint8 [k, 3·w·h]."""
     if image.size != size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     difference = stack.astype(np.int16) - np.asarray(image).ravel()

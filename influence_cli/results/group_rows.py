@@ -35,7 +35,7 @@ def group_rows(
     count: int | None,
     actual: dict[int, np.ndarray],
 ) -> Iterator[dict[str, object]]:
-    """Give the rows: a group each, the most harmful first; of every test example, or of their mean."""
+    """Give one row per group, most harmful first: for every test example, or for their mean."""
     from influence_cli.influence.scores import effect
     from influence_cli.results.rank_rows import test_columns
 

@@ -1,4 +1,4 @@
-"""The images that two compared results are about: from the files that they name, or from the config's data sets."""
+"""Reads the images of two compared results, from the files that they name or from the data sets of the config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from influence_cli.config.schema import DataConfig
     from influence_cli.data.split import Split
 
-# Takes a row, gives the image as a file or the data set has it, or raises InfluenceError.
+# Takes a row and gives the image, as the file or the data set has it; or raises InfluenceError.
 Reader = Callable[[Row], Any]
 
 
@@ -38,17 +38,17 @@ TEST = Item("test example", "test", "test_path", "test_label", "test_predicted")
 def image_reader(
     results: tuple[Result, Result], needed: Sequence[Row], item: Item, config: Path, option: str
 ) -> Reader:
-    """Choose where images come from: the files that the results name, or the config's data set by position.
+    """Choose where images come from: the files that the results name, or the data set of the config by position.
 
     Args:
         results: the two that are compared.
         needed: rows whose images will be read.
-        item: which of their examples.
-        config: names the data set where the results name no files.
+        item: training or test examples.
+        config: names the data set if the results name no files.
         option: what the images are for, such as ``--report``.
 
     Raises:
-        InfluenceError: a file that a row names is not there, or the data set is not that of the results.
+        InfluenceError: a file that a row names is missing, or the data set is not that of the results.
     """
     paths = [row.get(item.path) for result in results for row in result.rows]
     if all(path is not None and not is_within(str(path)) for path in paths):
@@ -56,8 +56,8 @@ def image_reader(
         for row in needed:
             if not Path(str(row[item.path])).is_file():
                 raise InfluenceError(
-                    f"{places[id(row)]}: there is no image {row[item.path]} any more",
-                    f"run from where the images were, or leave out {option}",
+                    f"{places[id(row)]}: the image {row[item.path]} is missing",
+                    f"run in the folder that the paths are relative to, or leave out {option}",
                 )
         return lambda row: _of_file(row, item)
     from influence_cli.config.load import load_config
@@ -68,9 +68,9 @@ def image_reader(
         loaded = load_config(config, ())
     except InfluenceError as error:
         raise InfluenceError(
-            f"these results name no files, so {option} needs the data set: {error.message}", error.hint
+            f"these results name no files, so {option} needs the data set of the config: {error.message}", error.hint
         ) from error
-    # TEST examples are those of the training set where the config has no other.
+    # Without a test set in the config, test examples are those of the training set.
     of_test = item is TEST or {result.on for result in results} == {"test"}
     section = (loaded.test if of_test else None) or loaded.train
     if section is loaded.train:
@@ -93,7 +93,9 @@ def _of_file(row: Row, item: Item) -> Any:
     from influence_cli.data.image_files import open_image
 
     if row.get(item.path) is None:
-        raise InfluenceError(f"a {item.word} of the results has neither a position nor a file")
+        raise InfluenceError(
+            f"the results have {item.word}s with neither a position nor a file", "rank again with -o FILE"
+        )
     return open_image(Path(str(row[item.path])))
 
 
@@ -106,9 +108,9 @@ def _check_labels(
     config: Path,
     option: str,
 ) -> None:
-    """Refuse a data set whose labels are not those of the results: its images at these positions are others.
+    """Refuse a data set whose labels are not those of the results: its images at these positions are different.
 
-    A result from before ``labels`` in the config has the labels of the data set itself, which is right too.
+    The labels of the data set itself are right too: a result may be older than ``labels`` in the config.
     """
     from influence_cli.data.datasets import source_labels
 
@@ -123,11 +125,11 @@ def _check_labels(
             continue
         names = [name(int(labels[index])) for labels in known] if 0 <= index < len(split.labels) else []
         if str(label) not in names:
-            there = f"labelled {names[0]}" if names else "not there"
-            other = "another data set" + ("" if split.name == "test" else " (or of --on test)")
+            there = f"it is labelled {names[0]}" if names else "it does not exist"
+            other = "another data set" + ("" if split.name == "test" else " (or from --on test)")
             raise InfluenceError(
-                f"{place}: {item.word} {index} is labelled {label}, in the {split.name} data set of "
-                f"{near_path(config)} it is {there}: these results are of {other}",
+                f"{place}: {item.word} {index} is labelled {label}, but in the {split.name} data set of "
+                f"{near_path(config)} {there}: these results are from {other}",
                 f"name the config of their data set with -c, or leave out {option}",
             )
 

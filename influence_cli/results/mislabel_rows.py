@@ -13,7 +13,7 @@ COLUMNS = ("rank", "index", "path", "label", "suggested", "confidence", "score",
 
 
 def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], count: int) -> Iterator[dict[str, object]]:
-    """Give the rows of the ranking, most suspicious first, every signal included, and whether a label is flagged."""
+    """Give the rows of the ranking, most suspicious first, with every signal and whether the label is flagged."""
     facts, own, flagged = result.facts, result.signals.get("self-influence"), len(result.flagged)
     for number, row in enumerate(result.order[:count], start=1):
         index, suggested = int(facts.indices[row]), int(result.suggested[row])

@@ -36,14 +36,14 @@ HIDDEN = "hidden"
 def perturb_rows(
     task: Task, batch: Batch, found: Sequence[Perturbed], delta: str | None
 ) -> Iterator[dict[str, object]]:
-    """Give a row a test example."""
+    """Give one row per test example."""
     import numpy as np
 
     classes, split, index = task.classes, task.train, int(batch.indices[0])
     for one in found:
         test, slope = one.test, one.slope
         place = [int(number) for number in np.unravel_index(int(np.abs(slope).argmax()), slope.shape)]
-        # An input that is no image has its position in the last of them.
+        # An input with fewer dimensions than an image has its position in the last columns.
         channel, row, column = [None] * (3 - len(place)) + place if len(place) <= 3 else [None] * 3
         yield {
             "test": test.index,

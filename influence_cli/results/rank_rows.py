@@ -1,4 +1,4 @@
-"""The rows of `influence rank`: their columns, and what each says of a test and a training example."""
+"""The rows and columns of `influence rank`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def rank_rows(prepared: Prepared, group: Group, facts: TrainingFacts, aggregate: bool) -> Iterator[dict[str, object]]:
-    """Give the rows of a group: a test example after the other, helpful before harmful, strongest first."""
+    """Give the rows of a group: one test example after another, helpful before harmful, strongest first."""
     from influence_cli.influence.scores import effect
 
     classes = prepared.task.classes
@@ -57,10 +57,11 @@ def test_rows(
     count: int | None,
 ) -> Iterator[dict[str, object]]:
     """Give the rows of --train: test examples ordered by the influence of one training example."""
+    from influence_cli.data.split import rows_of
     from influence_cli.influence.scores import effect, strongest
 
     classes = prepared.task.classes
-    row = int(facts.indices.searchsorted(train))
+    row = int(rows_of(facts.indices, [train])[0])
     for order, values in strongest(influence, count).effects():
         for number, (position, value) in enumerate(zip(order, values, strict=True), start=1):
             yield {
@@ -73,7 +74,7 @@ def test_rows(
 
 
 def test_columns(classes: Sequence[str], test: TestFacts | None) -> dict[str, object]:
-    """Give the columns of a test example, from ``test`` to ``test_predicted``; None for a mean of several."""
+    """Give the columns of a test example, from ``test`` to ``test_predicted``; all None for a mean of several."""
     return {
         "test": test.index if test else None,
         "test_path": test.path if test else None,

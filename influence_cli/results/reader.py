@@ -1,4 +1,4 @@
-"""Read back what `rank` and `mislabels` wrote with -o: rows as they were, whatever the format."""
+"""Reads back what `rank` and `mislabels` wrote with -o: the rows as they were, whatever the format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from influence_cli.runtime.csv_cells import unguarded
 from influence_cli.runtime.outputs import run_file
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-# What a result of each kind has: the columns that a comparison needs.
+# The columns of each kind of result that a comparison needs.
 KINDS = {
     "rank": ("test", "test_path", "effect", "rank", "index", "path", "label", "influence"),
     "mislabels": ("rank", "index", "path", "label", "suggested", "score"),
@@ -33,8 +33,8 @@ class Result:
         path: the file.
         kind: ``rank`` or ``mislabels``.
         rows: with at least the columns of the kind; numbers are numbers, null is None.
-        places: of each row in the file, such as ``a.csv:7``, for messages.
-        on: whose labels `mislabels` looked at, ``train`` or ``test``, by the run file; None where there is none.
+        places: where each row is in the file, such as ``a.csv:7``, for messages.
+        on: which labels `mislabels` judged, ``train`` or ``test``, by the run file; None if there is none.
     """
 
     path: Path
@@ -45,24 +45,26 @@ class Result:
 
 
 def read_result(path: Path) -> Result:
-    """Read a result file; its suffix tells the format.
+    """Read a result file. Its suffix tells the format.
 
     Raises:
-        InfluenceError: no such file, another format, not a result of `rank` or `mislabels`, a row that is none, or a
-            file that was cut off.
+        InfluenceError: the file does not exist, has another format, is not a result of `rank` or `mislabels`, has a
+            wrong row, or was cut off.
     """
     readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if not path.is_file():
         raise InfluenceError(f"{path}: there is no such file", "write one with influence rank or mislabels and -o FILE")
     if reader is None:
-        raise InfluenceError(f"{path} is not a result that can be read", f"known: {', '.join(SUFFIXES)}")
+        raise InfluenceError(f"{path}: a result cannot be read from this format", f"known: {', '.join(SUFFIXES)}")
     try:
         found = list(reader(path))
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise InfluenceError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not found:
-        raise InfluenceError(f"{path} has no rows", "there is nothing to compare")
+        raise InfluenceError(
+            f"{path} has no rows, so there is nothing to compare", "write it again with more rows (--top K)"
+        )
     columns = found[0][1].keys()
     kind = next((kind for kind, needed in KINDS.items() if columns >= set(needed)), None)
     if kind is None:
@@ -77,7 +79,7 @@ def read_result(path: Path) -> Result:
 
 
 def _run_of(path: Path) -> dict[str, Any]:
-    """Read the facts of the run; none where there is no such file, or it is no longer one: the rows do without."""
+    """Read the facts of the run. There are none if the file is missing or damaged; the rows do not need them."""
     try:
         found = json.loads(run_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -86,7 +88,7 @@ def _run_of(path: Path) -> dict[str, Any]:
 
 
 def _set_of(command: object) -> str | None:
-    """Tell from the command of a run whose labels it looked at; None where that is not known."""
+    """Tell from the command of a run which labels it judged; None if that is not known."""
     if not isinstance(command, list):
         return None
     chosen = "train"
@@ -101,7 +103,7 @@ def _set_of(command: object) -> str | None:
 def _refuse_cut_off(path: Path, count: int, written: object) -> None:
     """Refuse a text file that ends within a line and has fewer rows than were written.
 
-    Either alone is nothing wrong: editors leave the last line without an end, and people cut lists with head.
+    One of the two alone is fine: editors leave the last line without an end, and people cut lists with head.
     """
     if not isinstance(written, int) or written <= count or path.suffix.lower() not in (".jsonl", ".csv", ".tsv"):
         return
@@ -110,20 +112,20 @@ def _refuse_cut_off(path: Path, count: int, written: object) -> None:
         if file.read(1) == b"\n":
             return
     raise InfluenceError(
-        f"{path} has {counted(count, 'row')} of the {written:,} that its run file names: it was cut off",
+        f"{path} has {counted(count, 'row')}, but its run file says {written:,}: the file was cut off",
         "copy it again, or write it again with influence rank or mislabels and -o FILE",
     )
 
 
 def _typed(row: dict[str, Scalar], kind: str, place: str) -> Row:
-    """Make numbers of a row's numbers."""
+    """Convert the numbers of a row."""
     typed = dict(row)
     for column, value in row.items():
         if isinstance(value, float):
             _refuse_not_finite(value, column, place)
     for column in KINDS[kind]:
         if column not in row:
-            raise InfluenceError(f"{place}: there is no {column}")
+            raise InfluenceError(f"{place}: the column {column} is missing", "write the result again")
         value = row[column]
         if column not in (*WHOLE, *NUMBERS) or (value is None and column == "test"):
             continue
@@ -138,7 +140,7 @@ def _typed(row: dict[str, Scalar], kind: str, place: str) -> Row:
 def _refuse_not_finite(value: Scalar, column: str, place: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise InfluenceError(
-            f"{place}: {column} is {value}, a number that is not finite", "influence never writes one: write it again"
+            f"{place}: {column} is {value}, which is not a finite number", "influence never writes that: write it again"
         )
 
 
@@ -150,9 +152,9 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    # Its own place counts lines from this one.
+                    # The error counts lines from this one.
                     message = f"{place} cannot be read: {error.msg} at column {error.colno}"
-                    raise InfluenceError(message, "was the file cut off, or edited by hand?") from error
+                    raise InfluenceError(message, "the file may have been cut off or edited; write it again") from error
                 yield place, _object(row, place)
 
 
@@ -194,7 +196,9 @@ def _fields(
     for fields in rows:
         place = f"{path}:{line()}"
         if len(fields) != len(header):
-            raise InfluenceError(f"{place}: {len(fields)} fields, the header has {len(header)}")
+            raise InfluenceError(
+                f"{place}: {counted(len(fields), 'field')}, but the header has {len(header)}", "write the result again"
+            )
         yield place, {name: spell(value) or None for name, value in zip(header, fields, strict=True)}
 
 

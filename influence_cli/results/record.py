@@ -1,4 +1,4 @@
-"""What a command noted of its run, and the JSON of FILE.run.json that is made of it."""
+"""What a command noted about its run, and the JSON of FILE.run.json that is made from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """A ranking at other λ: whose ranking it is, how many of the first are compared, what follows, one row per λ."""
+    """A ranking at other λ: which ranking, how many of the first are compared, the verdict, and one row per λ."""
 
     ranking: str
     top: int
@@ -48,7 +48,7 @@ class GroupRetrainRecord:
 
 @dataclass(frozen=True)
 class FitRecord:
-    """How actual effects of leaving examples out lie on the estimated ones; None for a number that is not finite."""
+    """The fit of actual on estimated effects of leaving examples out; None for a number that is not finite."""
 
     r: float | None
     slope: float | None
@@ -78,7 +78,7 @@ class DatamodelingRecord:
 
 @dataclass(frozen=True)
 class EvidenceRecord:
-    """What speaks for and against labels: numbers by name, and whether the model has memorised its labels."""
+    """The evidence about the labels: numbers by name, and whether the model has memorised its labels."""
 
     summary: dict[str, float]
     memorised: bool
@@ -95,7 +95,7 @@ class NamedExample:
 
 @dataclass(frozen=True)
 class ConfusedClasses:
-    """Two classes that are taken for each other, and how many labels each way."""
+    """Two classes that are mixed up, and how many labels in each direction."""
 
     classes: tuple[str, str]
     counts: tuple[int, int]
@@ -113,7 +113,7 @@ class BesidesRecord:
 
 @dataclass(frozen=True)
 class ExpectedPrecision:
-    """The share of wrong labels that is expected among the first ones."""
+    """The expected share of wrong labels among the first examples."""
 
     first: int
     expected: float
@@ -121,7 +121,7 @@ class ExpectedPrecision:
 
 @dataclass(frozen=True)
 class WrongLabels:
-    """How many examples have one label and truly another."""
+    """How many examples have one label but really belong to another class."""
 
     label: str
     true: str
@@ -130,7 +130,7 @@ class WrongLabels:
 
 @dataclass(frozen=True)
 class NoiseRecord:
-    """The estimate of the label noise; joint[a][b] is the share of examples labelled a that are truly b."""
+    """The estimate of the label noise; joint[a][b] is the share of examples labelled a that are really b."""
 
     rate: float
     count: int
@@ -152,7 +152,7 @@ class DecisionCounts:
 
 @dataclass(frozen=True)
 class RelabelledPair:
-    """How many examples got one label in place of another."""
+    """How many examples got one label instead of another."""
 
     label: str
     new_label: str
@@ -171,7 +171,7 @@ class AttackRecord:
 
 @dataclass(frozen=True)
 class DistanceRecord:
-    """How influence on one test example goes with pixel distance, in one of the results."""
+    """How influence on one test example changes with pixel distance, in one of the results."""
 
     result: str
     test: Scalar
@@ -181,7 +181,7 @@ class DistanceRecord:
 
 @dataclass
 class RunRecord:
-    """What a command noted of its run so far; None is what it did not note.
+    """What a command noted about its run so far; None means not noted.
 
     Attributes:
         normalise: what influence is ranked by, of ``rank --normalise``.
@@ -235,8 +235,8 @@ class RunRecord:
 
 
 def record_facts(record: RunRecord) -> dict[str, object]:
-    """Give the JSON of a record. Its keys and their order are what FILE.run.json has always had."""
-    # A sweep of mislabels comes after all else that it finds, one of rank before its scores.
+    """Give the JSON of a record. Its keys and their order are those that FILE.run.json has always had."""
+    # The sweep of mislabels comes after everything else that it finds, that of rank before its scores.
     sweeps_last = record.evidence is not None
     return {
         **_noted(normalise=record.normalise, processes=record.processes),
@@ -272,7 +272,7 @@ def record_facts(record: RunRecord) -> dict[str, object]:
 
 
 def _noted(**values: object) -> dict[str, object]:
-    """Give the JSON of what was noted; what is None was not."""
+    """Give the JSON of what was noted; None is left out."""
     return {key: _plain(value) for key, value in values.items() if value is not None}
 
 

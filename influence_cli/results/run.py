@@ -1,4 +1,4 @@
-"""One run of a command: what ran, with which options, what came out."""
+"""One run of a command: what ran, with which options, and what came out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Session:
         terminal: stderr.
         format: how rows are written.
         output: the file of ``-o``, or None for stdout.
-        run: what the command noted, written beside ``-o``.
+        run: what the command noted, written next to the file of ``-o``.
         started: when it began.
     """
 
@@ -52,10 +52,10 @@ class Session:
 
 
 def run_facts(session: Session) -> dict[str, Any]:
-    """Gather what belongs to the run: command, versions, config, seconds, warnings and what the command noted."""
+    """Gather the facts of the run: command, versions, config, seconds, warnings and what the command noted."""
     import platform
 
-    # A command that works on files alone has not loaded it.
+    # A command that works on files alone has not loaded torch.
     loaded = sys.modules.get("torch")
     torch = {} if loaded is None else {"torch": str(loaded.__version__)}
     from influence_cli import __version__

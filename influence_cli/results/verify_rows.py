@@ -45,7 +45,7 @@ LDS_COLUMNS = (
 
 
 def loo_rows(prepared: Prepared, found: Sequence[LeftOut], facts: TrainingFacts) -> Iterator[dict[str, object]]:
-    """Give the rows of --loo: a left-out training example each."""
+    """Give the rows of --loo: one per left-out training example."""
     from influence_cli.results.rank_rows import training_columns
 
     classes = prepared.task.classes
@@ -67,9 +67,9 @@ def loo_rows(prepared: Prepared, found: Sequence[LeftOut], facts: TrainingFacts)
 
 
 def lds_rows(found: Datamodeling) -> Iterator[dict[str, object]]:
-    """Give the rows of --lds: a method and number of checkpoints each, all of them last.
+    """Give the rows of --lds: one per method and number of checkpoints; the row with all checkpoints comes last.
 
-    difference is to the first method by as many checkpoints, gain to the same method by one fewer.
+    difference is to the first method with as many checkpoints, gain to the same method with one fewer.
     """
     repeats, tests, subsets = found.actual.shape
     none = (None, None, None)

@@ -6,7 +6,6 @@ the file ``claims``. The system releases it when its process ends, in any way, s
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import time
@@ -20,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from influence_cli.errors import InfluenceError, Stopped, describe, near_path
-from influence_cli.runtime import disk
+from influence_cli.runtime import disk, locks
 from influence_cli.runtime.terminal import Advance, Terminal, duration
 
 FACTS, CLAIMS, TURNS = "made_of.json", "claims", "turns"
@@ -60,7 +59,7 @@ def open_folder(folder: Path, wanted: Mapping[str, str], meaning: Mapping[str, s
         disk.make_folder(folder)
         with _claims(folder) as claims:
             # If two processes start together, the first one writes, and the other waits for that.
-            fcntl.lockf(claims, fcntl.LOCK_EX, 1, 0)
+            locks.take_byte(claims, 0, wait=True)
             if not path.exists():
                 disk.write_whole(path, (json.dumps(dict(wanted), indent=2) + "\n").encode())
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -115,6 +114,11 @@ def do_all(
     left, timed, waiting = [job for job in jobs if read(folder, job) is None], False, False
     if len(left) < len(jobs):
         terminal.say(f"{len(jobs) - len(left):,} of {len(jobs):,} retrainings are already in {shown}")
+    if left and not locks.exist():
+        terminal.warn(
+            f"this system has no file locks: two commands that train in {shown} at one time would disturb each other; "
+            "run one after the other"
+        )
     try:
         with _claims(folder) as claims, terminal.progress(len(jobs), what) as advance:
             advance(len(jobs) - len(left))
@@ -123,12 +127,12 @@ def do_all(
                 for job in list(left):
                     if read(folder, job) is not None:  # another process has finished it
                         advance(1)
-                    elif _claim(claims, job):
+                    elif locks.take_byte(claims, job.number, wait=False):
                         started = time.perf_counter()
                         try:
                             _do(folder, job, run, advance)
                         finally:
-                            _give_back(claims, job)
+                            locks.give_byte(claims, job.number)
                         if not timed and len(left) > 1:
                             timed, rest = True, len(left) - 1
                             spent = time.perf_counter() - started
@@ -196,27 +200,10 @@ def turn(folder: Path, *, wait: bool) -> Iterator[bool]:
         Whether it is this process's turn.
     """
     with (folder / TURNS).open("ab") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except (BlockingIOError, PermissionError):
-            yield False
-            return
-        yield True
+        yield locks.take_byte(file, 0, wait=wait)
 
 
 @contextmanager
 def _claims(folder: Path) -> Iterator[BinaryIO]:
     with (folder / CLAIMS).open("ab") as file:
         yield file
-
-
-def _claim(claims: BinaryIO, job: Job) -> bool:
-    try:
-        fcntl.lockf(claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, job.number)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _give_back(claims: BinaryIO, job: Job) -> None:
-    fcntl.lockf(claims, fcntl.LOCK_UN, 1, job.number)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from influence_cli.config.schema import Config
-from influence_cli.influence.ensemble import alone, last_checkpoints
+from influence_cli.influence.ensemble import alone, last_checkpoints, times_of
 from influence_cli.influence.example_facts import TestFacts, training_facts
 from influence_cli.influence.run_facts import ScoreRecord
 from influence_cli.influence.test_selection import Selected
@@ -26,22 +26,19 @@ from influence_cli.precompute.prepare import decide, prepare_all
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import rank_into_sinks, rank_training
 from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder, turn
+from influence_cli.retrain.retraining import Retraining
 from influence_cli.retrain.training import (
     CHOSEN,
     HALVES,
     MEANING,
     ON_HALVES,
     check_whole,
-    fresh_model,
     half,
     job_of,
-    made_of,
-    make_again,
-    retrained_folder,
     seed_of,
 )
 from influence_cli.runtime import distributed
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 
 @dataclass(frozen=True)
@@ -99,12 +96,12 @@ def datamodeling_score(
     methods: Mapping[str, Config],
     tasks: Sequence[Task],
     *,
-    config: Config,
+    retraining: Retraining,
     subsets: int = 100,
     repeats: int = 2,
     tests: int = 300,
     on_the_fly: bool = False,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
 ) -> Datamodeling:
     """Score methods by how well they rank the losses of trainings on random halves.
 
@@ -112,9 +109,10 @@ def datamodeling_score(
     influence[t, i] and the mean loss of t over trainings on S. The score of a method is the mean over test examples.
 
     Args:
-        methods: one config each, by name; they differ in what estimates influence, not in model or data.
+        methods: a config each, by name; they differ in what estimates influence, not in model or data. Their stores
+            are prepared here, when the folder of the retrainings is known to fit.
         tasks: the checkpoints.
-        config: of the run: its training function, its seed, and the retrainings next to its store.
+        retraining: of the run: its training function, its seed, and the retrainings beside its store.
         subsets: M, random halves of the training examples.
         repeats: R, trainings on each, from scratch.
         tests: N, test examples, drawn once.
@@ -124,34 +122,35 @@ def datamodeling_score(
     Raises:
         InfluenceError: no training function, one that fails, a store that cannot be made, too few examples.
     """
+    terminal = or_silent(terminal)
     task = tasks[0]
     check_whole(task)
     split, n = task.test_split(), len(task.train)
     if tests > len(split):
         terminal.say(f"using all {len(split):,} test examples: there are fewer than {tests:,}")
-    again = make_again(config, task)
+    again = retraining.again(task)
     for own in methods.values():  # report what cannot be estimated before anything is trained
         decide(own, task, Terminal(quiet=True))
-    folder = retrained_folder(config) / "halves"
-    open_folder(folder, made_of(config, task), MEANING)
+    folder = retraining.folder / "halves"
+    open_folder(folder, retraining.made_of(task), MEANING)
     # One of several commands makes the stores while the others start training; a job's processes make them together.
     stores: dict[str, list[Prepared]] = {}
     with turn(folder, wait=False) if distributed.is_first() else nullcontext(False) as mine:
         if distributed.from_first(lambda: mine):
             stores = _prepare(methods, tasks, on_the_fly, terminal)
-    halves = [half(seed_of(config.seed, HALVES), subset, n) for subset in range(subsets)]
+    halves = [half(seed_of(retraining.seed, HALVES), subset, n) for subset in range(subsets)]
     keys = [(repeat, subset) for repeat in range(repeats) for subset in range(subsets)]
     jobs = {job_of(f"half_{subset:05d}", repeat, subset): (repeat, subset) for repeat, subset in keys}
 
     def run_one(job: Job, progress: Callable[[float], None]) -> Arrays:
         repeat, subset = jobs[job]
-        seed = seed_of(config.seed, ON_HALVES, subset, repeat)
+        seed = seed_of(retraining.seed, ON_HALVES, subset, repeat)
         what = f"subset {subset}, repeat {repeat} (seed {seed}, {n // 2:,} examples)"
-        return again.outcomes(fresh_model(config, seed, task.device), halves[subset], task.l2, seed, what, progress)
+        return again.outcomes(retraining.fresh_model(seed, task.device), halves[subset], task.l2, seed, what, progress)
 
     terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings per half: {repeats}")
     found = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")
-    generator = np.random.default_rng(seed_of(config.seed, CHOSEN))
+    generator = np.random.default_rng(seed_of(retraining.seed, CHOSEN))
     chosen = np.sort(generator.choice(len(split), min(tests, len(split)), replace=False))
     actual = np.array([arrays["losses"][chosen] for arrays in found])
     actual = actual.reshape(repeats, subsets, len(chosen)).swapaxes(1, 2)
@@ -162,7 +161,7 @@ def datamodeling_score(
         with turn(folder, wait=True) if distributed.is_first() else nullcontext():
             distributed.barrier()
             stores = _prepare(methods, tasks, on_the_fly, terminal)
-    predictions = [_predictions(own, stores[name], selected, removed, terminal, name) for name, own in methods.items()]
+    predictions = [_predictions(stores[name], selected, removed, terminal, name) for name in methods]
     predicted = np.array([sums for sums, _ in predictions])
     mean, (methods_, counts) = actual.mean(axis=0), predicted.shape[:2]
     flat = list(predicted.reshape(methods_ * counts, *mean.shape))
@@ -193,7 +192,6 @@ def _prepare(
 
 
 def _predictions(
-    config: Config,
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
     removed: np.ndarray,
@@ -207,31 +205,30 @@ def _predictions(
     """
     count, records = len(stores), list[ScoreRecord]()
 
-    def sums(own: Config, used: Sequence[Prepared], what: str) -> np.ndarray:
+    def sums(used: Sequence[Prepared], what: str) -> np.ndarray:
         terminal.say(f"{name}: influence on {len(selected):,} test examples{what}")
-        values, record = _sums(own, used, selected, removed, terminal)
+        values, record = _sums(used, selected, removed, terminal)
         records.append(record)
         return values
 
-    if config.model.ensemble == "source":
+    ensemble = stores[0].settings.ensemble
+    if ensemble == "source":
         found = [
-            sums(last_checkpoints(config, last), stores[count - last :], f", by the last {last} checkpoints")
-            for last in range(1, count + 1)
+            sums(last_checkpoints(stores, last), f", by the last {last} checkpoints") for last in range(1, count + 1)
         ]
         return np.array(found), records[-1]
     parts = []
     for number, prepared in enumerate(stores):
         single = replace(prepared, task=replace(prepared.task, explained=True))
-        parts.append(sums(alone(config), [single], f", checkpoint {number + 1} of {count}" if count > 1 else ""))
+        parts.append(sums([alone(single)], f", checkpoint {number + 1} of {count}" if count > 1 else ""))
     record = replace(records[-1], stores=tuple(own.stores[0] for own in records))
-    if config.model.ensemble == "tracin":
-        times = [last_checkpoints(config, last).model.times() for last in range(1, count + 1)]
+    if ensemble == "tracin":
+        times = [times_of(last_checkpoints(stores, last)) for last in range(1, count + 1)]
         return np.array([np.tensordot(own, parts[count - len(own) :], axes=1) for own in times]), record
     return np.cumsum(parts, axis=0) / np.arange(1, count + 1)[:, None, None], record
 
 
 def _sums(
-    config: Config,
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
     removed: np.ndarray,
@@ -239,9 +236,7 @@ def _sums(
 ) -> tuple[np.ndarray, ScoreRecord]:
     """Sum influence over what each subset leaves out, from a stream: [tests, subsets]."""
     sums, facts = _Removed(removed), training_facts(stores)
-    _, record = rank_into_sinks(
-        rank_training(stores, selected, config=config, facts=facts, count=1, terminal=terminal, sinks=[sums])
-    )
+    _, record = rank_into_sinks(rank_training(stores, selected, facts=facts, count=1, terminal=terminal, sinks=[sums]))
     return np.concatenate(sums.parts), record
 
 

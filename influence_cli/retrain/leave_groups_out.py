@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import xxhash
 
-from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TestFacts
 from influence_cli.influence.test_selection import Selected
@@ -18,7 +17,8 @@ from influence_cli.ranking.group_files import Grouping
 from influence_cli.retrain.leave_one_out import Omission, trained_changes
 from influence_cli.retrain.newton import losses_under, without_groups
 from influence_cli.retrain.output_layer import NewtonRecord, at_minimum, by_newton, check_trainable, one_task
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.retrain.retraining import Retraining
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 WHAT = "retraining without one group"
 
@@ -36,15 +36,17 @@ class GroupsLeftOut:
     newton: NewtonRecord | None
 
 
-def check_retrain(stores: Sequence[Prepared], selected: Sequence[Selected], grouping: Grouping, config: Config) -> None:
+def check_retrain(
+    stores: Sequence[Prepared], selected: Sequence[Selected], grouping: Grouping, retraining: Retraining
+) -> None:
     """Refuse what cannot be retrained, before the work.
 
     Raises:
         InfluenceError: several checkpoints, a part of the training set, or a missing training function.
     """
     one_task([prepared.task for prepared in stores], "--retrain")
-    if not by_newton(stores[0], config):
-        check_trainable(config, selected)
+    if not by_newton(stores[0], retraining):
+        check_trainable(retraining, selected)
     if len(grouping.names) < 2:
         raise InfluenceError("--retrain leaves out one group, but there is only one")
 
@@ -56,9 +58,9 @@ def leave_groups_out(
     grouping: Grouping,
     groups: Sequence[int],
     *,
-    config: Config,
+    retraining: Retraining,
     repeats: int = 1,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
 ) -> GroupsLeftOut:
     """Retrain without each of some groups, in the manner of ``leave_one_out``.
 
@@ -68,13 +70,14 @@ def leave_groups_out(
         tests: what is known of them.
         grouping: which group each training example belongs to.
         groups: numbers of those to leave out.
-        config: names the training function, if the objective is not that of a convex output layer.
+        retraining: how it is trained again, where the objective is not that of a convex output layer.
         repeats: trainings of each by the training function, averaged.
         terminal: progress.
     """
+    terminal = or_silent(terminal)
     rows = [np.flatnonzero(grouping.members == group) for group in groups]
     names = [grouping.names[group] for group in groups]
-    if by_newton(prepared, config):
+    if by_newton(prepared, retraining):
         found = at_minimum(prepared, selected, tests, terminal)
         device = found.w.device
         with terminal.progress(len(rows), WHAT) as advance:
@@ -88,4 +91,4 @@ def leave_groups_out(
         Omission(f"without_group_{digest:016x}", digest % 2**31 + 2**31, own, f"without the group {name}")
         for name, own, digest in zip(names, rows, hashes, strict=True)
     ]
-    return GroupsLeftOut(trained_changes(config, prepared.task, tests, omissions, repeats, terminal, WHAT), None)
+    return GroupsLeftOut(trained_changes(retraining, prepared.task, tests, omissions, repeats, terminal, WHAT), None)

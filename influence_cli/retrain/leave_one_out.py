@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from influence_cli.config.schema import Config
+from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, training_facts
 from influence_cli.influence.run_facts import ScoreRecord
@@ -27,18 +27,16 @@ from influence_cli.ranking.sinks import KeptInfluence
 from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder
 from influence_cli.retrain.newton import losses_under, without_each
 from influence_cli.retrain.output_layer import AtMinimum, NewtonRecord, at_minimum, by_newton, check_trainable, one_task
+from influence_cli.retrain.retraining import Retraining
 from influence_cli.retrain.training import (
     CHOSEN,
     MEANING,
     WITHOUT,
     job_of,
-    made_of,
-    make_again,
-    retrained_folder,
     seed_of,
 )
 from influence_cli.runtime import distributed
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 
 @dataclass(frozen=True)
@@ -84,11 +82,11 @@ def leave_one_out(
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
     *,
-    config: Config,
+    retraining: Retraining,
     count: int,
     repeats: int = 1,
     facts: TrainingFacts | None = None,
-    terminal: Terminal,
+    terminal: Terminal | None = None,
 ) -> LeaveOneOut:
     """Compare influence with retraining without each of some training examples.
 
@@ -100,7 +98,7 @@ def leave_one_out(
     Args:
         stores: what was prepared, for one checkpoint.
         selected: which test examples.
-        config: of the run.
+        retraining: how it is trained again.
         count: K, training examples per test example.
         repeats: trainings of each by the training function, averaged.
         facts: of the training examples; read if not given.
@@ -109,20 +107,21 @@ def leave_one_out(
     Raises:
         InfluenceError: K is larger than the training set, several checkpoints, or a training that fails.
     """
+    terminal = or_silent(terminal)
     task = one_task([prepared.task for prepared in stores], "--loo")
     prepared, n = stores[0], len(task.train)
     if not 1 <= count < n:
         hint = f"give a number from 1 to {n - 1}" if n > 1 else "two are needed to train without one of them"
         raise InfluenceError(f"--loo {count}: there {'is' if n == 1 else 'are'} {counted(n, 'training example')}", hint)
-    newton = by_newton(prepared, config)
+    newton = by_newton(prepared, retraining)
     if not newton:
-        check_trainable(config, selected)
+        check_trainable(retraining, selected)
     facts = training_facts(stores) if facts is None else facts
     held = KeptInfluence(len(selected), n)
     tests, scores = rank_into_sinks(
-        rank_training(stores, selected, config=config, facts=facts, count=1, terminal=terminal, sinks=[held])
+        rank_training(stores, selected, facts=facts, count=1, terminal=terminal, sinks=[held])
     )
-    choices = [_choose(values, count, seed_of(config.seed, CHOSEN, t)) for t, values in enumerate(held.values)]
+    choices = [_choose(values, count, seed_of(retraining.seed, CHOSEN, t)) for t, values in enumerate(held.values)]
     rows = np.unique(np.concatenate(choices))
     record = None
     if newton:
@@ -134,7 +133,9 @@ def leave_one_out(
             Omission(f"without_{row:07d}", int(row), np.array([row]), title)
             for row, title in zip(rows, titles, strict=True)
         ]
-        changes = trained_changes(config, task, tests, omissions, repeats, terminal, "retraining without one example")
+        changes = trained_changes(
+            retraining, task, tests, omissions, repeats, terminal, "retraining without one example"
+        )
     influential = (count + 1) // 2
     left_out = [
         LeftOut(test, own, influential, values[own].astype(np.float64), change[np.searchsorted(rows, own)])
@@ -182,7 +183,7 @@ class Omission:
 
 
 def trained_changes(
-    config: Config,
+    retraining: Retraining,
     task: Task,
     tests: Sequence[TestFacts],
     omissions: Sequence[Omission],
@@ -196,7 +197,7 @@ def trained_changes(
     The change is relative to a training with the same seed that leaves nothing out.
 
     Args:
-        config: names the training function.
+        retraining: how it is trained again.
         task: the checkpoint.
         tests: positions of the test set.
         omissions: what to leave out.
@@ -207,9 +208,9 @@ def trained_changes(
     Returns:
         [omissions, tests].
     """
-    again = make_again(config, task)
-    folder = retrained_folder(config) / "without"
-    open_folder(folder, made_of(config, task) | {"weights": weights_hash(task.model)}, MEANING)
+    again = retraining.again(task)
+    folder = retraining.folder / "without"
+    open_folder(folder, retraining.made_of(task) | {"weights": weights_hash(task.model)}, MEANING)
     n = len(task.train)
     nothing = Omission("without_none", n, np.empty(0, np.int64), "with all examples")
     jobs = {
@@ -221,13 +222,13 @@ def trained_changes(
     def run_one(job: Job, progress: Callable[[float], None]) -> Arrays:
         repeat, one = jobs[job]
         kept = np.delete(np.arange(n), one.rows)
-        seed = seed_of(config.seed, WITHOUT, repeat)
+        seed = seed_of(retraining.seed, WITHOUT, repeat)
         model = copy.deepcopy(task.model).train()
         title = f"the training {one.title} (seed {seed})"
         return again.outcomes(model, kept, task.l2 * n / len(kept), seed, title, progress)
 
     found = do_all(folder, list(jobs), run_one, terminal, what)
-    order = np.searchsorted(task.test_split().indices, np.array([test.index for test in tests], dtype=np.int64))
+    order = rows_of(task.test_split().indices, np.array([test.index for test in tests], dtype=np.int64))
     losses = np.array([arrays["losses"][order] for arrays in found]).reshape(repeats, 1 + len(omissions), len(tests))
     change: np.ndarray = (losses[:, 1:] - losses[:, :1]).mean(axis=0)
     return change

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import MAX_PARAMETERS
 from influence_cli.data.batches import readable_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TestFacts
 from influence_cli.influence.test_gradients import selected_batches
 from influence_cli.influence.test_selection import Selected
-from influence_cli.model.task import Task
+from influence_cli.model.task import Task, only_task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.retrain.newton import Outputs, Problem, make_problem, minimise, outputs_of, start_of
-from influence_cli.retrain.training import check_whole, load_training
+from influence_cli.retrain.retraining import Retraining
+from influence_cli.retrain.training import check_whole
 from influence_cli.runtime.terminal import Terminal
 
 BATCH = 256
@@ -32,32 +32,28 @@ def is_convex(prepared: Prepared) -> bool:
     return choice.output is not None and smooth and choice.network.size <= MAX_PARAMETERS
 
 
-def by_newton(prepared: Prepared, config: Config) -> bool:
+def by_newton(prepared: Prepared, retraining: Retraining) -> bool:
     """Say whether examples are left out by Newton steps; if not, the training function leaves them out.
 
     An output layer under a convex loss needs no training function. But ``smooth_hinge`` replaces the hinge that a model
     was trained with: leaving out means retraining with the hinge, if the config names a function for that. It trains
     the whole model, so all of it must be tracked.
     """
-    stands_in = config.loss.factory == "smooth_hinge" and config.training is not None
+    stands_in = prepared.task.loss_name.split(" ")[0] == "smooth_hinge" and retraining.has_training
     size = sum(weight.numel() for weight in prepared.task.model.parameters())
     return is_convex(prepared) and not (stands_in and prepared.choice.network.size == size)
 
 
 def one_task(tasks: Sequence[Task], option: str) -> Task:
     """Refuse several checkpoints, and a list that is not all of the training set."""
-    if len(tasks) > 1:
-        raise InfluenceError(
-            f"{option} retrains one checkpoint, but the config lists {len(tasks)}",
-            f"-s model.checkpoint={tasks[0].checkpoint}",
-        )
-    check_whole(tasks[0])
-    return tasks[0]
+    task = only_task(tasks, f"{option} retrains one checkpoint")
+    check_whole(task)
+    return task
 
 
-def check_trainable(config: Config, selected: Sequence[Selected]) -> None:
+def check_trainable(retraining: Retraining, selected: Sequence[Selected]) -> None:
     """Report a mistake in the training function before any work, and refuse test examples that it cannot handle."""
-    load_training(config)
+    retraining.check()
     if any(item.file is not None for item in selected):
         raise InfluenceError(
             "an image file as TEST needs an output layer under a convex loss",

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.config.schema import Config
 from influence_cli.curvature.coordinates import Blocks, Joint, parameter_vectors
 from influence_cli.curvature.damping import Damping
 from influence_cli.data.batches import readable_batches
@@ -23,11 +22,12 @@ from influence_cli.influence.iterative import LONG
 from influence_cli.influence.scores import preconditioned
 from influence_cli.influence.test_gradients import test_gradients
 from influence_cli.influence.test_selection import Selected
+from influence_cli.model.task import measure_loading
 from influence_cli.passes.curvature_products import curvature_product
 from influence_cli.precompute.check import measure
 from influence_cli.precompute.prepare import stored_basis
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Test examples that are checked: each costs a product with the curvature.
 AT_MOST = 8
@@ -57,19 +57,19 @@ class Checked:
 
 
 def check_estimates(
-    stores: Sequence[Prepared], selected: Sequence[Selected], *, config: Config, terminal: Terminal
+    stores: Sequence[Prepared], selected: Sequence[Selected], *, terminal: Terminal | None = None
 ) -> list[Checked]:
     """Measure what influence relies on, without retraining.
 
     Args:
         stores: what was prepared for each checkpoint.
         selected: test examples; the first 8 are checked.
-        config: of the run.
         terminal: progress, λ.
 
     Returns:
         Lines in reading order, for one checkpoint after another.
     """
+    terminal = or_silent(terminal)
     if len(selected) > AT_MOST:
         terminal.say(f"checking the first {AT_MOST} of {len(selected):,} test examples")
     found: list[Checked] = []
@@ -79,7 +79,7 @@ def check_estimates(
                 Checked("checkpoint", number, prepared.task.checkpoint.name, "the rows below are about this one")
             )
         found += _minimum(prepared, terminal)
-        inverse = make_inverse(prepared, config.curvature.damping, terminal)
+        inverse = make_inverse(prepared, prepared.settings.damping, terminal)
         if isinstance(inverse, Identity):
             text = "gradient similarity solves nothing: no residual, no energy; its size has no unit"
             found.append(Checked("residual of s_test", None, "", text))
@@ -124,6 +124,7 @@ def _residual(
     generator = np.random.default_rng(task.seed)
     order = generator.permutation(task.train.indices)
     with terminal.progress(len(order), "products with the curvature") as advance:
+        measure_loading(task, terminal)
         for batch in readable_batches(task.train, order, min(prepared.batch, BATCH), task.loading, skip=True):
             total += curvature_product(network, batch.inputs, batch.targets, s, matrix).cpu().double()
             # The first batch also warms up.

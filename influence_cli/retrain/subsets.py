@@ -12,23 +12,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xxhash
 
-from influence_cli.config.schema import Config
 from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError
 from influence_cli.model.task import Task
 from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder
+from influence_cli.retrain.retraining import Retraining
 from influence_cli.retrain.training import (
     CHOSEN,
     KEPT,
     MEANING,
     check_whole,
-    fresh_model,
-    made_of,
-    make_again,
-    retrained_folder,
     seed_of,
 )
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Ways to choose the examples to leave out; ``all`` leaves nothing out.
 BY = ("influence", "loss", "random")
@@ -111,12 +107,17 @@ def split_tests(task: Task, seed: int) -> tuple[Task, Task]:
 
 
 def retrain_kept(
-    config: Config, task: Task, orders: Callable[[str, int], np.ndarray], keep: float, repeats: int, terminal: Terminal
+    retraining: Retraining,
+    task: Task,
+    orders: Callable[[str, int], np.ndarray],
+    keep: float,
+    repeats: int,
+    terminal: Terminal | None = None,
 ) -> list[Kept]:
     """Train from scratch on all examples and on those that each way to choose keeps, and measure test accuracy.
 
     Args:
-        config: names the training function.
+        retraining: how it is trained again.
         task: its test examples are used for measuring.
         orders: the order of the training rows, by way and repeat.
         keep: share to keep.
@@ -126,23 +127,24 @@ def retrain_kept(
     Raises:
         InfluenceError: no training function, one that fails, or a training set of which only a part is listed.
     """
+    terminal = or_silent(terminal)
     check_whole(task)
-    again = make_again(config, task)
+    again = retraining.again(task)
     kept = {
         (by, repeat): np.arange(len(task.train)) if by == EVERYTHING else kept_rows(orders(by, repeat), keep)
         for by in (EVERYTHING, *BY)
         for repeat in range(repeats)
     }
     digest = xxhash.xxh3_64_hexdigest(np.concatenate(list(kept.values())).tobytes())
-    folder = retrained_folder(config) / f"kept-{digest[:8]}"
-    open_folder(folder, made_of(config, task), MEANING)
+    folder = retraining.folder / f"kept-{digest[:8]}"
+    open_folder(folder, retraining.made_of(task), MEANING)
     jobs = {Job(f"{by}_{repeat}", number): (by, repeat) for number, (by, repeat) in enumerate(kept, start=1)}
 
     def run_one(job: Job, progress: Callable[[float], None]) -> Arrays:
         by, repeat = jobs[job]
-        seed, rows = seed_of(config.seed, KEPT, repeat), kept[by, repeat]
+        seed, rows = seed_of(retraining.seed, KEPT, repeat), kept[by, repeat]
         what = f"what {by} keeps, repeat {repeat} (seed {seed}, {len(rows):,} examples)"
-        return again.outcomes(fresh_model(config, seed, task.device), rows, task.l2, seed, what, progress)
+        return again.outcomes(retraining.fresh_model(seed, task.device), rows, task.l2, seed, what, progress)
 
     found = dict(
         zip(kept, do_all(folder, list(jobs), run_one, terminal, "retraining on the kept examples"), strict=True)

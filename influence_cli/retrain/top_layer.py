@@ -23,7 +23,7 @@ from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task
 from influence_cli.retrain.newton import Outputs, Problem, factor_of, make_problem, minimise, outputs_of, start_of
 from influence_cli.retrain.training import check_whole
-from influence_cli.runtime.terminal import Terminal
+from influence_cli.runtime.terminal import Terminal, or_silent
 
 BATCH = 256
 
@@ -66,13 +66,14 @@ class TopLayer:
         return self.tests.a @ w.T + self.tests.fixed
 
 
-def top_layer(task: Task, terminal: Terminal) -> TopLayer:
+def top_layer(task: Task, terminal: Terminal | None = None) -> TopLayer:
     """Find the top layer, run all examples up to it once, and train it to its minimum.
 
     Raises:
         InfluenceError: no linear layer gives the output, it was not trained, is too large or its loss is not convex
             and smooth, or not all training examples are listed.
     """
+    terminal = or_silent(terminal)
     check_whole(task)
     if not task.convex_loss or task.loss_name == "hinge":
         raise InfluenceError(

@@ -27,7 +27,7 @@ from influence_cli.config.user_code import bind, import_object
 from influence_cli.data.batches import Batch, labelled_inputs, readable_batches
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
-from influence_cli.model.fingerprint import DATA_MEANING, split_facts
+from influence_cli.model.fingerprint import DATA_MEANING
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, build_model
 from influence_cli.retrain.jobs import Arrays, Job
@@ -328,33 +328,6 @@ class Again:
         )
         losses, right = example_outcomes(self.task, trained, self.tests, self.task.test_split(), what)
         return {"losses": losses, "right": right, "seconds": np.array(time.perf_counter() - started)}
-
-
-def make_again(config: Config, task: Task) -> Again:
-    """Import the training function, and read what every retraining reads."""
-    training = load_training(config)
-    return Again(task, training, training_pairs(task.train), held_batches(task.test_split()))
-
-
-def retrained_folder(config: Config) -> Path:
-    """Name the folder of the retrainings, next to the store: ``influence.retrained`` for ``influence.h5``."""
-    store = config.gradients.store
-    return store.with_name(f"{store.stem}.retrained")
-
-
-def made_of(config: Config, task: Task) -> dict[str, str]:
-    """Describe what retrainings depend on, part by part; a training from scratch does not depend on a checkpoint."""
-    build = import_object(config.model.factory, config.folder, config.where("model", "factory"))
-    training = load_training(config)
-    return {
-        **split_facts(task),
-        "training": f"{training.name} {training.source}",
-        "model": f"{config.model.factory} {source_hash(build, config.model.args)}",
-        "loss": f"{task.loss_name} {source_hash(task.loss, config.loss.args)}",
-        "torch": torch.__version__,
-        "l2": repr(task.l2),
-        "seed": str(config.seed),
-    }
 
 
 def check_whole(task: Task) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -69,17 +70,38 @@ def replace(part: Path, path: Path) -> None:
     flush_names(path.parent)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all, replacing what was there."""
-    part = path.with_name(path.name + ".part")
+def part_of(path: Path) -> Path:
+    """Name the file that becomes this one when it is complete."""
+    return path.with_name(path.name + ".part")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Have a file written that is there complete or not at all, in the place of what was there.
+
+    At the end of the block what it wrote is flushed and gets its name; if anything fails, it is removed.
+
+    Args:
+        path: the file.
+
+    Yields:
+        The name under which the block writes it, and closes it.
+    """
+    part = part_of(path)
     try:
-        with part.open("wb", buffering=0) as raw:
-            append(raw, data)
-            flush(raw)
+        yield part
+        with part.open("r+b") as file:
+            flush(file)
         replace(part, path)
     except BaseException:
         remove(part)
         raise
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write bytes to a file that is there complete or not at all, in the place of what was there."""
+    with whole(path) as part, part.open("wb", buffering=0) as raw:
+        append(raw, data)
 
 
 def copy(source: Path, target: Path) -> None:

@@ -1,6 +1,10 @@
-"""Who may write: the lock that HDF5 itself takes on a store, and one for whoever is making or filling it.
+"""Every lock: of a store that is open, of whoever is making or filling one, of a log, of one retraining among many.
 
-Both end with the process. On a file system without locks, everything works without them.
+All end with the process, in whatever way. Where a system or a file system has no locks, everything works without them.
+
+The package filelock cannot do this: it locks the whole of a file that it opens itself, for one process alone. Here the
+readers of an open store share the lock that HDF5 takes too, a log is its own lock file, and each retraining is one byte
+of a file.
 """
 
 from __future__ import annotations
@@ -8,19 +12,81 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import disk
 
+_fcntl: ModuleType | None
+try:
+    import fcntl as _fcntl
+except ImportError:  # Windows
+    _fcntl = None
+
+# Some network file systems have no locks; HDF5 goes on without as well.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
+def exist() -> bool:
+    """Say whether this system has locks at all."""
+    return _fcntl is not None
+
+
+def take(raw: BinaryIO, *, alone: bool) -> bool:
+    """Take the lock of an open file, which it keeps until it is closed.
+
+    Args:
+        raw: the file.
+        alone: for writing; readers share it.
+
+    Returns:
+        Whether it was free.
+    """
+    if _fcntl is None:
+        return True
+    try:
+        _fcntl.flock(raw, (_fcntl.LOCK_EX if alone else _fcntl.LOCK_SH) | _fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
+
+
+def take_byte(raw: BinaryIO, place: int, *, wait: bool) -> bool:
+    """Take the lock of one byte of an open file, alone among processes; the file need not have it.
+
+    Args:
+        raw: the file.
+        place: of the byte.
+        wait: until it is free.
+
+    Returns:
+        Whether it was free.
+    """
+    if _fcntl is None:
+        return True
+    try:
+        _fcntl.lockf(raw, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB), 1, place)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def give_byte(raw: BinaryIO, place: int) -> None:
+    """Give up the lock of one byte."""
+    if _fcntl is not None:
+        _fcntl.lockf(raw, _fcntl.LOCK_UN, 1, place)
+
 
 def lock(raw: BinaryIO, path: Path, *, alone: bool, who: str = "another process") -> None:
-    """Take the lock of an open file: shared for reading, alone for writing.
+    """Take the lock of an open store: shared for reading, alone for writing.
 
     Args:
         raw: the file.
@@ -31,28 +97,15 @@ def lock(raw: BinaryIO, path: Path, *, alone: bool, who: str = "another process"
     Raises:
         InfluenceError: it is taken.
     """
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(raw, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InfluenceError(f"{path} is in use by {who}", "wait until that command has finished") from error
-    except OSError as error:
-        # Some network file systems have no locks; HDF5 then works without as well.
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
+    if not take(raw, alone=alone):
+        raise InfluenceError(f"{path} is in use by {who}", "wait until that command has finished")
 
 
 def unlock(raw: BinaryIO) -> None:
     """Release the lock now: mapped parts of the file would otherwise keep it."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    with contextlib.suppress(OSError):
-        fcntl.flock(raw, fcntl.LOCK_UN)
+    if _fcntl is not None:
+        with contextlib.suppress(OSError):
+            _fcntl.flock(raw, _fcntl.LOCK_UN)
 
 
 @contextmanager

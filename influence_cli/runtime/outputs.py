@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -44,29 +44,25 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
     check_output(output)
     in_place = output.exists() and not output.is_file()
     target = Path(os.path.realpath(output))
-    part = output if in_place else target.with_name(target.name + ".part")
+    in_block = False
     try:
-        stream = part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
-    except OSError as error:
-        raise unwritable(output, error) from error
-    try:
-        yield stream
-        try:
-            if not in_place:
-                disk.flush(stream)
+        with nullcontext(output) if in_place else disk.whole(target) as part:
+            stream = part.open("w", encoding="utf-8", errors="surrogateescape", newline="\n")
+            try:
+                in_block = True
+                yield stream
+                in_block = False
+            except BaseException:
+                with suppress(OSError):
+                    stream.close()
+                raise
             stream.close()
-            if not in_place:
-                disk.replace(part, target)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise unwritable(output, error) from error
-    except BaseException:
-        with suppress(OSError):
-            stream.close()
-        if not in_place:
-            disk.remove(part)
+    except BrokenPipeError:
         raise
+    except OSError as error:
+        if in_block:  # rows are made while they are written: it may be about a file that is read
+            raise
+        raise unwritable(output, error) from error
 
 
 def check_output(output: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from influence_cli.errors import InfluenceError
+from influence_cli.runtime import distributed
 
 # For a list on stdin; a path has at most 4,096 characters.
 LONGEST_LINE = 20_000
@@ -47,9 +48,19 @@ def settle_stdout() -> None:
 def stdin_lines() -> Iterator[str]:
     """Give the lines of stdin as UTF-8 in any locale; other bytes are decoded as in file names.
 
+    Several processes of one host have the same stdin, and each line goes to whichever reads first. So the first process
+    of a job reads all of them, for all: every process has to ask, at the same point of its work.
+
     Raises:
         InfluenceError: a line too long for a list of files, such as that of a device or a binary file.
     """
+    if distributed.size() == 1:
+        yield from _read_lines()
+    else:
+        yield from distributed.from_first(lambda: list(_read_lines()))
+
+
+def _read_lines() -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     number = 0

@@ -51,11 +51,13 @@ class Terminal:
         quiet: only warnings and errors.
         verbose: details too.
         warnings: the warnings so far, for the run file.
+        silent: not even warnings are printed: they are only collected. What is called without a terminal has this one.
     """
 
     quiet: bool = False
     verbose: bool = False
     warnings: list[str] = field(default_factory=list)
+    silent: bool = False
 
     @property
     def console(self) -> Console:
@@ -64,20 +66,20 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print one line about what was done or found."""
-        if not self.quiet and distributed.is_first():
+        if self._speaks():
             self.console.print(printable(text), markup=False)
 
     def detail(self, text: str) -> None:
         """Print one line that only ``-v`` shows."""
-        if self.verbose and not self.quiet and distributed.is_first():
+        if self.verbose and self._speaks():
             self.console.print(printable(text), markup=False, style="dim")
 
     def warn(self, text: str) -> None:
         """Print a warning once: its cause and its remedy."""
         if text not in self.warnings:
             self.warnings.append(text)
-            if not distributed.is_first():
-                return  # the first process prints it (distributed.hear)
+            if self.silent or not distributed.is_first():
+                return  # the first one hears of it (distributed.hear)
             self.console.print(Text.assemble(("warning: ", "yellow"), printable(text)))
 
     @contextmanager
@@ -112,7 +114,15 @@ class Terminal:
             yield
 
     def _shows(self) -> bool:
-        return not self.quiet and sys.stderr.isatty() and distributed.is_first()
+        return self._speaks() and sys.stderr.isatty()
+
+    def _speaks(self) -> bool:
+        return not (self.quiet or self.silent) and distributed.is_first()
+
+
+def or_silent(terminal: Terminal | None) -> Terminal:
+    """Give the terminal, or where a caller has none, a silent one of its own."""
+    return Terminal(silent=True) if terminal is None else terminal
 
 
 def duration(seconds: float) -> str:

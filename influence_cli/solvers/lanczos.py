@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,6 +42,26 @@ def power_iteration(product: Product, size: int, *, like: Tensor, iterations: in
     return value
 
 
+def beside(known: Tensor, vector: Tensor) -> Tensor:
+    """Take out of a vector what lies in the span of orthonormal rows."""
+    for _ in range(2):  # twice is enough (Kahan)
+        vector = vector - known.T @ (known @ vector)
+    return vector
+
+
+def tridiagonal(alphas: Sequence[float], betas: Sequence[float]) -> Tensor:
+    """Give what a symmetric matrix is in its Krylov space: float64 [m, m].
+
+    Args:
+        alphas: the m numbers on the diagonal.
+        betas: those beside it, at least m − 1.
+    """
+    matrix = torch.diag(torch.tensor(alphas, dtype=torch.float64))
+    for row in range(len(alphas) - 1):
+        matrix[row, row + 1] = matrix[row + 1, row] = betas[row]
+    return matrix
+
+
 def lanczos(product: Product, size: int, *, like: Tensor, iterations: int = 30, seed: int = 0) -> Ends:
     """Measure the ends of a symmetric matrix's spectrum (Lanczos 1950) and its mean (Meyer et al. 2021, "Hutch++").
 
@@ -71,17 +91,13 @@ def lanczos(product: Product, size: int, *, like: Tensor, iterations: int = 30, 
         image = image_of(basis[-1])
         alphas.append(float(basis[-1] @ image))
         known = torch.stack(basis)
-        for _ in range(2):
-            image = image - known.T @ (known @ image)
+        image = beside(known, image)
         beta = float(image.norm())
         if beta <= 1e-10 * max(map(abs, alphas)):
             break
         betas.append(beta)
         basis.append(image / beta)
-    tridiagonal = torch.diag(torch.tensor(alphas, dtype=torch.float64))
-    for i, beta in enumerate(betas[: len(alphas) - 1]):
-        tridiagonal[i, i + 1] = tridiagonal[i + 1, i] = beta
-    values = torch.linalg.eigvalsh(tridiagonal)
+    values = torch.linalg.eigvalsh(tridiagonal(alphas, betas))
     # The trace is known in the Krylov space, which holds the largest eigenvalues; probes estimate the rest.
     known, trace = torch.stack(basis[: len(alphas)]), sum(alphas)
     for _ in range(PROBES if len(alphas) < size else 0):

@@ -163,7 +163,7 @@ def make_whole(path: Path, need: int, lay_out: Callable[[Path], None]) -> None:
         InfluenceError: the folder is missing or not writable, or the disk is too small.
     """
     disk.check_space(path, need)
-    part = path.with_name(path.name + ".part")
+    part = disk.part_of(path)
     try:
         with part.open("a+b") as raw:
             lock(raw, path, alone=True)

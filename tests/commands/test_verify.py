@@ -75,7 +75,7 @@ def column(rows: list[dict[str, object]], name: str) -> np.ndarray:
 
 def test_the_self_check_says_what_influence_stands_on(influence: Command, project: Path) -> None:
     done = influence("verify", cwd=project)
-    assert "the first that is misclassified" in done.err
+    assert "the first misclassified one" in done.err
     assert "next: influence verify --loo" in done.err
     rows = {str(row["item"]): row for row in rows_of(done)}
     assert list(next(iter(rows.values()))) == ["item", "value", "unit", "meaning"]
@@ -198,7 +198,7 @@ def test_leaving_one_out_is_what_retraining_gives(influence: Command, project: P
     assert np.allclose(actual, truth, rtol=1e-3)
     # Of 320 images each carries much more than its first-order effect: in proportion, not in size.
     assert pearson(estimated, actual) > 0.995
-    assert "holds here in proportion" in done.err
+    assert "influence is proportional here" in done.err
     facts = json.loads((project / "loo.csv.run.json").read_text())
     fit = facts["fits"][0]["all"]
     assert fit["r"] == pytest.approx(pearson(estimated, actual))
@@ -311,7 +311,7 @@ def test_a_small_cnn_at_its_minimum_is_left_out_as_its_hessian_says(influence: C
     assert pearson(column(rows[6:], "estimated"), column(rows[6:], "actual")) > 0.99
 
 
-@pytest.mark.parametrize(("slope_", "reason"), [(1.3, "λ shrinks the estimate"), (0.86, "ends before its minimum")])
+@pytest.mark.parametrize(("slope_", "reason"), [(1.3, "λ shrinks the estimate"), (0.86, "stops before its minimum")])
 def test_the_verdict_gives_a_reason_that_fits_the_slope(
     influence: Command, project: Path, slope_: float, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,11 +485,11 @@ def test_the_interval_of_a_difference_is_paired() -> None:
     ("words", "message"),
     [
         (("--loo", "4", "--lds"), "--loo and --lds are two commands"),
-        (("3", "--lds"), "--lds draws its test examples"),
-        (("--plot", "a.svg"), "--plot draws estimated against actual"),
-        (("--methods", "ekfac"), "--methods are compared by --lds"),
+        (("3", "--lds"), "--lds draws random test examples"),
+        (("--plot", "a.svg"), "--plot needs --loo: it draws estimated against actual"),
+        (("--methods", "ekfac"), "--methods needs --lds"),
         (("--lds", "--methods", "ekfac,ekfca"), "curvature.method is 'ekfca': expected"),
-        (("--lds", "--methods", "ekfac,ekfac"), "ekfac is there twice"),
+        (("--lds", "--methods", "ekfac,ekfac"), "ekfac is listed twice"),
         (("--loo", "320"), "there are 320 training examples"),
         (("--loo", "0"), "invalid value for '--loo'"),
         (("--lds", "--subsets", "2"), "invalid value for '--subsets'"),

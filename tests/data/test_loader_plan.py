@@ -114,13 +114,13 @@ def test_cores_are_those_of_the_affinity_and_the_quota_shared_with_the_ranks_her
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(16)))
     monkeypatch.setattr(loader_plan, "QUOTA", tmp_path / "cpu.max")
     assert cores_here() == 16
-    monkeypatch.setattr(loader_plan.cluster, "on_this_host", lambda: 4)
+    monkeypatch.setattr(loader_plan.distributed, "on_this_host", lambda: 4)
     assert cores_here() == 4
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert cores_here() == 4
     (tmp_path / "cpu.max").write_text("600000 100000\n")
     assert cores_here() == 1
-    monkeypatch.setattr(loader_plan.cluster, "on_this_host", lambda: 2)
+    monkeypatch.setattr(loader_plan.distributed, "on_this_host", lambda: 2)
     assert cores_here() == 3
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     assert cores_here() == 1

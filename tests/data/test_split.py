@@ -20,7 +20,7 @@ from influence_cli.data.batches import Batch, Loading, labelled_inputs, read_bat
 from influence_cli.data.fingerprint import file_facts
 from influence_cli.data.image_files import open_image
 from influence_cli.data.images import as_picture, file_input, raw_image
-from influence_cli.data.split import Split, raw_item, take, to_input
+from influence_cli.data.split import Split, raw_item, row_of, rows_of, take, to_input
 from influence_cli.errors import InfluenceError
 from tests.conftest import shared
 
@@ -563,3 +563,11 @@ def test_a_loader_process_that_dies_is_named_and_not_waited_for() -> None:
     assert re.search(r": the loader process \d+ (is killed by signal: Killed|exited unexpectedly)", message), message
     assert "the 4 examples from training example" in message
     assert "finished work is kept" in raised.value.hint
+
+
+def test_the_row_of_a_position_is_found_among_those_in_use() -> None:
+    indices = np.array([2, 3, 7])
+    assert rows_of(indices, [7, 2]).tolist() == [2, 0]
+    assert rows_of(indices, np.array([], dtype=np.int64)).tolist() == []
+    assert [row_of(indices, position) for position in (-1, 2, 4, 7, 8)] == [None, 0, None, 2, None]
+    assert row_of(indices[:0], 0) is None

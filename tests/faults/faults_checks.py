@@ -136,8 +136,8 @@ FAULTS = (
     Fault(
         name="claimed-twice",
         file="retrain_files.py",
-        old="elif _claim(claims, job):",
-        new="elif _claim(claims, job) or job:",
+        old="elif locks.take_byte(claims, job.number, wait=False):",
+        new="elif locks.take_byte(claims, job.number, wait=False) or job:",
         why="two processes train the same",
         tests=("test_two_processes_take_different_jobs_and_both_have_all_results",),
     ),

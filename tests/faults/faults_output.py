@@ -48,8 +48,8 @@ FAULTS = (
     Fault(
         name="file-in-place",
         file="report/formats.py",
-        old='part = output if in_place else target.with_name(target.name + ".part")',
-        new="part = output",
+        old="with nullcontext(output) if in_place else disk.whole(target) as part:",
+        new="with nullcontext(output) as part:",
         why="a result that is cut short lies under its name",
         tests=("test_file_appears_when_complete",),
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from influence_cli.config.schema import SOLVERS
+from influence_cli.curvature.choice import SOLVERS
 from influence_cli.influence import iterative
 from influence_cli.influence.iterative import TOLERANCES, expected_products
 from influence_cli.solvers.cg import conjugate_gradients

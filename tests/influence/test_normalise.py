@@ -201,7 +201,7 @@ def test_what_it_does_not_go_with_is_said_in_a_line(influence: Command, project:
         (("3", "--normalise", "relative"), "did you mean 'relatif'?"),
         (("3", "--normalise", "cosine", "-s", "curvature.method=cg"), "would need its own solve"),
         (("3", "--normalise", "cosine", "--damping-sweep"), "--damping-sweep"),
-        (("--train", "3", "--normalise", "cosine"), "--train (of one training example"),
+        (("--train", "3", "--normalise", "cosine"), "--train (one training example"),
     ):
         done = influence("rank", *words, cwd=project, code=2)
         assert message in done.err

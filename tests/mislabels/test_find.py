@@ -311,7 +311,9 @@ def test_fail_above_ends_with_1_only_above_the_number_of_findings(influence: Com
         # The findings are listed either way.
         assert len(done.out.splitlines()) == 10
         assert f"about {findings} of {size} labels are wrong" in done.err
-        assert (f"{findings} labels are probably wrong: that is above --fail-above {limit}" in done.err) == bool(code)
+        assert (f"{findings} labels are probably wrong, more than --fail-above {limit} allows" in done.err) == bool(
+            code
+        )
 
 
 def test_fail_above_takes_no_negative_number(influence: Command, noisy: Noisy) -> None:

@@ -108,8 +108,8 @@ def test_probabilities_from_elsewhere_are_a_signal(influence: Command, folder: P
         (("--signal", "pred-probs"), "it needs --pred-probs FILE"),
         (("--signal", "test-influence", "--on", "test"), "it scores training examples"),
         (("--signal", "self-influence", "-s", "curvature.method=cg"), "it would need one solve per example"),
-        (("--top", "some"), "--top some: a number from 1, or auto"),
-        (("--top", "0"), "--top 0: a number from 1, or auto"),
+        (("--top", "some"), "--top some: not a number from 1 and not auto"),
+        (("--top", "0"), "--top 0: not a number from 1 and not auto"),
         (("--explain", "320"), "--explain 320: there is no such train example in use"),
         (("--pred-probs", "none.npy"), "--pred-probs: there is no file none.npy"),
     ],
@@ -139,7 +139,7 @@ def test_a_rare_class_and_a_single_one_are_named(
     # What does not stand on a readout goes on, and says what it lacks.
     for option in (("--top", "auto"), ("--fail-above", "3")):
         done = influence("mislabels", "--signal", "loss", *option, *words, cwd=project, code=2)
-        assert f"{option[0]}{' auto' if option[1] == 'auto' else ''}: how many labels are wrong" in done.err
+        assert f"{option[0]}{' auto' if option[1] == 'auto' else ''}: the number of wrong labels" in done.err
     done = influence("mislabels", "--signal", "loss", *words, cwd=project)
     assert "warning: no readout: the leave-one-out readout needs at least 3 examples per class" in done.err
     assert len(done.out.splitlines()) == 10
@@ -170,13 +170,13 @@ def test_duplicates_with_two_labels_are_found_and_shown(influence: Command, trai
     image = sorted(first.iterdir())[0]
     shutil.copy(image, second / "copy.png")
     done = influence("mislabels", "-o", "rows.csv", "--report", "page.html", cwd=project)
-    assert "besides: 1 duplicates and " in done.err
+    assert "also: 1 duplicate pair with different labels" in done.err
     pair = json.loads((project / "rows.csv.run.json").read_text())["besides"]["duplicates"]
     assert [sorted(Path(one["path"]).name for one in two) for two in pair] == [sorted((image.name, "copy.png"))]
     assert {one["label"] for one in pair[0]} == {first.name, second.name}
     page = (project / "page.html").read_text()
     assert "Duplicates with different labels" in page
-    assert "Which labels are taken for which" in page
+    assert "Which classes are mixed up" in page
 
 
 def test_the_run_file_holds_the_estimate_of_the_noise(influence: Command, folder: Path, tmp_path: Path) -> None:

@@ -159,9 +159,9 @@ def test_scaled_and_overlay() -> None:
 
 def test_what_is_refused_before_any_work(influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = ("--report", "why.html")
-    assert "in the page of --report" in influence("rank", 3, "--attribution", "occlusion", cwd=project, code=2).err
+    assert "on the page of --report" in influence("rank", 3, "--attribution", "occlusion", cwd=project, code=2).err
     done = influence("rank", 3, 4, "--aggregate", "--attribution", "occlusion", *report, cwd=project, code=2)
-    assert "--aggregate has none" in done.err
+    assert "--aggregate shows no single test image" in done.err
     assert "there is no such method" in influence("rank", 3, "--attribution", "ig", *report, cwd=project, code=2).err
     done = influence("rank", 3, "--attribution", "grad-cam", *report, cwd=project, code=2)
     assert "runs no two-dimensional convolution" in done.err

@@ -135,7 +135,7 @@ def test_estimates_are_the_changes_that_training_again_brings(project: Path) -> 
     def steepest(slope: Tensor) -> Tensor:
         return 0.5 / 255 * slope.sign()
 
-    perturb = partial(perturb_image, stores, config=config, retrain=True, terminal=terminal)
+    perturb = partial(perturb_image, stores, retrain=True, terminal=terminal)
     found = [
         one
         for change in (noise, brighter, steepest)
@@ -181,9 +181,11 @@ def test_rows(influence: Command, project: Path) -> None:
     assert "damping λ = 0" in done.err
     assert "no rows" in done.err
     for row in rows:
-        said = next(line for line in done.err.splitlines() if f"moves the loss of test example {row['test']} " in line)
-        assert said.startswith("the steepest change that rounding to 8 bits hides in training image 12 moves")
-        assert f"by about {number(row, 'estimated'):+.3g}, {number(row, 'test_loss'):.3g} now" in said
+        said = next(
+            line for line in done.err.splitlines() if f"changes the loss of test example {row['test']} " in line
+        )
+        assert said.startswith("the steepest change that rounding to 8 bits hides in training image 12 changes")
+        assert f"by about {number(row, 'estimated'):+.3g}, from {number(row, 'test_loss'):.3g}" in said
 
 
 def test_influence_is_that_of_rank(influence: Command, project: Path) -> None:
@@ -412,8 +414,8 @@ def spoil(project: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("perturb", 12), "needs the test example"),
-        (("perturb", "--test", 3), "needs the training image"),
+        (("perturb", 12), "needs a test image"),
+        (("perturb", "--test", 3), "needs a training image"),
         (("perturb", -1, "--test", 3), "such option"),
         (("perturb", 320, "--test", 3), "there is no training example 320; valid indices are 0 to 319"),
         (("perturb", 5, "--test", 3, "-s", "train.exclude=out.npy"), "is excluded (train.exclude)"),
@@ -427,7 +429,7 @@ def spoil(project: Path) -> None:
         (("perturb", 12, "--test", 3, "--delta", "text.npy"), "not real numbers"),
         (("perturb", 12, "--test", 3, "--delta", "infinite.npy"), "NaN or infinite"),
         (("perturb", 12, "--test", 3, "--map", "map.jpg"), "a map must be .png or .npy"),
-        (("perturb", 12, "--test", 3, "--report", "map.png"), "a page is HTML"),
+        (("perturb", 12, "--test", 3, "--report", "map.png"), "a page must be .html"),
         (("perturb", 12, "--test", 3, "--pixel-step", "small"), "'small' is not a number"),
         (("perturb", 12, "--test", 3, "--pixel-step", "0"), "larger than 0"),
         (("perturb", 12, "--test", 3, "--pixel-step", "0.1,0.2"), "has 2 numbers"),
@@ -489,7 +491,7 @@ def test_inputs_of_unknown_scale_have_a_slope_but_no_hidden_change(influence: Co
     assert row["delta"] is None
     assert row["estimated"] is None
     assert number(row, "slope") != 0
-    assert "no 8-bit level is known" in done.err
+    assert "the size of an 8-bit level is not known" in done.err
     assert "for test example 3" in done.err
     assert "training image 12 is h" in done.err
     done = influence("perturb", 12, "--test", 3, "-s", blur, "--retrain", cwd=project, code=2)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from influence_cli.config.schema import SOLVERS
+from influence_cli.curvature.choice import SOLVERS
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import Rows, Store
 from tests.conftest import Command, edit
@@ -366,7 +366,7 @@ def advised(err: str) -> list[str]:
 
 def test_fsck_of_a_whole_store_says_so(influence: Command, filled: Path) -> None:
     before = (filled / "influence.h5").read_bytes()
-    assert "every checksum and every example fits" in influence("gradients", "--fsck", cwd=filled).err
+    assert "every checksum is right and every example is unchanged" in influence("gradients", "--fsck", cwd=filled).err
     assert (filled / "influence.h5").read_bytes() == before
 
 

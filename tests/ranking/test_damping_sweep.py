@@ -108,7 +108,7 @@ def test_a_damping_at_or_below_a_pole_is_marked_and_has_no_numbers(project: Path
 def test_where_damping_is_zero_the_steps_are_those_of_l2(stored: Path, influence: Command, tmp_path: Path) -> None:
     done = influence("rank", 3, "--damping-sweep", "--format", "csv", cwd=stored)
     lines = done.err.splitlines()
-    start = lines.index("λ swept, influence, the test example:")
+    start = lines.index("the ranking at other λ (influence, the test example):")
     assert [line.split()[:2] for line in lines[start + 2 : start + 7]] == [
         ["0.01", "0.0001"],
         ["0.1", "0.001"],
@@ -136,9 +136,9 @@ def test_the_page_has_the_table_and_the_chart(stored: Path, influence: Command, 
             "identity has no λ",
         ),
         (("mislabels", "--damping-sweep", "-s", "curvature.method=cg", "-s", "gradients.store=c.h5"), "no spectrum"),
-        (("rank", 3, "--damping-sweep", "--on-the-fly"), "--damping-sweep goes with neither"),
-        (("rank", "--train", 3, "--damping-sweep"), "--damping-sweep goes with neither"),
-        (("mislabels", "--damping-sweep", "--on", "test"), "goes with none of --on test"),
+        (("rank", 3, "--damping-sweep", "--on-the-fly"), "--damping-sweep cannot be combined with"),
+        (("rank", "--train", 3, "--damping-sweep"), "--damping-sweep cannot be combined with"),
+        (("mislabels", "--damping-sweep", "--on", "test"), "cannot be combined with --on test"),
     ],
 )
 def test_where_it_cannot_be_had_it_is_refused(

@@ -341,11 +341,11 @@ def test_several_columns_need_by_and_blank_cells_are_a_group(influence: Command,
 
 def test_other_bad_input_is_told_in_a_line(influence: Command, project: Path) -> None:
     for words, message in (
-        (("--by", "site"), "without --metadata groups are classes"),
+        (("--by", "site"), "without --metadata the groups are classes"),
         (("--metadata", "none.csv"), "there is no file none.csv"),
         (("--metadata", "model.pt"), "is not a .csv"),
         (("--retrain", "--skip-unreadable"), "--retrain trains on every example"),
-        (("--report", "page.txt"), "a page is HTML"),
+        (("--report", "page.txt"), "a page must be .html"),
         (("--target", "Bagg"), "there is no class"),
     ):
         done = influence("groups", 3, *words, cwd=project, code=2)
@@ -387,7 +387,7 @@ def test_the_group_that_drives_the_errors_is_named(influence: Command, project: 
     assert run["retrain"]["verdict"] in done.err
     assert "retraining agrees: without bad the mean loss changes by -" in done.err
     page = (project / "g.html").read_text()
-    assert "Most harmful of site: bad" in page
+    assert "Most harmful in site: bad" in page
     assert "good 3" in page
     assert page.count("<img") >= 10
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")

@@ -58,7 +58,7 @@ def test_inner_products_of_whitened_rows_are_those_with_s_test(
     terminal = Terminal(quiet=True)
     config = load_config(Path("influence.yaml"), [f"curvature.method={method}", "curvature.damping=0.03"])
     (prepared,) = prepare_all(config, load_tasks(config), terminal)
-    (inverse,) = make_closed_forms([prepared], config, terminal)
+    (inverse,) = make_closed_forms([prepared], terminal)
     rows = stored_rows(prepared, np.arange(24)).double()
     expected = (inverse.apply(rows[:5]) @ rows.T).numpy()
     own = whitened(inverse, rows).astype(np.float64)

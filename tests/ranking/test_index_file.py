@@ -41,7 +41,7 @@ def opened(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     terminal = Terminal(quiet=True)
     config = load_config(folder / "influence.yaml", ())
     (prepared,) = prepare_all(config, load_tasks(config), terminal)
-    (inverse,) = make_closed_forms([prepared], config, terminal)
+    (inverse,) = make_closed_forms([prepared], terminal)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index_build, "FLAT_BELOW", 100)
         (index,) = build_indexes([prepared], [inverse], terminal=terminal)

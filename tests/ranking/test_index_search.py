@@ -189,7 +189,7 @@ def test_what_it_does_not_go_with_is_refused(influence: Command, tiny: Path, wor
     option = next(str(word) for word in words if str(word).startswith("--"))
     message = refusal(influence, tiny, "rank", *words, "--approximate")
     assert message == (
-        f"error: --approximate finds the strongest influences alone: it does not go with {option}\n"
+        f"error: --approximate finds only the strongest influences: it cannot be combined with {option}\n"
         "  leave one of them out"
     )
     assert sorted(tiny.iterdir()) == before

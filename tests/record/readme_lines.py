@@ -34,5 +34,5 @@ LINES = """
     influence perturb 12 --test 17 -s 'gradients.layers=["9"]' --map pixels.png --report perturb.html --retrain
     influence perturb --attackable --test 0:20 --top 5
     influence perturb --attack --test 1 --images 2 --rounds 5 --to attack
-    python -c 'from pathlib import Path; from influence_cli import Terminal, find_mislabels, load_config, load_tasks; config, terminal = load_config(Path("influence.yaml")), Terminal(quiet=True); found = find_mislabels(load_tasks(config), config=config, terminal=terminal); print(found.facts.indices[found.order[:50]])'
+    python -c 'from inspect import signature; from pathlib import Path; from influence_cli import Terminal, find_mislabels, load_config, load_tasks; config, terminal = load_config(Path("influence.yaml")), Terminal(quiet=True); needs = {"config": config, "terminal": terminal}; found = find_mislabels(load_tasks(config), **{name: needs[name] for name in needs if name in signature(find_mislabels).parameters}); print(found.facts.indices[found.order[:50]])'
 """

@@ -104,9 +104,9 @@ def test_files_move_to_their_classes_and_back(folder: Path, influence: Command) 
     moves = [json.loads(line) for line in done.out.splitlines()]
     assert len(moves) == 6
     assert all(move["from"] in labels and Path(move["to"]).is_file() for move in moves)
-    assert "moved 6 files; each is in moves.log.csv, and influence relabel --undo moves.log.csv takes" in done.err
-    assert "4 names taken in the new folder, so with a number behind: =1+1-2.png" in done.err
-    assert "2 files dropped, to data/dropped" in done.err
+    assert "moved 6 files, listed in moves.log.csv; influence relabel --undo moves.log.csv moves them back" in done.err
+    assert "4 file names already taken in the new folder: a number was added, as in =1+1-2.png" in done.err
+    assert "moved 2 dropped files to data/dropped" in done.err
     assert "positions have changed" in done.err
     # The folders are the labels: no label file that would be applied on top.
     assert not (folder / "labels.csv").exists()
@@ -114,7 +114,7 @@ def test_files_move_to_their_classes_and_back(folder: Path, influence: Command) 
     assert dict(listing(folder))[moves[0]["to"]] == "emoji 🦉"
     done = influence("relabel", "--undo", cwd=folder)
     assert tree(folder) == before
-    assert "took back 6 moves of moves.log.csv (run 1, by decisions.csv)" in done.err
+    assert "undid 6 moves of moves.log.csv (run 1, by decisions.csv)" in done.err
     assert [json.loads(line)["to"] for line in done.out.splitlines()] == [move["from"] for move in reversed(moves)]
     done = influence("relabel", "--undo", cwd=folder, code=2)
     assert "moves.log.csv: nothing is left to undo" in done.err
@@ -225,7 +225,7 @@ def test_a_failure_half_way_says_how_to_go_on(
     assert "first resume: influence relabel decisions.csv --apply-moves" in done.err
     monkeypatch.setattr(os, "link", link)
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder)
-    assert "going on with them" in done.err
+    assert "unfinished moves from an interrupted run: finishing them" in done.err
     assert tree(folder) == expected_tree(before)
 
 
@@ -259,7 +259,7 @@ def test_decisions_from_before_the_moves_are_refused(folder: Path, influence: Co
     done = influence("relabel", "others.csv", "--force", cwd=folder, code=2)
     assert "others.csv:2: stale: index 3 is " in done.err
     assert "files were moved on 20" in done.err
-    assert "by moves.log.csv (influence relabel --undo moves.log.csv)" in done.err
+    assert "see moves.log.csv (influence relabel --undo moves.log.csv)" in done.err
     # So are the label files from before.
     words = ["-s", "train.labels=labels.csv", "-s", "train.exclude=exclude.csv"]
     decide(folder, (0, "keep"), name="now.csv")
@@ -269,8 +269,8 @@ def test_decisions_from_before_the_moves_are_refused(folder: Path, influence: Co
     for text in ("index,label,decision\n0,-minus,keep\n", "index,path,label,decision\n0,,-minus,keep\n"):
         (folder / "bare.csv").write_text(text)
         done = influence("relabel", "bare.csv", "--force", cwd=folder, code=2)
-        assert "error: moves.log.csv moved files on" in done.err
-        assert "add the column path, or influence relabel --undo moves.log.csv first" in done.err
+        assert "error: files were moved on" in done.err
+        assert "add the column path, or run influence relabel --undo moves.log.csv first" in done.err
 
 
 def test_label_files_of_the_config_do_not_go_with_moves(folder: Path, influence: Command) -> None:
@@ -300,7 +300,7 @@ def test_a_second_run_is_undone_before_the_first(folder: Path, influence: Comman
     influence("relabel", "decisions.csv", "--apply-moves", cwd=folder)
     done = influence("relabel", "--undo", cwd=folder)
     assert tree(folder) == between
-    assert "--undo again takes back run 1: 1 move" in done.err
+    assert "--undo again undoes run 1: 1 move" in done.err
     influence("relabel", "--undo", "moves.log.csv", cwd=folder)
     assert tree(folder) == before
 
@@ -416,7 +416,7 @@ def test_folders_below_a_class_are_kept(folder: Path, influence: Command) -> Non
 def test_nothing_to_move_is_said(folder: Path, influence: Command) -> None:
     decide(folder, (0, "keep"))
     done = influence("relabel", "decisions.csv", "--apply-moves", cwd=folder)
-    assert "nothing is to be moved" in done.err
+    assert "there is nothing to move" in done.err
     assert not (folder / "moves.log.csv").exists()
 
 
@@ -489,7 +489,7 @@ def test_hints_can_be_typed_from_the_current_folder(
     done = influence("relabel", "../other.csv", "-c", "../i.yaml", cwd=folder / "below", code=2)
     assert "influence relabel -c ../i.yaml ../decisions.csv --apply-moves; or influence relabel --undo ../m" in done.err
     done = influence("relabel", f"{folder.name}/decisions.csv", *words, cwd=here)
-    assert f"or undo: influence relabel --undo {folder.name}/moves.log.csv" in done.err
+    assert f"influence relabel --undo {folder.name}/moves.log.csv moves them back" in done.err
     # No config is needed for it.
     influence("relabel", "--undo", f"{folder.name}/moves.log.csv", cwd=here)
     assert tree(folder) == before

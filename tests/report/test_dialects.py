@@ -45,7 +45,7 @@ def test_fiftyone_takes_files_by_absolute_path() -> None:
     assert row["filepath"] == Path.cwd() / "a/7.png"
     assert row["tags"] == "label_issue"
     assert next(in_dialect([ROW | {"flagged": False}], "fiftyone"))["tags"] is None
-    with pytest.raises(InfluenceError, match="example 7 is not a file"):
+    with pytest.raises(InfluenceError, match="example 7 is not an image file"):
         list(in_dialect([ROW | {"path": None}], "fiftyone"))
 
 
@@ -100,9 +100,9 @@ def test_the_csv_for_fiftyone(influence: Command, project: Path) -> None:
 
 
 def test_where_a_dialect_does_not_fit(influence: Command, project: Path) -> None:
-    assert "a row a label" in influence("rank", 3, "--format", "fiftyone", cwd=project, code=2).err
+    assert "one row per label" in influence("rank", 3, "--format", "fiftyone", cwd=project, code=2).err
     assert (
-        "--explain does not go"
+        "--explain cannot be combined"
         in influence("mislabels", "--explain", 3, "--format", "cleanlab", cwd=project, code=2).err
     )
     (project / "data.py").write_text(

@@ -293,7 +293,7 @@ def test_images_beside_count_and_go_with_their_card(tmp_path: Path) -> None:
     assert len(set(alts)) == 41 - 1
     assert 55 < alts.count("training example 5") - 1 < 60
     kept = (alts.count("training example 5") - 1) // 3
-    assert f"{40 - kept} examples are shown without the images beside them, to keep the page under 5 MB." in parsed.text
+    assert f"{40 - kept} examples are shown without their similar images, to keep the page under 5 MB." in parsed.text
 
 
 def test_write_page(tmp_path: Path) -> None:
@@ -373,6 +373,6 @@ def test_a_page_of_another_name_is_refused_before_any_work(stored: Path, influen
     rows = tmp_path / "rows.csv"
     for words in (("rank", 3), ("mislabels",), ("compare", "a.csv", "b.csv")):
         done = influence(*words, "--report", tmp_path / "page.pdf", "-o", rows, cwd=stored, code=2)
-        assert "page.pdf: a page is HTML" in done.err
+        assert "page.pdf: a page must be .html" in done.err
         assert len(done.err.splitlines()) == 2
         assert not rows.exists()

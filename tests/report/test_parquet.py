@@ -93,7 +93,7 @@ def test_whole_numbers_first_and_text_beside_numbers() -> None:
 @pytest.mark.parametrize(("first", "later"), [(1, 0.5), (1, 2**63), (True, 2), (0.5, "a")])
 def test_a_later_value_of_another_type_is_an_error(first: object, later: object) -> None:
     rows = ({"x": first if number < GROUP else later} for number in range(GROUP + 1))
-    with pytest.raises(InfluenceError, match=r"x is .* by its first rows"):
+    with pytest.raises(InfluenceError, match=r"x is .*, but the first rows of this column are "):
         table(rows, ("x",))
 
 

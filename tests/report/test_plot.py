@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
@@ -93,7 +94,7 @@ def test_without_anything_flagged_and_with_one_label(tmp_path: Path) -> None:
     none, labels = np.empty(0, dtype=np.int64), np.zeros(3, dtype=np.int64)
     plot_scores(tmp_path / "a.svg", np.array([0.0, 0.5, 1.0]), labels, ("only", "never"), none, "loss")
     text = words(tmp_path / "a.svg")
-    assert "Suspicion of 3 labels" in text
+    assert "How suspicious 3 labels are" in text
     assert "probably wrong" not in text
     assert "never" not in text
 
@@ -101,7 +102,7 @@ def test_without_anything_flagged_and_with_one_label(tmp_path: Path) -> None:
 def test_the_recovery_stands_beside_loss_and_random(tmp_path: Path) -> None:
     recovery = {"checked": [0.0, 0.1, 0.4], "combined": [0.0, 0.8, 1.0], "loss": [0.0, 0.6, 1.0]}
     draw(tmp_path / "a.svg", 3, recovery=recovery)
-    assert {"combined", "loss", "random", "wrong labels found", "40%"} <= set(words(tmp_path / "a.svg"))
+    assert {"combined", "loss", "random", "share of wrong labels found", "40%"} <= set(words(tmp_path / "a.svg"))
 
 
 def test_influence_of_all_examples_by_label(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_scatter_has_the_line_of_equality_r_and_slope(tmp_path: Path) -> None:
 def test_a_plot_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_plot(None)
     check_plot(Path("a.PNG"))
-    with pytest.raises(InfluenceError, match=r"a plot is \.png or \.svg"):
+    with pytest.raises(InfluenceError, match=r"a plot must be \.png or \.svg"):
         check_plot(Path("a.pdf"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InfluenceError, match="--plot needs matplotlib") as caught:
@@ -140,19 +141,22 @@ def test_mislabels_draws_scores_and_recovery(influence: Command, project: Path) 
     done = influence("mislabels", "--plot", "a.svg", "--truth", "truth.csv", cwd=project)
     assert "wrote a.svg" in done.err
     text = words(project / "a.svg")
-    assert {"combined", "loss", "random", "score (combined), high is suspicious"} <= set(text)
+    assert {"combined", "loss", "random", "score (combined), higher is more suspicious"} <= set(text)
     assert sum(word.endswith("flagged") for word in text) == 10
-    assert "a plot is .png" in influence("mislabels", "--plot", "a.pdf", cwd=project, code=2).err
-    assert "--explain does not go" in influence("mislabels", "--explain", 3, "--plot", "a.svg", cwd=project, code=2).err
+    assert "a plot must be .png" in influence("mislabels", "--plot", "a.pdf", cwd=project, code=2).err
+    assert (
+        "--explain cannot be combined"
+        in influence("mislabels", "--explain", 3, "--plot", "a.svg", cwd=project, code=2).err
+    )
 
 
 def test_rank_draws_all_training_examples(influence: Command, stored: Path, tmp_path: Path) -> None:
     influence("rank", 3, "--top", 2, "--plot", tmp_path / "one.svg", cwd=stored)
-    assert any(word.startswith("Test example 3: loss of ") for word in words(tmp_path / "one.svg"))
+    assert any(re.fullmatch(r"#3: .+, predicted .+ \(\d+%\)", word) for word in words(tmp_path / "one.svg"))
     influence("rank", 3, 5, "--plot", tmp_path / "two.svg", cwd=stored)
     assert any(word.endswith("(the first test example)") for word in words(tmp_path / "two.svg"))
     influence("rank", 3, 5, "--aggregate", "--plot", tmp_path / "mean.svg", cwd=stored)
     assert {"Mean over 2 test examples", "influence of all 320 training examples, nats"} <= set(
         words(tmp_path / "mean.svg")
     )
-    assert "--train does not go" in influence("rank", "--train", 3, "--plot", "a.svg", cwd=stored, code=2).err
+    assert "--train cannot be combined" in influence("rank", "--train", 3, "--plot", "a.svg", cwd=stored, code=2).err

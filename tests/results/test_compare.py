@@ -169,7 +169,7 @@ def test_a_data_set_may_move_as_a_whole_but_not_change_its_order() -> None:
     moved = tuple({**row, "path": str(row["path"]).replace("/old/", "/new/here/")} for row in b.rows)
     compare_results(a, Result(b.path, b.kind, moved, b.places))
     other = ({**b.rows[0], "path": "/old/7.png"}, b.rows[1])
-    with pytest.raises(InfluenceError, match=r"a\.csv:2: example 1 is 7\.png, in a\.csv it is 1\.png"):
+    with pytest.raises(InfluenceError, match=r"a\.csv:2: example 1 is 7\.png, but in a\.csv it is 1\.png"):
         compare_results(a, Result(b.path, b.kind, other, b.places))
 
 
@@ -184,7 +184,7 @@ def test_top_beyond_the_shorter_list_compares_what_both_have_and_says_so() -> No
     a, b = mislabels([1, 2, 3, 4], [0.9, 0.8, 0.7, 0.6]), mislabels([2, 1], [0.9, 0.8])
     (found,), notes = compare_results(a, b, 3)
     assert (found.top, found.overlap, found.listed, len(found.pairs)) == (2, 1.0, (4, 2), 2)
-    assert notes == ["a.csv has 2 of the 3 of --top: as many as the shorter has are compared"]
+    assert notes == ["a.csv has only 2 of the 3 rows of --top: only as many are compared"]
 
 
 def only(result: Result, effect: str, tests: tuple[int, ...] = (1, 2)) -> Result:
@@ -222,14 +222,14 @@ def test_lists_that_only_one_has_are_said_and_an_empty_comparison_is_refused() -
     a, b = ranking([1, 2], 0), ranking([1, 2], 1, "s.csv")
     found, notes = compare_results(a, only(b, "helpful", (2,)))
     assert len(found) == 3
-    assert notes == ["s.csv lacks 1 list of r.csv: the helpful or the harmful ones"]
+    assert notes == ["s.csv lacks 1 list of r.csv (helpful or harmful)"]
     with pytest.raises(InfluenceError, match=r"r\.csv and s\.csv have no list in common"):
         compare_results(only(a, "helpful"), only(b, "harmful"))
 
 
 def test_an_example_that_is_in_a_list_twice_is_named() -> None:
     a = mislabels([1, 2, 1], [0.9, 0.8, 0.7])
-    with pytest.raises(InfluenceError, match=r"a\.csv:4: example 1 is in the same list as at a\.csv:2 already"):
+    with pytest.raises(InfluenceError, match=r"a\.csv:4: example 1 is already in the same list at a\.csv:2"):
         compare_results(a, a)
 
 
@@ -247,7 +247,7 @@ def test_positions_that_have_changed_are_told_from_other_files() -> None:
 
 def test_test_examples_of_other_files_are_refused() -> None:
     a, b = ranking([1], 0, test_path="x.png"), ranking([1], 1, "s.csv", test_path="y.png")
-    with pytest.raises(InfluenceError, match=r"s\.csv:2: test example 1 is y\.png, in r\.csv it is x\.png"):
+    with pytest.raises(InfluenceError, match=r"s\.csv:2: test example 1 is y\.png, but in r\.csv it is x\.png"):
         compare_results(a, b)
 
 
@@ -269,7 +269,7 @@ def test_train_and_test_labels_are_told_apart_by_the_run_files(tmp_path: Path) -
     for number, words in enumerate((["--on", "test"], ["--on=test"])):
         b = read_result(written(tmp_path / f"b{number}.csv", rows, command=["influence", "mislabels", *words]))
         assert (a.on, b.on) == ("train", "test")
-        with pytest.raises(InfluenceError, match="is of the train labels"):
+        with pytest.raises(InfluenceError, match="is about the train labels"):
             compare_results(a, b)
         compare_results(b, b)
     compare_results(a, read_result(written(tmp_path / "c.csv", rows)))
@@ -280,7 +280,7 @@ def test_a_file_that_was_cut_off_is_told_by_its_run_file(tmp_path: Path, suffix:
     path = written(tmp_path / f"a.{suffix}", mislabels([1, 2], [0.9, 0.8]).rows, rows=5)
     assert len(read_result(path).rows) == 2  # cut with head: the last line has its end
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InfluenceError, match="has 2 rows of the 5 that its run file names"):
+    with pytest.raises(InfluenceError, match="has 2 rows, but its run file says 5: the file was cut off"):
         read_result(path)
     path.with_name(path.name + ".run.json").write_text('{"rows": 2}')
     assert len(read_result(path).rows) == 2
@@ -297,7 +297,7 @@ def test_every_number_of_a_result_is_finite(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     row = dict(zip(MISLABELS, (1, 2, "p", "ant", "bee", 0.5), strict=True))
     path.write_text(json.dumps(row | {"loss": float("inf")}) + "\n")
-    with pytest.raises(InfluenceError, match=r"a\.jsonl:1: loss is inf, a number that is not finite"):
+    with pytest.raises(InfluenceError, match=r"a\.jsonl:1: loss is inf, which is not a finite number"):
         read_result(path)
 
 
@@ -338,7 +338,7 @@ BAD = [
     ("a.csv", "index,label\n1,ant\n", "not a result of influence rank or mislabels: it has the columns index, label"),
     ("a.csv", ",".join(MISLABELS) + "\n", "has no rows"),
     ("a.csv", "", "has no rows"),
-    ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee\n", "a.csv:2: 5 fields, the header has 6"),
+    ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee\n", "a.csv:2: 5 fields, but the header has 6"),
     ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee,high\n", "a.csv:2: score is 'high', not a number"),
     ("a.csv", ",".join(MISLABELS) + "\n1,2.5,p,ant,bee,1\n", "a.csv:2: index is '2.5', not a number"),
     ("a.csv", ",".join(MISLABELS) + "\n,2,p,ant,bee,1\n", "a.csv:2: rank is None, not a number"),
@@ -346,10 +346,10 @@ BAD = [
     ("a.jsonl", "[1]\n", "a.jsonl:1 is a list, not an object with columns"),
     ("a.jsonl", "{oops\n", "a.jsonl:1 cannot be read: "),
     ("a.jsonl", '{"rank": NaN}\n', "is not a result of influence rank or mislabels"),
-    ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee,nan\n", "a.csv:2: score is nan, a number that is not finite"),
-    ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee,1e999\n", "a.csv:2: score is inf, a number that is not finite"),
+    ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee,nan\n", "a.csv:2: score is nan, which is not a finite number"),
+    ("a.csv", ",".join(MISLABELS) + "\n1,2,p,ant,bee,1e999\n", "a.csv:2: score is inf, which is not a finite number"),
     ("a.json", "3", "a.json: row 1 is a int, not an object with columns"),
-    ("a.txt", "rank index\n", "a.txt is not a result that can be read"),
+    ("a.txt", "rank index\n", "a.txt: a result cannot be read from this format"),
     ("a.parquet", "no", "a.parquet cannot be read"),
 ]  # fmt: skip
 
@@ -371,7 +371,7 @@ def test_a_row_without_a_column_is_named(tmp_path: Path, influence: Command) -> 
     short = {column: row[column] for column in MISLABELS if column != "score"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(short) + "\n")
     done = influence("compare", "a.jsonl", "a.jsonl", cwd=tmp_path, code=2)
-    assert done.err == "error: a.jsonl:2: there is no score\n"
+    assert done.err == "error: a.jsonl:2: the column score is missing\n  write the result again\n"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, influence: Command) -> None:
@@ -407,7 +407,7 @@ def test_test_example_0_has_its_number(tmp_path: Path, influence: Command) -> No
         write_rows(ranking([0], 0, test_path="x.png").rows, RANK, "csv", stream)
     done = influence("compare", "r.csv", "r.csv", "--top", 7, cwd=tmp_path)
     assert "test 0, helpful, first 5: 100% in both" in done.err
-    assert "warning: r.csv has 5 of the 7 of --top" in done.err
+    assert "warning: r.csv has only 5 of the 7 rows of --top" in done.err
 
 
 @pytest.fixture
@@ -428,12 +428,14 @@ def test_rows_go_out_and_what_is_alike_is_said(results: Path, influence: Command
     assert {row["index"] for row in rows if row["change"] == "kept"} == both
     assert {row["index"] for row in rows if row["change"] == "entered"} == sets[1] - both
     assert {row["index"] for row in rows if row["change"] == "left"} == sets[0] - both
-    assert done.err.startswith(f"first 20: {len(both) / 20:.0%} in both, {20 - len(both)} entered, ")
+    assert done.err.startswith(f"first 20: {len(both) / 20:.0%} in both, {20 - len(both)} newly suspicious, ")
     facts = json.loads((results / "c.csv.run.json").read_text())
     assert facts["comparisons"][0]["kept"] == len(both)
     page = (results / "c.html").read_text()
     assert page.count("<img ") == 40
-    headings = [page.index(text) for text in ("Left: only in A", "Entered: only in B", "Kept: in A", "Kept: in B")]
+    changed = ("No longer suspicious (left: only in A)", "Newly suspicious (entered: only in B)")
+    kept = ("In both lists (kept): A", "In both lists (kept): B")
+    headings = [page.index(text) for text in (*changed, *kept)]
     assert headings == sorted(headings)
     assert "most suspicious labels" in page
 
@@ -443,7 +445,7 @@ def test_images_that_have_moved_are_named_and_nothing_is_written(results: Path, 
     text[3] = text[3].replace("/train/", "/elsewhere/")
     (results / "a.csv").write_text("\n".join(text) + "\n")
     done = influence("compare", "a.csv", "b.csv", "-o", "c.csv", "--report", "c.html", cwd=results, code=2)
-    assert done.err.splitlines()[-2].startswith("error: a.csv:4: there is no image ")
+    assert done.err.splitlines()[-2].startswith("error: a.csv:4: the image ")
     assert not (results / "c.csv").exists()
     assert not (results / "c.html").exists()
 
@@ -473,7 +475,7 @@ def test_what_changed_far_down_a_long_list_is_on_the_page(
     page = (tmp_path / "c.html").read_text()
     assert page.count("<img ") == 2 + 3 + 3
     assert page.index('alt="example 10, ') < page.index('alt="example 11, ') < page.index('alt="example 0, ')
-    assert "Of each list the first 3 that were kept are shown" in page
+    assert "The page shows the first 3 per list that were kept" in page
 
 
 @pytest.mark.parametrize("files", [True, False])
@@ -491,7 +493,7 @@ def test_the_page_of_rank_train_shows_the_test_examples(
     for row in rows:
         assert f'alt="test example {row["test"]}, labelled ' in page
     assert "no image" not in page.partition("<main>")[2]
-    assert "Training example 5: test examples for which it is most helpful" in page
+    assert "Training example 5: test examples to which it is most helpful" in page
 
 
 def test_images_by_position_are_of_the_data_set_of_the_results(results: Path, stored: Path, influence: Command) -> None:
@@ -503,8 +505,8 @@ def test_images_by_position_are_of_the_data_set_of_the_results(results: Path, st
     (results / "b.csv").write_text("\n".join([*text[:2], ",".join(fields), *text[3:]]) + "\n")
     config = stored / "influence.yaml"
     done = influence("compare", "a.csv", "b.csv", "--report", "c.html", "-c", config, cwd=results, code=2)
-    assert f"error: b.csv:3: example {fields[1]} is labelled else, in the train data set of " in done.err
-    assert "these results are of another data set (or of --on test)" in done.err
+    assert f"error: b.csv:3: example {fields[1]} is labelled else, but in the train data set of " in done.err
+    assert "these results are from another data set (or from --on test)" in done.err
     assert not (results / "c.html").exists()
 
 

@@ -72,10 +72,10 @@ def test_the_line_and_the_run_file_have_the_numbers_of_all_rows(pair: Path, infl
             assert one[f"correlation_{side}"] == pytest.approx(spearmanr(values[own], distance[own]).statistic)
             assert one[f"helpful_{side}"] == pytest.approx(np.mean(values[own] > 0))
             assert one[f"helpful_near_{side}"] == pytest.approx(np.mean(values[own & near] > 0))
-        words = f"test {one['test']}, {'A' if one['result'] == 'a.csv' else 'B'} ({one['result']}): influence and pixel"
+        words = f"test {one['test']}, {'A' if one['result'] == 'a.csv' else 'B'} ({one['result']}): rank correlation"
         assert words in done.err
-        assert f"correlation of {one['correlation_same']:+.2f} in the same class" in done.err
-    assert "mean of 2 tests, A (a.csv): " in done.err
+        assert f"pixel distance {one['correlation_same']:+.2f} in the same class" in done.err
+    assert "mean over 2 test examples, A (a.csv): " in done.err
     # Of the lists five each, of the scatters all that were ranked.
     assert len(read(pair / "c.csv")) < sum(one["same"] + one["other"] for one in facts) / 10
 
@@ -96,7 +96,9 @@ def test_what_cannot_be_said_is_a_dash() -> None:
         "helpful_other": None,
         "helpful_near_other": None,
     }
-    assert "rank correlation of – in the same class, – in the others; helpful are 50% of the" in in_words(few.facts())
+    assert "distance – in the same class, – in the others; helpful images: 50% of 2 in the same" in in_words(
+        few.facts()
+    )
     constant = spread([1.0, 2.0, 3.0], [0.5, 0.5, 0.5], [False] * 3)
     assert constant.correlation(False) is None
     both = mean_facts([few, spread([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [True] * 3)])
@@ -200,7 +202,7 @@ def test_the_page_draws_every_image_of_either_result(pair: Path, influence: Comm
             f"Test example {test}: most"
         )
     assert page.count("pixel distance from the test image (RGB in [0, 1])") == 4 * len(TESTS)
-    assert "both images as RGB in [0, 1], the training image scaled to the size of the test image." in page
+    assert "Both images are RGB in [0, 1], and the training image is scaled to the size of the test image." in page
     assert "Influence and pixel distance</h2>" in page
 
 
@@ -212,14 +214,14 @@ def test_a_scatter_of_many_draws_some_and_says_so(
     page = (pair / "c.html").read_text()
     drawn = re.findall(r'<path class="kind-\d" d="([^"]*)"/>\s*\n', page)
     assert all(sum(path.count("M") for path in drawn[at : at + 2]) <= 52 for at in range(0, len(drawn), 2))
-    assert re.search(r"Each scatter draws 50 of up to \d+ images, evenly from the most helpful", page)
+    assert re.search(r"Each plot draws 50 of up to \d+ images, evenly from the most helpful", page)
 
 
 def test_the_ends_of_a_ranking_are_no_scatter(stored: Path, influence: Command, tmp_path: Path) -> None:
     influence("rank", 3, "--top", 6, "-o", tmp_path / "a.csv", cwd=stored)
     done = influence("compare", "a.csv", "a.csv", "--distance", cwd=tmp_path)
-    assert "warning: a.csv has the 6 strongest examples of each effect" in done.err
-    assert "rank with --all for every image" in done.err
+    assert "warning: a.csv lists only the 6 strongest examples per effect" in done.err
+    assert "the correlation lacks the middle: use rank with --all" in done.err
 
 
 def test_what_no_test_image_belongs_to_is_refused(stored: Path, influence: Command, tmp_path: Path) -> None:
@@ -227,9 +229,9 @@ def test_what_no_test_image_belongs_to_is_refused(stored: Path, influence: Comma
     influence("rank", "--train", 5, "-o", tmp_path / "train.csv", cwd=stored)
     influence("rank", "0:4", "--aggregate", "-o", tmp_path / "mean.csv", cwd=stored)
     for name, message in (
-        ("labels.csv", "labels.csv is a result of influence mislabels: --distance is from a test image to training"),
-        ("train.csv", "train.csv is of one training example (rank --train): --distance is from a test image to"),
-        ("mean.csv", "mean.csv is of the mean over test examples (rank --aggregate): there is no test image"),
+        ("labels.csv", "labels.csv is a result of influence mislabels: --distance needs a test image and training"),
+        ("train.csv", "train.csv is about one training example (rank --train): --distance needs one test image"),
+        ("mean.csv", "mean.csv is about a mean over test examples (rank --aggregate): --distance needs one test image"),
     ):
         done = influence("compare", name, name, "--distance", "-o", "c.csv", cwd=tmp_path, code=2)
         assert done.err.startswith("error: ")
@@ -244,9 +246,9 @@ def test_images_that_cannot_be_read_are_refused_and_nothing_is_written(tmp_path:
     (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
     for names, message in (
-        (["a", "gone"], r"r\.csv:3: there is no image .*gone\.png any more"),
+        (["a", "gone"], r"r\.csv:3: the image .*gone\.png is missing"),
         (["a", "torn"], r"torn\.png cannot be decoded as an image"),
-        (["a", "deep"], r"deep\.png is no image of 8 bits a colour, which --distance compares"),
+        (["a", "deep"], r"deep\.png is not an image with 8 bits per colour, and --distance compares only those"),
     ):
         save(tmp_path / "r.csv", ranked(tmp_path, ["t"], names))
         done = influence("compare", "r.csv", "r.csv", "--distance", "-o", "c.csv", cwd=tmp_path, code=2)
@@ -254,7 +256,7 @@ def test_images_that_cannot_be_read_are_refused_and_nothing_is_written(tmp_path:
         assert not (tmp_path / "c.csv").exists()
     save(tmp_path / "r.csv", ranked(tmp_path, ["t"], ["a", "b"], test_label=None))
     done = influence("compare", "r.csv", "r.csv", "--distance", cwd=tmp_path, code=2)
-    assert "error: r.csv:2: there is no test_label, which --distance tells the same class by" in done.err
+    assert "error: r.csv:2: there is no test_label, and --distance needs it to tell the classes apart" in done.err
 
 
 def test_tensors_of_a_data_set_are_no_images_of_bytes(pair: Path, stored: Path, influence: Command) -> None:
@@ -274,7 +276,7 @@ def test_tensors_of_a_data_set_are_no_images_of_bytes(pair: Path, stored: Path, 
         config = config.replace(f"root: {part}", f"root: {stored / part}")
     (pair / "influence.yaml").write_text(config)
     done = influence("compare", "a.csv", "b.csv", "--distance", cwd=pair, code=2)
-    assert re.search(r"error: (test )?example \d+ is no image of 8 bits a colour", done.err)
+    assert re.search(r"error: (test )?example \d+ is not an image with 8 bits per colour", done.err)
 
 
 def test_the_columns_are_typed_in_parquet(pair: Path, influence: Command) -> None:

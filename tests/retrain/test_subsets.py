@@ -58,7 +58,7 @@ def test_the_least_useful_by_a_dense_computation_are_left_out(influence: Command
     assert all(Path(row["path"]).is_file() for row in written)
     harmful = sum(row["usefulness"] < 0 for row in rows)
     assert 0 < harmful <= 32
-    assert f"32 of 320 training examples are left out by influence; {harmful} of them are harmful" in done.err
+    assert f"left out 32 of 320 training examples by influence; {harmful} of them are harmful" in done.err
     assert "wrote selected.csv (32 examples)" in done.err
 
 
@@ -70,7 +70,7 @@ def test_the_file_is_what_a_config_takes_and_holds_what_was_left_out_before(infl
     second = {line.split(",")[0] for line in (project / "more.csv").read_text().splitlines()[1:]}
     assert first < second
     assert len(second) == 32 + 144
-    assert "wrote more.csv (176 examples, 32 of before included)" in done.err
+    assert "wrote more.csv (176 examples, including 32 that were already excluded)" in done.err
     done = influence("check", "-s", "train.exclude=more.csv", "--format", "csv", cwd=project)
     assert "144" in done.out
 
@@ -116,7 +116,7 @@ def test_retraining_compares_all_ways_on_the_other_half_of_the_test_set(
     assert [(row["by"], row["keep"], row["examples"], row["repeats"]) for row in rows] == [
         ("all", 1.0, 320, 2), ("influence", 0.6, 192, 2), ("loss", 0.6, 192, 2), ("random", 0.6, 192, 2)
     ]  # fmt: skip
-    assert "chosen by 40 test examples, accuracy measured on the 40 others" in done.err
+    assert "influence is measured on 40 test examples, accuracy on the other 40" in done.err
     assert not (folder / "selected.csv").exists()
     for row in rows:
         assert 0.3 < row["lowest"] <= row["accuracy"] <= row["highest"] <= 1
@@ -144,11 +144,11 @@ def test_the_verdict_names_who_chose_better() -> None:
 
 
 BAD = [
-    (("--keep", "1"), "--keep 1: a share above 0 and below 1"),
-    (("--keep", "nan"), "--keep nan: a share above 0 and below 1"),
+    (("--keep", "1"), "--keep 1: not a share above 0 and below 1"),
+    (("--keep", "nan"), "--keep nan: not a share above 0 and below 1"),
     (("--keep", "0.999"), "--keep 0.999 of 320 training examples keeps all"),
-    (("--by", "margin"), "--by margin: nothing can be chosen by that"),
-    (("--exclude", "out.npy"), "exclusions are written as .csv"),
+    (("--by", "margin"), "--by margin: no such way to select"),
+    (("--exclude", "out.npy"), "the file must be .csv"),
     (("--retrain", "--by", "loss"), "--retrain compares all ways"),
     (("--retrain",), "retraining needs a training function, but the config names none"),
     (("-s", "test=null"), "the config has no test data set"),

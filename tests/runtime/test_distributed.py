@@ -153,7 +153,7 @@ def test_a_job_makes_the_store_that_one_process_makes(
     before = content(several / "influence.h5")
     told = influence(*words, "--compact", "--fsck", cwd=several).err
     assert "wrote" not in told, "nothing is computed"
-    assert "every checksum and every example fits" in told
+    assert "every checksum is right and every example is unchanged" in told
     assert not list(several.glob("influence.h5.*"))
     after = content(several / "influence.h5")
     assert before.keys() == after.keys()
@@ -166,6 +166,7 @@ def test_a_job_makes_the_store_that_one_process_makes(
     [
         pytest.param(4, ("0", "3", "misclassified", "5", "--all", "--matrix", "matrix.h5"), "", id="all-matrix"),
         pytest.param(2, ("-", "--aggregate", "--top", "7"), "1\n4\n2\n", id="stdin-aggregate"),
+        pytest.param(2, ("0", "-", "5", "-", "--top", "3"), "1\n4\n2\n", id="stdin-named-twice"),
         pytest.param(2, ("0", "2", "--on-the-fly", "--normalise", "relatif"), "", id="on-the-fly-relatif"),
         pytest.param(2, ("1", "-s", "curvature.method=cg"), "", id="cg"),
         pytest.param(2, ("--train", "5"), "", id="train"),
@@ -210,17 +211,21 @@ def test_mislabels_gives_the_rows_of_one_process(
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "stdin"),
     [
-        pytest.param((), id="self-check"),
-        pytest.param(("--loo", "4"), id="newton"),
-        pytest.param(("--lds", "--subsets", "4", "--repeats", "2", "--tests", "3"), id="lds"),
+        pytest.param((), "", id="self-check"),
+        pytest.param(("-",), "1\n4\n", id="self-check-stdin"),
+        pytest.param(("--loo", "4"), "", id="newton"),
+        pytest.param(("-", "--loo", "4"), "0\n3\n", id="newton-stdin"),
+        pytest.param(("--lds", "--subsets", "4", "--repeats", "2", "--tests", "3"), "", id="lds"),
     ],
 )
-def test_verify_gives_the_rows_of_one_process(pair: tuple[Path, Path], job: Run, words: tuple[str, ...]) -> None:
+def test_verify_gives_the_rows_of_one_process(
+    pair: tuple[Path, Path], job: Run, words: tuple[str, ...], stdin: str
+) -> None:
     one, several = pair
-    alone = job(one, "verify", *words, "--format", "csv", ranks=1)
-    done = job(several, "verify", *words, "--format", "csv")
+    alone = job(one, "verify", *words, "--format", "csv", ranks=1, stdin=stdin)
+    done = job(several, "verify", *words, "--format", "csv", stdin=stdin, shared=True)
     assert_same_rows(rows_of(done.out[0], several), rows_of(alone.out[0], one))
     trained = sorted(path.name for path in several.rglob("*.npz"))
     assert trained == sorted(path.name for path in one.rglob("*.npz"))
@@ -237,7 +242,7 @@ def test_help_and_the_version_are_printed_once(project: Path, job: Run) -> None:
 
 def test_a_command_that_is_not_shared_runs_in_the_first_process(project: Path, job: Run) -> None:
     done = job(project, "check", ranks=4)
-    assert "check is the work of one process: of 4 the others have ended" in done.err[0]
+    assert "check runs in one process: 3 of 4 processes have ended" in done.err[0]
     assert done.err[1:] == [""] * 3
 
 

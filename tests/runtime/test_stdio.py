@@ -79,7 +79,7 @@ def shell(line: str, cwd: Path, environment: Mapping[str, str] | None = None) ->
         env=fork_server.path(variables() if environment is None else environment),
     )
     found = Ended(done.returncode, *(part.decode("utf-8", "surrogateescape") for part in (done.stdout, done.stderr)))
-    for sign in ("Traceback", "Exception ignored", "nobody foresaw"):
+    for sign in ("Traceback", "Exception ignored", "unexpected error"):
         assert sign not in found.err
     return found
 
@@ -114,7 +114,7 @@ def test_with_a_file_for_the_rows_every_stream_may_be_closed(influence: Command,
     assert done.code == 0
     assert len((project / "rows.jsonl").read_text().splitlines()) == 4
     assert (project / "rows.jsonl.run.json").exists()
-    assert "every checksum and every example fits" in influence("gradients", "--fsck", cwd=project).err
+    assert "every checksum is right and every example is unchanged" in influence("gradients", "--fsck", cwd=project).err
 
 
 def test_a_closed_stdin_is_an_empty_list(influence: Command, stored: Path) -> None:
@@ -282,7 +282,7 @@ def test_ctrl_c_in_the_work_ends_it_with_130_and_says_what_is_kept(
 
 @pytest.mark.parametrize(
     ("module", "message"),
-    [("typer", "interrupted before it began\n"), ("torch", "interrupted: finished work is kept")],
+    [("typer", "interrupted before the command started\n"), ("torch", "interrupted: finished work is kept")],
 )
 def test_ctrl_c_while_modules_load_ends_with_130(trained: Path, tmp_path: Path, module: str, message: str) -> None:
     (tmp_path / f"{module}.py").write_text("import os, signal\n\nos.kill(os.getpid(), signal.SIGINT)\n")

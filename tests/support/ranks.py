@@ -58,22 +58,24 @@ def run(folder: Path | Sequence[Path], *words: object, ranks: int = 2, code: int
         words: of the command.
         ranks: how many processes; 1 for a process alone.
         code: what each has to end with, or None.
-        how: ``stdin``, what the first one reads; ``kill``, [rank, work, number]: the rank that sends itself SIGKILL
-            when it is about to begin that piece of work; ``interrupt``, [work, number]: at which piece Ctrl-C reaches
-            each rank; ``pause``, seconds before each piece, so that every rank gets some; ``closed``: stdout's reader
-            has gone; ``restart``: which start of a job this is, for all meet at one store, as torchrun has it;
-            ``late``, [rank, seconds].
+        how: ``stdin``, what the first one reads, or (``shared``) whichever reads first; ``kill``, [rank, work,
+            number]: the rank that sends itself SIGKILL when it is about to begin that piece of work; ``interrupt``,
+            [work, number]: at which piece Ctrl-C reaches each rank; ``pause``, seconds before each piece, so that every
+            rank gets some; ``closed``: stdout's reader has gone; ``restart``: which start of a job this is, for all
+            meet at one store, as torchrun has it; ``late``, [rank, seconds].
     """
     port = agent()[1] if "restart" in how else free_port()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as stdin:
         place = Path(name)
         (place / "work").touch()
-        (place / "stdin").write_text(how.get("stdin", ""))
+        stdin.write(how.get("stdin", "").encode())
+        stdin.seek(0)
         started = []
         for rank in range(ranks):
             with ExitStack() as stack:
+                nothing = stack.enter_context(Path(os.devnull).open("rb"))
                 streams = {
-                    "stdin": stack.enter_context((place / "stdin" if rank == 0 else Path(os.devnull)).open("rb")),
+                    "stdin": stdin if rank == 0 or how.get("shared") else nothing,
                     "stdout": stack.enter_context((place / f"out.{rank}").open("wb")),
                     "stderr": stack.enter_context((place / f"err.{rank}").open("wb")),
                 }

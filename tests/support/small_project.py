@@ -146,7 +146,7 @@ def refusal(influence: Command, project: Path, *words: object, stdin: str = "") 
     """Run a command that has to fail, and give its only error line and the hint below it."""
     done = influence(*words, cwd=project, code=2, stdin=stdin)
     assert done.out == ""
-    assert "nobody foresaw" not in done.err
+    assert "unexpected error" not in done.err
     lines = done.err.splitlines()
     (at,) = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     assert len(lines) <= at + 2, done.err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from influence_cli.config.schema import SOLVERS
+from influence_cli.curvature.choice import SOLVERS
 from tests.conftest import Command, edit
 
 
@@ -128,7 +128,7 @@ SELECTION = [
     (("nothing.png",), "'nothing.png': no such file or index"),
     (("test",), "'test' is a folder"),
     (("0", "--target", "Shoe"), "--target: there is no class 'Shoe'"),
-    ((), "rank needs TEST examples, or --train I"),
+    ((), "say which test images to explain"),
     (("0", "--train", "1"), "not both"),
     (("--train", "320"), "there is no such training example"),
     (("0", "--format", "xml"), "xml"),

@@ -213,7 +213,9 @@ def test_decisions_on_what_the_page_does_not_show_are_kept(desk: Opened, tmp_pat
     text = "index,path,label,decision,new_label\n0,/data/ant/0.png,ant,keep,\n5000,/data/cat/x.png,cat,relabel,bee\n"
     assert desk.load(text, tmp_path) == "2 decisions imported, 1 of them on this page."
     assert desk.export() == text
-    assert desk.status().startswith("2 decisions exported (1 of them on examples that this page does not show); next: ")
+    assert desk.status().startswith(
+        "2 decisions exported (1 of them for examples that this page does not show); next: "
+    )
 
 
 def test_a_project_that_has_moved_is_the_same(desk: Opened, tmp_path: Path) -> None:
@@ -231,12 +233,12 @@ BAD = [
     ("HEAD\n0,,ant,relabel,\n", 'line 2: there is no class ""'),
     ("HEAD\n0,,ant,keep,bee\n", 'line 2: keep takes no new label, "bee" is given'),
     ("HEAD\n0,,bee,keep,\n", 'line 2: example 0 is labelled "ant" here, "bee" in the file'),
-    ("HEAD\n0,,ant,keep,\n0,,ant,drop,\n", "line 3: example 0 is decided twice"),
+    ("HEAD\n0,,ant,keep,\n0,,ant,drop,\n", "line 3: example 0 has two decisions"),
     ("HEAD\n0,,ant,keep\n", "line 2: 4 fields, not 5"),
     ("HEAD\n0,/data/ant/7.png,ant,keep,\n", "line 2: example 0 is ant/0.png here, ant/7.png in the file"),
     ("HEAD\n6000,,ant,keep,\n", "line 2: there is no example 6000; the data set has 6000"),
     ("HEAD\n5000,,dog,keep,\n", 'line 2: there is no class "dog"'),
-    ('HEAD\n0,"a\nb",ant,keep,\n1,"open,bee,keep,\n', "line 4: a quotation mark is open at the end of the file"),
+    ('HEAD\n0,"a\nb",ant,keep,\n1,"open,bee,keep,\n', "line 4: a quotation mark is not closed"),
 ]  # fmt: skip
 
 
@@ -309,7 +311,7 @@ def test_without_storage_it_works_and_says_so(browser: Browser, tmp_path: Path) 
     assert "0,/data/ant/0.png,ant,keep," in opened.export()
     warning = tab.locator("#unkept")
     assert warning.is_visible()
-    assert warning.inner_text() == "This browser keeps nothing for the page: export before you close it."
+    assert warning.inner_text() == "This browser does not keep your decisions: export them before you close the page."
     context.close()
 
 
@@ -390,7 +392,7 @@ def test_with_the_truth_the_recovery_stands_below_the_histogram(
     truth.write_text("index\n" + "\n".join(map(str, range(0, 320, 16))) + "\n")
     influence("mislabels", "--truth", truth, "--report", report, "-o", tmp_path / "rows.csv", cwd=stored)
     charts = visit(report).tab.locator("section.chart")
-    assert charts.locator("h2").all_inner_texts() == ["Scores by label", "Recovery"]
+    assert charts.locator("h2").all_inner_texts() == ["Scores by label", "Wrong labels found"]
     legend = [name.strip() for name in charts.last.locator(".legend li").all_inner_texts()]
     assert legend[:2] == ["combined", "loss"]
     assert legend[-1] == "random"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from influence_cli.config.schema import SOLVERS
+from influence_cli.curvature.choice import SOLVERS
 from tests.conftest import Command, Ended, edit
 from tests.support.small_project import growth, refusal
 from tests.system.test_hostile_names import NAMES

@@ -141,6 +141,7 @@ def test_the_python_example_prints_what_the_command_does(project: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
     rows = run_influence("mislabels", "--top", "50", cwd=project).stdout.splitlines()
     assert re.findall(r"\d+", done.stdout) == [str(json.loads(row)["index"]) for row in rows]
+    assert done.stderr == ""
 
 
 def headings(page: Path) -> set[str]:

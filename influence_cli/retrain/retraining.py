@@ -1,0 +1,93 @@
+"""What the config says of training again: the only file of this package, beside ``lds``, that a config enters.
+
+It does because a fresh model is made by the config's factory, and a kept retraining is recognised by what made it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from influence_cli.config.schema import Config
+from influence_cli.config.user_code import import_object
+from influence_cli.model.fingerprint import split_facts
+from influence_cli.model.task import Task
+from influence_cli.retrain.training import (
+    Again,
+    Training,
+    fresh_model,
+    held_batches,
+    load_training,
+    source_hash,
+    training_pairs,
+)
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """How models are trained again: the training function, fresh models, and where the results are kept.
+
+    Attributes:
+        config: of the run.
+    """
+
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        """Name the folder of the retrainings: beside the store, ``influence.retrained`` for ``influence.h5``."""
+        store = self.config.gradients.store
+        return store.with_name(f"{store.stem}.retrained")
+
+    @property
+    def seed(self) -> int:
+        """Give the seed of the run, from which those of all trainings are made."""
+        return self.config.seed
+
+    @property
+    def has_training(self) -> bool:
+        """Say whether the config names a training function."""
+        return self.config.training is not None
+
+    @cached_property
+    def training(self) -> Training:
+        """Import the training function and check its signature.
+
+        Raises:
+            InfluenceError: the config names none, it does not exist, or it cannot be called.
+        """
+        return load_training(self.config)
+
+    def check(self) -> None:
+        """Tell a mistake in the training function, before any work.
+
+        Raises:
+            InfluenceError: as of ``training``.
+        """
+        _ = self.training
+
+    def fresh_model(self, seed: int, device: torch.device) -> nn.Module:
+        """Make an untrained model whose start depends on the seed alone."""
+        return fresh_model(self.config, seed, device)
+
+    def again(self, task: Task) -> Again:
+        """Import the training function, and read what every retraining reads."""
+        return Again(task, self.training, training_pairs(task.train), held_batches(task.test_split()))
+
+    def made_of(self, task: Task) -> dict[str, str]:
+        """Describe what retrainings depend on, part by part; a checkpoint is no part of a training from scratch."""
+        config = self.config
+        build = import_object(config.model.factory, config.folder, config.where("model", "factory"))
+        return {
+            **split_facts(task),
+            "training": f"{self.training.name} {self.training.source}",
+            "model": f"{config.model.factory} {source_hash(build, config.model.args)}",
+            "loss": f"{task.loss_name} {source_hash(task.loss, config.loss.args)}",
+            "torch": torch.__version__,
+            "l2": repr(task.l2),
+            "seed": str(config.seed),
+        }

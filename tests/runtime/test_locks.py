@@ -1,0 +1,78 @@
+"""locks: taken, given up, and done without where a system has none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from influence_cli.errors import InfluenceError
+from influence_cli.runtime import locks
+from tests.support import relabel_project, small_project
+
+ROOT = Path(__file__).parents[2]
+# Other libraries have loaded what they need of their own; then commands run as on a system without fcntl.
+WITHOUT = """
+import contextlib, json, sys, traceback
+import torch, torchvision.datasets, torchvision.transforms.v2, torch.utils.data, h5py, pandas
+
+sys.modules["fcntl"] = None
+from influence_cli.cli import app
+
+for folder, words in json.loads(sys.argv[1]):
+    with contextlib.chdir(folder):
+        try:
+            app(words)
+        except SystemExit as ended:
+            print(ended.code or 0, flush=True)
+"""
+
+
+def test_every_command_runs_where_there_is_no_fcntl(tmp_path: Path) -> None:
+    project = small_project.with_training(small_project.make(tmp_path / "project"))
+    images = relabel_project.make(tmp_path / "images")
+    before = relabel_project.tree(images)
+    relabel_project.decide(images, (0, "relabel", "plain"), (9, "drop"))
+    lines = (
+        "gradients",
+        "rank 0",
+        "mislabels",
+        "groups 0:6",
+        "select --keep 0.8 -o kept.csv",
+        "perturb 0 --test 0",
+        "verify 0 --loo 4",
+        "verify --lds --subsets 4 --repeats 1 --tests 3",
+    )
+    commands = [(str(project), [*line.split(), "-q"]) for line in lines]
+    commands.append((str(images), ["relabel", "decisions.csv", "--apply-moves"]))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, json.dumps(commands)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["0"] * len(commands), done.stderr
+    assert "warning: this system has no file locks: two commands that train in influence.retrained" in done.stderr
+    assert len(list(project.rglob("half_*.npz"))) == 4
+    assert relabel_project.tree(images) != before
+
+
+def test_readers_share_a_lock_and_a_writer_is_told_who_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "store.h5"
+    path.touch()
+    with path.open("r+b", buffering=0) as one, path.open("r+b", buffering=0) as other:
+        locks.lock(one, path, alone=False)
+        locks.lock(other, path, alone=False)
+        with pytest.raises(InfluenceError, match=r"store\.h5 is in use by process 7"):
+            locks.lock(other, path, alone=True, who="process 7")
+        locks.unlock(one)
+        assert locks.take(other, alone=True)
+        assert not locks.take(one, alone=False)
+    with path.open("r+b", buffering=0) as again:
+        assert locks.take(again, alone=True), "a lock ends with its file"
