@@ -103,7 +103,7 @@ class ModelConfig(_Section):
         return self.ensemble != "mean"
 
     def times(self) -> list[float]:
-        """Give η · steps of each checkpoint: the training time that it stands for; without steps the η alone."""
+        """Give η · steps of each checkpoint: the training time that it represents; only η without steps."""
         count = len(self.checkpoint)
         rates, steps = (
             numbers * count if len(numbers) == 1 else numbers

@@ -35,7 +35,7 @@ def draws(
             ``root``, S^{1/2}ε with random signs ε, for a loss known to be convex in f; ``checked root``, the same for
             one of which nothing is known; ``empirical``, the given labels.
         seed: of all draws.
-        indices: int64 [b], the examples' positions: each gets the same draw in whatever batch and stage it comes.
+        indices: int64 [b], the examples' positions: each gets the same draw in any batch and stage.
 
     Raises:
         ValueError: S has a negative eigenvalue under ``checked root``.

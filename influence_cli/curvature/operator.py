@@ -57,7 +57,7 @@ def mean_product(
         examples: the training examples.
         matrix: ``ggn`` or ``hessian``.
         shift: l2 + λ.
-        on_examples: told how many examples each step has finished.
+        on_examples: called with the number of examples that each step has finished.
     """
 
     def product(vectors: Tensor) -> Tensor:

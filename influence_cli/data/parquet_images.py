@@ -42,7 +42,7 @@ class ParquetImages:
 
     Attributes:
         files: where the examples lie.
-        paths: what stands for the path of each: the file and the row in it, ``train-0.parquet#17``.
+        paths: a stand-in for the path of each: the file and the row in it, ``train-0.parquet#17``.
         targets: int64 [n], read without an image.
         classes: class names by number, or None.
         class_to_idx: numbers by class name, or None.

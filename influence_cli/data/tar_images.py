@@ -55,7 +55,7 @@ class TarImages:
 
     Attributes:
         files: where the examples lie.
-        paths: what stands for the path of each: the shard and the member, ``shard-000.tar#cat/17.jpg``.
+        paths: a stand-in for the path of each: the shard and the member, ``shard-000.tar#cat/17.jpg``.
         targets: int64 [n].
         classes: class names by number, or None where labels are numbers.
         class_to_idx: numbers by class name, or None.

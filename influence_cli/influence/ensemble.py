@@ -60,7 +60,7 @@ from influence_cli.runtime.terminal import Terminal, or_silent
 
 @dataclass(frozen=True)
 class SourcePart:
-    """What SOURCE has in place of the inverse curvature, for one checkpoint and the part of a run that it stands for.
+    """SOURCE's counterpart of the inverse curvature, for one checkpoint and the part of a run that it represents.
 
     Attributes:
         network: the model, for the layout of its parameters.
@@ -70,7 +70,7 @@ class SourcePart:
         decay: e^(−ηKΛ) − 1 of each coordinate [k].
         time: η·K of the checkpoint's own part.
         shift: l2; there is no λ.
-        summary: what the run file says of it.
+        summary: what the run file says about it.
     """
 
     network: Network
@@ -87,7 +87,7 @@ class SourcePart:
         """Give None: there is no λ."""
 
     def apply(self, rows: Tensor) -> Tensor:
-        """Multiply coordinates [m, k] of what reaches the end of the segment by what it follows of each."""
+        """Multiply coordinates [m, k] at the end of the segment by the share of each that training follows."""
         return rows * self.factors
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class SourcePart:
 
 
 def segments_of(count: int, segments: int | None) -> list[int]:
-    """Cut checkpoints into consecutive segments of equal size: the segment of each; None for one segment each."""
+    """Cut checkpoints into consecutive segments, as equal as possible: the segment of each; None for one each."""
     parts = np.array_split(np.arange(count), min(segments or count, count))
     return [number for number, part in enumerate(parts) for _ in part]
 
@@ -238,7 +238,7 @@ def make_inverses(stores: Sequence[Prepared], terminal: Terminal | None = None, 
 
 
 def make_closed_forms(stores: Sequence[Prepared], terminal: Terminal) -> list[ClosedForm]:
-    """Do what ``make_inverses`` does where no method is a solver, and the run is not under SOURCE."""
+    """Do the same as ``make_inverses`` if no method is a solver and the run is not under SOURCE."""
     given = stores[0].settings
     if given.ensemble == "tracin":
         # Their mean is Σ_c η_c K_c × the score of c.
@@ -247,5 +247,5 @@ def make_closed_forms(stores: Sequence[Prepared], terminal: Terminal) -> list[Cl
 
 
 def make_divisions(stores: Sequence[Prepared], terminal: Terminal) -> list[Division]:
-    """Do what ``make_inverses`` does where every method divides, by a λ that can be another."""
+    """Do the same as ``make_inverses`` if every method divides, so that λ can change."""
     return [make_division(prepared, stores[0].settings.damping, terminal) for prepared in stores]

@@ -1,4 +1,4 @@
-"""s_test = (H + (l2 + λ)I)⁻¹ ∇L(z_test), by whichever method was chosen: a division in a basis, or a solver."""
+"""s_test = (H + (l2 + λ)I)⁻¹ ∇L(z_test), by the chosen method: a division in a basis, or a solver."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEARLY_ALL = 0.99
 
 @dataclass(frozen=True)
 class Summary:
-    """What the run file says of an inverse, beside λ.
+    """What the run file says about an inverse, in addition to λ.
 
     Attributes:
         groups: what each λ belongs to: layers, or one empty name.
@@ -44,7 +44,7 @@ class Summary:
 
 
 class Inverse(Protocol):
-    """The inverse curvature of one checkpoint, as far as every method has it."""
+    """The part of a checkpoint's inverse curvature that every method has."""
 
     @property
     def shift(self) -> float | Tensor:
@@ -52,11 +52,11 @@ class Inverse(Protocol):
 
     @property
     def damping(self) -> Damping | None:
-        """Give λ and its reason; None where there is no λ."""
+        """Give λ and its reason; None if there is no λ."""
 
     @property
     def summary(self) -> Summary:
-        """Give what the run file says of it."""
+        """Give what the run file says about it."""
 
     def apply(self, rows: Tensor) -> Tensor:
         """Turn coordinates of gradients [m, k] into those of s_test [m, k]."""
@@ -67,7 +67,7 @@ class Identity:
     """No curvature: s_test is the gradient itself.
 
     Attributes:
-        weight: of the checkpoint in the mean of a run's, which ``tracin`` gives it.
+        weight: of the checkpoint in the mean of its run, as given by ``tracin``.
     """
 
     weight: float = 1.0
@@ -83,7 +83,7 @@ class Identity:
 
     @property
     def summary(self) -> Summary:
-        """Give what the run file says of it: nothing is left out."""
+        """Give what the run file says about it: nothing is left out."""
         return Summary()
 
     def apply(self, rows: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Identity:
         return self.weight * rows.square().sum(dim=1)
 
     def whiten(self, rows: Tensor) -> Tensor:
-        """Give gradients [b, p], of which inner products are s_testᵀgᵢ but for the weight, which changes no order.
+        """Give gradients [b, p], whose inner products are s_testᵀgᵢ except for the weight, which changes no order.
 
         So the index of a store stays the same at other weights.
         """
@@ -135,7 +135,7 @@ class Spectral:
 
     @property
     def summary(self) -> Summary:
-        """Give what the run file says of it."""
+        """Give what the run file says about it."""
         kept, whole = self.spectrum.dimension(self.damping, self.l2)
         names = tuple(group.name for group in self.spectrum.groups)
         return Summary(names, kept, min(1.0, kept / whole) if whole > 0 else 1.0)
@@ -191,7 +191,7 @@ class StoredMoment:
 
     @property
     def summary(self) -> Summary:
-        """Give what the run file says of it."""
+        """Give what the run file says about it."""
         return Summary(effective_dimension=self.effective_dimension)
 
     def apply(self, rows: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class StoredMoment:
 
 @dataclass(frozen=True)
 class Solver:
-    """A solve per right side: the self-influence of each example, and another λ, would take solves of their own.
+    """One solve per right-hand side: the self-influence of each example, and another λ, would need their own solves.
 
     Attributes:
         iterative: the solver, λ chosen.
@@ -239,7 +239,7 @@ class Solver:
 
     @property
     def summary(self) -> Summary:
-        """Give what the run file says of it, with the solves so far."""
+        """Give what the run file says about it, with the solves so far."""
         return Summary(smallest=self.iterative.smallest, solves=self.iterative.solves)
 
     def apply(self, rows: Tensor) -> Tensor:
@@ -247,13 +247,13 @@ class Solver:
         return self.iterative.apply(rows)
 
 
-# What knows the inverse at another λ as well, and what knows the self-influence of each example, without a solve.
+# Methods that give the inverse at another λ, and those that give the self-influence of each example, without a solve.
 Division = Spectral | StoredMoment
 ClosedForm = Identity | Division
 
 
 def all_closed(inverses: Sequence[Inverse]) -> TypeGuard[Sequence[ClosedForm]]:
-    """Say whether all of them know the self-influence of each example."""
+    """Say whether all of them give the self-influence of each example without a solve."""
     return all(isinstance(inverse, ClosedForm) for inverse in inverses)
 
 

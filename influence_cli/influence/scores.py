@@ -57,7 +57,7 @@ def influence(s_test: Tensor, rows: Tensor, n: int) -> Tensor:
     """Compute influence[t, i] = (1/n) · s_testᵀ gᵢ for all pairs at once.
 
     Args:
-        s_test: [m, k], coordinates of s_test (or s_test itself beside raw gradients).
+        s_test: [m, k], coordinates of s_test (or s_test itself with raw gradients).
         rows: [b, k], coordinates (or gradients) of training examples.
         n: number of training examples of the objective.
 

@@ -291,7 +291,7 @@ def _remark(prepared: Prepared, terminal: Terminal, *, a_run: bool) -> Prepared:
     typical = float(np.sqrt(summary[-1])) if summary is not None else 0.0
     norm = 0.0 if a_run else prepared.gradient_norm or 0.0
     if norm and task.explained:
-        terminal.detail(f"‖∇R + l2·θ‖ =  {norm:.3g} over the tracked parameters; a typical gradient is {typical:.3g}")
+        terminal.detail(f"‖∇R + l2·θ‖ = {norm:.3g} over the tracked parameters; a typical gradient is {typical:.3g}")
     for text in checkpoint_warnings(accuracy, len(task.classes), norm, typical) if task.explained else ():
         terminal.warn(text)
     return prepared

@@ -112,7 +112,7 @@ def plan_index(rows: int, width: int) -> Plan:
 def build_indexes(
     stores: Sequence[Prepared], inverses: Sequence[ClosedForm], *, terminal: Terminal, skip_unreadable: bool = False
 ) -> list[Index]:
-    """Make the index of every store, beside it, and measure their recall together.
+    """Make the index of every store, next to it, and measure their recall together.
 
     Args:
         stores: what was prepared for each checkpoint.

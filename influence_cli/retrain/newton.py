@@ -158,7 +158,7 @@ def without_groups(
         w: its minimum W [C, d].
         groups: int64 rows of each group.
         names: of the groups, for messages.
-        advance: told how many are newly done.
+        advance: called with the number of newly finished ones.
 
     Returns:
         [groups, C, d].

@@ -183,7 +183,7 @@ def speaks(code: int) -> bool:
         return started_first()
     with contextlib.suppress(RuntimeError):  # the store can have gone with the process that had it
         return str(_job.store.compare_set(END, "", f"{_job.rank} {code}").decode()).split()[0] == str(_job.rank)
-    return code != 130  # Ctrl-C reaches all: that process has told of it
+    return code != 130  # Ctrl-C reaches all: that process has reported it
 
 
 def ending(code: int) -> int:

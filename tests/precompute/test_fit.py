@@ -76,7 +76,7 @@ def matrix(influence: Command, cwd: Path, *words: object) -> np.ndarray:
 
 def test_auto_is_ekfac_past_explicit(influence: Command, project: Path) -> None:
     done = influence("gradients", "-v", cwd=project)
-    assert "curvature auto:  EK-FAC over 9,842 parameters in 5 layers" in done.err
+    assert "curvature auto: EK-FAC over 9,842 parameters in 5 layers" in done.err
     with Store.open(project / "influence.h5") as store:
         assert store.facts["method"] == "ekfac"
         assert [block["kind"] for block in store.facts["blocks"]] == ["kronecker"] * 4 + ["dense"]

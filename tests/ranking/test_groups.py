@@ -289,7 +289,7 @@ def test_a_file_that_does_not_line_up_is_refused_with_the_counts(influence: Comm
     assert first.startswith("error: --metadata: sites.csv does not match the training set: 322 rows, 320 exam")
     assert "2 missing (such as training example 0 (" in first
     assert "3 unknown (such as line 321: '320')" in first
-    assert "1 double (such as training example 7 (" in first
+    assert "1 listed twice (such as training example 7 (" in first
     assert "one row per training example" in second
     # The test set has files of the same name: they are other files.
     twin = project / "test" / "Bag" / "00000.png"

@@ -318,7 +318,7 @@ def test_processes_that_do_not_see_the_same_do_not_begin(tmp_path: Path, made: P
     done = job(folders, "gradients", code=2)
     (line,) = errors(done)
     host = socket.gethostname()
-    assert f"rank 1 (host {host}) does not see the same as rank 0 (host {host}) does" in line
+    assert f"rank 1 (host {host}) does not see the same as rank 0 (host {host}); what differs: " in line
     assert told in line
     assert not list(tmp_path.glob("*/influence.h5*"))
 
