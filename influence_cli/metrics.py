@@ -30,15 +30,15 @@ def bootstrap_precision(
     """
     _steps(scores, truth)
     order, ends = _groups(np.asarray(scores, dtype=np.float64))
-    true, generator, found = np.asarray(truth, dtype=bool)[order], np.random.default_rng(seed), []
+    true, generator, precisions = np.asarray(truth, dtype=bool)[order], np.random.default_rng(seed), []
     for _ in range(samples):
         # A sample is represented by how often each example is drawn, so nothing is sorted again.
         drawn = np.bincount(generator.integers(0, len(order), len(order)), minlength=len(order))[order]
         hits, checked = np.cumsum(drawn * true)[ends], np.cumsum(drawn)[ends]
         if hits[-1]:
             gained = np.diff(hits, prepend=0)
-            found.append(float((gained * hits / np.maximum(checked, 1)).sum() / hits[-1]))
-    low, high = np.quantile(found, (0.025, 0.975)) if found else (0.0, 1.0)
+            precisions.append(float((gained * hits / np.maximum(checked, 1)).sum() / hits[-1]))
+    low, high = np.quantile(precisions, (0.025, 0.975)) if precisions else (0.0, 1.0)
     return float(low), float(high)
 
 
@@ -62,8 +62,8 @@ def share_found(scores: np.ndarray, truth: np.ndarray, checked: Sequence[float])
     hits, ends = _steps(scores, truth)
     wanted = [min(len(truth), int(np.ceil(share * len(truth) - 1e-9))) for share in checked]
     # Within a group of equal scores the expected number of hits grows linearly.
-    found = np.interp(wanted, np.concatenate([[0], ends]), np.concatenate([[0], hits]))
-    return [float(value) for value in found / hits[-1]]
+    expected = np.interp(wanted, np.concatenate([[0], ends]), np.concatenate([[0], hits]))
+    return [float(value) for value in expected / hits[-1]]
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
@@ -121,14 +121,14 @@ def bootstrap_lds(predicted: Sequence[np.ndarray], actual: np.ndarray, draws: in
     """
     methods, truth = [_Sorted(values) for values in predicted], _Sorted(actual)
     tests, subsets = np.shape(actual)
-    generator, found = np.random.default_rng(seed), np.empty((draws, len(methods)))
+    generator, scores = np.random.default_rng(seed), np.empty((draws, len(methods)))
     for draw in range(draws):
         # A sample is represented by how often each is drawn, so nothing is sorted again.
         often = np.bincount(generator.integers(0, tests, tests), minlength=tests)
         weights = np.bincount(generator.integers(0, subsets, subsets), minlength=subsets)
         right = truth.ranks(weights)
-        found[draw] = [often @ _correlations(method.ranks(weights), right, weights) / tests for method in methods]
-    return found
+        scores[draw] = [often @ _correlations(method.ranks(weights), right, weights) / tests for method in methods]
+    return scores
 
 
 def bootstrap_means(values: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
@@ -143,11 +143,11 @@ def bootstrap_means(values: np.ndarray, draws: int = 1000, seed: int = 0) -> np.
         [draws, columns].
     """
     rows, columns = values.shape
-    generator, found = np.random.default_rng(seed), np.empty((draws, columns))
+    generator, means = np.random.default_rng(seed), np.empty((draws, columns))
     for draw in range(draws):
         # A sample is represented by how often each is drawn, so no row is copied.
-        found[draw] = np.bincount(generator.integers(0, rows, rows), minlength=rows) @ values / rows
-    return found
+        means[draw] = np.bincount(generator.integers(0, rows, rows), minlength=rows) @ values / rows
+    return means
 
 
 def least_by_chance(values: np.ndarray, members: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:

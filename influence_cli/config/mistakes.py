@@ -33,16 +33,16 @@ def first_mistake(
         known: the keys that may stand under some others.
     """
 
-    def line(found: Any) -> int:
-        at = place_of(_keys(found["loc"], values, known), places)
+    def line(mistake: Any) -> int:
+        at = place_of(_keys(mistake["loc"], values, known), places)
         return int(at.rpartition(":")[2]) if at.rpartition(":")[2].isdigit() else 0
 
     # A misspelt key is also reported as missing; the misspelling is the cause.
-    found = min(error.errors(), key=lambda found: (found["type"] != "extra_forbidden", line(found)))
-    keys = _keys(found["loc"], values, known)
+    mistake = min(error.errors(), key=lambda mistake: (mistake["type"] != "extra_forbidden", line(mistake)))
+    keys = _keys(mistake["loc"], values, known)
     where = place_of(keys, places)
     dotted = ".".join(map(str, keys))
-    kind = found["type"]
+    kind = mistake["type"]
     if kind == "extra_forbidden":
         parent = ".".join(map(str, keys[:-1]))
         inside = f" in {parent!r}" if parent else ""
@@ -52,22 +52,22 @@ def first_mistake(
     if kind == "missing":
         return InfluenceError(f"{where}: {dotted} is missing", "influence init shows a whole config")
     if dotted == "curvature.damping":
-        return InfluenceError(f"{where}: {dotted} is {found['input']!r}: expected auto or a number ≥ 0")
-    given = found["input"]
+        return InfluenceError(f"{where}: {dotted} is {mistake['input']!r}: expected auto or a number ≥ 0")
+    given = mistake["input"]
     shown = "empty" if given is None else repr(given)[:80]
-    return InfluenceError(f"{where}: {dotted} is {shown}: {_expected(found)}", _near(found))
+    return InfluenceError(f"{where}: {dotted} is {shown}: {_expected(mistake)}", _near(mistake))
 
 
-def _near(found: Any) -> str:
+def _near(mistake: Any) -> str:
     """Name the allowed word nearest to a misspelt one; nothing if none is near."""
-    if found["type"] != "literal_error" or not isinstance(found["input"], str):
+    if mistake["type"] != "literal_error" or not isinstance(mistake["input"], str):
         return ""
-    hint = did_you_mean(found["input"], re.findall(r"'([^']*)'", found["ctx"]["expected"]))
+    hint = did_you_mean(mistake["input"], re.findall(r"'([^']*)'", mistake["ctx"]["expected"]))
     return hint.partition("? ")[0] + "?" if "? known" in hint else ""
 
 
-def _expected(found: Any) -> str:
-    kind, context = found["type"], found.get("ctx", {})
+def _expected(mistake: Any) -> str:
+    kind, context = mistake["type"], mistake.get("ctx", {})
     if kind == "literal_error":
         return f"expected {context['expected']}"
     bounds = {
@@ -98,7 +98,7 @@ def _expected(found: Any) -> str:
         return plain[kind]
     if kind in ("model_type", "model_attributes_type"):
         return "expected a section with keys"
-    return str(found["msg"])
+    return str(mistake["msg"])
 
 
 def _keys(location: Sequence[str | int], values: Any, known: Known) -> Keys:

@@ -50,7 +50,7 @@ def import_object(name: str, folder: Path, where: str) -> Any:
     for cut in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:cut])
         try:
-            found: Any = importlib.import_module(module_name)
+            target: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             # A module that exists but fails to import another one is a different mistake.
             if error.name is not None and not (module_name + ".").startswith(error.name + "."):
@@ -59,8 +59,8 @@ def import_object(name: str, folder: Path, where: str) -> Any:
         except (Exception, SystemExit) as error:
             raise InfluenceError(f"{where}: importing {module_name} failed: {describe(error)}") from error
         for depth, part in enumerate(parts[cut:], start=cut):
-            found = _member(found, part, ".".join(parts[:depth]), where)
-        return found
+            target = _member(target, part, ".".join(parts[:depth]), where)
+        return target
     raise InfluenceError(
         f"{where}: no module named {parts[0]!r}",
         f"install it next to influence, or name your own file: ./{parts[0]}.py:{parts[-1]}",

@@ -49,9 +49,9 @@ class _Loader(yaml.SafeLoader):
         if self.depth > MAX_DEPTH:
             raise InfluenceError(f"{where}: nested too deeply")
         self.depth += 1
-        found = super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
         self.depth -= 1
-        return found
+        return node
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (as PyYAML declares it)
 
@@ -99,8 +99,8 @@ def compose(text: str, name: str) -> yaml.Node | None:
     try:
         loader = _Loader(text)
         loader.name = name
-        found: yaml.Node | None = loader.get_single_node()
-        return found
+        root: yaml.Node | None = loader.get_single_node()
+        return root
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = f":{mark.line + 1}" if mark else ""

@@ -204,25 +204,25 @@ def from_arrays(described: Sequence[dict[str, object]], array: Callable[[str], n
     """Read blocks back; ``array`` gives an array by name, or None."""
 
     def tensor(number: int, part: str) -> Tensor | None:
-        found = array(f"factor.{number:04d}.{part}")
-        return None if found is None else torch.from_numpy(found)
+        values = array(f"factor.{number:04d}.{part}")
+        return None if values is None else torch.from_numpy(values)
 
     blocks = []
-    for number, facts in enumerate(described):
+    for number, description in enumerate(described):
         values = tensor(number, "values")
         if values is None:
             raise ValueError(f"factor {number} has no spectrum")
         blocks.append(
             Block(
-                str(facts["name"]),
-                str(facts["kind"]),
-                tuple(facts["names"]),  # type: ignore[arg-type]
+                str(description["name"]),
+                str(description["kind"]),
+                tuple(description["names"]),  # type: ignore[arg-type]
                 values,
                 tensor(number, "q_out"),
                 tensor(number, "q_in"),
                 tensor(number, "vectors"),
-                int(facts["size"]),  # type: ignore[call-overload]
-                float(facts["trace"]),  # type: ignore[arg-type]
+                int(description["size"]),  # type: ignore[call-overload]
+                float(description["trace"]),  # type: ignore[arg-type]
             )
         )
     return blocks

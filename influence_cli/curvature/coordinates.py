@@ -103,18 +103,18 @@ def _kronecker(network: Network, kept: Kept, calls: Sequence[Sequence[Call]], ou
     if not len(kept):
         return
     number = layer_number(network, kept.block.name)
-    own = calls[number] if number < len(calls) else []
-    if not own:
+    layer_calls = calls[number] if number < len(calls) else []
+    if not layer_calls:
         out.zero_()
         return
     q_out, q_in = kept.block.sides()
     layer = network.layers[number]
-    pair = turned_sides(network, layer, own, q_out, q_in)
+    pair = turned_sides(network, layer, layer_calls, q_out, q_in)
     if pair is not None and kept.flat is not None:
         _outer_products(*pair, kept.flat, out)
         return
     start = 0
-    for part in rotated(network, layer, own, q_out, q_in):
+    for part in rotated(network, layer, layer_calls, q_out, q_in):
         flat = part.flatten(1)
         out[start : start + len(part)] = flat if kept.flat is None else flat.gather(1, kept.flat.expand(len(flat), -1))
         start += len(part)
@@ -220,9 +220,9 @@ def weighted_squares(
         block = kept.block
         if block.kind == "kronecker":
             number = layer_number(network, block.name)
-            own = calls[number] if number < len(calls) else []
-            if own:
-                total += _kronecker_squares(network, number, own, block.sides(), weight)
+            layer_calls = calls[number] if number < len(calls) else []
+            if layer_calls:
+                total += _kronecker_squares(network, number, layer_calls, block.sides(), weight)
             continue
         grads = loose[block.names]
         turned = grads if block.vectors is None else grads @ block.vectors

@@ -23,7 +23,7 @@ from torch import Tensor
 from influence_cli.curvature import kronecker_plan
 from influence_cli.curvature.blocks import Block
 from influence_cli.curvature.fisher_draws import EXACT, draws, part_seed
-from influence_cli.curvature.kronecker_plan import Plan, make_plan
+from influence_cli.curvature.kronecker_plan import KroneckerPlan, make_plan
 from influence_cli.curvature.progress import Progress
 from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network, owner_of
@@ -92,7 +92,7 @@ def fit(
         _add_up(progress)
         progress.advance("eigenvectors")
     if progress.stage == "eigenvectors":
-        for position, number in enumerate(_own_layers(network, plan)):
+        for position, number in enumerate(_layers_here(network, plan)):
             if position >= progress.done:
                 _decompose_layer(network, number, progress)
                 progress.done = position + 1
@@ -117,7 +117,7 @@ def _add_up(progress: Progress) -> None:
     progress.arrays[f"{progress.stage}.n"] = torch.tensor(counts)
 
 
-def _own_layers(network: Network, plan: Plan) -> list[int]:
+def _layers_here(network: Network, plan: KroneckerPlan) -> list[int]:
     """Choose the layers that this process decomposes: widest first, each to the process with the least work."""
     cost = {number: network.layers[number].width ** 3 + network.layers[number].outputs ** 3 for number in plan.layers}
     loads, owner = [0] * distributed.size(), dict[int, int]()
@@ -127,7 +127,7 @@ def _own_layers(network: Network, plan: Plan) -> list[int]:
     return [number for number in plan.layers if owner[number] == distributed.rank()]
 
 
-def _hand_round(plan: Plan, progress: Progress) -> None:
+def _hand_round(plan: KroneckerPlan, progress: Progress) -> None:
     """Give every process the eigenvectors of all layers."""
     if distributed.size() == 1:
         return
@@ -152,8 +152,8 @@ def catch_up(progress: Progress) -> None:
     leader = stages.index(furthest)
     theirs = dict[str, Tensor]()
     if distributed.rank() == leader:
-        own = OF_STAGE.get(furthest, DECOMPOSED)
-        theirs = {name: value for name, value in progress.arrays.items() if name.partition(".")[0] not in own}
+        local = OF_STAGE.get(furthest, DECOMPOSED)
+        theirs = {name: value for name, value in progress.arrays.items() if name.partition(".")[0] not in local}
     exchange.hand_round(theirs)
     if progress.stage != furthest:
         progress.arrays.clear()
@@ -192,7 +192,7 @@ def _passes(network: Network, batch: Batch, how: str, seed: int) -> Iterator[tup
 
 def _add_covariances(
     network: Network,
-    plan: Plan,
+    plan: KroneckerPlan,
     batch: Batch,
     progress: Progress,
     how: str,
@@ -204,16 +204,16 @@ def _add_covariances(
     for draw, calls, slopes in _passes(network, batch, how, seed):
         for number in plan.layers:
             step = every.get(number, 1)
-            own = _thinned(calls[number] if number < len(calls) else [], -before % step, step)
-            if not own or not len(own[0].a):
+            layer_calls = _thinned(calls[number] if number < len(calls) else [], -before % step, step)
+            if not layer_calls or not len(layer_calls[0].a):
                 continue
             layer = network.layers[number]
-            into, out, positions = covariances(network, layer, own, kronecker_plan.WIDEST)
+            into, out, positions = covariances(network, layer, layer_calls, kronecker_plan.WIDEST)
             for side, square, width in (("a", into, layer.width), ("d", out, layer.outputs)):
                 if side == "a" and draw:
                     continue  # the inputs are the same for every draw
                 if square is None:
-                    square = sketched(network, layer, own, side, _sketch(width, seed, number))
+                    square = sketched(network, layer, layer_calls, side, _sketch(width, seed, number))
                 progress.add(f"{side}.{number}", square)
             progress.add(f"t.{number}", torch.tensor(float(positions)))
         if loose:
@@ -227,13 +227,13 @@ def _thinned(calls: Sequence[Call], first: int, every: int) -> list[Call]:
 
 
 def _add_loose(
-    network: Network, plan: Plan, batch: Batch, calls: list[list[Call]], slopes: Tensor, progress: Progress
+    network: Network, plan: KroneckerPlan, batch: Batch, calls: list[list[Call]], slopes: Tensor, progress: Progress
 ) -> None:
     if not plan.loose:
         return
-    found = loose_gradients(network, calls, batch.inputs, slopes, plan.loose)
+    loose = loose_gradients(network, calls, batch.inputs, slopes, plan.loose)
     for position, names in enumerate(plan.loose):
-        grads = found[names]
+        grads = loose[names]
         exact = grads.shape[1] <= kronecker_plan.EXACT_BLOCK
         progress.add(f"m.{position}", grads.T @ grads if exact else grads.square().sum(dim=0))
 
@@ -284,27 +284,29 @@ def nystrom(image: Tensor, sketch: Tensor) -> tuple[Tensor, Tensor]:
     return singular.square()[: kronecker_plan.TOP], vectors[:, : kronecker_plan.TOP]
 
 
-def _add_eigenvalues(network: Network, plan: Plan, batch: Batch, progress: Progress, how: str, seed: int) -> None:
+def _add_eigenvalues(
+    network: Network, plan: KroneckerPlan, batch: Batch, progress: Progress, how: str, seed: int
+) -> None:
     for _draw, calls, slopes in _passes(network, batch, how, seed):
         _add_loose(network, plan, batch, calls, slopes, progress)
         for number in plan.layers:
-            own = calls[number] if number < len(calls) else []
-            if not own:
+            layer_calls = calls[number] if number < len(calls) else []
+            if not layer_calls:
                 continue
             layer = network.layers[number]
             q_out, q_in = (progress.arrays[f"q{side}.{number}"].to(network.device()) for side in ("d", "a"))
-            pair = turned_sides(network, layer, own, q_out, q_in)
+            pair = turned_sides(network, layer, layer_calls, q_out, q_in)
             if pair is not None:
                 left, right = (side.square().transpose(0, 1) for side in pair)
                 progress.add(f"v.{number}", left.transpose(1, 2) @ right)
             else:
-                for part in rotated(network, layer, own, q_out, q_in):
+                for part in rotated(network, layer, layer_calls, q_out, q_in):
                     progress.add(f"v.{number}", part.square().sum(dim=0))
             if q_out.shape[2] < layer.outputs or q_in.shape[2] < layer.width:
-                progress.add(f"s.{number}", gradient_squares(network, layer, own))
+                progress.add(f"s.{number}", gradient_squares(network, layer, layer_calls))
 
 
-def _blocks(network: Network, plan: Plan, progress: Progress, corrected: bool) -> list[Block]:
+def _blocks(network: Network, plan: KroneckerPlan, progress: Progress, corrected: bool) -> list[Block]:
     """Gather the results as blocks."""
     arrays = progress.arrays
     n = max(1, int(arrays["eigenvalues.n" if corrected else "covariances.n"]))

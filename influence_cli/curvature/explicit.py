@@ -164,12 +164,12 @@ def _output_layer(
             blocks[d, c] = blocks[c, d].T
     # From [class, input (bias last)] to the order of the flattened parameters.
     grid = torch.arange(classes * width, device=device).view(classes, width)
-    own = dict(layer.named_parameters())
+    parameters = dict(layer.named_parameters())
     order = []
     for name in network.names:
         part = name.rpartition(".")[2]
         order.append(grid[:, : layer.in_features].reshape(-1) if part == "weight" else grid[:, -1])
-        if part not in own:
+        if part not in parameters:
             raise ValueError(f"{name} is not a parameter of the output layer")
     index = torch.cat(order)
     return blocks.permute(0, 2, 1, 3).reshape(classes * width, classes * width)[index][:, index]

@@ -67,14 +67,14 @@ def draws(
 
 def uniforms(seed: int, indices: np.ndarray, width: int) -> Tensor:
     """Draw numbers in [0, 1), float64 [b, width], that depend only on the examples' positions."""
-    found = torch.empty(len(indices), width, dtype=torch.float64)
+    numbers = torch.empty(len(indices), width, dtype=torch.float64)
     groups = indices // TOGETHER
     for group in np.unique(groups).tolist():
         generator = torch.Generator().manual_seed(part_seed(seed, group))
         rows = torch.rand(TOGETHER, width, dtype=torch.float64, generator=generator)
-        own = np.flatnonzero(groups == group)
-        found[own] = rows[indices[own] % TOGETHER]
-    return found
+        members = np.flatnonzero(groups == group)
+        numbers[members] = rows[indices[members] % TOGETHER]
+    return numbers
 
 
 def part_seed(seed: int, number: int) -> int:

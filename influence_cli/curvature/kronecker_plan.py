@@ -19,7 +19,7 @@ SAMPLED_AT_LEAST = 2_048
 
 
 @dataclass(frozen=True)
-class Plan:
+class KroneckerPlan:
     """What is fitted: Kronecker layers, and the parameters that are not in one.
 
     Attributes:
@@ -31,7 +31,7 @@ class Plan:
     loose: tuple[tuple[str, ...], ...]
 
 
-def make_plan(network: Network) -> Plan:
+def make_plan(network: Network) -> KroneckerPlan:
     """Divide the tracked parameters into blocks."""
     layers = tuple(number for number, layer in enumerate(network.layers) if layer.is_matrix)
     matrix = {name for number in layers for name in network.layers[number].names} | set(network.unused)
@@ -39,7 +39,7 @@ def make_plan(network: Network) -> Plan:
     for name in network.names:
         if name not in matrix:
             loose.setdefault(owner_of(name), []).append(name)
-    return Plan(layers, tuple(map(tuple, loose.values())))
+    return KroneckerPlan(layers, tuple(map(tuple, loose.values())))
 
 
 def factor_bytes(network: Network) -> int:
@@ -70,8 +70,8 @@ def sample_sizes(network: Network, calls: Sequence[Sequence[Call]], n: int) -> d
     wanted = {}
     for number, layer in enumerate(network.layers):
         if layer.is_matrix:
-            own = calls[number] if number < len(calls) else []
-            tokens = max(1, positions(layer, own))
+            layer_calls = calls[number] if number < len(calls) else []
+            tokens = max(1, positions(layer, layer_calls))
             width = min(max(layer.width, layer.outputs), WIDEST)
             wanted[number] = min(n, max(SAMPLED_AT_LEAST, -(-8 * width // tokens)))
     return wanted

@@ -63,9 +63,9 @@ class Spectrum:
             if group.whole is not None:
                 whole += effective_dimension(group.whole, l2 + value)
                 continue
-            own = self.values[self.owner == number]
-            beyond = max(0.0, group.trace - float(own.clamp_min(0).sum()))
-            whole += effective_dimension(own, l2 + value) + (beyond / (l2 + value) if beyond else 0.0)
+            group_values = self.values[self.owner == number]
+            beyond = max(0.0, group.trace - float(group_values.clamp_min(0).sum()))
+            whole += effective_dimension(group_values, l2 + value) + (beyond / (l2 + value) if beyond else 0.0)
         return kept, whole
 
     def decided(self, l2: float, time: float) -> tuple[float, float]:
@@ -80,9 +80,9 @@ class Spectrum:
 
         whole = 0.0
         for number, group in enumerate(self.groups):
-            own = self.values[self.owner == number]
-            beyond = max(0.0, group.trace - float(own.clamp_min(0).sum()))
-            whole += dimension(group.whole) if group.whole is not None else dimension(own) + time * beyond
+            group_values = self.values[self.owner == number]
+            beyond = max(0.0, group.trace - float(group_values.clamp_min(0).sum()))
+            whole += dimension(group.whole) if group.whole is not None else dimension(group_values) + time * beyond
         return dimension(self.values), whole
 
 

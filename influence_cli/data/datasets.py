@@ -107,12 +107,12 @@ def _source_paths(source: Any, folder: Path) -> tuple[str, ...] | None:
 def source_labels(split: Split) -> np.ndarray:
     """Find the data set's own labels, without decoding images if possible; check them on three examples."""
     source = split.source
-    found = next((getattr(source, a) for a in ("targets", "labels", "_labels") if hasattr(source, a)), None)
-    if found is None and isinstance(source, torch.utils.data.TensorDataset) and len(source.tensors) > 1:
-        found = source.tensors[1]
-    if found is not None:
+    targets = next((getattr(source, a) for a in ("targets", "labels", "_labels") if hasattr(source, a)), None)
+    if targets is None and isinstance(source, torch.utils.data.TensorDataset) and len(source.tensors) > 1:
+        targets = source.tensors[1]
+    if targets is not None:
         try:
-            given = np.asarray(found).reshape(-1)
+            given = np.asarray(targets).reshape(-1)
             labels = given.astype(np.int64) if given.dtype.kind in "biu" else np.empty(0, dtype=np.int64)
         except (TypeError, ValueError):
             labels = np.empty(0, dtype=np.int64)
@@ -184,12 +184,12 @@ def _interpolation(name: str, where: str) -> InterpolationMode:
 
 
 def _dtype(name: str, where: str) -> torch.dtype:
-    found = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
+    dtype = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype):
         raise InfluenceError(
             f"{where}: there is no dtype {name!r}", did_you_mean(name, ["float32", "float64", "uint8"])
         )
-    return found
+    return dtype
 
 
 def _check_mapping(train: Split, test: Split) -> None:

@@ -70,7 +70,7 @@ def find_files(patterns: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         InfluenceError: a pattern, or one of the names that its braces expand to, matches no file.
     """
-    found: set[str] = set()
+    files: set[str] = set()
     given = [patterns] if isinstance(patterns, str) else patterns
     if not isinstance(given, list | tuple) or not given or not all(isinstance(pattern, str) for pattern in given):
         raise InfluenceError(f"files is {patterns!r}: expected a pattern or a list of them", "such as data/*.parquet")
@@ -87,8 +87,8 @@ def find_files(patterns: str | Sequence[str]) -> tuple[str, ...]:
                     Path(pattern).name, [entry.name for entry in itertools.islice(folder.iterdir(), 1000)]
                 ),
             )
-        found.update(os.path.abspath(path) for path in here)  # noqa: PTH100 (as it is given: links are not followed)
-    return tuple(sorted(found))
+        files.update(os.path.abspath(path) for path in here)  # noqa: PTH100 (as it is given: links are not followed)
+    return tuple(sorted(files))
 
 
 def _expanded(pattern: str) -> list[str]:

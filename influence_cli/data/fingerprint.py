@@ -19,9 +19,9 @@ from influence_cli.errors import InfluenceError, describe
 SAMPLED = 64
 
 
-def data_facts(split: Split) -> dict[str, str]:
+def data_fingerprint(split: Split) -> dict[str, str]:
     """Describe the examples of a split: which, their labels, the transform, and the files or a sample of inputs."""
-    files = file_facts(split)
+    files = files_hash(split)
     return {
         "count": f"{len(split)} {xxhash.xxh3_64_hexdigest(split.indices.tobytes())}",
         "labels": xxhash.xxh3_64_hexdigest(split.labels[split.indices].tobytes()),
@@ -40,7 +40,7 @@ def _status(path: Path) -> os.stat_result:
         return path.lstat()
 
 
-def file_facts(split: Split) -> str | None:
+def files_hash(split: Split) -> str | None:
     """Hash path, size and time of change of every file in use; None where the examples are not in files.
 
     Paths are relative to the common folder of all files, so moving a project as a whole changes nothing.

@@ -75,9 +75,9 @@ def lost_depth(path: str, image: Image.Image) -> str:
             head = file.read(26)
         if not (head[24:26] == b"\x10\0" if head.startswith(b"\x89PNG") else head.startswith(DEEP)):
             return ""
-        with Image.open(path) as own:
-            lost = cut_off(own)
-            same = bool(lost) and own.size == image.size and own.convert(image.mode).tobytes() == image.tobytes()
+        with Image.open(path) as stored:
+            lost = cut_off(stored)
+            same = bool(lost) and stored.size == image.size and stored.convert(image.mode).tobytes() == image.tobytes()
     except (OSError, SyntaxError, ValueError):
         return ""
     return lost if same else ""

@@ -46,12 +46,12 @@ def read_indices(path: Path, length: int, where: str, paths: Sequence[str] | Non
     Raises:
         InfluenceError: unreadable, not whole numbers, outside the data set, or of files that have moved since.
     """
-    found = _read(path, where)
-    if isinstance(found, Table):
-        return np.unique(found.indices(found.column(NUMBER_COLUMNS), length, paths))
-    if found.dtype == bool:
-        return np.flatnonzero(_as_long_as(found, length, path, where))
-    return np.unique(_within(_whole_numbers(found, path, where), length, path, where))
+    content = _read(path, where)
+    if isinstance(content, Table):
+        return np.unique(content.indices(content.column(NUMBER_COLUMNS), length, paths))
+    if content.dtype == bool:
+        return np.flatnonzero(_as_long_as(content, length, path, where))
+    return np.unique(_within(_whole_numbers(content, path, where), length, path, where))
 
 
 def read_labels(
@@ -76,23 +76,23 @@ def read_labels(
     Returns:
         int64 [length].
     """
-    found = _read(path, where)
+    content = _read(path, where)
     result = labels.copy()
-    if isinstance(found, Table):
-        texts = found.columns[found.column(LABEL_COLUMNS)]
-        given = np.array([_label(text, classes, found.at(row)) for row, text in enumerate(texts)], dtype=np.int64)
-        index_column = found.index_column()
+    if isinstance(content, Table):
+        texts = content.columns[content.column(LABEL_COLUMNS)]
+        given = np.array([_label(text, classes, content.at(row)) for row, text in enumerate(texts)], dtype=np.int64)
+        index_column = content.index_column()
         if index_column is not None:
-            indices = found.indices(index_column, len(labels), paths)
-            _refuse_repeats(found, indices)
+            indices = content.indices(index_column, len(labels), paths)
+            _refuse_repeats(content, indices)
             result[indices] = given
             return _known(result, classes, path, where)
         if len(given) == len(labels):
-            moved = path_check(found, paths)
+            moved = path_check(content, paths)
             for row in range(len(labels)):
                 moved(row, row)
     else:
-        given = _whole_numbers(found, path, where)
+        given = _whole_numbers(content, path, where)
     result[:] = _as_long_as(given, len(labels), path, where)
     return _known(result, classes, path, where)
 
@@ -118,13 +118,13 @@ def read_truth(path: Path, labels: np.ndarray, classes: Sequence[str]) -> Truth:
     ``.npy`` of booleans is a mask, a shorter one of integers lists positions.
     """
     where = "--truth"
-    found = _read(path, where)
+    content = _read(path, where)
     true: np.ndarray | None = None
-    if isinstance(found, Table):
-        if found.index_column() is None or "true_label" in found.columns:
+    if isinstance(content, Table):
+        if content.index_column() is None or "true_label" in content.columns:
             true = read_labels(path, labels, classes, where)
-    elif found.dtype != bool and len(found) >= len(labels):
-        true = _known(_as_long_as(_whole_numbers(found, path, where), len(labels), path, where), classes, path, where)
+    elif content.dtype != bool and len(content) >= len(labels):
+        true = _known(_as_long_as(_whole_numbers(content, path, where), len(labels), path, where), classes, path, where)
     if true is not None:
         return Truth(np.asarray(true != labels), true)
     wrong = np.zeros(len(labels), dtype=bool)

@@ -144,13 +144,13 @@ def fit(workers: int, batch: int, room: int) -> tuple[int, int]:
 
 def cores_here() -> int:
     """Count the cores that this process may use: affinity and quota, shared with the job's processes on this host."""
-    found = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     try:
         quota, period = QUOTA.read_text().split()
-        found = min(found, int(quota) / int(period))
+        cores = min(cores, int(quota) / int(period))
     except (OSError, ValueError):
         pass  # no quota: the file is missing or says max
-    return max(1, math.floor(found / distributed.on_this_host()))
+    return max(1, math.floor(cores / distributed.on_this_host()))
 
 
 def _reading(split: Split, seed: int) -> tuple[float, Tensor | None]:

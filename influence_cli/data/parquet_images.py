@@ -78,9 +78,9 @@ class ParquetImages:
                     f"{near(name)}: the column {label!r} is {labels[-1].type}, but {labels[0].type} in {near(names[0])}"
                 )
         self.files = DataFiles(names, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-        self.targets, found = _numbered(labels)
+        self.targets, label_names = _numbered(labels)
         self.paths = RowPaths(self.files)
-        self.classes: list[str] | None = found or classes[0]
+        self.classes: list[str] | None = label_names or classes[0]
         self.class_to_idx = None if self.classes is None else {word: i for i, word in enumerate(self.classes)}
         self._forget()
 

@@ -48,11 +48,11 @@ class Table:
     def indices(self, name: str, length: int, paths: Sequence[str] | None = None) -> np.ndarray:
         """Read a column of positions in a data set; if its files are given, the column ``path`` must agree."""
         moved = path_check(self, paths)
-        found = []
+        positions = []
         for row in range(len(self.lines)):
-            found.append(self.index(name, row, length))
-            moved(row, found[-1])
-        return np.array(found, dtype=np.int64)
+            positions.append(self.index(name, row, length))
+            moved(row, positions[-1])
+        return np.array(positions, dtype=np.int64)
 
     def whole_number(self, name: str, row: int) -> int:
         """Read one cell that has to be a whole number."""

@@ -114,7 +114,7 @@ def _index(name: str, images: Sequence[str], label: str, seen: Counter[str]) -> 
         InfluenceError: the shard is not a whole tar file, or an example has no label, or two members of one kind.
     """
     examples: list[_Example] = []
-    own: set[str] = set()
+    suffixes: set[str] = set()
     rank, where = len(images), near(name)
     with open(name, "rb") as file:  # noqa: PTH123 (as elsewhere here)
         for member, offset, size in _members(file, name):
@@ -125,10 +125,10 @@ def _index(name: str, images: Sequence[str], label: str, seen: Counter[str]) -> 
             if not examples or key != examples[-1].key:
                 _require_label(examples[-1:], where, label)
                 examples.append(_Example(key))
-                own, rank = set(), len(images)
-            if suffix in own:
+                suffixes, rank = set(), len(images)
+            if suffix in suffixes:
                 raise InfluenceError(f"{where}: two members are {key}.{suffix}", "an example has one member per suffix")
-            own.add(suffix)
+            suffixes.add(suffix)
             seen[suffix] += 1
             example = examples[-1]
             if suffix in images[:rank]:
@@ -177,12 +177,12 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, int, int]]:
                     at = offset + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 else:
                     file.seek(at)
-                    found = tarfile.TarInfo.fromtarfile(tar)
-                    member, size, offset, at = found.name, found.size, found.offset_data, tar.offset
+                    info = tarfile.TarInfo.fromtarfile(tar)
+                    member, size, offset, at = info.name, info.size, info.offset_data, tar.offset
                 if offset + size > end:
                     raise tarfile.ReadError(f"{member} takes {size:,} bytes, but only {end - offset:,} are left")
                 last = member
-                if plain is not None or found.isreg():
+                if plain is not None or info.isreg():
                     yield member, offset, size
     except tarfile.TarError as error:
         if head == bytes(tarfile.BLOCKSIZE):  # the end marker

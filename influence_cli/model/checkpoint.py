@@ -99,13 +99,13 @@ def _find_state_dict(content: object, path: Path, where: str) -> dict[str, Tenso
         if tensors and all(isinstance(key, str) for key in tensors):
             return tensors
         break
-    found = (
+    description = (
         f"a mapping with the keys {', '.join(map(repr, list(content)[:6]))}"
         if isinstance(content, Mapping)
         else f"a {type(content).__name__}"
     )
     raise InfluenceError(
-        f"{where}: {path} holds {found}, not a state dict",
+        f"{where}: {path} holds {description}, not a state dict",
         f"it may be at the top or under {', '.join(NESTS)}; save with torch.save(model.state_dict(), FILE)",
     )
 
@@ -119,20 +119,24 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, wher
     Raises:
         InfluenceError: naming every missing, unexpected and misshapen key (the first few of many).
     """
-    own = model.state_dict()
-    lazy = [key for key, value in own.items() if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer)]
+    model_state = model.state_dict()
+    lazy = [
+        key
+        for key, value in model_state.items()
+        if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer)
+    ]
     if lazy:
         raise InfluenceError(
             f"{where}: the model does not know the shape of {', '.join(lazy[:4])} before it has run once",
             "run it on one input inside the factory, or give the sizes (Linear instead of LazyLinear)",
         )
-    state = _strip_prefixes(dict(state), set(own))
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
+    state = _strip_prefixes(dict(state), set(model_state))
+    missing = [key for key in model_state if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in model_state]
     misshapen = [
-        f"{key} is {list(state[key].shape)} in the file and {list(own[key].shape)} in the model"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} is {list(state[key].shape)} in the file and {list(model_state[key].shape)} in the model"
+        for key in model_state
+        if key in state and state[key].shape != model_state[key].shape
     ]
     problems = [
         f"{len(keys)} {kind} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"

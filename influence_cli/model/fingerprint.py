@@ -10,7 +10,7 @@ import xxhash
 from torch import nn
 
 from influence_cli import __version__
-from influence_cli.data.fingerprint import data_facts
+from influence_cli.data.fingerprint import data_fingerprint
 from influence_cli.model.task import Task
 from influence_cli.runtime import distributed
 
@@ -31,18 +31,18 @@ MEANING = {
 }
 
 _DATA = ("count", "labels", "files", "examples", "transform")
-# What the parts of ``split_facts`` are called.
+# What the parts of ``splits_fingerprint`` are called.
 DATA_MEANING = {
     **{f"train.{part}": MEANING[part] for part in _DATA},
     **{f"test.{part}": MEANING[part].replace("training", "test").replace("train.", "test.") for part in _DATA},
 }
 
 
-def split_facts(task: Task) -> dict[str, str]:
+def splits_fingerprint(task: Task) -> dict[str, str]:
     """Describe the examples of both splits, the names beginning with ``train.`` and ``test.``."""
-    test = {} if task.test is None else data_facts(task.test)
+    test = {} if task.test is None else data_fingerprint(task.test)
     return {
-        **{f"train.{part}": value for part, value in data_facts(task.train).items()},
+        **{f"train.{part}": value for part, value in data_fingerprint(task.train).items()},
         **{f"test.{part}": value for part, value in test.items()},
     }
 
@@ -57,10 +57,10 @@ def agree_on(tasks: Sequence[Task], more: Mapping[str, str]) -> None:
     Raises:
         InfluenceError: naming the process and what differs.
     """
-    facts = {
+    parts = {
         **more,
         **{f"weights.{number}": weights_hash(task.model) for number, task in enumerate(tasks)},
-        **split_facts(tasks[0]),
+        **splits_fingerprint(tasks[0]),
         "versions": f"{versions()} influence {__version__}",
     }
     meaning = {
@@ -70,7 +70,7 @@ def agree_on(tasks: Sequence[Task], more: Mapping[str, str]) -> None:
         **DATA_MEANING,
         "versions": "the versions of torch, torchvision or influence",
     }
-    distributed.agree(facts, meaning)
+    distributed.agree(parts, meaning)
 
 
 def versions() -> str:

@@ -75,9 +75,9 @@ def _excess(outputs: Tensor, targets: Tensor) -> Tensor:
     """
     if outputs.shape[1] < 2:
         raise ValueError("a hinge needs two or more classes, one output per class")
-    own = outputs.gather(1, targets[:, None])
+    label_scores = outputs.gather(1, targets[:, None])
     label = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
-    return (1 + (outputs - own)).masked_fill(label, 0.0)
+    return (1 + (outputs - label_scores)).masked_fill(label, 0.0)
 
 
 def load_loss(config: Config) -> tuple[Loss, bool]:
@@ -96,14 +96,14 @@ def load_loss(config: Config) -> tuple[Loss, bool]:
 
     if "." not in name and ":" not in name:
         return _by_name(name, args, where), True
-    found = import_object(name, config.folder, where())
-    if isinstance(found, type):
-        made = call(found, args, config.folder, name, where)
+    factory = import_object(name, config.folder, where())
+    if isinstance(factory, type):
+        made = call(factory, args, config.folder, name, where)
         # Softmax cross-entropy is convex in the logits, smoothed and weighted included.
         return made, isinstance(made, nn.CrossEntropyLoss)
-    if not callable(found):
-        raise InfluenceError(f"{where()}: {name} is a {type(found).__name__}, not a function or a class")
-    return bind(found, args, name, where), False
+    if not callable(factory):
+        raise InfluenceError(f"{where()}: {name} is a {type(factory).__name__}, not a function or a class")
+    return bind(factory, args, name, where), False
 
 
 def may_lack_curvature(loss: Loss, name: str) -> bool:

@@ -92,8 +92,8 @@ class Network:
 
     def parameters(self) -> dict[str, Tensor]:
         """Give the tracked parameters by name."""
-        own = dict(self.model.named_parameters())
-        return {name: own[name] for name in self.names}
+        named = dict(self.model.named_parameters())
+        return {name: named[name] for name in self.names}
 
     def device(self) -> torch.device:
         """Name the device that the model is on."""
@@ -161,7 +161,7 @@ def _reached(chosen: set[str], owner: str) -> bool:
 
 def restrict(network: Network, names: Sequence[str]) -> Network:
     """Track fewer parameters: those of ``names`` only."""
-    own, wanted = network.parameters(), set(names)
+    parameters, wanted = network.parameters(), set(names)
     kept = tuple(name for name in network.names if name in wanted)
     dropped = tuple(name for name in network.names if name not in wanted)
     layers = []
@@ -173,7 +173,7 @@ def restrict(network: Network, names: Sequence[str]) -> Network:
         network,
         names=kept,
         left_out=network.left_out + dropped,
-        size=sum(own[name].numel() for name in kept),
+        size=sum(parameters[name].numel() for name in kept),
         layers=tuple(layers),
         rest=tuple(name for name in network.rest if name in wanted),
         unused=tuple(name for name in network.unused if name in wanted),
@@ -254,9 +254,9 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 def unflatten(network: Network, vector: Tensor) -> list[Tensor]:
     """Cut a vector [p] into the shapes of the tracked parameters."""
-    own = list(network.parameters().values())
-    parts = vector.split([parameter.numel() for parameter in own])
-    return [part.view_as(parameter) for part, parameter in zip(parts, own, strict=True)]
+    parameters = list(network.parameters().values())
+    parts = vector.split([parameter.numel() for parameter in parameters])
+    return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
 
 
 @contextmanager

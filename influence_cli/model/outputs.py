@@ -16,9 +16,9 @@ def logits_of(outputs: Any) -> Tensor:
     if isinstance(outputs, Tensor):
         return outputs
     for key in ("logits", "out"):
-        found = outputs.get(key) if isinstance(outputs, dict) else getattr(outputs, key, None)
-        if isinstance(found, Tensor):
-            return found
+        logits = outputs.get(key) if isinstance(outputs, dict) else getattr(outputs, key, None)
+        if isinstance(logits, Tensor):
+            return logits
     if isinstance(outputs, tuple | list) and outputs and isinstance(outputs[0], Tensor):
         return outputs[0]
     keys = f" with the keys {', '.join(map(repr, outputs))}" if isinstance(outputs, dict) else ""

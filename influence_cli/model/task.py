@@ -223,17 +223,17 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, skip:
     """
     split, terminal = tasks[0].test_split(), or_silent(terminal)
     wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
-    own = split.indices[distributed.share(len(split))]
-    with terminal.progress(len(own), "predicting the test set") as advance:
+    share = split.indices[distributed.share(len(split))]
+    with terminal.progress(len(share), "predicting the test set") as advance:
         measure_loading(tasks[0], terminal)
-        batches = readable_batches(split, own, 256, tasks[0].loading, skip=skip, tell=terminal.warn)
+        batches = readable_batches(split, share, 256, tasks[0].loading, skip=skip, tell=terminal.warn)
         for batch in batches:
             predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
             wrong.append(batch.indices[(predicted != batch.targets).numpy()])
             advance(len(batch))
-    found = np.concatenate(distributed.gathered(np.concatenate(wrong)))
-    terminal.say(f"{len(found):,} of {len(split):,} test examples are misclassified")
-    return found
+    positions = np.concatenate(distributed.gathered(np.concatenate(wrong)))
+    terminal.say(f"{len(positions):,} of {len(split):,} test examples are misclassified")
+    return positions
 
 
 def only_task(tasks: Sequence[Task], what: str) -> Task:

@@ -20,13 +20,13 @@ def example_bytes(network: Network, inputs: Tensor) -> int:
         network: the model, its layers decided.
         inputs: [b, …], a few examples.
     """
-    own = {p.untyped_storage().data_ptr() for p in network.model.parameters()}
-    own |= {b.untyped_storage().data_ptr() for b in network.model.buffers()}
+    model_storages = {p.untyped_storage().data_ptr() for p in network.model.parameters()}
+    model_storages |= {b.untyped_storage().data_ptr() for b in network.model.buffers()}
     seen: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in model_storages:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -37,8 +37,8 @@ def example_bytes(network: Network, inputs: Tensor) -> int:
     # Backward frees what forward saved as it goes, and slopes may reuse the same memory.
     held = sum(seen.values())
     seen.clear()
-    for own_calls in tape.backward(torch.ones_like(tape.outputs)):
-        for call in own_calls:
+    for layer_calls in tape.backward(torch.ones_like(tape.outputs)):
+        for call in layer_calls:
             if call.delta is not None:
                 note(call.delta)
     return max(1, (held + sum(seen.values()) + inputs.numel() * inputs.element_size()) // max(1, len(inputs)))

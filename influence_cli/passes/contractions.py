@@ -145,15 +145,15 @@ def gradient_squares(network: Network, layer: Layer, calls: Sequence[Call]) -> T
 
 def example_squares(network: Network, layer: Layer, calls: Sequence[Call]) -> Tensor:
     """Give ‖G_i‖² of each example [b]: ‖δ‖²(‖a‖² + 1), without forming a gradient, if the layer reads one position."""
-    module, found = network.model.get_submodule(layer.name), []
+    module, norms = network.model.get_submodule(layer.name), []
     for _, part in _parts(calls, _side_numbers(layer, calls) + layer.groups * layer.outputs * layer.width):
         a, d = sides(layer, module, part)
         if a.shape[2] == 1:
             squares = (a.square().sum(dim=3) + float(bool(layer.bias))) * d.square().sum(dim=3)
-            found.append(squares.flatten(1).sum(dim=1))
+            norms.append(squares.flatten(1).sum(dim=1))
         else:
-            found.append(_gradient(layer, a, d).square().flatten(1).sum(dim=1))
-    return torch.cat(found)
+            norms.append(_gradient(layer, a, d).square().flatten(1).sum(dim=1))
+    return torch.cat(norms)
 
 
 def rotated(network: Network, layer: Layer, calls: Sequence[Call], q_out: Tensor, q_in: Tensor) -> Iterator[Tensor]:
@@ -298,8 +298,8 @@ def _live(flat: Tensor) -> Tensor | None:
     """
     if flat.shape[2] < WIDE or 2 * int(torch.count_nonzero(flat[:, :64].any(dim=1).any(dim=0))) > flat.shape[2]:
         return None
-    found = torch.nonzero(flat.ne(0).any(dim=1).any(dim=0))[:, 0]
-    return found if 2 * len(found) <= flat.shape[2] else None
+    live = torch.nonzero(flat.ne(0).any(dim=1).any(dim=0))[:, 0]
+    return live if 2 * len(live) <= flat.shape[2] else None
 
 
 def _times(flat: Tensor, basis: Tensor) -> Tensor:

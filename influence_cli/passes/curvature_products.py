@@ -93,10 +93,10 @@ def _layer_pass_examples(network: Network, inputs: Tensor, count: int) -> int:
     calls = tape.backward(torch.zeros_like(tape.outputs))
     classes, one_pass, multiplied, held = tape.outputs.shape[1], 0, 0, 0
     alone = _factored(network, tape)
-    for number, (layer, own) in enumerate(zip(network.layers, calls, strict=False)):
+    for number, (layer, layer_calls) in enumerate(zip(network.layers, calls, strict=False)):
         size = sum(_widths(network, layer))
         if layer.is_matrix:
-            one_pass += positions(layer, own) * layer.groups * layer.outputs * layer.inputs
+            one_pass += positions(layer, layer_calls) * layer.groups * layer.outputs * layer.inputs
         multiplied += size if number in alone else classes * size
         held += count * layer.outputs if number in alone else classes * size
     if 2 * classes * one_pass + 2 * count * multiplied >= 4 * count * one_pass:
@@ -134,25 +134,25 @@ def _jacobian(network: Network, tape: Tape) -> list[_Part]:
     """Pull every output back to every layer."""
     batch, classes = tape.outputs.shape
     unit = torch.eye(classes, dtype=tape.outputs.dtype, device=tape.outputs.device)
-    alone, found = _factored(network, tape), dict[int, _Part]()
+    alone, parts = _factored(network, tape), dict[int, _Part]()
     for c in range(classes):
         calls = tape.backward(unit[c].expand(batch, -1), again=c + 1 < classes)
-        for number, (layer, own) in enumerate(zip(network.layers, calls, strict=False)):
-            if not own:
+        for number, (layer, layer_calls) in enumerate(zip(network.layers, calls, strict=False)):
+            if not layer_calls:
                 continue
             if number in alone:
-                a, d = (side[:, 0, 0] for side in sides(layer, network.model.get_submodule(layer.name), own))
-                part = found.setdefault(number, _Part(layer, a, d.new_zeros(classes, *d.shape)))
+                a, d = (side[:, 0, 0] for side in sides(layer, network.model.get_submodule(layer.name), layer_calls))
+                part = parts.setdefault(number, _Part(layer, a, d.new_zeros(classes, *d.shape)))
                 part.rows[c] = d
                 continue
             widths = _widths(network, layer)
-            if number not in found:
+            if number not in parts:
                 dtype = torch.promote_types(tape.outputs.dtype, torch.float32)
                 rows = torch.zeros(classes, batch, sum(widths), dtype=dtype, device=tape.outputs.device)
-                found[number] = _Part(layer, None, rows)
-            views = torch.split(found[number].rows[c], widths, dim=1)
-            flat_gradient(network, layer, own, dict(zip(layer.names, views, strict=True)))
-    return list(found.values())
+                parts[number] = _Part(layer, None, rows)
+            views = torch.split(parts[number].rows[c], widths, dim=1)
+            flat_gradient(network, layer, layer_calls, dict(zip(layer.names, views, strict=True)))
+    return list(parts.values())
 
 
 def _layer_pass_product(network: Network, inputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:

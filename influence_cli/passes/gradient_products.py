@@ -26,20 +26,20 @@ def loose_gradients(
     wanted: Sequence[tuple[str, ...]],
 ) -> dict[tuple[str, ...], Tensor]:
     """Give the example gradients of norms, embeddings and the rest, joined for each wanted tuple of parameters."""
-    found: dict[str, Tensor] = {}
-    for layer, own in zip(network.layers, calls, strict=False):
+    grads: dict[str, Tensor] = {}
+    for layer, layer_calls in zip(network.layers, calls, strict=False):
         if not layer.is_matrix:
             for name in layer.names:
-                found[name] = torch.zeros(len(slopes), network.model.get_parameter(name).numel(), device=slopes.device)
-            if own:
-                flat_gradient(network, layer, own, found)
+                grads[name] = torch.zeros(len(slopes), network.model.get_parameter(name).numel(), device=slopes.device)
+            if layer_calls:
+                flat_gradient(network, layer, layer_calls, grads)
     if network.rest:
         products, start = rest_products(network, inputs, slopes), 0
         for name in network.rest:
             width = network.model.get_parameter(name).numel()
-            found[name] = products[:, start : start + width]
+            grads[name] = products[:, start : start + width]
             start += width
-    return {names: torch.cat([found[name] for name in names], dim=1) for names in wanted if names[0] in found}
+    return {names: torch.cat([grads[name] for name in names], dim=1) for names in wanted if names[0] in grads}
 
 
 def products(network: Network, vectors: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,9 +58,9 @@ def products(network: Network, vectors: Tensor, inputs: Tensor, targets: Tensor)
     losses, slopes = loss_slopes(network, tape.outputs, targets.to(network.device()))
     calls = tape.backward(slopes)
     total = torch.zeros(len(slopes), len(vectors), dtype=vectors.dtype, device=vectors.device)
-    for layer, own in zip(network.layers, calls, strict=False):
-        if own and layer.is_matrix:
-            total += inner(network, layer, own, layer_matrices(network, layer.name, vectors))
+    for layer, layer_calls in zip(network.layers, calls, strict=False):
+        if layer_calls and layer.is_matrix:
+            total += inner(network, layer, layer_calls, layer_matrices(network, layer.name, vectors))
     loose = tuple(name for name in network.names if name in _loose_names(network))
     if loose:
         grads = loose_gradients(network, calls, inputs, slopes, [loose])[loose]
@@ -79,9 +79,9 @@ def squared_norms(network: Network, inputs: Tensor, targets: Tensor) -> tuple[Te
     calls = tape.backward(slopes)
     wide = torch.float64 if slopes.dtype == torch.float64 else torch.float32
     total = torch.zeros(len(slopes), dtype=wide, device=slopes.device)
-    for layer, own in zip(network.layers, calls, strict=False):
-        if own and layer.is_matrix:
-            total += example_squares(network, layer, own)
+    for layer, layer_calls in zip(network.layers, calls, strict=False):
+        if layer_calls and layer.is_matrix:
+            total += example_squares(network, layer, layer_calls)
     loose = tuple(name for name in network.names if name in _loose_names(network))
     if loose:
         total += loose_gradients(network, calls, inputs, slopes, [loose])[loose].square().sum(dim=1)

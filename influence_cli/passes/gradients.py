@@ -51,8 +51,8 @@ def make_network(network: Network, inputs: Tensor) -> Network:
     # Random slopes: the loss's own slopes may be zero for a fitted example.
     slopes = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
     truth, reached = _truth(plain, inputs, slopes)
-    found = [layer for layer in candidates(plain) if reached.intersection(layer.names)]
-    covered = _covered(plain, inputs, slopes, truth, found)
+    layers = [layer for layer in candidates(plain) if reached.intersection(layer.names)]
+    covered = _covered(plain, inputs, slopes, truth, layers)
     done = {name for layer in covered for name in layer.names}
     unused = tuple(name for name in network.names if name not in reached)
     rest = tuple(name for name in network.names if name not in done and name in reached)
@@ -139,21 +139,21 @@ def example_products(
     rows = torch.zeros(len(slopes), network.size, dtype=_dtype(like), device=like.device)
     add_products(network, calls, rows)
     if network.rest:
-        found = rest_products(network, inputs, slopes)
+        products = rest_products(network, inputs, slopes)
         start = 0
         for name in network.rest:
             place = network.slots[name]
             width = place.stop - place.start
-            rows[:, place] = found[:, start : start + width]
+            rows[:, place] = products[:, start : start + width]
             start += width
     return rows
 
 
 def add_products(network: Network, calls: Sequence[Sequence[Call]], rows: Tensor) -> None:
     """Add what the layer pass gives to rows [b, p] that hold zeros."""
-    for layer, own in zip(network.layers, calls, strict=False):
-        if own:
-            flat_gradient(network, layer, own, {name: rows[:, network.slots[name]] for name in layer.names})
+    for layer, layer_calls in zip(network.layers, calls, strict=False):
+        if layer_calls:
+            flat_gradient(network, layer, layer_calls, {name: rows[:, network.slots[name]] for name in layer.names})
 
 
 def rest_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def rest_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor:
 
 def _vectorised_products(network: Network, inputs: Tensor, slopes: Tensor) -> Tensor:
     wanted = set(network.rest)
-    own = {name: p.detach() for name, p in network.model.named_parameters() if name in wanted}
+    rest = {name: p.detach() for name, p in network.model.named_parameters() if name in wanted}
     fixed = {name: p.detach() for name, p in network.model.named_parameters() if name not in wanted}
     fixed |= dict(network.model.named_buffers())
 
@@ -177,7 +177,7 @@ def _vectorised_products(network: Network, inputs: Tensor, slopes: Tensor) -> Te
     with differentiable_attention(), warnings.catch_warnings():
         # vmap runs operators without a rule example by example: slower, but correct.
         warnings.filterwarnings("ignore", message="There is a performance drop")
-        grads = vmap(grad(pulled), in_dims=(None, 0, 0), randomness="error")(own, inputs, slopes)
+        grads = vmap(grad(pulled), in_dims=(None, 0, 0), randomness="error")(rest, inputs, slopes)
     return torch.cat([grads[name].reshape(len(inputs), -1) for name in network.rest], dim=1).detach()
 
 
@@ -214,9 +214,9 @@ def _truth(network: Network, inputs: Tensor, slopes: Tensor) -> tuple[Tensor, se
     return rows, reached
 
 
-def _covered(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, found: Sequence[Layer]) -> list[Layer]:
+def _covered(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, layers: Sequence[Layer]) -> list[Layer]:
     """Keep the layers whose contracted gradients agree with autograd's."""
-    usable = _called_plainly(network, inputs, found)
+    usable = _called_plainly(network, inputs, layers)
     trial = replace(network, layers=tuple(usable), rest=())
     try:
         calls = forward(trial, inputs).backward(slopes)
@@ -225,23 +225,23 @@ def _covered(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, fo
     kept = []
     floor = ROUNDING * float(truth.norm()) + 1e-12
     for number, layer in enumerate(usable):
-        own = calls[number] if number < len(calls) else []
+        layer_calls = calls[number] if number < len(calls) else []
         rows = {name: torch.zeros_like(truth[:, network.slots[name]]) for name in layer.names}
         try:
-            if own:
-                flat_gradient(trial, layer, own, rows)
+            if layer_calls:
+                flat_gradient(trial, layer, layer_calls, rows)
         except Exception:  # a subclass with other shapes
             continue
-        if all(_agree(found, truth[:, network.slots[name]], floor) for name, found in rows.items()):
+        if all(_agree(products, truth[:, network.slots[name]], floor) for name, products in rows.items()):
             kept.append(layer)
     return kept
 
 
-def _agree(found: Tensor, truth: Tensor, floor: float) -> bool:
-    return float((found - truth).norm()) <= AGREES * float(truth.norm()) + floor
+def _agree(products: Tensor, truth: Tensor, floor: float) -> bool:
+    return float((products - truth).norm()) <= AGREES * float(truth.norm()) + floor
 
 
-def _called_plainly(network: Network, inputs: Tensor, found: Sequence[Layer]) -> list[Layer]:
+def _called_plainly(network: Network, inputs: Tensor, layers: Sequence[Layer]) -> list[Layer]:
     """Drop modules that are never called, or not with one tensor whose rows are the examples."""
     plain: dict[str, bool] = {}
     handles = []
@@ -255,7 +255,7 @@ def _called_plainly(network: Network, inputs: Tensor, found: Sequence[Layer]) ->
         return hook
 
     try:
-        for layer in found:
+        for layer in layers:
             module = network.model.get_submodule(layer.name)
             handles.append(module.register_forward_hook(watch(layer.name), with_kwargs=True))
         with torch.no_grad():
@@ -263,7 +263,7 @@ def _called_plainly(network: Network, inputs: Tensor, found: Sequence[Layer]) ->
     finally:
         for handle in handles:
             handle.remove()
-    return [layer for layer in found if plain.get(layer.name, False)]
+    return [layer for layer in layers if plain.get(layer.name, False)]
 
 
 def _dtype(like: Tensor) -> torch.dtype:

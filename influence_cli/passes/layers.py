@@ -74,11 +74,11 @@ class Tape:
                 self.outputs, self.anchors, slopes.to(self.outputs.dtype), retain_graph=again, allow_unused=True
             )
         count = 1 + max((call.layer for call in self.calls), default=-1)
-        found: list[list[Call]] = [[] for _ in range(count)]
+        by_layer: list[list[Call]] = [[] for _ in range(count)]
         for call in self.calls:
             if call.delta is not None:
-                found[call.layer].append(call)
-        return found
+                by_layer[call.layer].append(call)
+        return by_layer
 
 
 class _Root(torch.autograd.Function):
@@ -150,11 +150,11 @@ def candidates(network: Network) -> list[Layer]:
     for module in network.model.modules():
         for parameter in module.parameters(recurse=False):
             holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    own: dict[str, list[str]] = {}
+    tracked: dict[str, list[str]] = {}
     for name in network.names:
-        own.setdefault(owner_of(name), []).append(name)
-    found = []
-    for owner, names in own.items():
+        tracked.setdefault(owner_of(name), []).append(name)
+    layers = []
+    for owner, names in tracked.items():
         module = network.model.get_submodule(owner)
         short = {name.rpartition(".")[2]: name for name in names}
         shared = any(holders[id(network.model.get_parameter(name))] > 1 for name in names)
@@ -162,8 +162,8 @@ def candidates(network: Network) -> list[Layer]:
             continue
         layer = _describe(module, owner, short.get("weight", ""), short.get("bias", ""))
         if layer is not None:
-            found.append(layer)
-    return found
+            layers.append(layer)
+    return layers
 
 
 def _describe(module: nn.Module, name: str, weight: str, bias: str) -> Layer | None:

@@ -65,16 +65,16 @@ def fill_store(
         layout, files = store.layout, store.shards or [(path, range(store.layout.blocks))]
     distributed.barrier()  # no process still reads what another one is about to write
     filled, started = Filled(0, np.zeros(layout.k + 1), []), time.perf_counter()
-    jobs = [(file, blocks, own) for file, blocks in files if len(own := todo[np.isin(todo, blocks)])]
+    jobs = [(file, blocks, unfilled) for file, blocks in files if len(unfilled := todo[np.isin(todo, blocks)])]
     count = sum(len(task.train.indices[layout.rows(int(block))]) for block in todo)
     try:
         with terminal.progress(count, f"gradients of {path.name}") as bar:
             advance = distributed.counted(bar)
             for number in distributed.turns(len(jobs)):
-                file, blocks, own = jobs[number]
+                file, blocks, unfilled = jobs[number]
                 measure_loading(task, terminal)
                 indices = task.train.indices[layout.span(blocks)]
-                fill_blocks(task, network, basis, file, own - blocks.start, indices, filled, advance, skip)
+                fill_blocks(task, network, basis, file, unfilled - blocks.start, indices, filled, advance, skip)
     except KeyboardInterrupt:
         done = layout.blocks - len(todo) + filled.blocks
         kept = f"{done} of {layout.blocks} blocks" if distributed.size() == 1 else "finished blocks"
@@ -136,11 +136,11 @@ def fill_blocks(
         store.write_labels(task.train.labels[indices], indices)
         try:
             batches = read_batches(task.train, np.concatenate(positions), layout.block, task.loading)
-            for block, own, batch in zip(todo, positions, batches, strict=True):
+            for block, block_indices, batch in zip(todo, positions, batches, strict=True):
                 if not skip:
                     refuse_unreadable(batch)
                 filled.skipped += [reason for _, reason in batch.unreadable]
-                rows = block_rows(task, network, basis, batch, size, own, advance, written)
+                rows = block_rows(task, network, basis, batch, size, block_indices, advance, written)
                 written()
                 pending = writer.submit(store.write, int(block), rows)
                 filled.total += block_sums(rows.coordinates)
@@ -193,10 +193,10 @@ def block_rows(
         part = slice(start, start + size)
         if part.stop >= len(batch):
             before_last()
-        own, losses, outputs = coordinates(network, basis, batch.inputs[part], batch.targets[part])
+        values, losses, outputs = coordinates(network, basis, batch.inputs[part], batch.targets[part])
         piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
-        check_gradients(task.train, piece, losses, own)
-        pieces.append((_host(own), _host(losses), _host(outputs)))
+        check_gradients(task.train, piece, losses, values)
+        pieces.append((_host(values), _host(losses), _host(outputs)))
         advance(len(piece))
     width = network.size if basis is None else basis.width
     place = rows_of(indices, batch.indices)

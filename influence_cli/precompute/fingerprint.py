@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import xxhash
 
 from influence_cli.curvature.choice import Choice
-from influence_cli.data.fingerprint import data_facts
+from influence_cli.data.fingerprint import data_fingerprint
 from influence_cli.errors import InfluenceError
 from influence_cli.model.fingerprint import MEANING, versions, weights_hash
 from influence_cli.model.task import Task
@@ -26,7 +26,7 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
     """
     return {
         "weights": weights_hash(task.model),
-        **data_facts(task.train),
+        **data_fingerprint(task.train),
         "layers": f"{choice.network.size} {xxhash.xxh3_64_hexdigest(' '.join(choice.network.names).encode())}",
         "loss": task.loss_name,
         "basis": f"{choice.method} {choice.matrix}" if choice.has_basis else "raw gradients",
@@ -38,25 +38,25 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
     }
 
 
-def differing(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+def differing(stored: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """List the parts in which two fingerprints differ."""
-    return [name for name in MEANING if found.get(name) != wanted.get(name)]
+    return [name for name in MEANING if stored.get(name) != wanted.get(name)]
 
 
-def compare(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> None:
+def compare(stored: Mapping[str, str], wanted: Mapping[str, str], path: str) -> None:
     """Refuse a store that belongs to another run, naming what differs.
 
     Raises:
         InfluenceError: naming every part that differs.
     """
-    different = differing(found, wanted)
+    different = differing(stored, wanted)
     if not different:
         return
     said = []
     for name in different:
         readable = name in ("basis", "seed", "precision", "store_dtype", "versions", "loss")
         said.append(
-            f"{MEANING[name]} ({found.get(name)} in the store, {wanted.get(name)} now)" if readable else MEANING[name]
+            f"{MEANING[name]} ({stored.get(name)} in the store, {wanted.get(name)} now)" if readable else MEANING[name]
         )
     grown = "; a store grows by itself only if the new images come after all old ones" if "count" in different else ""
     raise InfluenceError(

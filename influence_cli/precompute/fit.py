@@ -61,17 +61,17 @@ def fit_curvature(
         Stopped: Ctrl-C; finished batches are kept.
     """
     fingerprint = curvature_fingerprint(wanted, choice)
-    own: dict[str, Any] = {"curvature": fingerprint, "method": choice.method}
+    facts: dict[str, Any] = {"curvature": fingerprint, "method": choice.method}
     if choice.is_layered:
         blocks = _fit_layers(task, choice, path, fingerprint, terminal, batch, skip)
         for text in remainders(blocks):
             terminal.warn(text)
-        return Fitted(to_arrays(blocks), own | {"blocks": describe(blocks), "smallest": 0.0})
+        return Fitted(to_arrays(blocks), facts | {"blocks": describe(blocks), "smallest": 0.0})
     if choice.method == "arnoldi":
-        return _fit_arnoldi(task, choice, terminal, own, batch, skip)
+        return _fit_arnoldi(task, choice, terminal, facts, batch, skip)
     matrix, what = _compute_matrix(task, choice, path, fingerprint, terminal, skip)
     if not distributed.is_first():
-        return Fitted(facts=own)  # the first process decomposes it, and writes the store
+        return Fitted(facts=facts)  # the first process decomposes it, and writes the store
     with terminal.status(f"eigenvectors of the {what} matrix"):
         basis, spectrum = eigenbasis(matrix)
     # A hinge has slope without curvature: only l2 + λ divides there, so no direction can be left out.
@@ -80,7 +80,7 @@ def fit_curvature(
     arrays = {"spectrum": spectrum[:k].cpu().numpy(), "basis": basis[:, :k].float().cpu().numpy()}
     return Fitted(
         arrays,
-        own | {"smallest": float(spectrum[-1]), "trace": float(spectrum.sum()), "largest": float(spectrum[0])},
+        facts | {"smallest": float(spectrum[-1]), "trace": float(spectrum.sum()), "largest": float(spectrum[0])},
     )
 
 
@@ -102,8 +102,8 @@ def _fit_layers(
             "track fewer layers (gradients.layers), or use curvature.method: identity",
         )
     how = _how(task, choice, terminal)
-    own = dict(fingerprint) | {"seed": str(task.seed), "method": choice.method}
-    progress = load_progress(file, own)
+    fit_fingerprint = dict(fingerprint) | {"seed": str(task.seed), "method": choice.method}
+    progress = load_progress(file, fit_fingerprint)
     # Progress is counted in batches: resume with the same size, or start over if that does not fit the memory.
     sizes = distributed.gathered(None if progress is None else int(progress.arrays["batch"]))
     known = [size for size in sizes if size is not None and size <= batch]
@@ -137,7 +137,7 @@ def _fit_layers(
         return True
 
     try:
-        with saving(file, own, terminal) as save, bars:
+        with saving(file, fit_fingerprint, terminal) as save, bars:
             return fit_batches(batches, every=every, order=sample, progress=begun, save=save, report=bars.report)
     except FloatingPointError:
         refuse_culprit(task.train, network, last, is_finite, "curvature")
@@ -234,7 +234,9 @@ def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
     return EMPIRICAL
 
 
-def _fit_arnoldi(task: Task, choice: Choice, terminal: Terminal, own: dict[str, Any], batch: int, skip: bool) -> Fitted:
+def _fit_arnoldi(
+    task: Task, choice: Choice, terminal: Terminal, facts: dict[str, Any], batch: int, skip: bool
+) -> Fitted:
     network = choice.network
     measure_loading(task, terminal)
     examples = hold(training_batches(task, skip), task.device, batch)
@@ -243,16 +245,16 @@ def _fit_arnoldi(task: Task, choice: Choice, terminal: Terminal, own: dict[str, 
     free = available_bytes(task.device)
     with terminal.progress(0, "Arnoldi: products with the curvature") as advance:
         try:
-            found = top_eigenvectors(product, network.size, like=like, seed=task.seed, free=free, on_product=advance)
+            pairs = top_eigenvectors(product, network.size, like=like, seed=task.seed, free=free, on_product=advance)
         except FloatingPointError:
             refuse_product(task.train, network, training_batches(task, skip), choice.matrix)
     terminal.say(
-        f"arnoldi: {len(found.values)} eigenpairs from {found.products} products, relative residual at most "
-        f"{found.residual:.1e}"
+        f"arnoldi: {len(pairs.values)} eigenpairs from {pairs.products} products, relative residual at most "
+        f"{pairs.residual:.1e}"
     )
     return Fitted(
-        {"spectrum": found.values.cpu().numpy(), "basis": found.vectors.float().cpu().numpy()},
-        own | {"smallest": found.smallest, "trace": found.trace, "largest": float(found.values[0])},
+        {"spectrum": pairs.values.cpu().numpy(), "basis": pairs.vectors.float().cpu().numpy()},
+        facts | {"smallest": pairs.smallest, "trace": pairs.trace, "largest": float(pairs.values[0])},
     )
 
 
@@ -261,8 +263,8 @@ def _compute_matrix(
 ) -> tuple[Tensor, str]:
     """Give the exact matrix, and its name for people."""
     what = f"{'GGN' if choice.matrix == 'ggn' else 'Hessian'} {choice.network.size:,} × {choice.network.size:,}"
-    file, own = fit_path(path), dict(fingerprint) | {"method": choice.method}
-    progress = load_progress(file, own) or Progress("matrix")
+    file, fit_fingerprint = fit_path(path), dict(fingerprint) | {"method": choice.method}
+    progress = load_progress(file, fit_fingerprint) or Progress("matrix")
     if progress.done:
         terminal.say(f"resuming with the matrix in {file}: {progress.examples:,} examples done")
     # TF32 would round eigenvalues below zero: that precision is for gradients.
@@ -270,7 +272,7 @@ def _compute_matrix(
     measure_loading(task, terminal)
     try:
         count = len(task.train) // distributed.size()
-        with saving(file, own, terminal) as save, terminal.progress(count, what) as advance:
+        with saving(file, fit_fingerprint, terminal) as save, terminal.progress(count, what) as advance:
             advance(progress.examples)
             batches = _batches(task, task.train.indices, progress.done, BATCH, skip)
             matrix = curvature_matrix(

@@ -32,8 +32,8 @@ SAVE_EVERY = 30.0
 
 def fit_path(store: Path) -> Path:
     """Name the file of a store's unfinished fit; each of several processes has its own."""
-    own = f".{distributed.rank()}-of-{distributed.size()}" if distributed.size() > 1 else ""
-    return store.with_name(f"{store.name}.fit{own}")
+    suffix = f".{distributed.rank()}-of-{distributed.size()}" if distributed.size() > 1 else ""
+    return store.with_name(f"{store.name}.fit{suffix}")
 
 
 def fit_files(store: Path) -> list[Path]:
@@ -48,14 +48,14 @@ def save_progress(path: Path, progress: Progress, fingerprint: Mapping[str, str]
         InfluenceError: the disk is full or gone; what was there stays.
     """
     arrays = {name: tensor.detach().cpu().contiguous() for name, tensor in progress.arrays.items()}
-    facts = {
+    header = {
         "stage": progress.stage,
         "done": progress.done,
         "examples": progress.examples,
         "fingerprint": dict(fingerprint),
         "checksums": {name: _digest(tensor) for name, tensor in arrays.items()},
     }
-    text = json.dumps(facts)
+    text = json.dumps(header)
     try:
         with disk.whole(path) as part:
             save_file(arrays, part, metadata={"progress": text, "xxh3": xxhash.xxh3_64_hexdigest(text.encode())})
@@ -77,16 +77,16 @@ def load_progress(path: Path, fingerprint: Mapping[str, str]) -> Progress | None
             text = metadata["progress"]
             if metadata["xxh3"] != xxhash.xxh3_64_hexdigest(text.encode()):
                 return None
-            facts = json.loads(text)
+            header = json.loads(text)
             # Copies have torch's alignment, so that matrix products of the same bytes give the same bytes.
             arrays = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, KeyError, ValueError):
         return None
-    if facts["fingerprint"] != dict(fingerprint) or facts["checksums"].keys() != arrays.keys():
+    if header["fingerprint"] != dict(fingerprint) or header["checksums"].keys() != arrays.keys():
         return None
-    if any(_digest(tensor) != facts["checksums"][name] for name, tensor in arrays.items()):
+    if any(_digest(tensor) != header["checksums"][name] for name, tensor in arrays.items()):
         return None
-    return Progress(facts["stage"], facts["done"], facts["examples"], arrays)
+    return Progress(header["stage"], header["done"], header["examples"], arrays)
 
 
 @contextmanager

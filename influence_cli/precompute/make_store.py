@@ -18,7 +18,7 @@ from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.data.batches import Batch
-from influence_cli.data.fingerprint import data_facts
+from influence_cli.data.fingerprint import data_fingerprint
 from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.model.task import Task
@@ -163,8 +163,8 @@ def curvature_of(
 
 def known_curvature(choice: Choice, path: Path, wanted: dict[str, str]) -> Fitted | None:
     """Take the curvature from the store's file; None if it does not fit, or if a process does not see it."""
-    found = stored_curvature(path, wanted, choice)
-    return found if all(distributed.gathered(found is not None)) else None
+    stored = stored_curvature(path, wanted, choice)
+    return stored if all(distributed.gathered(stored is not None)) else None
 
 
 def halving_alone(work: Callable[[int], Fitted], batch: int, tell: Callable[[str], Any]) -> tuple[Fitted, int]:
@@ -202,11 +202,11 @@ def _trial(choice: Choice, basis: Basis, batch: Batch, count: int) -> None:
 def has_grown(task: Task, path: Path, wanted: dict[str, str]) -> bool:
     """Say whether the only change since a store was made is new training examples at the end."""
     with Store.open(path, rows=False) as store:
-        found, n = store.fingerprint, store.layout.n
-    if n >= len(task.train) or not set(differing(found, wanted)) <= {"count", "labels", "files", "examples"}:
+        stored, n = store.fingerprint, store.layout.n
+    if n >= len(task.train) or not set(differing(stored, wanted)) <= {"count", "labels", "files", "examples"}:
         return False
-    before = data_facts(take(task.train, task.train.indices[:n]))
-    return all(found.get(name) == value for name, value in before.items())
+    before = data_fingerprint(take(task.train, task.train.indices[:n]))
+    return all(stored.get(name) == value for name, value in before.items())
 
 
 def extend_store(config: Config, task: Task, path: Path, wanted: dict[str, str], terminal: Terminal) -> None:

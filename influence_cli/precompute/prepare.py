@@ -253,8 +253,8 @@ def _prepared(
 
 def _summary(path: Path) -> np.ndarray:
     with Store.open(path) as store:
-        found = store.summary()
-    return _summarise(path) if found is None else found
+        summary = store.summary()
+    return _summarise(path) if summary is None else summary
 
 
 def _summarise(path: Path) -> np.ndarray:

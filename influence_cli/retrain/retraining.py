@@ -14,7 +14,7 @@ from torch import nn
 
 from influence_cli.config.schema import Config
 from influence_cli.config.user_code import import_object
-from influence_cli.model.fingerprint import split_facts
+from influence_cli.model.fingerprint import splits_fingerprint
 from influence_cli.model.task import Task
 from influence_cli.retrain.training import (
     Again,
@@ -83,7 +83,7 @@ class Retraining:
         config = self.config
         build = import_object(config.model.factory, config.folder, config.where("model", "factory"))
         return {
-            **split_facts(task),
+            **splits_fingerprint(task),
             "training": f"{self.training.name} {self.training.source}",
             "model": f"{config.model.factory} {source_hash(build, config.model.args)}",
             "loss": f"{task.loss_name} {source_hash(task.loss, config.loss.args)}",

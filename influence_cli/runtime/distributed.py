@@ -219,10 +219,10 @@ def gathered(value: Value) -> list[Value]:
         return [value]
     from torch import distributed
 
-    found: list[Any] = [None] * _job.size
+    values: list[Any] = [None] * _job.size
     with listening():
-        distributed.all_gather_object(found, value)
-    return found
+        distributed.all_gather_object(values, value)
+    return values
 
 
 def from_first(make: Callable[[], Value]) -> Value:
@@ -283,19 +283,19 @@ def counted(advance: Callable[[float], None]) -> Callable[[float], None]:
     return note
 
 
-def agree(facts: Mapping[str, str], meaning: Mapping[str, str]) -> None:
+def agree(inputs: Mapping[str, str], meaning: Mapping[str, str]) -> None:
     """Refuse to start if the processes do not see the same inputs.
 
     Args:
-        facts: what this one sees, part by part.
+        inputs: what this one sees, part by part.
         meaning: what each part is called.
 
     Raises:
         InfluenceError: naming the process and what differs.
     """
-    first, *others = gathered((socket.gethostname(), dict(facts)))
-    for number, (host, own) in enumerate(others, start=1):
-        different = [meaning.get(name, name) for name in {**first[1], **own} if first[1].get(name) != own.get(name)]
+    first, *others = gathered((socket.gethostname(), dict(inputs)))
+    for number, (host, seen) in enumerate(others, start=1):
+        different = [meaning.get(name, name) for name in {**first[1], **seen} if first[1].get(name) != seen.get(name)]
         if different:
             raise InfluenceError(
                 f"rank {number} (host {host}) does not see the same as rank 0 (host {first[0]}); what differs: "
@@ -306,8 +306,8 @@ def agree(facts: Mapping[str, str], meaning: Mapping[str, str]) -> None:
 
 def hear(warnings: Sequence[str], warn: Callable[[str], None]) -> None:
     """Let the first process print the warnings of the others, since only it prints."""
-    for own in gathered(list(warnings)):
-        for text in own:
+    for texts in gathered(list(warnings)):
+        for text in texts:
             warn(text)
 
 

@@ -42,9 +42,9 @@ def sum_tensors(tensors: dict[str, Tensor], chosen: Callable[[str], bool]) -> No
         return
     import torch
 
-    own = {name: (tuple(t.shape), t.dtype, t.device.type) for name, t in tensors.items() if chosen(name)}
+    described = {name: (tuple(t.shape), t.dtype, t.device.type) for name, t in tensors.items() if chosen(name)}
     known: dict[str, Any] = {}
-    for others in distributed.gathered(own):
+    for others in distributed.gathered(described):
         known |= others
     for name in sorted(known):
         shape, dtype, kind = known[name]
@@ -73,34 +73,34 @@ def hand_round(tensors: dict[str, Tensor]) -> None:
                 tensors[name] = there
 
 
-def rows_to_first(own: Tensor | None) -> Tensor | None:
+def rows_to_first(rows: Tensor | None) -> Tensor | None:
     """Give the first process the rows of all, joined in order; None in the others.
 
     Args:
-        own: [b, d] on the CPU; None where there are none.
+        rows: [b, d] on the CPU; None where there are none.
     """
     if distributed.size() == 1:
-        return own
+        return rows
     import torch
     import torch.distributed as channel
 
-    counts = distributed.gathered(None if own is None else (len(own), own.shape[1], own.dtype))
+    counts = distributed.gathered(None if rows is None else (len(rows), rows.shape[1], rows.dtype))
     known = [count for count in counts if count is not None]
     if not distributed.is_first() or not known:
-        if own is not None:
+        if rows is not None:
             with distributed.listening():
-                channel.send(own.contiguous(), 0)
+                channel.send(rows.contiguous(), 0)
         return None
     whole = torch.empty(sum(count[0] for count in known), known[0][1], dtype=known[0][2])
     start = 0
     for source, count in enumerate(counts):
         if count is None:
             continue
-        rows = whole[start : start + count[0]]
+        place = whole[start : start + count[0]]
         start += count[0]
-        if source == 0 and own is not None:
-            rows.copy_(own)
+        if source == 0 and rows is not None:
+            place.copy_(rows)
         else:
             with distributed.listening():
-                channel.recv(rows, source)
+                channel.recv(place, source)
     return whole

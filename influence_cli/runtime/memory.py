@@ -57,11 +57,11 @@ def _cached_bytes(folder: Path) -> int:
     """Count file pages that the kernel can reclaim: a store in the page cache is not memory in use."""
     try:
         pairs = (line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines() if " " in line)
-        found = dict(pairs)
+        counts = dict(pairs)
     except OSError:
         return 0
     # For cgroup v1, whose plain numbers leave out the groups below.
-    return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
+    return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

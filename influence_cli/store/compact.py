@@ -58,11 +58,11 @@ def _begun(path: Path, store: Store) -> Path:
     """Give the file for the copies: one that an earlier call started for the same store, or a new one."""
     merged = path.with_name(path.name + ".merged")
     # The same rows have the same bytes in any shards.
-    own = {"merged_from": xxhash.xxh3_64_hexdigest(store.digests().tobytes() + store.checksums().tobytes())}
+    origin = {"merged_from": xxhash.xxh3_64_hexdigest(store.digests().tobytes() + store.checksums().tobytes())}
     if merged.exists():
         try:
             with Store.open(merged) as begun:
-                if begun.facts.get("merged_from") == own["merged_from"] and begun.layout == store.layout:
+                if begun.facts.get("merged_from") == origin["merged_from"] and begun.layout == store.layout:
                     return merged
         except InfluenceError:
             pass  # truncated: it is made again
@@ -71,7 +71,7 @@ def _begun(path: Path, store: Store) -> Path:
         merged,
         store.layout,
         fingerprint=store.fingerprint,
-        facts=store.facts | own,
+        facts=store.facts | origin,
         labels=store.column("labels"),
         indices=store.column("indices"),
         arrays={name: values for name in store.names() if (values := store.array(name)) is not None},

@@ -89,8 +89,8 @@ def _check_seal(seal: bytes, path: Path) -> None:
     kind, _, rest = seal.partition(b"\n")
     name, _, version = kind.partition(b" ")
     if name != FORMAT.encode():
-        body, _, found = rest.partition(b"\n")
-        if found[:16] == xxhash.xxh3_64_hexdigest(body).encode():
+        body, _, checksum = rest.partition(b"\n")
+        if checksum[:16] == xxhash.xxh3_64_hexdigest(body).encode():
             raise InfluenceError(f"{path} is damaged: its first bytes have changed", ANEW)
         if h5py.is_hdf5(path):
             raise InfluenceError(
@@ -106,23 +106,23 @@ def _check_seal(seal: bytes, path: Path) -> None:
     body, _, rest = rest.partition(b"\n")
     if version != str(VERSION).encode() or rest.rstrip(b"\0") != xxhash.xxh3_64_hexdigest(body).encode() + b"\n":
         raise InfluenceError(f"{path} is damaged: its first {len(seal)} bytes have changed", ANEW)
-    facts, size = _object(body), path.stat().st_size
-    ranges = facts.get("metadata")
-    if not isinstance(facts.get("bytes"), int) or not isinstance(ranges, list) or not _rise(ranges, facts["bytes"]):
+    sealed, size = _object(body), path.stat().st_size
+    ranges = sealed.get("metadata")
+    if not isinstance(sealed.get("bytes"), int) or not isinstance(ranges, list) or not _rise(ranges, sealed["bytes"]):
         raise InfluenceError(f"{path} is damaged: its seal does not match", ANEW)
-    if size < facts["bytes"]:
+    if size < sealed["bytes"]:
         raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW)
-    if digest(path, ranges) != facts.get("xxh3"):
+    if digest(path, ranges) != sealed.get("xxh3"):
         raise InfluenceError(f"{path} is damaged: the HDF5 metadata of its data sets has changed", ANEW)
 
 
 def _object(text: bytes) -> dict[str, Any]:
     """Read a JSON object; an empty one for anything else, since a matching checksum is easily forged."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def _rise(ranges: list[Any], size: int) -> bool:
@@ -152,16 +152,16 @@ def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
         layout = Layout(**header["layout"])
         if not (isinstance(header["fingerprint"], dict) and isinstance(header["facts"], dict) and _possible(layout)):
             raise wrong
-        own = [
+        expected = [
             *((name, dtype, (layout.padded, *shape)) for name, (shape, dtype) in row_columns(layout).items()),
             *((name, dtype, (layout.blocks,)) for name, dtype in PER_BLOCK.items()),
         ]
         if "shards" in header:  # rows and blocks belong to the shards, and are checked there
-            own = []
+            expected = []
             if not check_shards(header["shards"], layout.blocks):
                 raise wrong
         for name, dtype, shape in (
-            *own,
+            *expected,
             ("summary", "float64", (layout.k + 1,)),
             ("summary_xxh3", "uint64", (1,)),
         ):

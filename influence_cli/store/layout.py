@@ -132,8 +132,8 @@ def create(
         ValueError: a side array has a reserved name.
         InfluenceError: the folder is missing or not writable, or the disk is too small.
     """
-    own = {*FIXED, *row_columns(layout), "scales", "coordinates"}
-    taken = [name for name in arrays if name.split("/")[0] in own]
+    reserved = {*FIXED, *row_columns(layout), "scales", "coordinates"}
+    taken = [name for name in arrays if name.split("/")[0] in reserved]
     if taken:
         raise ValueError(f"side arrays cannot be called {', '.join(taken)}")
     header = {"layout": asdict(layout), "fingerprint": dict(fingerprint), "facts": dict(facts)}
@@ -242,14 +242,14 @@ def lay_out_rest(file: h5py.File, layout: Layout, header: bytes, arrays: Mapping
 
 def data_sets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
     """List the data sets of all groups."""
-    found: list[tuple[str, h5py.Dataset]] = []
+    datasets: list[tuple[str, h5py.Dataset]] = []
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Dataset):
-            found.append((name, item))
+            datasets.append((name, item))
 
     file.visititems(visit)
-    return found
+    return datasets
 
 
 def _add(file: h5py.File, name: str, values: np.ndarray) -> None:
@@ -279,7 +279,7 @@ def _seal(raw: BinaryIO, path: Path) -> None:
     with h5py.File(path, "r", locking=False) as file:
         room = at = file.userblock_size
         data = [data.id for _, data in data_sets(file) if not data.is_virtual]
-        extents = sorted((own.get_offset(), own.get_storage_size()) for own in data if own.get_storage_size())
+        extents = sorted((item.get_offset(), item.get_storage_size()) for item in data if item.get_storage_size())
     ranges = []
     for start, size in [*extents, (path.stat().st_size, 0)]:
         if start > at:

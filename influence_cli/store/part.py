@@ -57,8 +57,8 @@ class Part:
 
     def reader(self) -> Reader:
         """Make a reader of its rows; the data for checksums is read now."""
-        own = slice(self.layout.blocks)
-        digests, checksums = self.column("inputs", own), self.column("checksums", own)
+        blocks = slice(self.layout.blocks)
+        digests, checksums = self.column("inputs", blocks), self.column("checksums", blocks)
         return Reader(self.path, self.first, self.raw, self.layout, self.places, digests, checksums)
 
     def put(self, name: str, row: int, values: np.ndarray | np.generic) -> None:

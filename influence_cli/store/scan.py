@@ -148,11 +148,11 @@ class Reader:
             InfluenceError: a block is damaged.
         """
         ahead = self.blocks.start
-        own = range(piece.start - ahead, piece.stop - ahead)
-        rows, step = self._map(own), len(own) if whole else blocks_in(self._layout, PART_BYTES)
-        first, before = own.start * self._layout.block, ahead * self._layout.block
-        for start in range(own.start, own.stop, step):
-            blocks = range(start, min(own.stop, start + step))
+        in_file = range(piece.start - ahead, piece.stop - ahead)
+        rows, step = self._map(in_file), len(in_file) if whole else blocks_in(self._layout, PART_BYTES)
+        first, before = in_file.start * self._layout.block, ahead * self._layout.block
+        for start in range(in_file.start, in_file.stop, step):
+            blocks = range(start, min(in_file.stop, start + step))
             for block in blocks:
                 if not self._fits(block, rows, first):
                     raise damaged_block(self.path, block)
@@ -167,8 +167,8 @@ class Reader:
 
     def fits(self, block: int) -> bool:
         """Say whether the checksum of a block of the store matches."""
-        own = block - self.blocks.start
-        return self._fits(own, self._map(range(own, own + 1)), own * self._layout.block)
+        in_file = block - self.blocks.start
+        return self._fits(in_file, self._map(range(in_file, in_file + 1)), in_file * self._layout.block)
 
     def _converted(self, where: slice) -> Iterator[slice]:
         """Cut rows evenly into parts that are converted at once."""

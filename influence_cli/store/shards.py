@@ -68,7 +68,7 @@ class Shard:
 
 def shards_of(header: Mapping[str, Any]) -> list[Shard]:
     """Read the shards from a main file's header; none for a store in one file."""
-    return [Shard(**facts) for facts in header.get("shards", [])]
+    return [Shard(**entry) for entry in header.get("shards", [])]
 
 
 def _new_folder(path: Path) -> Path:
@@ -141,7 +141,7 @@ def extend(
     raw, file, header = open_file(path)
     with raw, file:
         arrays = {name: np.asarray(file[name][()]) for name in side_arrays(file)}
-        own = _header_hash(file)
+        header_hash = _header_hash(file)
     old, facts = Layout(**header["layout"]), header["facts"]
     full = old.n // old.block
     known = shards_of(header)
@@ -154,7 +154,7 @@ def extend(
             disk.link(str(path), str(first))
         except OSError:  # a file system without hard links
             disk.copy(path, first)
-        known = [Shard(f"{folder.name}/{first.name}", 0, full, own)]
+        known = [Shard(f"{folder.name}/{first.name}", 0, full, header_hash)]
     kept = [
         Shard(shard.file, shard.first, min(shard.blocks, full - shard.first), shard.header)
         for shard in known
@@ -266,10 +266,10 @@ def open_shards(path: Path, header: Mapping[str, Any], *, write: bool) -> list[P
                     f"{path} is missing its shard {shard.file}, which held {held}",
                     f"put it back, or {ANEW}; the curvature is kept",
                 )
-            raw, own, found = open_file(file, write=write)
+            raw, content, header = open_file(file, write=write)
             used = replace(layout, n=rows.stop - rows.start)
-            opened.append(Part(file, file.absolute(), raw, own, shard.first, used))
-            if _header_hash(own) != shard.header or not _fits(found, layout, shard):
+            opened.append(Part(file, file.absolute(), raw, content, shard.first, used))
+            if _header_hash(content) != shard.header or not _fits(header, layout, shard):
                 raise InfluenceError(
                     f"{file} is a shard of another store: {path} was made with a different shard for {held}",
                     f"put the right one back, or {ANEW}; the curvature is kept",
@@ -281,11 +281,11 @@ def open_shards(path: Path, header: Mapping[str, Any], *, write: bool) -> list[P
     return opened
 
 
-def _fits(found: Mapping[str, Any], layout: Layout, shard: Shard) -> bool:
-    own = Layout(**found["layout"])
+def _fits(header: Mapping[str, Any], layout: Layout, shard: Shard) -> bool:
+    shape = Layout(**header["layout"])
     rows = shard.rows(layout)
-    same = (own.k, own.classes, own.block, own.dtype) == (layout.k, layout.classes, layout.block, layout.dtype)
-    return same and own.n >= rows.stop - rows.start and own.blocks >= shard.blocks
+    same = (shape.k, shape.classes, shape.block, shape.dtype) == (layout.k, layout.classes, layout.block, layout.dtype)
+    return same and shape.n >= rows.stop - rows.start and shape.blocks >= shard.blocks
 
 
 def _allow_files(need: int) -> None:

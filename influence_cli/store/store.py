@@ -126,13 +126,13 @@ class Store:
     def column(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """Read ``losses``, ``outputs``, ``labels``, ``indices`` or ``state`` of all examples, or of a range of rows."""
         start, stop, _ = rows.indices(self.layout.n)
-        found: list[np.ndarray] = []
+        columns: list[np.ndarray] = []
         for part in self._parts:
             first = part.first * self.layout.block
-            own = range(part.layout.n)[max(0, start - first) : max(0, stop - first)]
-            if own or not found:
-                found.append(part.column(name, slice(own.start, own.stop)))
-        return _joined(found)
+            wanted = range(part.layout.n)[max(0, start - first) : max(0, stop - first)]
+            if wanted or not columns:
+                columns.append(part.column(name, slice(wanted.start, wanted.stop)))
+        return _joined(columns)
 
     def done(self) -> np.ndarray:
         """Say which blocks are complete: bool [blocks]."""
@@ -216,9 +216,9 @@ class Store:
         chosen = np.flatnonzero(self.done()) if blocks is None else blocks
         bad: list[int] = []
         for part in self._parts:
-            own = sorted(set(part.blocks).intersection(chosen.tolist()))
-            reader = part.reader() if own else None
-            bad += [block for block in own if reader is not None and not reader.fits(block)]
+            held = sorted(set(part.blocks).intersection(chosen.tolist()))
+            reader = part.reader() if held else None
+            bad += [block for block in held if reader is not None and not reader.fits(block)]
         return np.array(bad, dtype=np.int64)
 
     def map(
@@ -246,12 +246,12 @@ class Store:
             InfluenceError: a block is missing or damaged.
         """
         self.require_complete()
-        own, threads = local(), threads or torch.get_num_threads()
+        per_thread, threads = local(), threads or torch.get_num_threads()
 
         def room(count: int) -> np.ndarray:
-            if not hasattr(own, "rows"):  # made once per thread
-                own.rows = room_for(most_rows(self.layout), self.layout.k)
-            return np.asarray(own.rows[:count])
+            if not hasattr(per_thread, "rows"):  # made once per thread
+                per_thread.rows = room_for(most_rows(self.layout), self.layout.k)
+            return np.asarray(per_thread.rows[:count])
 
         def run(piece: tuple[Reader, range]) -> list[Result]:
             reader, blocks = piece

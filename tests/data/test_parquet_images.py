@@ -24,7 +24,7 @@ from influence_cli.config.schema import Config
 from influence_cli.data import parquet_images
 from influence_cli.data.batches import Loading, read_batches
 from influence_cli.data.datasets import load_split
-from influence_cli.data.fingerprint import file_facts
+from influence_cli.data.fingerprint import files_hash
 from influence_cli.data.parquet_images import ParquetImages
 from influence_cli.data.split import take
 from tests.conftest import Command
@@ -196,13 +196,13 @@ def test_the_fingerprint_is_of_the_files_that_are_used(project: Path) -> None:
     hub(project / "train-1.parquet", folder, range(200, 320), rows=100)
     config = as_parquet(project)
     split = load_split(config, "train", config.train)
-    whole, first = file_facts(split), file_facts(take(split, np.arange(200)))
+    whole, first = files_hash(split), files_hash(take(split, np.arange(200)))
     assert whole != first
     os.utime(project / "train-1.parquet", ns=(1, 1))
-    assert file_facts(split) != whole
-    assert file_facts(take(split, np.arange(200))) == first
+    assert files_hash(split) != whole
+    assert files_hash(take(split, np.arange(200))) == first
     (project / "train-1.parquet").unlink()
-    assert refused(lambda: file_facts(split)).message.startswith(
+    assert refused(lambda: files_hash(split)).message.startswith(
         f"{project}/train-1.parquet cannot be read: FileNotFound"
     )
 

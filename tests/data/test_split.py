@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from influence_cli.data.batches import Batch, Loading, labelled_inputs, read_batches, refuse_unreadable
-from influence_cli.data.fingerprint import file_facts
+from influence_cli.data.fingerprint import files_hash
 from influence_cli.data.image_files import open_image
 from influence_cli.data.images import as_picture, file_input, raw_image
 from influence_cli.data.split import Split, raw_item, row_of, rows_of, take, to_input
@@ -491,12 +491,12 @@ def folder(tmp_path: Path) -> Split:
 
 
 def test_facts_stay_while_the_files_do_whatever_their_content(folder: Split, tmp_path: Path) -> None:
-    before = file_facts(folder)
-    assert before == file_facts(folder)
+    before = files_hash(folder)
+    assert before == files_hash(folder)
     (tmp_path / "1.png").write_bytes(b"x" * 11)
     os.utime(tmp_path / "1.png", ns=(2 * 10**18, 10**18 + 1))
     # Neither the content nor the time of the last reading is looked at.
-    assert file_facts(folder) == before
+    assert files_hash(folder) == before
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -511,31 +511,31 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_facts_change_with_the_time_or_the_size_of_a_file(folder: Split, tmp_path: Path, change: str) -> None:
-    before = file_facts(folder)
+    before = files_hash(folder)
     CHANGES[change](tmp_path)
-    assert file_facts(folder) != before
+    assert files_hash(folder) != before
 
 
 def test_facts_are_of_the_paths_and_the_examples_in_use(folder: Split, tmp_path: Path) -> None:
-    before = file_facts(folder)
-    part = file_facts(take(folder, np.array([0, 1])))
+    before = files_hash(folder)
+    part = files_hash(take(folder, np.array([0, 1])))
     assert part != before
     os.utime(tmp_path / "2.png", ns=(10**18, 5))
-    assert file_facts(take(folder, np.array([0, 1]))) == part
+    assert files_hash(take(folder, np.array([0, 1]))) == part
     (tmp_path / "0.png").rename(tmp_path / "other.png")
     renamed = (str(tmp_path / "other.png"), *(folder.paths or ())[1:])
-    assert file_facts(take(split_of(numbered(3), paths=renamed), np.array([0, 1]))) != part
+    assert files_hash(take(split_of(numbered(3), paths=renamed), np.array([0, 1]))) != part
 
 
 def test_facts_name_a_file_that_is_gone(folder: Split, tmp_path: Path) -> None:
     (tmp_path / "1.png").unlink()
-    error = refused(lambda: file_facts(folder))
+    error = refused(lambda: files_hash(folder))
     assert error.message.startswith(f"training example 1 ({tmp_path / '1.png'}) cannot be read: FileNotFoundError")
-    assert file_facts(take(folder, np.array([0, 2]))) is not None
+    assert files_hash(take(folder, np.array([0, 2]))) is not None
 
 
 def test_examples_that_are_no_files_have_no_facts() -> None:
-    assert file_facts(split_of(numbered(3))) is None
+    assert files_hash(split_of(numbered(3))) is None
 
 
 class Deadly:

@@ -19,7 +19,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from influence_cli.config.schema import Config
 from influence_cli.data.batches import Loading, read_batches
 from influence_cli.data.datasets import load_split
-from influence_cli.data.fingerprint import file_facts
+from influence_cli.data.fingerprint import files_hash
 from influence_cli.data.split import take
 from influence_cli.data.tar_images import TarImages
 from tests.conftest import Command
@@ -155,11 +155,11 @@ def test_loader_processes_read_the_same_and_the_fingerprint_is_of_the_shards_in_
     for mine, other in zip(here, there, strict=True):
         assert (mine.unreadable, mine.indices.tolist()) == ((), other.indices.tolist())
         assert torch.equal(mine.inputs, other.inputs)
-    facts, first = file_facts(split), file_facts(take(split, np.arange(100)))
+    facts, first = files_hash(split), files_hash(take(split, np.arange(100)))
     with (project / "train-002.tar").open("ab") as file:
         file.write(bytes(512))
-    assert file_facts(split) != facts
-    assert file_facts(take(split, np.arange(100))) == first
+    assert files_hash(split) != facts
+    assert files_hash(take(split, np.arange(100))) == first
 
 
 # Bad input

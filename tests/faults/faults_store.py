@@ -48,8 +48,8 @@ FAULTS = (
     Fault(
         name="seal-skipped",
         file="store_open.py",
-        old='if digest(path, ranges) != facts.get("xxh3"):',
-        new='if not facts.get("xxh3"):',
+        old='if digest(path, ranges) != sealed.get("xxh3"):',
+        new='if not sealed.get("xxh3"):',
         why="damage to what HDF5 keeps about its data sets goes unnoticed",
         tests=("test_a_store_with_many_side_arrays_guards_what_lies_between_them",),
     ),
@@ -168,7 +168,7 @@ FAULTS = (
     Fault(
         name="fit-progress-checksum",
         file="fit_file.py",
-        old='if any(_digest(tensor) != facts["checksums"][name] for name, tensor in arrays.items()):',
+        old='if any(_digest(tensor) != header["checksums"][name] for name, tensor in arrays.items()):',
         new="if not arrays:",
         why="a damaged file of a fit in progress goes into the curvature",
         tests=("test_no_damaged_byte_passes",),

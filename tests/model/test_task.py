@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.config.load import load_config
 from influence_cli.data.batches import read_batches
-from influence_cli.data.fingerprint import file_facts
+from influence_cli.data.fingerprint import files_hash
 from influence_cli.errors import InfluenceError
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, choose_device, load_tasks
@@ -368,7 +368,7 @@ def test_a_relative_folder_inside_a_users_factory_is_read_from_any_current_folde
     task = load(folders, data=code, **parts)
     (batch,) = read_batches(task.train, np.array([4]), 1)
     assert batch.inputs.unique().tolist() == [101.0]
-    assert file_facts(task.train) is not None
+    assert files_hash(task.train) is not None
 
 
 # Any data set
@@ -431,7 +431,7 @@ def test_examples_kept_in_memory_are_no_files(project: Path) -> None:
     code = "def make():\n    return Items(samples=[(x, i % 3) for i, x in enumerate(inputs())])\n"
     task = load(project, data=code, train="./data.py:make")
     assert task.train.paths is None
-    assert file_facts(task.train) is None
+    assert files_hash(task.train) is None
 
 
 @pytest.mark.parametrize("kind", ["str", "Path"])
