@@ -51,7 +51,7 @@ def test_the_rows_keep_their_bytes(path: Path, dtype: str, capsys: pytest.Captur
         assert not store.shards
         np.testing.assert_array_equal(store.summary(), np.arange(4.0))
     assert others(path) == []
-    assert "of 3 shards" in capsys.readouterr().err
+    assert "merged 3 shards into" in capsys.readouterr().err
 
 
 def test_one_file_is_what_it_would_have_been(path: Path) -> None:
