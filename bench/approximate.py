@@ -84,16 +84,16 @@ def chosen_probes(index: Index, tests: torch.Tensor, exact: list[Strongest]) -> 
     """Look into more lists until recall is as wanted; give the index, its recall, and the share of rows looked into."""
     probes, found = 1, 0.0
     while True:
-        index = replace(index, facts=index.facts | {"probes": min(probes, index.facts["lists"])})
+        index = replace(index, description=index.description | {"probes": min(probes, index.description["lists"])})
         found = recall(exact, candidates([index], [INVERSE], [tests], AT[0]), AT[0])["mean"]
-        if found >= WANTED or probes >= index.facts["lists"]:
+        if found >= WANTED or probes >= index.description["lists"]:
             break
         probes *= 2
-    sizes = np.array([index.search.invlists.list_size(number) for number in range(index.facts["lists"])])
+    sizes = np.array([index.search.invlists.list_size(number) for number in range(index.description["lists"])])
     both = np.concatenate([tests.numpy(), -tests.numpy()])
     queries = padded(both, index.search.d)
     queries[:, -1] = np.linalg.norm(both, axis=1)
-    lists = index.search.quantizer.search(queries, index.facts["probes"])[1]
+    lists = index.search.quantizer.search(queries, index.description["probes"])[1]
     return index, found, float(sizes[lists].sum(axis=1).mean() / sizes.sum())
 
 
@@ -137,7 +137,7 @@ def measure(n: int, k: int, folder: Path, compare: bool) -> None:
     for at in AT:
         row = recall(exact[1::2], candidates([index], [INVERSE], [tests[1::2]], at), at)
         print(f"  recall@{at} {row['mean']:.3f} ± {row['interval']:.3f} over {TESTS // 2} other tests", end="; ")
-    print(f"{index.facts['probes']} of {plan.lists} lists, {share:.1%} of the rows looked into", flush=True)
+    print(f"{index.description['probes']} of {plan.lists} lists, {share:.1%} of the rows looked into", flush=True)
 
     def found(test: torch.Tensor) -> list[np.ndarray]:
         return candidates([index], [INVERSE], [test], AT[0])
@@ -158,8 +158,8 @@ def measure(n: int, k: int, folder: Path, compare: bool) -> None:
         index = replace(index, search=by_angle(rows, plan.lists, plan.sample))
         index, reached, other = chosen_probes(index, tests[::2], exact[::2])
         print(
-            f"  by angle: {index.facts['probes']} of {plan.lists} lists, {other:.1%} of the rows looked into for a "
-            f"recall@{AT[0]} of {reached:.3f}: {other / share:.1f} times as many",
+            f"  by angle: {index.description['probes']} of {plan.lists} lists, {other:.1%} of the rows looked into for "
+            f"a recall@{AT[0]} of {reached:.3f}: {other / share:.1f} times as many",
             flush=True,
         )
 

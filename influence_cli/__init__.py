@@ -17,7 +17,7 @@ _HOMES = {
     "load_tasks": "model.task",
     "check_run": "precompute.check",
     "prepare_all": "precompute.prepare",
-    "select": "influence.test_selection",
+    "select_tests": "influence.test_selection",
     "rank_training": "ranking.rank",
     "rank_tests": "ranking.rank",
     "group_influence": "ranking.groups",
@@ -39,10 +39,14 @@ _HOMES = {
     "Terminal": "runtime.terminal",
 }
 
-__all__ = ["__version__", *_HOMES]
+# Old name: new name. Both work for one release.
+_ALIASES = {"select": "select_tests"}
+
+__all__ = ["__version__", *_HOMES, *_ALIASES]
 
 
 def __getattr__(name: str) -> Any:
+    name = _ALIASES.get(name, name)
     if name in _HOMES:
         return getattr(import_module(f"influence_cli.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -125,6 +125,7 @@ def test_importing_the_package_leaves_torch_out_and_every_public_name_exists() -
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     for name in influence_cli.__all__:
         assert getattr(influence_cli, name) is not None, name
+    assert influence_cli.select is influence_cli.select_tests  # the old name, for one release
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         _ = influence_cli.nonsense
 

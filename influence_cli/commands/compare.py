@@ -126,45 +126,46 @@ def command(
 def _describe(session: Session, comparisons: list[Comparison]) -> None:
     """Say on stderr how much of the lists is the same: one line per list for the first few, then the mean."""
     say = session.terminal.say
-    for found in comparisons[:SAID]:
-        test = found.test_path if found.test is None else found.test
+    for comparison in comparisons[:SAID]:
+        test = comparison.test_path if comparison.test is None else comparison.test
         name = "" if test is None else f"test {test}, "
-        kind = "suspicious" if found.effect is None else found.effect
+        kind = "suspicious" if comparison.effect is None else comparison.effect
         changes = "".join(
-            f", {found.count(change):,} {words} {kind}"
+            f", {comparison.count(change):,} {words} {kind}"
             for change, words in (("entered", "newly"), ("left", "no longer"))
-            if found.count(change)
+            if comparison.count(change)
         )
         correlation = (
             ""
-            if found.correlation is None
-            else f"; rank correlation {found.correlation:.3f} over the {found.common:,} examples that both list"
+            if comparison.correlation is None
+            else f"; rank correlation {comparison.correlation:.3f} over the {comparison.common:,} examples that "
+            "both list"
         )
         say(
-            f"{name}{found.effect + ', ' if found.effect else ''}first {found.top:,}: {found.overlap:.0%} in both"
-            f"{changes}{correlation}"
+            f"{name}{comparison.effect + ', ' if comparison.effect else ''}first {comparison.top:,}: "
+            f"{comparison.overlap:.0%} in both{changes}{correlation}"
         )
     if len(comparisons) > SAID:
-        mean = sum(found.overlap for found in comparisons) / len(comparisons)
+        mean = sum(comparison.overlap for comparison in comparisons) / len(comparisons)
         say(f"… mean over all {len(comparisons):,} lists: {mean:.0%} in both")
 
 
 def _describe_distances(session: Session, results: tuple[Result, Result], distances: Distances) -> None:
     """Say on stderr how influence depends on the distance: one line per test example and result, then the mean."""
     from influence_cli.errors import near_path
-    from influence_cli.results.distances import in_words, mean_facts
+    from influence_cli.results.distances import in_words, mean_numbers
     from influence_cli.results.record import DistanceRecord
 
     names = [f"{letter} ({near_path(result.path)})" for letter, result in zip("AB", results, strict=True)]
     session.run.distances = tuple(
-        DistanceRecord(str(result.path), own.row["test"], own.row["test_path"], own.facts())
+        DistanceRecord(str(result.path), spread.row["test"], spread.row["test_path"], spread.numbers())
         for pair in distances.spreads.values()
-        for result, own in zip(results, pair, strict=True)
+        for result, spread in zip(results, pair, strict=True)
     )
     for test, pair in list(distances.spreads.items())[: SAID // 2]:
-        for name, own in zip(names, pair, strict=True):
-            session.terminal.say(f"test {test}, {name}: {in_words(own.facts())}")
+        for name, spread in zip(names, pair, strict=True):
+            session.terminal.say(f"test {test}, {name}: {in_words(spread.numbers())}")
     if len(distances.spreads) > 1:
         for side, name in enumerate(names):
-            mean = mean_facts(pair[side] for pair in distances.spreads.values())
+            mean = mean_numbers(pair[side] for pair in distances.spreads.values())
             session.terminal.say(f"mean over {len(distances.spreads):,} test examples, {name}: {in_words(mean)}")

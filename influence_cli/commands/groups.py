@@ -177,7 +177,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     if options.retrain:
         check_retrain(stores, selected, grouping, Retraining(session.config))
     facts = training_facts(stores)
-    found = group_influence(
+    influence = group_influence(
         stores,
         selected,
         grouping,
@@ -187,15 +187,15 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         skip_unreadable=options.skip,
         strict=options.strict,
     )
-    session.run.scores = found.scores
-    actual = _retrain(session, stores, selected, found, options) if options.retrain else {}
-    doubt = found.doubt(session.config.seed)
-    session.run.groups = GroupsRecord(grouping.by, len(grouping.names), len(found.tests), doubt.by_chance)
-    sentence = verdict(found, doubt, " nats" if session.config.has_unit else "")
+    session.run.scores = influence.scores
+    actual = _retrain(session, stores, selected, influence, options) if options.retrain else {}
+    doubt = influence.doubt(session.config.seed)
+    session.run.groups = GroupsRecord(grouping.by, len(grouping.names), len(influence.tests), doubt.by_chance)
+    sentence = verdict(influence, doubt, " nats" if session.config.has_unit else "")
     session.run.verdict = sentence
     truth = session.run.retrain.verdict if session.run.retrain else None
     columns = (*COLUMNS, "actual") if options.retrain else COLUMNS
-    emit(session, group_rows(stores[0], found, doubt.first, options.each, options.count, actual), columns)
+    emit(session, group_rows(stores[0], influence, doubt.first, options.each, options.count, actual), columns)
     session.terminal.say(sentence)
     if truth:
         session.terminal.say(truth)
@@ -203,14 +203,18 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         from influence_cli.pages.groups import groups_page
         from influence_cli.report.html import write_page
 
-        page = groups_page(session, stores, found, facts, doubt.first, sentence, actual, options.count)
+        page = groups_page(session, stores, influence, facts, doubt.first, sentence, actual, options.count)
         session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
     elif not options.retrain:
         session.terminal.say("next: --report groups.html shows the images, --retrain trains without the groups")
 
 
 def _retrain(
-    session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], found: GroupInfluence, options: _Options
+    session: Session,
+    stores: Sequence[Prepared],
+    selected: Sequence[Selected],
+    influence: GroupInfluence,
+    options: _Options,
 ) -> dict[int, np.ndarray]:
     """Train again without each group that is shown, and give the rise of each test loss per group."""
     from influence_cli.metrics import pearson, slope
@@ -218,13 +222,13 @@ def _retrain(
     from influence_cli.retrain.leave_groups_out import leave_groups_out
     from influence_cli.retrain.retraining import Retraining
 
-    sums = [found.on(test) for test in range(len(found.tests))] if options.each else [found.total()]
+    sums = [influence.on(test) for test in range(len(influence.tests))] if options.each else [influence.total()]
     shown = sorted({int(group) for one in sums for group in one.order[: options.count] if one.examples[group]})
     left_out = leave_groups_out(
         stores[0],
         selected,
-        found.tests,
-        found.grouping,
+        influence.tests,
+        influence.grouping,
         shown,
         retraining=Retraining(session.config),
         repeats=options.repeats,
@@ -232,13 +236,13 @@ def _retrain(
     )
     changes, fit = left_out.changes, None
     if len(shown) > 2:
-        estimated, actual = found.sums[:, shown].mean(axis=0), changes.mean(axis=1)
+        estimated, actual = influence.sums[:, shown].mean(axis=0), changes.mean(axis=1)
         r, b = pearson(estimated, actual), slope(estimated, actual)
         fit = (_finite(r), _finite(b))
         session.terminal.say(f"estimated and actual effect of {len(shown):,} groups: r = {r:.3f}, slope {b:.2f}")
     by_group = dict(zip(shown, changes, strict=True))
     session.run.newton = left_out.newton
-    session.run.retrain = GroupRetrainRecord(len(shown), fit, retrained(found, by_group) if by_group else None)
+    session.run.retrain = GroupRetrainRecord(len(shown), fit, retrained(influence, by_group) if by_group else None)
     return by_group
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from influence_cli.data.label_files import Truth
     from influence_cli.data.split import Split
-    from influence_cli.mislabels.data_issues import Findings
+    from influence_cli.mislabels.data_issues import DataIssues
     from influence_cli.mislabels.find import Mislabels
     from influence_cli.model.task import Task
     from influence_cli.precompute.prepared import Prepared
@@ -281,9 +281,9 @@ def _stores(
 
 def _describe(session: Session, result: Mislabels, split: Split, classes: Sequence[str]) -> None:
     """Say on stderr how many labels are wrong, and which data issues there are beyond single labels."""
-    from influence_cli.pages.mislabels import besides_record, noise_record
+    from influence_cli.pages.mislabels import issues_record, noise_record
 
-    session.run.besides = besides_record(result, split, classes)
+    session.run.issues = issues_record(result, split, classes)
     if result.noise is None:
         return
     session.run.noise = noise_record(result, result.noise, classes)
@@ -302,27 +302,27 @@ def _describe(session: Session, result: Mislabels, split: Split, classes: Sequen
             say(f"most often labelled {most}")
     else:
         say(f"almost none of the {n:,} labels is wrong by the estimate; the most suspicious come first")
-    issues = _data_issues(result.besides, classes)
+    issues = _data_issues(result.issues, classes)
     if issues:
         say(f"also: {'; '.join(issues)}")
 
 
-def _data_issues(besides: Findings, classes: Sequence[str]) -> list[str]:
+def _data_issues(issues: DataIssues, classes: Sequence[str]) -> list[str]:
     """Name the data issues beyond single labels; kinds of which there are none are left out."""
-    issues = [
+    texts = [
         counted(len(rows), word) + more
         for rows, word, more in (
-            (besides.duplicates, "duplicate pair", " with different labels"),
-            (besides.alike, "near-duplicate pair", " with different labels"),
-            (besides.outliers, "unusual image", ""),
+            (issues.duplicates, "duplicate pair", " with different labels"),
+            (issues.alike, "near-duplicate pair", " with different labels"),
+            (issues.outliers, "unusual image", ""),
         )
         if len(rows)
     ]
-    if besides.confused:
-        named = ", ".join(f"{classes[a]} and {classes[b]}" for a, b, _, _ in besides.confused[:3])
-        others = f" (and {counted(len(besides.confused) - 3, 'other pair')})" if len(besides.confused) > 3 else ""
-        issues.append(f"{named} are mixed up in both directions{others}")
-    return issues
+    if issues.confused:
+        named = ", ".join(f"{classes[a]} and {classes[b]}" for a, b, _, _ in issues.confused[:3])
+        others = f" (and {counted(len(issues.confused) - 3, 'other pair')})" if len(issues.confused) > 3 else ""
+        texts.append(f"{named} are mixed up in both directions{others}")
+    return texts
 
 
 def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
@@ -344,7 +344,7 @@ def _plot(session: Session, result: Mislabels, classes: Sequence[str], path: Pat
 
     curves, known = None, session.run.recovery
     if known is not None:
-        curves = {"checked": known.checked, **{name: known.found[name] for name in dict.fromkeys((signal, "loss"))}}
+        curves = {"checked": known.checked, **{name: known.recovered[name] for name in dict.fromkeys((signal, "loss"))}}
     plot_scores(path, result.score, result.facts.labels, classes, result.flagged, signal, curves)
     session.terminal.say(f"wrote {path}")
 
@@ -358,8 +358,8 @@ def _score(session: Session, result: Mislabels, known: Truth) -> None:
     right: dict[str, float] = {}
     if known.true is not None and wrong.any():
         true = known.true[facts.indices][wrong]
-        shares = {**result.opinions, "loss": facts.probabilities}
-        right = {name: float((own[wrong].argmax(axis=1) == true).mean()) for name, own in shares.items()}
+        shares = {**result.probabilities_by_source, "loss": facts.probabilities}
+        right = {name: float((values[wrong].argmax(axis=1) == true).mean()) for name, values in shares.items()}
         memorised = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
         session.run.memorised_share = memorised
     table = qualities(result.signals, wrong, right)
@@ -372,6 +372,6 @@ def _score(session: Session, result: Mislabels, known: Truth) -> None:
     say(f"{'signal':15}{'':26}{shares_checked}{'right':>10}")
     for q in table:
         interval = f"{q.interval[0]:.3f}–{q.interval[1]:.3f}"
-        found = "".join(f"{share:7.3f}" for share in q.found)
+        shares_found = "".join(f"{share:7.3f}" for share in q.found)
         suggested = "" if q.suggested is None else f"{q.suggested:10.3f}"
-        say(f"{q.signal:15}{q.average_precision:6.3f}{interval:>13}{q.auroc:7.3f}{found}{suggested}")
+        say(f"{q.signal:15}{q.average_precision:6.3f}{interval:>13}{q.auroc:7.3f}{shares_found}{suggested}")

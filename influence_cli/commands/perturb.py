@@ -229,19 +229,19 @@ def _perturb(
         terminal=session.terminal,
         strict=strict,
     )
-    found, session.run.scores, session.run.newton = result.effects, result.scores, result.newton
+    effects, session.run.scores, session.run.newton = result.effects, result.scores, result.newton
     name = None if change is None else str(delta) if delta is not None else HIDDEN
-    emit(session, perturb_rows(tasks[0], batch, found, name), COLUMNS)
-    for one in found[:SAID]:
+    emit(session, perturb_rows(tasks[0], batch, effects, name), COLUMNS)
+    for one in effects[:SAID]:
         session.terminal.say(_sentence(one, index, name))
     if map_ is not None:
-        write_map(map_, batch.inputs[0], found[0].slope, scale)
-        session.terminal.say(f"wrote {map_}{' (first test example)' if len(found) > 1 else ''}")
+        write_map(map_, batch.inputs[0], effects[0].slope, scale)
+        session.terminal.say(f"wrote {map_}{' (first test example)' if len(effects) > 1 else ''}")
     if report is not None:
         from influence_cli.pages.perturb import perturb_page
         from influence_cli.report.html import write_page
 
-        page = perturb_page(session, stores, batch, found, scale, name)
+        page = perturb_page(session, stores, batch, effects, scale, name)
         session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
     elif map_ is None:
         session.terminal.say("next: --map pixels.png shows which pixels matter")

@@ -61,11 +61,11 @@ def run_attack(session: Session, options: AttackOptions) -> None:
         images = options.images if options.index is None else [options.index]
         with session.terminal.progress(len(rows), "attacking") as advance:
             for row in rows:
-                found = attack_prediction(top, row, scale, images=images, rounds=options.rounds)
-                _write(folder, scale, found)
-                done.append(found)
+                attack = attack_prediction(top, row, scale, images=images, rounds=options.rounds)
+                _write(folder, scale, attack)
+                done.append(attack)
                 advance(1)
-                yield attack_row(task, found)
+                yield attack_row(task, attack)
         flipped = sum(one.flipped for one in done)
         low, high = binomial_interval(flipped, len(done))
         # Noted here, because the run file is written with the last row.
@@ -89,8 +89,8 @@ def run_attackable(session: Session, options: AttackOptions) -> None:
     top = top_layer(task, session.terminal)
     check_attack(top, scale)
     rows = rows_of(top.test_indices, positions).tolist()
-    found = rank_attackable(top, rows, scale, session.terminal)
-    could = sum(one.ratio >= 1 for one in found)
+    attackable = rank_attackable(top, rows, scale, session.terminal)
+    could = sum(one.ratio >= 1 for one in attackable)
     session.run.attackable = could
     classes = task.classes
     emit(
@@ -108,17 +108,17 @@ def run_attackable(session: Session, options: AttackOptions) -> None:
                 "gain": one.gain,
                 "ratio": one.ratio,
             }
-            for rank, one in enumerate(found[: options.count], start=1)
+            for rank, one in enumerate(attackable[: options.count], start=1)
         ),
         ATTACKABLE_COLUMNS,
     )
-    wrong = len(rows) - len(found)
+    wrong = len(rows) - len(attackable)
     session.terminal.say(
-        f"one training image could flip {could:,} of {len(found):,} correct test predictions (ratio ≥ 1)"
+        f"one training image could flip {could:,} of {len(attackable):,} correct test predictions (ratio ≥ 1)"
         + (f"; {wrong:,} are already wrong" if wrong else "")
     )
-    if found:
-        session.terminal.say(f"next: influence perturb --attack --test {found[0].test} attacks the first one")
+    if attackable:
+        session.terminal.say(f"next: influence perturb --attack --test {attackable[0].test} attacks the first one")
 
 
 def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
@@ -171,11 +171,11 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _write(folder: Path, scale: PixelScale, found: Attack) -> None:
+def _write(folder: Path, scale: PixelScale, attack: Attack) -> None:
     from influence_cli.perturb.files import write_image
 
-    for index, x in zip(found.images, found.inputs, strict=True):
-        write_image(folder, f"test{found.test:05d}_train{index:07d}", scale, x)
+    for index, x in zip(attack.images, attack.inputs, strict=True):
+        write_image(folder, f"test{attack.test:05d}_train{index:07d}", scale, x)
 
 
 def _tell(session: Session, done: Sequence[Attack], folder: Path) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from influence_cli.influence.example_facts import TrainingFacts
     from influence_cli.influence.test_selection import Selected
     from influence_cli.precompute.prepared import Prepared
-    from influence_cli.ranking.rank import Group
+    from influence_cli.ranking.rank import RankedGroup
     from influence_cli.results.run import Session
 
 
@@ -282,7 +282,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
     facts = training_facts(stores)
-    kept: list[Group] = []
+    kept: list[RankedGroup] = []
     drawn = options.report is not None or options.plot is not None
     shown = 1 if options.aggregate or options.report is None else min(len(selected), SHOWN)
     held = KeptInfluence(shown, len(facts.indices)) if drawn else None
@@ -296,7 +296,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         "skip_unreadable": options.skip,
     }
 
-    def ranked(how: dict[str, Any]) -> Iterator[Group]:
+    def ranked(how: dict[str, Any]) -> Iterator[RankedGroup]:
         if options.approximate:
             session.run.scores, session.run.approximate = yield from rank_approximate(stores, selected, **common)
         else:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from influence_cli.relabel.labels import Relabelled
-    from influence_cli.relabel.move_log import Batch
-    from influence_cli.relabel.moves import Plan
+    from influence_cli.relabel.move_log import LoggedBatch
+    from influence_cli.relabel.moves import MovePlan
     from influence_cli.results.run import Session
 
 LOG = "moves.log.csv"
@@ -156,7 +156,7 @@ def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[P
     result = _decide(session, file, on, log, moved)
     files = label_files(result, outputs[0], outputs[1])
     try:
-        plan: Plan | None = plan_moves(result)
+        plan: MovePlan | None = plan_moves(result)
     except InfluenceError as error:
         session.terminal.detail(f"no {moves.name}: {error.message}")
         plan = None
@@ -177,7 +177,7 @@ def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[P
     _say_next(session, result, on, outputs)
 
 
-def _decide(session: Session, file: Path, on: str, log: Path, moved: Batch | None) -> Relabelled:
+def _decide(session: Session, file: Path, on: str, log: Path, moved: LoggedBatch | None) -> Relabelled:
     """Read the decisions and note them for the run file. If files were moved since, the error says so."""
     from influence_cli.relabel.decisions import DECISIONS
     from influence_cli.relabel.labels import apply_decisions
@@ -317,7 +317,7 @@ def _before(session: Session, on: str, key: str) -> str:
     return f", including {session.config.where(on, key)}" if getattr(section, key, None) is not None else ""
 
 
-def _say_renamed(session: Session, plan: Plan) -> None:
+def _say_renamed(session: Session, plan: MovePlan) -> None:
     if plan.renamed:
         pair = next((move for move in plan.moves if Path(move.source).name != Path(move.target).name), plan.moves[0])
         session.terminal.say(

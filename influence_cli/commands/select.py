@@ -195,7 +195,7 @@ def _retrain(session: Session, tasks: list[Task], keep: float, repeats: int, *, 
     )
     usefulness, losses = _usefulness(session, [first for first, _ in halves], on_the_fly=on_the_fly, skip=skip)
     labels = tasks[0].train.labels[tasks[0].train.indices]
-    found = retrain_kept(
+    kept = retrain_kept(
         retraining,
         measured,
         lambda by, repeat: order_by(by, usefulness, losses, labels, seed + repeat),
@@ -203,21 +203,21 @@ def _retrain(session: Session, tasks: list[Task], keep: float, repeats: int, *, 
         repeats,
         session.terminal,
     )
-    emit(session, _accuracies(found, keep), RETRAIN_COLUMNS)
-    session.terminal.say(compare_kept(found))
+    emit(session, _accuracies(kept, keep), RETRAIN_COLUMNS)
+    session.terminal.say(compare_kept(kept))
 
 
-def _accuracies(found: list[Kept], keep: float) -> Iterator[dict[str, object]]:
+def _accuracies(kept: list[Kept], keep: float) -> Iterator[dict[str, object]]:
     """Give one row per way to select. The difference is to training on all examples, seed by seed."""
-    for own in found:
+    for each in kept:
         yield {
-            "by": own.by,
-            "keep": 1.0 if own.by == "all" else keep,
-            "examples": own.examples,
-            "repeats": len(own.accuracies),
-            "accuracy": float(own.accuracies.mean()),
-            "lowest": float(own.accuracies.min()),
-            "highest": float(own.accuracies.max()),
-            "difference": float((own.accuracies - found[0].accuracies).mean()),
-            "loss": float(own.losses.mean()),
+            "by": each.by,
+            "keep": 1.0 if each.by == "all" else keep,
+            "examples": each.examples,
+            "repeats": len(each.accuracies),
+            "accuracy": float(each.accuracies.mean()),
+            "lowest": float(each.accuracies.min()),
+            "highest": float(each.accuracies.max()),
+            "difference": float((each.accuracies - kept[0].accuracies).mean()),
+            "loss": float(each.losses.mean()),
         }

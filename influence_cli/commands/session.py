@@ -114,11 +114,11 @@ def selected_tests(
     Raises:
         InfluenceError: a word of another form, an index out of range, a label that does not exist, nothing selected.
     """
-    from influence_cli.influence.test_selection import select
+    from influence_cli.influence.test_selection import select_tests
     from influence_cli.model.task import misclassified
 
     test, classes = tasks[0].test, tasks[0].classes
-    return select(words, test, classes, lambda: misclassified(tasks, session.terminal, skip), stdin_lines())
+    return select_tests(words, test, classes, lambda: misclassified(tasks, session.terminal, skip), stdin_lines())
 
 
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
@@ -134,9 +134,9 @@ def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequen
     distributed.dissolve()
     session.terminal.detail(f"done in {session.seconds:.1f} s")
     if output is not None:
-        facts = run_facts(session) | {"rows": count}
+        record = run_facts(session) | {"rows": count}
         path = run_file(output)
         with open_output(path) as stream:
-            json.dump(facts, stream, indent=2, ensure_ascii=False, default=str, allow_nan=False)
+            json.dump(record, stream, indent=2, ensure_ascii=False, default=str, allow_nan=False)
             stream.write("\n")
         session.terminal.say(f"wrote {output} ({count:,} rows) and {path.name}")

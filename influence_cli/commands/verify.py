@@ -134,8 +134,8 @@ def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
     tasks = load(session)
     selected = _select(session, tasks, words)
     stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
-    found = check_estimates(stores, selected, terminal=session.terminal)
-    emit(session, (vars(line) for line in found), CHECK_COLUMNS)
+    checks = check_estimates(stores, selected, terminal=session.terminal)
+    emit(session, (vars(line) for line in checks), CHECK_COLUMNS)
     session.terminal.say("next: influence verify --loo 20 (a convex model), or influence verify --lds (any network)")
 
 
@@ -174,36 +174,36 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
         facts=facts,
         terminal=session.terminal,
     )
-    found, session.run.scores, session.run.newton = result.left_out, result.scores, result.newton
-    session.run.fits = tuple(_describe(session, left_out, stores[0]) for left_out in found)
-    emit(session, loo_rows(stores[0], found, facts), LOO_COLUMNS)
+    effects, session.run.scores, session.run.newton = result.left_out, result.scores, result.newton
+    session.run.fits = tuple(_describe(session, left_out, stores[0]) for left_out in effects)
+    emit(session, loo_rows(stores[0], effects, facts), LOO_COLUMNS)
     if plot is not None:
-        r, slope, _ = found[0].fit()
-        scatter(plot, found[0].estimated, found[0].actual, r, slope)
-        more = " (first test example)" if len(found) > 1 else ""
+        r, slope, _ = effects[0].fit()
+        scatter(plot, effects[0].estimated, effects[0].actual, r, slope)
+        more = " (first test example)" if len(effects) > 1 else ""
         session.terminal.say(f"wrote {plot}{more}")
 
 
-def _describe(session: Session, found: LeftOut, prepared: Prepared) -> LeftOutRecord:
+def _describe(session: Session, left_out: LeftOut, prepared: Prepared) -> LeftOutRecord:
     """Say how well estimated and actual effects on one test example agree, and what that means."""
     classes, say = prepared.task.classes, session.terminal.say
-    test, k = found.test, len(found.rows)
+    test, k = left_out.test, len(left_out.rows)
     parts = {
         "all": slice(None),
-        "most influential": slice(0, found.influential),
-        "random": slice(found.influential, None),
+        "most influential": slice(0, left_out.influential),
+        "random": slice(left_out.influential, None),
     }
     fits = []
     name = f"test example {test.index}" if test.index is not None else str(test.path)
     say(f"{name}, loss of {classes[test.target]}: estimated against actual effect of {k:,} left-out training examples")
     for title, part in parts.items():
-        size = len(found.rows[part])
-        r, b, a = found.fit(part)
+        size = len(left_out.rows[part])
+        r, b, a = left_out.fit(part)
         if size > 2:
             say(f"  {title} ({size:,}): r = {r:.6f}, actual = {a:+.2e} + {b:.4f} × estimated")
         fits.append(FitRecord(_finite(r), _finite(b), _finite(a), size))
     if k > 2:
-        say(f"  {_verdict(*found.fit()[:2], prepared)}")
+        say(f"  {_verdict(*left_out.fit()[:2], prepared)}")
     return LeftOutRecord(test.index, test.path, *fits)
 
 
@@ -237,9 +237,9 @@ def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods:
     """Give each method a config: the run's own for its own method, otherwise one with a store named after it."""
     from influence_cli.config.load import load_config
 
-    own = loaded.curvature.method
+    method = loaded.curvature.method
     if methods is None:
-        return {loaded.model.ensemble if loaded.model.is_one_run else own: loaded}
+        return {loaded.model.ensemble if loaded.model.is_one_run else method: loaded}
     configs = {}
     for name in (part.strip() for part in methods.split(",")):
         if name in configs:
@@ -250,7 +250,7 @@ def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods:
             config = load_config(path, [*(set_ or []), f"curvature.method={name}"])
         except InfluenceError as error:
             raise InfluenceError(f"--methods {methods}: {error.message.partition(': ')[2]}", error.hint) from error
-        if name != own:
+        if name != method:
             store = config.gradients.store
             named = store.with_name(f"{store.stem}.{name}{store.suffix}")
             config = config.model_copy(update={"gradients": config.gradients.model_copy(update={"store": named})})
@@ -265,7 +265,7 @@ def _lds(
     from influence_cli.retrain.lds import datamodeling_score
     from influence_cli.retrain.retraining import Retraining
 
-    found = datamodeling_score(
+    lds = datamodeling_score(
         methods,
         load(session),
         retraining=Retraining(session.config),
@@ -275,32 +275,32 @@ def _lds(
         on_the_fly=on_the_fly,
         terminal=session.terminal,
     )
-    session.run.datamodeling = DatamodelingRecord(found.training_seconds, found.records, found.agreement())
-    _describe_lds(session, found)
-    emit(session, lds_rows(found), LDS_COLUMNS)
+    session.run.datamodeling = DatamodelingRecord(lds.training_seconds, lds.records, lds.agreement())
+    _describe_lds(session, lds)
+    emit(session, lds_rows(lds), LDS_COLUMNS)
 
 
-def _describe_lds(session: Session, found: Datamodeling) -> None:
+def _describe_lds(session: Session, lds: Datamodeling) -> None:
     say = session.terminal.say
     say(
-        f"linear datamodeling score: rank correlation (Spearman), over {found.actual.shape[2]:,} halves, between the "
-        f"summed influence of the left-out examples and the actual loss; mean over {len(found.tests):,} test examples, "
+        f"linear datamodeling score: rank correlation (Spearman), over {lds.actual.shape[2]:,} halves, between the "
+        f"summed influence of the left-out examples and the actual loss; mean over {len(lds.tests):,} test examples, "
         "95% interval by bootstrap over both"
     )
-    agreement = found.agreement()
+    agreement = lds.agreement()
     if agreement is not None:
         say(f"one half of the repeats scores {agreement:.3f} on the other: noise in the losses limits every method")
-    for number, name in enumerate(found.methods):
-        value, low, high = found.mean(number)
+    for number, name in enumerate(lds.methods):
+        value, low, high = lds.mean(number)
         if low <= 0:
             session.terminal.warn(
                 f"{name}: {value:.3f} ({low:.3f} to {high:.3f}) may be chance; more --subsets narrow the interval"
             )
         if number:
-            value, low, high = found.difference(number)
+            value, low, high = lds.difference(number)
             verdict = "better than" if low > 0 else "worse than" if high < 0 else "not measurably different from"
-            say(f"{name} is {verdict} {found.methods[0]}: difference {value:+.3f} ({low:+.3f} to {high:+.3f})")
-        for at in range(1, found.scores.shape[1]):
-            value, low, high = found.gain(number, at)
+            say(f"{name} is {verdict} {lds.methods[0]}: difference {value:+.3f} ({low:+.3f} to {high:+.3f})")
+        for at in range(1, lds.scores.shape[1]):
+            value, low, high = lds.gain(number, at)
             verdict = "improves" if low > 0 else "worsens" if high < 0 else "does not measurably change"
             say(f"{name}: checkpoint {at + 1} {verdict} the score: {value:+.3f} ({low:+.3f} to {high:+.3f})")

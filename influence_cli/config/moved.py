@@ -19,7 +19,7 @@ MOVED = {
     "task.load_tasks": "load_tasks",
     "check.check_run": "check_run",
     "precompute.prepare_all": "prepare_all",
-    "selection.select": "select",
+    "selection.select": "select_tests",
     "rank.rank_training": "rank_training",
     "rank.rank_tests": "rank_tests",
     "groups.group_influence": "group_influence",

@@ -42,10 +42,10 @@ def command(
             advance(now - done)
             done = now
 
-        facts = write_project(folder, progress=wrote)
+        counts = write_project(folder, progress=wrote)
     terminal.say(
-        f"wrote {folder}: {facts['train']:,} training and {facts['test']:,} test images of Fashion-MNIST; "
-        f"{facts['moved']:,} training images are in a wrong class folder (truth.csv lists them)"
+        f"wrote {folder}: {counts['train']:,} training and {counts['test']:,} test images of Fashion-MNIST; "
+        f"{counts['moved']:,} training images are in a wrong class folder (truth.csv lists them)"
     )
     os.chdir(folder)
     with terminal.status("loading torch"):

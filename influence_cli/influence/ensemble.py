@@ -118,7 +118,7 @@ def source_inverses(stores: Sequence[Prepared], terminal: Terminal) -> list[Sour
     """
     times, count = times_of(stores), len(stores)
     owner = segments_of(count, stores[0].settings.segments)
-    whole = [sum(time for time, own in zip(times, owner, strict=True) if own == segment) for segment in owner]
+    whole = [sum(time for time, other in zip(times, owner, strict=True) if other == segment) for segment in owner]
     terminal.say(
         f"SOURCE: {counted(count, 'checkpoint')} in {counted(max(owner) + 1, 'segment')}, η·steps "
         f"{', '.join(f'{whole[owner.index(segment)]:.3g}' for segment in sorted(set(owner)))}; λ is not used: an "
@@ -127,21 +127,21 @@ def source_inverses(stores: Sequence[Prepared], terminal: Terminal) -> list[Sour
     if stores[0].settings.damping != "auto":
         terminal.warn("curvature.damping is not used: SOURCE has no λ")
     return [
-        _source_inverse(prepared, segment, own, time, count / owner.count(segment), terminal)
-        for prepared, segment, own, time in zip(stores, owner, times, whole, strict=True)
+        _source_inverse(prepared, segment, checkpoint_time, time, count / owner.count(segment), terminal)
+        for prepared, segment, checkpoint_time, time in zip(stores, owner, times, whole, strict=True)
     ]
 
 
 def _source_inverse(
-    prepared: Prepared, segment: int, own: float, time: float, scale: float, terminal: Terminal
+    prepared: Prepared, segment: int, checkpoint_time: float, time: float, scale: float, terminal: Terminal
 ) -> SourcePart:
-    """Make it for one checkpoint: ``own`` is its η·K, ``time`` that of its whole segment."""
+    """Make it for one checkpoint: ``checkpoint_time`` is its η·K, ``time`` that of its whole segment."""
     spectrum, basis, network, l2 = prepared.spectrum, prepared.basis, prepared.choice.network, prepared.task.l2
     if spectrum is None or basis is None:
         raise ValueError("a curvature without a spectrum, which the config refuses")
     device = prepared.task.device
     counts = relaxation(spectrum.values + l2, time)
-    decay = torch.expm1(-own * spectrum.values).float().to(device)
+    decay = torch.expm1(-checkpoint_time * spectrum.values).float().to(device)
     d_eff, every = spectrum.decided(l2, time)
     kept = min(1.0, d_eff / every) if every > 0 else 1.0
     terminal.say(f"{prepared.task.checkpoint.name}: the store keeps {kept:.0%} of the signal.")
@@ -152,7 +152,7 @@ def _source_inverse(
     warn_of_span(prepared, kept, "the directions that training determines", "raise gradients.budget", terminal)
     factors = (scale * counts).float().to(device)
     summary = Summary(tuple(group.name for group in spectrum.groups), d_eff, kept)
-    return SourcePart(network, basis, segment, factors, decay, own, l2, summary)
+    return SourcePart(network, basis, segment, factors, decay, checkpoint_time, l2, summary)
 
 
 def source_parts(inverses: Sequence[Inverse]) -> list[SourcePart]:

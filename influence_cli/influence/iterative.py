@@ -149,17 +149,17 @@ def make_iterative(
             network, examples, matrix, shift, task.seed, precondition if method == "neumann" else None
         )
     system = _System(prepared, examples, shift, precondition, scale, tolerance, most)
-    found = Iterative(lambda vectors: vectors, shift, damping, smallest if indefinite else None)
+    iterative = Iterative(lambda vectors: vectors, shift, damping, smallest if indefinite else None)
 
     def apply(vectors: Tensor) -> Tensor:
         _forecast(system, vectors, terminal)
         solution, info = _solve(system, vectors, terminal)
         info = replace(info, damping=damping.values[0])
-        found.solves.append(info)
+        iterative.solves.append(info)
         _report(info, most, limits.strict, terminal)
         return solution
 
-    return replace(found, apply=apply)
+    return replace(iterative, apply=apply)
 
 
 def announce(damping: Damping, l2: float, terminal: Terminal) -> None:
@@ -203,7 +203,7 @@ def _solve(system: _System, vectors: Tensor, terminal: Terminal) -> tuple[Tensor
             return nystrom(product, vectors, seed=system.prepared.task.seed, on_iteration=tell, **stop)  # type: ignore[arg-type]
         named = "ggn-rows" if system.precondition is not None else ""
         if method == "cg":
-            found = conjugate_gradients(
+            solved = conjugate_gradients(
                 product,
                 vectors,
                 precondition=system.precondition,
@@ -211,7 +211,7 @@ def _solve(system: _System, vectors: Tensor, terminal: Terminal) -> tuple[Tensor
                 **stop,  # type: ignore[arg-type]
             )
         else:
-            found = lissa(
+            solved = lissa(
                 system.batch_product(),
                 product,
                 vectors,
@@ -220,7 +220,7 @@ def _solve(system: _System, vectors: Tensor, terminal: Terminal) -> tuple[Tensor
                 on_round=tell,
                 **stop,  # type: ignore[arg-type]
             )
-    return found[0], replace(found[1], method=method, preconditioner=named)
+    return solved[0], replace(solved[1], method=method, preconditioner=named)
 
 
 def _forecast(system: _System, vectors: Tensor, terminal: Terminal) -> None:

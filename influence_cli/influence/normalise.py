@@ -62,12 +62,12 @@ class Norms:
 
     def weights(self, inverses: Sequence[Tensor]) -> list[Tensor]:
         """Give the weights w of which a norm is √(Σⱼ wⱼ c_ij²), from 1/(Λ + l2 + λ)."""
-        return [own.square() if self.kind == "relatif" else own for own in inverses]
+        return [inverse.square() if self.kind == "relatif" else inverse for inverse in inverses]
 
 
 def test_norms(kind: str, inverses: Sequence[Inverse], gradients: Sequence[Tensor]) -> Tensor | None:
     """Give √(g_testᵀ(H + λI)⁻¹g_test) [m] for ``cosine``, mean of the checkpoints; None for the others."""
     if kind != "cosine":
         return None
-    own = [Norms(kind, inverse).of_rows(rows) for inverse, rows in zip(inverses, gradients, strict=True)]
-    return torch.stack([each.cpu() for each in own]).mean(dim=0)
+    norms = [Norms(kind, inverse).of_rows(rows) for inverse, rows in zip(inverses, gradients, strict=True)]
+    return torch.stack([each.cpu() for each in norms]).mean(dim=0)

@@ -87,7 +87,7 @@ def change_in_loss(solved: Tensor, rows: Tensor) -> Tensor:
     return (solved * rows).sum(dim=1).clamp_min(0).sqrt()
 
 
-def relative(values: np.ndarray, own: np.ndarray, tests: np.ndarray | None, n: int) -> np.ndarray:
+def relative(values: np.ndarray, norms: np.ndarray, tests: np.ndarray | None, n: int) -> np.ndarray:
     """Normalise influence by what a training example changes: s_testᵀgᵢ / ‖·‖ᵢ, its sign that of the influence.
 
     With ``change_in_parameters`` it is the θ-relative influence of RelatIF (Barshan et al., AISTATS 2020), the rise of
@@ -96,14 +96,14 @@ def relative(values: np.ndarray, own: np.ndarray, tests: np.ndarray | None, n: i
 
     Args:
         values: influence [m, b].
-        own: norms of the training examples [b].
+        norms: norms of the training examples [b].
         tests: norms of the test examples [m]; None for 1.
         n: number of training examples of the objective, which influence was divided by.
 
     Returns:
         [m, b]; 0 where a norm is 0: such an example changes nothing.
     """
-    scale = own[None] * (np.ones((len(values), 1)) if tests is None else tests[:, None])
+    scale = norms[None] * (np.ones((len(values), 1)) if tests is None else tests[:, None])
     return np.asarray(np.divide(values * n, scale, out=np.zeros(values.shape), where=scale != 0))
 
 
@@ -196,15 +196,15 @@ class Running:
 
     def results(self) -> list[Strongest]:
         """Give the strongest effects on each test example."""
-        found = []
+        results = []
         for sides in zip(*self._best, strict=True):
             parts, ranked = [], []
             for sign, (where, scores, values) in zip((1, -1), sides, strict=True):
                 order = _falling(where, scores)
                 parts += [where[order], values[order]]
                 ranked.append(sign * scores[order] if self._ranked else None)
-            found.append(Strongest(*parts, *ranked))
-        return found
+            results.append(Strongest(*parts, *ranked))
+        return results
 
 
 def strongest(values: np.ndarray, count: int | None) -> Strongest:
@@ -226,10 +226,10 @@ def merged(parts: Sequence[Sequence[Strongest]], count: int | None) -> list[Stro
         parts: of each part in order of the positions, one per test example.
         count: how many per effect, or None for all.
     """
-    found = []
-    for own in zip(*parts, strict=True):
+    results = []
+    for on_test in zip(*parts, strict=True):
         running = Running(1, count)
-        for part in own:
+        for part in on_test:
             positions = np.concatenate([part.helpful, part.harmful])
             order = np.argsort(positions)
             values = np.concatenate([part.helpful_values, part.harmful_values])[order]
@@ -237,8 +237,8 @@ def merged(parts: Sequence[Sequence[Strongest]], count: int | None) -> list[Stro
             if part.helpful_scores is not None and part.harmful_scores is not None:
                 scores = np.concatenate([part.helpful_scores, part.harmful_scores])[None, order]
             running.add(positions[order], values[None], scores)
-        found.append(running.results()[0])
-    return found
+        results.append(running.results()[0])
+    return results
 
 
 def require_finite(values: Tensor | np.ndarray, what: str, title: Callable[..., str]) -> None:

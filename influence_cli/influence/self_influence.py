@@ -100,7 +100,7 @@ def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal,
     """Compute ‖gᵢ‖ under every checkpoint over all tracked parameters, float64 [n] each; NaN where not read."""
     indices, norms = split.indices[distributed.share(len(split))], []
     for prepared in stores:
-        network, own = prepared.choice.network, np.full(len(indices), np.nan)
+        network, share_norms = prepared.choice.network, np.full(len(indices), np.nan)
         with terminal.progress(len(indices), f"gradient norms of the {split.name} examples") as advance:
             measure_loading(prepared.task, terminal)
             batches = readable_batches(
@@ -110,9 +110,9 @@ def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal,
                 squares, losses, _ = squared_norms(network, batch.inputs, batch.targets)
                 check_finite(split, batch, losses, squares[:, None])
                 at = rows_of(indices, batch.indices)
-                own[at] = squares.double().sqrt().cpu().numpy()
+                share_norms[at] = squares.double().sqrt().cpu().numpy()
                 advance(len(batch))
-        norms.append(np.concatenate(distributed.gathered(own)))
+        norms.append(np.concatenate(distributed.gathered(share_norms)))
     return norms
 
 

@@ -59,8 +59,8 @@ def training_products(
     task = prepared.task
     if prepared.on_the_fly:
         return direct_products(prepared, left, facts or empty_facts(task), share, terminal, skip, norms)
-    own = distributed.share(len(task.train))
-    advance = stack.enter_context(terminal.progress(own.stop - own.start, f"scanning {prepared.path.name}"))
+    here = distributed.share(len(task.train))
+    advance = stack.enter_context(terminal.progress(here.stop - here.start, f"scanning {prepared.path.name}"))
     return stored_products(prepared, left, advance, norms)
 
 
@@ -88,8 +88,8 @@ def stored_self_influence(prepared: Prepared, inverse: ClosedForm, terminal: Ter
         rows = torch.from_numpy(block).to(task.device)
         return where, removal(inverse.self_influence(rows), task.n)[None].cpu().numpy()
 
-    own = distributed.share(len(task.train))
-    with terminal.progress(own.stop - own.start, f"scanning {prepared.path.name}") as advance:
+    here = distributed.share(len(task.train))
+    with terminal.progress(here.stop - here.start, f"scanning {prepared.path.name}") as advance:
         yield from stored_pieces(prepared, work, advance)
 
 
@@ -189,9 +189,9 @@ def _block_weights(prepared: Prepared, basis: Blocks, inverse: Spectral) -> list
 
 def _batches(prepared: Prepared, terminal: Terminal, skip: bool) -> Iterator[Batch]:
     split = prepared.task.train
-    own = split.indices[distributed.share(len(split))]
+    indices = split.indices[distributed.share(len(split))]
     measure_loading(prepared.task, terminal)
-    return readable_batches(split, own, prepared.batch, prepared.task.loading, skip=skip, tell=terminal.warn)
+    return readable_batches(split, indices, prepared.batch, prepared.task.loading, skip=skip, tell=terminal.warn)
 
 
 def _note(

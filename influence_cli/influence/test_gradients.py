@@ -38,17 +38,17 @@ def test_gradients(
     facts: list[TestFacts] = []
     rows: list[list[Tensor]] = [[] for _ in stores]
     size, share = min(256, min(prepared.batch for prepared in stores)), sum(task.explained for task in tasks)
-    own_part = selected[distributed.share(len(selected))]
-    with terminal.progress(len(own_part), "test gradients") as advance:
-        for batch, chosen in selected_batches(tasks[0], own_part, size, terminal, skip):
+    items = selected[distributed.share(len(selected))]
+    with terminal.progress(len(items), "test gradients") as advance:
+        for batch, chosen in selected_batches(tasks[0], items, size, terminal, skip):
             soft = mean_probabilities(tasks, batch.inputs)
             predicted = soft.argmax(dim=1)
             targets = explained_classes(target, tasks[0].classes, chosen, predicted)
             losses = torch.zeros(len(batch))
-            for prepared, own in zip(stores, rows, strict=True):
+            for prepared, blocks in zip(stores, rows, strict=True):
                 gradients, part, _ = prepared.coordinates(batch.inputs, targets)
                 check_gradients(tasks[0].test or tasks[0].train, batch, part, gradients)
-                own.append(gradients)
+                blocks.append(gradients)
                 if prepared.task.explained:
                     losses += part.float().cpu() / share
             split = tasks[0].test
@@ -67,13 +67,13 @@ def test_gradients(
                     )
                 )
             advance(len(batch))
-    found = [torch.cat(own) if own else torch.empty(0) for own in rows]
+    coordinates = [torch.cat(blocks) if blocks else torch.empty(0) for blocks in rows]
     if distributed.size() > 1:
         facts = [one for part in distributed.gathered(facts) for one in part]
-        parts = zip(*distributed.gathered([own.cpu() for own in found]), strict=True)
-        whole = [[part for part in own if len(part)] for own in parts]
-        found = [torch.cat(own).to(tasks[0].device) if own else torch.empty(0) for own in whole]
-    return facts, found
+        parts = zip(*distributed.gathered([each.cpu() for each in coordinates]), strict=True)
+        whole = [[part for part in blocks if len(part)] for blocks in parts]
+        coordinates = [torch.cat(blocks).to(tasks[0].device) if blocks else torch.empty(0) for blocks in whole]
+    return facts, coordinates
 
 
 def mean_gradients(

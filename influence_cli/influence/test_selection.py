@@ -31,7 +31,7 @@ class Selected:
     label: int | None
 
 
-def select(
+def select_tests(
     words: Sequence[str],
     split: Split | None,
     classes: Sequence[str],
@@ -72,8 +72,8 @@ def _one(
     word: str, split: Split | None, label: int | None, misclassified: Callable[[], np.ndarray], where: str
 ) -> list[Selected]:
     if word == "misclassified":
-        found = misclassified()
-        return [_position(_needed(split, word, where), int(index), label, where) for index in found]
+        positions = misclassified()
+        return [_position(_needed(split, word, where), int(index), label, where) for index in positions]
     if re.fullmatch(r"\d{1,4000}", word, re.ASCII):
         return [_position(_needed(split, word, where), int(word), label, where)]
     match = re.fullmatch(r"(\d{0,4000}):(\d{0,4000})", word, re.ASCII)

@@ -99,8 +99,8 @@ def activations(
     if not parts:
         raise InfluenceError("no example's activations could be read")
     layers, start = {}, 0
-    for name, own in parts.items():
-        layers[name] = slice(start, start + own[0].shape[1])
+    for name, blocks in parts.items():
+        layers[name] = slice(start, start + blocks[0].shape[1])
         start = layers[name].stop
     features = torch.empty(sum(map(len, indices)), start)
     for name, place in layers.items():  # a layer's parts are freed as soon as they are joined
@@ -109,17 +109,17 @@ def activations(
     return Activations(features, layers, np.concatenate(indices), np.concatenate(targets), every)
 
 
-def join_activations(own: Activations | None) -> Activations | None:
+def join_activations(here: Activations | None) -> Activations | None:
     """Give the first process of a job the activations of all of them, in order; None in the others.
 
     Args:
-        own: of this process's part of the examples; None if it has none.
+        here: of this process's part of the examples; None if it has none.
     """
     if distributed.size() == 1:
-        return own
-    rest = None if own is None else (own.layers, own.indices, own.targets, own.hashes)
+        return here
+    rest = None if here is None else (here.layers, here.indices, here.targets, here.hashes)
     parts = [part for part in distributed.gathered(rest) if part is not None]
-    features = exchange.rows_to_first(None if own is None else own.features)
+    features = exchange.rows_to_first(None if here is None else here.features)
     if features is None or not parts:
         return None
     layers = parts[0][0]
@@ -171,10 +171,10 @@ def _run(model: nn.Module, inputs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
 
 def _distinct(read: dict[str, Tensor]) -> list[str]:
     """Name the layers; a tensor that several of them read counts once."""
-    found: dict[tuple[int, torch.Size], str] = {}
+    names: dict[tuple[int, torch.Size], str] = {}
     for name, x in read.items():
-        found.setdefault((x.data_ptr(), x.shape), name)
-    return list(found.values())
+        names.setdefault((x.data_ptr(), x.shape), name)
+    return list(names.values())
 
 
 def _bounds(model: nn.Module, one: dict[str, Tensor], most: int) -> dict[str, int]:

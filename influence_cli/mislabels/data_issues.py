@@ -15,7 +15,7 @@ CONFUSED = 0.03
 
 
 @dataclass(frozen=True)
-class Findings:
+class DataIssues:
     """Data issues beyond single labels, for a data team.
 
     Attributes:
@@ -31,14 +31,14 @@ class Findings:
     confused: tuple[tuple[int, int, int, int], ...]
 
 
-def find_besides(
+def find_data_issues(
     labels: np.ndarray,
     hashes: np.ndarray,
     nearest: np.ndarray,
     similarity: np.ndarray,
     distance: np.ndarray,
     joint: np.ndarray | None,
-) -> Findings:
+) -> DataIssues:
     """Look for duplicates with different labels, outliers, and classes confused in both directions.
 
     Args:
@@ -53,7 +53,7 @@ def find_besides(
     alike = _alike(labels, nearest, similarity)
     near, same = (_numbers(pairs[:, 0], pairs[:, 1], len(labels)) for pairs in (alike, duplicates))
     alike = alike[~np.isin(near, same)]
-    return Findings(duplicates, alike, _outliers(distance), _confused(joint, len(labels)))
+    return DataIssues(duplicates, alike, _outliers(distance), _confused(joint, len(labels)))
 
 
 def _same(labels: np.ndarray, hashes: np.ndarray) -> np.ndarray:
@@ -88,8 +88,8 @@ def _outliers(distance: np.ndarray) -> np.ndarray:
     far = np.log(np.maximum(distance, 1e-12))
     above = far - np.median(far)
     deviation = 1.4826 * np.median(np.abs(above))
-    found = np.flatnonzero(above > DEVIATIONS * deviation) if deviation > 0 else np.empty(0, dtype=np.int64)
-    return np.asarray(found[np.argsort(-above[found], kind="stable")])
+    rows = np.flatnonzero(above > DEVIATIONS * deviation) if deviation > 0 else np.empty(0, dtype=np.int64)
+    return np.asarray(rows[np.argsort(-above[rows], kind="stable")])
 
 
 def _confused(joint: np.ndarray | None, n: int) -> tuple[tuple[int, int, int, int], ...]:
@@ -98,10 +98,10 @@ def _confused(joint: np.ndarray | None, n: int) -> tuple[tuple[int, int, int, in
         return ()
     size = np.maximum(joint.sum(axis=1), 1e-12)
     share = joint / size[:, None]
-    found = [
+    pairs = [
         (a, b, round(n * joint[a, b]), round(n * joint[b, a]))
         for a in range(len(joint))
         for b in range(a + 1, len(joint))
         if min(share[a, b], share[b, a]) >= CONFUSED
     ]
-    return tuple(sorted(found, key=lambda pair: -pair[2] - pair[3]))
+    return tuple(sorted(pairs, key=lambda pair: -pair[2] - pair[3]))

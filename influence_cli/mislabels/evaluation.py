@@ -47,11 +47,11 @@ class Recovery:
 
     Attributes:
         checked: shares of the examples that are checked.
-        found: the share of the wrong labels among these, by signal.
+        recovered: the share of the wrong labels among these, by signal.
     """
 
     checked: tuple[float, ...]
-    found: dict[str, list[float]]
+    recovered: dict[str, list[float]]
 
 
 def qualities(

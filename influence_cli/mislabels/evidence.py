@@ -45,7 +45,7 @@ class Evidence:
 
     Attributes:
         facts: labels, the model's probabilities and losses, of the examples that could be read.
-        opinions: log-probabilities float32 [n, C] by name: ``combined``, ``readout``, ``neighbours``, ``logistic``;
+        log_probabilities: float32 [n, C] by source: ``combined``, ``readout``, ``neighbours``, ``logistic``;
             empty where there is no readout.
         nearest: int64 [n, k], rows of the nearest other examples, nearest first; [n, 0] without a readout.
         similarity: float32 [n, k], the cosine.
@@ -57,7 +57,7 @@ class Evidence:
     """
 
     facts: TrainingFacts
-    opinions: dict[str, np.ndarray]
+    log_probabilities: dict[str, np.ndarray]
     nearest: np.ndarray
     similarity: np.ndarray
     distance: np.ndarray
@@ -71,7 +71,7 @@ class Evidence:
 class _Readouts:
     """Log-probabilities [n, C] of one checkpoint's readouts, on the CPU, and the neighbours that voted."""
 
-    opinions: dict[str, Tensor]
+    log_probabilities: dict[str, Tensor]
     nearest: Tensor
     similarity: Tensor
     distance: Tensor
@@ -103,48 +103,50 @@ def gather_evidence(
         joined = _forward(task, split, terminal, skip, first=number == 0)
         if joined is None:
             continue
-        found = joined
-        targets = torch.from_numpy(found.targets)
-        losses.append(_losses(task, split, found, targets))
-        models.append(found.outputs.log_softmax(dim=1))
-        soft.append(found.outputs.softmax(dim=1))
-        obstacle = _obstacle(found, task.classes)
+        activations = joined
+        targets = torch.from_numpy(activations.targets)
+        losses.append(_losses(task, split, activations, targets))
+        models.append(activations.outputs.log_softmax(dim=1))
+        soft.append(activations.outputs.softmax(dim=1))
+        obstacle = _obstacle(activations, task.classes)
         if obstacle is None:
-            readouts.append(_readouts(found, task, summary, len(tasks), terminal, logistic))
+            readouts.append(_readouts(activations, task, summary, len(tasks), terminal, logistic))
     distributed.hear(terminal.warnings, terminal.warn)
     if not distributed.is_first():
         return None
     model = torch.stack(models).mean(dim=0).log_softmax(dim=1)
     facts = TrainingFacts(
-        found.indices,
-        found.targets,
+        activations.indices,
+        activations.targets,
         torch.stack(soft).mean(dim=0).numpy(),
         torch.stack(losses).mean(dim=0).numpy(),
-        np.ones(len(found.indices), dtype=bool),
+        np.ones(len(activations.indices), dtype=bool),
     )
     summary |= {"model_loss": _loss(model, targets), "model_accuracy": _accuracy(model, targets)}
     none = np.empty((len(targets), 0), dtype=np.float32)
-    evidence = Evidence(facts, {}, none.astype(np.int64), none, np.empty(0), found.hashes, False, summary, obstacle)
+    evidence = Evidence(
+        facts, {}, none.astype(np.int64), none, np.empty(0), activations.hashes, False, summary, obstacle
+    )
     if obstacle is not None:
         return evidence
-    opinions = {
-        name: torch.stack([own.opinions[name] for own in readouts]).mean(dim=0).log_softmax(dim=1)
-        for name in readouts[0].opinions
+    log_probabilities = {
+        name: torch.stack([each.log_probabilities[name] for each in readouts]).mean(dim=0).log_softmax(dim=1)
+        for name in readouts[0].log_probabilities
     }
-    readout = opinions["readout"]
+    readout = log_probabilities["readout"]
     summary |= {"readout_loss": _loss(readout, targets), "readout_accuracy": _accuracy(readout, targets)}
     memorised = split.name == "train" and summary["model_loss"] < MEMORISED * summary["readout_loss"]
     terminal.say(_diagnosis(split.name, memorised))
     terminal.detail(_compared(summary))
-    heard = torch.stack([readout, opinions["neighbours"], *([] if memorised else [model])])
+    heard = torch.stack([readout, log_probabilities["neighbours"], *([] if memorised else [model])])
     weights = torch.full((len(heard),), WITHOUT if memorised else WITH_MODEL)
     if split.name != "train":
         weights = pool(heard, targets)
         summary |= dict(zip(("readout_weight", "neighbours_weight", "model_weight"), weights.tolist(), strict=True))
-    opinions = {"combined": torch.einsum("k,knc->nc", weights, heard).log_softmax(dim=1), **opinions}
+    log_probabilities = {"combined": torch.einsum("k,knc->nc", weights, heard).log_softmax(dim=1), **log_probabilities}
     return replace(
         evidence,
-        opinions={name: own.numpy() for name, own in opinions.items()},
+        log_probabilities={name: values.numpy() for name, values in log_probabilities.items()},
         nearest=readouts[0].nearest.numpy(),
         similarity=readouts[0].similarity.numpy(),
         distance=readouts[0].distance.numpy(),
@@ -152,23 +154,23 @@ def gather_evidence(
     )
 
 
-def pool(opinions: Tensor, targets: Tensor) -> Tensor:
+def pool(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     """Find the weights of a log-linear pool, p ∝ Π pₖ^wₖ, that make the targets likeliest, w ≥ 0.
 
     The negative log-likelihood is convex in w: its slope is the mean of E_p[log pₖ] − log pₖ(target), its curvature
     the mean covariance under p. Newton steps; an opinion whose weight would be negative is left out.
 
     Args:
-        opinions: log-probabilities [k, n, C].
+        log_probabilities: [k, n, C], k sources.
         targets: int64 [n].
 
     Returns:
         w [k].
     """
-    logs = opinions.double()
+    logs = log_probabilities.double()
     heard = torch.ones(len(logs), dtype=torch.bool)
     weights = torch.full((len(logs),), 1 / len(logs), dtype=torch.float64)
-    given = torch.stack([own[torch.arange(len(targets)), targets] for own in logs])
+    given = torch.stack([each[torch.arange(len(targets)), targets] for each in logs])
     for _ in range(50):
         soft = torch.einsum("k,knc->nc", weights, logs).softmax(dim=1)
         mean = (soft * logs).sum(dim=2)
@@ -200,25 +202,25 @@ def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first:
             split, indices, 256, task.loading, skip=skip, tell=terminal.warn if first else lambda _: None
         )
         some = len(indices) or distributed.size() == 1
-        own = activations(task.model, batches, task.device, advance, most, split.title) if some else None
-    return join_activations(own)
+        here = activations(task.model, batches, task.device, advance, most, split.title) if some else None
+    return join_activations(here)
 
 
-def _losses(task: Task, split: Split, found: Activations, targets: Tensor) -> Tensor:
+def _losses(task: Task, split: Split, activations: Activations, targets: Tensor) -> Tensor:
     device = task.device
     with torch.no_grad():
-        losses = task.loss(found.outputs.to(device), targets.to(device)).float().cpu()
-    refuse_not_finite(split, found.indices, losses.isfinite(), "loss")
+        losses = task.loss(activations.outputs.to(device), targets.to(device)).float().cpu()
+    refuse_not_finite(split, activations.indices, losses.isfinite(), "loss")
     return losses
 
 
 def _readouts(
-    found: Activations, task: Task, summary: dict[str, float], share: int, terminal: Terminal, logistic: bool
+    activations: Activations, task: Task, summary: dict[str, float], share: int, terminal: Terminal, logistic: bool
 ) -> _Readouts:
     classes, device = len(task.classes), task.device
-    targets = torch.from_numpy(found.targets).to(device)
-    with terminal.status(f"leave-one-out readout of {found.hidden.shape[1]:,} activations"):
-        readout = leave_one_out(found.hidden.to(device), targets, classes)
+    targets = torch.from_numpy(activations.targets).to(device)
+    with terminal.status(f"leave-one-out readout of {activations.hidden.shape[1]:,} activations"):
+        readout = leave_one_out(activations.hidden.to(device), targets, classes)
     if readout.floored:
         terminal.warn(
             f"{readout.floored:,} examples have leverage above {1 - FLOOR}: the readout fits them whatever their "
@@ -228,17 +230,19 @@ def _readouts(
         ("ridge", readout.ridge),
         ("temperature", readout.temperature),
         ("dimension", readout.dimension),
-        ("activations", float(found.hidden.shape[1])),
+        ("activations", float(activations.hidden.shape[1])),
     ):
         summary[name] = summary.get(name, 0.0) + value / share
     with terminal.progress(len(targets), "nearest neighbours") as advance:
         rows, similarity = nearest(readout.components, on_examples=advance)
-    opinions = {"readout": readout.log_probabilities, "neighbours": vote(rows, similarity, targets, classes)}
+    log_probabilities = {"readout": readout.log_probabilities, "neighbours": vote(rows, similarity, targets, classes)}
     if logistic:
         with terminal.status("leave-one-out logistic regression"):
-            opinions["logistic"] = leave_one_out_logistic(readout.components, targets, classes)
+            log_probabilities["logistic"] = leave_one_out_logistic(readout.components, targets, classes)
     far = distance(readout.components, rows)
-    return _Readouts({name: own.cpu() for name, own in opinions.items()}, rows.cpu(), similarity.cpu(), far.cpu())
+    return _Readouts(
+        {name: values.cpu() for name, values in log_probabilities.items()}, rows.cpu(), similarity.cpu(), far.cpu()
+    )
 
 
 def _loss(log_probabilities: Tensor, targets: Tensor) -> float:
@@ -249,17 +253,17 @@ def _accuracy(log_probabilities: Tensor, targets: Tensor) -> float:
     return float((log_probabilities.argmax(dim=1) == targets).float().mean())
 
 
-def _obstacle(found: Activations, classes: Sequence[str]) -> InfluenceError | None:
+def _obstacle(activations: Activations, classes: Sequence[str]) -> InfluenceError | None:
     """Find why there can be no readout."""
-    counts = np.bincount(found.targets, minlength=len(classes))
+    counts = np.bincount(activations.targets, minlength=len(classes))
     if (counts > 0).sum() < 2:
-        count = len(found.targets)
+        count = len(activations.targets)
         which = "the only label is" if count == 1 else f"all {count:,} labels are"
         return InfluenceError(
             f"{which} {classes[int(counts.argmax())]}: no label can be suspected",
             "use a data set with two or more classes",
         )
-    if not found.hidden.shape[1]:
+    if not activations.hidden.shape[1]:
         return InfluenceError(
             "the model has no linear layer or convolution whose input could be read",
             "use --signal loss, margin or self-influence",

@@ -42,15 +42,15 @@ def explain_rows(result: Mislabels, split: Split, classes: tuple[str, ...], inde
     facts = result.facts
     row = row_among(facts.indices, index, split)
     blank = dict.fromkeys(COLUMNS)
-    own = {"index": index, "path": split.path(index), "label": classes[int(facts.labels[row])]}
+    example = {"index": index, "path": split.path(index), "label": classes[int(facts.labels[row])]}
     for name, values in result.signals.items():
-        shares = result.opinions.get(name)
+        shares = result.probabilities_by_source.get(name)
         if shares is None and name in ("loss", "margin"):
             shares = facts.probabilities
         best = None if shares is None else int(shares[row].argmax())
         yield {
             **blank,
-            **own,
+            **example,
             "kind": "signal",
             "name": name,
             "value": float(values[row]),

@@ -25,7 +25,7 @@ from influence_cli.influence.inverse import all_closed
 from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
-from influence_cli.mislabels.data_issues import Findings, find_besides
+from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
 from influence_cli.mislabels.evidence import Evidence, gather_evidence
 from influence_cli.mislabels.noise import Noise, estimate_noise
 from influence_cli.model.task import Task
@@ -33,9 +33,9 @@ from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal, or_silent
 
-OPINIONS = ("combined", "readout", "neighbours", "logistic", "pred-probs")
+PROBABILITY_SIGNALS = ("combined", "readout", "neighbours", "logistic", "pred-probs")
 GRADIENTS = ("self-influence", "gradient-norm", "tracin", "test-influence")
-SIGNALS = (*OPINIONS, "loss", "margin", *GRADIENTS)
+SIGNALS = (*PROBABILITY_SIGNALS, "loss", "margin", *GRADIENTS)
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ class Mislabels:
         score: float64 [n] in [0, 1], by row of ``facts``.
         facts: indices, labels, the model's probabilities and losses.
         signals: each signal's values [n], higher is more suspicious.
-        opinions: probabilities [n, C] that have not seen the label, by name.
-        opinion: those that suggest a label, of the signal or of ``combined``; the model's for its own signals.
+        probabilities_by_source: probabilities [n, C] that have not seen the label.
+        leading_probabilities: those that suggest a label, of the signal or of ``combined``; the model's for its own
+            signals.
         evidence: opinions, neighbours, the diagnosis.
         noise: how many labels are wrong; None without evidence.
-        besides: duplicates, outliers, confused classes.
+        issues: duplicates, outliers, confused classes.
         scores: what is known of the run where stores were used; None without any, or where they failed.
     """
 
@@ -59,17 +60,17 @@ class Mislabels:
     score: np.ndarray
     facts: TrainingFacts
     signals: dict[str, np.ndarray]
-    opinions: dict[str, np.ndarray]
-    opinion: np.ndarray
+    probabilities_by_source: dict[str, np.ndarray]
+    leading_probabilities: np.ndarray
     evidence: Evidence
     noise: Noise | None
-    besides: Findings
+    issues: DataIssues
     scores: ScoreRecord | None
 
     @cached_property
     def suggested(self) -> np.ndarray:
         """Give the suggested label of each example: the class of largest probability."""
-        return np.asarray(self.opinion.argmax(axis=1))
+        return np.asarray(self.leading_probabilities.argmax(axis=1))
 
     @property
     def flagged(self) -> np.ndarray:
@@ -149,15 +150,15 @@ def find_mislabels(
         distributed.dissolve()
         raise ValueError("only the first process has evidence")
     if evidence.obstacle is not None:
-        if signal in OPINIONS and signal != "pred-probs":
+        if signal in PROBABILITY_SIGNALS and signal != "pred-probs":
             raise evidence.obstacle
         terminal.warn(f"no readout: {evidence.obstacle.message}")
     facts = evidence.facts
-    logs = dict(evidence.opinions)
+    log_probabilities = dict(evidence.log_probabilities)
     if probabilities is not None:
-        logs["pred-probs"] = np.log(np.maximum(probabilities[facts.indices], 1e-300))
+        log_probabilities["pred-probs"] = np.log(np.maximum(probabilities[facts.indices], 1e-300))
     rows = np.arange(len(facts.labels))
-    signals = {name: -own[rows, facts.labels].astype(np.float64) for name, own in logs.items()}
+    signals = {name: -values[rows, facts.labels].astype(np.float64) for name, values in log_probabilities.items()}
     signals["loss"] = facts.losses.astype(np.float64)
     signals["margin"] = _margin(facts)
     scores: ScoreRecord | None = None
@@ -171,11 +172,13 @@ def find_mislabels(
     distributed.dissolve()
     if signal not in signals:
         raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
-    opinions = {name: np.exp(own) for name, own in logs.items()}
-    leading = signal if signal in logs else next(iter(logs), None)
-    opinion = facts.probabilities if leading is None or signal in ("loss", "margin") else opinions[leading]
-    noise = estimate_noise(logs[leading], facts.labels) if leading is not None else None
-    besides = find_besides(
+    probabilities_by_source = {name: np.exp(values) for name, values in log_probabilities.items()}
+    leading = signal if signal in log_probabilities else next(iter(log_probabilities), None)
+    leading_probabilities = (
+        facts.probabilities if leading is None or signal in ("loss", "margin") else probabilities_by_source[leading]
+    )
+    noise = estimate_noise(log_probabilities[leading], facts.labels) if leading is not None else None
+    issues = find_data_issues(
         facts.labels,
         evidence.hashes,
         evidence.nearest,
@@ -185,14 +188,16 @@ def find_mislabels(
     )
     return Mislabels(
         np.lexsort((facts.indices, -signals[signal])),
-        1.0 - opinion[rows, facts.labels] if signal in (*OPINIONS, "loss") else percentile_rank(signals[signal]),
+        1.0 - leading_probabilities[rows, facts.labels]
+        if signal in (*PROBABILITY_SIGNALS, "loss")
+        else percentile_rank(signals[signal]),
         facts,
         signals,
-        opinions,
-        opinion,
+        probabilities_by_source,
+        leading_probabilities,
         evidence,
         noise,
-        besides,
+        issues,
         scores,
     )
 

@@ -49,10 +49,10 @@ def leave_one_out_logistic(components: Tensor, targets: Tensor, classes: int) ->
     weights, factor = _newton(phi, onehot)
     inverse = torch.cholesky_inverse(factor).view(classes, width + 1, classes, width + 1)
     parts = []
-    for own, given in zip(torch.split(phi, CHUNK), torch.split(onehot, CHUNK), strict=True):
-        outputs = own @ weights.T
+    for rows, given in zip(torch.split(phi, CHUNK), torch.split(onehot, CHUNK), strict=True):
+        outputs = rows @ weights.T
         soft = outputs.softmax(dim=1)
-        k = torch.stack([torch.einsum("bi,ijd,bd->bj", own, block, own) for block in inverse], dim=1)
+        k = torch.stack([torch.einsum("bi,ijd,bd->bj", rows, block, rows) for block in inverse], dim=1)
         k = k / len(phi)
         w = torch.diag_embed(soft) - soft[:, :, None] * soft[:, None, :]
         left = torch.eye(classes).to(phi) - w @ k

@@ -32,7 +32,7 @@ def nearest(
     """
     unit = torch.nn.functional.normalize(features, dim=1)
     n, k = len(unit), min(count, len(unit) - 1)
-    found, near = [], []
+    neighbours, near = [], []
     step, parts = max(1, min(n, HELD // n)), -(-n // PART)
     turned, room = unit.T.contiguous(), unit.new_full((step, parts * PART), -torch.inf)
     places = torch.arange(PART, device=unit.device)
@@ -44,10 +44,10 @@ def nearest(
         cut = room[: len(part)].view(len(part), parts, PART)
         best = cut.amax(dim=2).topk(min(k, parts), dim=1).indices
         inside = cut.gather(1, best[:, :, None].expand(-1, -1, PART)).flatten(1).topk(k, dim=1)
-        found.append((best[:, :, None] * PART + places).flatten(1).gather(1, inside.indices))
+        neighbours.append((best[:, :, None] * PART + places).flatten(1).gather(1, inside.indices))
         near.append(inside.values)
         on_examples(len(part))
-    return torch.cat(found), torch.cat(near)
+    return torch.cat(neighbours), torch.cat(near)
 
 
 def vote(rows: Tensor, similarity: Tensor, targets: Tensor, classes: int) -> Tensor:

@@ -67,6 +67,6 @@ def _wrong(soft: np.ndarray, labels: np.ndarray, joint: np.ndarray) -> np.ndarra
     channel[:, present] = joint[:, present] / rates[present]
     true = np.clip(soft @ np.linalg.pinv(channel).T, 0, None)
     joined = true * channel[labels]
-    total, own = joined.sum(axis=1), joined[np.arange(len(labels)), labels]
+    total, given = joined.sum(axis=1), joined[np.arange(len(labels)), labels]
     # If a row is all zero, its label is impossible under Q.
-    return np.asarray(1 - np.divide(own, total, out=np.zeros_like(own), where=total > 0))
+    return np.asarray(1 - np.divide(given, total, out=np.zeros_like(given), where=total > 0))

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.pages.distances import MEANING, distance_section, distance_table, drawn_note
 from influence_cli.pictures import thumbnail
-from influence_cli.report.html import Card, Page, Section, Table, Tone
-from influence_cli.report.html import Row as CardRow
+from influence_cli.report.html import Card, CardRow, Page, PageTable, Section, Tone
 from influence_cli.report.table import Row, Scalar
 from influence_cli.results.compare import CHANGES, VALUES, Comparison, Pair
 from influence_cli.results.distances import Distances, Spread
@@ -47,11 +46,11 @@ def compare_page(
         InfluenceError: a file that a result names is missing, or there is no image to show.
     """
     a, b = results
-    item = TEST if any(found.train is not None for found in comparisons) else TRAINING
+    item = TEST if any(comparison.train is not None for comparison in comparisons) else TRAINING
     shown = comparisons[:LISTS]
     # The page is there to show what changed, so changes are cut only where the page would become too large.
     changed = max(PLACES, CHANGED // max(len(shown), 1))
-    lists = [_rows(found, changed) for found in shown]
+    lists = [_rows(comparison, changed) for comparison in shown]
     needed = [row for rows in lists for _, pairs in rows for _, row, _ in pairs]
     picture = _pictures(image_reader(results, needed, item, config, "--report"))
     sections = []
@@ -59,24 +58,24 @@ def compare_page(
     if scattered:
         rows_of_tests = [pair[1].row for pair in scattered.values()]
         test_picture = _pictures(image_reader(results, rows_of_tests, TEST, config, "--report"))
-    for found, rows in zip(shown, lists, strict=True):
-        spreads = scattered.pop(found.key, None)
+    for comparison, rows in zip(shown, lists, strict=True):
+        spreads = scattered.pop(comparison.key, None)
         if spreads is not None:
             sections.append(distance_section(results, spreads, test_picture))
         cards = (
             CardRow(
-                heading, "", tuple(_card(pair, row, other, VALUES[a.kind], item, picture) for pair, row, other in own)
+                heading, "", tuple(_card(pair, row, other, VALUES[a.kind], item, picture) for pair, row, other in pairs)
             )
-            for heading, own in rows
+            for heading, pairs in rows
         )
-        sections.append(Section(_heading(found), None, tuple(cards), columns=True))
+        sections.append(Section(_heading(comparison), None, tuple(cards), columns=True))
     notes = [] if distances is None else list(drawn_note(distances))
     if len(comparisons) > LISTS:
         notes.append(f"{len(comparisons) - LISTS:,} more lists are in the rows of the result, not on this page.")
     for limit, changes, what in ((PLACES, ("kept",), "were kept"), (changed, CHANGES[1:], "entered or left")):
-        if any(found.count(change) > limit for found in shown for change in changes):
+        if any(comparison.count(change) > limit for comparison in shown for change in changes):
             notes.append(f"The page shows the first {limit:,} per list that {what}; the rows of the result have all.")
-    if all(not found.count(change) for found in shown for change in CHANGES[1:]):
+    if all(not comparison.count(change) for comparison in shown for change in CHANGES[1:]):
         notes.append("Nothing has changed: nothing entered and nothing left.")
     return Page(
         title="influence compare",
@@ -98,11 +97,11 @@ def compare_page(
     )
 
 
-def _rows(found: Comparison, changed: int) -> list[tuple[str, list[tuple[Pair, Row, Row | None]]]]:
+def _rows(comparison: Comparison, changed: int) -> list[tuple[str, list[tuple[Pair, Row, Row | None]]]]:
     """Give rows of A and B alternately, so that they stand side by side: what left and entered, then what was kept.
 
     Args:
-        found: a comparison.
+        comparison: a comparison.
         changed: how many that left, and that entered, at most.
 
     Returns:
@@ -110,31 +109,34 @@ def _rows(found: Comparison, changed: int) -> list[tuple[str, list[tuple[Pair, R
     """
 
     def of(change: str, second: bool, most: int) -> list[tuple[Pair, Row, Row | None]]:
-        own = [
+        places = [
             (pair, row, other)
-            for pair in found.pairs
+            for pair in comparison.pairs
             if pair.change == change
             for row, other in [(pair.b, pair.a) if second else (pair.a, pair.b)]
             if row is not None
         ]
-        return sorted(own, key=lambda place: int(place[1]["rank"] or 0))[:most]
+        return sorted(places, key=lambda place: int(place[1]["rank"] or 0))[:most]
 
     left, entered = of("left", False, changed), of("entered", True, changed)
     kept = [of("kept", second, PLACES) for second in (False, True)]
-    kind = "suspicious" if found.effect is None else found.effect
+    kind = "suspicious" if comparison.effect is None else comparison.effect
     gone, new = f"No longer {kind} (left: only in A)", f"Newly {kind} (entered: only in B)"
     rows = [(gone, left), (new, entered)] if left or entered else []
     return [*rows, ("In both lists (kept): A", kept[0]), ("In both lists (kept): B", kept[1])] if kept[0] else rows
 
 
-def _heading(found: Comparison) -> str:
-    test = found.test if found.test is not None else found.test_path and near_path(Path(found.test_path))
-    name = "" if test is None else f"Test example {test}: "
-    if found.train is not None:
-        name = f"Training example {found.train}: test examples to which it is "
-    return (
-        f"{name}{f'most {found.effect}' if found.effect else 'the most suspicious labels'}, {found.overlap:.0%} in both"
+def _heading(comparison: Comparison) -> str:
+    test = (
+        comparison.test
+        if comparison.test is not None
+        else comparison.test_path and near_path(Path(comparison.test_path))
     )
+    name = "" if test is None else f"Test example {test}: "
+    if comparison.train is not None:
+        name = f"Training example {comparison.train}: test examples to which it is "
+    kind = f"most {comparison.effect}" if comparison.effect else "the most suspicious labels"
+    return f"{name}{kind}, {comparison.overlap:.0%} in both"
 
 
 def _card(pair: Pair, row: Row, other: Row | None, value: str, item: Item, picture: Picture) -> Card:
@@ -167,33 +169,35 @@ def _label(row: Row, item: Item) -> str:
     return "unknown" if label is None else str(label)
 
 
-def _class_table(comparisons: Sequence[Comparison], item: Item) -> Table:
+def _class_table(comparisons: Sequence[Comparison], item: Item) -> PageTable:
     """Count kept, entered and left per label, over all lists."""
     counts: dict[str, dict[str, int]] = {}
-    for found in comparisons:
-        for pair in found.pairs:
-            own = counts.setdefault(_label(pair.row, item), dict.fromkeys(CHANGES, 0))
-            own[pair.change] += 1
-    rows = tuple((label, *(f"{own[change]:,}" for change in CHANGES)) for label, own in sorted(counts.items()))
-    return Table("Changes by label", ("label", *CHANGES), rows, "label in B; label in A if B does not list the example")
+    for comparison in comparisons:
+        for pair in comparison.pairs:
+            count = counts.setdefault(_label(pair.row, item), dict.fromkeys(CHANGES, 0))
+            count[pair.change] += 1
+    rows = tuple((label, *(f"{count[change]:,}" for change in CHANGES)) for label, count in sorted(counts.items()))
+    return PageTable(
+        "Changes by label", ("label", *CHANGES), rows, "label in B; label in A if B does not list the example"
+    )
 
 
-def _table(comparisons: Sequence[Comparison]) -> Table:
+def _table(comparisons: Sequence[Comparison]) -> PageTable:
     rows = tuple(
         (
-            "–" if found.test is None else str(found.test),
-            (found.test_path and str(near_path(Path(found.test_path)))) or "–",
-            found.effect or "–",
-            f"{found.top:,}",
-            f"{found.overlap:.0%}",
-            *(f"{found.count(change):,}" for change in CHANGES[1:]),
-            "–" if found.correlation is None else f"{found.correlation:.3f}",
-            f"{found.common:,}",
+            "–" if comparison.test is None else str(comparison.test),
+            (comparison.test_path and str(near_path(Path(comparison.test_path)))) or "–",
+            comparison.effect or "–",
+            f"{comparison.top:,}",
+            f"{comparison.overlap:.0%}",
+            *(f"{comparison.count(change):,}" for change in CHANGES[1:]),
+            "–" if comparison.correlation is None else f"{comparison.correlation:.3f}",
+            f"{comparison.common:,}",
         )
-        for found in comparisons
+        for comparison in comparisons
     )
     columns = ("test", "file", "effect", "first", "in both", *CHANGES[1:], "rank correlation", "over")
-    return Table("Changes by list", columns, rows)
+    return PageTable("Changes by list", columns, rows)
 
 
 def _pictures(read: Reader) -> Picture:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from influence_cli.ranking.damping_sweep import AtDamping, verdict
 from influence_cli.report.charts import Chart
-from influence_cli.report.html import Table
+from influence_cli.report.html import PageTable
 from influence_cli.results.record import SweepRecord
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ def note_sweep(session: Session, rows: Sequence[AtDamping], top: int, what: str)
     session.run.damping_sweep = SweepRecord(what, top, sentence, tuple(rows))
 
 
-def sweep_parts(session: Session) -> tuple[tuple[Table, ...], tuple[Chart, ...]]:
+def sweep_parts(session: Session) -> tuple[tuple[PageTable, ...], tuple[Chart, ...]]:
     """Give the table and the chart of the noted sweep; nothing if there was none."""
     noted = session.run.damping_sweep
     if noted is None:
         return (), ()
     rows = noted.rows
-    table = Table(
+    table = PageTable(
         "The ranking at other λ",
         COLUMNS,
         tuple((*_cells(row)[:-1], "invalid" if row.obstacle else _cells(row)[-1]) for row in rows),

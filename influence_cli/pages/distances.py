@@ -9,7 +9,7 @@ import numpy as np
 
 from influence_cli.errors import near_path
 from influence_cli.report.charts import scatter
-from influence_cli.report.html import Card, Section, Table
+from influence_cli.report.html import Card, PageTable, Section
 from influence_cli.report.table import Row, Scalar
 from influence_cli.results.distances import Distances, Spread, in_words
 from influence_cli.results.reader import Result
@@ -41,7 +41,9 @@ def distance_section(
     across = (float(everywhere.min()), float(everywhere.max()))
     row = b.row
     name = row["test"] if row["test"] is not None else near_path(Path(str(row["test_path"])))
-    predicted = [f"{own.row.get('test_predicted')} by {letter}" for letter, own in zip("AB", spreads, strict=True)]
+    predicted = [
+        f"{spread.row.get('test_predicted')} by {letter}" for letter, spread in zip("AB", spreads, strict=True)
+    ]
     lead = Card(
         image=picture(row),
         alt=f"test example {name}, labelled {row['test_label']}",
@@ -54,17 +56,17 @@ def distance_section(
         tone="plain",
     )
     scatters = []
-    for letter, result, own in zip("AB", results, spreads, strict=True):
-        label = own.row["test_label"]
-        kinds = ((f"same class: {label}", own.same), ("other classes", ~own.same))
-        words = in_words(own.facts())
+    for letter, result, spread in zip("AB", results, spreads, strict=True):
+        label = spread.row["test_label"]
+        kinds = ((f"same class: {label}", spread.same), ("other classes", ~spread.same))
+        words = in_words(spread.numbers())
         scatters.append(
             scatter(
                 f"{letter}: {near_path(result.path)}",
                 f"{words[0].upper()}{words[1:]}.",
                 AXES,
-                own.distance,
-                own.influence,
+                spread.distance,
+                spread.influence,
                 kinds,
                 across,
                 drawn=DRAWN,
@@ -75,7 +77,7 @@ def distance_section(
 
 def drawn_note(distances: Distances) -> tuple[str, ...]:
     """Say so if a scatter plot has fewer points than there are images."""
-    most = max(len(own.distance) for pair in distances.spreads.values() for own in pair)
+    most = max(len(spread.distance) for pair in distances.spreads.values() for spread in pair)
     if most <= DRAWN:
         return ()
     return (
@@ -84,21 +86,21 @@ def drawn_note(distances: Distances) -> tuple[str, ...]:
     )
 
 
-def distance_table(distances: Distances) -> Table:
+def distance_table(distances: Distances) -> PageTable:
     """List the numbers of every scatter plot."""
 
-    def cell(facts: Mapping[str, float | int | None], name: str, form: str) -> str:
-        value = facts[name]
+    def cell(numbers: Mapping[str, float | int | None], name: str, form: str) -> str:
+        value = numbers[name]
         return "–" if value is None else format(value, form)
 
-    def line(test: Scalar, letter: str, own: Spread) -> tuple[str, ...]:
-        facts = own.facts()
+    def line(test: Scalar, letter: str, spread: Spread) -> tuple[str, ...]:
+        numbers = spread.numbers()
         return (
             str(near_path(Path(test)) if isinstance(test, str) else test),
             letter,
-            *(cell(facts, f"correlation_{side}", "+.3f") for side in ("same", "other")),
-            *(cell(facts, f"helpful_{side}", ".0%") for side in ("same", "other", "near_same", "near_other")),
-            *(cell(facts, side, ",") for side in ("same", "other")),
+            *(cell(numbers, f"correlation_{side}", "+.3f") for side in ("same", "other")),
+            *(cell(numbers, f"helpful_{side}", ".0%") for side in ("same", "other", "near_same", "near_other")),
+            *(cell(numbers, side, ",") for side in ("same", "other")),
         )
 
     columns = (
@@ -106,9 +108,9 @@ def distance_table(distances: Distances) -> Table:
         *("same class, near", "other classes, near", "images, same class", "other classes"),
     )
     rows = [
-        line(test, letter, own)
+        line(test, letter, spread)
         for test, pair in distances.spreads.items()
-        for letter, own in zip("AB", pair, strict=True)
+        for letter, spread in zip("AB", pair, strict=True)
     ]
     note = "rank correlations, and shares of helpful images; near: among the nearest tenth of all listed images"
-    return Table("Influence and pixel distance", columns, tuple(rows), note)
+    return PageTable("Influence and pixel distance", columns, tuple(rows), note)

@@ -13,7 +13,7 @@ from influence_cli.pages.parts import IMAGES, config_text, sentence, training_ca
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.groups import GroupInfluence
 from influence_cli.report.charts import class_bars, histogram
-from influence_cli.report.html import Page, Row, Section, Table
+from influence_cli.report.html import CardRow, Page, PageTable, Section
 from influence_cli.results.run import command_line
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def groups_page(
     session: Session,
     stores: Sequence[Prepared],
-    found: GroupInfluence,
+    influence: GroupInfluence,
     facts: TrainingFacts,
     first: np.ndarray | None,
     verdict: str,
@@ -35,34 +35,34 @@ def groups_page(
     Args:
         session: of the command.
         stores: what was prepared for each checkpoint.
-        found: the sums.
+        influence: the sums.
         facts: of the training examples.
         first: how often each group comes first, of `GroupInfluence.doubt`.
         verdict: which group drives the errors.
         actual: per group, the rise of each test loss without it, if that was trained.
         count: groups that the result lists, None for all; as many images per effect, up to `IMAGES`.
     """
-    names, total = found.grouping.names, found.total()
-    read = np.isfinite(found.mean)
+    names, total = influence.grouping.names, influence.total()
+    read = np.isfinite(influence.mean)
     worst, images = int(total.order[0]), min(count or IMAGES, IMAGES)
     # Only the worst group: NaN is ignored.
-    own = strongest(np.where(found.grouping.members == worst, found.mean, np.nan), images)
-    values, members = found.mean[read], found.grouping.members[read]
-    what = f"{found.grouping.by}: {names[worst]}"
+    within = strongest(np.where(influence.grouping.members == worst, influence.mean, np.nan), images)
+    values, members = influence.mean[read], influence.grouping.members[read]
+    what = f"{influence.grouping.by}: {names[worst]}"
     rows = (
-        Row(
+        CardRow(
             f"Most harmful in {what}",
             "removing one of these would lower the loss",
-            training_cards(stores[0], facts, own, "harmful", images),
+            training_cards(stores[0], facts, within, "harmful", images),
         ),
-        Row(
+        CardRow(
             f"Most helpful in {what}",
             "removing one of these would raise the loss",
-            training_cards(stores[0], facts, own, "helpful", images),
+            training_cards(stores[0], facts, within, "helpful", images),
         ),
     )
     bars = class_bars("Influence by group", "sums over all training examples", values, members, names)
-    heading = f"Mean over {len(found.tests):,} test example{'s' if len(found.tests) > 1 else ''}"
+    heading = f"Mean over {len(influence.tests):,} test example{'s' if len(influence.tests) > 1 else ''}"
     most = float(np.abs(values).max(initial=0.0))
     return Page(
         title="influence groups",
@@ -73,10 +73,10 @@ def groups_page(
             "were removed and the model trained again. Below zero the group is harmful. For large groups, trust the "
             "ranking, not the number.",
         ),
-        classes=_table(found, first, actual, count),
+        classes=_table(influence, first, actual, count),
         sections=(Section(heading, None, rows, bars),),
         histogram=histogram(
-            f"Distribution of influence by {found.grouping.by}",
+            f"Distribution of influence by {influence.grouping.by}",
             "influence of single training examples",
             values,
             members,
@@ -93,23 +93,23 @@ def groups_page(
 
 
 def _table(
-    found: GroupInfluence, first: np.ndarray | None, actual: Mapping[int, np.ndarray], count: int | None
-) -> Table:
-    total = found.total()
+    influence: GroupInfluence, first: np.ndarray | None, actual: Mapping[int, np.ndarray], count: int | None
+) -> PageTable:
+    total = influence.total()
     rows = []
     for group in total.order[:count].tolist():
-        own = actual.get(group)
+        rises = actual.get(group)
         rows.append(
             (
-                found.grouping.names[group],
+                influence.grouping.names[group],
                 f"{int(total.examples[group]):,}",
                 f"{total.influence[group]:+.3g}",
                 f"{total.mean[group]:+.3g}",
                 f"{total.share[group]:.1%}",
                 "–" if first is None else f"{first[group]:.0%}",
-                *(() if not actual else ("–" if own is None else f"{own.mean():+.3g}",)),
+                *(() if not actual else ("–" if rises is None else f"{rises.mean():+.3g}",)),
             )
         )
-    columns = (found.grouping.by, "examples", "influence", "per example", "share of harmful influence", "first")
+    columns = (influence.grouping.by, "examples", "influence", "per example", "share of harmful influence", "first")
     note = "first: how often the group is the most harmful one in 1,000 bootstrap samples of the test examples"
-    return Table("Groups", (*columns, "actual") if actual else columns, tuple(rows), note)
+    return PageTable("Groups", (*columns, "actual") if actual else columns, tuple(rows), note)

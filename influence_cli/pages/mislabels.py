@@ -18,10 +18,10 @@ from influence_cli.pages.damping_sweep import sweep_parts
 from influence_cli.pages.parts import config_text, example_thumbnail, path_fact, sentence
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.charts import Chart, histogram, recovery_chart
-from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table
+from influence_cli.report.html import Card, CardRow, Desk, Neighbour, Page, PageTable, Review, Section
 from influence_cli.results.record import (
-    BesidesRecord,
     ConfusedClasses,
+    DataIssuesRecord,
     ExpectedPrecision,
     NamedExample,
     NoiseRecord,
@@ -72,7 +72,11 @@ def mislabels_page(
     meaning = [
         "Most suspicious first." + (f" The score is {signal}: {text}" if (text := _SIGNAL_MEANING[signal]) else ""),
         "suggested: the likeliest class"
-        + (", judged without the given label." if result.opinions and signal not in ("loss", "margin") else "."),
+        + (
+            ", judged without the given label."
+            if result.probabilities_by_source and signal not in ("loss", "margin")
+            else "."
+        ),
         "A high score is a reason to look, not a verdict: rare images with correct labels score high too.",
     ]
     if result.noise is not None and result.noise.count:
@@ -86,7 +90,10 @@ def mislabels_page(
         "Decide below with the mouse or the keyboard. This browser keeps your decisions. Export saves decisions.csv; "
         "influence relabel decisions.csv turns it into new labels."
     )
-    sections = [Section("Most suspicious labels", None, (Row("", "", cards),)), *_besides(result, split, classes)]
+    sections = [
+        Section("Most suspicious labels", None, (CardRow("", "", cards),)),
+        *_data_issues(result, split, classes),
+    ]
     tables, charts = sweep_parts(session)
     return Page(
         title="influence mislabels",
@@ -135,19 +142,19 @@ def noise_record(result: Mislabels, noise: Noise, classes: Sequence[str]) -> Noi
     )
 
 
-def besides_record(result: Mislabels, split: Split, classes: Sequence[str]) -> BesidesRecord:
+def issues_record(result: Mislabels, split: Split, classes: Sequence[str]) -> DataIssuesRecord:
     """Gather the data issues beyond single labels for the run file, by position in the data set."""
-    found, indices = result.besides, result.facts.indices
+    issues, indices = result.issues, result.facts.indices
 
     def named(row: int) -> NamedExample:
         index = int(indices[row])
         return NamedExample(index, split.path(index), classes[int(result.facts.labels[row])])
 
-    return BesidesRecord(
-        tuple((named(a), named(b)) for a, b in found.duplicates),
-        tuple((named(a), named(b)) for a, b in found.alike),
-        tuple(named(row) for row in found.outliers),
-        tuple(ConfusedClasses((classes[a], classes[b]), (there, back)) for a, b, there, back in found.confused),
+    return DataIssuesRecord(
+        tuple((named(a), named(b)) for a, b in issues.duplicates),
+        tuple((named(a), named(b)) for a, b in issues.alike),
+        tuple(named(row) for row in issues.outliers),
+        tuple(ConfusedClasses((classes[a], classes[b]), (there, back)) for a, b, there, back in issues.confused),
     )
 
 
@@ -164,7 +171,7 @@ def _card(
         title=title,
         facts=(
             *((("", note),) if note else ()),
-            ("suggested", f"{classes[suggested]} ({result.opinion[row, suggested]:.0%})"),
+            ("suggested", f"{classes[suggested]} ({result.leading_probabilities[row, suggested]:.0%})"),
             ("score", f"{result.score[row]:.4f}"),
             ("loss", f"{facts.losses[row]:.4g}"),
             ("index", str(index)),
@@ -189,33 +196,35 @@ def _neighbour(result: Mislabels, split: Split, classes: Sequence[str], row: int
     )
 
 
-def _besides(result: Mislabels, split: Split, classes: Sequence[str]) -> list[Section]:
+def _data_issues(result: Mislabels, split: Split, classes: Sequence[str]) -> list[Section]:
     """Show pairs of the same or nearly the same image with different labels, and images far from every other."""
-    found, sections = result.besides, []
-    pairs = [*found.duplicates[:SHOWN], *found.alike[: SHOWN - len(found.duplicates[:SHOWN])]]
+    issues, sections = result.issues, []
+    pairs = [*issues.duplicates[:SHOWN], *issues.alike[: SHOWN - len(issues.duplicates[:SHOWN])]]
     if pairs:
         cards = tuple(_card(result, split, classes, row) for pair in pairs for row in pair)
-        total = len(found.duplicates) + len(found.alike)
+        total = len(issues.duplicates) + len(issues.alike)
         note = f"the first {len(pairs):,} of {counted(total, 'pair')}, side by side"
-        sections.append(Section("Duplicates with different labels", None, (Row("", note, cards),)))
-    if len(found.outliers):
-        cards = tuple(_card(result, split, classes, row) for row in found.outliers[:SHOWN])
-        note = f"the first {len(cards)} of {len(found.outliers):,}, farthest from every other example"
-        sections.append(Section("Unusual images", None, (Row("", note, cards),)))
+        sections.append(Section("Duplicates with different labels", None, (CardRow("", note, cards),)))
+    if len(issues.outliers):
+        cards = tuple(_card(result, split, classes, row) for row in issues.outliers[:SHOWN])
+        note = f"the first {len(cards)} of {len(issues.outliers):,}, farthest from every other example"
+        sections.append(Section("Unusual images", None, (CardRow("", note, cards),)))
     return sections
 
 
-def _class_table(result: Mislabels, classes: Sequence[str]) -> Table:
+def _class_table(result: Mislabels, classes: Sequence[str]) -> PageTable:
     facts, rows = result.facts, []
     differs = result.suggested != facts.labels
     flagged = np.zeros(len(facts.labels), dtype=bool)
     flagged[result.flagged] = True
     for number, name in enumerate(classes):
-        own = facts.labels == number
-        others = np.bincount(result.suggested[own & differs], minlength=len(classes))
+        labelled = facts.labels == number
+        others = np.bincount(result.suggested[labelled & differs], minlength=len(classes))
         common = classes[int(others.argmax())] if others.any() else "–"
-        rows.append((name, str(int(own.sum())), str(int((own & flagged).sum())), str(int(others.sum())), common))
-    return Table(
+        rows.append(
+            (name, str(int(labelled.sum())), str(int((labelled & flagged).sum())), str(int(others.sum())), common)
+        )
+    return PageTable(
         "Classes",
         ("label", "examples", "probably wrong", "differ from suggested", "most common suggestion"),
         tuple(rows),
@@ -223,17 +232,17 @@ def _class_table(result: Mislabels, classes: Sequence[str]) -> Table:
     )
 
 
-def _noise_table(session: Session) -> tuple[Table, ...]:
-    noise, besides = session.run.noise, session.run.besides
-    if noise is None or besides is None or not noise.pairs:
+def _noise_table(session: Session) -> tuple[PageTable, ...]:
+    noise, issues = session.run.noise, session.run.issues
+    if noise is None or issues is None or not noise.pairs:
         return ()
-    both = {frozenset(pair.classes) for pair in besides.confused}
+    both = {frozenset(pair.classes) for pair in issues.confused}
     rows = tuple(
         (p.label, p.true, str(p.count), "yes" if frozenset((p.label, p.true)) in both else "–")
         for p in noise.pairs[:SHOWN]
     )
     return (
-        Table(
+        PageTable(
             "Which classes are mixed up",
             ("label", "probably", "examples", "in both directions"),
             rows,
@@ -248,11 +257,11 @@ def _recovery_chart(session: Session, signal: str) -> tuple[Chart, ...]:
     if recovery is None or truth is None:
         return ()
     best = [q.signal for q in truth if q.signal not in (signal, "loss", "random")]
-    names = [name for name in dict.fromkeys((signal, "loss", *best[:1])) if name in recovery.found]
-    return (recovery_chart("Wrong labels found", {name: recovery.found[name] for name in names}, recovery.checked),)
+    names = [name for name in dict.fromkeys((signal, "loss", *best[:1])) if name in recovery.recovered]
+    return (recovery_chart("Wrong labels found", {name: recovery.recovered[name] for name in names}, recovery.checked),)
 
 
-def _truth_table(session: Session) -> tuple[Table, ...]:
+def _truth_table(session: Session) -> tuple[PageTable, ...]:
     from influence_cli.mislabels.evaluation import CHECKED
 
     if session.run.truth is None:
@@ -270,7 +279,7 @@ def _truth_table(session: Session) -> tuple[Table, ...]:
     )
     columns = ("signal", "AP", "from", "to", "AUROC", *(f"{share:.0%}" for share in CHECKED), "suggestion right")
     return (
-        Table(
+        PageTable(
             "Measured against the truth",
             columns,
             rows,

@@ -27,11 +27,11 @@ SHOWN, IMAGES = 20, 50
 
 
 def training_cards(
-    prepared: Prepared, facts: TrainingFacts, found: Strongest, tone: Literal["helpful", "harmful"], shown: int
+    prepared: Prepared, facts: TrainingFacts, strongest: Strongest, tone: Literal["helpful", "harmful"], shown: int
 ) -> tuple[Card, ...]:
     """Give the cards of the strongest training images of one effect, with their influence."""
     split, classes = prepared.task.train, prepared.task.classes
-    order, values, scores = found.of(tone)
+    order, values, scores = strongest.of(tone)
     cards = []
     for number, (row, value) in enumerate(zip(order[:shown], values, strict=False)):
         index = int(facts.indices[row])
@@ -110,7 +110,7 @@ def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]
         )
     else:
         source = task.checkpoint.name + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
-    found = (
+    text = (
         f"{config.model.factory} from {source}"
         + f", {_data_name(config)}: {len(task.train):,} training examples of {len(task.classes)} classes"
         + (f"; {method}" if method else "")
@@ -118,9 +118,9 @@ def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]
     if stores:
         prepared, scores = stores[0], session.run.scores
         method = prepared.choice.method + ("" if prepared.choice.method == "identity" else f" {prepared.choice.matrix}")
-        found += f"; curvature {method} over {prepared.choice.network.size:,} parameters"
-        found += _damping_text(scores.stores[0].damping if scores else None) + f", l2 = {task.l2:g}"
-    return found + f"; {session.seconds:.1f} s."
+        text += f"; curvature {method} over {prepared.choice.network.size:,} parameters"
+        text += _damping_text(scores.stores[0].damping if scores else None) + f", l2 = {task.l2:g}"
+    return text + f"; {session.seconds:.1f} s."
 
 
 def _data_name(config: Config) -> str:

@@ -12,7 +12,7 @@ from influence_cli.perturb.estimate import Perturbed
 from influence_cli.perturb.files import draw_map
 from influence_cli.pictures import thumbnail
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.report.html import Card, Page, Row, Section
+from influence_cli.report.html import Card, CardRow, Page, Section
 from influence_cli.results.run import command_line
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def perturb_page(
     session: Session,
     stores: Sequence[Prepared],
     batch: Batch,
-    found: Sequence[Perturbed],
+    effects: Sequence[Perturbed],
     scale: PixelScale | None,
     delta: str | None,
 ) -> Page:
@@ -36,7 +36,7 @@ def perturb_page(
         session: of the command.
         stores: what was prepared for each checkpoint.
         batch: the training example.
-        found: one per test example.
+        effects: one per test example.
         scale: of the pixels, if it is known.
         delta: what the change is called; None if there is none.
     """
@@ -44,7 +44,7 @@ def perturb_page(
     task, index = prepared.task, int(batch.indices[0])
     label = task.classes[int(batch.targets[0])]
     sections = []
-    for one in found[:SHOWN]:
+    for one in effects[:SHOWN]:
         numbers = [("influence", f"{one.influence:+.3g}")]
         if one.estimated is not None and one.replaced is not None:
             numbers += [("estimated", f"{one.estimated:+.3g}"), ("replaced", f"{one.replaced:+.3g}")]
@@ -68,11 +68,11 @@ def perturb_page(
             ),
             tone="plain",
         )
-        rows = (Row("The training image", "as it is, and as the model takes it", (image, pixels)),)
+        rows = (CardRow("The training image", "as it is, and as the model takes it", (image, pixels)),)
         sections.append(Section(test_title(one.test, task.classes), test_card(prepared, one.test), rows))
     notes = []
-    if len(found) > SHOWN:
-        notes.append(f"{len(found) - SHOWN} more test examples are in the rows of the result, not on this page.")
+    if len(effects) > SHOWN:
+        notes.append(f"{len(effects) - SHOWN} more test examples are in the rows of the result, not on this page.")
     meaning = [
         "The map shows, per pixel of the training image, the estimated rise of the test example's loss if that pixel "
         "became lighter and the model were trained again (Koh & Liang 2017, section 2.2).",
@@ -88,7 +88,7 @@ def perturb_page(
         ]
     return Page(
         title="influence perturb",
-        sentence=sentence(session, [own.task for own in stores], stores),
+        sentence=sentence(session, [prepared.task for prepared in stores], stores),
         meaning=tuple(meaning),
         classes=None,
         sections=tuple(sections),

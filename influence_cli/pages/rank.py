@@ -15,9 +15,9 @@ from influence_cli.pages.attribution import attribution_cards
 from influence_cli.pages.damping_sweep import sweep_parts
 from influence_cli.pages.parts import IMAGES, SHOWN, config_text, sentence, test_card, test_title, training_cards
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.ranking.rank import Group
+from influence_cli.ranking.rank import RankedGroup
 from influence_cli.report.charts import class_bars, histogram
-from influence_cli.report.html import Card, Page, Row, Section, Table
+from influence_cli.report.html import Card, CardRow, Page, PageTable, Section
 from influence_cli.results.run import command_line
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def rank_page(
     session: Session,
     stores: Sequence[Prepared],
-    group: Group,
+    group: RankedGroup,
     kept: np.ndarray,
     facts: TrainingFacts,
     selected: Sequence[Selected],
@@ -59,7 +59,7 @@ def rank_page(
         models = explained(stores)
         pixels = attribution_cards(models[0].task, group.tests[:SHOWN], attribution, len(models), session.terminal)
     sections = []
-    for test, found, own, beside in zip(tests, group.strongest, values, pixels, strict=False):
+    for test, strongest, influence, beside in zip(tests, group.strongest, values, pixels, strict=False):
         heading = f"Mean over {len(group.tests)} test examples" if test is None else test_title(test, classes)
         sections.append(
             Section(
@@ -67,18 +67,18 @@ def rank_page(
                 lead=None if test is None else test_card(prepared, test),
                 beside=beside,
                 rows=(
-                    Row(
+                    CardRow(
                         "Most helpful",
                         "removing one of these would raise the loss",
-                        training_cards(prepared, facts, found, "helpful", shown),
+                        training_cards(prepared, facts, strongest, "helpful", shown),
                     ),
-                    Row(
+                    CardRow(
                         "Most harmful",
                         "removing one of these would lower the loss",
-                        training_cards(prepared, facts, found, "harmful", shown),
+                        training_cards(prepared, facts, strongest, "harmful", shown),
                     ),
                 ),
-                bars=class_bars("Influence by training class", "sums over all images", own, labels, classes),
+                bars=class_bars("Influence by training class", "sums over all images", influence, labels, classes),
             )
         )
     notes = []
@@ -121,22 +121,22 @@ def rank_page(
     )
 
 
-def _class_table(values: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Table:
+def _class_table(values: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> PageTable:
     """Sum the influence per label, averaged over the test examples on the page."""
     mean = values.mean(axis=0)
     rows = []
     for number, name in enumerate(classes):
-        own = labels == number
-        if own.any():
-            harmful, helpful = float(np.minimum(mean[own], 0).sum()), float(np.maximum(mean[own], 0).sum())
+        labelled = labels == number
+        if labelled.any():
+            harmful, helpful = float(np.minimum(mean[labelled], 0).sum()), float(np.maximum(mean[labelled], 0).sum())
             sums = tuple(f"{value:+.3g}" for value in (helpful, harmful, helpful + harmful))
-            rows.append((name, f"{int(own.sum()):,}", f"{int((mean[own] < 0).sum()):,}", *sums))
+            rows.append((name, f"{int(labelled.sum()):,}", f"{int((mean[labelled] < 0).sum()):,}", *sums))
     note = "" if len(values) == 1 else f"mean over the {len(values)} test examples on this page"
     columns = ("label", "examples", "harmful examples", "helpful influence", "harmful influence", "sum")
-    return Table("Training examples by label", columns, tuple(rows), note)
+    return PageTable("Training examples by label", columns, tuple(rows), note)
 
 
-def plot_title(group: Group, classes: Sequence[str], aggregate: bool) -> str:
+def plot_title(group: RankedGroup, classes: Sequence[str], aggregate: bool) -> str:
     """Title a plot of the influence on the first test example, or on the mean of all of them."""
     if aggregate:
         return f"Mean over {len(group.tests)} test examples"

@@ -169,12 +169,12 @@ def attack_prediction(
         images = attack_order(top, row, scale, images)[:images]
     chosen = torch.from_numpy(rows_of(task.train.indices, images))
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
-    found = _climb(top, row, scale, chosen, rounds)
-    before, after = top.outputs(top.w), top.outputs(found.w)
-    losses = losses_under(top.problem, torch.stack([top.w, found.w]), _only(top.tests, row))[:, 0].tolist()
+    climbed = _climb(top, row, scale, chosen, rounds)
+    before, after = top.outputs(top.w), top.outputs(climbed.w)
+    losses = losses_under(top.problem, torch.stack([top.w, climbed.w]), _only(top.tests, row))[:, 0].tolist()
     distances = [
         float((scale.levels(new) - scale.levels(old)).abs().max())
-        for new, old in zip(found.inputs, found.originals, strict=True)
+        for new, old in zip(climbed.inputs, climbed.originals, strict=True)
     ]
     m = [float(margins(outputs, top.tests.targets)[row]) for outputs in (before, after)]
     return Attack(
@@ -182,8 +182,8 @@ def attack_prediction(
         label=int(top.tests.targets[row]),
         after=int(after[row].argmax()),
         images=tuple(images),
-        inputs=tuple(found.inputs),
-        rounds=found.rounds,
+        inputs=tuple(climbed.inputs),
+        rounds=climbed.rounds,
         loss=(losses[0], losses[1]),
         margin=(m[0], m[1]),
         estimated=float(sum(gains_of(top, s, chosen, scale))),
@@ -201,13 +201,13 @@ def attack_order(top: TopLayer, row: int, scale: PixelScale, count: int) -> list
     s = top.s_test(loss_slope(top.problem, top.w, top.tests, row)[None])[0]
     chosen, _ = choose_images(top, s, scale, max(count, TRIED))
     if count < TRIED:
-        own, raised = _only(top.tests, row), []
+        attacked, raised = _only(top.tests, row), []
         for one in chosen.tolist():
-            found = _climb(top, row, scale, torch.tensor([one]), TRIAL)
-            raised.append(float(losses_under(top.problem, found.w[None], own)))
+            climbed = _climb(top, row, scale, torch.tensor([one]), TRIAL)
+            raised.append(float(losses_under(top.problem, climbed.w[None], attacked)))
         chosen = chosen[torch.argsort(torch.tensor(raised), descending=True, stable=True)]
-    found_at: list[int] = top.task.train.indices[chosen.numpy()].tolist()
-    return found_at
+    positions: list[int] = top.task.train.indices[chosen.numpy()].tolist()
+    return positions
 
 
 @dataclass(frozen=True)
@@ -225,17 +225,17 @@ def _climb(top: TopLayer, row: int, scale: PixelScale, chosen: Tensor, rounds: i
 
     On the way the minimum and s_test are rough, because only the slope's sign is used; the returned state is exact.
     """
-    task, rows, own = top.task, chosen.to(top.w.device), _only(top.tests, row)
-    label = int(own.targets[0])
+    task, rows, attacked = top.task, chosen.to(top.w.device), _only(top.tests, row)
+    label = int(attacked.targets[0])
     batch = next(read_batches(task.train, task.train.indices[chosen.numpy()], len(chosen)))
     refuse_unreadable(batch)
     balls = [ball(scale, x, task.train.title(int(i))) for x, i in zip(batch.inputs, batch.indices, strict=True)]
     inputs = torch.stack([room.clamp(x) for room, x in zip(balls, batch.inputs, strict=True)])
     problem, w, taken = top.problem, top.w, 0
-    best, highest = _Climbed(0, batch.inputs, inputs, w), float(losses_under(problem, w[None], own))
+    best, highest = _Climbed(0, batch.inputs, inputs, w), float(losses_under(problem, w[None], attacked))
     x, a = with_graph(top, inputs)
     while taken < rounds and taken - best.rounds < PATIENCE:
-        s = solve_at(problem, w, top.inverse, loss_slope(problem, w, own, 0)[None], STEP_TOLERANCE)[0]
+        s = solve_at(problem, w, top.inverse, loss_slope(problem, w, attacked, 0)[None], STEP_TOLERANCE)[0]
         slopes = perturbation(pixel_slopes(x, a, feature_slopes(problem, w, s, rows, top.width)), problem.n)
         size = STEP * (1 - taken / rounds)
         moved = torch.stack(
@@ -247,10 +247,10 @@ def _climb(top: TopLayer, row: int, scale: PixelScale, chosen: Tensor, rounds: i
         x, a = with_graph(top, inputs)
         problem = changed(problem, rows, as_inputs(top, a))
         w = follow(problem, w, top.inverse, STEP_TOLERANCE)
-        loss, flipped = float(losses_under(problem, w[None], own)), _predicted(own, w) != label
+        loss, flipped = float(losses_under(problem, w[None], attacked)), _predicted(attacked, w) != label
         if flipped:
             w = follow(problem, w, top.inverse)
-            flipped = _predicted(own, w) != label
+            flipped = _predicted(attacked, w) != label
         if loss > highest or flipped:
             best, highest = replace(best, rounds=taken, inputs=inputs, w=w), loss
         if flipped:
@@ -265,8 +265,8 @@ def _only(tests: Outputs, row: int) -> Outputs:
     return replace(tests, **{name: value[row : row + 1] for name, value in vars(tests).items()})
 
 
-def _predicted(own: Outputs, w: Tensor) -> int:
-    return int((own.a @ w.T + own.fixed).argmax())
+def _predicted(outputs: Outputs, w: Tensor) -> int:
+    return int((outputs.a @ w.T + outputs.fixed).argmax())
 
 
 def choose_images(top: TopLayer, s: Tensor, scale: PixelScale, count: int) -> tuple[Tensor, list[float]]:
@@ -285,7 +285,7 @@ def choose_images(top: TopLayer, s: Tensor, scale: PixelScale, count: int) -> tu
 
 def gains_of(top: TopLayer, s: Tensor, rows: Tensor, scale: PixelScale) -> list[float]:
     """Compute, for training rows, the most that (minus 1/n) s·g can rise by pixels that rounding to 8 bits hides."""
-    task, found = top.task, []
+    task, gains = top.task, []
     indices = task.train.indices[rows.cpu().numpy()]
     start = 0
     for batch in read_batches(task.train, indices, TOGETHER):
@@ -296,8 +296,8 @@ def gains_of(top: TopLayer, s: Tensor, rows: Tensor, scale: PixelScale) -> list[
         v = feature_slopes(top.problem, top.w, s, here, top.width)
         slopes = perturbation(pixel_slopes(x, a, v), top.problem.n)
         for image, slope, index in zip(batch.inputs, slopes, batch.indices, strict=True):
-            found.append(ball(scale, image, task.train.title(int(index))).gain(image, slope))
-    return found
+            gains.append(ball(scale, image, task.train.title(int(index))).gain(image, slope))
+    return gains
 
 
 def _largest(top: TopLayer, s: Tensor, count: int) -> Tensor:
@@ -328,7 +328,7 @@ def rank_attackable(
     terminal = or_silent(terminal)
     outputs, labels = top.outputs(top.w), top.tests.targets
     right = [row for row in rows if int(outputs[row].argmax()) == int(labels[row])]
-    found: list[Attackable] = []
+    attackable: list[Attackable] = []
     with terminal.progress(len(right), "effect of each single image") as advance:
         for start in range(0, len(right), SOLVED):
             part = right[start : start + SOLVED]
@@ -344,9 +344,9 @@ def rank_attackable(
                 best = int(np.argmax(gains))
                 image = int(top.task.train.indices[int(candidates[best])])
                 margin = float(outputs[row, label] - outputs[row, other])
-                found.append(Attackable(int(top.test_indices[row]), label, other, margin, image, gains[best]))
+                attackable.append(Attackable(int(top.test_indices[row]), label, other, margin, image, gains[best]))
                 advance(1)
-    return sorted(found, key=lambda one: (-one.ratio, one.test))
+    return sorted(attackable, key=lambda one: (-one.ratio, one.test))
 
 
 def _next(outputs: Tensor, label: int) -> int:

@@ -88,17 +88,19 @@ def attribute(task: Task, image: Tensor, target: int, method: str) -> np.ndarray
     copies = max(1, min(COPIES, NUMBERS // x.numel()))
     f = _explained(task, target)
     if method == "integrated-gradients":
-        found = IntegratedGradients(f).attribute(x, torch.zeros_like(x), n_steps=STEPS, internal_batch_size=copies)
+        attribution = IntegratedGradients(f).attribute(
+            x, torch.zeros_like(x), n_steps=STEPS, internal_batch_size=copies
+        )
     elif method == "grad-cam":
         layer = last_convolution(task.model, image.to(task.device))
         coarse = LayerGradCam(f, layer).attribute(x, relu_attributions=True)
-        found = LayerAttribution.interpolate(coarse, tuple(x.shape[-2:]), interpolate_mode="bilinear")
+        attribution = LayerAttribution.interpolate(coarse, tuple(x.shape[-2:]), interpolate_mode="bilinear")
     else:
         height, width = patch(image)
         # Steps of half a patch: four patches cover every pixel except those at the border.
         strides = (x.shape[1], max(1, height // 2), max(1, width // 2))
         with torch.no_grad():
-            found = Occlusion(f).attribute(
+            attribution = Occlusion(f).attribute(
                 x,
                 sliding_window_shapes=(x.shape[1], height, width),
                 strides=strides,
@@ -106,8 +108,8 @@ def attribute(task: Task, image: Tensor, target: int, method: str) -> np.ndarray
                 perturbations_per_eval=copies,
             )
             # captum gives a pixel's value to each channel of the patch.
-            found = found.mean(dim=1, keepdim=True)
-    return np.asarray(found.detach()[0].cpu().double().sum(dim=0).numpy())
+            attribution = attribution.mean(dim=1, keepdim=True)
+    return np.asarray(attribution.detach()[0].cpu().double().sum(dim=0).numpy())
 
 
 def patch(image: Tensor) -> tuple[int, int]:

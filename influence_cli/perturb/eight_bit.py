@@ -162,12 +162,12 @@ def given_scale(step: str, black: str | None) -> PixelScale:
 
 def sixteen_bits(scale: PixelScale, x: Tensor) -> np.ndarray:
     """Turn an input [C, H, W] into 16-bit pixels [H, W, C]: level 255 is 65,535, level k is 257 k."""
-    found = (scale.levels(x) * 257).round().clamp(0, 65535).numpy().astype(np.uint16)
-    return np.ascontiguousarray(np.moveaxis(found, 0, -1))
+    levels = (scale.levels(x) * 257).round().clamp(0, 65535).numpy().astype(np.uint16)
+    return np.ascontiguousarray(np.moveaxis(levels, 0, -1))
 
 
 def _numbers(text: str, option: str) -> list[float]:
-    found = []
+    numbers = []
     for part in text.split(","):
         above, _, below = part.partition("/")
         try:
@@ -178,8 +178,8 @@ def _numbers(text: str, option: str) -> list[float]:
             raise InfluenceError(
                 f"{option} {text}: {part!r} is not a number", "such as 1/255, or one per channel: 0.1,0.2,0.1"
             )
-        found.append(value)
-    return found
+        numbers.append(value)
+    return numbers
 
 
 def _is_eight_bit(image: Any) -> bool:

@@ -96,17 +96,17 @@ def input_slopes(network: Network, vector: Tensor, inputs: Tensor, targets: Tens
     """
     device = network.device()
     x = inputs.to(device).detach().clone().requires_grad_(True)
-    own = list(network.parameters().values())
+    parameters = list(network.parameters().values())
     with torch.enable_grad(), recurrent_backward(network.model), differentiable_attention():
         try:
             # A copy, because a model may change its input in place, which a leaf forbids.
             losses = network.loss(logits_of(network.model(x.clone())), targets.to(device))
             slopes = torch.autograd.grad(
-                losses.sum(), own, create_graph=True, materialize_grads=True, allow_unused=True
+                losses.sum(), parameters, create_graph=True, materialize_grads=True, allow_unused=True
             )
             product = torch.stack([(v * g).sum() for v, g in zip(unflatten(network, vector), slopes, strict=True)])
             _refuse_once(product.grad_fn)
-            (found,) = torch.autograd.grad(product.sum(), x, materialize_grads=True, allow_unused=True)
+            (of_inputs,) = torch.autograd.grad(product.sum(), x, materialize_grads=True, allow_unused=True)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -114,7 +114,7 @@ def input_slopes(network: Network, vector: Tensor, inputs: Tensor, targets: Tens
                 f"the model's gradient has no derivative with respect to its input: {describe(error)}",
                 "perturb differentiates twice; a layer with a custom backward pass may allow only one",
             ) from error
-    return found.detach()
+    return of_inputs.detach()
 
 
 def _refuse_once(end: Any) -> None:
@@ -162,7 +162,7 @@ def perturb_image(
     batch = read_training_image(task, index)
     again = _Again(stores, batch, terminal) if retrain else None
     inverses = make_inverses(stores, terminal, strict)
-    found: list[Perturbed] = []
+    effects: list[Perturbed] = []
     asked = test_stores(stores, inverses)
     size = group_size([*stores, *asked], 1)
     for start in range(0, len(selected), size):
@@ -174,22 +174,22 @@ def perturb_image(
         ]
         held = again.held_out(group, tests) if again is not None else None
         for number, test in enumerate(tests):
-            one = _estimate(stores, [own[number : number + 1] for own in vectors], batch, test, change)
+            one = _estimate(stores, [vector[number : number + 1] for vector in vectors], batch, test, change)
             if again is not None and held is not None and one.delta is not None:
                 one = replace(one, actual=again.actual(one.delta, number, held))
-            found.append(one)
+            effects.append(one)
     record = describe_run(stores, inverses, None, terminal)
-    if any(_bends(one) for one in found):
+    if any(_bends(one) for one in effects):
         terminal.warn(
             "estimated and replaced differ by more than half: the change is not small for this model, for example "
             "because it crosses kinks of ReLU or max pooling (a black background has many ties); trust replaced"
         )
-    if found and not any(one.slope.any() for one in found):
+    if effects and not any(one.slope.any() for one in effects):
         terminal.warn(
             "no pixel moves the loss: the derivative is 0 everywhere, for example because the model rounds its "
             "input or the training loss of this image is 0"
         )
-    return Perturbation(found, record, None if again is None else again.newton)
+    return Perturbation(effects, record, None if again is None else again.newton)
 
 
 def _estimate(
@@ -203,8 +203,10 @@ def _estimate(
     task = stores[0].task
     pairs = list(zip(stores, vectors, strict=True))
     slopes = [
-        perturbation(input_slopes(own.choice.network, s[0], batch.inputs, batch.targets)[0].cpu().double(), own.task.n)
-        for own, s in pairs
+        perturbation(
+            input_slopes(prepared.choice.network, s[0], batch.inputs, batch.targets)[0].cpu().double(), prepared.task.n
+        )
+        for prepared, s in pairs
     ]
     slope = torch.stack(slopes).mean(dim=0)
     title = task.train.title(int(batch.indices[0]))
@@ -212,8 +214,8 @@ def _estimate(
 
     def influence_of(inputs: Tensor) -> float:
         values = [
-            removal(products(own.choice.network, s, inputs, batch.targets)[0][0, 0].double(), own.task.n)
-            for own, s in pairs
+            removal(products(prepared.choice.network, s, inputs, batch.targets)[0][0, 0].double(), prepared.task.n)
+            for prepared, s in pairs
         ]
         return float(torch.stack([value.cpu() for value in values]).mean())
 

@@ -87,13 +87,15 @@ def sweep_influence(
         terminal: progress.
     """
     columns = [_columns(inverse, prepared.task.l2) for prepared, inverse in zip(stores, inverses, strict=True)]
-    usable = [n for n in range(len(MULTIPLES)) if all(own[n] is not None for own, _ in columns)]
+    usable = [n for n in range(len(MULTIPLES)) if all(divisions[n] is not None for divisions, _ in columns)]
     m = len(gradients[0])
     with ExitStack() as stack:
         streams = []
-        for prepared, inverse, own, (at, _) in zip(stores, inverses, gradients, columns, strict=True):
-            swept = [found for n in usable if (found := at[n]) is not None]
-            left = torch.cat([*(removal(each.apply(own), prepared.task.n) for each in (inverse, *swept)), own])
+        for prepared, inverse, coordinates, (at, _) in zip(stores, inverses, gradients, columns, strict=True):
+            swept = [division for n in usable if (division := at[n]) is not None]
+            left = torch.cat(
+                [*(removal(each.apply(coordinates), prepared.task.n) for each in (inverse, *swept)), coordinates]
+            )
             streams.append(training_products(prepared, left, None, len(stores), terminal, False, stack))
         values = _gathered(streams, (2 + len(usable)) * m, read, stores[0].task.train)
     chosen, *others, plain = values.reshape(2 + len(usable), m, -1)
@@ -113,11 +115,11 @@ def sweep_self_influence(
         terminal: progress.
     """
     columns = [_columns(inverse, prepared.task.l2) for prepared, inverse in zip(stores, inverses, strict=True)]
-    usable = [n for n in range(len(MULTIPLES)) if all(own[n] is not None for own, _ in columns)]
+    usable = [n for n in range(len(MULTIPLES)) if all(divisions[n] is not None for divisions, _ in columns)]
 
     def stream(prepared: Prepared, inverse: Division, at: Sequence[Division | None]) -> Iterator[Piece]:
         task = prepared.task
-        swept = [inverse, *(found for n in usable if (found := at[n]) is not None)]
+        swept = [inverse, *(division for n in usable if (division := at[n]) is not None)]
 
         def work(where: slice, block: np.ndarray) -> Piece:
             rows = torch.from_numpy(block).to(task.device)
@@ -191,9 +193,9 @@ def _described(
         if number not in scores:
             rows.append(AtDamping(multiple, damping, obstacle))
             continue
-        own = scores[number]
+        swept = scores[number]
         dimensions = [inverse.effective_dimension for at, _ in columns if (inverse := at[number]) is not None]
-        same = [len(a & _top(b, top, both)) / max(1, len(a)) for a, b in zip(first, own, strict=True)]
+        same = [len(a & _top(b, top, both)) / max(1, len(a)) for a, b in zip(first, swept, strict=True)]
         rows.append(
             AtDamping(
                 multiple,
@@ -201,8 +203,8 @@ def _described(
                 None,
                 float(np.mean(dimensions)),
                 float(np.mean(same)),
-                _mean([spearman(a, b) for a, b in zip(chosen, own, strict=True)]),
-                _mean([pearson(a, b) for a, b in zip(own, plain, strict=True)]),
+                _mean([spearman(a, b) for a, b in zip(chosen, swept, strict=True)]),
+                _mean([pearson(a, b) for a, b in zip(swept, plain, strict=True)]),
             )
         )
     return rows
@@ -211,10 +213,10 @@ def _described(
 def _top(scores: np.ndarray, count: int, both: bool) -> set[int]:
     """Find the positions of the largest scores, and ~position of the smallest if both effects count; no zeros."""
     order = np.lexsort((np.arange(len(scores)), -scores))
-    found = {int(at) for at in order[:count] if scores[at] > 0}
+    positions = {int(at) for at in order[:count] if scores[at] > 0}
     if both:
-        found |= {~int(at) for at in order[::-1][:count] if scores[at] < 0}
-    return found
+        positions |= {~int(at) for at in order[::-1][:count] if scores[at] < 0}
+    return positions
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -41,8 +41,8 @@ class Grouping:
 
 def group_by_class(split: Split, classes: Sequence[str]) -> Grouping:
     """Group the training examples by their labels; a class without examples is not a group."""
-    found, members = np.unique(split.labels[split.indices], return_inverse=True)
-    return Grouping(BY_CLASS, tuple(classes[number] for number in found.tolist()), members.astype(np.int64))
+    labels, members = np.unique(split.labels[split.indices], return_inverse=True)
+    return Grouping(BY_CLASS, tuple(classes[number] for number in labels.tolist()), members.astype(np.int64))
 
 
 def read_groups(path: Path, by: str | None, split: Split) -> Grouping:
@@ -70,9 +70,9 @@ def read_groups(path: Path, by: str | None, split: Split) -> Grouping:
     texts = np.array([unguarded(cell).strip() or BLANK for cell in table.columns[column]], dtype=object)
     row_of = np.full(len(split.labels), -1)
     row_of[positions] = np.arange(len(positions))
-    own = texts[row_of[split.indices]].astype(str)
-    names, members = np.unique(own, return_inverse=True)
-    _check_groups(names, own, f"--by {column}: {table.file.partition(': ')[2]}")
+    cells = texts[row_of[split.indices]].astype(str)
+    names, members = np.unique(cells, return_inverse=True)
+    _check_groups(names, cells, f"--by {column}: {table.file.partition(': ')[2]}")
     return Grouping(column, tuple(names.tolist()), members.astype(np.int64))
 
 
@@ -104,14 +104,14 @@ def _positions(table: Table, split: Split) -> np.ndarray:
     index = table.index_column()
     if index is not None:
         check, length = path_check(table, split.paths), len(split.labels)
-        found = []
+        positions = []
         for row in range(len(table.lines)):
             position = table.whole_number(index, row)
             inside = 0 <= position < length
             if inside:
                 check(row, position)
-            found.append(position if inside else -1)
-        return np.array(found, dtype=np.int64)
+            positions.append(position if inside else -1)
+        return np.array(positions, dtype=np.int64)
     if split.paths is None:
         raise InfluenceError(
             f"{table.file} names examples by path, but this data set has no files", "add a column index, from 0"
@@ -143,10 +143,10 @@ class _PathIndex:
         for text in dict.fromkeys((cell, cell.strip(), unguarded(cell.strip()))):
             parts = PurePath(text).parts
             for length in range(min(len(parts), self._longest), 0, -1):
-                if (found := self._whole.get(parts[-length:])) is not None:
-                    return found
-            if (found := self._ends.get(parts)) is not None:
-                return found
+                if (position := self._whole.get(parts[-length:])) is not None:
+                    return position
+            if (position := self._ends.get(parts)) is not None:
+                return position
         return -1
 
 

@@ -215,15 +215,15 @@ def labelled(selected: Sequence[Selected], of: str | None, classes: Sequence[str
     return kept
 
 
-def verdict(found: GroupInfluence, doubt: Doubt, unit: str) -> str:
+def verdict(influence: GroupInfluence, doubt: Doubt, unit: str) -> str:
     """Say in one sentence which group drives the errors, its share of the harm, and how clear that is.
 
     Args:
-        found: the sums.
+        influence: the sums.
         doubt: of `GroupInfluence.doubt`.
         unit: of influence, such as `` nats``; empty for none.
     """
-    total, names, count = found.total(), found.grouping.names, len(found.tests)
+    total, names, count = influence.total(), influence.grouping.names, len(influence.tests)
     worst, what = int(total.order[0]), "this test example" if count == 1 else f"these {count:,} test examples"
     if not total.influence[worst] < 0:
         most = int(np.argmax(total.share))
@@ -232,32 +232,32 @@ def verdict(found: GroupInfluence, doubt: Doubt, unit: str) -> str:
             f"{total.share[most]:.0%} of all harmful influence comes from {names[most]}"
         )
     loss = "its loss" if count == 1 else "their mean loss"
-    now, less = float(np.mean([test.loss for test in found.tests])), -float(total.influence[worst])
+    now, less = float(np.mean([test.loss for test in influence.tests])), -float(total.influence[worst])
     # A loss cannot fall below zero: removing so many examples is not a small step.
     beyond = f" (it is {now:.3g} now: trust the ranking, not the number)" if unit and less > now else ""
-    facts = (
+    numbers = (
         f"without its {total.examples[worst]:,} examples {loss} would be about {less:.3g}{unit} lower{beyond}; "
         f"they have {total.share[worst]:.0%} of all harmful influence"
     )
     reasons = _reasons(doubt, worst, names)
     if reasons:
-        return f"{names[worst]} is the most harmful group to {what}: {facts}; likely, not certain: {reasons}"
+        return f"{names[worst]} is the most harmful group to {what}: {numbers}; likely, not certain: {reasons}"
     if doubt.first is None:
-        return f"{names[worst]} drives {what}: {facts}; one test example says little about others"
+        return f"{names[worst]} drives {what}: {numbers}; one test example says little about others"
     return (
-        f"{names[worst]} drives {what}: {facts}; first in {doubt.first[worst]:.0%} of 1,000 resamples of the test "
+        f"{names[worst]} drives {what}: {numbers}; first in {doubt.first[worst]:.0%} of 1,000 resamples of the test "
         "examples"
     )
 
 
-def retrained(found: GroupInfluence, actual: Mapping[int, np.ndarray]) -> str:
+def retrained(influence: GroupInfluence, actual: Mapping[int, np.ndarray]) -> str:
     """Say which group is most harmful by retraining, and whether the estimate agrees.
 
     Args:
-        found: the sums.
+        influence: the sums.
         actual: the rise of each test loss without a group, by group.
     """
-    names, worst = found.grouping.names, int(found.total().order[0])
+    names, worst = influence.grouping.names, int(influence.total().order[0])
     mean = {group: float(changes.mean()) for group, changes in actual.items()}
     really = min(mean, key=lambda group: mean[group])
     if really == worst:

@@ -54,7 +54,7 @@ STEPS = 10
 
 
 @dataclass(frozen=True)
-class Plan:
+class IndexPlan:
     """What an index will be.
 
     Attributes:
@@ -95,18 +95,18 @@ class Plan:
         return f"{self.kind}{' of rows' if self.kind == 'product codes' else ' rows'} in {self.lists:,} lists"
 
 
-def plan_index(rows: int, width: int) -> Plan:
+def plan_index(rows: int, width: int) -> IndexPlan:
     """Choose the kind of index for so many rows and coordinates.
 
     Below 10,000 rows flat; else 2√n lists, of float16 rows up to 4 GB of them, of product codes beyond.
     """
     if rows < FLAT_BELOW:
-        return Plan("flat", rows, width, 0)
+        return IndexPlan("flat", rows, width, 0)
     lists = round(2 * rows**0.5)
     width += 1  # for a centre: how far its list reaches beyond it
     if 2 * rows * width <= HALF_BYTES:
-        return Plan("float16", rows, width, lists)
-    return Plan("product codes", rows, -(-width // PART) * PART, lists)
+        return IndexPlan("float16", rows, width, lists)
+    return IndexPlan("product codes", rows, -(-width // PART) * PART, lists)
 
 
 def build_indexes(
@@ -140,25 +140,25 @@ def build_indexes(
             rows, blocks = _readable(prepared)
             search = write_index(part, build(prepared, inverse, plan, rows, terminal))
             near = plan.kind != "product codes" and len(stores) == 1
-            facts = asdict(plan) | {
+            description = asdict(plan) | {
                 "factor": NEAR if near else FAR,
                 "probes": 1,
                 "blocks": blocks,
                 "faiss": faiss.__version__,
                 "seconds": time.perf_counter() - started,
             }
-            indexes.append(Index(part, rows, facts, search))
+            indexes.append(Index(part, rows, description, search))
         indexes = _measured(stores, inverses, indexes, terminal, skip_unreadable)
         for index, prepared, inverse in zip(indexes, stores, inverses, strict=True):
             path = index_path(prepared.path)
             seal_index(index, path, belongings(prepared, inverse))
-            looked = "; each search reads {probes:,} of {lists:,} lists" if index.facts["lists"] else ""
-            size, seconds = human_bytes(path.stat().st_size), duration(index.facts["seconds"])
-            terminal.say(f"wrote {path} ({size}) in {seconds}{looked.format_map(index.facts)}")
-    return [replace(index, path=index_path(own.path)) for index, own in zip(indexes, stores, strict=True)]
+            looked = "; each search reads {probes:,} of {lists:,} lists" if index.description["lists"] else ""
+            size, seconds = human_bytes(path.stat().st_size), duration(index.description["seconds"])
+            terminal.say(f"wrote {path} ({size}) in {seconds}{looked.format_map(index.description)}")
+    return [replace(index, path=index_path(prepared.path)) for index, prepared in zip(indexes, stores, strict=True)]
 
 
-def build(prepared: Prepared, inverse: ClosedForm, plan: Plan, rows: np.ndarray, terminal: Terminal) -> Any:
+def build(prepared: Prepared, inverse: ClosedForm, plan: IndexPlan, rows: np.ndarray, terminal: Terminal) -> Any:
     """Make faiss's index of the whitened rows of a store, in three scans (a flat one in one).
 
     Args:
@@ -203,12 +203,12 @@ def build(prepared: Prepared, inverse: ClosedForm, plan: Plan, rows: np.ndarray,
     nearest.add(means.centroids)
     sums, squares = torch.zeros(plan.lists, plan.width), torch.zeros(plan.lists, dtype=torch.float64)
     with terminal.progress(plan.rows, name) as advance:
-        for vectors in (own / scale for own in _vectors(prepared, inverse, plan, rows)):
+        for vectors in (points / scale for points in _vectors(prepared, inverse, plan, rows)):
             lists = np.ascontiguousarray(nearest.search(vectors, 1)[1][:, 0])
             search.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(lists))
-            own, into = torch.from_numpy(vectors), torch.from_numpy(lists)
-            sums.index_add_(0, into, own)
-            squares.index_add_(0, into, own.square().sum(dim=1, dtype=torch.float64))
+            points, into = torch.from_numpy(vectors), torch.from_numpy(lists)
+            sums.index_add_(0, into, points)
+            squares.index_add_(0, into, points.square().sum(dim=1, dtype=torch.float64))
             advance(len(vectors))
     counts = torch.tensor([search.invlists.list_size(number) for number in range(plan.lists)], dtype=torch.float64)
     some = counts.clamp_min(1)
@@ -219,7 +219,7 @@ def build(prepared: Prepared, inverse: ClosedForm, plan: Plan, rows: np.ndarray,
     return search
 
 
-def _empty(plan: Plan) -> tuple[Any, Callable[[np.ndarray], None]]:
+def _empty(plan: IndexPlan) -> tuple[Any, Callable[[np.ndarray], None]]:
     """Make an index with empty lists, and what learns its codes from some vectors."""
     import faiss
 
@@ -236,7 +236,7 @@ def _empty(plan: Plan) -> tuple[Any, Callable[[np.ndarray], None]]:
     return search, search.pq.train
 
 
-def _vectors(prepared: Prepared, inverse: ClosedForm, plan: Plan, rows: np.ndarray) -> Iterator[np.ndarray]:
+def _vectors(prepared: Prepared, inverse: ClosedForm, plan: IndexPlan, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Whiten some rows of a store, float32 [b, width], in order, from one scan."""
 
     def work(where: slice, block: np.ndarray) -> np.ndarray:
@@ -253,7 +253,7 @@ def _readable(prepared: Prepared) -> tuple[np.ndarray, int]:
         return np.flatnonzero(store.column("state") == READ), store.layout.blocks
 
 
-def _announced(prepared: Prepared, inverse: ClosedForm, terminal: Terminal) -> Plan:
+def _announced(prepared: Prepared, inverse: ClosedForm, terminal: Terminal) -> IndexPlan:
     """Plan an index, say what it takes, and refuse it if memory or disk do not suffice."""
     with Store.open(prepared.path) as store:
         rows, width = store.readable(), whitened(inverse, torch.zeros(1, store.layout.k)).shape[1]
@@ -272,7 +272,7 @@ def _announced(prepared: Prepared, inverse: ClosedForm, terminal: Terminal) -> P
     return plan
 
 
-def _seconds(plan: Plan) -> float:
+def _seconds(plan: IndexPlan) -> float:
     """Estimate how long an index takes: three scans, and its products at the speed of one that is tried."""
     side = torch.ones(512, plan.width)
     torch.mm(side[:8], side.T)  # the first call also warms up
@@ -290,25 +290,25 @@ def _measured(
     numbers = np.arange(len(exact))
     first, second = (numbers[::2], numbers[1::2]) if len(exact) > 1 else (numbers, numbers)
 
-    def found(own: Sequence[Index], chosen: np.ndarray, count: int) -> dict[str, Any]:
-        near = candidates(own, inverses, [rows[torch.from_numpy(chosen)] for rows in gradients], count)
+    def measure(searched: Sequence[Index], chosen: np.ndarray, count: int) -> dict[str, Any]:
+        near = candidates(searched, inverses, [rows[torch.from_numpy(chosen)] for rows in gradients], count)
         return recall([exact[number] for number in chosen], near, count)
 
-    most, probes = max(index.facts["lists"] for index in indexes), 1
+    most, probes = max(index.description["lists"] for index in indexes), 1
     while True:
-        row = found(indexes, first, AT[0])
+        row = measure(indexes, first, AT[0])
         enough = all(row[side] is None or row[side] >= WANTED for side in ("helpful", "harmful"))
         if enough or probes >= most:
             break
         probes = min(most, max(probes + 1, 3 * probes // 2))
-        indexes = [replace(index, facts=index.facts | {"probes": probes}) for index in indexes]
-    rows = [found(indexes, second, count) | {"tests": len(second), "of": name} for count in AT]
+        indexes = [replace(index, description=index.description | {"probes": probes}) for index in indexes]
+    rows = [measure(indexes, second, count) | {"tests": len(second), "of": name} for count in AT]
     for row in rows:
         terminal.say(recall_text(row))
     if not enough:
         terminal.warn(f"recall@{AT[0]} stays below {WANTED} even if all lists are read: {recall_text(rows[0])}")
     measured = {"recall": rows, "exact_seconds": seconds, "exact_tests": len(exact)}
-    return [replace(index, facts=index.facts | measured) for index in indexes]
+    return [replace(index, description=index.description | measured) for index in indexes]
 
 
 def _sampled(stores: Sequence[Prepared], terminal: Terminal, skip: bool) -> tuple[str, list[Tensor]]:
@@ -350,20 +350,20 @@ def _exact(
     running = Running(len(gradients[0]), max(AT))
     with ExitStack() as stack:
         streams = []
-        for prepared, inverse, own in zip(stores, inverses, gradients, strict=True):
+        for prepared, inverse, coordinates in zip(stores, inverses, gradients, strict=True):
             advance = stack.enter_context(terminal.progress(len(prepared.task.train), f"scanning {prepared.path.name}"))
-            streams.append(stored_products(prepared, removal(inverse.apply(own), prepared.task.n), advance))
+            streams.append(stored_products(prepared, removal(inverse.apply(coordinates), prepared.task.n), advance))
         for where, values in averaged(streams):
             running.add(np.arange(where.start, where.stop), values)
     return running.results(), time.perf_counter() - started
 
 
-def recall(exact: Sequence[Strongest], found: Sequence[np.ndarray], count: int) -> dict[str, Any]:
+def recall(exact: Sequence[Strongest], proposed: Sequence[np.ndarray], count: int) -> dict[str, Any]:
     """Compute the share of the ``count`` strongest of each effect that is among the candidates.
 
     Args:
         exact: the strongest of each test example.
-        found: rows of the candidates of each.
+        proposed: rows of the candidates of each.
         count: of each effect.
 
     Returns:
@@ -371,12 +371,12 @@ def recall(exact: Sequence[Strongest], found: Sequence[np.ndarray], count: int) 
         of both, and ``interval``, the half width of its 95% interval over test examples.
     """
     shares = np.full((2, len(exact)), np.nan)
-    for test, (best, near) in enumerate(zip(exact, found, strict=True)):
+    for test, (best, near) in enumerate(zip(exact, proposed, strict=True)):
         for side, rows in enumerate((best.helpful[:count], best.harmful[:count])):
             if len(rows):
                 shares[side, test] = np.isin(rows, near).mean()
     known = ~np.isnan(shares)
-    each = [float(own[has].mean()) if has.any() else None for own, has in zip(shares, known, strict=True)]
+    each = [float(share[has].mean()) if has.any() else None for share, has in zip(shares, known, strict=True)]
     both = np.nansum(shares, axis=0)[known.any(axis=0)] / known.sum(axis=0)[known.any(axis=0)]
     mean = float(both.mean()) if len(both) else 1.0
     interval = 1.96 * float(both.std(ddof=1)) / len(both) ** 0.5 if len(both) > 1 else 0.0

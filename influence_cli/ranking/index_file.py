@@ -46,15 +46,15 @@ class Index:
     Attributes:
         path: the file.
         rows: int64, the rows of the store that are in it, in its order.
-        facts: JSON-able: ``kind``, ``lists``, ``probes`` (lists that are looked into), ``factor`` (candidates, by what
-            is asked for), and what was measured.
+        description: JSON-able: ``kind``, ``lists``, ``probes`` (lists that are looked into), ``factor`` (candidates, by
+            what is asked for), and what was measured.
         search: faiss's index, its lists mapped.
         before: called with the lists [m, probes] before they are read.
     """
 
     path: Path
     rows: np.ndarray
-    facts: dict[str, Any]
+    description: dict[str, Any]
     search: Any
     before: Callable[[np.ndarray], None] = lambda _: None
 
@@ -76,21 +76,21 @@ class Index:
         faiss.omp_set_num_threads(torch.get_num_threads())
         search, count = self.search, min(count, len(self.rows))
         queries = padded(queries, search.d)
-        if not self.facts["lists"]:
-            found = search.search(queries, count)[1]
+        if not self.description["lists"]:
+            positions = search.search(queries, count)[1]
         else:
             # Multiplies how far a list reaches beyond its centre; for the rows themselves this number is 0.
             queries[:, -1] = np.linalg.norm(queries, axis=1)
-            probes = int(self.facts["probes"])
+            probes = int(self.description["probes"])
             while True:
                 search.nprobe = probes = min(probes, search.nlist)
                 near, lists = search.quantizer.search(queries, probes)
                 self.before(lists)
-                found = search.search_preassigned(queries, count, lists, near)[1]
-                if probes == search.nlist or (found >= 0).all():
+                positions = search.search_preassigned(queries, count, lists, near)[1]
+                if probes == search.nlist or (positions >= 0).all():
                     break
                 probes *= 2
-        return [self.rows[own[(own >= 0) & (own < len(self.rows))]] for own in found]
+        return [self.rows[of_query[(of_query >= 0) & (of_query < len(self.rows))]] for of_query in positions]
 
 
 def padded(vectors: np.ndarray, width: int) -> np.ndarray:
@@ -155,10 +155,10 @@ def seal_index(index: Index, path: Path, belongs: Mapping[str, Any]) -> None:
             pieces = iter(lambda: raw.read(PIECE), b"")
             checksums = np.array([xxhash.xxh3_64_intdigest(piece) for piece in pieces], dtype="<u8").tobytes()
             size = raw.tell()
-            places = list(_places(index.search, range(index.facts["lists"]))) or [(size, size)]
+            places = list(_places(index.search, range(index.description["lists"]))) or [(size, size)]
             extent = (min(start for start, _ in places), max(stop for _, stop in places))
-            found = {"belongs": dict(belongs), "facts": index.facts, "lists_at": extent}
-            sealed = checksums + json.dumps(found).encode()
+            seal = {"belongs": dict(belongs), "facts": index.description, "lists_at": extent}
+            sealed = checksums + json.dumps(seal).encode()
             length = len(sealed) - len(checksums)
             disk.append(raw, sealed)
             disk.append(raw, TAIL.pack(size, len(checksums), length, xxhash.xxh3_64_intdigest(sealed), FORMAT))
@@ -185,19 +185,19 @@ def open_index(path: Path, prepared: Prepared, inverse: Inverse) -> Index:
     """
     import faiss
 
-    checked, found = _read_seal(path)
-    _compare(found["belongs"], belongings(prepared, inverse), path, prepared.path)
-    start, stop = found["lists_at"]
+    checked, seal = _read_seal(path)
+    _compare(seal["belongs"], belongings(prepared, inverse), path, prepared.path)
+    start, stop = seal["lists_at"]
     checked.check([(0, start), (stop, checked.size)])
     try:
         search = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     except RuntimeError as error:
         raise InfluenceError(
-            f"{path} cannot be opened by faiss {faiss.__version__}: faiss {found['facts']['faiss']} wrote it", ANEW
+            f"{path} cannot be opened by faiss {faiss.__version__}: faiss {seal['facts']['faiss']} wrote it", ANEW
         ) from error
     with Store.open(prepared.path) as store:
         rows = np.flatnonzero(store.column("state") == READ)
-    return Index(path, rows, found["facts"], search, lambda lists: checked.check(_places(search, np.unique(lists))))
+    return Index(path, rows, seal["facts"], search, lambda lists: checked.check(_places(search, np.unique(lists))))
 
 
 class _Verified:
@@ -236,9 +236,12 @@ def _places(search: Any, lists: Iterable[int]) -> Iterator[tuple[int, int]]:
 
     for number in lists:
         mapped = faiss.downcast_InvertedLists(search.invlists)
-        own = mapped.lists.at(int(number))
-        if own.size:
-            yield own.offset, own.offset + own.size * (mapped.code_size + 8)  # codes, and a number of 8 bytes each
+        block = mapped.lists.at(int(number))
+        if block.size:
+            yield (
+                block.offset,
+                block.offset + block.size * (mapped.code_size + 8),
+            )  # codes, and a number of 8 bytes each
 
 
 def _read_seal(path: Path) -> tuple[_Verified, dict[str, Any]]:
@@ -253,15 +256,15 @@ def _read_seal(path: Path) -> tuple[_Verified, dict[str, Any]]:
         raise missing(path) from error
     except OSError as error:
         raise InfluenceError(f"{path} cannot be opened: {error.strerror}", ANEW) from error
-    own, many, length, digest, name = TAIL.unpack(data[-TAIL.size :])
+    indexed, many, length, digest, name = TAIL.unpack(data[-TAIL.size :])
     if name != FORMAT:
         raise InfluenceError(f"{path} is not an index of influence, or it is truncated", ANEW)
-    sealed = data[own : -TAIL.size]
-    fits = own + many + length + TAIL.size == size and many == 8 * -(-own // PIECE)
+    sealed = data[indexed : -TAIL.size]
+    fits = indexed + many + length + TAIL.size == size and many == 8 * -(-indexed // PIECE)
     if not fits or xxhash.xxh3_64_intdigest(sealed) != digest:
         raise InfluenceError(f"{path} is damaged: its footer (checksums and origin) does not match", ANEW)
     checksums = np.frombuffer(sealed[:many], dtype="<u8")
-    return _Verified(path, data[:own], checksums), json.loads(bytes(sealed[many:]))
+    return _Verified(path, data[:indexed], checksums), json.loads(bytes(sealed[many:]))
 
 
 def missing(path: Path) -> InfluenceError:
@@ -269,19 +272,19 @@ def missing(path: Path) -> InfluenceError:
     return InfluenceError(f"there is no index {path}", "influence index creates it")
 
 
-def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, store: Path) -> None:
+def _compare(recorded: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, store: Path) -> None:
     """Refuse an index of other rows or for another λ."""
-    before, now = found["fingerprint"], wanted["fingerprint"]
+    before, now = recorded["fingerprint"], wanted["fingerprint"]
     different = [meaning for name, meaning in MEANING.items() if before.get(name) != now.get(name)]
-    if different or found["rows"] != wanted["rows"]:
+    if different or recorded["rows"] != wanted["rows"]:
         said = "; ".join(different) or "the rows, or their kept coordinates"
         raise InfluenceError(f"{path} is older than its store {store}; what differs: {said}", ANEW)
-    if found["method"] != wanted["method"]:
-        said = f"curvature.method: {found['method']}, but it is {wanted['method']} now"
-    elif found["l2"] != wanted["l2"]:
-        said = f"l2 = {found['l2']:g}, but it is {wanted['l2']:g} now"
-    elif not _alike(found["damping"], wanted["damping"]):
-        said = f"λ = {_range(found['damping'])}, but it is {_range(wanted['damping'])} now"
+    if recorded["method"] != wanted["method"]:
+        said = f"curvature.method: {recorded['method']}, but it is {wanted['method']} now"
+    elif recorded["l2"] != wanted["l2"]:
+        said = f"l2 = {recorded['l2']:g}, but it is {wanted['l2']:g} now"
+    elif not _alike(recorded["damping"], wanted["damping"]):
+        said = f"λ = {_range(recorded['damping'])}, but it is {_range(wanted['damping'])} now"
     else:
         return
     raise InfluenceError(f"{path} was made for {said}", "influence index rebuilds it for this one")

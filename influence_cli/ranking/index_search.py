@@ -33,7 +33,7 @@ from influence_cli.influence.test_gradients import gradient_groups, group_size
 from influence_cli.influence.test_selection import Selected
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.index_file import Index, index_path, missing, open_index
-from influence_cli.ranking.rank import Group
+from influence_cli.ranking.rank import RankedGroup
 from influence_cli.runtime.terminal import Terminal, duration, or_silent
 from influence_cli.store.store import Store
 
@@ -115,7 +115,7 @@ def rank_approximate(
     aggregate: bool = False,
     terminal: Terminal | None = None,
     skip_unreadable: bool = False,
-) -> Generator[Group, None, tuple[ScoreRecord, SearchRecord]]:
+) -> Generator[RankedGroup, None, tuple[ScoreRecord, SearchRecord]]:
     """Rank the training examples by influence on the selected test examples, by the indexes of the stores.
 
     The arguments are those of ``rank.rank_training``. Of several checkpoints the candidates of every index are scored
@@ -136,11 +136,11 @@ def rank_approximate(
         open_index(index_path(prepared.path), prepared, inverse)
         for prepared, inverse in zip(stores, inverses, strict=True)
     ]
-    _say_recall(indexes[0].facts, count, terminal)
-    size = group_size(stores, 2 * indexes[0].facts["factor"] * count)
+    _say_recall(indexes[0].description, count, terminal)
+    size = group_size(stores, 2 * indexes[0].description["factor"] * count)
     spent = Spent()
 
-    def found(gradients: Sequence[Tensor], tests: Sequence[TestFacts | None]) -> list[Strongest]:
+    def search(gradients: Sequence[Tensor], tests: Sequence[TestFacts | None]) -> list[Strongest]:
         started = time.perf_counter()
         near = candidates(indexes, inverses, gradients, count)
         near = [rows[facts.read[rows]] for rows in near]
@@ -149,7 +149,7 @@ def rank_approximate(
         return _scored(stores, inverses, gradients, tests, near, count, spent)
 
     for tests, gradients, of in gradient_groups(stores, selected, size, target, aggregate, terminal, skip_unreadable):
-        yield Group(tests, found(gradients, of))
+        yield RankedGroup(tests, search(gradients, of))
     record = describe_run(stores, inverses, None, terminal)
     return record, _say_spent(indexes, spent, terminal)
 
@@ -168,13 +168,13 @@ def candidates(
     Returns:
         Rising rows, int64, of each test example.
     """
-    found: list[list[np.ndarray]] = [[] for _ in range(len(gradients[0]))]
-    for index, inverse, own in zip(indexes, inverses, gradients, strict=True):
-        queries = whitened(inverse, own)
+    near: list[list[np.ndarray]] = [[] for _ in range(len(gradients[0]))]
+    for index, inverse, coordinates in zip(indexes, inverses, gradients, strict=True):
+        queries = whitened(inverse, coordinates)
         for side in (queries, -queries):
-            for rows, each in zip(found, index.candidates(side, int(index.facts["factor"]) * count), strict=True):
+            for rows, each in zip(near, index.candidates(side, int(index.description["factor"]) * count), strict=True):
                 rows.append(each)
-    return [np.unique(np.concatenate(rows)) for rows in found]
+    return [np.unique(np.concatenate(rows)) for rows in near]
 
 
 def whitened(inverse: ClosedForm, coordinates: Tensor) -> np.ndarray:
@@ -197,17 +197,17 @@ def _scored(
     rows_of = np.concatenate(near)
     order = np.argsort(rows_of, kind="stable")
     values = np.zeros(len(rows_of))
-    for prepared, inverse, own in zip(stores, inverses, gradients, strict=True):
-        left = removal(inverse.apply(own), prepared.task.n).cpu()
+    for prepared, inverse, coordinates in zip(stores, inverses, gradients, strict=True):
+        left = removal(inverse.apply(coordinates), prepared.task.n).cpu()
         values[order] += pair_products(prepared, left, tests_of[order], rows_of[order], spent) / len(stores)
     split = stores[0].task.train
     ends = np.cumsum([len(rows) for rows in near])[:-1]
     results = []
-    for test, (rows, own_values) in enumerate(zip(near, np.split(values.astype(np.float32), ends), strict=True)):
+    for test, (rows, influence) in enumerate(zip(near, np.split(values.astype(np.float32), ends), strict=True)):
         explained = tests[test]
         on = "the mean of the test examples" if explained is None else explained.title()
-        require_finite(own_values, "influence", partial(_title, split, rows, on))
-        best = strongest(own_values, count)
+        require_finite(influence, "influence", partial(_title, split, rows, on))
+        best = strongest(influence, count)
         results.append(replace(best, helpful=rows[best.helpful], harmful=rows[best.harmful]))
     spent.scoring_seconds += time.perf_counter() - started
     return results
@@ -255,9 +255,9 @@ def inside(rows: np.ndarray, where: slice) -> slice:
     return slice(*np.searchsorted(rows, (where.start, where.stop)))
 
 
-def _say_recall(facts: dict[str, Any], count: int, terminal: Terminal) -> None:
+def _say_recall(description: dict[str, Any], count: int, terminal: Terminal) -> None:
     """Print the recall measured when the index was made, at the number of rows nearest to the requested one."""
-    measured = sorted(facts["recall"], key=lambda row: row["at"])
+    measured = sorted(description["recall"], key=lambda row: row["at"])
     row = next((row for row in measured if row["at"] >= count), measured[-1])
     beyond = "" if row["at"] >= count else f"; it was not measured for more, but {count:,} are requested"
     terminal.say(f"approximate: {recall_text(row)}{beyond}")
@@ -274,14 +274,14 @@ def recall_text(row: dict[str, Any]) -> str:
 
 def _say_spent(indexes: Sequence[Index], spent: Spent, terminal: Terminal) -> SearchRecord:
     """Gather the facts of the run, and say how long the search took."""
-    facts = indexes[0].facts
-    total = sum(index.facts["blocks"] for index in indexes)
+    description = indexes[0].description
+    total = sum(index.description["blocks"] for index in indexes)
     terminal.say(
         f"searched in {spent.search_seconds:.2f} s; {spent.blocks_read:,} of {total:,} blocks read for exact "
-        f"influence in {duration(spent.scoring_seconds)} (the exact scan for {facts['exact_tests']} examples "
-        f"took {duration(facts['exact_seconds'])} when the index was made)"
+        f"influence in {duration(spent.scoring_seconds)} (the exact scan for {description['exact_tests']} examples "
+        f"took {duration(description['exact_seconds'])} when the index was made)"
     )
-    exact = facts["exact_seconds"] * max(1.0, spent.queries / facts["exact_tests"])
+    exact = description["exact_seconds"] * max(1.0, spent.queries / description["exact_tests"])
     if spent.search_seconds + spent.scoring_seconds > exact:
         terminal.say(f"without --approximate this many test examples are faster, about {duration(exact)}")
-    return SearchRecord(spent, total, tuple((index.path, index.facts) for index in indexes))
+    return SearchRecord(spent, total, tuple((index.path, index.description) for index in indexes))

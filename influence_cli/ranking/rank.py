@@ -49,7 +49,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class Group:
+class RankedGroup:
     """The training examples of strongest effect on some test examples.
 
     Attributes:
@@ -89,7 +89,7 @@ def rank_training(
     sinks: Sequence[Sink] = (),
     strict: bool = False,
     normalise: str = NONE,
-) -> Generator[Group, None, ScoreRecord]:
+) -> Generator[RankedGroup, None, ScoreRecord]:
     """Rank the training examples by their influence on the selected test examples.
 
     Args:
@@ -127,11 +127,11 @@ def rank_training(
         rest = (facts, count, terminal, skip_unreadable, plain, sinks, takes, normalise)
         strongest, measured = _strongest(stores, inverses, gradients, of, *rest)
         correlation = measured if correlation is None else correlation
-        yield Group(tests, strongest)
+        yield RankedGroup(tests, strongest)
     return describe_run(stores, inverses, correlation, terminal)
 
 
-def rank_into_sinks(groups: Generator[Group, None, ScoreRecord]) -> tuple[list[TestFacts], ScoreRecord]:
+def rank_into_sinks(groups: Generator[RankedGroup, None, ScoreRecord]) -> tuple[list[TestFacts], ScoreRecord]:
     """Run a ranking of ``rank_training`` to its end, for what its sinks take.
 
     Returns:
@@ -167,10 +167,10 @@ def rank_tests(
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)
     asked = test_stores(stores, inverses)
-    own = [prepared.coordinates(batch.inputs, batch.targets)[0] for prepared in stores]
+    vectors = [prepared.coordinates(batch.inputs, batch.targets)[0] for prepared in stores]
     is_path = bool(source_parts(inverses))
     if not is_path:
-        own = solved_vectors(inverses, own)
+        vectors = solved_vectors(inverses, vectors)
     tests: list[TestFacts] = []
     values: list[np.ndarray] = []
     test = stores[0].task.test_split()
@@ -182,7 +182,7 @@ def rank_tests(
             gradients = solved_vectors(inverses, gradients)
         columns = [
             influence(s, gradient, prepared.task.n)[0]
-            for prepared, s, gradient in zip(stores, own, gradients, strict=True)
+            for prepared, s, gradient in zip(stores, vectors, gradients, strict=True)
         ]
         tests += group
         values.append((sum(columns[1:], columns[0]) / len(stores)).cpu().numpy())
@@ -237,10 +237,10 @@ def _strongest(
         streams = []
         lefts = [removal(s, prepared.task.n) for prepared, s in zip(stores, solved, strict=True)]
         if plain:
-            lefts = [torch.cat([left, own[:plain]]) for left, own in zip(lefts, gradients, strict=True)]
+            lefts = [torch.cat([left, coordinates[:plain]]) for left, coordinates in zip(lefts, gradients, strict=True)]
         for prepared, inverse, left in zip(stores, inverses, lefts, strict=True):
-            own_norms = None if normalise == NONE else Norms(normalise, inverse)
-            streams.append(training_products(prepared, left, first, share, terminal, skip, stack, own_norms))
+            norms = None if normalise == NONE else Norms(normalise, inverse)
+            streams.append(training_products(prepared, left, first, share, terminal, skip, stack, norms))
         held: list[tuple[slice, np.ndarray]] = []
         for where, values in averaged(streams):
             scores, others = values[:m], values[m : m + plain]
@@ -265,9 +265,9 @@ def _strongest(
     correlation = None
     if plain:
         read = facts.read
-        found = [pearson(a, b) for a, b in zip(similar[0][:, read], similar[1][:, read], strict=True)]
-        found = [value for value in found if np.isfinite(value)]  # a single training example has none
-        correlation = float(np.mean(found)) if found else nan
+        correlations = [pearson(a, b) for a, b in zip(similar[0][:, read], similar[1][:, read], strict=True)]
+        correlations = [value for value in correlations if np.isfinite(value)]  # a single training example has none
+        correlation = float(np.mean(correlations)) if correlations else nan
     if distributed.size() == 1:
         return running.results(), correlation
     return merged(distributed.gathered(running.results()), count), correlation

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
 from influence_cli.relabel.labels import ConfiguredLabels
-from influence_cli.relabel.move_log import Batch, last_open, read_log, refuse_held
+from influence_cli.relabel.move_log import LoggedBatch, last_open, read_log, refuse_held
 from influence_cli.relabel.moves import file_hash
 from influence_cli.runtime.outputs import check_output, refuse_clashes
 
@@ -58,7 +58,7 @@ def refuse_named_files(files: ConfiguredLabels) -> None:
             )
 
 
-def refuse_open_moves(config: Path, log: Path, file: Path, *, resume: bool = False) -> Batch | None:
+def refuse_open_moves(config: Path, log: Path, file: Path, *, resume: bool = False) -> LoggedBatch | None:
     """Refuse to work while moves are interrupted; give the moves if the same decisions resume them.
 
     Args:
@@ -85,7 +85,7 @@ def refuse_open_moves(config: Path, log: Path, file: Path, *, resume: bool = Fal
     )
 
 
-def last_moves(log: Path, file: Path) -> Batch | None:
+def last_moves(log: Path, file: Path) -> LoggedBatch | None:
     """Give the last moves that are not undone; decisions that made such moves are refused.
 
     Their positions are from before the moves, which only their paths would show.

@@ -90,18 +90,18 @@ def read_decisions(
     table = read_table(path)
     _check_header(table)
     check = _checker(table, split, classes, folder, places)
-    found: dict[int, Decision] = {}
+    decisions: dict[int, Decision] = {}
     mistakes: list[tuple[int, InfluenceError]] = []
     for row, line in enumerate(table.lines):
         try:
             decision = check(row)
-            _refuse_conflict(table.at(row), decision, found.setdefault(decision.index, decision), classes)
+            _refuse_conflict(table.at(row), decision, decisions.setdefault(decision.index, decision), classes)
         except InfluenceError as error:
             mistakes.append((line, error))
     if mistakes:
         raise _all_of(mistakes)
     paths = table.columns.get("path", [""] * len(table.lines))
-    return Decisions(tuple(found.values()), all(cell.strip() for cell in paths))
+    return Decisions(tuple(decisions.values()), all(cell.strip() for cell in paths))
 
 
 def _check_header(table: Table) -> None:

@@ -31,7 +31,7 @@ class Relabelled:
 
     Attributes:
         split: the examples before, with their labels and exclusions.
-        own: int64 [length], the labels of the data set itself.
+        original: int64 [length], the labels of the data set itself.
         labels: int64 [length], the new ones.
         exclude: int64 [k], ascending: the positions to leave out, including earlier ones.
         classes: class names by number.
@@ -40,7 +40,7 @@ class Relabelled:
     """
 
     split: Split
-    own: np.ndarray
+    original: np.ndarray
     labels: np.ndarray
     exclude: np.ndarray
     classes: tuple[str, ...]
@@ -50,7 +50,7 @@ class Relabelled:
     @property
     def overrides(self) -> np.ndarray:
         """Give the positions whose label is not the data set's own, ascending."""
-        return np.flatnonzero(self.labels != self.own)
+        return np.flatnonzero(self.labels != self.original)
 
     def pairs(self) -> list[tuple[str, str, int]]:
         """Count the relabels by (from, to), the most frequent first."""
@@ -82,9 +82,9 @@ def apply_decisions(config: Config, path: Path, on: str = "train") -> Relabelled
         if test is None:  # data_section has refused that
             raise InfluenceError("the config has no test data set")
         split, names = test, train.classes
-    own = source_labels(split) if section.labels is not None else split.labels
+    original = source_labels(split) if section.labels is not None else split.labels
     if names is None:
-        names = tuple(str(number) for number in range(1 + int(max(own.max(), split.labels.max()))))
+        names = tuple(str(number) for number in range(1 + int(max(original.max(), split.labels.max()))))
     places = tuple(config.where(on, key) if getattr(section, key) is not None else "" for key in ("labels", "exclude"))
     decisions = read_decisions(path, split, names, config.folder, places=(places[0], places[1]))
     labels, exclude = new_labels(split, decisions)
@@ -92,7 +92,7 @@ def apply_decisions(config: Config, path: Path, on: str = "train") -> Relabelled
         raise InfluenceError(f"{near_path(path)} leaves no {on} example", "drop fewer")
     root = getattr(split.source, "root", None)
     folder = config.folder / root if isinstance(root, str | Path) and split.mapping is not None else None
-    return Relabelled(split, own, labels, exclude, names, decisions, folder)
+    return Relabelled(split, original, labels, exclude, names, decisions, folder)
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def label_files(result: Relabelled, labels: Path, exclude: Path) -> list[NewFile
             _write_csv(path, split, result.overrides, {"label": [names[label] for label in result.labels]})
 
     def verify_labels(path: Path) -> None:
-        found = read_labels(path, result.own, split.classes, str(labels), split.paths)
-        if not np.array_equal(found, result.labels):
+        written = read_labels(path, result.original, split.classes, str(labels), split.paths)
+        if not np.array_equal(written, result.labels):
             raise InfluenceError(
                 f"{labels}: class names cannot be read back from a .csv (two are written the same)",
                 "--labels labels.npy",

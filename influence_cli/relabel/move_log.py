@@ -45,7 +45,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Batch:
+class LoggedBatch:
     """One run of moves, as its log shows it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Batch:
     state: str = "applying"
 
 
-def read_log(path: Path) -> list[Batch]:
+def read_log(path: Path) -> list[LoggedBatch]:
     """Read the batches of a log whose plan is complete; none if there is no file.
 
     Raises:
@@ -78,7 +78,7 @@ def read_log(path: Path) -> list[Batch]:
     return _batches(_rows(path)[0]) if path.exists() else []
 
 
-def last_open(batches: Sequence[Batch]) -> Batch | None:
+def last_open(batches: Sequence[LoggedBatch]) -> LoggedBatch | None:
     """Give the last batch that is not undone."""
     return next((batch for batch in reversed(batches) if batch.state != "undone"), None)
 
@@ -217,8 +217,8 @@ def _whole_row_after(tail: bytes) -> bool:
     return False
 
 
-def _batches(rows: Sequence[dict[str, str]]) -> list[Batch]:
-    found: dict[int, Batch] = {}
+def _batches(rows: Sequence[dict[str, str]]) -> list[LoggedBatch]:
+    batches: dict[int, LoggedBatch] = {}
     planned: dict[int, list[Move]] = {}
     steps: dict[tuple[int, str], set[int]] = {}
     folders: dict[int, list[str]] = {}
@@ -231,13 +231,13 @@ def _batches(rows: Sequence[dict[str, str]]) -> list[Batch]:
             moves.append(Move(row["from"], row["to"], row["hash"]))
         elif event == "go":
             moves = planned[number][: int(row["move"])]
-            found[number] = Batch(number, (row["from"], row["hash"]), row["time"], tuple(moves))
+            batches[number] = LoggedBatch(number, (row["from"], row["hash"]), row["time"], tuple(moves))
         elif event == "folder":
             folders.setdefault(number, []).append(row["to"])
         elif event in ("move", "returned"):
             steps.setdefault((number, event), set()).add(int(row["move"]))
         elif event in STATES:
-            found[number] = replace(found[number], state=STATES[event])
+            batches[number] = replace(batches[number], state=STATES[event])
     return [
         replace(
             batch,
@@ -245,5 +245,5 @@ def _batches(rows: Sequence[dict[str, str]]) -> list[Batch]:
             returned=frozenset(steps.get((number, "returned"), ())),
             folders=tuple(folders.get(number, ())),
         )
-        for number, batch in found.items()
+        for number, batch in batches.items()
     ]

@@ -19,7 +19,7 @@ import xxhash
 
 from influence_cli.errors import InfluenceError, Stopped, describe, near_path, typed_path
 from influence_cli.relabel.labels import Relabelled
-from influence_cli.relabel.move_log import Batch, Move, MoveLog, last_open, open_log, read_log
+from influence_cli.relabel.move_log import LoggedBatch, Move, MoveLog, last_open, open_log, read_log
 from influence_cli.report.writer import write_rows
 from influence_cli.runtime import disk
 from influence_cli.runtime.transaction import NewFile
@@ -32,7 +32,7 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EIN
 
 
 @dataclass(frozen=True)
-class Plan:
+class MovePlan:
     """How the folders must change to match the labels.
 
     Attributes:
@@ -48,7 +48,7 @@ class Plan:
     emptied: tuple[str, ...]
 
 
-def plan_moves(result: Relabelled) -> Plan:
+def plan_moves(result: Relabelled) -> MovePlan:
     """Plan the moves after which the folders match the labels and exclusions.
 
     Raises:
@@ -60,7 +60,7 @@ def plan_moves(result: Relabelled) -> Plan:
     out = root.parent / DROPPED
     taken: set[str] = set()
     moves, renamed = [], 0
-    left = Counter(int(label) for label in result.own)
+    left = Counter(int(label) for label in result.original)
     excluded = set(result.exclude.tolist())
     for index in sorted(excluded | set(result.overrides.tolist())):
         source = Path(split.paths[index])
@@ -71,14 +71,14 @@ def plan_moves(result: Relabelled) -> Plan:
         renamed += target != wanted
         taken.add(str(target))
         moves.append(Move(str(source), str(target)))
-        left[int(result.own[index])] -= 1
+        left[int(result.original[index])] -= 1
         if index not in excluded:
             left[label] += 1
     emptied = tuple(folders[label] for label, count in sorted(left.items()) if not count)
-    return Plan(tuple(moves), len(excluded), renamed, emptied)
+    return MovePlan(tuple(moves), len(excluded), renamed, emptied)
 
 
-def manifest(path: Path, plan: Plan) -> NewFile:
+def manifest(path: Path, plan: MovePlan) -> NewFile:
     """Give the moves of a plan as a file for people: a ``.csv`` of absolute paths, ``from,to``."""
 
     def write(part: Path) -> None:
@@ -88,7 +88,7 @@ def manifest(path: Path, plan: Plan) -> NewFile:
     return NewFile(path, write)
 
 
-def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lambda _: None) -> Batch:
+def apply_plan(log: MoveLog, plan: MovePlan, decisions: Path, advance: Advance = lambda _: None) -> LoggedBatch:
     """Make the moves of a plan, and log each one before and after.
 
     Args:
@@ -120,10 +120,10 @@ def apply_plan(log: MoveLog, plan: Plan, decisions: Path, advance: Advance = lam
     source = str(decisions.absolute())
     rows = [(number, at, "plan", move.source, move.target, move.hash) for at, move in enumerate(moves, start=1)]
     log.add_all([*rows, (number, len(moves), "go", source, "", digest)])
-    return continue_moves(log, Batch(number, (source, digest), "", moves), advance)
+    return continue_moves(log, LoggedBatch(number, (source, digest), "", moves), advance)
 
 
-def continue_moves(log: MoveLog, batch: Batch, advance: Advance = lambda _: None) -> Batch:
+def continue_moves(log: MoveLog, batch: LoggedBatch, advance: Advance = lambda _: None) -> LoggedBatch:
     """Make the remaining moves of a batch of a log that has been locked since it was read.
 
     Raises:
@@ -165,7 +165,7 @@ def continue_moves(log: MoveLog, batch: Batch, advance: Advance = lambda _: None
     return replace(batch, state="applied")
 
 
-def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[Batch, list[Move]]:
+def undo_moves(log: Path, advance: Advance = lambda _: None) -> tuple[LoggedBatch, list[Move]]:
     """Undo the last batch of a log that is not undone yet, its last move first.
 
     Args:
@@ -234,7 +234,7 @@ def _class_folders(result: Relabelled) -> dict[int, str]:
         raise InfluenceError(f"{where}: the {split.name} data set is not an ImageFolder")
     for index, path in enumerate(split.paths):
         inside = Path(path).relative_to(root).parts if Path(path).is_relative_to(root) else ()
-        if len(inside) < 2 or split.mapping.get(inside[0]) != result.own[index]:
+        if len(inside) < 2 or split.mapping.get(inside[0]) != result.original[index]:
             raise InfluenceError(
                 f"{where}: {split.title(index)} is not in the folder of its class",
                 "its labels are not folders: use the label file",
@@ -248,11 +248,11 @@ def _class_folders(result: Relabelled) -> dict[int, str]:
 
 def _free(path: Path, taken: set[str]) -> Path:
     """Give the path, or the first of ``name-2.png``, ``name-3.png``, … that is free and not planned."""
-    found, number = path, 1
-    while str(found) in taken or os.path.lexists(found):
+    candidate, number = path, 1
+    while str(candidate) in taken or os.path.lexists(candidate):
         number += 1
-        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return found
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
 
 
 def _lies(move: Move, by: Path, half: str) -> str:
@@ -297,7 +297,7 @@ def _check_way(source: Path, target: Path) -> None:
         )
 
 
-def _make_folders(log: MoveLog, batch: Batch, folder: Path) -> None:
+def _make_folders(log: MoveLog, batch: LoggedBatch, folder: Path) -> None:
     """Make a folder and those above it, and log each, so that an undo removes the new ones."""
     for path in disk.missing_folders(folder):
         log.add(batch.number, 0, "folder", target=str(path))

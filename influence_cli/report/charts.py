@@ -84,7 +84,7 @@ class Histogram:
         Heights are log(1 + count), relative to the largest of all rows: one wrong label is visible next to thousands of
         right ones.
         """
-        most = np.log1p(max(max(own) for _, own, _ in self.lines)) or 1.0
+        most = np.log1p(max(max(counted) for _, counted, _ in self.lines)) or 1.0
         width = 400 / len(counts)
         return [
             (number * width, float(max(1.0, 16 * np.log1p(count) / most)), width)
@@ -177,15 +177,15 @@ def round_numbers(low: float, high: float, most: int = 8) -> list[float]:
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
-def recovery_chart(heading: str, found: Mapping[str, Sequence[float]], checked: Sequence[float]) -> Chart:
+def recovery_chart(heading: str, recovered: Mapping[str, Sequence[float]], checked: Sequence[float]) -> Chart:
     """Describe which share of the wrong labels is found by looking at which share of all, and what random order finds.
 
     Args:
         heading: of the chart.
-        found: curves by name over the shares, the one to be drawn strongest first.
+        recovered: curves by name over the shares, the one to be drawn strongest first.
         checked: shares of all that are looked at, rising.
     """
-    curves = [(name, tuple(zip(checked, shares, strict=True))) for name, shares in found.items()]
+    curves = [(name, tuple(zip(checked, shares, strict=True))) for name, shares in recovered.items()]
     curves.append(("random", tuple((share, share) for share in checked)))
     return Chart(heading, "share of examples checked", "share of wrong labels found", tuple(curves))
 
@@ -214,8 +214,8 @@ def scatter(
         drawn: maximum number of points of all kinds together.
     """
     points = []
-    for name, own in kinds:
-        order = np.flatnonzero(own)[np.argsort(y[own], kind="stable")]
+    for name, chosen in kinds:
+        order = np.flatnonzero(chosen)[np.argsort(y[chosen], kind="stable")]
         count = min(len(order), max(2, drawn * len(order) // max(len(y), drawn)))
         order = order[np.linspace(0, len(order) - 1, count).round().astype(np.int64)] if count else order
         points.append((name, tuple(zip(x[order].tolist(), y[order].tolist(), strict=True))))
@@ -261,9 +261,9 @@ def histogram(
     rest = np.setdiff1d(np.arange(len(classes)), kept)
     groups.append((f"{len(rest):,} {OTHERS}", rest))
     lines = [
-        (name, tuple(counts[own].sum(axis=0).tolist()), float(np.median(values[np.isin(labels, own)])))
-        for name, own in groups
-        if counts[own].any()
+        (name, tuple(counts[members].sum(axis=0).tolist()), float(np.median(values[np.isin(labels, members)])))
+        for name, members in groups
+        if counts[members].any()
     ]
     return Histogram(heading, x, low, high, tuple(lines))
 

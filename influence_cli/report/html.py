@@ -93,7 +93,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Row:
+class CardRow:
     """Cards of one kind, strongest first."""
 
     heading: str
@@ -117,7 +117,7 @@ class Section:
 
     heading: str
     lead: Card | None
-    rows: tuple[Row, ...]
+    rows: tuple[CardRow, ...]
     bars: ClassBars | None = None
     columns: bool = False
     beside: Card | None = None
@@ -125,7 +125,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """A table that the reader can sort. Columns of numbers are detected."""
 
     heading: str
@@ -183,11 +183,11 @@ class Page:
     title: str
     sentence: str
     meaning: tuple[str, ...]
-    classes: Table | None
+    classes: PageTable | None
     sections: tuple[Section, ...]
     histogram: Histogram | None
     charts: tuple[Chart, ...]
-    tables: tuple[Table, ...]
+    tables: tuple[PageTable, ...]
     notes: tuple[str, ...]
     command: str
     config: str

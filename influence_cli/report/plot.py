@@ -80,7 +80,7 @@ def plot_scores(
         grid = _grid(figure, len(chart.lines), 1 if recovery is None else 2)
         _histograms(figure, grid, chart, names)
         if recovery is not None:
-            curves = {name: found for name, found in recovery.items() if name != "checked"}
+            curves = {name: shares for name, shares in recovery.items() if name != "checked"}
             recovered = recovery_chart("Wrong labels found", curves, recovery["checked"])
             _curves(figure.add_subplot(grid[:, 1]), recovered)
 

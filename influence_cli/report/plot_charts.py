@@ -42,7 +42,7 @@ def suspicion(
         (0.0, 1.0),
         scores,
         _by_label(labels, order, classes, shown),
-        lambda own: f"{int((wrong & own).sum()):,} of {int(own.sum()):,} flagged",
+        lambda members: f"{int((wrong & members).sum()):,} of {int(members.sum()):,} flagged",
         layers,
     )
 
@@ -72,7 +72,7 @@ def helpful_and_harmful(
         (-largest, largest),
         values,
         _by_label(labels, order, classes, shown),
-        lambda own: f"sum {values[own].sum():+.2g}",
+        lambda members: f"sum {values[members].sum():+.2g}",
         [
             ("helpful: removing it raises the loss", "helpful", values > 0),
             ("harmful: removing it lowers the loss", "harmful", values < 0),
@@ -110,9 +110,12 @@ def _layered(
         heading,
         x,
         *span,
-        tuple((name, counted(own), float(np.median(values[own]))) for name, own in groups),
-        tuple(note(own) for _, own in groups),
-        tuple(Layer(name, tone, tuple(counted(own & chosen) for _, own in groups)) for name, tone, chosen in layers),
+        tuple((name, counted(members), float(np.median(values[members]))) for name, members in groups),
+        tuple(note(members) for _, members in groups),
+        tuple(
+            Layer(name, tone, tuple(counted(members & chosen) for _, members in groups))
+            for name, tone, chosen in layers
+        ),
     )
 
 

@@ -75,10 +75,10 @@ class Comparison:
         """Count the pairs with this change."""
         return sum(pair.change == change for pair in self.pairs)
 
-    def facts(self) -> dict[str, object]:
+    def numbers(self) -> dict[str, object]:
         """Give the numbers of the comparison by name, and how many pairs there are of each change."""
-        numbers = {key: value for key, value in vars(self).items() if key != "pairs"}
-        return numbers | {change: self.count(change) for change in CHANGES}
+        plain = {key: value for key, value in vars(self).items() if key != "pairs"}
+        return plain | {change: self.count(change) for change in CHANGES}
 
 
 def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[Comparison], list[str]]:
@@ -115,9 +115,9 @@ def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[
             "rank the same TEST examples with both",
         )
     comparisons = [
-        found
+        comparison
         for key in shared
-        for found in _compare(groups[0][key], groups[1][key], item, VALUES[a.kind], top, reverse)
+        for comparison in _compare(groups[0][key], groups[1][key], item, VALUES[a.kind], top, reverse)
     ]
     if not comparisons:
         raise InfluenceError(
@@ -141,7 +141,7 @@ def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[
 
 def _shorter(comparisons: Sequence[Comparison], side: int, result: Result, top: int) -> Iterator[str]:
     """Say that a result lists fewer than --top: only as many as it lists are compared."""
-    listed = [found.listed[side] for found in comparisons if found.listed[side] < top]
+    listed = [comparison.listed[side] for comparison in comparisons if comparison.listed[side] < top]
     if listed:
         where = "" if len(comparisons) == 1 else f" in {len(listed):,} of {counted(len(comparisons), 'list')}"
         fewest = f"{min(listed):,}" if len(set(listed)) == 1 else f"{min(listed):,} to {max(listed):,}"
@@ -160,14 +160,14 @@ def comparison_rows(
     """
     value = VALUES[kind]
     rows: list[Row] = []
-    for found in comparisons:
-        for pair in found.pairs:
+    for comparison in comparisons:
+        for pair in comparison.pairs:
             a, b, any_ = pair.a or {}, pair.b or {}, pair.row
             rows.append(
                 {
                     "test": any_.get("test"),
                     "test_path": any_.get("test_path"),
-                    "effect": found.effect,
+                    "effect": comparison.effect,
                     "change": pair.change,
                     "index": any_["index"],
                     "path": any_["path"],
@@ -187,7 +187,7 @@ def _compare(
     a: list[Row], b: list[Row], item: Callable[[Row], Scalar], value: str, top: int | None, reverse: bool
 ) -> Iterator[Comparison]:
     """Compare what two results say about one example, effect by effect."""
-    own_a, own_b = {item(row): row for row in a}, {item(row): row for row in b}
+    rows_a, rows_b = {item(row): row for row in a}, {item(row): row for row in b}
     lists = [grouped(sorted(rows, key=lambda row: int(row["rank"] or 0)), _effect) for rows in (a, b)]
     for effect in dict.fromkeys([*lists[0], *lists[1]]):
         one, two = lists[0].get(effect, []), lists[1].get(effect, [])
@@ -198,8 +198,8 @@ def _compare(
         first, second = ({item(row): row for row in rows[:count]} for rows in (one, two))
         pairs = [Pair("kept", first[key], row) for key, row in second.items() if key in first]
         kept = len(pairs)
-        pairs += [Pair("entered", own_a.get(key), row) for key, row in second.items() if key not in first]
-        pairs += [Pair("left", row, own_b.get(key)) for key, row in first.items() if key not in second]
+        pairs += [Pair("entered", rows_a.get(key), row) for key, row in second.items() if key not in first]
+        pairs += [Pair("left", row, rows_b.get(key)) for key, row in first.items() if key not in second]
         yield Comparison(
             test=None if reverse else _whole(a[0].get("test")),
             test_path=None if reverse else _text(a[0].get("test_path")),
@@ -223,16 +223,16 @@ def _correlation(one: list[Row], two: list[Row], item: Callable[[Row], Scalar], 
     both = [key for key in x if key in y]
     if len(both) < 3:
         return None, len(both)
-    found = spearman(*(np.array([own[key] for key in both], dtype=np.float64) for own in (x, y)))
-    return (float(found) if np.isfinite(found) else None), len(both)
+    correlation = spearman(*(np.array([values[key] for key in both], dtype=np.float64) for values in (x, y)))
+    return (float(correlation) if np.isfinite(correlation) else None), len(both)
 
 
 def grouped(rows: Iterable[Row], by: Callable[[Row], Scalar]) -> dict[Scalar, list[Row]]:
     """Group rows by the value of a function, in their order."""
-    found: dict[Scalar, list[Row]] = {}
+    groups: dict[Scalar, list[Row]] = {}
     for row in rows:
-        found.setdefault(by(row), []).append(row)
-    return found
+        groups.setdefault(by(row), []).append(row)
+    return groups
 
 
 def test_of(row: Row) -> Scalar:
@@ -277,7 +277,7 @@ def _refuse_other_sets(a: Result, b: Result) -> None:
 
 def _refuse_other_files(a: Result, b: Result, index: str, path: str) -> None:
     """Refuse results whose positions mean different files. The whole data set may have moved."""
-    names, others = ({row.get(index): _name(row[path]) for row in own.rows if row.get(path)} for own in (a, b))
+    names, others = ({row.get(index): _name(row[path]) for row in result.rows if row.get(path)} for result in (a, b))
     for row, place in zip(b.rows, b.places, strict=True):
         position = row.get(index)
         if position is None or position not in names or names[position] == others.get(position, names[position]):

@@ -50,21 +50,21 @@ class Spread:
 
     def correlation(self, same: bool) -> float | None:
         """Correlate the ranks of influence and distance within a class; None for under three or constant values."""
-        own = self.same == same
-        if own.sum() < 3:
+        chosen = self.same == same
+        if chosen.sum() < 3:
             return None
-        found = spearman(self.influence[own], self.distance[own])
-        return float(found) if np.isfinite(found) else None
+        correlation = spearman(self.influence[chosen], self.distance[chosen])
+        return float(correlation) if np.isfinite(correlation) else None
 
     def helpful(self, same: bool, near: bool = False) -> float | None:
         """Give the share of helpful images within a class, of all or of the nearest; None if there are none."""
-        own = self.same == same
+        chosen = self.same == same
         if near:
             # The nearest of all classes, because how many of them have the same class is informative too.
-            own &= self.distance <= np.quantile(self.distance, NEAR)
-        return float((self.influence[own] > 0).mean()) if own.any() else None
+            chosen &= self.distance <= np.quantile(self.distance, NEAR)
+        return float((self.influence[chosen] > 0).mean()) if chosen.any() else None
 
-    def facts(self) -> dict[str, float | int | None]:
+    def numbers(self) -> dict[str, float | int | None]:
         """Give the numbers of a scatter plot by name; ``same`` and ``other`` are the classes."""
         return {
             name.format(side): value
@@ -111,13 +111,13 @@ def measure_distances(
             cannot be read.
     """
     terminal = or_silent(terminal)
-    tests = list(dict.fromkeys(found.key for found in comparisons))
+    tests = list(dict.fromkeys(comparison.key for comparison in comparisons))
     _refuse(results, comparisons, set(tests))
     a, b = (_by_test(result, tests) for result in results)
     training = {row["index"]: row for rows in (*a.values(), *b.values()) for row in rows}
     read_test = image_reader(results, [rows[0] for rows in b.values()], TEST, config, "--distance")
     read_training = image_reader(results, list(training.values()), TRAINING, config, "--distance")
-    found: dict[Scalar, dict[Scalar, float]] = {test: {} for test in tests}
+    distances: dict[Scalar, dict[Scalar, float]] = {test: {} for test in tests}
     listed = {test: {row["index"] for row in (*a[test], *b[test])} for test in tests}
     with terminal.progress(len(tests) * len(training), "pixel distances") as advance:
         for images in _groups((test, _pixels(read_test, b[test][0], TEST)) for test in tests):
@@ -127,38 +127,38 @@ def measure_distances(
                 for size, (names, stack) in stacks.items():
                     for test, distance in zip(names, _distances(stack, image, size), strict=True):
                         if index in listed[test]:
-                            found[test][index] = distance
+                            distances[test][index] = distance
                 advance(len(images))
-    for result, own in zip(results, (a, b), strict=True):
-        _warn_of_ends(result, own, terminal)
+    for result, by_test in zip(results, (a, b), strict=True):
+        _warn_of_ends(result, by_test, terminal)
     spreads: dict[Scalar, tuple[Spread, Spread]] = {
-        test: (_spread(a[test], found[test]), _spread(b[test], found[test])) for test in tests
+        test: (_spread(a[test], distances[test]), _spread(b[test], distances[test])) for test in tests
     }
-    return Distances(found, spreads)
+    return Distances(distances, spreads)
 
 
-def mean_facts(spreads: Iterable[Spread]) -> dict[str, float | None]:
+def mean_numbers(spreads: Iterable[Spread]) -> dict[str, float | None]:
     """Average the numbers of several scatter plots, each number over the plots that have it."""
-    facts = [spread.facts() for spread in spreads]
-    known = {key: [value for one in facts if (value := one[key]) is not None] for key in facts[0]}
+    numbers = [spread.numbers() for spread in spreads]
+    known = {key: [value for one in numbers if (value := one[key]) is not None] for key in numbers[0]}
     return {key: float(np.mean(values)) if values else None for key, values in known.items()}
 
 
-def in_words(facts: Mapping[str, float | int | None]) -> str:
+def in_words(numbers: Mapping[str, float | int | None]) -> str:
     """Say what a scatter plot shows."""
 
     def signed(side: str) -> str:
-        value = facts[f"correlation_{side}"]
+        value = numbers[f"correlation_{side}"]
         return "–" if value is None else f"{value:+.2f}"
 
     def share(name: str) -> str:
-        value = facts[name]
+        value = numbers[name]
         return "–" if value is None else f"{value:.0%}"
 
     return (
         f"rank correlation of influence and pixel distance {signed('same')} in the same class, {signed('other')} in "
-        f"the others; helpful images: {share('helpful_same')} of {facts['same']:,.0f} in the same class, "
-        f"{share('helpful_other')} of {facts['other']:,.0f} in the others; among the nearest tenth: "
+        f"the others; helpful images: {share('helpful_same')} of {numbers['same']:,.0f} in the same class, "
+        f"{share('helpful_other')} of {numbers['other']:,.0f} in the others; among the nearest tenth: "
         f"{share('helpful_near_same')} and {share('helpful_near_other')}"
     )
 
@@ -170,7 +170,7 @@ def _refuse(results: tuple[Result, Result], comparisons: Sequence[Comparison], t
             f"{first} is a result of influence {results[0].kind}: --distance needs a test image and training images",
             "compare two results of influence rank TEST --all",
         )
-    if any(found.train is not None for found in comparisons):
+    if any(comparison.train is not None for comparison in comparisons):
         raise InfluenceError(
             f"{first} is about one training example (rank --train): --distance needs one test image per list",
             "compare two results of influence rank TEST --all",
@@ -191,16 +191,16 @@ def _refuse(results: tuple[Result, Result], comparisons: Sequence[Comparison], t
 
 def _by_test(result: Result, tests: Sequence[Scalar]) -> dict[Scalar, list[Row]]:
     """Give the rows per test example."""
-    found = grouped(result.rows, test_of)
-    return {test: found[test] for test in tests}
+    groups = grouped(result.rows, test_of)
+    return {test: groups[test] for test in tests}
 
 
 def _warn_of_ends(result: Result, rows: Mapping[Scalar, Sequence[Row]], terminal: Terminal) -> None:
     """Warn if a result lists only the strongest of each effect: the middle of the scatter plot is missing."""
-    counts = [Counter(row["effect"] for row in own) for own in rows.values()]
-    sizes = {size for own in counts for size in own.values()}
+    counts = [Counter(row["effect"] for row in of_test) for of_test in rows.values()]
+    sizes = {size for of_test in counts for size in of_test.values()}
     # --top leaves as many helpful as harmful examples everywhere.
-    if len(sizes) == 1 and all(len(own) == 2 for own in counts):
+    if len(sizes) == 1 and all(len(of_test) == 2 for of_test in counts):
         terminal.warn(
             f"{result.path} lists only the {counted(sizes.pop(), 'strongest example')} per effect, so the correlation "
             "lacks the middle: use rank with --all"
@@ -230,8 +230,8 @@ def _pixels(read: Reader, row: Row, item: Item) -> Image.Image:
 
     yielded: Any = read(row)
     # Other numbers would be stretched to make a picture, and would not be the image's own levels.
-    own_levels = isinstance(yielded, Image.Image) or str(getattr(yielded, "dtype", "")).rpartition(".")[2] == "uint8"
-    image = as_picture(yielded) if own_levels else None
+    is_eight_bit = isinstance(yielded, Image.Image) or str(getattr(yielded, "dtype", "")).rpartition(".")[2] == "uint8"
+    image = as_picture(yielded) if is_eight_bit else None
     if image is None or image.mode.startswith(("I", "F")):
         name = row.get(item.path) or f"{item.word} {row[item.index]}"
         raise InfluenceError(
@@ -262,8 +262,8 @@ def _stacks(
     for test, image in images:
         by_size.setdefault(image.size, []).append((test, image))
     return {
-        size: ([test for test, _ in own], np.stack([np.asarray(image).ravel() for _, image in own]))
-        for size, own in by_size.items()
+        size: ([test for test, _ in of_size], np.stack([np.asarray(image).ravel() for _, image in of_size]))
+        for size, of_size in by_size.items()
     }
 
 
@@ -273,5 +273,5 @@ def _distances(stack: np.ndarray, image: Image.Image, size: tuple[int, int]) -> 
         image = image.resize(size, Image.Resampling.BILINEAR)
     difference = stack.astype(np.int16) - np.asarray(image).ravel()
     squares = np.einsum("kd,kd->k", difference, difference, dtype=np.float64)
-    found: list[float] = (np.sqrt(squares) / 255).tolist()
-    return found
+    distances: list[float] = (np.sqrt(squares) / 255).tolist()
+    return distances

@@ -29,7 +29,7 @@ COLUMNS = (
 
 def group_rows(
     prepared: Prepared,
-    found: GroupInfluence,
+    influence: GroupInfluence,
     first: np.ndarray | None,
     each: bool,
     count: int | None,
@@ -39,16 +39,16 @@ def group_rows(
     from influence_cli.influence.scores import effect
     from influence_cli.results.rank_rows import test_columns
 
-    for number in range(len(found.tests)) if each else (None,):
-        test = None if number is None else found.tests[number]
-        sums = found.total() if number is None else found.on(number)
+    for number in range(len(influence.tests)) if each else (None,):
+        test = None if number is None else influence.tests[number]
+        sums = influence.total() if number is None else influence.on(number)
         for rank, group in enumerate(sums.order[:count].tolist(), start=1):
             changes = actual.get(group)
             yield {
                 **test_columns(prepared.task.classes, test),
                 "effect": effect(sums.influence[group]),
                 "rank": rank,
-                "group": found.grouping.names[group],
+                "group": influence.grouping.names[group],
                 "examples": int(sums.examples[group]),
                 "influence": float(sums.influence[group]),
                 "mean_influence": float(sums.mean[group]),

@@ -14,7 +14,7 @@ COLUMNS = ("rank", "index", "path", "label", "suggested", "confidence", "score",
 
 def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], count: int) -> Iterator[dict[str, object]]:
     """Give the rows of the ranking, most suspicious first, with every signal and whether the label is flagged."""
-    facts, own, flagged = result.facts, result.signals.get("self-influence"), len(result.flagged)
+    facts, self_influence, flagged = result.facts, result.signals.get("self-influence"), len(result.flagged)
     for number, row in enumerate(result.order[:count], start=1):
         index, suggested = int(facts.indices[row]), int(result.suggested[row])
         yield {
@@ -23,10 +23,10 @@ def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], cou
             "path": split.path(index),
             "label": classes[int(facts.labels[row])],
             "suggested": classes[suggested],
-            "confidence": float(result.opinion[row, suggested]),
+            "confidence": float(result.leading_probabilities[row, suggested]),
             "score": float(result.score[row]),
             "loss": float(facts.losses[row]),
-            "self_influence": None if own is None else float(own[row]),
+            "self_influence": None if self_influence is None else float(self_influence[row]),
             "flagged": number <= flagged,
             **{signal_column(name): float(values[row]) for name, values in result.signals.items()},
         }

@@ -34,13 +34,13 @@ HIDDEN = "hidden"
 
 
 def perturb_rows(
-    task: Task, batch: Batch, found: Sequence[Perturbed], delta: str | None
+    task: Task, batch: Batch, effects: Sequence[Perturbed], delta: str | None
 ) -> Iterator[dict[str, object]]:
     """Give one row per test example."""
     import numpy as np
 
     classes, split, index = task.classes, task.train, int(batch.indices[0])
-    for one in found:
+    for one in effects:
         test, slope = one.test, one.slope
         place = [int(number) for number in np.unravel_index(int(np.abs(slope).argmax()), slope.shape)]
         # An input with fewer dimensions than an image has its position in the last columns.
@@ -97,23 +97,23 @@ ATTACKABLE_COLUMNS = (
 )
 
 
-def attack_row(task: Task, found: Attack) -> dict[str, object]:
+def attack_row(task: Task, attack: Attack) -> dict[str, object]:
     """Give the row of an attack."""
     classes = task.classes
     return {
-        "test": found.test,
-        "test_path": task.test_split().path(found.test),
-        "test_label": classes[found.label],
-        "predicted_before": classes[found.label],
-        "predicted_after": classes[found.after],
-        "flipped": found.flipped,
-        "images": " ".join(map(str, found.images)),
-        "rounds": found.rounds,
-        "loss_before": found.loss[0],
-        "loss_after": found.loss[1],
-        "margin_before": found.margin[0],
-        "margin_after": found.margin[1],
-        "estimated": found.estimated,
-        "flips": found.flips,
-        "moved": found.moved,
+        "test": attack.test,
+        "test_path": task.test_split().path(attack.test),
+        "test_label": classes[attack.label],
+        "predicted_before": classes[attack.label],
+        "predicted_after": classes[attack.after],
+        "flipped": attack.flipped,
+        "images": " ".join(map(str, attack.images)),
+        "rounds": attack.rounds,
+        "loss_before": attack.loss[0],
+        "loss_after": attack.loss[1],
+        "margin_before": attack.margin[0],
+        "margin_after": attack.margin[1],
+        "estimated": attack.estimated,
+        "flips": attack.flips,
+        "moved": attack.moved,
     }

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from influence_cli.influence.example_facts import TestFacts, TrainingFacts
     from influence_cli.precompute.prepared import Prepared
-    from influence_cli.ranking.rank import Group
+    from influence_cli.ranking.rank import RankedGroup
 
 COLUMNS = (
     "test",
@@ -28,16 +28,18 @@ COLUMNS = (
 )
 
 
-def rank_rows(prepared: Prepared, group: Group, facts: TrainingFacts, aggregate: bool) -> Iterator[dict[str, object]]:
+def rank_rows(
+    prepared: Prepared, group: RankedGroup, facts: TrainingFacts, aggregate: bool
+) -> Iterator[dict[str, object]]:
     """Give the rows of a group: one test example after another, helpful before harmful, strongest first."""
     from influence_cli.influence.scores import effect
 
     classes = prepared.task.classes
     tests = [None] if aggregate else group.tests
-    for test, found in zip(tests, group.strongest, strict=True):
+    for test, strongest in zip(tests, group.strongest, strict=True):
         head = test_columns(classes, test)
         for side in ("helpful", "harmful"):
-            order, values, scores = found.of(side)
+            order, values, scores = strongest.of(side)
             for number, (row, value) in enumerate(zip(order, values, strict=True)):
                 yield head | {
                     "effect": effect(value),

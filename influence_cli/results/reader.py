@@ -58,33 +58,33 @@ def read_result(path: Path) -> Result:
     if reader is None:
         raise InfluenceError(f"{path}: a result cannot be read from this format", f"known: {', '.join(SUFFIXES)}")
     try:
-        found = list(reader(path))
+        placed = list(reader(path))
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise InfluenceError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not found:
+    if not placed:
         raise InfluenceError(
             f"{path} has no rows, so there is nothing to compare", "write it again with more rows (--top K)"
         )
-    columns = found[0][1].keys()
+    columns = placed[0][1].keys()
     kind = next((kind for kind, needed in KINDS.items() if columns >= set(needed)), None)
     if kind is None:
         raise InfluenceError(
             f"{path} is not a result of influence rank or mislabels: it has the columns {', '.join(columns)}",
             "write one with influence rank or mislabels and -o FILE",
         )
-    rows = tuple(_typed(row, kind, place) for place, row in found)
+    rows = tuple(_typed(row, kind, place) for place, row in placed)
     run = _run_of(path)
     _refuse_cut_off(path, len(rows), run.get("rows"))
-    return Result(path, kind, rows, tuple(at for at, _ in found), _set_of(run.get("command")))
+    return Result(path, kind, rows, tuple(at for at, _ in placed), _set_of(run.get("command")))
 
 
 def _run_of(path: Path) -> dict[str, Any]:
     """Read the facts of the run. There are none if the file is missing or damaged; the rows do not need them."""
     try:
-        found = json.loads(run_file(path).read_text(encoding="utf-8"))
+        run = json.loads(run_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return run if isinstance(run, dict) else {}
 
 
 def _set_of(command: object) -> str | None:
@@ -159,8 +159,8 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _json(path: Path) -> Iterator[tuple[str, Row]]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for number, row in enumerate(found if isinstance(found, list) else [found], start=1):
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows], start=1):
         yield f"{path}: row {number}", _object(row, f"{path}: row {number}")
 
 

@@ -102,7 +102,7 @@ class ConfusedClasses:
 
 
 @dataclass(frozen=True)
-class BesidesRecord:
+class DataIssuesRecord:
     """Data issues beyond single labels."""
 
     duplicates: tuple[tuple[NamedExample, NamedExample], ...]
@@ -176,7 +176,7 @@ class DistanceRecord:
     result: str
     test: Scalar
     test_path: Scalar
-    facts: dict[str, float | int | None]
+    numbers: dict[str, float | int | None]
 
 
 @dataclass
@@ -196,7 +196,7 @@ class RunRecord:
         fits: of ``verify --loo``, one per test example.
         datamodeling: of ``verify --lds``.
         evidence: what speaks for and against labels.
-        besides: data issues beyond single labels.
+        issues: data issues beyond single labels.
         noise: how many labels are wrong.
         memorised_share: of the wrong labels, those that the model predicts.
         truth: how well each signal finds the wrong labels.
@@ -221,7 +221,7 @@ class RunRecord:
     fits: tuple[LeftOutRecord, ...] | None = None
     datamodeling: DatamodelingRecord | None = None
     evidence: EvidenceRecord | None = None
-    besides: BesidesRecord | None = None
+    issues: DataIssuesRecord | None = None
     noise: NoiseRecord | None = None
     memorised_share: float | None = None
     truth: tuple[Quality, ...] | None = None
@@ -253,11 +253,11 @@ def record_facts(record: RunRecord) -> dict[str, object]:
         **_of_datamodeling(record.datamodeling),
         **_noted(
             evidence=record.evidence and {**record.evidence.summary, "memorised": record.evidence.memorised},
-            besides=record.besides,
+            besides=record.issues,
             noise=record.noise,
             memorised_share=record.memorised_share,
             truth=record.truth,
-            recovery=record.recovery and {"checked": record.recovery.checked, **record.recovery.found},
+            recovery=record.recovery and {"checked": record.recovery.checked, **record.recovery.recovered},
         ),
         **(_noted(damping_sweep=record.damping_sweep) if sweeps_last else {}),
         **_noted(
@@ -265,7 +265,7 @@ def record_facts(record: RunRecord) -> dict[str, object]:
             relabelled=record.relabelled,
             attack=record.attack,
             attackable=record.attackable,
-            comparisons=record.comparisons and [comparison.facts() for comparison in record.comparisons],
+            comparisons=record.comparisons and [comparison.numbers() for comparison in record.comparisons],
             distances=record.distances and [_of_distance(distance) for distance in record.distances],
         ),
     }
@@ -294,7 +294,7 @@ def _of_scores(scores: ScoreRecord | None) -> dict[str, object]:
 def _of_search(search: SearchRecord | None) -> dict[str, object] | None:
     if search is None:
         return None
-    indexes = [{"index": str(path), **facts} for path, facts in search.indexes]
+    indexes = [{"index": str(path), **description} for path, description in search.indexes]
     return {**_noted(**vars(search.spent)), "blocks": search.blocks, "indexes": indexes}
 
 
@@ -322,4 +322,4 @@ def _of_datamodeling(score: DatamodelingRecord | None) -> dict[str, object]:
 
 def _of_distance(distance: DistanceRecord) -> dict[str, object]:
     row = {"result": distance.result, "test": distance.test, "test_path": distance.test_path}
-    return {**row, **distance.facts}
+    return {**row, **distance.numbers}

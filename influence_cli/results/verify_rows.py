@@ -44,12 +44,12 @@ LDS_COLUMNS = (
 )
 
 
-def loo_rows(prepared: Prepared, found: Sequence[LeftOut], facts: TrainingFacts) -> Iterator[dict[str, object]]:
+def loo_rows(prepared: Prepared, effects: Sequence[LeftOut], facts: TrainingFacts) -> Iterator[dict[str, object]]:
     """Give the rows of --loo: one per left-out training example."""
     from influence_cli.results.rank_rows import training_columns
 
     classes = prepared.task.classes
-    for left_out in found:
+    for left_out in effects:
         test = left_out.test
         for number, (row, estimated, actual) in enumerate(
             zip(left_out.rows, left_out.estimated, left_out.actual, strict=True)
@@ -66,18 +66,18 @@ def loo_rows(prepared: Prepared, found: Sequence[LeftOut], facts: TrainingFacts)
             }
 
 
-def lds_rows(found: Datamodeling) -> Iterator[dict[str, object]]:
+def lds_rows(lds: Datamodeling) -> Iterator[dict[str, object]]:
     """Give the rows of --lds: one per method and number of checkpoints; the row with all checkpoints comes last.
 
     difference is to the first method with as many checkpoints, gain to the same method with one fewer.
     """
-    repeats, tests, subsets = found.actual.shape
+    repeats, tests, subsets = lds.actual.shape
     none = (None, None, None)
-    for number, name in enumerate(found.methods):
-        for at in range(found.scores.shape[1]):
-            value, low, high = found.mean(number, at)
-            difference = found.difference(number, at) if number else none
-            gain = found.gain(number, at) if at else none
+    for number, name in enumerate(lds.methods):
+        for at in range(lds.scores.shape[1]):
+            value, low, high = lds.mean(number, at)
+            difference = lds.difference(number, at) if number else none
+            gain = lds.gain(number, at) if at else none
             yield {
                 "method": name,
                 "lds": value,

@@ -62,10 +62,10 @@ def open_folder(folder: Path, wanted: Mapping[str, str], meaning: Mapping[str, s
             locks.take_byte(claims, 0, wait=True)
             if not path.exists():
                 disk.write_whole(path, (json.dumps(dict(wanted), indent=2) + "\n").encode())
-        found = json.loads(path.read_text(encoding="utf-8"))
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InfluenceError(f"{shown} cannot be used: {describe(error)}", "move it away, or fix it") from error
-    different = [meaning[name] for name in meaning if found.get(name) != wanted.get(name)]
+    different = [meaning[name] for name in meaning if recorded.get(name) != wanted.get(name)]
     if different:
         raise InfluenceError(
             f"{shown} holds retrainings of another run ({count_files(folder):,}); what differs: {'; '.join(different)}",
@@ -157,10 +157,10 @@ def do_all(
         ) from None
     except OSError as error:
         raise InfluenceError(f"{shown} cannot be written: {describe(error)}") from error
-    found = [read(folder, job) for job in jobs]
-    if any(arrays is None for arrays in found):
+    results = [read(folder, job) for job in jobs]
+    if any(arrays is None for arrays in results):
         raise InfluenceError(f"a file in {shown} disappeared while it was in use", "run the same command again")
-    return [arrays for arrays in found if arrays is not None]
+    return [arrays for arrays in results if arrays is not None]
 
 
 def _do(folder: Path, job: Job, run: Callable[[Job, Callable[[float], None]], Arrays], advance: Advance) -> None:

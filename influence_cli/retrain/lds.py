@@ -72,13 +72,13 @@ class Datamodeling:
 
     def difference(self, method: int, at: int = -1) -> tuple[float, float, float]:
         """Give a method's score minus the first method's, and its 95% interval, from the same draws."""
-        own = float((self.scores[method, at] - self.scores[0, at]).mean())
-        return _interval(own, self.draws[:, method, at] - self.draws[:, 0, at])
+        mean = float((self.scores[method, at] - self.scores[0, at]).mean())
+        return _interval(mean, self.draws[:, method, at] - self.draws[:, 0, at])
 
     def gain(self, method: int, at: int) -> tuple[float, float, float]:
         """Give the gain of a method's score by checkpoint ``at`` > 0, and its 95% interval, from the same draws."""
-        own = float((self.scores[method, at] - self.scores[method, at - 1]).mean())
-        return _interval(own, self.draws[:, method, at] - self.draws[:, method, at - 1])
+        mean = float((self.scores[method, at] - self.scores[method, at - 1]).mean())
+        return _interval(mean, self.draws[:, method, at] - self.draws[:, method, at - 1])
 
     def agreement(self) -> float | None:
         """Give the score of one half of the repeats on the other: how repeatable the losses themselves are."""
@@ -129,8 +129,8 @@ def datamodeling_score(
     if tests > len(split):
         terminal.say(f"using all {len(split):,} test examples: there are fewer than {tests:,}")
     again = retraining.again(task)
-    for own in methods.values():  # report what cannot be estimated before anything is trained
-        decide(own, task, Terminal(quiet=True))
+    for config in methods.values():  # report what cannot be estimated before anything is trained
+        decide(config, task, Terminal(quiet=True))
     folder = retraining.folder / "halves"
     open_folder(folder, retraining.made_of(task), MEANING)
     # One of several commands makes the stores while the others start training; a job's processes make them together.
@@ -149,10 +149,10 @@ def datamodeling_score(
         return again.outcomes(retraining.fresh_model(seed, task.device), halves[subset], task.l2, seed, what, progress)
 
     terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings per half: {repeats}")
-    found = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")
+    results = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")
     generator = np.random.default_rng(seed_of(retraining.seed, CHOSEN))
     chosen = np.sort(generator.choice(len(split), min(tests, len(split)), replace=False))
-    actual = np.array([arrays["losses"][chosen] for arrays in found])
+    actual = np.array([arrays["losses"][chosen] for arrays in results])
     actual = actual.reshape(repeats, subsets, len(chosen)).swapaxes(1, 2)
     removed = left_out(halves, n)
     positions = split.indices[chosen]
@@ -172,7 +172,7 @@ def datamodeling_score(
         actual,
         np.array([lds(values, mean) for values in flat]).reshape(methods_, counts, -1),
         bootstrap_lds(flat, mean).reshape(-1, methods_, counts),
-        float(sum(arrays["seconds"] for arrays in found)),
+        float(sum(arrays["seconds"] for arrays in results)),
         {name: record for name, (_, record) in zip(methods, predictions, strict=True)},
     )
 
@@ -188,7 +188,7 @@ def left_out(halves: Sequence[np.ndarray], n: int) -> np.ndarray:
 def _prepare(
     methods: Mapping[str, Config], tasks: Sequence[Task], on_the_fly: bool, terminal: Terminal
 ) -> dict[str, list[Prepared]]:
-    return {name: prepare_all(own, tasks, terminal, on_the_fly=on_the_fly) for name, own in methods.items()}
+    return {name: prepare_all(config, tasks, terminal, on_the_fly=on_the_fly) for name, config in methods.items()}
 
 
 def _predictions(
@@ -213,18 +213,18 @@ def _predictions(
 
     ensemble = stores[0].settings.ensemble
     if ensemble == "source":
-        found = [
+        predictions = [
             sums(last_checkpoints(stores, last), f", by the last {last} checkpoints") for last in range(1, count + 1)
         ]
-        return np.array(found), records[-1]
+        return np.array(predictions), records[-1]
     parts = []
     for number, prepared in enumerate(stores):
         single = replace(prepared, task=replace(prepared.task, explained=True))
         parts.append(sums([alone(single)], f", checkpoint {number + 1} of {count}" if count > 1 else ""))
-    record = replace(records[-1], stores=tuple(own.stores[0] for own in records))
+    record = replace(records[-1], stores=tuple(each.stores[0] for each in records))
     if ensemble == "tracin":
         times = [times_of(last_checkpoints(stores, last)) for last in range(1, count + 1)]
-        return np.array([np.tensordot(own, parts[count - len(own) :], axes=1) for own in times]), record
+        return np.array([np.tensordot(weights, parts[count - len(weights) :], axes=1) for weights in times]), record
     return np.cumsum(parts, axis=0) / np.arange(1, count + 1)[:, None, None], record
 
 

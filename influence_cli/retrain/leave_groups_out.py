@@ -78,17 +78,17 @@ def leave_groups_out(
     rows = [np.flatnonzero(grouping.members == group) for group in groups]
     names = [grouping.names[group] for group in groups]
     if by_newton(prepared, retraining):
-        found = at_minimum(prepared, selected, tests, terminal)
-        device = found.w.device
+        minimum = at_minimum(prepared, selected, tests, terminal)
+        device = minimum.w.device
         with terminal.progress(len(rows), WHAT) as advance:
-            left_out = [torch.from_numpy(own).to(device) for own in rows]
-            ws = without_groups(found.problem, found.w, left_out, names, advance)
-        both = [losses_under(found.problem, w, found.tests) for w in (ws, found.w[None])]
-        return GroupsLeftOut((both[0] - both[1]).cpu().numpy(), found.newton)
+            left_out = [torch.from_numpy(members).to(device) for members in rows]
+            ws = without_groups(minimum.problem, minimum.w, left_out, names, advance)
+        both = [losses_under(minimum.problem, w, minimum.tests) for w in (ws, minimum.w[None])]
+        return GroupsLeftOut((both[0] - both[1]).cpu().numpy(), minimum.newton)
     # Named by the left-out examples: another column with the same members uses the same training.
-    hashes = [xxhash.xxh3_64_intdigest(own.astype(np.int64).tobytes()) for own in rows]
+    hashes = [xxhash.xxh3_64_intdigest(members.astype(np.int64).tobytes()) for members in rows]
     omissions = [
-        Omission(f"without_group_{digest:016x}", digest % 2**31 + 2**31, own, f"without the group {name}")
-        for name, own, digest in zip(names, rows, hashes, strict=True)
+        Omission(f"without_group_{digest:016x}", digest % 2**31 + 2**31, members, f"without the group {name}")
+        for name, members, digest in zip(names, rows, hashes, strict=True)
     ]
     return GroupsLeftOut(trained_changes(retraining, prepared.task, tests, omissions, repeats, terminal, WHAT), None)

@@ -138,8 +138,8 @@ def leave_one_out(
         )
     influential = (count + 1) // 2
     left_out = [
-        LeftOut(test, own, influential, values[own].astype(np.float64), change[np.searchsorted(rows, own)])
-        for test, own, values, change in zip(tests, choices, held.values, changes.T, strict=True)
+        LeftOut(test, chosen, influential, values[chosen].astype(np.float64), change[np.searchsorted(rows, chosen)])
+        for test, chosen, values, change in zip(tests, choices, held.values, changes.T, strict=True)
     ]
     return LeaveOneOut(left_out, scores, record)
 
@@ -153,15 +153,15 @@ def _choose(influence: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.concatenate([most, np.sort(random)])
 
 
-def _newton_changes(found: AtMinimum, rows: np.ndarray, terminal: Terminal) -> np.ndarray:
+def _newton_changes(minimum: AtMinimum, rows: np.ndarray, terminal: Terminal) -> np.ndarray:
     """Give the rise of each test loss without each row, by Newton steps: [rows, tests]."""
-    problem, w = found.problem, found.w
-    own = rows[distributed.share(len(rows))]
-    change = w.new_zeros(0, len(found.tests.targets))
-    if len(own):
-        with terminal.progress(len(own), "retraining without one example") as advance:
-            ws = without_each(problem, w, torch.from_numpy(own).to(w.device), advance)
-        change = losses_under(problem, ws, found.tests) - losses_under(problem, w[None], found.tests)
+    problem, w = minimum.problem, minimum.w
+    share = rows[distributed.share(len(rows))]
+    change = w.new_zeros(0, len(minimum.tests.targets))
+    if len(share):
+        with terminal.progress(len(share), "retraining without one example") as advance:
+            ws = without_each(problem, w, torch.from_numpy(share).to(w.device), advance)
+        change = losses_under(problem, ws, minimum.tests) - losses_under(problem, w[None], minimum.tests)
     return np.concatenate(distributed.gathered(change.cpu().numpy()))
 
 
@@ -227,8 +227,8 @@ def trained_changes(
         title = f"the training {one.title} (seed {seed})"
         return again.outcomes(model, kept, task.l2 * n / len(kept), seed, title, progress)
 
-    found = do_all(folder, list(jobs), run_one, terminal, what)
+    results = do_all(folder, list(jobs), run_one, terminal, what)
     order = rows_of(task.test_split().indices, np.array([test.index for test in tests], dtype=np.int64))
-    losses = np.array([arrays["losses"][order] for arrays in found]).reshape(repeats, 1 + len(omissions), len(tests))
+    losses = np.array([arrays["losses"][order] for arrays in results]).reshape(repeats, 1 + len(omissions), len(tests))
     change: np.ndarray = (losses[:, 1:] - losses[:, :1]).mean(axis=0)
     return change

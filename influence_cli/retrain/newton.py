@@ -134,14 +134,14 @@ def without_each(problem: Problem, w: Tensor, rows: Tensor, advance: Callable[[i
     Raises:
         InfluenceError: no minimum was reached without one of them.
     """
-    factor, found = factor_of(problem, w), []
+    factor, minima = factor_of(problem, w), []
     for part in torch.split(rows, TOGETHER):
         ws, norms, wanted = _shared_steps(problem, w, factor, [row[None] for row in part])
         for j in torch.nonzero(norms > wanted).flatten().tolist():
             ws[j] = _newton(problem, ws[j], int(part[j]), float(wanted[j]))
-        found.append(ws)
+        minima.append(ws)
         advance(len(part))
-    return torch.cat(found)
+    return torch.cat(minima)
 
 
 def without_groups(
@@ -166,7 +166,7 @@ def without_groups(
     Raises:
         InfluenceError: no minimum was reached without one of them.
     """
-    factor, found = factor_of(problem, w), []
+    factor, minima = factor_of(problem, w), []
     for start in range(0, len(groups), TOGETHER):
         part = groups[start : start + TOGETHER]
         ws, norms, wanted = _shared_steps(problem, w, factor, part)
@@ -180,8 +180,8 @@ def without_groups(
                         f"without the group {names[start + j]}: {error.message}", error.hint
                     ) from error
             advance(1)
-        found.append(ws)
-    return torch.cat(found)
+        minima.append(ws)
+    return torch.cat(minima)
 
 
 def _without(problem: Problem, rows: Tensor) -> Problem:

@@ -80,8 +80,10 @@ def follow(problem: Problem, w: Tensor, inverse: Tensor, accuracy: float = ACCUR
 def solve_at(problem: Problem, w: Tensor, inverse: Tensor, v: Tensor, tolerance: float = TOLERANCE) -> Tensor:
     """Multiply v [m, C, d] by the inverse of the Hessian at w, preconditioned with the inverse at a nearby point."""
     product = _hessian_product(problem, w)
-    found, _ = conjugate_gradients(product, v.flatten(1), precondition=lambda rows: rows @ inverse, tolerance=tolerance)
-    return found.view_as(v)
+    solution, _ = conjugate_gradients(
+        product, v.flatten(1), precondition=lambda rows: rows @ inverse, tolerance=tolerance
+    )
+    return solution.view_as(v)
 
 
 def _hessian_product(problem: Problem, w: Tensor) -> Callable[[Tensor], Tensor]:
@@ -92,7 +94,7 @@ def _hessian_product(problem: Problem, w: Tensor) -> Callable[[Tensor], Tensor]:
     def product(rows: Tensor) -> Tensor:
         change = (examples.a @ rows.reshape(-1, width).T).view(problem.n, len(rows), classes)
         curved = change @ curvature  # symmetric in the classes
-        found = (curved.flatten(1).T @ examples.a).view(len(rows), -1)
-        return found / problem.n + problem.l2 * rows
+        products = (curved.flatten(1).T @ examples.a).view(len(rows), -1)
+        return products / problem.n + problem.l2 * rows
 
     return product

@@ -129,6 +129,6 @@ def explained_outputs(
 ) -> Outputs:
     """Run test examples up to the output layer; their targets are the explained classes."""
     batches = (batch for batch, _ in selected_batches(prepared.task, selected, BATCH, terminal, skip=False))
-    found = outputs_of(prepared.choice.network, layer, batches)
-    found.targets.copy_(torch.tensor([test.target for test in tests]))
-    return found
+    outputs = outputs_of(prepared.choice.network, layer, batches)
+    outputs.targets.copy_(torch.tensor([test.target for test in tests]))
+    return outputs

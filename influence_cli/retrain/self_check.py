@@ -72,22 +72,22 @@ def check_estimates(
     terminal = or_silent(terminal)
     if len(selected) > AT_MOST:
         terminal.say(f"checking the first {AT_MOST} of {len(selected):,} test examples")
-    found: list[Checked] = []
+    checks: list[Checked] = []
     for number, prepared in enumerate(stores):
         if len(stores) > 1:
-            found.append(
+            checks.append(
                 Checked("checkpoint", number, prepared.task.checkpoint.name, "the rows below are about this one")
             )
-        found += _minimum(prepared, terminal)
+        checks += _minimum(prepared, terminal)
         inverse = make_inverse(prepared, prepared.settings.damping, terminal)
         if isinstance(inverse, Identity):
             text = "gradient similarity solves nothing: no residual, no energy; its size has no unit"
-            found.append(Checked("residual of s_test", None, "", text))
+            checks.append(Checked("residual of s_test", None, "", text))
             continue
         _, (rows,) = test_gradients([prepared], selected[:AT_MOST], "label", terminal, skip=False)
-        found.append(_residual(prepared, inverse, selected[:AT_MOST], rows, terminal))
-        found.append(_energy(prepared, inverse, selected[:AT_MOST], rows, terminal))
-    return found
+        checks.append(_residual(prepared, inverse, selected[:AT_MOST], rows, terminal))
+        checks.append(_energy(prepared, inverse, selected[:AT_MOST], rows, terminal))
+    return checks
 
 
 def _minimum(prepared: Prepared, terminal: Terminal) -> list[Checked]:

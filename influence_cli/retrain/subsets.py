@@ -84,8 +84,8 @@ def order_by(by: str, usefulness: np.ndarray, losses: np.ndarray, labels: np.nda
     value = {"influence": usefulness, "loss": -losses, "random": draws}[by]
     share = np.empty(len(labels))
     for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        share[own[np.argsort(value[own], kind="stable")]] = (np.arange(len(own)) + 0.5) / len(own)
+        members = np.flatnonzero(labels == label)
+        share[members[np.argsort(value[members], kind="stable")]] = (np.arange(len(members)) + 0.5) / len(members)
     return np.lexsort((value, share))
 
 
@@ -146,24 +146,24 @@ def retrain_kept(
         what = f"what {by} keeps, repeat {repeat} (seed {seed}, {len(rows):,} examples)"
         return again.outcomes(retraining.fresh_model(seed, task.device), rows, task.l2, seed, what, progress)
 
-    found = dict(
+    results = dict(
         zip(kept, do_all(folder, list(jobs), run_one, terminal, "retraining on the kept examples"), strict=True)
     )
     return [
         Kept(
             by,
             len(kept[by, 0]),
-            np.array([found[by, repeat]["right"].mean() for repeat in range(repeats)]),
-            np.array([found[by, repeat]["losses"].mean() for repeat in range(repeats)]),
+            np.array([results[by, repeat]["right"].mean() for repeat in range(repeats)]),
+            np.array([results[by, repeat]["losses"].mean() for repeat in range(repeats)]),
         )
         for by in (EVERYTHING, *BY)
     ]
 
 
-def compare_kept(found: Sequence[Kept]) -> str:
+def compare_kept(kept: Sequence[Kept]) -> str:
     """Say in one sentence how leaving out by influence compares with the other ways."""
-    means = {own.by: 100 * float(own.accuracies.mean()) for own in found}
-    losses = {own.by: float(own.losses.mean()) for own in found}
+    means = {each.by: 100 * float(each.accuracies.mean()) for each in kept}
+    losses = {each.by: float(each.losses.mean()) for each in kept}
     best = max(BY, key=lambda by: means[by])
     rest = ", ".join(f"{by} {means[by]:.1f}% (loss {losses[by]:.3f})" for by in (EVERYTHING, *BY))
     lead = "influence chooses best here" if best == "influence" else f"{best} chooses better than influence here"

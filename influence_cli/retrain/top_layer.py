@@ -101,20 +101,20 @@ def top_layer(task: Task, terminal: Terminal | None = None) -> TopLayer:
         f"top layer: gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64; the "
         "layers below it stay unchanged"
     )
-    found = TopLayer(task, network, layer, problem, w, inverse, tests, test.indices)
-    moved = int((found.outputs(start).argmax(dim=1) != found.outputs(w).argmax(dim=1)).sum())
+    top = TopLayer(task, network, layer, problem, w, inverse, tests, test.indices)
+    moved = int((top.outputs(start).argmax(dim=1) != top.outputs(w).argmax(dim=1)).sum())
     if moved:
         terminal.say(f"at its minimum {moved:,} of {len(test):,} test predictions differ from those of the checkpoint")
-    return found
+    return top
 
 
 def _find(task: Task, inputs: Tensor) -> tuple[Network, nn.Linear]:
     whole = track(task.model, task.loss, ["*"], "the model")
     for name, module in reversed(list(task.model.named_modules())):
-        own = [f"{name}.{part}" if name else part for part in ("weight", "bias")]
-        if type(module) is not nn.Linear or own[0] not in whole.names:
+        names = [f"{name}.{part}" if name else part for part in ("weight", "bias")]
+        if type(module) is not nn.Linear or names[0] not in whole.names:
             continue
-        network = restrict(whole, own)
+        network = restrict(whole, names)
         layer = output_layer(network, inputs)
         if layer is None:
             continue
@@ -151,10 +151,10 @@ def with_graph(top: TopLayer, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 def as_inputs(top: TopLayer, a: Tensor) -> Tensor:
     """Make rows of the objective, float64 with a 1 for a bias, of the layer's inputs a [b, d]."""
-    found = a.detach().to(top.w.device).double()
+    rows = a.detach().to(top.w.device).double()
     if top.problem.examples.a.shape[1] > top.width:
-        found = torch.cat([found, found.new_ones(len(found), 1)], dim=1)
-    return found
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+    return rows
 
 
 def feature_slopes(problem: Problem, w: Tensor, s: Tensor, rows: Tensor, width: int) -> Tensor:
@@ -176,14 +176,14 @@ def feature_slopes(problem: Problem, w: Tensor, s: Tensor, rows: Tensor, width: 
         outputs = a @ w.T + examples.fixed[rows]
         losses = problem.loss(outputs, examples.targets[rows])
         (r,) = torch.autograd.grad(losses.sum(), outputs, create_graph=True)
-        (found,) = torch.autograd.grad((r * (a @ s.T)).sum(), a)
-    return found[:, :width].detach()
+        (slopes,) = torch.autograd.grad((r * (a @ s.T)).sum(), a)
+    return slopes[:, :width].detach()
 
 
 def pixel_slopes(x: Tensor, a: Tensor, v: Tensor) -> Tensor:
     """Pull v [b, d] at the top layer's input back to the pixels that `with_graph` ran: [b, …], on the CPU."""
-    (found,) = torch.autograd.grad(a, x, v.to(a).view_as(a), materialize_grads=True, allow_unused=True)
-    return found.detach().cpu()
+    (slopes,) = torch.autograd.grad(a, x, v.to(a).view_as(a), materialize_grads=True, allow_unused=True)
+    return slopes.detach().cpu()
 
 
 def loss_slope(problem: Problem, w: Tensor, tests: Outputs, row: int) -> Tensor:

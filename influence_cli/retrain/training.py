@@ -94,15 +94,15 @@ def load_training(config: Config) -> Training:
     def where(*keys: str) -> str:
         return config.where("training", *(keys or ("factory",)))
 
-    found = import_object(section.factory, config.folder, where())
-    if not callable(found):
-        raise InfluenceError(f"{where()}: {section.factory} is a {type(found).__name__}, which cannot be called")
+    imported = import_object(section.factory, config.folder, where())
+    if not callable(imported):
+        raise InfluenceError(f"{where()}: {section.factory} is a {type(imported).__name__}, which cannot be called")
     for key in section.args:
         if key in (*OURS, "model", "data"):
             raise InfluenceError(f"{where('args', key)}: {key} cannot be set in the config", f"verify calls {FORM}")
-    function = bind(found, section.args, section.factory, where)
-    _check_signature(found, section.args, f"{where()}: {section.factory}")
-    return Training(function, section.factory, where(), config.folder, source_hash(found, section.args))
+    function = bind(imported, section.args, section.factory, where)
+    _check_signature(imported, section.args, f"{where()}: {section.factory}")
+    return Training(function, section.factory, where(), config.folder, source_hash(imported, section.args))
 
 
 def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name: str) -> None:
@@ -119,11 +119,11 @@ def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name
         ) from error
 
 
-def source_hash(found: Any, args: Mapping[str, Any]) -> str:
+def source_hash(target: Any, args: Mapping[str, Any]) -> str:
     """Hash the file of a factory, a function or an object's class, and its arguments, to detect changes."""
-    while isinstance(found, functools.partial):
-        found = found.func
-    source = found if inspect.isroutine(found) or inspect.isclass(found) else type(found)
+    while isinstance(target, functools.partial):
+        target = target.func
+    source = target if inspect.isroutine(target) or inspect.isclass(target) else type(target)
     state = xxhash.xxh3_128(f"{source.__qualname__} {sorted(args.items())!r}".encode())
     with contextlib.suppress(TypeError, OSError):  # built in, or without a file
         state.update(Path(inspect.getsourcefile(source) or "").read_bytes())
@@ -191,11 +191,11 @@ def train(
         raise InfluenceError(
             f"{at} returned a {type(trained).__name__} for {what}, not the trained model", "end it with: return model"
         )
-    found = _shapes(trained)
-    if found != shapes:
-        name = next(name for name in [*shapes, *found] if shapes.get(name) != found.get(name))
+    returned = _shapes(trained)
+    if returned != shapes:
+        name = next(name for name in [*shapes, *returned] if shapes.get(name) != returned.get(name))
         raise InfluenceError(
-            f"{at} returned another architecture for {what}: {name} is {_shape(found, name)}, but "
+            f"{at} returned another architecture for {what}: {name} is {_shape(returned, name)}, but "
             f"{_shape(shapes, name)} in the model that it was given",
             "train the given model and return it",
         )
@@ -224,7 +224,7 @@ def example_outcomes(
     Raises:
         InfluenceError: one of them is NaN or infinite; it names the training and the example.
     """
-    found, right = [], []
+    all_losses, right = [], []
     for batch in batches:
         with torch.no_grad():
             outputs = logits_of(model(batch.inputs.to(task.device)))
@@ -235,9 +235,9 @@ def example_outcomes(
                 f"{what} gave a model whose loss on {split.title(int(batch.indices[bad[0]]))} is NaN or infinite",
                 "the training function diverges there: use a smaller learning rate, or check what it does",
             )
-        found.append(losses)
+        all_losses.append(losses)
         right.append((outputs.argmax(dim=1).cpu() == batch.targets).numpy())
-    return np.concatenate(found), np.concatenate(right)
+    return np.concatenate(all_losses), np.concatenate(right)
 
 
 class _Reading(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -267,8 +267,8 @@ class _Rows(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self._rows)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        found: tuple[Tensor, int] = self._data[int(self._rows[row])]
-        return found
+        pair: tuple[Tensor, int] = self._data[int(self._rows[row])]
+        return pair
 
 
 def training_pairs(split: Split) -> Pairs:

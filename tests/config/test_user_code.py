@@ -410,7 +410,7 @@ def test_a_name_from_before_the_package_had_folders_works_and_says_the_new_one(
 @pytest.mark.parametrize("old", MOVED)
 def test_every_moved_name_leads_somewhere(tmp_path: Path, old: str) -> None:
     found = import_object(f"influence_cli.{old}", tmp_path, "w")
-    assert found.__name__ == old.rpartition(".")[2]
+    assert found.__name__ == MOVED[old].rpartition(".")[2]
 
 
 def test_a_name_that_did_not_move_is_left_alone() -> None:

@@ -104,8 +104,8 @@ FAULTS = (
     Fault(
         name="page-effects-swapped",
         file="report_pages.py",
-        old='training_cards(prepared, facts, found, "harmful", shown)',
-        new='training_cards(prepared, facts, found, "helpful", shown)',
+        old='training_cards(prepared, facts, strongest, "harmful", shown)',
+        new='training_cards(prepared, facts, strongest, "helpful", shown)',
         why="the row of harmful images shows the helpful ones",
         tests=("test_the_page_shows_the_images_of_the_rows_in_their_order",),
     ),

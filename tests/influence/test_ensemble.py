@@ -18,7 +18,7 @@ from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_t
 from influence_cli.curvature.spectrum import relaxation
 from influence_cli.influence.ensemble import segments_of
 from influence_cli.influence.example_facts import training_facts
-from influence_cli.influence.test_selection import select
+from influence_cli.influence.test_selection import select_tests
 from influence_cli.metrics import pearson, slope
 from influence_cli.ranking.sinks import KeptInfluence
 from tests.conftest import Command, Ended, edit
@@ -104,7 +104,7 @@ def scores(folder: Path, *values: str, store: str = "own.h5") -> np.ndarray:
     config = load_config(folder / "influence.yaml", [f"gradients.store={folder / store}", *values])
     tasks, terminal = load_tasks(config), Terminal(quiet=True)
     stores = prepare_all(config, tasks, terminal)
-    chosen = select([f"0:{TESTS}"], tasks[0].test, tasks[0].classes, lambda: np.empty(0, np.int64), [])
+    chosen = select_tests([f"0:{TESTS}"], tasks[0].test, tasks[0].classes, lambda: np.empty(0, np.int64), [])
     kept = KeptInfluence(TESTS, N)
     facts = training_facts(stores)
     for _ in rank_training(stores, chosen, facts=facts, terminal=terminal, sinks=[kept]):

@@ -11,7 +11,7 @@ import pytest
 
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.influence.test_selection import Selected, select
+from influence_cli.influence.test_selection import Selected, select_tests
 from tests.conftest import Command
 
 CLASSES = ("cat", "dog", "7")
@@ -30,7 +30,7 @@ def wrong() -> np.ndarray:
 
 
 def chosen(*words: str, split: Split | None = None, lines: Iterable[str] = ()) -> list[Selected]:
-    return select(words, ten_examples() if split is None else split, CLASSES, wrong, lines)
+    return select_tests(words, ten_examples() if split is None else split, CLASSES, wrong, lines)
 
 
 def positions(*words: str, split: Split | None = None, lines: Iterable[str] = ()) -> list[int | None]:
@@ -173,7 +173,7 @@ def test_an_empty_list_is_refused(lines: list[str]) -> None:
 
 def test_nothing_misclassified_is_refused() -> None:
     with pytest.raises(InfluenceError, match="no test example is selected by misclassified"):
-        select(["misclassified"], ten_examples(), CLASSES, lambda: np.empty(0, dtype=np.int64))
+        select_tests(["misclassified"], ten_examples(), CLASSES, lambda: np.empty(0, dtype=np.int64))
 
 
 def test_stdin_is_left_alone_without_a_dash_and_the_model_where_it_is_not_asked() -> None:
@@ -184,16 +184,16 @@ def test_stdin_is_left_alone_without_a_dash_and_the_model_where_it_is_not_asked(
     def unasked() -> np.ndarray:
         pytest.fail("the model was asked")
 
-    assert [item.index for item in select(["1", "2:4"], ten_examples(), CLASSES, unasked, unread())] == [1, 2, 3]
+    assert [item.index for item in select_tests(["1", "2:4"], ten_examples(), CLASSES, unasked, unread())] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("word", ["3", "1:2", "misclassified"])
 def test_without_a_test_set_only_files_are_left(tmp_path: Path, word: str) -> None:
     picture = tmp_path / "a.png"
     picture.touch()
-    assert select([str(picture)], None, CLASSES, wrong) == [Selected(None, picture, None)]
+    assert select_tests([str(picture)], None, CLASSES, wrong) == [Selected(None, picture, None)]
     with pytest.raises(InfluenceError) as caught:
-        select([word], None, CLASSES, wrong)
+        select_tests([word], None, CLASSES, wrong)
     assert caught.value.message == f"{word} selects test examples, but the config has no test data set"
     assert "test: {dataset: …, args: {…}}" in caught.value.hint
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from influence_cli.mislabels.data_issues import ALIKE, Findings, find_besides
+from influence_cli.mislabels.data_issues import ALIKE, DataIssues, find_data_issues
 
 
-def found(**changed: np.ndarray) -> Findings:
+def found(**changed: np.ndarray) -> DataIssues:
     generator = np.random.default_rng(0)
     n = 40
     given = {
@@ -18,7 +18,7 @@ def found(**changed: np.ndarray) -> Findings:
         "distance": generator.normal(10, 1, n),
         "joint": np.diag(np.full(4, 0.25)),
     }
-    return find_besides(**{**given, **changed})
+    return find_data_issues(**{**given, **changed})
 
 
 def test_nothing_is_found_where_there_is_nothing() -> None:

@@ -51,7 +51,7 @@ def refusal(task: Task) -> InfluenceError:
     """Give the reason why there is no readout; the rest of the evidence is there all the same."""
     found = gathered(task)
     assert found.obstacle is not None
-    assert found.opinions == {}
+    assert found.log_probabilities == {}
     assert found.nearest.shape == (len(task.train), 0)
     assert np.isfinite(found.facts.losses).all()
     return found.obstacle
@@ -60,8 +60,8 @@ def refusal(task: Task) -> InfluenceError:
 def test_opinions_are_probabilities_of_every_example(task: Task) -> None:
     found = gathered(task)
     assert found.facts.indices.tolist() == task.train.indices.tolist()
-    assert list(found.opinions) == ["combined", "readout", "neighbours"]
-    for own in found.opinions.values():
+    assert list(found.log_probabilities) == ["combined", "readout", "neighbours"]
+    for own in found.log_probabilities.values():
         assert own.shape == (len(task.train), 10)
         assert np.exp(own).sum(axis=1) == pytest.approx(1, abs=1e-4)
 
@@ -73,17 +73,19 @@ def test_the_model_is_heard_unless_it_has_memorised(task: Task) -> None:
     batch = next(read_batches(task.train, task.train.indices, len(task.train)))
     with torch.no_grad():
         model = task.model(batch.inputs).log_softmax(dim=1)
-    parts = [torch.from_numpy(heard.opinions[name]) for name in ("readout", "neighbours")]
+    parts = [torch.from_numpy(heard.log_probabilities[name]) for name in ("readout", "neighbours")]
     total = WITH_MODEL * (sum(parts) + model)
-    assert heard.opinions["combined"] == pytest.approx(total.log_softmax(dim=1).numpy(), abs=1e-4)
+    assert heard.log_probabilities["combined"] == pytest.approx(total.log_softmax(dim=1).numpy(), abs=1e-4)
 
     by_heart = replace(task, model=Memory(batch.inputs, batch.targets).eval())
     silenced = gathered(by_heart)
     assert silenced.memorised
     assert silenced.summary["model_accuracy"] == 1
     assert silenced.summary["model_loss"] < 1e-3 < silenced.summary["readout_loss"]
-    parts = [torch.from_numpy(silenced.opinions[name]) for name in ("readout", "neighbours")]
-    assert silenced.opinions["combined"] == pytest.approx((WITHOUT * sum(parts)).log_softmax(dim=1).numpy(), abs=1e-4)
+    parts = [torch.from_numpy(silenced.log_probabilities[name]) for name in ("readout", "neighbours")]
+    assert silenced.log_probabilities["combined"] == pytest.approx(
+        (WITHOUT * sum(parts)).log_softmax(dim=1).numpy(), abs=1e-4
+    )
 
 
 def test_a_test_set_is_never_memorised(task: Task) -> None:
@@ -97,7 +99,9 @@ def test_the_weights_of_a_test_set_make_its_labels_likeliest(task: Task) -> None
     weights = [found.summary[f"{name}_weight"] for name in ("readout", "neighbours", "model")]
     assert min(weights) >= 0
     model = torch.from_numpy(np.log(found.facts.probabilities))
-    parts = torch.stack([torch.from_numpy(found.opinions[name]) for name in ("readout", "neighbours")] + [model])
+    parts = torch.stack(
+        [torch.from_numpy(found.log_probabilities[name]) for name in ("readout", "neighbours")] + [model]
+    )
     targets = torch.from_numpy(found.facts.labels)
 
     def loss(w: list[float]) -> float:
@@ -107,7 +111,7 @@ def test_the_weights_of_a_test_set_make_its_labels_likeliest(task: Task) -> None
         for step in (-0.05, 0.05):
             other = [w + step * (j == k) for j, w in enumerate(weights)]
             assert min(other) < 0 or loss(other) > loss(weights) - 1e-6
-    combined = torch.from_numpy(found.opinions["combined"])
+    combined = torch.from_numpy(found.log_probabilities["combined"])
     assert float(nn.functional.nll_loss(combined, targets)) == pytest.approx(loss(weights), abs=1e-4)
 
 
@@ -147,8 +151,8 @@ def test_opinions_are_averaged_over_checkpoints(task: Task) -> None:
     one, two = gathered(task), gathered(other)
     both = gather_evidence([task, other], task.train, Terminal(quiet=True), skip=False)
     for name in ("readout", "neighbours"):
-        mean = torch.from_numpy(one.opinions[name] + two.opinions[name]) / 2
-        assert both.opinions[name] == pytest.approx(mean.log_softmax(dim=1).numpy(), abs=1e-4)
+        mean = torch.from_numpy(one.log_probabilities[name] + two.log_probabilities[name]) / 2
+        assert both.log_probabilities[name] == pytest.approx(mean.log_softmax(dim=1).numpy(), abs=1e-4)
 
 
 def relabelled(task: Task, labels: np.ndarray) -> Task:

@@ -17,7 +17,7 @@ from influence_cli.influence.scores import Strongest, strongest
 from influence_cli.model.task import load_tasks
 from influence_cli.precompute.prepare import prepare_all
 from influence_cli.ranking import index_build
-from influence_cli.ranking.index_build import Plan, build, plan_index, recall, stored_rows
+from influence_cli.ranking.index_build import IndexPlan, build, plan_index, recall, stored_rows
 from influence_cli.ranking.index_file import Index, write_index
 from influence_cli.ranking.index_search import candidates, whitened
 from influence_cli.runtime.terminal import Terminal
@@ -66,17 +66,17 @@ def test_inner_products_of_whitened_rows_are_those_with_s_test(
 
 
 def test_the_kind_follows_from_rows_and_coordinates() -> None:
-    assert plan_index(9_999, 4_000) == Plan("flat", 9_999, 4_000, 0)
-    assert plan_index(10_000, 4_000) == Plan("float16", 10_000, 4_001, 200)
-    assert plan_index(10**6, 1_024) == Plan("float16", 10**6, 1_025, 2_000)
-    assert plan_index(10**7, 1_024) == Plan("product codes", 10**7, 1_032, 6_325)
+    assert plan_index(9_999, 4_000) == IndexPlan("flat", 9_999, 4_000, 0)
+    assert plan_index(10_000, 4_000) == IndexPlan("float16", 10_000, 4_001, 200)
+    assert plan_index(10**6, 1_024) == IndexPlan("float16", 10**6, 1_025, 2_000)
+    assert plan_index(10**7, 1_024) == IndexPlan("product codes", 10**7, 1_032, 6_325)
 
 
 @pytest.mark.parametrize("kind", ["flat", "float16", "product codes"])
 def test_its_size_is_known_before(tmp_path: Path, kind: str) -> None:
     rows = long_tailed(2_000, 31, 1)
     width = {"flat": 31, "float16": 32, "product codes": 32}[kind]
-    plan = Plan(kind, 2_000, width, 0 if kind == "flat" else 40)
+    plan = IndexPlan(kind, 2_000, width, 0 if kind == "flat" else 40)
     prepared = store_of(tmp_path / "store.h5", rows)
     write_index(tmp_path / "index", build(prepared, PLAIN, plan, np.arange(2_000), Terminal(quiet=True)))
     size = (tmp_path / "index").stat().st_size
@@ -89,7 +89,7 @@ def test_few_lists_hold_what_is_long_and_no_long_row_is_lost(tmp_path: Path) -> 
     rows, tests = long_tailed(n, k, 1), long_tailed(40, k, 2)
     lengths = np.linalg.norm(rows, axis=1)
     rows[17] *= 50 * lengths.max() / lengths[17]
-    prepared, plan = store_of(tmp_path / "store.h5", rows), Plan("float16", n, k + 1, 126)
+    prepared, plan = store_of(tmp_path / "store.h5", rows), IndexPlan("float16", n, k + 1, 126)
     search = write_index(tmp_path / "index", build(prepared, PLAIN, plan, np.arange(n), Terminal(quiet=True)))
     index = Index(tmp_path / "index", np.arange(n), {"lists": 126, "probes": 32, "factor": 2}, search)
     exact = [strongest(row, 10) for row in tests @ rows.T]

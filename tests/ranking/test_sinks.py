@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training, select
+from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training, select_tests
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.ranking.sinks import KeptInfluence
 
@@ -29,7 +29,7 @@ def test_it_takes_what_rank_computes(stored: Path, monkeypatch: pytest.MonkeyPat
     terminal, config = Terminal(quiet=True), load_config(stored / "influence.yaml")
     tasks = load_tasks(config)
     stores = prepare_all(config, tasks, terminal)
-    selected = select(["0:3"], tasks[0].test, tasks[0].classes, lambda: np.empty(0), None)
+    selected = select_tests(["0:3"], tasks[0].test, tasks[0].classes, lambda: np.empty(0), None)
     facts = training_facts(stores)
     kept = KeptInfluence(2, len(facts.indices))
     (group,) = rank_training(stores, selected, facts=facts, count=None, terminal=terminal, sinks=[kept])

@@ -14,7 +14,7 @@ import pytest
 from influence_cli.config.load import load_config
 from influence_cli.relabel import move_log
 from influence_cli.relabel.labels import apply_decisions
-from influence_cli.relabel.move_log import Batch, last_open, open_log, read_log
+from influence_cli.relabel.move_log import LoggedBatch, last_open, open_log, read_log
 from influence_cli.relabel.moves import apply_plan, continue_moves, plan_moves, undo_moves
 from influence_cli.runtime import disk
 from tests.conftest import Command, edit
@@ -124,12 +124,12 @@ def test_files_move_to_their_classes_and_back(folder: Path, influence: Command) 
     assert [batch.state for batch in read_log(folder / "moves.log.csv")] == ["undone", "applied"]
 
 
-def planned(folder: Path) -> Callable[[], Batch]:
+def planned(folder: Path) -> Callable[[], LoggedBatch]:
     """Plan the moves of DECIDED once, and give what makes them or goes on with them, as the command does."""
     decisions, log = decide(folder, *DECIDED), folder / "moves.log.csv"
     plan = plan_moves(apply_decisions(load_config(folder / "influence.yaml"), decisions))
 
-    def run() -> Batch:
+    def run() -> LoggedBatch:
         with open_log(log) as held:
             batch = last_open(read_log(log))
             return apply_plan(held, plan, decisions) if batch is None else continue_moves(held, batch)
@@ -487,7 +487,10 @@ def test_hints_can_be_typed_from_the_current_folder(
     (folder / "other.csv").write_text("index,label,decision\n")
     (folder / "below").mkdir()
     done = influence("relabel", "../other.csv", "-c", "../i.yaml", cwd=folder / "below", code=2)
-    assert "influence relabel -c ../i.yaml ../decisions.csv --apply-moves; or influence relabel --undo ../m" in done.err
+    assert (
+        "influence relabel -c ../i.yaml ../decisions.csv --apply-moves; or undo: influence relabel --undo ../m"
+        in done.err
+    )
     done = influence("relabel", f"{folder.name}/decisions.csv", *words, cwd=here)
     assert f"influence relabel --undo {folder.name}/moves.log.csv moves them back" in done.err
     # No config is needed for it.

@@ -18,7 +18,18 @@ from influence_cli.errors import InfluenceError
 from influence_cli.pictures import thumbnail
 from influence_cli.report import html
 from influence_cli.report.charts import Chart, ClassBars, Histogram
-from influence_cli.report.html import Card, Desk, Neighbour, Page, Review, Row, Section, Table, render_page, write_page
+from influence_cli.report.html import (
+    Card,
+    CardRow,
+    Desk,
+    Neighbour,
+    Page,
+    PageTable,
+    Review,
+    Section,
+    render_page,
+    write_page,
+)
 from tests.conftest import Command
 
 EVIL = "<script>alert(1)</script>\"'&\x1b[2J\udcff\n"
@@ -78,20 +89,20 @@ def page(**changes: object) -> Page:
         "title": "influence rank",
         "sentence": "SENTENCE",
         "meaning": ("MEANING",),
-        "classes": Table("CLASSES", ("class", "n"), (("ants", "1,234"), ("bees", "–")), "of these"),
+        "classes": PageTable("CLASSES", ("class", "n"), (("ants", "1,234"), ("bees", "–")), "of these"),
         "sections": (
             Section(
                 "SECTION",
                 card(9, "plain"),
                 (
-                    Row("Most helpful", "HINT", (card(1), card(2, "helpful", "bees"))),
-                    Row("Most harmful", "", (card(3, "harmful"), card(4, "suspect", image=None))),
+                    CardRow("Most helpful", "HINT", (card(1), card(2, "helpful", "bees"))),
+                    CardRow("Most harmful", "", (card(3, "harmful"), card(4, "suspect", image=None))),
                 ),
             ),
         ),
         "histogram": Histogram("HISTOGRAM", "score", 0.0, 1.0, (("ants", (3, 0, 1), 0.1),)),
         "charts": (Chart("CHART", "checked", "found", (("one", ((0.0, 0.0), (1.0, 1.0))),)),),
-        "tables": (Table("TABLE", ("signal", "AP"), (("loss", "0.5"),)),),
+        "tables": (PageTable("TABLE", ("signal", "AP"), (("loss", "0.5"),)),),
         "notes": ("NOTES",),
         "command": "COMMAND",
         "config": "CONFIG:\n  a: 1\n",
@@ -119,20 +130,20 @@ def test_parts_may_be_missing(missing: str) -> None:
 
 
 def test_a_row_without_cards_says_so() -> None:
-    text = Parsed(render_page(page(sections=(Section("S", None, (Row("Most harmful", "", ()),)),)))).text
+    text = Parsed(render_page(page(sections=(Section("S", None, (CardRow("Most harmful", "", ()),)),)))).text
     assert "None." in text
 
 
 def test_data_is_escaped_everywhere() -> None:
     beside = (Neighbour(None, EVIL, EVIL, False),)
     evil = Card(None, EVIL, EVIL, ((EVIL, EVIL), ("path", EVIL)), "harmful", EVIL, beside, Review(1, EVIL, EVIL, "x"))
-    table = Table(EVIL, (EVIL,), ((EVIL,),), EVIL)
+    table = PageTable(EVIL, (EVIL,), ((EVIL,),), EVIL)
     hostile = Page(
         title=EVIL,
         sentence=EVIL,
         meaning=(EVIL,),
         classes=table,
-        sections=(Section(EVIL, evil, (Row(EVIL, EVIL, (evil, card())),), ClassBars(EVIL, EVIL, ((EVIL, -1, 1),))),)
+        sections=(Section(EVIL, evil, (CardRow(EVIL, EVIL, (evil, card())),), ClassBars(EVIL, EVIL, ((EVIL, -1, 1),))),)
         * 3,
         histogram=Histogram(EVIL, EVIL, 0.0, 1.0, ((EVIL, (1,), 0.5),)),
         charts=(Chart(EVIL, EVIL, EVIL, ((EVIL, ((0.0, 0.0),)),)),),
@@ -191,7 +202,7 @@ def test_filter_lists_the_groups() -> None:
     assert [option["value"] for option in parsed.all("option")] == ["", "ants", "bees"]
     groups = [attributes["data-group"] for attributes in parsed.all("li") if "data-group" in attributes]
     assert groups == ["ants", "bees", "ants", "ants"]
-    one = page(sections=(Section("S", None, (Row("", "", (card(),)),)),))
+    one = page(sections=(Section("S", None, (CardRow("", "", (card(),)),)),))
     assert Parsed(render_page(one)).all("select") == []
 
 
@@ -203,8 +214,8 @@ def test_contents_where_there_are_many_sections() -> None:
 
 def test_numeric_columns() -> None:
     rows = (("1", "a", "–", "12%", "-1.5e-3", ""), ("1,234", "2", "3.5", "0.1 %", "−2", ""))
-    assert Table("", tuple("abcdef"), rows).numeric == (True, False, True, True, True, False)
-    assert Table("", ("a",), ()).numeric == (False,)
+    assert PageTable("", tuple("abcdef"), rows).numeric == (True, False, True, True, True, False)
+    assert PageTable("", ("a",), ()).numeric == (False,)
 
 
 # thumbnails
@@ -277,7 +288,7 @@ def test_the_image_is_untouched_and_its_profile_stays_home(size: int) -> None:
 
 def heavy(rows: int, cards: int, size: int) -> Page:
     image = "data:image/png;base64," + "A" * size
-    row = Row("R", "", tuple(card(number, image=image) for number in range(cards)))
+    row = CardRow("R", "", tuple(card(number, image=image) for number in range(cards)))
     return page(sections=(Section("S", card(99, "plain", image=image), (row,) * rows),))
 
 
@@ -286,7 +297,7 @@ def test_images_beside_count_and_go_with_their_card(tmp_path: Path) -> None:
     beside = (Neighbour(image, "training example 5", "bees", False),) * 3
     cards = tuple(replace(card(number, image=image), neighbours=beside) for number in range(40))
     path = tmp_path / "why.html"
-    assert write_page(page(sections=(Section("S", None, (Row("R", "", cards),)),)), path) <= 5_000_000
+    assert write_page(page(sections=(Section("S", None, (CardRow("R", "", cards),)),)), path) <= 5_000_000
     parsed = Parsed(path.read_text(encoding="utf-8"))
     # Of 40 × 200 kB: all 40 images of the cards, and those beside the first of them.
     alts = [str(image["alt"]) for image in parsed.all("img")]

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from influence_cli.commands.compare import COLUMNS, DISTANCE_COLUMNS
 from influence_cli.report.table import Row
 from influence_cli.report.writer import write_rows
-from influence_cli.results.distances import Spread, in_words, mean_facts
+from influence_cli.results.distances import Spread, in_words, mean_numbers
 from tests.conftest import Command
 from tests.results.test_compare import without
 
@@ -86,7 +86,7 @@ def spread(distance: list[float], influence: list[float], same: list[bool]) -> S
 
 def test_what_cannot_be_said_is_a_dash() -> None:
     few = spread([1.0, 2.0], [0.5, -0.5], [True, True])
-    assert few.facts() == {
+    assert few.numbers() == {
         "same": 2,
         "correlation_same": None,
         "helpful_same": 0.5,
@@ -97,11 +97,11 @@ def test_what_cannot_be_said_is_a_dash() -> None:
         "helpful_near_other": None,
     }
     assert "distance – in the same class, – in the others; helpful images: 50% of 2 in the same" in in_words(
-        few.facts()
+        few.numbers()
     )
     constant = spread([1.0, 2.0, 3.0], [0.5, 0.5, 0.5], [False] * 3)
     assert constant.correlation(False) is None
-    both = mean_facts([few, spread([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [True] * 3)])
+    both = mean_numbers([few, spread([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [True] * 3)])
     assert (both["correlation_same"], both["same"], both["helpful_same"]) == (pytest.approx(-1), 2.5, 0.75)
     assert both["correlation_other"] is None
 
@@ -109,10 +109,10 @@ def test_what_cannot_be_said_is_a_dash() -> None:
 def test_a_model_that_compares_pixels_is_told_from_one_that_does_not() -> None:
     random = np.random.default_rng(0)
     distance, same = random.uniform(1, 2, 400), random.random(400) < 0.5
-    near = Spread({}, distance, np.where(same, 1, -1) / distance, same).facts()
+    near = Spread({}, distance, np.where(same, 1, -1) / distance, same).numbers()
     assert (near["correlation_same"], near["correlation_other"]) == (pytest.approx(-1), pytest.approx(1))
     assert (near["helpful_near_same"], near["helpful_near_other"]) == (1, 0)
-    deep = Spread({}, distance, random.normal(size=400), same).facts()
+    deep = Spread({}, distance, random.normal(size=400), same).numbers()
     assert abs(deep["correlation_same"] or 0) < 0.2
     assert 0.2 < (deep["helpful_near_other"] or 0) < 0.8
 

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser
 
 from influence_cli.pictures import thumbnail
 from influence_cli.report.charts import scatter
-from influence_cli.report.html import Card, Desk, Page, Review, Row, Section, Table, write_page
+from influence_cli.report.html import Card, CardRow, Desk, Page, PageTable, Review, Section, write_page
 from tests.conftest import Command, Opened, Visit
 
 COLUMNS = ["index", "path", "label", "decision", "new_label"]
@@ -42,8 +42,8 @@ def desk_page(classes: tuple[str, ...] = ("ant", "bee", "cat"), key: str = "k", 
         review = Review(index, f"/data/{label}/{index}.png", label, suggested)
         facts = (("index", str(index)),)
         cards.append(Card(image, f"example {index}", label, facts, "suspect", label, (), review))
-    table = Table("Classes", ("label", "examples"), (("ant", "10"), ("bee", "9"), ("cat", "100")))
-    sections = (Section("Labels", None, (Row("", "", tuple(cards)),)),)
+    table = PageTable("Classes", ("label", "examples"), (("ant", "10"), ("bee", "9"), ("cat", "100")))
+    sections = (Section("Labels", None, (CardRow("", "", tuple(cards)),)),)
     desk = Desk(key, "train", 6000, classes)
     return Page("desk", "S", ("M",), table, sections, None, (), (), (), "influence mislabels", "{}", desk)
 

@@ -23,7 +23,7 @@ from influence_cli import (
     rank_attackable,
     rank_tests,
     rank_training,
-    select,
+    select_tests,
 )
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.mislabels.find import SIGNALS
@@ -45,7 +45,7 @@ def test_no_public_function_prints_without_a_terminal(project: Path, capfd: pyte
     tasks = load_tasks(config)
     task = tasks[0]
     stores = prepare_all(config, tasks)
-    selected = select(["misclassified"], task.test, task.classes, lambda: misclassified(tasks))[:2]
+    selected = select_tests(["misclassified"], task.test, task.classes, lambda: misclassified(tasks))[:2]
     facts = training_facts(stores)
     assert list(rank_training(stores, selected, facts=facts))
     assert rank_tests(stores, 3).tests
