@@ -195,7 +195,11 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     session.run.verdict = sentence
     truth = session.run.retrain.verdict if session.run.retrain else None
     columns = (*COLUMNS, "actual") if options.retrain else COLUMNS
-    emit(session, group_rows(stores[0], found, doubt.first, options.each, options.count, actual), columns)
+    emit(
+        session,
+        group_rows(stores[0], found, doubt.first, each=options.each, count=options.count, actual=actual),
+        columns,
+    )
     session.terminal.say(sentence)
     if truth:
         session.terminal.say(truth)

@@ -180,7 +180,18 @@ def command(
         return
     if index is None or not tests:
         raise ValueError("both were asked for above")
-    _perturb(session, index, tests, target, delta, retrain, map_, (pixel_step, black), report, strict)
+    _perturb(
+        session,
+        index,
+        tests,
+        target,
+        delta,
+        retrain=retrain,
+        map_=map_,
+        pixels=(pixel_step, black),
+        report=report,
+        strict=strict,
+    )
 
 
 def _perturb(
@@ -189,6 +200,7 @@ def _perturb(
     words: list[str],
     target: str,
     delta: Path | None,
+    *,
     retrain: bool,
     map_: Path | None,
     pixels: tuple[str | None, str | None],

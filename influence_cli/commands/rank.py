@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +29,7 @@ from influence_cli.commands.options import (
     refuse_together,
     with_precision,
 )
+from influence_cli.commands.rank_parts import Options, draw_plot, write_report
 from influence_cli.errors import InfluenceError, require_extra
 from influence_cli.results.rank_rows import COLUMNS, rank_rows, test_rows
 from influence_cli.runtime import distributed
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from influence_cli.influence.example_facts import TrainingFacts
     from influence_cli.influence.test_selection import Selected
     from influence_cli.precompute.prepared import Prepared
-    from influence_cli.ranking.rank import Group
+    from influence_cli.ranking.rank import Group, Sink
     from influence_cli.results.run import Session
 
 
@@ -207,10 +207,10 @@ def command(
         check_index(method, ensemble, store_paths(session.config))
     count = None if all_ else top
     if train is not None:
-        _rank_tests(session, train, target, count, skip_unreadable, strict)
+        _rank_tests(session, train, target, count, skip=skip_unreadable, strict=strict)
     else:
         drawn = (report, plot, attribution)
-        options = _Options(
+        options = Options(
             target,
             aggregate,
             matrix,
@@ -224,23 +224,6 @@ def command(
             strict,
         )
         _rank(session, tests or [], options)
-
-
-@dataclass(frozen=True)
-class _Options:
-    target: str
-    aggregate: bool
-    matrix: Path | None
-    count: int | None
-    report: Path | None
-    plot: Path | None
-    attribution: str | None
-    normalise: str
-    sweep: bool
-    skip: bool
-    on_the_fly: bool
-    approximate: bool
-    strict: bool
 
 
 def _check_approximate(given: Mapping[str, bool]) -> None:
@@ -258,19 +241,17 @@ def _check_approximate(given: Mapping[str, bool]) -> None:
     require_extra("faiss", "index", "--approximate")
 
 
-def _rank(session: Session, tests: list[str], options: _Options) -> None:
+def _rank(session: Session, tests: list[str], options: Options) -> None:
     from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.pages.parts import SHOWN
-    from influence_cli.pages.rank import plot_title, rank_page
+    from influence_cli.pages.rank import FirstGroup
     from influence_cli.perturb.attribution import check_attribution, check_model
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.index_search import rank_approximate
-    from influence_cli.ranking.rank import rank_training
+    from influence_cli.ranking.rank import RankOptions, rank_training
     from influence_cli.ranking.sinks import KeptInfluence, matrix_file
-    from influence_cli.report.html import write_page
-    from influence_cli.report.plot import plot_influence
 
     check_attribution(options.attribution)
     tasks = load(session)
@@ -293,23 +274,26 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         "target": options.target,
         "aggregate": options.aggregate,
         "terminal": session.terminal,
-        "skip_unreadable": options.skip,
     }
 
-    def ranked(how: dict[str, Any]) -> Iterator[Group]:
+    def ranked(sinks: Sequence[Sink]) -> Iterator[Group]:
         if options.approximate:
-            session.run.scores, session.run.approximate = yield from rank_approximate(stores, selected, **common)
+            session.run.scores, session.run.approximate = yield from rank_approximate(
+                stores, selected, **common, skip_unreadable=options.skip
+            )
         else:
-            session.run.scores = yield from rank_training(stores, selected, **common, **how)
+            how = RankOptions(
+                skip_unreadable=options.skip, sinks=sinks, strict=options.strict, normalise=options.normalise
+            )
+            session.run.scores = yield from rank_training(stores, selected, **common, options=how)
 
     def rows() -> Iterator[dict[str, object]]:
         with matrix_file(options.matrix if distributed.is_first() else None, facts.indices) as matrix:
             sinks = [sink for sink in (matrix, held) if sink is not None]
-            how: dict[str, Any] = {"sinks": sinks, "strict": options.strict, "normalise": options.normalise}
-            for group in ranked(how):
+            for group in ranked(sinks):
                 if drawn and not kept:
                     kept.append(group)
-                yield from rank_rows(stores[0], group, facts, options.aggregate)
+                yield from rank_rows(stores[0], group, facts, aggregate=options.aggregate)
 
     if options.sweep:
         _sweep(session, stores, selected, facts, options)
@@ -319,23 +303,16 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     if options.matrix is not None:
         session.terminal.say(f"wrote {options.matrix}")
     if options.plot is not None and held is not None:
-        classes, unit = tasks[0].classes, "nats" if session.config.has_unit else ""
-        title = plot_title(kept[0], classes, options.aggregate)
-        plot_influence(options.plot, held.values[0], facts.labels, classes, title, unit)
-        session.terminal.say(f"wrote {options.plot}")
+        draw_plot(session, tasks[0].classes, kept[0], held.values[0], facts, options, options.plot)
     if options.report is not None and held is not None:
-        count = options.count or len(facts.indices)
-        page = rank_page(
-            session, stores, kept[0], held.values, facts, selected, count, options.aggregate, options.attribution
-        )
-        session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
+        write_report(session, stores, FirstGroup(kept[0], held.values), facts, selected, options, options.report)
     else:
         instead = " instead of --approximate" if options.approximate else ""
         session.terminal.say(f"next: --report why.html{instead} shows the images")
 
 
 def _sweep(
-    session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], facts: TrainingFacts, options: _Options
+    session: Session, stores: Sequence[Prepared], selected: Sequence[Selected], facts: TrainingFacts, options: Options
 ) -> None:
     """Rank again at other λ, for the first few test examples or for the mean."""
     from influence_cli.influence.ensemble import make_divisions
@@ -348,17 +325,17 @@ def _sweep(
     if options.aggregate:
         size = group_size(stores, None)
         groups = [selected[start : start + size] for start in range(0, len(selected), size)]
-        tests, gradients = mean_gradients(stores, groups, options.target, quiet, options.skip)
+        tests, gradients = mean_gradients(stores, groups, options.target, quiet, skip=options.skip)
         what = f"the mean of {len(tests):,} test examples"
     else:
-        tests, gradients = test_gradients(stores, selected[:COMPARED], options.target, quiet, options.skip)
+        tests, gradients = test_gradients(stores, selected[:COMPARED], options.target, quiet, skip=options.skip)
         what = "the test example" if len(tests) == 1 else f"mean over the first {len(tests)} test examples"
     inverses = make_divisions(stores, quiet)
     rows = sweep_influence(stores, inverses, gradients, facts.read, top, session.terminal)
     note_sweep(session, rows, top, f"influence on {what}" if options.aggregate else f"influence, {what}")
 
 
-def _rank_tests(session: Session, train: int, target: str, count: int | None, skip: bool, strict: bool) -> None:
+def _rank_tests(session: Session, train: int, target: str, count: int | None, *, skip: bool, strict: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target

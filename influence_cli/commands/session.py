@@ -77,7 +77,7 @@ def begin_without_config(
     Raises:
         InfluenceError: the format is wrong, or a file or stdout cannot be written.
     """
-    chosen = choose_format(format, output, sys.stdout.isatty(), dialects)
+    chosen = choose_format(format, output, terminal=sys.stdout.isatty(), dialects=dialects)
     if rows and output is None and not sys.stdout.writable():
         raise InfluenceError("stdout is closed, so the rows cannot be written", "name a file for them: -o rows.csv")
     for path in (output, *files):
@@ -118,7 +118,7 @@ def selected_tests(
     from influence_cli.model.task import misclassified
 
     test, classes = tasks[0].test, tasks[0].classes
-    return select(words, test, classes, lambda: misclassified(tasks, session.terminal, skip), stdin_lines())
+    return select(words, test, classes, lambda: misclassified(tasks, session.terminal, skip=skip), stdin_lines())
 
 
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:

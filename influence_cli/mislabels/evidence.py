@@ -100,7 +100,7 @@ def gather_evidence(
     obstacle: InfluenceError | None = None
     tasks = [task for task in tasks if task.explained]
     for number, task in enumerate(tasks):
-        joined = _forward(task, split, terminal, skip, first=number == 0)
+        joined = _forward(task, split, terminal, skip=skip, first=number == 0)
         if joined is None:
             continue
         found = joined
@@ -110,7 +110,7 @@ def gather_evidence(
         soft.append(found.outputs.softmax(dim=1))
         obstacle = _obstacle(found, task.classes)
         if obstacle is None:
-            readouts.append(_readouts(found, task, summary, len(tasks), terminal, logistic))
+            readouts.append(_readouts(found, task, summary, len(tasks), terminal, logistic=logistic))
     distributed.hear(terminal.warnings, terminal.warn)
     if not distributed.is_first():
         return None
@@ -124,7 +124,17 @@ def gather_evidence(
     )
     summary |= {"model_loss": _loss(model, targets), "model_accuracy": _accuracy(model, targets)}
     none = np.empty((len(targets), 0), dtype=np.float32)
-    evidence = Evidence(facts, {}, none.astype(np.int64), none, np.empty(0), found.hashes, False, summary, obstacle)
+    evidence = Evidence(
+        facts,
+        {},
+        none.astype(np.int64),
+        none,
+        np.empty(0),
+        found.hashes,
+        memorised=False,
+        summary=summary,
+        obstacle=obstacle,
+    )
     if obstacle is not None:
         return evidence
     opinions = {
@@ -134,7 +144,7 @@ def gather_evidence(
     readout = opinions["readout"]
     summary |= {"readout_loss": _loss(readout, targets), "readout_accuracy": _accuracy(readout, targets)}
     memorised = split.name == "train" and summary["model_loss"] < MEMORISED * summary["readout_loss"]
-    terminal.say(_diagnosis(split.name, memorised))
+    terminal.say(_diagnosis(split.name, memorised=memorised))
     terminal.detail(_compared(summary))
     heard = torch.stack([readout, opinions["neighbours"], *([] if memorised else [model])])
     weights = torch.full((len(heard),), WITHOUT if memorised else WITH_MODEL)
@@ -188,7 +198,7 @@ def pool(opinions: Tensor, targets: Tensor) -> Tensor:
     return weights.float()
 
 
-def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first: bool) -> Activations | None:
+def _forward(task: Task, split: Split, terminal: Terminal, *, skip: bool, first: bool) -> Activations | None:
     fits = int(FREE_SHARE * available_bytes(torch.device("cpu"))) // (4 * max(1, len(split)))
     most = distributed.smallest(min(ALL, max(1, fits)))
     indices = split.indices[distributed.share(len(split))]
@@ -213,7 +223,7 @@ def _losses(task: Task, split: Split, found: Activations, targets: Tensor) -> Te
 
 
 def _readouts(
-    found: Activations, task: Task, summary: dict[str, float], share: int, terminal: Terminal, logistic: bool
+    found: Activations, task: Task, summary: dict[str, float], share: int, terminal: Terminal, *, logistic: bool
 ) -> _Readouts:
     classes, device = len(task.classes), task.device
     targets = torch.from_numpy(found.targets).to(device)
@@ -281,7 +291,7 @@ def _compared(summary: dict[str, float]) -> str:
     )
 
 
-def _diagnosis(split: str, memorised: bool) -> str:
+def _diagnosis(split: str, *, memorised: bool) -> str:
     if split != "train":
         return "The model was not trained on these labels, so its loss counts as evidence."
     if memorised:

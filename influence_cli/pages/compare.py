@@ -109,7 +109,7 @@ def _rows(found: Comparison, changed: int) -> list[tuple[str, list[tuple[Pair, R
         A heading and the pairs per row, each with its row in its own list and in the other. Empty rows are left out.
     """
 
-    def of(change: str, second: bool, most: int) -> list[tuple[Pair, Row, Row | None]]:
+    def of(change: str, *, second: bool, most: int) -> list[tuple[Pair, Row, Row | None]]:
         own = [
             (pair, row, other)
             for pair in found.pairs
@@ -119,8 +119,8 @@ def _rows(found: Comparison, changed: int) -> list[tuple[str, list[tuple[Pair, R
         ]
         return sorted(own, key=lambda place: int(place[1]["rank"] or 0))[:most]
 
-    left, entered = of("left", False, changed), of("entered", True, changed)
-    kept = [of("kept", second, PLACES) for second in (False, True)]
+    left, entered = of("left", second=False, most=changed), of("entered", second=True, most=changed)
+    kept = [of("kept", second=second, most=PLACES) for second in (False, True)]
     kind = "suspicious" if found.effect is None else found.effect
     gone, new = f"No longer {kind} (left: only in A)", f"Newly {kind} (entered: only in B)"
     rows = [(gone, left), (new, entered)] if left or entered else []

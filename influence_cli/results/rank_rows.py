@@ -28,7 +28,9 @@ COLUMNS = (
 )
 
 
-def rank_rows(prepared: Prepared, group: Group, facts: TrainingFacts, aggregate: bool) -> Iterator[dict[str, object]]:
+def rank_rows(
+    prepared: Prepared, group: Group, facts: TrainingFacts, *, aggregate: bool
+) -> Iterator[dict[str, object]]:
     """Give the rows of a group: one test example after another, helpful before harmful, strongest first."""
     from influence_cli.influence.scores import effect
 
