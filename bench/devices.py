@@ -32,7 +32,8 @@ from devices_project import Images, build
 from influence_cli import Terminal, find_mislabels, load_config, load_tasks, prepare_all, rank_training
 from influence_cli.influence.example_facts import TestFacts, training_facts
 from influence_cli.influence.test_selection import Selected
-from influence_cli.mislabels.find import wanted_signals
+from influence_cli.mislabels.find import SignalChoice, wanted_signals
+from influence_cli.ranking.rank import RankOptions
 
 FLY = "on the fly"
 
@@ -186,7 +187,9 @@ def run(config_file: Path, given: list[str], method: str, tests: int) -> dict[st
     split = tasks[0].test_split()
     selected = [Selected(index, None, int(split.labels[index])) for index in range(tests)]
     sink = Kept(len(tasks[0].train))
-    for _ in rank_training(stores, selected, facts=training_facts(stores), terminal=terminal, sink=sink):
+    for _ in rank_training(
+        stores, selected, facts=training_facts(stores), terminal=terminal, options=RankOptions(sinks=[sink])
+    ):
         pass
     solves = stores[0].choice.solves
     signals = {}
@@ -194,7 +197,7 @@ def run(config_file: Path, given: list[str], method: str, tests: int) -> dict[st
         wanted = wanted_signals(
             "combined", every=True, on="train", checkpoints=1, tests=True, solves=solves, probabilities=False
         )
-        signals = find_mislabels(tasks, stores, wanted=wanted, terminal=terminal).signals
+        signals = find_mislabels(tasks, stores, choice=SignalChoice(wanted=wanted), terminal=terminal).signals
     return {"influence": sink.scores, **{name: values[None] for name, values in signals.items()}}
 
 

@@ -34,6 +34,7 @@ from influence_cli.influence.self_influence import self_influences
 from influence_cli.influence.test_selection import Selected
 from influence_cli.model.task import measure_loading
 from influence_cli.precompute.prepared import Prepared
+from influence_cli.ranking.rank import RankOptions
 from influence_cli.ranking.sinks import matrix_file
 
 TESTS = 2_000
@@ -132,7 +133,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     def scores(stores: list[Prepared]) -> None:
         facts = training_facts(stores)
         with matrix_file(Path("scores.h5"), split.indices) as sink:
-            for _ in rank_training(stores, selected, facts=facts, terminal=terminal, sink=sink):
+            for _ in rank_training(stores, selected, facts=facts, terminal=terminal, options=RankOptions(sinks=[sink])):
                 pass
 
     clock.step("read the images once", read)
@@ -142,7 +143,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     clock.step(f"influence on {tests:,} tests, on the fly", lambda: scores(stores))
     inverses = make_closed_forms(stores, terminal)
     own = clock.step(
-        "self-influence of all, on the fly", lambda: self_influences(stores, inverses, split, terminal, False)
+        "self-influence of all, on the fly", lambda: self_influences(stores, inverses, split, terminal, skip=False)
     )
     del stores, inverses
     stores = clock.step("a store", lambda: prepare_all(config, tasks, terminal))
@@ -151,7 +152,7 @@ def measure(clock: Clock, config: Any, tasks: list[Any], terminal: Terminal, tes
     clock.step(f"influence on {tests:,} tests, from the store", lambda: scores(stores))
     inverses = make_closed_forms(stores, terminal)
     kept = clock.step(
-        "self-influence of all, from the store", lambda: self_influences(stores, inverses, split, terminal, False)
+        "self-influence of all, from the store", lambda: self_influences(stores, inverses, split, terminal, skip=False)
     )
     print(f"\nself-influence, store and on the fly: correlation {np.corrcoef(own, kept)[0, 1]:.4f}", flush=True)
 

@@ -183,10 +183,13 @@ def natural_errors(work: Path) -> None:
 def test_orders(folder: Path) -> dict[str, np.ndarray]:
     """Order a test set by every signal that needs no gradient."""
     from influence_cli import Terminal, find_mislabels, load_config, load_tasks
+    from influence_cli.mislabels.find import SignalChoice
 
     with contextlib.chdir(folder):
         config = load_config(Path("influence.yaml"))
-        found = find_mislabels(load_tasks(config), on="test", wanted=FORWARD, terminal=Terminal(quiet=True))
+        found = find_mislabels(
+            load_tasks(config), on="test", choice=SignalChoice(wanted=FORWARD), terminal=Terminal(quiet=True)
+        )
     indices = found.facts.indices
     return {name: indices[np.lexsort((indices, -values))] for name, values in found.signals.items()}
 
@@ -214,7 +217,7 @@ def steps(folder: Path, everything: bool) -> None:
     from influence_cli.config.load import load_config
     from influence_cli.data.batches import read_batches
     from influence_cli.mislabels.activations import activations
-    from influence_cli.mislabels.find import find_mislabels, wanted_signals
+    from influence_cli.mislabels.find import SignalChoice, find_mislabels, wanted_signals
     from influence_cli.mislabels.neighbours import nearest, vote
     from influence_cli.mislabels.readout import leave_one_out
     from influence_cli.model.task import load_tasks, measure_loading
@@ -276,7 +279,7 @@ def steps(folder: Path, everything: bool) -> None:
             started = time.perf_counter()
             stores = prepare_all(config, [task], quiet)
             seconds["all signals: curvature and store"] = time.perf_counter() - started
-            find_mislabels([task], stores, wanted=wanted, terminal=quiet)
+            find_mislabels([task], stores, choice=SignalChoice(wanted=wanted), terminal=quiet)
             seconds["all signals, whole"] = time.perf_counter() - started
     print(f"\n### Seconds on {folder.name}, {len(split):,} images, {torch.get_num_threads()} threads\n")
     print("| step | seconds | forward passes | U |\n|---|---|---|---|")

@@ -82,7 +82,7 @@ def frozen_body() -> nn.Module:
     """Make EfficientNet-Lite0 with a top layer of 2,562 parameters for the two classes, and the rest frozen."""
     from efficientnet_lite_pytorch import EfficientNet
 
-    model = EfficientNet.from_name("efficientnet-lite0").requires_grad_(False)
+    model = EfficientNet.from_name("efficientnet-lite0").requires_grad_(False)  # noqa: FBT003  torch and its stubs name it differently
     model._fc = nn.Linear(model._fc.in_features, len(CLASSES))
     return model
 

@@ -42,7 +42,7 @@ class OneAgainstSeven(Dataset[tuple[object, int]]):
 
     classes = tuple(map(str, DIGITS))
 
-    def __init__(self, root: str, train: bool = True, download: bool = False) -> None:
+    def __init__(self, root: str, *, train: bool = True, download: bool = False) -> None:
         from torchvision.datasets import MNIST
 
         self.whole = MNIST(root, train=train, download=download)

@@ -26,9 +26,9 @@ from influence_cli.mislabels.find import find_mislabels
 from influence_cli.passes.gradients import example_gradients
 from influence_cli.precompute.budget import store_layout
 from influence_cli.precompute.fitted import Fitted
-from influence_cli.precompute.prepare import prepare_all
+from influence_cli.precompute.prepare import Upkeep, prepare_all
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.ranking.rank import rank_training
+from influence_cli.ranking.rank import RankOptions, rank_training
 from influence_cli.store.store import Store
 
 CONVENTIONS = """EK-FAC with labels drawn from the model, all parameters, biases in the layers' blocks, norms as exact
@@ -164,7 +164,9 @@ def fewer_coordinates(log: Log, config: Any, tasks: list[Any], whole: Prepared, 
     rows = [store_layout(config, task, k).bytes() for k in (0, 1)]
     budget = rows[0] + stored_factors(whole).bytes() + 4_096 * (rows[1] - rows[0])
     small = config.model_copy(update={"gradients": config.gradients.model_copy(update={"budget": budget})})
-    stored = log.run(METHOD, "4,096 coordinates: store", lambda: prepare_all(small, tasks, terminal, overwrite=True))
+    stored = log.run(
+        METHOD, "4,096 coordinates: store", lambda: prepare_all(small, tasks, terminal, upkeep=Upkeep(overwrite=True))
+    )
     if stored is not None:
         log.run(
             METHOD,
@@ -219,7 +221,17 @@ def score(stores: list[Prepared], positions: range, terminal: Terminal, scores: 
     selected = [Selected(i, None, int(labels[i])) for i in positions]
     sink = None if scores is None else Kept(scores)
     facts = training_facts(stores)
-    return len(list(rank_training(stores, selected, facts=facts, terminal=terminal, sink=sink)))
+    return len(
+        list(
+            rank_training(
+                stores,
+                selected,
+                facts=facts,
+                terminal=terminal,
+                options=RankOptions(sinks=[] if sink is None else [sink]),
+            )
+        )
+    )
 
 
 def passes(log: Log, case: Case, prepared: Prepared) -> None:

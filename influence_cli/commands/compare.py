@@ -118,9 +118,9 @@ def command(
     rows = comparison_rows(comparisons, first.kind, None if distances is None else distances.columns)
     emit(session, rows, COLUMNS if distances is None else (*COLUMNS, *DISTANCE_COLUMNS))
     if report is not None and page is not None:
-        from influence_cli.report.html import write_page
+        from influence_cli.commands.session import write_report
 
-        session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
+        write_report(session, page, report)
 
 
 def _describe(session: Session, comparisons: list[Comparison]) -> None:

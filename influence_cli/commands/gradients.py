@@ -59,7 +59,7 @@ def command(
 
     session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, rows=False)
     from influence_cli.errors import human_bytes
-    from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.precompute.prepare import Upkeep, prepare_all
     from influence_cli.store.compact import compact as merge
     from influence_cli.store.store import Store
 
@@ -67,10 +67,8 @@ def command(
         session.config,
         load(session),
         session.terminal,
-        overwrite=overwrite,
+        upkeep=Upkeep(overwrite=overwrite, fsck=fsck, repair=repair),
         skip_unreadable=skip_unreadable,
-        fsck=fsck,
-        repair=repair,
     )
     distributed.dissolve()
     for prepared in stores:

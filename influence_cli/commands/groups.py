@@ -195,16 +195,20 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     session.run.verdict = sentence
     truth = session.run.retrain.verdict if session.run.retrain else None
     columns = (*COLUMNS, "actual") if options.retrain else COLUMNS
-    emit(session, group_rows(stores[0], influence, doubt.first, options.each, options.count, actual), columns)
+    emit(
+        session,
+        group_rows(stores[0], influence, doubt.first, each=options.each, count=options.count, actual=actual),
+        columns,
+    )
     session.terminal.say(sentence)
     if truth:
         session.terminal.say(truth)
     if options.report is not None:
+        from influence_cli.commands.session import write_report
         from influence_cli.pages.groups import groups_page
-        from influence_cli.report.html import write_page
 
         page = groups_page(session, stores, influence, facts, doubt.first, sentence, actual, options.count)
-        session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
+        write_report(session, page, options.report)
     elif not options.retrain:
         session.terminal.say("next: --report groups.html shows the images, --retrain trains without the groups")
 

@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from influence_cli.commands.mislabels_checks import (
+    check_images,
+    check_method,
+    refuse_options,
+    require_count,
+    rows_to_show,
+)
 from influence_cli.commands.options import (
     DEFAULT_CONFIG,
     All,
@@ -23,8 +30,6 @@ from influence_cli.commands.options import (
     SkipUnreadable,
     Strict,
     Verbose,
-    given,
-    refuse_together,
     with_precision,
 )
 from influence_cli.errors import InfluenceError, counted
@@ -34,7 +39,7 @@ from influence_cli.results.mislabel_rows import COLUMNS, mislabel_rows, signal_c
 from influence_cli.results.record import EvidenceRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from influence_cli.data.label_files import Truth
     from influence_cli.data.split import Split
@@ -119,39 +124,19 @@ def command(
       influence mislabels --fail-above 100 -q > /dev/null || echo "too many suspicious labels"
     """
     from influence_cli.commands.session import begin, emit, load
-    from influence_cli.report.html import check_page
-    from influence_cli.report.plot import check_plot
 
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
-    shown = _rows_to_show(top)
-    refuse_together(
+    shown = rows_to_show(top)
+    refuse_options(
+        on,
         explain,
-        format in DIALECTS,
-        message=f"--explain cannot be combined with --format {format}",
-        hint="that format has one row per label",
+        format=format,
+        plot=plot,
+        report=report,
+        damping_sweep=damping_sweep,
+        on_the_fly=on_the_fly,
     )
-    refuse_together(
-        explain,
-        plot,
-        message="--explain cannot be combined with --plot",
-        hint="--plot draws all labels: leave one of them out",
-    )
-    refuse_together(
-        damping_sweep,
-        given(on == "test", on_the_fly, explain),
-        message="--damping-sweep ranks training labels from a store: it cannot be combined with --on test, "
-        "--on-the-fly or --explain",
-        hint="leave one of them out",
-    )
-    refuse_together(
-        explain,
-        report,
-        message="--explain cannot be combined with --report",
-        hint="--report shows all labels: leave one of them out",
-    )
-    check_plot(plot)
-    check_page(report)
     session = begin(
         config,
         with_precision(set_, precision),
@@ -164,27 +149,16 @@ def command(
     )
     from influence_cli.curvature.choice import SOLVERS
     from influence_cli.data.label_files import read_truth
-    from influence_cli.influence.ensemble import refuse_source
     from influence_cli.mislabels.explain import COLUMNS as EXPLAINED
     from influence_cli.mislabels.explain import explain_rows, row_among
-    from influence_cli.mislabels.find import find_mislabels, wanted_signals
+    from influence_cli.mislabels.find import SignalChoice, find_mislabels, wanted_signals
     from influence_cli.mislabels.pred_probs import read_probabilities
 
-    if signal == "self-influence" or damping_sweep:
-        option = "--damping-sweep" if damping_sweep else "--signal self-influence"
-        refuse_source(session.config.model.ensemble, option, "there is no self-influence")
-    if damping_sweep:
-        from influence_cli.ranking.damping_sweep import check_method
-
-        check_method(session.config.curvature.method)
+    check_method(session, signal, damping_sweep=damping_sweep)
     tasks = load(session)
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     classes = tasks[0].classes
-    if session.format == "fiftyone" and (split.paths is None or split.files is not None):
-        raise InfluenceError(
-            f"--format fiftyone: the {on} examples are not image files, and FiftyOne needs image files",
-            "--format cleanlab names examples by position",
-        )
+    check_images(session, split, on)
     if explain is not None:
         row_among(split.indices, explain, split)
     known = read_truth(truth, split.labels, classes) if truth is not None else None
@@ -205,9 +179,7 @@ def command(
         tasks,
         stores,
         on=on,
-        signal=signal,
-        wanted=wanted,
-        probabilities=probabilities,
+        choice=SignalChoice(signal, wanted, probabilities),
         terminal=session.terminal,
         skip_unreadable=skip_unreadable,
         strict=strict,
@@ -218,47 +190,60 @@ def command(
         emit(session, explain_rows(result, split, classes, explain), EXPLAINED)
         return
     counting = {"--top auto": shown is None, "--fail-above": fail_above is not None, "--format": format in DIALECTS}
-    if result.noise is None and any(counting.values()):
-        obstacle = result.evidence.obstacle
-        raise InfluenceError(
-            f"{next(option for option, given in counting.items() if given)}: the number of wrong labels cannot be "
-            f"estimated here: {obstacle.message if obstacle else 'there is no readout'}"
-        )
+    require_count(result, counting)
     _describe(session, result, split, classes)
     if known is not None:
         _score(session, result, known)
     if damping_sweep:
         _sweep(session, stores, shown or len(result.flagged) or 10)
     count = len(result.order) if all_ else len(result.flagged) if shown is None else shown
-    extra = [signal_column(name) for name in result.signals] if signals else []
-    rows = mislabel_rows(result, split, classes, count)
+    _emit(
+        session,
+        mislabel_rows(result, split, classes, count),
+        [signal_column(name) for name in result.signals if signals],
+    )
+    if plot is not None:
+        _plot(session, result, classes, plot, signal)
+    if report is not None:
+        _write_report(session, tasks, stores, result, split, count, signal, report)
+    else:
+        session.terminal.say("next: influence mislabels --top auto --report mislabels.html shows the images")
+    if fail_above is not None:
+        _fail_above(session, len(result.flagged), fail_above)
+
+
+def _emit(session: Session, rows: Iterator[dict[str, object]], extra: Sequence[str]) -> None:
+    """Write the rows, in the dialect that was asked for or with extra columns."""
+    from influence_cli.commands.session import emit
+
     if session.format in DIALECTS:
         emit(session, in_dialect(rows, session.format), DIALECT_COLUMNS[session.format])
     else:
         emit(session, rows, (*COLUMNS, *extra))
-    if plot is not None:
-        _plot(session, result, classes, plot, signal)
-    if report is not None:
-        from influence_cli.pages.mislabels import PAGE, mislabels_page
-        from influence_cli.report.html import write_page
 
-        page = mislabels_page(session, tasks, stores, result, split, min(count, PAGE), signal)
-        session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
-    else:
-        session.terminal.say("next: influence mislabels --top auto --report mislabels.html shows the images")
-    findings = len(result.flagged)
-    if fail_above is not None and findings > fail_above:
-        session.terminal.say(f"{findings:,} labels are probably wrong, more than --fail-above {fail_above} allows")
+
+def _write_report(
+    session: Session,
+    tasks: list[Task],
+    stores: Sequence[Prepared],
+    result: Mislabels,
+    split: Split,
+    count: int,
+    signal: str,
+    report: Path,
+) -> None:
+    from influence_cli.commands.session import write_report
+    from influence_cli.pages.mislabels import PAGE, mislabels_page
+
+    page = mislabels_page(session, tasks, stores, result, split, min(count, PAGE), signal)
+    write_report(session, page, report)
+
+
+def _fail_above(session: Session, findings: int, most: int) -> None:
+    """Exit 1 if more labels are probably wrong than are allowed."""
+    if findings > most:
+        session.terminal.say(f"{findings:,} labels are probably wrong, more than --fail-above {most} allows")
         raise typer.Exit(1)
-
-
-def _rows_to_show(top: str) -> int | None:
-    """Read --top: a number of rows, or None for ``auto``."""
-    if top == "auto":
-        return None
-    if not top.isdecimal() or int(top) < 1:
-        raise InfluenceError(f"--top {top}: not a number from 1 and not auto", "--top 50, or --top auto")
-    return int(top)
 
 
 def _stores(

@@ -180,7 +180,18 @@ def command(
         return
     if index is None or not tests:
         raise ValueError("both were asked for above")
-    _perturb(session, index, tests, target, delta, retrain, map_, (pixel_step, black), report, strict)
+    _perturb(
+        session,
+        index,
+        tests,
+        target,
+        delta,
+        retrain=retrain,
+        map_=map_,
+        pixels=(pixel_step, black),
+        report=report,
+        strict=strict,
+    )
 
 
 def _perturb(
@@ -189,6 +200,7 @@ def _perturb(
     words: list[str],
     target: str,
     delta: Path | None,
+    *,
     retrain: bool,
     map_: Path | None,
     pixels: tuple[str | None, str | None],
@@ -238,11 +250,11 @@ def _perturb(
         write_map(map_, batch.inputs[0], effects[0].slope, scale)
         session.terminal.say(f"wrote {map_}{' (first test example)' if len(effects) > 1 else ''}")
     if report is not None:
+        from influence_cli.commands.session import write_report
         from influence_cli.pages.perturb import perturb_page
-        from influence_cli.report.html import write_page
 
         page = perturb_page(session, stores, batch, effects, scale, name)
-        session.terminal.say(f"wrote {report} ({write_page(page, report):,} bytes)")
+        write_report(session, page, report)
     elif map_ is None:
         session.terminal.say("next: --map pixels.png shows which pixels matter")
 

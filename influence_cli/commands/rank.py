@@ -35,10 +35,12 @@ from influence_cli.results.rank_rows import COLUMNS, rank_rows, test_rows
 from influence_cli.runtime import distributed
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from influence_cli.influence.example_facts import TrainingFacts
     from influence_cli.influence.test_selection import Selected
     from influence_cli.precompute.prepared import Prepared
-    from influence_cli.ranking.rank import RankedGroup
+    from influence_cli.ranking.rank import RankedGroup, Sink
     from influence_cli.results.run import Session
 
 
@@ -207,7 +209,7 @@ def command(
         check_index(method, ensemble, store_paths(session.config))
     count = None if all_ else top
     if train is not None:
-        _rank_tests(session, train, target, count, skip_unreadable, strict)
+        _rank_tests(session, train, target, count, skip=skip_unreadable, strict=strict)
     else:
         drawn = (report, plot, attribution)
         options = _Options(
@@ -226,23 +228,6 @@ def command(
         _rank(session, tests or [], options)
 
 
-@dataclass(frozen=True)
-class _Options:
-    target: str
-    aggregate: bool
-    matrix: Path | None
-    count: int | None
-    report: Path | None
-    plot: Path | None
-    attribution: str | None
-    normalise: str
-    sweep: bool
-    skip: bool
-    on_the_fly: bool
-    approximate: bool
-    strict: bool
-
-
 def _check_approximate(given: Mapping[str, bool]) -> None:
     """Refuse what an index cannot give, before any work.
 
@@ -258,19 +243,36 @@ def _check_approximate(given: Mapping[str, bool]) -> None:
     require_extra("faiss", "index", "--approximate")
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What is ranked, how, and what is written of it."""
+
+    target: str
+    aggregate: bool
+    matrix: Path | None
+    count: int | None
+    report: Path | None
+    plot: Path | None
+    attribution: str | None
+    normalise: str
+    sweep: bool
+    skip: bool
+    on_the_fly: bool
+    approximate: bool
+    strict: bool
+
+
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
-    from influence_cli.commands.session import emit, load, selected_tests
+    from influence_cli.commands.session import emit, load, selected_tests, write_report
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.pages.parts import SHOWN
-    from influence_cli.pages.rank import plot_title, rank_page
+    from influence_cli.pages.rank import FirstGroup, plot_title, rank_page
     from influence_cli.perturb.attribution import check_attribution, check_model
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.index_search import rank_approximate
-    from influence_cli.ranking.rank import rank_training
+    from influence_cli.ranking.rank import RankOptions, rank_training
     from influence_cli.ranking.sinks import KeptInfluence, matrix_file
-    from influence_cli.report.html import write_page
-    from influence_cli.report.plot import plot_influence
 
     check_attribution(options.attribution)
     tasks = load(session)
@@ -293,23 +295,26 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         "target": options.target,
         "aggregate": options.aggregate,
         "terminal": session.terminal,
-        "skip_unreadable": options.skip,
     }
 
-    def ranked(how: dict[str, Any]) -> Iterator[RankedGroup]:
+    def ranked(sinks: Sequence[Sink]) -> Iterator[RankedGroup]:
         if options.approximate:
-            session.run.scores, session.run.approximate = yield from rank_approximate(stores, selected, **common)
+            session.run.scores, session.run.approximate = yield from rank_approximate(
+                stores, selected, **common, skip_unreadable=options.skip
+            )
         else:
-            session.run.scores = yield from rank_training(stores, selected, **common, **how)
+            how = RankOptions(
+                skip_unreadable=options.skip, sinks=sinks, strict=options.strict, normalise=options.normalise
+            )
+            session.run.scores = yield from rank_training(stores, selected, **common, options=how)
 
     def rows() -> Iterator[dict[str, object]]:
         with matrix_file(options.matrix if distributed.is_first() else None, facts.indices) as matrix:
             sinks = [sink for sink in (matrix, held) if sink is not None]
-            how: dict[str, Any] = {"sinks": sinks, "strict": options.strict, "normalise": options.normalise}
-            for group in ranked(how):
+            for group in ranked(sinks):
                 if drawn and not kept:
                     kept.append(group)
-                yield from rank_rows(stores[0], group, facts, options.aggregate)
+                yield from rank_rows(stores[0], group, facts, aggregate=options.aggregate)
 
     if options.sweep:
         _sweep(session, stores, selected, facts, options)
@@ -319,19 +324,26 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     if options.matrix is not None:
         session.terminal.say(f"wrote {options.matrix}")
     if options.plot is not None and held is not None:
-        classes, unit = tasks[0].classes, "nats" if session.config.has_unit else ""
-        title = plot_title(kept[0], classes, options.aggregate)
-        plot_influence(options.plot, held.values[0], facts.labels, classes, title, unit)
-        session.terminal.say(f"wrote {options.plot}")
+        title = plot_title(kept[0], tasks[0].classes, aggregate=options.aggregate)
+        _plot(session, options.plot, title, held.values[0], facts.labels, tasks[0].classes)
     if options.report is not None and held is not None:
-        count = options.count or len(facts.indices)
-        page = rank_page(
-            session, stores, kept[0], held.values, facts, selected, count, options.aggregate, options.attribution
-        )
-        session.terminal.say(f"wrote {options.report} ({write_page(page, options.report):,} bytes)")
+        first, count = FirstGroup(kept[0], held.values), options.count or len(facts.indices)
+        marks, whole = options.attribution, options.aggregate
+        page = rank_page(session, stores, first, facts, selected, count, aggregate=whole, attribution=marks)
+        write_report(session, page, options.report)
     else:
         instead = " instead of --approximate" if options.approximate else ""
         session.terminal.say(f"next: --report why.html{instead} shows the images")
+
+
+def _plot(
+    session: Session, file: Path, title: str, values: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> None:
+    """Draw the influences on the first test example, or on the mean of all."""
+    from influence_cli.report.plot import plot_influence
+
+    plot_influence(file, values, labels, classes, title, "nats" if session.config.has_unit else "")
+    session.terminal.say(f"wrote {file}")
 
 
 def _sweep(
@@ -348,17 +360,17 @@ def _sweep(
     if options.aggregate:
         size = group_size(stores, None)
         groups = [selected[start : start + size] for start in range(0, len(selected), size)]
-        tests, gradients = mean_gradients(stores, groups, options.target, quiet, options.skip)
+        tests, gradients = mean_gradients(stores, groups, options.target, quiet, skip=options.skip)
         what = f"the mean of {len(tests):,} test examples"
     else:
-        tests, gradients = test_gradients(stores, selected[:COMPARED], options.target, quiet, options.skip)
+        tests, gradients = test_gradients(stores, selected[:COMPARED], options.target, quiet, skip=options.skip)
         what = "the test example" if len(tests) == 1 else f"mean over the first {len(tests)} test examples"
     inverses = make_divisions(stores, quiet)
     rows = sweep_influence(stores, inverses, gradients, facts.read, top, session.terminal)
     note_sweep(session, rows, top, f"influence on {what}" if options.aggregate else f"influence, {what}")
 
 
-def _rank_tests(session: Session, train: int, target: str, count: int | None, skip: bool, strict: bool) -> None:
+def _rank_tests(session: Session, train: int, target: str, count: int | None, *, skip: bool, strict: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target

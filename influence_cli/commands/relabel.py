@@ -134,11 +134,11 @@ def command(
                 given if given is not None else session.config.folder / f"{before}{name}.csv"
                 for given, name in ((labels, "labels"), (exclude, "exclude"))
             ),
-            force,
+            force=force,
         )
 
 
-def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[Path], force: bool) -> None:
+def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[Path], *, force: bool) -> None:
     from influence_cli.commands.session import emit
     from influence_cli.relabel.checks import last_moves, refuse_open_moves, refuse_outputs
     from influence_cli.relabel.decisions import COLUMNS

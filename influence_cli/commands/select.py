@@ -158,7 +158,7 @@ def _usefulness(session: Session, tasks: list[Task], *, on_the_fly: bool, skip: 
     stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
     inverses = make_inverses(stores, session.terminal)
     facts = training_facts(stores)
-    usefulness = -harm_to_tests(stores, inverses, session.terminal, skip, facts)
+    usefulness = -harm_to_tests(stores, inverses, session.terminal, skip=skip, facts=facts)
     session.run.scores = describe_run(stores, inverses, None, session.terminal)
     # An example that cannot be read is never useful.
     return np.where(facts.read, usefulness, -np.inf), facts.losses.astype(np.float64)

@@ -22,6 +22,7 @@ from influence_cli.runtime.terminal import Terminal
 if TYPE_CHECKING:
     from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
+    from influence_cli.report.html import Page
 
 
 def begin(
@@ -77,7 +78,7 @@ def begin_without_config(
     Raises:
         InfluenceError: the format is wrong, or a file or stdout cannot be written.
     """
-    chosen = choose_format(format, output, sys.stdout.isatty(), dialects)
+    chosen = choose_format(format, output, terminal=sys.stdout.isatty(), dialects=dialects)
     if rows and output is None and not sys.stdout.writable():
         raise InfluenceError("stdout is closed, so the rows cannot be written", "name a file for them: -o rows.csv")
     for path in (output, *files):
@@ -118,7 +119,7 @@ def selected_tests(
     from influence_cli.model.task import misclassified
 
     test, classes = tasks[0].test, tasks[0].classes
-    return select_tests(words, test, classes, lambda: misclassified(tasks, session.terminal, skip), stdin_lines())
+    return select_tests(words, test, classes, lambda: misclassified(tasks, session.terminal, skip=skip), stdin_lines())
 
 
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
@@ -140,3 +141,10 @@ def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequen
             json.dump(record, stream, indent=2, ensure_ascii=False, default=str, allow_nan=False)
             stream.write("\n")
         session.terminal.say(f"wrote {output} ({count:,} rows) and {path.name}")
+
+
+def write_report(session: Session, page: Page, file: Path) -> None:
+    """Write the page of ``--report``."""
+    from influence_cli.report.html import write_page
+
+    session.terminal.say(f"wrote {file} ({write_page(page, file):,} bytes)")

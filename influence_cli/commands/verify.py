@@ -117,14 +117,14 @@ def command(
     session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output, files=(plot,))
     if lds:
         compared = _method_configs(session.config, config, set_, methods)
-        _lds(session, compared, subsets, 2 if repeats is None else repeats, number, on_the_fly)
+        _lds(session, compared, subsets, 2 if repeats is None else repeats, number, on_the_fly=on_the_fly)
     elif loo is not None:
-        _loo(session, tests or [], loo, 1 if repeats is None else repeats, plot, on_the_fly)
+        _loo(session, tests or [], loo, 1 if repeats is None else repeats, plot, on_the_fly=on_the_fly)
     else:
-        _self_check(session, tests or [], on_the_fly)
+        _self_check(session, tests or [], on_the_fly=on_the_fly)
 
 
-def _self_check(session: Session, words: list[str], on_the_fly: bool) -> None:
+def _self_check(session: Session, words: list[str], *, on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.ensemble import refuse_source
     from influence_cli.precompute.prepare import prepare_all
@@ -153,7 +153,7 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
     return selected_tests(session, tasks, words)
 
 
-def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, on_the_fly: bool) -> None:
+def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, *, on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.precompute.prepare import prepare_all
@@ -259,7 +259,7 @@ def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods:
 
 
 def _lds(
-    session: Session, methods: dict[str, Config], subsets: int, repeats: int, tests: int, on_the_fly: bool
+    session: Session, methods: dict[str, Config], subsets: int, repeats: int, tests: int, *, on_the_fly: bool
 ) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.retrain.lds import datamodeling_score

@@ -14,7 +14,7 @@ for any network too large for `explicit`. Each stage can be interrupted: `Progre
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,38 @@ Batches = Callable[[str, int], Iterable[Batch]]
 Report = Callable[[str, int], None]
 
 
+@dataclass(frozen=True)
+class Thinning:
+    """Which examples the covariances of a layer use.
+
+    Attributes:
+        every: by a layer's number, 3 if it takes every third example of ``order`` only; 1 where it is left out.
+        order: int64, rising positions in the data set of the examples of the covariances; None: counted per batch.
+    """
+
+    every: Mapping[int, int] = field(default_factory=dict)
+    order: np.ndarray | None = None
+
+    def slice_of(self, number: int, batch: Batch) -> slice:
+        """Give the rows of a batch that a layer takes."""
+        before = 0 if self.order is None else int(np.searchsorted(self.order, batch.indices[0]))
+        step = self.every.get(number, 1)
+        return slice(-before % step, None, step)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is told of a fit while it goes on.
+
+    Attributes:
+        save: called after every batch and layer; it decides when to write.
+        report: called with (stage, finished examples or layers).
+    """
+
+    save: Callable[[Progress], None] = lambda _: None
+    report: Report = lambda _stage, _count: None
+
+
 def fit(
     network: Network,
     batches: Batches,
@@ -52,11 +84,9 @@ def fit(
     how: str,
     seed: int,
     corrected: bool = True,
-    every: Mapping[int, int] | None = None,
-    order: np.ndarray | None = None,
+    thinning: Thinning = Thinning(),
     progress: Progress | None = None,
-    save: Callable[[Progress], None] = lambda _: None,
-    report: Report = lambda _stage, _count: None,
+    watch: Watch = Watch(),
 ) -> list[Block]:
     """Fit the factors of every layer.
 
@@ -69,11 +99,9 @@ def fit(
         how: which draws (``fisher_slopes``).
         seed: of the draws.
         corrected: Λ from the data (EK-FAC); otherwise the products of the factors' eigenvalues (K-FAC).
-        every: by a layer's number, 3 if its covariances take every third example of ``order`` only.
-        order: int64, rising positions in the data set of the examples of the covariances.
+        thinning: which examples the covariances of each layer use; all of them by default.
         progress: where an earlier call stopped.
-        save: called after every batch; it decides when to write.
-        report: called with (stage, finished examples or layers).
+        watch: what is told while it goes on.
 
     Returns:
         One block per layer, then the loose ones, on the CPU.
@@ -86,9 +114,8 @@ def fit(
     if progress.stage == "covariances":
         for batch in batches("covariances", progress.done):
             if len(batch):
-                before = 0 if order is None else int(np.searchsorted(order, batch.indices[0]))
-                _add_covariances(network, plan, batch, progress, how, seed, every or {}, before, loose=not corrected)
-            _finished(progress, batch, save, report)
+                _add_covariances(network, plan, batch, progress, how, seed, thinning, loose=not corrected)
+            _finished(progress, batch, watch)
         _add_up(progress)
         progress.advance("eigenvectors")
     if progress.stage == "eigenvectors":
@@ -96,18 +123,18 @@ def fit(
             if position >= progress.done:
                 _decompose_layer(network, number, progress)
                 progress.done = position + 1
-                save(progress)
-            report("eigenvectors", 1)
+                watch.save(progress)
+            watch.report("eigenvectors", 1)
         _hand_round(plan, progress)
         progress.advance("eigenvalues" if corrected else "done")
     if progress.stage == "eigenvalues":
         for batch in batches("eigenvalues", progress.done):
             if len(batch):
                 _add_eigenvalues(network, plan, batch, progress, how, seed)
-            _finished(progress, batch, save, report)
+            _finished(progress, batch, watch)
         _add_up(progress)
         progress.advance("done")
-    return _blocks(network, plan, progress, corrected)
+    return _blocks(network, plan, progress, corrected=corrected)
 
 
 def _add_up(progress: Progress) -> None:
@@ -161,13 +188,13 @@ def catch_up(progress: Progress) -> None:
         progress.advance(furthest)
 
 
-def _finished(progress: Progress, batch: Batch, save: Callable[[Progress], None], report: Report) -> None:
+def _finished(progress: Progress, batch: Batch, watch: Watch) -> None:
     _refuse_not_finite(progress)
     progress.done += 1
     progress.examples += len(batch)
     progress.arrays[f"{progress.stage}.n"] = torch.tensor(progress.examples)
-    report(progress.stage, len(batch))
-    save(progress)
+    watch.report(progress.stage, len(batch))
+    watch.save(progress)
 
 
 def _refuse_not_finite(progress: Progress) -> None:
@@ -197,14 +224,13 @@ def _add_covariances(
     progress: Progress,
     how: str,
     seed: int,
-    every: Mapping[int, int],
-    before: int,
+    thinning: Thinning,
+    *,
     loose: bool = False,
 ) -> None:
     for draw, calls, slopes in _passes(network, batch, how, seed):
         for number in plan.layers:
-            step = every.get(number, 1)
-            layer_calls = _thinned(calls[number] if number < len(calls) else [], -before % step, step)
+            layer_calls = _thinned(calls[number] if number < len(calls) else [], thinning.slice_of(number, batch))
             if not layer_calls or not len(layer_calls[0].a):
                 continue
             layer = network.layers[number]
@@ -220,9 +246,8 @@ def _add_covariances(
             _add_loose(network, plan, batch, calls, slopes, progress)
 
 
-def _thinned(calls: Sequence[Call], first: int, every: int) -> list[Call]:
-    """Keep each ``every``-th example, so that a data set ordered by class is covered."""
-    kept = slice(first, None, every)
+def _thinned(calls: Sequence[Call], kept: slice) -> list[Call]:
+    """Keep each so-many-th example, so that a data set ordered by class is covered."""
     return [replace(call, a=call.a[kept], delta=None if call.delta is None else call.delta[kept]) for call in calls]
 
 
@@ -306,7 +331,7 @@ def _add_eigenvalues(
                 progress.add(f"s.{number}", gradient_squares(network, layer, layer_calls))
 
 
-def _blocks(network: Network, plan: KroneckerPlan, progress: Progress, corrected: bool) -> list[Block]:
+def _blocks(network: Network, plan: KroneckerPlan, progress: Progress, *, corrected: bool) -> list[Block]:
     """Gather the results as blocks."""
     arrays = progress.arrays
     n = max(1, int(arrays["eigenvalues.n" if corrected else "covariances.n"]))

@@ -225,7 +225,9 @@ def times_of(stores: Sequence[Prepared]) -> list[float]:
     return [prepared.settings.time for prepared in stores]
 
 
-def make_inverses(stores: Sequence[Prepared], terminal: Terminal | None = None, strict: bool = False) -> list[Inverse]:
+def make_inverses(
+    stores: Sequence[Prepared], terminal: Terminal | None = None, *, strict: bool = False
+) -> list[Inverse]:
     """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver must converge."""
     terminal = or_silent(terminal)
     given = stores[0].settings

@@ -17,7 +17,7 @@ from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.solvers.cg import Product, SolveInfo, check_limits, conjugate_gradients
 from influence_cli.solvers.lanczos import lanczos
-from influence_cli.solvers.lissa import MARGIN, lissa
+from influence_cli.solvers.lissa import MARGIN, Series, lissa
 from influence_cli.solvers.nystrom import nystrom
 from influence_cli.store.store import READ, Store
 
@@ -156,7 +156,7 @@ def make_iterative(
         solution, info = _solve(system, vectors, terminal)
         info = replace(info, damping=damping.values[0])
         iterative.solves.append(info)
-        _report(info, most, limits.strict, terminal)
+        _report(info, most, strict=limits.strict, terminal=terminal)
         return solution
 
     return replace(iterative, apply=apply)
@@ -216,7 +216,7 @@ def _solve(system: _System, vectors: Tensor, terminal: Terminal) -> tuple[Tensor
                 product,
                 vectors,
                 precondition=system.precondition,
-                scale=system.scale,
+                series=Series(system.scale),
                 on_round=tell,
                 **stop,  # type: ignore[arg-type]
             )
@@ -246,7 +246,7 @@ def _forecast(system: _System, vectors: Tensor, terminal: Terminal) -> None:
         )
 
 
-def _report(info: SolveInfo, most: int, strict: bool, terminal: Terminal) -> None:
+def _report(info: SolveInfo, most: int, *, strict: bool, terminal: Terminal) -> None:
     """Report what a solve took; without convergence it is a warning, or an error with ``strict``."""
     text = (
         f"{info.method}: {info.iterations:,} iterations, relative residual {info.residual:.1e}, λ = {info.damping:.6g}"

@@ -40,18 +40,18 @@ from influence_cli.store.store import READ, Store
 
 
 def self_influences(
-    stores: Sequence[Prepared], inverses: Sequence[ClosedForm], split: Split, terminal: Terminal, skip: bool
+    stores: Sequence[Prepared], inverses: Sequence[ClosedForm], split: Split, terminal: Terminal, *, skip: bool
 ) -> np.ndarray:
     """Compute self_influence of every example of a split, float64 [n]; NaN where one could not be read.
 
     For a test example it is what it would be as a training example: nothing of the test set is stored.
     """
     if split.name != "train":
-        influences = _streamed_self_influences(stores, inverses, split, terminal, skip)
+        influences = _streamed_self_influences(stores, inverses, split, terminal, skip=skip)
     else:
         noted = empty_facts(stores[0].task)
         streams = [
-            direct_self_influence(prepared, inverse, noted, len(stores), terminal, skip)
+            direct_self_influence(prepared, inverse, noted, len(stores), terminal, skip=skip)
             if prepared.on_the_fly
             else stored_self_influence(prepared, inverse, terminal)
             for prepared, inverse in zip(stores, inverses, strict=True)
@@ -65,6 +65,7 @@ def harm_to_tests(
     stores: Sequence[Prepared],
     inverses: Sequence[Inverse],
     terminal: Terminal,
+    *,
     skip: bool,
     facts: TrainingFacts | None = None,
 ) -> np.ndarray:
@@ -76,13 +77,13 @@ def harm_to_tests(
     chosen = [Selected(int(index), None, int(test.labels[index])) for index in test.indices]
     size = 8 * min(256, min(prepared.batch for prepared in stores))
     groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-    seen, means = mean_gradients(test_stores(stores, inverses), groups, "label", terminal, skip)
+    seen, means = mean_gradients(test_stores(stores, inverses), groups, "label", terminal, skip=skip)
     if not seen:
         raise InfluenceError("no test example could be read", "use another --signal")
     with ExitStack() as stack:
         share = len(explained(stores))
         streams = [
-            training_products(prepared, removal(s, prepared.task.n), facts, share, terminal, skip, stack)
+            training_products(prepared, removal(s, prepared.task.n), facts, share, terminal, skip=skip, stack=stack)
             for prepared, s in zip(stores, solved_vectors(inverses, means), strict=True)
         ]
         influence = _gathered(stores, streams)
@@ -96,7 +97,7 @@ def _require_finite(values: np.ndarray, what: str, split: Split) -> None:
     require_finite(values[read], what, lambda row: split.title(int(split.indices[read[row]])))
 
 
-def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal, skip: bool) -> list[np.ndarray]:
+def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal, *, skip: bool) -> list[np.ndarray]:
     """Compute ‖gᵢ‖ under every checkpoint over all tracked parameters, float64 [n] each; NaN where not read."""
     indices, norms = split.indices[distributed.share(len(split))], []
     for prepared in stores:
@@ -129,7 +130,7 @@ def _gathered(stores: Sequence[Prepared], streams: Sequence[Iterator[Piece]]) ->
 
 
 def _streamed_self_influences(
-    stores: Sequence[Prepared], inverses: Sequence[ClosedForm], split: Split, terminal: Terminal, skip: bool
+    stores: Sequence[Prepared], inverses: Sequence[ClosedForm], split: Split, terminal: Terminal, *, skip: bool
 ) -> np.ndarray:
     task = stores[0].task
     indices = split.indices[distributed.share(len(split))]

@@ -38,6 +38,7 @@ def training_products(
     facts: TrainingFacts | None,
     share: int,
     terminal: Terminal,
+    *,
     skip: bool,
     stack: ExitStack,
     norms: Norms | None = None,
@@ -58,7 +59,7 @@ def training_products(
     """
     task = prepared.task
     if prepared.on_the_fly:
-        return direct_products(prepared, left, facts or empty_facts(task), share, terminal, skip, norms)
+        return direct_products(prepared, left, facts or empty_facts(task), share, terminal, skip=skip, norms=norms)
     here = distributed.share(len(task.train))
     advance = stack.enter_context(terminal.progress(here.stop - here.start, f"scanning {prepared.path.name}"))
     return stored_products(prepared, left, advance, norms)
@@ -112,6 +113,7 @@ def direct_products(
     facts: TrainingFacts,
     share: int,
     terminal: Terminal,
+    *,
     skip: bool,
     norms: Norms | None = None,
 ) -> Iterator[Piece]:
@@ -130,7 +132,7 @@ def direct_products(
     size = None if norms is None else direct_norms(prepared, norms)
     vectors, rows = parameter_vectors(network, prepared.basis, left), _Rows(distributed.share(len(task.train)))
     with terminal.progress(rows.count, "training gradients on the fly") as advance:
-        for batch in _batches(prepared, terminal, skip):
+        for batch in _batches(prepared, terminal, skip=skip):
             values, losses, outputs = products(network, vectors, batch.inputs, batch.targets)
             if size is not None:
                 values = torch.cat([values, size(batch).to(values)[:, None]], dim=1)
@@ -142,13 +144,13 @@ def direct_products(
 
 
 def direct_self_influence(
-    prepared: Prepared, inverse: ClosedForm, facts: TrainingFacts, share: int, terminal: Terminal, skip: bool
+    prepared: Prepared, inverse: ClosedForm, facts: TrainingFacts, share: int, terminal: Terminal, *, skip: bool
 ) -> Iterator[Piece]:
     """Compute the self-influence of all training examples from a layer pass: pieces [1, b]."""
     task, values_of = prepared.task, _self_influence_pass(prepared, inverse)
     places = _Rows(distributed.share(len(task.train)))
     with terminal.progress(places.count, "self-influence on the fly") as advance:
-        for batch in _batches(prepared, terminal, skip):
+        for batch in _batches(prepared, terminal, skip=skip):
             values, losses, outputs = values_of(batch)
             check_finite(task.train, batch, losses, values[:, None])
             at = _note(task, facts, batch.indices, losses, outputs, share)
@@ -187,7 +189,7 @@ def _block_weights(prepared: Prepared, basis: Blocks, inverse: Spectral) -> list
     return [part.view(kept.block.values.shape) for part, kept in zip(parts, basis.kept, strict=True)]
 
 
-def _batches(prepared: Prepared, terminal: Terminal, skip: bool) -> Iterator[Batch]:
+def _batches(prepared: Prepared, terminal: Terminal, *, skip: bool) -> Iterator[Batch]:
     split = prepared.task.train
     indices = split.indices[distributed.share(len(split))]
     measure_loading(prepared.task, terminal)

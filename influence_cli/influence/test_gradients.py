@@ -31,7 +31,7 @@ def check_target(target: str, classes: Sequence[str]) -> None:
 
 
 def test_gradients(
-    stores: Sequence[Prepared], selected: Sequence[Selected], target: str, terminal: Terminal, skip: bool
+    stores: Sequence[Prepared], selected: Sequence[Selected], target: str, terminal: Terminal, *, skip: bool
 ) -> tuple[list[TestFacts], list[Tensor]]:
     """Give the facts of test examples, and their gradients' coordinates under every checkpoint: [m, k] each."""
     tasks = [prepared.task for prepared in stores]
@@ -40,7 +40,7 @@ def test_gradients(
     size, share = min(256, min(prepared.batch for prepared in stores)), sum(task.explained for task in tasks)
     items = selected[distributed.share(len(selected))]
     with terminal.progress(len(items), "test gradients") as advance:
-        for batch, chosen in selected_batches(tasks[0], items, size, terminal, skip):
+        for batch, chosen in selected_batches(tasks[0], items, size, terminal, skip=skip):
             soft = mean_probabilities(tasks, batch.inputs)
             predicted = soft.argmax(dim=1)
             targets = explained_classes(target, tasks[0].classes, chosen, predicted)
@@ -77,7 +77,7 @@ def test_gradients(
 
 
 def mean_gradients(
-    stores: Sequence[Prepared], groups: Sequence[Sequence[Selected]], target: str, terminal: Terminal, skip: bool
+    stores: Sequence[Prepared], groups: Sequence[Sequence[Selected]], target: str, terminal: Terminal, *, skip: bool
 ) -> tuple[list[TestFacts], list[Tensor]]:
     """Give the facts of test examples, and the mean of their gradients under every checkpoint: [1, k] each.
 
@@ -91,7 +91,7 @@ def mean_gradients(
     seen: list[TestFacts] = []
     sums: list[Tensor] = []
     for group in groups:
-        tests, gradients = test_gradients(stores, group, target, terminal, skip)
+        tests, gradients = test_gradients(stores, group, target, terminal, skip=skip)
         seen += tests
         if tests:
             parts = [gradient.sum(dim=0, keepdim=True) for gradient in gradients]
@@ -104,6 +104,7 @@ def gradient_groups(
     selected: Sequence[Selected],
     size: int,
     target: str,
+    *,
     aggregate: bool,
     terminal: Terminal,
     skip: bool,
@@ -120,12 +121,12 @@ def gradient_groups(
     groups = [selected[start : start + size] for start in range(0, len(selected), size)]
     some = False
     if aggregate:
-        tests, means = mean_gradients(stores, groups, target, terminal, skip)
+        tests, means = mean_gradients(stores, groups, target, terminal, skip=skip)
         some = bool(tests)
         if some:
             yield tests, means, [None]
     for group in [] if aggregate else groups:
-        tests, gradients = test_gradients(stores, group, target, terminal, skip)
+        tests, gradients = test_gradients(stores, group, target, terminal, skip=skip)
         some = some or bool(tests)
         if tests:
             yield tests, gradients, list(tests)
@@ -134,7 +135,7 @@ def gradient_groups(
 
 
 def selected_batches(
-    task: Task, selected: Sequence[Selected], size: int, terminal: Terminal, skip: bool
+    task: Task, selected: Sequence[Selected], size: int, terminal: Terminal, *, skip: bool
 ) -> Iterator[tuple[Batch, list[Selected]]]:
     """Read the selected test examples in order: runs of positions together, files one by one."""
     run: list[Selected] = []
@@ -143,7 +144,7 @@ def selected_batches(
             run.append(item)
             continue
         if run:
-            yield from _positions(task.test_split(), run, terminal, skip)
+            yield from _positions(task.test_split(), run, terminal, skip=skip)
             run = []
         if item is not None and item.file is None:
             run = [item]
@@ -163,7 +164,7 @@ def selected_batches(
 
 
 def _positions(
-    split: Split, run: list[Selected], terminal: Terminal, skip: bool
+    split: Split, run: list[Selected], terminal: Terminal, *, skip: bool
 ) -> Iterator[tuple[Batch, list[Selected]]]:
     indices = np.array([item.index for item in run], dtype=np.int64)
     batch = next(read_batches(split, indices, len(indices)))

@@ -100,7 +100,7 @@ def gather_evidence(
     obstacle: InfluenceError | None = None
     tasks = [task for task in tasks if task.explained]
     for number, task in enumerate(tasks):
-        joined = _forward(task, split, terminal, skip, first=number == 0)
+        joined = _forward(task, split, terminal, skip=skip, first=number == 0)
         if joined is None:
             continue
         activations = joined
@@ -110,7 +110,7 @@ def gather_evidence(
         soft.append(activations.outputs.softmax(dim=1))
         obstacle = _obstacle(activations, task.classes)
         if obstacle is None:
-            readouts.append(_readouts(activations, task, summary, len(tasks), terminal, logistic))
+            readouts.append(_readouts(activations, task, summary, len(tasks), terminal, logistic=logistic))
     distributed.hear(terminal.warnings, terminal.warn)
     if not distributed.is_first():
         return None
@@ -125,7 +125,15 @@ def gather_evidence(
     summary |= {"model_loss": _loss(model, targets), "model_accuracy": _accuracy(model, targets)}
     none = np.empty((len(targets), 0), dtype=np.float32)
     evidence = Evidence(
-        facts, {}, none.astype(np.int64), none, np.empty(0), activations.hashes, False, summary, obstacle
+        facts,
+        {},
+        none.astype(np.int64),
+        none,
+        np.empty(0),
+        activations.hashes,
+        memorised=False,
+        summary=summary,
+        obstacle=obstacle,
     )
     if obstacle is not None:
         return evidence
@@ -136,7 +144,7 @@ def gather_evidence(
     readout = log_probabilities["readout"]
     summary |= {"readout_loss": _loss(readout, targets), "readout_accuracy": _accuracy(readout, targets)}
     memorised = split.name == "train" and summary["model_loss"] < MEMORISED * summary["readout_loss"]
-    terminal.say(_diagnosis(split.name, memorised))
+    terminal.say(_diagnosis(split.name, memorised=memorised))
     terminal.detail(_compared(summary))
     heard = torch.stack([readout, log_probabilities["neighbours"], *([] if memorised else [model])])
     weights = torch.full((len(heard),), WITHOUT if memorised else WITH_MODEL)
@@ -190,7 +198,7 @@ def pool(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     return weights.float()
 
 
-def _forward(task: Task, split: Split, terminal: Terminal, skip: bool, *, first: bool) -> Activations | None:
+def _forward(task: Task, split: Split, terminal: Terminal, *, skip: bool, first: bool) -> Activations | None:
     fits = int(FREE_SHARE * available_bytes(torch.device("cpu"))) // (4 * max(1, len(split)))
     most = distributed.smallest(min(ALL, max(1, fits)))
     indices = split.indices[distributed.share(len(split))]
@@ -215,7 +223,7 @@ def _losses(task: Task, split: Split, activations: Activations, targets: Tensor)
 
 
 def _readouts(
-    activations: Activations, task: Task, summary: dict[str, float], share: int, terminal: Terminal, logistic: bool
+    activations: Activations, task: Task, summary: dict[str, float], share: int, terminal: Terminal, *, logistic: bool
 ) -> _Readouts:
     classes, device = len(task.classes), task.device
     targets = torch.from_numpy(activations.targets).to(device)
@@ -285,7 +293,7 @@ def _compared(summary: dict[str, float]) -> str:
     )
 
 
-def _diagnosis(split: str, memorised: bool) -> str:
+def _diagnosis(split: str, *, memorised: bool) -> str:
     if split != "train":
         return "The model was not trained on these labels, so its loss counts as evidence."
     if memorised:

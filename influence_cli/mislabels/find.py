@@ -109,14 +109,27 @@ def wanted_signals(
     return tuple(name for name in SIGNALS if name not in missing) if every else (signal,)
 
 
+@dataclass(frozen=True)
+class SignalChoice:
+    """Which signals are computed, and which one decides the order.
+
+    Attributes:
+        rank_by: which of ``SIGNALS`` to rank by.
+        wanted: signals to compute.
+        probabilities: [examples of the data set, C] from elsewhere, for ``pred-probs``.
+    """
+
+    rank_by: str = "combined"
+    wanted: Collection[str] = ("combined",)
+    probabilities: np.ndarray | None = None
+
+
 def find_mislabels(
     tasks: Sequence[Task],
     stores: Sequence[Prepared] = (),
     *,
     on: str = "train",
-    signal: str = "combined",
-    wanted: Collection[str] = ("combined",),
-    probabilities: np.ndarray | None = None,
+    choice: SignalChoice = SignalChoice(),
     terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     strict: bool = False,
@@ -127,9 +140,7 @@ def find_mislabels(
         tasks: one task per checkpoint; signals are averaged over them.
         stores: what was prepared for each checkpoint; without any there is no self-influence.
         on: ``train`` or ``test``; for a test example self-influence is what it would be as a training example.
-        signal: which of ``SIGNALS`` to rank by.
-        wanted: signals to compute.
-        probabilities: [examples of the data set, C] from elsewhere, for ``pred-probs``.
+        choice: which signals to compute, and which one to rank by.
         terminal: progress, the diagnosis, warnings.
         skip_unreadable: continue without unreadable examples.
         strict: a solver that does not converge is an error.
@@ -138,9 +149,10 @@ def find_mislabels(
         InfluenceError: the signal is not available: no readout, or an example of a store that could not be read.
     """
     terminal = or_silent(terminal)
+    signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
     split = tasks[0].train if on == "train" else tasks[0].test_split()
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic="logistic" in wanted)
-    gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip_unreadable, strict)
+    gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
         try:
             gradients()
@@ -214,20 +226,21 @@ def _gradient_signals(
     split: Split,
     wanted: Collection[str],
     terminal: Terminal,
+    *,
     skip: bool,
     strict: bool,
 ) -> tuple[dict[str, np.ndarray], ScoreRecord | None]:
     """Compute the signals from the stores, [n] each: self-influence if there are stores, the others if wanted."""
     if not stores:
         return {}, None
-    inverses = make_inverses(stores, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict=strict)
     signals: dict[str, np.ndarray] = {}
     if all_closed(inverses):
-        signals["self-influence"] = self_influences(stores, inverses, split, terminal, skip)
+        signals["self-influence"] = self_influences(stores, inverses, split, terminal, skip=skip)
     if "test-influence" in wanted:
-        signals["test-influence"] = harm_to_tests(stores, inverses, terminal, skip)
+        signals["test-influence"] = harm_to_tests(stores, inverses, terminal, skip=skip)
     if {"gradient-norm", "tracin"} & set(wanted):
-        norms = np.stack(gradient_norms(stores, split, terminal, skip))
+        norms = np.stack(gradient_norms(stores, split, terminal, skip=skip))
         signals["gradient-norm"] = norms.mean(axis=0)
         if "tracin" in wanted:
             weights = times_of(stores) if stores[0].settings.ensemble != "mean" else None

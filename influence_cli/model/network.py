@@ -198,7 +198,7 @@ def loss_slopes(network: Network, outputs: Tensor, targets: Tensor) -> tuple[Ten
         Losses [b] and ∂ℓ/∂f [b, C], detached, in float32 or wider.
     """
     outputs = outputs.detach()
-    outputs = (outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs).requires_grad_(True)
+    outputs = (outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs).requires_grad_()
     with torch.enable_grad():
         losses = network.loss(outputs, targets)
         (slopes,) = torch.autograd.grad(losses.sum(), outputs, materialize_grads=True, allow_unused=True)
@@ -265,11 +265,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in wanted:
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(False)  # noqa: FBT003  torch and its stubs name it differently
         yield
     finally:
         for parameter in wanted:
-            parameter.requires_grad_(True)
+            parameter.requires_grad_(True)  # noqa: FBT003  torch and its stubs name it differently
 
 
 @contextmanager

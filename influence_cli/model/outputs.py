@@ -33,7 +33,7 @@ def output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
 
     For softmax cross-entropy this is diag(π) − π πᵀ with the model's probabilities π.
     """
-    outputs = outputs.detach().requires_grad_(True)
+    outputs = outputs.detach().requires_grad_()
     with torch.enable_grad():
         total = loss(outputs, targets).sum()
         (slope,) = torch.autograd.grad(total, outputs, create_graph=True)

@@ -215,7 +215,7 @@ def _class_names(train: Split, test: Split | None, outputs: int, config: Config)
     return train.classes if train.classes is not None else tuple(str(number) for number in range(outputs))
 
 
-def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, skip: bool = False) -> np.ndarray:
+def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, *, skip: bool = False) -> np.ndarray:
     """Find the test examples that the model (or the mean of several) misclassifies: positions, ascending.
 
     Raises:
@@ -264,6 +264,6 @@ def mean_probabilities(tasks: Sequence[Task], inputs: Tensor) -> Tensor:
     return total / len(tasks)
 
 
-def training_batches(task: Task, skip: bool, size: int = 256) -> Iterator[Batch]:
+def training_batches(task: Task, *, skip: bool, size: int = 256) -> Iterator[Batch]:
     """Read the training examples once, for the curvature."""
     return readable_batches(task.train, task.train.indices, size, task.loading, skip=skip)

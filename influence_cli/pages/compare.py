@@ -108,7 +108,7 @@ def _rows(comparison: Comparison, changed: int) -> list[tuple[str, list[tuple[Pa
         A heading and the pairs per row, each with its row in its own list and in the other. Empty rows are left out.
     """
 
-    def of(change: str, second: bool, most: int) -> list[tuple[Pair, Row, Row | None]]:
+    def of(change: str, *, second: bool, most: int) -> list[tuple[Pair, Row, Row | None]]:
         places = [
             (pair, row, other)
             for pair in comparison.pairs
@@ -118,8 +118,8 @@ def _rows(comparison: Comparison, changed: int) -> list[tuple[str, list[tuple[Pa
         ]
         return sorted(places, key=lambda place: int(place[1]["rank"] or 0))[:most]
 
-    left, entered = of("left", False, changed), of("entered", True, changed)
-    kept = [of("kept", second, PLACES) for second in (False, True)]
+    left, entered = of("left", second=False, most=changed), of("entered", second=True, most=changed)
+    kept = [of("kept", second=second, most=PLACES) for second in (False, True)]
     kind = "suspicious" if comparison.effect is None else comparison.effect
     gone, new = f"No longer {kind} (left: only in A)", f"Newly {kind} (entered: only in B)"
     rows = [(gone, left), (new, entered)] if left or entered else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,14 +25,27 @@ if TYPE_CHECKING:
     from influence_cli.results.run import Session
 
 
+@dataclass(frozen=True)
+class FirstGroup:
+    """The part of a ranking that the page shows.
+
+    Attributes:
+        group: the first test examples and their strongest training examples.
+        kept: all influence [m, n] on the first `SHOWN` of them, NaN for examples that could not be read.
+    """
+
+    group: RankedGroup
+    kept: np.ndarray
+
+
 def rank_page(
     session: Session,
     stores: Sequence[Prepared],
-    group: RankedGroup,
-    kept: np.ndarray,
+    first: FirstGroup,
     facts: TrainingFacts,
     selected: Sequence[Selected],
     count: int,
+    *,
     aggregate: bool,
     attribution: str | None = None,
 ) -> Page:
@@ -40,14 +54,14 @@ def rank_page(
     Args:
         session: of the command.
         stores: what was prepared for each checkpoint.
-        group: the first test examples and their strongest training examples.
-        kept: all influence [m, n] on the first `SHOWN` of them, NaN for examples that could not be read.
+        first: what is shown of it.
         facts: of the training examples.
         selected: all test examples that were asked for.
         count: rows per effect in the result; as many images, up to `IMAGES`.
         aggregate: whether the mean of all test examples is explained.
         attribution: the method that colours the pixels of each test image next to it; None for none.
     """
+    group, kept = first.group, first.kept
     prepared, shown = stores[0], min(count, IMAGES)
     classes = prepared.task.classes
     tests: list[TestFacts | None] = [None] if aggregate else list(group.tests[:SHOWN])
@@ -136,7 +150,7 @@ def _class_table(values: np.ndarray, labels: np.ndarray, classes: Sequence[str])
     return PageTable("Training examples by label", columns, tuple(rows), note)
 
 
-def plot_title(group: RankedGroup, classes: Sequence[str], aggregate: bool) -> str:
+def plot_title(group: RankedGroup, classes: Sequence[str], *, aggregate: bool) -> str:
     """Title a plot of the influence on the first test example, or on the mean of all of them."""
     if aggregate:
         return f"Mean over {len(group.tests)} test examples"

@@ -95,7 +95,7 @@ def input_slopes(network: Network, vector: Tensor, inputs: Tensor, targets: Tens
         InfluenceError: the model's gradient has no derivative of its own.
     """
     device = network.device()
-    x = inputs.to(device).detach().clone().requires_grad_(True)
+    x = inputs.to(device).detach().clone().requires_grad_()
     parameters = list(network.parameters().values())
     with torch.enable_grad(), recurrent_backward(network.model), differentiable_attention():
         try:
@@ -161,7 +161,7 @@ def perturb_image(
     task = stores[0].task
     batch = read_training_image(task, index)
     again = _Again(stores, batch, terminal) if retrain else None
-    inverses = make_inverses(stores, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict=strict)
     effects: list[Perturbed] = []
     asked = test_stores(stores, inverses)
     size = group_size([*stores, *asked], 1)

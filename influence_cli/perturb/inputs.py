@@ -37,7 +37,7 @@ def check_differentiable(task: Task, batch: Batch) -> None:
             f"the input of {title} is {batch.inputs.dtype}: whole numbers have no derivative",
             "perturb works on float images; influence rank and verify work here",
         )
-    x = batch.inputs.to(task.device).clone().requires_grad_(True)
+    x = batch.inputs.to(task.device).clone().requires_grad_()
     with torch.enable_grad(), recurrent_backward(task.model):
         outputs = logits_of(task.model(x.clone()))
         # Some models have frozen parameters: without a path to its input the output then has no graph.

@@ -93,7 +93,7 @@ def check_run(
     for number, task in enumerate(tasks):
         if len(tasks) > 1:
             findings.append(Finding("checkpoint", str(task.checkpoint)))
-        findings += _task_findings(config, number, task, full, terminal, skip_unreadable)
+        findings += _task_findings(config, number, task, full=full, terminal=terminal, skip=skip_unreadable)
     return findings
 
 
@@ -113,7 +113,7 @@ def _data_findings(task: Task) -> list[Finding]:
 
 
 def _task_findings(
-    config: Config, number: int, task: Task, full: bool, terminal: Terminal, skip: bool
+    config: Config, number: int, task: Task, *, full: bool, terminal: Terminal, skip: bool
 ) -> list[Finding]:
     choice, batch = decide(config, task, terminal)
     network = choice.network
@@ -122,7 +122,7 @@ def _task_findings(
         Finding("parameters left out", sum(_numel(task, name) for name in network.left_out)),
         Finding("example gradients", _ways(network)),
     ]
-    train = measure(task, task.train, network, full, terminal, skip, gradients=True)
+    train = measure(task, task.train, network, terminal, full=full, skip=skip, gradients=True)
     findings += [
         Finding("training accuracy", train.accuracy, f"over {train.count:,} examples"),
         Finding("mean training loss", train.loss, "nats" if task.loss_name == "cross_entropy" else task.loss_name),
@@ -135,7 +135,7 @@ def _task_findings(
     for text in checkpoint_warnings(train.accuracy, len(task.classes), norm, train.typical_norm, sampled):
         terminal.warn(text)
     if task.test is not None:
-        test = measure(task, task.test, network, full, terminal, skip, gradients=False)
+        test = measure(task, task.test, network, terminal, full=full, skip=skip, gradients=False)
         findings.append(Finding("test accuracy", test.accuracy, f"over {test.count:,} examples"))
         if near_chance(test.accuracy, len(task.classes)) and not near_chance(train.accuracy, len(task.classes)):
             terminal.warn(f"test accuracy {test.accuracy:.1%} is near chance: do both sets have the same classes?")
@@ -220,7 +220,7 @@ def _numel(task: Task, name: str) -> int:
 
 
 def measure(
-    task: Task, split: Split, network: Network, full: bool, terminal: Terminal, skip: bool, *, gradients: bool
+    task: Task, split: Split, network: Network, terminal: Terminal, *, full: bool, skip: bool, gradients: bool
 ) -> Measured:
     """Measure a seeded sample of a split, or all of it.
 

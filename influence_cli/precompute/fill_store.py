@@ -43,8 +43,23 @@ class Filled:
     skipped: list[str]
 
 
+@dataclass(frozen=True)
+class FileBlocks:
+    """Blocks to compute in one file of a store.
+
+    Attributes:
+        path: the file.
+        todo: block numbers in it, rising.
+        indices: positions in the data set of all its rows.
+    """
+
+    path: Path
+    todo: np.ndarray
+    indices: np.ndarray
+
+
 def fill_store(
-    task: Task, network: Network, basis: Basis, path: Path, todo: np.ndarray, terminal: Terminal, skip: bool
+    task: Task, network: Network, basis: Basis, path: Path, todo: np.ndarray, terminal: Terminal, *, skip: bool
 ) -> None:
     """Compute blocks of a store and write them; the processes of a job take the shards of a store one after another.
 
@@ -74,7 +89,8 @@ def fill_store(
                 file, blocks, unfilled = jobs[number]
                 measure_loading(task, terminal)
                 indices = task.train.indices[layout.span(blocks)]
-                fill_blocks(task, network, basis, file, unfilled - blocks.start, indices, filled, advance, skip)
+                part = FileBlocks(file, unfilled - blocks.start, indices)
+                fill_blocks(task, network, basis, part, filled, advance, skip=skip)
     except KeyboardInterrupt:
         done = layout.blocks - len(todo) + filled.blocks
         kept = f"{done} of {layout.blocks} blocks" if distributed.size() == 1 else "finished blocks"
@@ -100,11 +116,10 @@ def fill_blocks(
     task: Task,
     network: Network,
     basis: Basis,
-    path: Path,
-    todo: np.ndarray,
-    indices: np.ndarray,
+    part: FileBlocks,
     filled: Filled,
     advance: Advance,
+    *,
     skip: bool,
 ) -> None:
     """Compute blocks of one file and write them.
@@ -113,13 +128,12 @@ def fill_blocks(
         task: model and data.
         network: the tracked parameters.
         basis: of the coordinates; None for raw gradients.
-        path: the file.
-        todo: block numbers in it, rising.
-        indices: positions in the data set of all its rows.
+        part: which blocks.
         filled: collects what was computed.
         advance: called with the number of finished examples.
         skip: continue without unreadable examples.
     """
+    path, todo, indices = part.path, part.todo, part.indices
     with Store.open(path, write=True) as store, ThreadPoolExecutor(1) as writer:
         layout, size = store.layout, int(store.facts["batch"])
         positions = [indices[layout.rows(int(block))] for block in todo]

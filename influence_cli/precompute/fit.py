@@ -15,7 +15,7 @@ from torch import Tensor
 from influence_cli.curvature.arnoldi import top_eigenvectors
 from influence_cli.curvature.blocks import Block, describe, to_arrays
 from influence_cli.curvature.choice import Choice
-from influence_cli.curvature.ekfac import STAGES, catch_up, fit, remainders
+from influence_cli.curvature.ekfac import STAGES, Thinning, Watch, catch_up, fit, remainders
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.fisher_draws import CHECKED_ROOT, EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
 from influence_cli.curvature.kronecker_plan import SAMPLED_AT_LEAST, factor_bytes, make_plan, sample_sizes
@@ -41,7 +41,7 @@ BATCH = 256
 
 
 def fit_curvature(
-    task: Task, choice: Choice, path: Path, wanted: Mapping[str, str], terminal: Terminal, batch: int, skip: bool
+    task: Task, choice: Choice, path: Path, wanted: Mapping[str, str], terminal: Terminal, batch: int, *, skip: bool
 ) -> Fitted:
     """Fit the curvature of a method that has a basis.
 
@@ -63,13 +63,13 @@ def fit_curvature(
     fingerprint = curvature_fingerprint(wanted, choice)
     facts: dict[str, Any] = {"curvature": fingerprint, "method": choice.method}
     if choice.is_layered:
-        blocks = _fit_layers(task, choice, path, fingerprint, terminal, batch, skip)
+        blocks = _fit_layers(task, choice, path, fingerprint, terminal, batch, skip=skip)
         for text in remainders(blocks):
             terminal.warn(text)
         return Fitted(to_arrays(blocks), facts | {"blocks": describe(blocks), "smallest": 0.0})
     if choice.method == "arnoldi":
-        return _fit_arnoldi(task, choice, terminal, facts, batch, skip)
-    matrix, what = _compute_matrix(task, choice, path, fingerprint, terminal, skip)
+        return _fit_arnoldi(task, choice, terminal, facts, batch, skip=skip)
+    matrix, what = _compute_matrix(task, choice, path, fingerprint, terminal, skip=skip)
     if not distributed.is_first():
         return Fitted(facts=facts)  # the first process decomposes it, and writes the store
     with terminal.status(f"eigenvectors of the {what} matrix"):
@@ -91,6 +91,7 @@ def _fit_layers(
     fingerprint: Mapping[str, str],
     terminal: Terminal,
     batch: int,
+    *,
     skip: bool,
 ) -> list[Block]:
     network, file = choice.network, fit_path(path)
@@ -116,13 +117,13 @@ def _fit_layers(
     catch_up(begun)
     layers, part = len(make_plan(network).layers), distributed.size()
     measure_loading(task, terminal)
-    sample, every = _sample(task, choice)
+    sample, thinning = _sample(task, choice)
     totals = {"covariances": len(sample) // part, "eigenvectors": layers // part}
     bars = _Bars(terminal, choice.method, totals, len(task.train) // part, progress)
     last: list[Batch] = []
 
     def batches(stage: str, start: int) -> Iterator[Batch]:
-        for part in _batches(task, sample if stage == "covariances" else task.train.indices, start, batch, skip):
+        for part in _batches(task, sample if stage == "covariances" else task.train.indices, start, batch, skip=skip):
             last[:] = [part]
             yield part
 
@@ -138,12 +139,12 @@ def _fit_layers(
 
     try:
         with saving(file, fit_fingerprint, terminal) as save, bars:
-            return fit_batches(batches, every=every, order=sample, progress=begun, save=save, report=bars.report)
+            return fit_batches(batches, thinning=thinning, progress=begun, watch=Watch(save, bars.report))
     except FloatingPointError:
         refuse_culprit(task.train, network, last, is_finite, "curvature")
 
 
-def _batches(task: Task, indices: np.ndarray, start: int, size: int, skip: bool) -> Iterator[Batch]:
+def _batches(task: Task, indices: np.ndarray, start: int, size: int, *, skip: bool) -> Iterator[Batch]:
     """Read training examples from a batch on; a batch without a readable one counts too.
 
     Processes of a job take turns; the batches are the same for any number of processes.
@@ -197,21 +198,21 @@ class _Bars:
             self._open = None
 
 
-def _sample(task: Task, choice: Choice) -> tuple[np.ndarray, dict[int, int]]:
+def _sample(task: Task, choice: Choice) -> tuple[np.ndarray, Thinning]:
     """Choose the examples of the covariances, seeded, and which fraction of them each layer uses.
 
     K-FAC's are also its eigenvalues: all of them, for every layer.
     """
     indices = task.train.indices
     if choice.method == "kfac":
-        return indices, {}
+        return indices, Thinning(order=indices)
     batch = next(training_batches(task, skip=True, size=8))
     tape = forward(choice.network, batch.inputs)
     calls = tape.backward(torch.ones_like(tape.outputs))
     sizes = sample_sizes(choice.network, calls, len(indices))
     count = max(sizes.values(), default=min(len(indices), SAMPLED_AT_LEAST))
     chosen = np.sort(np.random.default_rng(task.seed).choice(indices, count, replace=False))
-    return chosen, {number: count // size for number, size in sizes.items()}
+    return chosen, Thinning({number: count // size for number, size in sizes.items()}, chosen)
 
 
 def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
@@ -235,11 +236,11 @@ def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
 
 
 def _fit_arnoldi(
-    task: Task, choice: Choice, terminal: Terminal, facts: dict[str, Any], batch: int, skip: bool
+    task: Task, choice: Choice, terminal: Terminal, facts: dict[str, Any], batch: int, *, skip: bool
 ) -> Fitted:
     network = choice.network
     measure_loading(task, terminal)
-    examples = hold(training_batches(task, skip), task.device, batch)
+    examples = hold(training_batches(task, skip=skip), task.device, batch)
     like = next(network.model.parameters()).detach()
     product = mean_product(network, examples, choice.matrix, 0.0)
     free = available_bytes(task.device)
@@ -247,7 +248,7 @@ def _fit_arnoldi(
         try:
             pairs = top_eigenvectors(product, network.size, like=like, seed=task.seed, free=free, on_product=advance)
         except FloatingPointError:
-            refuse_product(task.train, network, training_batches(task, skip), choice.matrix)
+            refuse_product(task.train, network, training_batches(task, skip=skip), choice.matrix)
     terminal.say(
         f"arnoldi: {len(pairs.values)} eigenpairs from {pairs.products} products, relative residual at most "
         f"{pairs.residual:.1e}"
@@ -259,7 +260,7 @@ def _fit_arnoldi(
 
 
 def _compute_matrix(
-    task: Task, choice: Choice, path: Path, fingerprint: Mapping[str, str], terminal: Terminal, skip: bool
+    task: Task, choice: Choice, path: Path, fingerprint: Mapping[str, str], terminal: Terminal, *, skip: bool
 ) -> tuple[Tensor, str]:
     """Give the exact matrix, and its name for people."""
     what = f"{'GGN' if choice.matrix == 'ggn' else 'Hessian'} {choice.network.size:,} × {choice.network.size:,}"
@@ -274,7 +275,7 @@ def _compute_matrix(
         count = len(task.train) // distributed.size()
         with saving(file, fit_fingerprint, terminal) as save, terminal.progress(count, what) as advance:
             advance(progress.examples)
-            batches = _batches(task, task.train.indices, progress.done, BATCH, skip)
+            batches = _batches(task, task.train.indices, progress.done, BATCH, skip=skip)
             matrix = curvature_matrix(
                 choice.network, batches, choice.matrix, choice.output, advance, progress=progress, save=save
             )
@@ -282,7 +283,7 @@ def _compute_matrix(
         set_precision(choice.network.precision)
     if not bool(matrix.isfinite().all()):
         disk.remove(file)  # nothing to resume from
-        refuse_product(task.train, choice.network, training_batches(task, skip), choice.matrix)
+        refuse_product(task.train, choice.network, training_batches(task, skip=skip), choice.matrix)
     return matrix, what
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def make_store(
     path: Path,
     wanted: dict[str, str],
     terminal: Terminal,
+    *,
     skip: bool,
 ) -> None:
     """Announce, fit the curvature if there is one, choose the coordinates within the budget, and lay the file out."""
@@ -89,7 +90,7 @@ def make_store(
         f"{human_bytes(most)}, about {duration(plan.seconds / distributed.size())}{several}"
     )
     fitted, examples = halving_alone(
-        lambda count: curvature_of(task, choice, path, wanted, terminal, count, skip), examples, terminal.warn
+        lambda count: curvature_of(task, choice, path, wanted, terminal, count, skip=skip), examples, terminal.warn
     )
     distributed.from_first(lambda: _lay_out(config, task, choice, batch, path, wanted, fitted, terminal))
     remove_fits(path)
@@ -115,10 +116,23 @@ def _lay_out(
     examples = plan_batch(choice.network, batch.inputs, k, config.gradients.block)
     # A whole batch is tried before the file exists, so that a store's batch size always fits the memory.
     _, examples = halving(lambda count: _trial(choice, basis, batch, count), examples, terminal.warn)
-    create_store(config, task, path, wanted, fitted, chosen, k, examples, rows=True)
+    create_store(config, task, path, wanted, fitted, Columns(chosen, k), examples)
     with Store.open(path) as store:
         reserved = human_bytes(store.size())
     terminal.detail(f"{path}: {reserved} reserved, {k:,} numbers per row, batches of {examples:,}")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a row of a store holds.
+
+    Attributes:
+        kept: which coordinates, rising; None for all of them.
+        count: how many.
+    """
+
+    kept: np.ndarray | None
+    count: int
 
 
 def create_store(
@@ -127,29 +141,27 @@ def create_store(
     path: Path,
     wanted: dict[str, str],
     fitted: Fitted,
-    chosen: np.ndarray | None,
-    k: int,
+    columns: Columns | None,
     batch: int,
-    *,
-    rows: bool,
 ) -> None:
-    """Lay the file out; each of several processes gets its own shards."""
+    """Lay the file out, without rows if there are no columns; each of several processes gets its own shards."""
+    columns, rows = columns or Columns(None, 0), columns is not None
     what: dict[str, Any] = {
         "fingerprint": wanted,
         "facts": fitted.facts | {"rows": rows, "batch": batch},
         "labels": task.train.labels[task.train.indices],
         "indices": task.train.indices,
-        "arrays": fitted.arrays | ({} if chosen is None else {"kept": chosen}),
+        "arrays": fitted.arrays | ({} if columns.kept is None else {"kept": columns.kept}),
     }
     if rows and distributed.size() > 1:
-        create_sharded(path, store_layout(config, task, k), count=SHARDS * distributed.size(), **what)
+        create_sharded(path, store_layout(config, task, columns.count), count=SHARDS * distributed.size(), **what)
     else:
-        create(path, store_layout(config, task, k), **what)
+        create(path, store_layout(config, task, columns.count), **what)
         remove_orphans(path)
 
 
 def curvature_of(
-    task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, batch: int, skip: bool
+    task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, batch: int, *, skip: bool
 ) -> Fitted:
     """Take the curvature from the store's file if it fits, otherwise fit it."""
     if not choice.has_basis:
@@ -158,7 +170,7 @@ def curvature_of(
     if fitted is not None:
         terminal.detail(f"reusing the curvature in {path}")
         return fitted
-    return fit_curvature(task, choice, path, wanted, terminal, batch, skip)
+    return fit_curvature(task, choice, path, wanted, terminal, batch, skip=skip)
 
 
 def known_curvature(choice: Choice, path: Path, wanted: dict[str, str]) -> Fitted | None:

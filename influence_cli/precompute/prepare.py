@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +47,36 @@ from influence_cli.runtime.terminal import Terminal, or_silent
 from influence_cli.store.store import READ, SKIPPED, Store, block_sums, predicted_classes
 
 
-def prepare_all(config: Config, tasks: Sequence[Task], terminal: Terminal | None = None, **how: bool) -> list[Prepared]:
-    """Give the curvature and the complete store of every checkpoint; ``how`` goes to ``prepare``."""
+@dataclass(frozen=True)
+class Upkeep:
+    """What is done to a store that exists already.
+
+    Attributes:
+        overwrite: replace its rows; a curvature that still fits is reused.
+        fsck: verify every checksum and read every example again, to compare it with the data of the store.
+        repair: recompute damaged (and, with ``fsck``, changed) blocks.
+    """
+
+    overwrite: bool = False
+    fsck: bool = False
+    repair: bool = False
+
+
+def prepare_all(
+    config: Config,
+    tasks: Sequence[Task],
+    terminal: Terminal | None = None,
+    *,
+    upkeep: Upkeep = Upkeep(),
+    skip_unreadable: bool = False,
+    on_the_fly: bool = False,
+) -> list[Prepared]:
+    """Give the curvature and the complete store of every checkpoint, as ``prepare`` does for one."""
     terminal = or_silent(terminal)
-    return [prepare(config, number, task, terminal, **how) for number, task in enumerate(tasks)]
+    return [
+        prepare(config, number, task, terminal, upkeep=upkeep, skip_unreadable=skip_unreadable, on_the_fly=on_the_fly)
+        for number, task in enumerate(tasks)
+    ]
 
 
 def all_complete(config: Config) -> bool:
@@ -98,10 +124,8 @@ def prepare(
     task: Task,
     terminal: Terminal | None = None,
     *,
-    overwrite: bool = False,
+    upkeep: Upkeep = Upkeep(),
     skip_unreadable: bool = False,
-    fsck: bool = False,
-    repair: bool = False,
     on_the_fly: bool = False,
 ) -> Prepared:
     """Give the curvature and a complete store for one checkpoint: reuse, resume or make it.
@@ -111,10 +135,8 @@ def prepare(
         number: which of its checkpoints.
         task: that checkpoint and its data.
         terminal: progress and warnings.
-        overwrite: replace the rows of an existing store; a curvature that still fits is reused.
+        upkeep: what is done to an existing store; by default it is used, and what is missing is computed.
         skip_unreadable: continue without unreadable examples, and list them.
-        fsck: verify every checksum and read every example again, to compare it with the data of the store.
-        repair: recompute damaged (and, with ``fsck``, changed) blocks.
         on_the_fly: fit the curvature, but store no rows.
 
     Raises:
@@ -127,48 +149,48 @@ def prepare(
     choice, batch = decide(config, task, terminal)
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
     if on_the_fly:
-        return _without_rows(config, number, task, choice, batch, wanted, terminal, skip_unreadable)
-    makes, grows, writes = distributed.from_first(lambda: _to_do(task, path, wanted, overwrite, repair))
+        return _without_rows(config, number, task, choice, batch, wanted, terminal, skip=skip_unreadable)
+    makes, grows, writes = distributed.from_first(lambda: _to_do(task, path, wanted, upkeep))
     # The writer is alone from here on, so that two that start together do not both fit the curvature.
     with alone(path) if writes else nullcontext():
         if makes:
-            make_store(config, task, choice, batch, path, wanted, terminal, skip_unreadable)
+            make_store(config, task, choice, batch, path, wanted, terminal, skip=skip_unreadable)
         elif grows:
             distributed.from_first(lambda: extend_store(config, task, path, wanted, terminal))
-        todo = distributed.from_first(lambda: _todo(task, choice, path, wanted, terminal, fsck, repair))
+        todo = distributed.from_first(lambda: _todo(task, choice, path, wanted, terminal, upkeep))
         basis, spectrum = stored_basis(path, choice, task)
         if len(todo):
             remove_fits(path)  # a kill can leave it next to a store with the whole curvature
-            fill_store(task, choice.network, basis, path, todo, terminal, skip_unreadable)
+            fill_store(task, choice.network, basis, path, todo, terminal, skip=skip_unreadable)
     prepared = _prepared(task, choice, path, basis, spectrum, settings_of(config, number), started)
     return _remark(prepared, terminal, a_run=config.model.is_one_run)
 
 
-def _to_do(task: Task, path: Path, wanted: dict[str, str], overwrite: bool, repair: bool) -> tuple[bool, bool, bool]:
+def _to_do(task: Task, path: Path, wanted: dict[str, str], upkeep: Upkeep) -> tuple[bool, bool, bool]:
     """Say whether a store must be made, whether it must grow, and whether anything must be written."""
-    makes = overwrite or not has_rows(path)
+    makes = upkeep.overwrite or not has_rows(path)
     grows = not makes and has_grown(task, path, wanted)
-    return makes, grows, makes or grows or repair or not _is_complete(path)
+    return makes, grows, makes or grows or upkeep.repair or not _is_complete(path)
 
 
 def _todo(
-    task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, fsck: bool, repair: bool
+    task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, upkeep: Upkeep
 ) -> np.ndarray:
     """Compare a store with model and data, and list the blocks to compute: missing ones and damaged ones."""
     with Store.open(path) as store:
         compare(store.fingerprint, wanted, str(path))
         done = np.flatnonzero(store.done())
         missing = np.flatnonzero(~store.done())
-        bad = store.damaged(done if fsck or repair else done[:1])
+        bad = store.damaged(done if upkeep.fsck or upkeep.repair else done[:1])
         sound = np.setdiff1d(done, bad)
         if len(sound):
             check_code(task, choice, store, int(sound[0]))
-    if fsck:
+    if upkeep.fsck:
         bad = np.union1d(bad, changed_blocks(task, path, terminal))
-    if len(bad) and not repair:
+    if len(bad) and not upkeep.repair:
         raise InfluenceError(
             f"{path}: {len(bad)} damaged blocks: {', '.join(map(str, bad[:8]))}",
-            f"influence gradients {'--fsck ' if fsck else ''}--repair recomputes them",
+            f"influence gradients {'--fsck ' if upkeep.fsck else ''}--repair recomputes them",
         )
     if len(bad):
         terminal.say(f"recomputing {len(bad)} damaged blocks of {path}: {', '.join(map(str, bad[:8]))}")
@@ -203,6 +225,7 @@ def _without_rows(
     batch: Batch,
     wanted: dict[str, str],
     terminal: Terminal,
+    *,
     skip: bool,
 ) -> Prepared:
     """Fit the curvature and keep it in the store's file, without rows."""
@@ -215,16 +238,27 @@ def _without_rows(
     else:
         with alone(path):
             fitted, size = halving_alone(
-                lambda count: curvature_of(task, choice, path, wanted, terminal, count, skip), size, terminal.warn
+                lambda count: curvature_of(task, choice, path, wanted, terminal, count, skip=skip), size, terminal.warn
             )
             if distributed.is_first() and not path.exists():
                 disk.check_space(path, fitted.bytes())
-                create_store(config, task, path, wanted, fitted, None, 0, size, rows=False)
+                create_store(config, task, path, wanted, fitted, None, size)
                 terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), without rows")
             remove_fits(path)
             fitted = handed_round(fitted)
     basis, spectrum = open_basis(fitted, choice, None, task.device) if choice.has_basis else (None, None)
-    return Prepared(task, choice, path, basis, spectrum, True, size, None, time.perf_counter() - started, settings)
+    return Prepared(
+        task,
+        choice,
+        path,
+        basis,
+        spectrum,
+        on_the_fly=True,
+        batch=size,
+        gradient_norm=None,
+        seconds=time.perf_counter() - started,
+        settings=settings,
+    )
 
 
 def _prepared(
@@ -248,7 +282,18 @@ def _prepared(
     else:
         slope = mean + task.l2 * theta
     seconds = time.perf_counter() - started
-    return Prepared(task, choice, path, basis, spectrum, False, batch, float(slope.norm()), seconds, settings)
+    return Prepared(
+        task,
+        choice,
+        path,
+        basis,
+        spectrum,
+        on_the_fly=False,
+        batch=batch,
+        gradient_norm=float(slope.norm()),
+        seconds=seconds,
+        settings=settings,
+    )
 
 
 def _summary(path: Path) -> np.ndarray:

@@ -96,7 +96,7 @@ def sweep_influence(
             left = torch.cat(
                 [*(removal(each.apply(coordinates), prepared.task.n) for each in (inverse, *swept)), coordinates]
             )
-            streams.append(training_products(prepared, left, None, len(stores), terminal, False, stack))
+            streams.append(training_products(prepared, left, None, len(stores), terminal, skip=False, stack=stack))
         values = _gathered(streams, (2 + len(usable)) * m, read, stores[0].task.train)
     chosen, *others, plain = values.reshape(2 + len(usable), m, -1)
     return _described(usable, columns, chosen, others, plain, top, both=True)
@@ -183,7 +183,7 @@ def _described(
     both: bool,
 ) -> list[AtDamping]:
     """Compare scores [m, n] at every λ with those at the chosen one, mean over the m."""
-    first = [_top(row, top, both) for row in chosen]
+    first = [_top(row, top, both=both) for row in chosen]
     scores = dict(zip(usable, others, strict=True))
     rows = []
     for number, multiple in enumerate(MULTIPLES):
@@ -195,7 +195,7 @@ def _described(
             continue
         swept = scores[number]
         dimensions = [inverse.effective_dimension for at, _ in columns if (inverse := at[number]) is not None]
-        same = [len(a & _top(b, top, both)) / max(1, len(a)) for a, b in zip(first, swept, strict=True)]
+        same = [len(a & _top(b, top, both=both)) / max(1, len(a)) for a, b in zip(first, swept, strict=True)]
         rows.append(
             AtDamping(
                 multiple,
@@ -210,7 +210,7 @@ def _described(
     return rows
 
 
-def _top(scores: np.ndarray, count: int, both: bool) -> set[int]:
+def _top(scores: np.ndarray, count: int, *, both: bool) -> set[int]:
     """Find the positions of the largest scores, and ~position of the smallest if both effects count; no zeros."""
     order = np.lexsort((np.arange(len(scores)), -scores))
     positions = {int(at) for at in order[:count] if scores[at] > 0}

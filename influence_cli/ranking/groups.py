@@ -23,7 +23,7 @@ from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import bootstrap_means, least_by_chance
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.group_files import Grouping
-from influence_cli.ranking.rank import rank_into_sinks, rank_training
+from influence_cli.ranking.rank import RankOptions, rank_into_sinks, rank_training
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Share of the bootstrap samples in which a group must come first, and be harmful, to be named without a doubt; and
@@ -190,9 +190,7 @@ def group_influence(
         count=1,
         target=target,
         terminal=terminal,
-        skip_unreadable=skip_unreadable,
-        sinks=[sink],
-        strict=strict,
+        options=RankOptions(skip_unreadable=skip_unreadable, sinks=[sink], strict=strict),
     )
     return sink.result(grouping, *rank_into_sinks(groups))
 

@@ -148,7 +148,7 @@ def build_indexes(
                 "seconds": time.perf_counter() - started,
             }
             indexes.append(Index(part, rows, description, search))
-        indexes = _measured(stores, inverses, indexes, terminal, skip_unreadable)
+        indexes = _measured(stores, inverses, indexes, terminal, skip=skip_unreadable)
         for index, prepared, inverse in zip(indexes, stores, inverses, strict=True):
             path = index_path(prepared.path)
             seal_index(index, path, belongings(prepared, inverse))
@@ -226,7 +226,14 @@ def _empty(plan: IndexPlan) -> tuple[Any, Callable[[np.ndarray], None]]:
     means = faiss.IndexFlatIP(plan.width)
     if plan.kind == "float16":
         kind = faiss.ScalarQuantizer.QT_fp16
-        search = faiss.IndexIVFScalarQuantizer(means, plan.width, plan.lists, kind, faiss.METRIC_INNER_PRODUCT, False)
+        search = faiss.IndexIVFScalarQuantizer(
+            means,
+            plan.width,
+            plan.lists,
+            kind,
+            faiss.METRIC_INNER_PRODUCT,
+            False,  # noqa: FBT003  SWIG takes no keywords: codes of the vectors themselves, not of residuals
+        )
         search.is_trained = True
         return search, lambda _: None
     search = faiss.IndexIVFPQ(means, plan.width, plan.lists, plan.width // PART, 8, faiss.METRIC_INNER_PRODUCT)
@@ -282,10 +289,15 @@ def _seconds(plan: IndexPlan) -> float:
 
 
 def _measured(
-    stores: Sequence[Prepared], inverses: Sequence[ClosedForm], indexes: Sequence[Index], terminal: Terminal, skip: bool
+    stores: Sequence[Prepared],
+    inverses: Sequence[ClosedForm],
+    indexes: Sequence[Index],
+    terminal: Terminal,
+    *,
+    skip: bool,
 ) -> list[Index]:
     """Choose how many lists to read with one half of the test examples, and measure recall with the other half."""
-    name, gradients = _sampled(stores, terminal, skip)
+    name, gradients = _sampled(stores, terminal, skip=skip)
     exact, seconds = _exact(stores, inverses, gradients, terminal)
     numbers = np.arange(len(exact))
     first, second = (numbers[::2], numbers[1::2]) if len(exact) > 1 else (numbers, numbers)
@@ -311,7 +323,7 @@ def _measured(
     return [replace(index, description=index.description | measured) for index in indexes]
 
 
-def _sampled(stores: Sequence[Prepared], terminal: Terminal, skip: bool) -> tuple[str, list[Tensor]]:
+def _sampled(stores: Sequence[Prepared], terminal: Terminal, *, skip: bool) -> tuple[str, list[Tensor]]:
     """Draw the test examples for measuring recall; training examples if the config has no test set.
 
     Returns:
@@ -325,7 +337,7 @@ def _sampled(stores: Sequence[Prepared], terminal: Terminal, skip: bool) -> tupl
         return "training", [stored_rows(prepared, chosen) for prepared in stores]
     chosen = np.sort(generator.choice(split.indices, min(TESTS, len(split)), replace=False))
     selected = [Selected(int(index), None, int(split.labels[index])) for index in chosen]
-    tests, gradients = test_gradients(stores, selected, "label", terminal, skip)
+    tests, gradients = test_gradients(stores, selected, "label", terminal, skip=skip)
     if not tests:
         raise InfluenceError("none of the test examples for measuring recall could be read")
     return "test", gradients

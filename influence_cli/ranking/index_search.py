@@ -148,7 +148,9 @@ def rank_approximate(
         spent.queries += len(near)
         return _scored(stores, inverses, gradients, tests, near, count, spent)
 
-    for tests, gradients, of in gradient_groups(stores, selected, size, target, aggregate, terminal, skip_unreadable):
+    for tests, gradients, of in gradient_groups(
+        stores, selected, size, target, aggregate=aggregate, terminal=terminal, skip=skip_unreadable
+    ):
         yield RankedGroup(tests, search(gradients, of))
     record = describe_run(stores, inverses, None, terminal)
     return record, _say_spent(indexes, spent, terminal)

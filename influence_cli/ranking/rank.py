@@ -76,6 +76,42 @@ class RankedTests:
     scores: ScoreRecord
 
 
+@dataclass(frozen=True)
+class RankOptions:
+    """How a pass over the training examples goes, and by what they are ranked.
+
+    Attributes:
+        skip_unreadable: continue without unreadable examples.
+        sinks: take every number as well.
+        strict: a solver that does not converge is an error.
+        normalise: rank by influence (``none``), or by a score of influence/normalise.py; sinks take influence.
+    """
+
+    skip_unreadable: bool = False
+    sinks: Sequence[Sink] = ()
+    strict: bool = False
+    normalise: str = NONE
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over the training examples, for one group of test examples.
+
+    Attributes:
+        facts: of the training examples; filled in if nothing of them is known yet.
+        count: training examples per effect, or None for all of them.
+        plain: test examples for which plain gradient similarity rides along.
+        takes: whether the numbers for sinks are held until those of other processes have arrived.
+        options: of the ranking.
+    """
+
+    facts: TrainingFacts
+    count: int | None
+    plain: int
+    takes: bool
+    options: RankOptions
+
+
 def rank_training(
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
@@ -85,10 +121,7 @@ def rank_training(
     target: str = "label",
     aggregate: bool = False,
     terminal: Terminal | None = None,
-    skip_unreadable: bool = False,
-    sinks: Sequence[Sink] = (),
-    strict: bool = False,
-    normalise: str = NONE,
+    options: RankOptions = RankOptions(),
 ) -> Generator[RankedGroup, None, ScoreRecord]:
     """Rank the training examples by their influence on the selected test examples.
 
@@ -100,10 +133,7 @@ def rank_training(
         target: whose loss is explained: ``label``, ``predicted``, or a class name.
         aggregate: explain the mean loss of all selected examples.
         terminal: progress, λ, residuals, warnings.
-        skip_unreadable: continue without unreadable examples.
-        sinks: take every number as well.
-        strict: a solver that does not converge is an error.
-        normalise: rank by influence (``none``), or by a score of influence/normalise.py; sinks take influence.
+        options: how the pass goes, what else takes the numbers, and by what score is ranked.
 
     Yields:
         Groups of test examples, in order; one group for an aggregate.
@@ -112,20 +142,22 @@ def rank_training(
         At the end, what is known of the run (λ, effective dimension, residuals, correlation with ``identity``).
     """
     terminal = or_silent(terminal)
-    inverses = make_inverses(stores, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict=options.strict)
     asked = test_stores(stores, inverses)
     # The numbers for sinks from other processes are held until all of them have arrived.
-    takes = distributed.size() > 1 and any(distributed.gathered(bool(sinks)))
+    takes = distributed.size() > 1 and any(distributed.gathered(bool(options.sinks)))
     size = group_size([*stores, *asked], None if count is None or takes else 2 * count)
     if stores[0].on_the_fly and not aggregate and len(selected) > size:
         passes = -(-len(selected) // size)
         terminal.say(f"on the fly in {passes} groups of {size:,} test examples: one pass over the data per group")
     correlation: float | None = None
-    for tests, gradients, of in gradient_groups(asked, selected, size, target, aggregate, terminal, skip_unreadable):
+    for tests, gradients, of in gradient_groups(
+        asked, selected, size, target, aggregate=aggregate, terminal=terminal, skip=options.skip_unreadable
+    ):
         compare = correlation is None and inverses[0].damping is not None
         plain = min(COMPARED, len(gradients[0])) if compare else 0
-        rest = (facts, count, terminal, skip_unreadable, plain, sinks, takes, normalise)
-        strongest, measured = _strongest(stores, inverses, gradients, of, *rest)
+        group_pass = _Pass(facts, count, plain, takes=takes, options=options)
+        strongest, measured = _strongest(stores, inverses, gradients, of, terminal, group_pass)
         correlation = measured if correlation is None else correlation
         yield RankedGroup(tests, strongest)
     return describe_run(stores, inverses, correlation, terminal)
@@ -163,7 +195,7 @@ def rank_tests(
     terminal = or_silent(terminal)
     split = stores[0].task.train
     check_train(split, index)
-    inverses = make_inverses(stores, terminal, strict)
+    inverses = make_inverses(stores, terminal, strict=strict)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)
     asked = test_stores(stores, inverses)
@@ -177,7 +209,9 @@ def rank_tests(
     everything = [Selected(int(i), None, int(test.labels[i])) for i in test.indices]
     size = group_size([*stores, *asked], 1)
     for start in range(0, len(everything), size):
-        group, gradients = test_gradients(asked, everything[start : start + size], target, terminal, skip_unreadable)
+        group, gradients = test_gradients(
+            asked, everything[start : start + size], target, terminal, skip=skip_unreadable
+        )
         if is_path and group:
             gradients = solved_vectors(inverses, gradients)
         columns = [
@@ -210,20 +244,17 @@ def _strongest(
     inverses: Sequence[Inverse],
     gradients: Sequence[Tensor],
     tests: Sequence[TestFacts | None],
-    facts: TrainingFacts,
-    count: int | None,
     terminal: Terminal,
-    skip: bool,
-    plain: int,
-    sinks: Sequence[Sink],
-    takes: bool,
-    normalise: str,
+    group_pass: _Pass,
 ) -> tuple[list[Strongest], float | None]:
     """Let all training examples stream by once, from every checkpoint, and keep the strongest effects.
 
     Plain gradient similarity rides along in the same product for the first ``plain`` test examples. The second result
     is their mean correlation with it: NaN where they have none, None where ``plain`` is 0.
     """
+    facts, count, plain, takes = group_pass.facts, group_pass.count, group_pass.plain, group_pass.takes
+    skip, sinks = group_pass.options.skip_unreadable, group_pass.options.sinks
+    normalise = group_pass.options.normalise
     m, n = len(gradients[0]), len(facts.indices)
     first = facts if not facts.read.any() else None
     running, similar = Running(m, count), np.zeros((2, plain, n if plain else 0), dtype=np.float32)
@@ -240,7 +271,9 @@ def _strongest(
             lefts = [torch.cat([left, coordinates[:plain]]) for left, coordinates in zip(lefts, gradients, strict=True)]
         for prepared, inverse, left in zip(stores, inverses, lefts, strict=True):
             norms = None if normalise == NONE else Norms(normalise, inverse)
-            streams.append(training_products(prepared, left, first, share, terminal, skip, stack, norms))
+            streams.append(
+                training_products(prepared, left, first, share, terminal, skip=skip, stack=stack, norms=norms)
+            )
         held: list[tuple[slice, np.ndarray]] = []
         for where, values in averaged(streams):
             scores, others = values[:m], values[m : m + plain]

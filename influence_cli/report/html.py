@@ -81,11 +81,11 @@ class Card:
     neighbours: tuple[Neighbour, ...] = ()
     review: Review | None = None
 
-    def weight(self, own: bool) -> int:
+    def weight(self, *, own: bool) -> int:
         """Count the bytes of its own image, or of its neighbours' images."""
         return len(self.image or "") if own else sum(len(other.image or "") for other in self.neighbours)
 
-    def without(self, own: bool) -> Card:
+    def without(self, *, own: bool) -> Card:
         """Leave out its own image, or its neighbours' images."""
         if own:
             return replace(self, image=None)
@@ -282,7 +282,7 @@ def _fitting(page: Page, path: Path) -> str:
         for line, row in enumerate(section.rows)
         for place, card in enumerate(row.cards)
         for own in (False, True)
-        if card.weight(own)
+        if card.weight(own=own)
     )
     dropped: set[tuple[bool, int, int, int]] = set()
     while (excess := len(text.encode()) - MAX_BYTES) > 0:
@@ -294,7 +294,7 @@ def _fitting(page: Page, path: Path) -> str:
             )
         for own, place, number, line in pictures[len(dropped) :]:
             dropped.add((own, place, number, line))
-            excess -= page.sections[-number].rows[-line].cards[-place].weight(own)
+            excess -= page.sections[-number].rows[-line].cards[-place].weight(own=own)
             if excess <= 0:
                 break
         left = _without(page, dropped)
@@ -314,7 +314,7 @@ def _without(page: Page, dropped: set[tuple[bool, int, int, int]]) -> Page:
     def card_of(card: Card, place: int, number: int, line: int) -> Card:
         for own in (False, True):
             if (own, -place, -number, -line) in dropped:
-                card = card.without(own)
+                card = card.without(own=own)
         return card
 
     sections = []

@@ -35,7 +35,7 @@ SUFFIXES = {
 _TSV_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
-def choose_format(format: str | None, output: Path | None, terminal: bool, dialects: Sequence[str] = ()) -> str:
+def choose_format(format: str | None, output: Path | None, *, terminal: bool, dialects: Sequence[str] = ()) -> str:
     """Decide how rows are written.
 
     Args:
@@ -51,7 +51,7 @@ def choose_format(format: str | None, output: Path | None, terminal: bool, diale
         InfluenceError: the format or the suffix is unknown or does not fit these rows, parquet would go to a terminal,
             or its package is not installed.
     """
-    chosen = _named_format(format, output, terminal, dialects)
+    chosen = _named_format(format, output, terminal=terminal, dialects=dialects)
     if chosen == "parquet":
         require_extra("pyarrow", "parquet", "parquet")
         if output is None and terminal:
@@ -59,7 +59,7 @@ def choose_format(format: str | None, output: Path | None, terminal: bool, diale
     return chosen
 
 
-def _named_format(format: str | None, output: Path | None, terminal: bool, dialects: Sequence[str]) -> str:
+def _named_format(format: str | None, output: Path | None, *, terminal: bool, dialects: Sequence[str]) -> str:
     if format is not None:
         if format in DIALECTS and format not in dialects:
             raise InfluenceError(

@@ -117,7 +117,7 @@ def compare_results(a: Result, b: Result, top: int | None = None) -> tuple[list[
     comparisons = [
         comparison
         for key in shared
-        for comparison in _compare(groups[0][key], groups[1][key], item, VALUES[a.kind], top, reverse)
+        for comparison in _compare(groups[0][key], groups[1][key], item, VALUES[a.kind], top, reverse=reverse)
     ]
     if not comparisons:
         raise InfluenceError(
@@ -184,7 +184,7 @@ def comparison_rows(
 
 
 def _compare(
-    a: list[Row], b: list[Row], item: Callable[[Row], Scalar], value: str, top: int | None, reverse: bool
+    a: list[Row], b: list[Row], item: Callable[[Row], Scalar], value: str, top: int | None, *, reverse: bool
 ) -> Iterator[Comparison]:
     """Compare what two results say about one example, effect by effect."""
     rows_a, rows_b = {item(row): row for row in a}, {item(row): row for row in b}

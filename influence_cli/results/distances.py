@@ -48,7 +48,7 @@ class Spread:
     influence: np.ndarray
     same: np.ndarray
 
-    def correlation(self, same: bool) -> float | None:
+    def correlation(self, *, same: bool) -> float | None:
         """Correlate the ranks of influence and distance within a class; None for under three or constant values."""
         chosen = self.same == same
         if chosen.sum() < 3:
@@ -56,7 +56,7 @@ class Spread:
         correlation = spearman(self.influence[chosen], self.distance[chosen])
         return float(correlation) if np.isfinite(correlation) else None
 
-    def helpful(self, same: bool, near: bool = False) -> float | None:
+    def helpful(self, *, same: bool, near: bool = False) -> float | None:
         """Give the share of helpful images within a class, of all or of the nearest; None if there are none."""
         chosen = self.same == same
         if near:
@@ -71,9 +71,9 @@ class Spread:
             for side, same in (("same", True), ("other", False))
             for name, value in (
                 ("{}", int((self.same == same).sum())),
-                ("correlation_{}", self.correlation(same)),
-                ("helpful_{}", self.helpful(same)),
-                ("helpful_near_{}", self.helpful(same, near=True)),
+                ("correlation_{}", self.correlation(same=same)),
+                ("helpful_{}", self.helpful(same=same)),
+                ("helpful_near_{}", self.helpful(same=same, near=True)),
             )
         }
 

@@ -31,6 +31,7 @@ def group_rows(
     prepared: Prepared,
     influence: GroupInfluence,
     first: np.ndarray | None,
+    *,
     each: bool,
     count: int | None,
     actual: dict[int, np.ndarray],

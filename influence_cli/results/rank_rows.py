@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def rank_rows(
-    prepared: Prepared, group: RankedGroup, facts: TrainingFacts, aggregate: bool
+    prepared: Prepared, group: RankedGroup, facts: TrainingFacts, *, aggregate: bool
 ) -> Iterator[dict[str, object]]:
     """Give the rows of a group: one test example after another, helpful before harmful, strongest first."""
     from influence_cli.influence.scores import effect

@@ -24,7 +24,7 @@ from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepare import decide, prepare_all
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.ranking.rank import rank_into_sinks, rank_training
+from influence_cli.ranking.rank import RankOptions, rank_into_sinks, rank_training
 from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder, turn
 from influence_cli.retrain.retraining import Retraining
 from influence_cli.retrain.training import (
@@ -135,9 +135,9 @@ def datamodeling_score(
     open_folder(folder, retraining.made_of(task), MEANING)
     # One of several commands makes the stores while the others start training; a job's processes make them together.
     stores: dict[str, list[Prepared]] = {}
-    with turn(folder, wait=False) if distributed.is_first() else nullcontext(False) as mine:
+    with turn(folder, wait=False) if distributed.is_first() else nullcontext(enter_result=False) as mine:
         if distributed.from_first(lambda: mine):
-            stores = _prepare(methods, tasks, on_the_fly, terminal)
+            stores = _prepare(methods, tasks, on_the_fly=on_the_fly, terminal=terminal)
     halves = [half(seed_of(retraining.seed, HALVES), subset, n) for subset in range(subsets)]
     keys = [(repeat, subset) for repeat in range(repeats) for subset in range(subsets)]
     jobs = {job_of(f"half_{subset:05d}", repeat, subset): (repeat, subset) for repeat, subset in keys}
@@ -160,7 +160,7 @@ def datamodeling_score(
     if not stores:
         with turn(folder, wait=True) if distributed.is_first() else nullcontext():
             distributed.barrier()
-            stores = _prepare(methods, tasks, on_the_fly, terminal)
+            stores = _prepare(methods, tasks, on_the_fly=on_the_fly, terminal=terminal)
     predictions = [_predictions(stores[name], selected, removed, terminal, name) for name in methods]
     predicted = np.array([sums for sums, _ in predictions])
     mean, (methods_, counts) = actual.mean(axis=0), predicted.shape[:2]
@@ -186,7 +186,7 @@ def left_out(halves: Sequence[np.ndarray], n: int) -> np.ndarray:
 
 
 def _prepare(
-    methods: Mapping[str, Config], tasks: Sequence[Task], on_the_fly: bool, terminal: Terminal
+    methods: Mapping[str, Config], tasks: Sequence[Task], *, on_the_fly: bool, terminal: Terminal
 ) -> dict[str, list[Prepared]]:
     return {name: prepare_all(config, tasks, terminal, on_the_fly=on_the_fly) for name, config in methods.items()}
 
@@ -236,7 +236,9 @@ def _sums(
 ) -> tuple[np.ndarray, ScoreRecord]:
     """Sum influence over what each subset leaves out, from a stream: [tests, subsets]."""
     sums, facts = _Removed(removed), training_facts(stores)
-    _, record = rank_into_sinks(rank_training(stores, selected, facts=facts, count=1, terminal=terminal, sinks=[sums]))
+    _, record = rank_into_sinks(
+        rank_training(stores, selected, facts=facts, count=1, terminal=terminal, options=RankOptions(sinks=[sums]))
+    )
     return np.concatenate(sums.parts), record
 
 

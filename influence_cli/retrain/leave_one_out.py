@@ -22,7 +22,7 @@ from influence_cli.metrics import intercept, pearson, slope
 from influence_cli.model.fingerprint import weights_hash
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.ranking.rank import rank_into_sinks, rank_training
+from influence_cli.ranking.rank import RankOptions, rank_into_sinks, rank_training
 from influence_cli.ranking.sinks import KeptInfluence
 from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder
 from influence_cli.retrain.newton import losses_under, without_each
@@ -119,7 +119,7 @@ def leave_one_out(
     facts = training_facts(stores) if facts is None else facts
     held = KeptInfluence(len(selected), n)
     tests, scores = rank_into_sinks(
-        rank_training(stores, selected, facts=facts, count=1, terminal=terminal, sinks=[held])
+        rank_training(stores, selected, facts=facts, count=1, terminal=terminal, options=RankOptions(sinks=[held]))
     )
     choices = [_choose(values, count, seed_of(retraining.seed, CHOSEN, t)) for t, values in enumerate(held.values)]
     rows = np.unique(np.concatenate(choices))

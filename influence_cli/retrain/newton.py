@@ -308,7 +308,7 @@ def gradients_at(problem: Problem, ws: Tensor, without: tuple[Tensor, Tensor] | 
 
 
 def _slopes(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
-    outputs = outputs.detach().requires_grad_(True)
+    outputs = outputs.detach().requires_grad_()
     with torch.enable_grad():
         (slopes,) = torch.autograd.grad(loss(outputs, targets).sum(), outputs)
     return slopes.detach()

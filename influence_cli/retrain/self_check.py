@@ -92,7 +92,7 @@ def check_estimates(
 
 def _minimum(prepared: Prepared, terminal: Terminal) -> list[Checked]:
     task = prepared.task
-    seen = measure(task, task.train, prepared.choice.network, True, terminal, True, gradients=True)
+    seen = measure(task, task.train, prepared.choice.network, terminal, full=True, skip=True, gradients=True)
     share = seen.gradient_norm / seen.typical_norm if seen.typical_norm > 0 else 0.0
     if share <= MINIMUM:
         text = "a minimum: leaving an example out is a small step from here"

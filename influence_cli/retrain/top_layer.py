@@ -139,7 +139,7 @@ def with_graph(top: TopLayer, inputs: Tensor) -> tuple[Tensor, Tensor]:
     seen: list[Tensor] = []
     hook = top.layer.register_forward_hook(lambda _module, received, _output: seen.append(received[0]))
     model = top.network.model
-    x = inputs.to(top.network.device()).detach().clone().requires_grad_(True)
+    x = inputs.to(top.network.device()).detach().clone().requires_grad_()
     try:
         with torch.enable_grad(), frozen(model), recurrent_backward(model):
             # A copy, because a model may change its input in place, which a leaf forbids.
@@ -171,7 +171,7 @@ def feature_slopes(problem: Problem, w: Tensor, s: Tensor, rows: Tensor, width: 
         float64 [k, width]; no sign and no 1/n applied.
     """
     examples = problem.examples
-    a = examples.a[rows].detach().requires_grad_(True)
+    a = examples.a[rows].detach().requires_grad_()
     with torch.enable_grad():
         outputs = a @ w.T + examples.fixed[rows]
         losses = problem.loss(outputs, examples.targets[rows])
@@ -189,7 +189,7 @@ def pixel_slopes(x: Tensor, a: Tensor, v: Tensor) -> Tensor:
 def loss_slope(problem: Problem, w: Tensor, tests: Outputs, row: int) -> Tensor:
     """Compute ∇_W of the loss of one test example: [C, d]."""
     a = tests.a[row : row + 1]
-    outputs = (a @ w.T + tests.fixed[row : row + 1]).detach().requires_grad_(True)
+    outputs = (a @ w.T + tests.fixed[row : row + 1]).detach().requires_grad_()
     with torch.enable_grad():
         (r,) = torch.autograd.grad(problem.loss(outputs, tests.targets[row : row + 1]).sum(), outputs)
     return r.T @ a

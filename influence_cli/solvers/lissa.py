@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,33 +26,44 @@ DOUBLINGS = 12
 LOOK = 50
 
 
+@dataclass(frozen=True)
+class Series:
+    """How the series runs; both numbers are doubled if it does not converge.
+
+    Attributes:
+        scale: σ, at least half the largest eigenvalue of any M⁻¹A_B; None for 1.2 × what power iteration on
+            mini-batches finds.
+        steps: per round.
+    """
+
+    scale: float | None = None
+    steps: int = 200
+
+
 def lissa(
     batch_product: Product,
     product: Product,
     v: Tensor,
     *,
     precondition: Product | None = None,
-    scale: float | None = None,
-    steps: int = 200,
+    series: Series = Series(),
     tolerance: float = 1e-3,
     max_iterations: int = 40_000,
     on_round: Callable[[int, float], None] | None = None,
 ) -> tuple[Tensor, SolveInfo]:
     """Solve A x = v by the series y ← M⁻¹r/σ + (I − M⁻¹A_B/σ) y on mini-batches B; M = I is LiSSA.
 
-    One run of the series from mini-batches never converges: it keeps the noise of A_B. So each round runs ``steps``
-    steps on what is left over, r = v − A x with the *whole* matrix, averages the second half of the iterates, and
-    adds the result to x (iterative refinement). The noise shrinks with r, and r is a certificate: along a direction
-    of negative curvature it grows.
+    One run of the series from mini-batches never converges: it keeps the noise of A_B. So each round runs
+    ``series.steps`` steps on what is left over, r = v − A x with the *whole* matrix, averages the second half of the
+    iterates, and adds the result to x (iterative refinement). The noise shrinks with r, and r is a certificate: along
+    a direction of negative curvature it grows.
 
     Args:
         batch_product: V [m, p] to V A_B [m, p] on the next mini-batch, unbiased: E[A_B] = A.
         product: the same with the whole matrix.
         v: right-hand sides [m, p].
         precondition: R [m, p] to R M⁻¹, M symmetric positive definite; None for M = I.
-        scale: σ, at least half the largest eigenvalue of any M⁻¹A_B; None for 1.2 × what power iteration on
-            mini-batches finds. Doubled if the series does not converge.
-        steps: per round; doubled with σ.
+        series: its scale σ and its steps per round.
         tolerance: of the relative residual.
         max_iterations: most steps.
         on_round: called with (steps so far, relative residual).
@@ -65,6 +77,7 @@ def lissa(
     check_limits(tolerance, max_iterations)
     m_inverse = precondition or (lambda rows: rows)
     name = "LiSSA" if precondition is None else "the Neumann iteration"
+    scale, steps = series.scale, series.steps
     if scale is None:
         scale = MARGIN * power_iteration(lambda u: m_inverse(batch_product(u)), v.shape[1], like=v)
     finite(torch.tensor(scale), "power iteration")

@@ -66,6 +66,23 @@ class Shard:
         return layout.span(range(self.first, self.first + self.blocks))
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What is the same in every shard of a store, and what each takes its rows from.
+
+    Attributes:
+        fingerprint: what the store belongs to.
+        facts: of the store.
+        labels: int64 [n], of all rows.
+        indices: int64 [n].
+    """
+
+    fingerprint: Mapping[str, str]
+    facts: Mapping[str, Any]
+    labels: np.ndarray
+    indices: np.ndarray
+
+
 def shards_of(header: Mapping[str, Any]) -> list[Shard]:
     """Read the shards from a main file's header; none for a store in one file."""
     return [Shard(**entry) for entry in header.get("shards", [])]
@@ -109,7 +126,7 @@ def create_sharded(
     """
     disk.check_space(path, layout.bytes() + side_bytes(arrays))
     folder = _new_folder(path)
-    made = _add_shards(folder, layout, range(layout.blocks), count, 0, fingerprint, facts, labels, indices)
+    made = _add_shards(folder, layout, range(layout.blocks), count, 0, _Contents(fingerprint, facts, labels, indices))
     _write_main(path, layout, fingerprint, facts, arrays, made)
     remove_orphans(path)
 
@@ -161,7 +178,8 @@ def extend(
         if shard.first < full
     ]
     number = 1 + max((int(Path(shard.file).stem) for shard in known), default=-1)
-    made = _add_shards(folder, layout, range(full, layout.blocks), count, number, fingerprint, facts, labels, indices)
+    contents = _Contents(fingerprint, facts, labels, indices)
+    made = _add_shards(folder, layout, range(full, layout.blocks), count, number, contents)
     _write_main(path, layout, fingerprint, facts, arrays, [*kept, *made])
     remove_orphans(path)
 
@@ -172,10 +190,7 @@ def _add_shards(
     blocks: range,
     count: int,
     number: int,
-    fingerprint: Mapping[str, str],
-    facts: Mapping[str, Any],
-    labels: np.ndarray,
-    indices: np.ndarray,
+    contents: _Contents,
 ) -> list[Shard]:
     """Make shards for some blocks of a store, as equal as can be."""
     try:
@@ -193,10 +208,10 @@ def _add_shards(
         create(
             file,
             Layout(rows.stop - rows.start, layout.k, layout.classes, layout.block, layout.dtype),
-            fingerprint=fingerprint,
-            facts={"rows": True, "batch": facts["batch"], "shard": f"{folder.name} {number + part}"},
-            labels=labels[rows],
-            indices=indices[rows],
+            fingerprint=contents.fingerprint,
+            facts={"rows": True, "batch": contents.facts["batch"], "shard": f"{folder.name} {number + part}"},
+            labels=contents.labels[rows],
+            indices=contents.indices[rows],
             arrays={},
         )
         raw, opened, _ = open_file(file)

@@ -15,7 +15,7 @@ from influence_cli.curvature import ekfac, kronecker_plan
 from influence_cli.curvature.blocks import describe as describe_blocks
 from influence_cli.curvature.blocks import from_arrays, groups, joined, keep, largest, to_arrays
 from influence_cli.curvature.coordinates import Blocks, coordinates, full_vectors, weighted_squares
-from influence_cli.curvature.ekfac import fit
+from influence_cli.curvature.ekfac import Watch, fit
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
 from influence_cli.curvature.fisher_draws import draws
 from influence_cli.curvature.kronecker_plan import make_plan
@@ -225,7 +225,7 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(case: tuple[Network, list[Batch
                 raise StopError
 
         with contextlib.suppress(StopError):
-            fitted(network, batches, save=save)
+            fitted(network, batches, watch=Watch(save=save))
         resumed = to_arrays(fitted(network, batches, progress=kept[-1]))
         assert resumed.keys() == whole.keys()
         assert all(np.array_equal(resumed[name], whole[name]) for name in whole), stop_after

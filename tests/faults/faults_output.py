@@ -80,8 +80,8 @@ FAULTS = (
     Fault(
         name="exit-code-findings",
         file="commands/mislabels.py",
-        old="if fail_above is not None and findings > fail_above:",
-        new="if fail_above is not None and findings >= fail_above:",
+        old="if findings > most:",
+        new="if findings >= most:",
         why="--fail-above N fails at N",
         tests=("test_fail_above_ends_with_1_only_above_the_number_of_findings",),
     ),

@@ -20,6 +20,7 @@ from influence_cli.influence.ensemble import segments_of
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.influence.test_selection import select_tests
 from influence_cli.metrics import pearson, slope
+from influence_cli.ranking.rank import RankOptions
 from influence_cli.ranking.sinks import KeptInfluence
 from tests.conftest import Command, Ended, edit
 from tests.support.small_project import N, refusal, with_training
@@ -107,7 +108,7 @@ def scores(folder: Path, *values: str, store: str = "own.h5") -> np.ndarray:
     chosen = select_tests([f"0:{TESTS}"], tasks[0].test, tasks[0].classes, lambda: np.empty(0, np.int64), [])
     kept = KeptInfluence(TESTS, N)
     facts = training_facts(stores)
-    for _ in rank_training(stores, chosen, facts=facts, terminal=terminal, sinks=[kept]):
+    for _ in rank_training(stores, chosen, facts=facts, terminal=terminal, options=RankOptions(sinks=[kept])):
         pass
     return kept.values.astype(np.float64)
 

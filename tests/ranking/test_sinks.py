@@ -9,6 +9,7 @@ import pytest
 
 from influence_cli import Terminal, load_config, load_tasks, prepare_all, rank_training, select_tests
 from influence_cli.influence.example_facts import training_facts
+from influence_cli.ranking.rank import RankOptions
 from influence_cli.ranking.sinks import KeptInfluence
 
 
@@ -32,7 +33,9 @@ def test_it_takes_what_rank_computes(stored: Path, monkeypatch: pytest.MonkeyPat
     selected = select_tests(["0:3"], tasks[0].test, tasks[0].classes, lambda: np.empty(0), None)
     facts = training_facts(stores)
     kept = KeptInfluence(2, len(facts.indices))
-    (group,) = rank_training(stores, selected, facts=facts, count=None, terminal=terminal, sinks=[kept])
+    (group,) = rank_training(
+        stores, selected, facts=facts, count=None, terminal=terminal, options=RankOptions(sinks=[kept])
+    )
     for row, found in zip(kept.values, group.strongest, strict=False):
         for order, values in found.effects():
             assert np.array_equal(row[order], values)

@@ -55,7 +55,7 @@ def written(rows, columns, format, stream=None) -> str:
     ],
 )
 def test_choose_format(format, output, terminal, expected) -> None:
-    assert choose_format(format, Path(output) if output else None, terminal) == expected
+    assert choose_format(format, Path(output) if output else None, terminal=terminal) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,23 +70,23 @@ def test_choose_format(format, output, terminal, expected) -> None:
 )
 def test_choose_format_refuses(format, output, says) -> None:
     with pytest.raises(InfluenceError) as caught:
-        choose_format(format, Path(output) if output else None, False)
+        choose_format(format, Path(output) if output else None, terminal=False)
     assert says in caught.value.hint
 
 
 def test_a_dialect_is_for_the_rows_that_fit_it() -> None:
-    assert choose_format("cleanlab", None, True, ("cleanlab",)) == "cleanlab"
+    assert choose_format("cleanlab", None, terminal=True, dialects=("cleanlab",)) == "cleanlab"
     with pytest.raises(InfluenceError) as caught:
-        choose_format("cleanlb", None, True, ("cleanlab",))
+        choose_format("cleanlb", None, terminal=True, dialects=("cleanlab",))
     assert "did you mean 'cleanlab'" in caught.value.hint
 
 
 def test_parquet_needs_its_package_and_is_not_for_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InfluenceError, match="not text for a terminal"):
-        choose_format("parquet", None, True)
+        choose_format("parquet", None, terminal=True)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InfluenceError, match="parquet needs pyarrow") as caught:
-        choose_format(None, Path("a.parquet"), False)
+        choose_format(None, Path("a.parquet"), terminal=False)
     assert caught.value.hint == "pip install 'influence-cli[parquet]'"
 
 

@@ -100,7 +100,7 @@ def test_what_cannot_be_said_is_a_dash() -> None:
         few.numbers()
     )
     constant = spread([1.0, 2.0, 3.0], [0.5, 0.5, 0.5], [False] * 3)
-    assert constant.correlation(False) is None
+    assert constant.correlation(same=False) is None
     both = mean_numbers([few, spread([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [True] * 3)])
     assert (both["correlation_same"], both["same"], both["helpful_same"]) == (pytest.approx(-1), 2.5, 0.75)
     assert both["correlation_other"] is None

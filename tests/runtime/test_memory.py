@@ -30,7 +30,7 @@ from influence_cli.passes.layers import Tape, forward
 from influence_cli.runtime import memory
 from influence_cli.runtime.memory import available_bytes, halving, is_out_of_memory
 from influence_cli.solvers.cg import conjugate_gradients
-from influence_cli.solvers.lissa import lissa
+from influence_cli.solvers.lissa import Series, lissa
 from influence_cli.store.store import Store
 from tests.conftest import Command
 
@@ -530,7 +530,7 @@ def iterations_of(solver: str, product: Callable[[Tensor], Tensor], size: int, c
         if solver == "cg":
             conjugate_gradients(counted, v, tolerance=1e-4)
         else:
-            lissa(counted, counted, v, scale=1e4, steps=count, max_iterations=count)
+            lissa(counted, counted, v, series=Series(1e4, count), max_iterations=count)
     return taken
 
 

@@ -19,7 +19,7 @@ from influence_cli.model.network import Network, track
 from influence_cli.passes.gradients import example_gradients, make_network
 from influence_cli.solvers.cg import SolveInfo, conjugate_gradients, orthonormal
 from influence_cli.solvers.lanczos import lanczos
-from influence_cli.solvers.lissa import lissa
+from influence_cli.solvers.lissa import Series, lissa
 from influence_cli.solvers.nystrom import nystrom
 
 Solve = Callable[..., tuple[Tensor, SolveInfo]]
@@ -57,8 +57,12 @@ def neumann(batch: Callable[[Tensor], Tensor], product: Callable[[Tensor], Tenso
 SOLVERS: dict[str, Solve] = {
     "cg": conjugate_gradients,
     "nystrom": partial(nystrom, rank=15),
-    "lissa": lambda product, v, **how: lissa(product, product, v, max_iterations=400_000, steps=1000, **how),
-    "neumann": lambda product, v, **how: neumann(product, product, v, max_iterations=400_000, steps=1000, **how),
+    "lissa": lambda product, v, **how: lissa(
+        product, product, v, max_iterations=400_000, series=Series(steps=1000), **how
+    ),
+    "neumann": lambda product, v, **how: neumann(
+        product, product, v, max_iterations=400_000, series=Series(steps=1000), **how
+    ),
 }
 
 
@@ -158,7 +162,7 @@ def test_a_series_reaches_the_size_not_only_the_order(series: Solve) -> None:
 
 def test_a_scale_that_is_too_small_is_doubled() -> None:
     matrix, v, exact = problem(condition=20)
-    x, info = lissa(lambda u: u @ matrix, lambda u: u @ matrix, v, scale=0.2, tolerance=1e-4)
+    x, info = lissa(lambda u: u @ matrix, lambda u: u @ matrix, v, series=Series(0.2), tolerance=1e-4)
     assert info.scale is not None
     assert info.scale > 0.4
     assert distance(x, exact) < 1e-2
@@ -174,7 +178,7 @@ def test_a_series_that_stops_early_says_so() -> None:
 def test_a_series_never_returns_garbage() -> None:
     matrix = torch.diag(torch.tensor([1.0, -1.0]))
     with pytest.raises(InfluenceError, match="not positive definite"):
-        lissa(lambda u: u @ matrix, lambda u: u @ matrix, torch.ones(1, 2), scale=2.0)
+        lissa(lambda u: u @ matrix, lambda u: u @ matrix, torch.ones(1, 2), series=Series(2.0))
 
 
 # --- all of them

@@ -26,7 +26,7 @@ from influence_cli import (
     select_tests,
 )
 from influence_cli.influence.example_facts import training_facts
-from influence_cli.mislabels.find import SIGNALS
+from influence_cli.mislabels.find import SIGNALS, SignalChoice
 from influence_cli.model.task import misclassified
 from influence_cli.perturb.eight_bit import pixel_scale
 from influence_cli.retrain.top_layer import top_layer
@@ -52,7 +52,7 @@ def test_no_public_function_prints_without_a_terminal(project: Path, capfd: pyte
     assert group_influence(stores, selected, group_by_class(task.train, task.classes), facts=facts).tests
     assert len(find_mislabels(tasks).order)
     wanted = [name for name in SIGNALS if name not in ("pred-probs", "tracin")]
-    assert len(find_mislabels(tasks, stores, wanted=wanted).signals) >= len(wanted)
+    assert len(find_mislabels(tasks, stores, choice=SignalChoice(wanted=wanted)).signals) >= len(wanted)
     assert check_estimates(stores, selected)
     retraining = Retraining(config)
     assert leave_one_out(stores, selected, retraining=retraining, count=2).left_out
