@@ -35,10 +35,9 @@ from influence_cli.results.rank_rows import COLUMNS, rank_rows, test_rows
 from influence_cli.runtime import distributed
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from influence_cli.influence.example_facts import TrainingFacts
     from influence_cli.influence.test_selection import Selected
+    from influence_cli.pages.rank import FirstGroup
     from influence_cli.precompute.prepared import Prepared
     from influence_cli.ranking.rank import RankedGroup, Sink
     from influence_cli.results.run import Session
@@ -263,11 +262,11 @@ class _Options:
 
 
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
-    from influence_cli.commands.session import emit, load, selected_tests, write_report
+    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.pages.parts import SHOWN
-    from influence_cli.pages.rank import FirstGroup, plot_title, rank_page
+    from influence_cli.pages.rank import FirstGroup
     from influence_cli.perturb.attribution import check_attribution, check_model
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.index_search import rank_approximate
@@ -323,27 +322,35 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
         session.terminal.say("for an image file without a label, the loss of the predicted class is explained")
     if options.matrix is not None:
         session.terminal.say(f"wrote {options.matrix}")
-    if options.plot is not None and held is not None:
-        title = plot_title(kept[0], tasks[0].classes, aggregate=options.aggregate)
-        _plot(session, options.plot, title, held.values[0], facts.labels, tasks[0].classes)
-    if options.report is not None and held is not None:
-        first, count = FirstGroup(kept[0], held.values), options.count or len(facts.indices)
-        marks, whole = options.attribution, options.aggregate
-        page = rank_page(session, stores, first, facts, selected, count, aggregate=whole, attribution=marks)
-        write_report(session, page, options.report)
-    else:
+    if held is not None:
+        _draw(session, stores, selected, facts, FirstGroup(kept[0], held.values), options)
+    if options.report is None:
         instead = " instead of --approximate" if options.approximate else ""
         session.terminal.say(f"next: --report why.html{instead} shows the images")
 
 
-def _plot(
-    session: Session, file: Path, title: str, values: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+def _draw(
+    session: Session,
+    stores: Sequence[Prepared],
+    selected: Sequence[Selected],
+    facts: TrainingFacts,
+    first: FirstGroup,
+    options: _Options,
 ) -> None:
-    """Draw the influences on the first test example, or on the mean of all."""
+    """Draw the plot and the page that were asked for."""
+    from influence_cli.commands.session import write_report
+    from influence_cli.pages.rank import plot_title, rank_page
     from influence_cli.report.plot import plot_influence
 
-    plot_influence(file, values, labels, classes, title, "nats" if session.config.has_unit else "")
-    session.terminal.say(f"wrote {file}")
+    classes, aggregate = stores[0].task.classes, options.aggregate
+    if options.plot is not None:
+        title, unit = plot_title(first.group, classes, aggregate=aggregate), "nats" if session.config.has_unit else ""
+        plot_influence(options.plot, first.kept[0], facts.labels, classes, title, unit)
+        session.terminal.say(f"wrote {options.plot}")
+    if options.report is not None:
+        count, marks = options.count or len(facts.indices), options.attribution
+        page = rank_page(session, stores, first, facts, selected, count, aggregate=aggregate, attribution=marks)
+        write_report(session, page, options.report)
 
 
 def _sweep(
