@@ -161,7 +161,7 @@ def test_labelled_inputs_are_the_examples_in_use_one_by_one() -> None:
 def test_two_shapes_are_refused_with_both_examples() -> None:
     items = [(torch.zeros(3, 4, 4), 0), (torch.zeros(3, 4, 4), 0), (torch.zeros(3, 5, 4), 0)]
     error = refused(lambda: list(read_batches(split_of(items), np.arange(3), 3)))
-    assert error.message == (f"{WHERE}: training example 2 has the shape [3, 5, 4], training example 0 has [3, 4, 4]")
+    assert error.message == (f"{WHERE}: training example 2 has the shape [3, 5, 4], but training example 0 has [3, 4, 4]")
     assert "Resize" in error.hint
 
 
@@ -442,7 +442,7 @@ def test_a_file_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> 
     Image.new("L", (6, 7)).save(tmp_path / "one.png")
     split = split_of([(Image.new("L", (5, 4)), 0)], transform=pixels)
     error = refused(lambda: file_input(split, tmp_path / "one.png"))
-    assert error.message.endswith("becomes an input of shape [7, 6], the train examples are [4, 5]")
+    assert error.message.endswith("becomes an input of shape [7, 6], but the train examples have [4, 5]")
     assert "Resize" in error.hint
 
 

@@ -304,7 +304,7 @@ def test_rank_both_ways_and_on_the_fly_is_the_same(by_source: Path, influence: C
         assert row["loss"] == pytest.approx(known[row["index"]]["loss"], rel=1e-5)
         assert row["predicted"] == known[row["index"]]["predicted"]
         assert row["test_predicted"] == known[row["index"]]["test_predicted"]
-    assert "SOURCE: 4 checkpoints in 4 segments, η·steps 0.9, 1.5, 2.4, 4.2; there is no λ" in done.err
+    assert "SOURCE: 4 checkpoints in 4 segments, η·steps 0.9, 1.5, 2.4, 4.2; λ is not used" in done.err
     assert "damping" not in done.err
     # Neither an early checkpoint nor the last one has to be a minimum.
     assert "minimum" not in influence("check", cwd=by_source).err
