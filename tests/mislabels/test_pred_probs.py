@@ -40,7 +40,7 @@ BAD = [
     (GOOD * np.array([[1], [2], [1], [1]]), "1 rows hold numbers outside [0, 1], the first is row 1"),
     (GOOD * np.array([[1], [1], [0.5], [0.5]]), "2 rows do not sum to 1, the first is row 2 (0.5)"),
     (np.where(GOOD == 1, np.nan, GOOD), "1 rows hold numbers outside [0, 1], the first is row 2"),
-    (np.array(["a"]), "holds <U1, which is not a number"),
+    (np.array(["a"]), "holds <U1, not numbers"),
 ]
 
 

@@ -140,7 +140,7 @@ def test_a_disk_that_is_too_small_is_a_warning(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5000))
     done = influence("check", cwd=project)
     assert "has 5.0 kB free, but the store needs up to 1.7 MB" in done.err
-    assert "1 warning, see above; next: influence gradients" in done.err
+    assert "1 warning (see above); next: influence gradients" in done.err
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_the_noise_of_a_sample_is_no_warning_but_a_slope_is(influence: Command, 
     for words in ((), ("--full",)):
         done = influence("check", *words, cwd=project)
         assert "warning: training stopped early" in done.err
-        assert "see above; next: influence gradients" in done.err
+        assert "(see above); next: influence gradients" in done.err
 
 
 def test_every_checkpoint_has_findings_of_its_own(influence: Command, project: Path) -> None:
