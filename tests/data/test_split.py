@@ -161,7 +161,9 @@ def test_labelled_inputs_are_the_examples_in_use_one_by_one() -> None:
 def test_two_shapes_are_refused_with_both_examples() -> None:
     items = [(torch.zeros(3, 4, 4), 0), (torch.zeros(3, 4, 4), 0), (torch.zeros(3, 5, 4), 0)]
     error = refused(lambda: list(read_batches(split_of(items), np.arange(3), 3)))
-    assert error.message == (f"{WHERE}: training example 2 has the shape [3, 5, 4], but training example 0 has [3, 4, 4]")
+    assert error.message == (
+        f"{WHERE}: training example 2 has the shape [3, 5, 4], but training example 0 has [3, 4, 4]"
+    )
     assert "Resize" in error.hint
 
 

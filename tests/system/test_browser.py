@@ -231,7 +231,7 @@ BAD = [
     ("HEAD\n-1,,ant,keep,\n", "line 2: -1 is not an index"),
     ("HEAD\n0,,ant,relabel,dog\n", 'line 2: there is no class "dog"'),
     ("HEAD\n0,,ant,relabel,\n", 'line 2: there is no class ""'),
-    ("HEAD\n0,,ant,keep,bee\n", 'line 2: keep takes no new label, "bee" is given'),
+    ("HEAD\n0,,ant,keep,bee\n", 'line 2: keep takes no new label, but "bee" is given'),
     ("HEAD\n0,,bee,keep,\n", 'line 2: example 0 is labelled "ant" here, "bee" in the file'),
     ("HEAD\n0,,ant,keep,\n0,,ant,drop,\n", "line 3: example 0 has two decisions"),
     ("HEAD\n0,,ant,keep\n", "line 2: 4 fields, not 5"),

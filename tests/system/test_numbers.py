@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from influence_cli.data.batches import Loading
-from influence_cli.precompute import fill_store, fit
+from influence_cli.model.task import Task
 from tests.conftest import Command, edit
 
 CONFIG = """
@@ -226,8 +226,8 @@ def test_block_size_loader_processes_and_threads_change_nothing(
         assert_same(run("threads"), expected)
     finally:
         torch.set_num_threads(1)
-    for module in (fill_store, fit):
-        monkeypatch.setattr(module, "workers", lambda _task: Loading(2))
+    # Two loader processes, whatever they would save.
+    monkeypatch.setattr(Task, "loading", property(lambda _task: Loading(2)))
     assert_same(run("workers", "-s", "gradients.block=5"), expected)
 
 
