@@ -23,7 +23,7 @@ from influence_cli.config.load import load_config
 from influence_cli.data.label_files import read_indices, read_labels, read_truth
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError, one_line, printable
-from influence_cli.influence.test_selection import select
+from influence_cli.influence.test_selection import select_tests
 from influence_cli.relabel.decisions import DECISIONS, read_decisions
 from influence_cli.store.layout import FORMAT, SEAL_BYTES, VERSION, Layout, create
 from influence_cli.store.store import READ, Rows, Store
@@ -80,7 +80,9 @@ def tests(data: bytes) -> None:
     words, _, lines = data.decode("utf-8", "surrogateescape").partition("\0")
     split = _split()
     try:
-        found = select(words.split("\n"), split, CLASSES, lambda: np.array([1, 5]), lines.splitlines(keepends=True))
+        found = select_tests(
+            words.split("\n"), split, CLASSES, lambda: np.array([1, 5]), lines.splitlines(keepends=True)
+        )
     except InfluenceError as error:
         check_error(error)
         return

@@ -190,7 +190,7 @@ def test_a_link_to_itself_in_any_other_place_is_one_line(influence: Command, tin
 def test_a_store_that_is_a_pipe_is_not_waited_for(influence: Command, tiny: Path) -> None:
     os.mkfifo(tiny / "influence.h5")
     for words in (("gradients",), ("rank", 0)):
-        assert "influence.h5 is no file" in refusal(influence, tiny, *words)
+        assert "influence.h5 is not a file" in refusal(influence, tiny, *words)
 
 
 # --- labels and pixels
