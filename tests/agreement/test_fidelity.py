@@ -155,11 +155,11 @@ def all_threads() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-# Images of 7 × 7 in the quick suite: the same 60,000 examples and bounds, a sixteenth of the pixels.
+# Images of 7 × 7 in the quick suite: the same 60,000 examples and bounds, a sixteenth of the pixels, fewer retrainings.
 @pytest.mark.parametrize(
     ("pool", "random"),
     [
-        (4, 150),
+        (4, 50),
         pytest.param(2, 150, marks=pytest.mark.slow),
         pytest.param(1, 450, marks=pytest.mark.slow),
     ],
