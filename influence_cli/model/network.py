@@ -19,8 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.model.outputs import Loss, logits_of
 
-PRECISIONS = ("float32", "tf32", "bf16")
-
 
 @dataclass(frozen=True)
 class Layer:
