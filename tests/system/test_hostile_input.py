@@ -322,10 +322,10 @@ def test_of_one_training_image_the_label_cannot_be_doubted(influence: Command, t
 
 def test_the_same_image_twice_has_the_same_numbers_twice(influence: Command, tiny: Path) -> None:
     first = min((tiny / "train" / "a").iterdir())
-    shutil.copy(first, first.with_name("zz.bmp"))
-    os.link(first, first.with_name("zy.bmp"))
-    first.with_name("zx.bmp").symlink_to(first)
-    shutil.copy(first, tiny / "train" / "b" / "zz.bmp")
+    shutil.copy(first, first.with_name("zz.png"))
+    os.link(first, first.with_name("zy.png"))
+    first.with_name("zx.png").symlink_to(first)
+    shutil.copy(first, tiny / "train" / "b" / "zz.png")
     for method in ("auto", "ekfac", "identity"):
         words = ("-s", f"curvature.method={method}", "-s", f"gradients.store={method}.h5")
         rows = rows_of(influence("rank", 0, "--all", *words, cwd=tiny))
