@@ -17,8 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from influence_cli.config.schema import CheckpointConfig
 from influence_cli.errors import InfluenceError
-from influence_cli.model.checkpoint import NESTS, load_weights, read_checkpoint
+from influence_cli.model.checkpoint import load_checkpoint, read_content
+from influence_cli.model.weights import NESTS
 from tests.conftest import shared
 
 WHERE = "influence.yaml:4"
@@ -38,7 +40,7 @@ def trained() -> dict[str, Tensor]:
 def load(path: Path, model: nn.Module | None = None) -> nn.Module:
     """Read a file and put it into a fresh network."""
     model = make() if model is None else model
-    load_weights(model, read_checkpoint(path, WHERE), path, WHERE)
+    load_checkpoint(model, CheckpointConfig(file=path), WHERE)
     return model
 
 
@@ -301,7 +303,7 @@ def test_a_file_with_a_damaged_byte_is_read_or_refused(tmp_path: Path, name: str
         path.write_bytes(content[:place] + bytes([byte]) + content[place + 1 :])
         # Whatever else the reader raises is a failure of this test.
         with contextlib.suppress(InfluenceError):
-            read_checkpoint(path, WHERE)
+            read_content(path, WHERE)
 
 
 @pytest.mark.parametrize("name", FORMATS)
