@@ -99,7 +99,7 @@ def trained_model(
     terminal = or_silent(terminal)
     if wanted is not None and is_adapter(wanted.file):
         folder = wanted.file
-        model = _same_twice(lambda: with_adapter(build(), folder, where), where, f"the base model of {folder.name}")
+        model = _same_twice(lambda: with_adapter(build(), folder, where), where, f"the adapter {folder.name} needs its trained base model")
     elif wanted is None:
         model = _same_twice(build, where, "model.checkpoint is left out")
     else:
@@ -121,7 +121,10 @@ def _same_twice(build: Callable[[], nn.Module], where: str, why: str) -> nn.Modu
         torch.manual_seed(torch.initial_seed() ^ 1)
         again = build().state_dict()
     random = [
-        name for name, value in model.state_dict().items() if name not in again or not torch.equal(value, again[name])
+        name
+        for name, value in model.state_dict().items()
+        # What an adapter of peft replaces may be anything.
+        if ".original_module." not in name and (name not in again or not torch.equal(value, again[name]))
     ]
     if random:
         raise InfluenceError(
@@ -157,12 +160,14 @@ def load_checkpoint(model: nn.Module, wanted: CheckpointConfig, where: str, term
     options = [option for item in candidates for option in fits(item, state, modules)]
     complete = [option for option in options if option.complete]
     if not complete:
-        nearest = max(options, key=lambda option: len(option.values))
-        firsts = [nearest, *(fits(item, state, modules)[0] for item in candidates[:3])]
-        changed = (by_library(model, option) for option in firsts)
-        complete = [option for option in changed if option is not None][:1]
+        firsts: dict[int, Fit] = {}
+        for option in options:
+            firsts.setdefault(id(option.candidate), option)
+        nearest = sorted(firsts.values(), key=lambda option: -len(option.values))
+        changed = (by_library(model, option) for option in nearest[:3])
+        complete = [option for option in changed if option is not None]
         if not complete:
-            raise _misfit(nearest, content, wanted.file, where)
+            raise _misfit(nearest[0], content, wanted.file, where)
     taken, others = choose(complete, where, str(wanted.file))
     terminal = or_silent(terminal)
     if others:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -100,8 +101,9 @@ def _write(file: Path, output: Path) -> dict[str, Any]:
             "install it beside influence, or run the command in the folder that the module is in",
         ) from error
     except AttributeError as error:
+        name = re.search(r"get attribute '(\w+)'", str(error))
         raise InfluenceError(
-            f"{file} needs a class that is not where it was when the file was made: {describe(error)}",
+            f"{file} needs the class {name[1]} of the program that made it" if name else f"{file}: {describe(error)}",
             "in the program that made the file: torch.save(model.state_dict(), FILE)",
         ) from error
     except (Exception, SystemExit) as error:

@@ -32,6 +32,8 @@ def by_library(model: nn.Module, option: Fit) -> Fit | None:
     Returns:
         The same weights with the names of the model; None if the library cannot place every one either.
     """
+    if option.misshapen or not (option.unexpected or option.left_out):
+        return None  # no name is without a place, or it is not about names
     state = OrderedDict((new, option.candidate.tensors[name]) for name, new in option.names.items() if new is not None)
     for load in (_by_hooks, _by_transformers):
         loaded = load(model, state, option)
@@ -69,14 +71,20 @@ def _by_transformers(
     if base is None or not isinstance(model, base):
         return None
     kind: Any = type(model)
+    bars: Any = sys.modules["transformers.utils.logging"]
+    shown = bars.is_progress_bar_enabled()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            bars.disable_progress_bar()
             other, told = kind.from_pretrained(
                 None, config=copy.deepcopy(model.config), state_dict=dict(state), output_loading_info=True
             )
     except Exception:  # the names are reported as they are
         return None
+    finally:
+        if shown:
+            bars.enable_progress_bar()
     if told.get("missing_keys") or told.get("mismatched_keys") or told.get("error_msgs"):
         return None
     return other.state_dict(), list(told.get("unexpected_keys") or ())
