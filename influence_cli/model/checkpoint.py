@@ -99,7 +99,11 @@ def trained_model(
     terminal = or_silent(terminal)
     if wanted is not None and is_adapter(wanted.file):
         folder = wanted.file
-        model = _same_twice(lambda: with_adapter(build(), folder, where), where, f"the adapter {folder.name} needs its trained base model")
+        model = _same_twice(
+            lambda: with_adapter(build(), folder, where),
+            where,
+            f"the adapter {folder.name} needs its trained base model",
+        )
     elif wanted is None:
         model = _same_twice(build, where, "model.checkpoint is left out")
     else:

@@ -206,7 +206,8 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def load_frozenset(self) -> None:
         """Make a frozen set of what is above the mark."""
-        self.append(frozenset(item for item in self.pop_mark() if is_key(item)))
+        items = self.pop_mark()
+        self.append(frozenset(item for item in items if is_key(item)))
 
     def load_bytearray8(self) -> None:
         """Read bytes: as many as there are, not as many as the file claims."""

@@ -168,9 +168,7 @@ def test_what_a_tool_writes_gives_the_tensors_of_its_plain_state_dict(
     same(load(tmp_path / "last.pt"), state)
 
 
-@pytest.mark.parametrize(
-    "key", [*NESTS, "ema", "state_dict_ema", "model_ema", "teacher", "student", "backbone"]
-)
+@pytest.mark.parametrize("key", [*NESTS, "ema", "state_dict_ema", "model_ema", "teacher", "student", "backbone"])
 @pytest.mark.parametrize("wrapper", ["", "_orig_mod.", "module.", "module._orig_mod.", "classifier."])
 def test_weights_under_any_key_are_taken_where_they_alone_fit(tmp_path: Path, key: str, wrapper: str) -> None:
     state = trained()
