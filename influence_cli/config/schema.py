@@ -35,7 +35,7 @@ def _path(value: Any) -> Any:
 
 def _listed(value: Any) -> Any:
     """Take one value or several; null is none."""
-    return tuple(value) if isinstance(value, list) else () if value is None else (value,)
+    return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
 
 
 def _checkpoints(value: Any) -> Any:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from tests.conftest import Command
 
@@ -60,29 +58,6 @@ def test_without_trust_nothing_is_run_and_it_says_what_trust_means(influence: Co
     assert "error: best.pt can only be converted by running the code that it holds" in done.err
     assert "the same command with --trust" in done.err
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {"best.pt", "user_net.py"}
-
-
-def test_a_module_that_is_not_installed_is_one_line(influence: Command, folder: Path) -> None:
-    (folder / "user_net.py").unlink()
-    done = influence("convert", "best.pt", "-o", "best.safetensors", "--trust", cwd=folder, code=2)
-    assert "error: best.pt needs the module user_net, which is not installed" in done.err
-    assert len(done.err.splitlines()) == 2
-    assert not (folder / "best.safetensors").exists()
-
-
-@pytest.mark.slow  # a process with torch each
-def test_archives_and_what_is_no_model(influence: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = nn.Sequential(OrderedDict(fc=nn.Linear(3, 2)))
-    torch.jit.script(model).save("script.pt")
-    torch.export.save(torch.export.export(model, (torch.ones(1, 3),)), "program.pt2")
-    for file in ("script.pt", "program.pt2"):
-        influence("convert", file, "-o", "a.safetensors", "--trust", cwd=tmp_path)
-        assert torch.equal(load_file("a.safetensors")["fc.weight"], model.fc.weight)  # type: ignore[arg-type]
-    torch.save(model.state_dict(), "plain.pt")
-    done = influence("convert", "plain.pt", "-o", "b.safetensors", "--trust", cwd=tmp_path, code=2)
-    assert "holds no whole module, so there is nothing to convert" in done.err
-    assert not Path("b.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_plain_values_are_what_they_were(tmp_path: Path, zipped: bool, protocol:
     assert content["plain"] == PLAIN
     assert [type(value) for value in content["plain"].values()] == [type(value) for value in PLAIN.values()]
     for name, array in ARRAYS.items():
-        assert content["arrays"][name].dtype == array.dtype.newbyteorder("=")
+        assert content["arrays"][name].dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
         assert np.array_equal(content["arrays"][name], array)
     for name, tensor in TENSORS.items():
         assert torch.equal(content["tensors"][name], tensor), name
@@ -198,11 +198,11 @@ def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path: Path) -> None:
 
 def test_what_is_not_used_is_not_read_into_memory(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
-    torch.save({"state_dict": {"w": torch.ones(3)}, "optimizer": torch.zeros(2**25)}, tmp_path / "a.pt")
+    torch.save({"state_dict": {"w": torch.ones(3)}, "optimizer": torch.zeros(2**23)}, tmp_path / "a.pt")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     content: Any = read_torch_file(tmp_path / "a.pt", "here")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**25 / 1024
-    assert content["optimizer"].shape == (2**25,)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**23 / 1024
+    assert content["optimizer"].shape == (2**23,)
 
 
 def test_writing_into_what_was_read_leaves_the_file(tmp_path: Path) -> None:
