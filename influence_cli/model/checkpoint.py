@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from influence_cli.config.schema import CheckpointConfig
-from influence_cli.errors import InfluenceError, counted, typed_path
+from influence_cli.errors import InfluenceError, counted, one_line, typed_path
 from influence_cli.model.checkpoint_folder import read_folder, read_index, read_part
 from influence_cli.model.libraries import by_library, is_adapter, with_adapter
 from influence_cli.model.restricted_pickle import Stand, entries_of
@@ -160,7 +160,8 @@ def load_checkpoint(model: nn.Module, wanted: CheckpointConfig, where: str, term
     if not candidates:
         raise _without_weights(content, wanted.file, where)
     candidates = narrowed(candidates, wanted, where)
-    state, modules = model.state_dict(), {name for name, _ in model.named_modules()}
+    whole_state, modules = model.state_dict(), {name for name, _ in model.named_modules()}
+    state = {name: value for name, value in whole_state.items() if isinstance(value, torch.Tensor)}
     options = [option for item in candidates for option in fits(item, state, modules)]
     complete = [option for option in options if option.complete]
     if not complete:
@@ -175,7 +176,7 @@ def load_checkpoint(model: nn.Module, wanted: CheckpointConfig, where: str, term
     taken, others = choose(complete, where, str(wanted.file))
     terminal = or_silent(terminal)
     if others:
-        terminal.say(told(taken, others))
+        terminal.say(one_line(told(taken, others)))
     _say_left_out(taken, others, wanted, terminal)
     broken = [
         key for key, value in taken.values.items() if value.is_floating_point() and not bool(value.isfinite().all())
@@ -186,7 +187,7 @@ def load_checkpoint(model: nn.Module, wanted: CheckpointConfig, where: str, term
         )
     whole = OrderedDict(taken.values)
     # Some modules read the version that torch keeps with the weights; the keys fit, so the model's own is right.
-    whole._metadata = state._metadata  # type: ignore[attr-defined]
+    whole._metadata = whole_state._metadata  # type: ignore[attr-defined]
     model.load_state_dict(whole, strict=False)
 
 
@@ -213,7 +214,7 @@ def _say_left_out(taken: Fit, others: Sequence[Fit], wanted: CheckpointConfig, t
             f"not in the model: {_few(names)}"
         )
         harmless = all(_BESIDE.search(name) for name in names)
-        (terminal.say if harmless else terminal.warn)(line)
+        (terminal.say if harmless else terminal.warn)(one_line(line))
 
 
 def _misfit(nearest: Fit, content: object, path: Path, where: str) -> InfluenceError:
@@ -251,7 +252,7 @@ def _without_weights(content: object, path: Path, where: str) -> InfluenceError:
         entries = inner
     if entries is not None:
         keys = [
-            (repr(key) if isinstance(key, str | int | float) else type(key).__name__)
+            (repr(key[:80]) if isinstance(key, str) else str(key) if key in range(1000) else type(key).__name__)
             + (f" ({value.name}, not run)" if isinstance(value, Stand) else "")
             for key, value in list(entries.items())[:6]
         ]

@@ -51,6 +51,11 @@ class Storage:
     bytes: torch.UntypedStorage
     dtype: torch.dtype | None
 
+    @property
+    def nbytes(self) -> int:
+        """Give the size of the memory."""
+        return int(self.bytes.nbytes())
+
 
 def storage_dtype(kind: object) -> torch.dtype | None:
     """Give the dtype of a storage's class; None for one without a dtype.
@@ -110,7 +115,7 @@ def _turned(made: Tensor, metadata: Any) -> Tensor:
     """Apply the two marks that torch keeps beside a view: its conjugate, its negative."""
     if isinstance(metadata, dict):
         made = made.conj() if metadata.get("conj") else made
-        made = -made if metadata.get("neg") else made
+        made = torch._neg_view(made) if metadata.get("neg") else made
     return made
 
 
@@ -131,7 +136,7 @@ def _of_array(data: Any, dtype: Any, _device: Any, grad: Any) -> Any:
     if not isinstance(data, np.ndarray) or not isinstance(dtype, torch.dtype):
         return Stand("torch._utils._rebuild_device_tensor_from_numpy")
     del grad
-    return torch.from_numpy(data.copy()).to(dtype)
+    return torch.from_numpy(data).to(dtype) if data.flags.writeable else Stand("numpy.ndarray")
 
 
 def _size(values: Any = ()) -> Any:

@@ -19,6 +19,8 @@ from typing import IO, Any, ClassVar
 import torch
 
 _SCALARS = (str, int, float, bool, bytes, complex, type(None), torch.dtype, torch.device)
+# Bytes and entries that a pickle may make of what it holds, beside four times its size.
+_ROOM = 2**26
 _MAPPINGS = (dict, OrderedDict, defaultdict, Counter)
 
 
@@ -86,6 +88,9 @@ class RestrictedUnpickler(pickle._Unpickler):
     ) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
         self._makers, self._constants, self._persistent = makers, constants, persistent
+        start = file.tell()
+        self._room = _ROOM + 4 * (file.seek(0, 2) - start)
+        file.seek(start)
 
     def find_class(self, module: str, name: str) -> Any:
         """Give a constant, or the name alone."""
@@ -112,7 +117,14 @@ class RestrictedUnpickler(pickle._Unpickler):
         if what.name == "copyreg._reconstructor" and args and isinstance(args[0], Name):
             return self.make(args[0], args[2:] if args[2:] != (None,) else ())
         maker = self._makers.get(what.name)
-        return Stand(what.name, args) if maker is None else maker(*args)
+        if maker is None:
+            return Stand(what.name, args)
+        made = maker(*args)
+        # One long text can be made into bytes again and again.
+        self._room -= _length(made)
+        if self._room < 0:
+            raise pickle.UnpicklingError("it would take much more memory than it has bytes")
+        return made
 
     # One function per step that is replaced, with the standard library's names. ``stack`` and ``append`` are its own.
 
@@ -217,6 +229,13 @@ class RestrictedUnpickler(pickle._Unpickler):
 _STEPS = ("reduce", "newobj", "newobj_ex", "build", "append", "appends", "setitem", "setitems")
 for _step in (*_STEPS, "dict", "additems", "frozenset", "bytearray8"):
     RestrictedUnpickler.dispatch[getattr(pickle, _step.upper())[0]] = getattr(RestrictedUnpickler, f"load_{_step}")
+
+
+def _length(value: Any) -> int:
+    """Count the bytes or entries of a new value; a tensor is a view of memory that was there before."""
+    if not isinstance(value, torch.Tensor) and hasattr(value, "nbytes"):
+        return int(value.nbytes)
+    return len(value) if isinstance(value, bytes | bytearray | list | tuple | dict | set | frozenset) else 0
 
 
 def is_key(value: Any) -> bool:

@@ -18,7 +18,7 @@ import torch
 
 from influence_cli.errors import InfluenceError, describe, human_bytes
 from influence_cli.model.pickle_values import CONSTANTS, MAKERS, Storage, storage_dtype
-from influence_cli.model.restricted_pickle import RestrictedUnpickler
+from influence_cli.model.restricted_pickle import RestrictedUnpickler, Stand
 
 # What torch writes first in its older format (torch/serialization.py).
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -82,7 +82,8 @@ def read_torch_bytes(content: mmap.mmap | bytearray, path: Path, where: str) -> 
     except InfluenceError:
         raise
     except Exception as error:  # a damaged pickle can fail anywhere in the reader
-        raise InfluenceError(f"{where}: {path} is not a readable checkpoint: {describe(error)[:160]}", SAVE) from error
+        said = str(error) if type(error) is ValueError else describe(error)
+        raise InfluenceError(f"{where}: {path} is not a readable checkpoint: {said[:160]}", SAVE) from error
 
 
 class _File(io.BytesIO):
@@ -116,7 +117,15 @@ class _File(io.BytesIO):
 
 def unpickle(file: IO[bytes], persistent: Callable[[Any], Any] | None = None) -> Any:
     """Read the next pickle of a file: plain values and tensors, and inert stand-ins for all else."""
-    return RestrictedUnpickler(file, MAKERS, CONSTANTS, persistent).load()
+    return RestrictedUnpickler(file, _WITH_BYTES, CONSTANTS, persistent).load()
+
+
+def _of_bytes(data: Any) -> Any:
+    """Read the storage of a tensor that was pickled without torch.save: the bytes of a file in the older format."""
+    return _read_legacy(bytearray(data)) if isinstance(data, bytes) else Stand("torch.storage._load_from_bytes")
+
+
+_WITH_BYTES = {**MAKERS, "torch.storage._load_from_bytes": _of_bytes}
 
 
 def _read_zip(archive: zipfile.ZipFile, content: mmap.mmap | bytearray, path: Path, where: str) -> Any:
@@ -185,8 +194,10 @@ def _read_legacy(content: mmap.mmap | bytearray) -> Any:
     """Read the older format: four pickles, the names of the storages, then each one's length and numbers."""
     file = _File(content)
     first = unpickle(file)
-    if first != _MAGIC or type(first) is not int:
-        raise ValueError("a pickle that torch.save did not write")
+    if type(first) is not int:
+        return first  # a pickle that torch.save did not write
+    if first != _MAGIC:
+        raise ValueError("it holds a number")
     unpickle(file)
     system = unpickle(file)
     if isinstance(system, dict) and not system.get("little_endian", True):

@@ -40,6 +40,8 @@ _INFIX = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint
 # Numbers that tools keep among the weights.
 _COUNTERS = ("n_averaged", "total_ops", "total_params", "num_batches_tracked")
 _DEEPEST = 2
+# Entries that are looked at in search of weights: a file may have a mapping under very many keys.
+_MOST_ENTRIES = 2_000_000
 # A prefix that is no wrapper's must stand before so large a part of a file: it is the model's, not that of one layer.
 _LEAST_SHARE = 1 / 3
 
@@ -104,11 +106,14 @@ def find_weights(content: object) -> list[Candidate]:
         content: as ``read_content`` gives it.
     """
     found: list[Candidate] = []
+    seen = 0
 
     def search(value: object, path: tuple[str, ...]) -> None:
+        nonlocal seen
         entries = entries_of(value)
-        if entries is None:
+        if entries is None or seen > _MOST_ENTRIES:
             return
+        seen += len(entries)
         tensors = {key: item for key, item in entries.items() if isinstance(item, Tensor)}
         if tensors and all(isinstance(key, str) for key in tensors):
             others = {
@@ -313,7 +318,7 @@ def choose(options: Iterable[Fit], where: str, file: str) -> tuple[Fit, list[Fit
             different.append(option)
     plain = [option for option in different if option.is_plain]
     if len(different) > 1 and not plain:
-        names = [_spelt(option) for option in different]
+        names = [_spelt(option, different) for option in different]
         raise InfluenceError(
             f"{where}: {file} holds several weights that fit the model: {', '.join(name for _, name in names)}",
             f"name one: -s model.checkpoint.{names[0][0]}={names[0][1]}",
@@ -324,17 +329,17 @@ def choose(options: Iterable[Fit], where: str, file: str) -> tuple[Fit, list[Fit
 
 def told(taken: Fit, others: Sequence[Fit]) -> str:
     """Say which weights were taken and what takes the others instead."""
-    ways = " and ".join(
-        f"{name} is there too, `model.checkpoint.{key}: {name}` takes it" for key, name in map(_spelt, others)
-    )
-    return f"weights: {_spelt(taken)[1]}; {ways}"
+    every = [taken, *others]
+    spelt = [_spelt(option, every) for option in others]
+    ways = " and ".join(f"{name} is there too, `model.checkpoint.{key}: {name}` takes it" for key, name in spelt)
+    return f"weights: {_spelt(taken, every)[1]}; {ways}"
 
 
-def _spelt(option: Fit) -> tuple[str, str]:
-    """Name the key of the config that chooses a fit, and its value."""
+def _spelt(option: Fit, every: Sequence[Fit]) -> tuple[str, str]:
+    """Name the key of the config that chooses a fit among others, and its value."""
     key = option.candidate.key
-    by_prefix = option.prefix and not all(part in ("", *NESTS) for part in option.prefix.split("."))
-    if by_prefix or (option.prefix and not key):
+    shared = any(other is not option and other.candidate is option.candidate for other in every)
+    if option.prefix and (shared or not key):
         return "strip", option.prefix
     return "key", key or "(at the top)"
 

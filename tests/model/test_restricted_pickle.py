@@ -185,6 +185,21 @@ def test_a_length_that_is_only_claimed_reserves_nothing(steps: bytes) -> None:
     tracemalloc.stop()
 
 
+def test_what_is_made_of_one_text_again_and_again_is_refused() -> None:
+    text = b"X" + (2**22).to_bytes(4, "little") + b"a" * 2**22 + b"q\x00X\x06\x00\x00\x00latin1q\x01"
+    encode = b"c_codecs\nencode\nh\x00h\x01\x86R"
+    assert built(b"(", text, encode * 4, b"t")[-1] == b"a" * 2**22
+    with pytest.raises(pickle.UnpicklingError, match="much more memory"):
+        built(b"(", text, encode * 40, b"t")
+
+
+def test_a_state_dict_that_was_pickled_without_torch_is_read(tmp_path: Path) -> None:
+    state = nn.Linear(3, 2).state_dict()
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": state}))
+    content: Any = read_torch_file(tmp_path / "model.pkl", "here")
+    assert all(torch.equal(content["model"][name], value) for name, value in state.items())
+
+
 def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path: Path) -> None:
     torch.save({"w": torch.arange(4.0)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     content = (tmp_path / "a.pt").read_bytes()

@@ -254,6 +254,9 @@ def test_two_networks_in_one_state_dict_are_told_apart_by_their_prefix(
     assert "`model.checkpoint.strip: ema_model.module.` takes it" in said
     assert "conv1" not in said
     same(load(tmp_path / "a.ckpt", strip="ema_model.module."), average)
+    torch.save({"state_dict": {**under("model.", state), **under("net.", average)}}, tmp_path / "c.ckpt")
+    same(load(tmp_path / "c.ckpt"), state)
+    assert capsys.readouterr().err == "weights: model.; net. is there too, `model.checkpoint.strip: net.` takes it\n"
     torch.save({"state_dict": {**under("student.", state), **under("teacher.", average)}}, tmp_path / "b.ckpt")
     with pytest.raises(InfluenceError, match="several weights that fit") as caught:
         load(tmp_path / "b.ckpt")
