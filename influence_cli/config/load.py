@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from influence_cli.config.mistakes import ensemble_mistake, first_mistake
 from influence_cli.config.schema import (
+    CheckpointConfig,
     Config,
     CurvatureConfig,
     DataConfig,
@@ -114,12 +115,16 @@ def _anchored(keys: Keys, value: Any, folder: Path) -> Any:
 def _is_path(keys: Keys) -> bool:
     if len(keys) == 3 and keys[1] == "args":
         return bool(PATH_NAME.search(str(keys[2])))
+    if keys[:2] == ("model", "checkpoint") and len(keys) > 2 and isinstance(keys[-1], str):
+        return keys[-1] == "file"
     return keys[:2] in OWN_PATHS
 
 
 def _absolute(value: Any, folder: Path) -> Any:
     if isinstance(value, list):
         return [_absolute(item, folder) for item in value]
+    if isinstance(value, dict):  # a checkpoint that says more than its file
+        return {key: _absolute(item, folder) if key == "file" else item for key, item in value.items()}
     if isinstance(value, str) and value:
         # Not Path.expanduser: the home of an unknown user stays a file name, as in a shell.
         return os.path.normpath(folder / os.path.expanduser(value))  # noqa: PTH111
@@ -152,15 +157,22 @@ def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> Non
         if last:
             holder[step] = _anchored(tuple(path), value, Path.cwd())
         elif isinstance(holder, list):
-            holder = holder[int(step)]
+            holder = _mapped(holder, int(step), path)
         else:
             if holder.get(step) is None:
                 holder[step] = {}
-            holder = holder[step]
+            holder = _mapped(holder, step, path)
     # What the override replaced, and everything below it, now comes from the command line.
     for known in [place for place in places if place[: len(path)] == tuple(path)]:
         del places[known]
     places[tuple(path)] = where
+
+
+def _mapped(holder: Any, step: str | int, path: Sequence[str | int]) -> Any:
+    """Go one key down; the file of a checkpoint becomes the mapping that an override adds a key to."""
+    if tuple(path[:2]) == ("model", "checkpoint") and isinstance(holder[step], str):
+        holder[step] = {"file": holder[step]}
+    return holder[step]
 
 
 def _known(keys: Sequence[str | int]) -> list[str]:
@@ -175,5 +187,7 @@ def _known(keys: Sequence[str | int]) -> list[str]:
     }
     if not keys:
         return [name for name in Config.model_fields if name != "path"]
+    if tuple(keys[:2]) == ("model", "checkpoint"):
+        return list(CheckpointConfig.model_fields)
     section = sections.get(str(keys[0])) if len(keys) == 1 else None
     return list(section.model_fields) if section is not None else []

@@ -129,7 +129,7 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
         config: every key by itself is right.
         where: names the line of a key.
     """
-    model, kind, count = config.model, config.model.ensemble, len(config.model.checkpoint)
+    model, kind, count = config.model, config.model.ensemble, config.model.count
     given = {"learning_rates": model.learning_rates, "steps": model.steps}
     first = next((key for key in (*given, "segments") if getattr(model, key)), None)
     if first is not None and "ensemble" not in model.model_fields_set:

@@ -17,7 +17,7 @@ from influence_cli.data.datasets import load_splits
 from influence_cli.data.loader_plan import plan_loading
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
-from influence_cli.model.checkpoint import load_weights, read_checkpoint
+from influence_cli.model.checkpoint import trained_model
 from influence_cli.model.losses import load_loss
 from influence_cli.model.outputs import Loss, logits_of
 from influence_cli.runtime import distributed
@@ -37,7 +37,7 @@ class Task:
         classes: class names by output number.
         l2: λ₂ of the training objective.
         n: number of training examples that the checkpoint was trained on.
-        checkpoint: the file.
+        checkpoint: the file or folder of the weights; what the config calls the factory, if that returns them.
         device: where the model is.
         convex_loss: whether the loss is known to be convex in the outputs.
         seed: for everything random here.
@@ -73,11 +73,12 @@ class Task:
         return self.test
 
 
-def load_tasks(config: Config) -> list[Task]:
+def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
     """Load everything that the config names: one task per checkpoint, the data shared by all of them.
 
     Args:
         config: the run's config.
+        terminal: told which weights of a checkpoint were taken, where there are several.
 
     Raises:
         InfluenceError: at the config's line, for anything that does not exist, fit or load.
@@ -93,10 +94,9 @@ def load_tasks(config: Config) -> list[Task]:
         loss.to(device)
     loss_name = config.loss.factory + (f" {config.loss.args}" if config.loss.args else "")
     tasks = []
-    for number, path in enumerate(config.model.checkpoint):
-        model = build_model(config)
+    for number, source in enumerate(config.model.sources):
         where = config.where("model", "checkpoint", number)
-        load_weights(model, read_checkpoint(path, where), path, where)
+        model = trained_model(lambda: build_model(config), source, where, terminal)
         model.to(device).eval()
         outputs = _count_outputs(model, train, device, config)
         classes = _class_names(train, test, outputs, config)
@@ -106,7 +106,9 @@ def load_tasks(config: Config) -> list[Task]:
                 f"{config.where('train', 'n')}: train.n is {n}, but the data set has {len(train)} examples in use",
                 "n is the size of the set that the checkpoint was trained on; leave it out if that is this whole set",
             )
-        explained = not config.model.is_one_run or number + 1 == len(config.model.checkpoint)
+        explained = not config.model.is_one_run or number + 1 == config.model.count
+        # Where the factory gives the weights, it stands for them.
+        path = Path(config.model.factory) if source is None else source.file
         rest = (device, convex, config.seed, explained)
         tasks.append(Task(model, loss, loss_name, train, test, classes, config.l2, n, path, *rest))
     return tasks

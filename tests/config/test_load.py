@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from influence_cli.config.load import load_config
-from influence_cli.config.schema import Config
+from influence_cli.config.schema import CheckpointConfig, Config
 from influence_cli.errors import InfluenceError
 
 MINIMAL = """\
@@ -194,6 +194,32 @@ def test_one_pattern_or_checkpoint_is_a_list_of_one(load: Load, tmp_path: Path) 
     assert several == (tmp_path / "a.pt", tmp_path / "b.pt")
 
 
+def test_a_checkpoint_may_say_which_weights_of_a_file_it_means(load: Load, tmp_path: Path) -> None:
+    text = MINIMAL.replace("runs/best.pt", "{file: runs/last.pt, key: state_dict_ema, ignore: criterion.*}")
+    (source,) = load(text).model.sources
+    assert source == CheckpointConfig(file=tmp_path / "runs/last.pt", key="state_dict_ema", ignore=("criterion.*",))
+    several = load(MINIMAL.replace("runs/best.pt", "[a.pt, {file: b.pt, strip: net.}]")).model
+    assert several.count == 2
+    assert [source.file.name for source in several.sources if source] == ["a.pt", "b.pt"]
+    assert several.checkpoint[0] == tmp_path / "a.pt"
+    json.dumps(load(text).resolved())
+
+
+def test_an_override_adds_a_key_to_the_file_of_a_checkpoint(load: Load, tmp_path: Path) -> None:
+    (source,) = load(MINIMAL, "model.checkpoint.key=teacher").model.sources
+    assert source == CheckpointConfig(file=tmp_path / "runs/best.pt", key="teacher")
+    config = load(MINIMAL.replace("runs/best.pt", "[a.pt, b.pt]"), "model.checkpoint.1.strip=student.")
+    assert config.model.sources[1] == CheckpointConfig(file=tmp_path / "b.pt", strip="student.")
+    (source,) = load(MINIMAL, "model.checkpoint={file: x.pt, key: ema}").model.sources
+    assert source == CheckpointConfig(file=tmp_path / "x.pt", key="ema")
+
+
+def test_a_config_without_a_checkpoint_has_one_model(load: Load) -> None:
+    for text in (MINIMAL.replace("  checkpoint: runs/best.pt\n", ""), MINIMAL.replace("runs/best.pt", "null")):
+        model = load(text).model
+        assert (model.checkpoint, model.sources, model.count, model.times()) == ((), (None,), 1, [1.0])
+
+
 def test_a_config_cannot_be_changed(load: Load) -> None:
     config = load(MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
@@ -209,6 +235,9 @@ MISTAKES = [
     ("checkpoint: runs/best.pt", "checkpoint: []", 4, "expected at least one"),
     ("checkpoint: runs/best.pt", "checkpoint: 5", 4, "model.checkpoint is 5: expected a list"),
     ("checkpoint: runs/best.pt", "checkpoint:\n    - a.pt\n    - 7", 6, "model.checkpoint.1 is 7: expected a path"),
+    ("checkpoint: runs/best.pt", "checkpoint: {file: a.pt, kye: b}", 4, "unknown key 'kye' in 'model.checkpoint'"),
+    ("checkpoint: runs/best.pt", "checkpoint: {key: ema}", 4, "model.checkpoint.file is missing"),
+    ("checkpoint: runs/best.pt", "checkpoint: [{file: a.pt, key: 3}]", 4, "key is 3: expected a word"),
     ("loss: cross_entropy", "loss: {args: {}}", 5, "loss.factory is missing"),
     ("loss: cross_entropy", "loss: 3", 5, "loss is 3: expected"),
     ("l2: 0.5", "l2: lots", 6, "l2 is 'lots': expected a number"),

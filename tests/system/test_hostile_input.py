@@ -55,15 +55,17 @@ class Evil:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_no_command_runs_the_code_of_a_checkpoint_and_all_say_what_it_was(
-    influence: Command, tiny: Path, zipped: bool
-) -> None:
+def test_no_command_runs_the_code_of_a_checkpoint(influence: Command, tiny: Path, zipped: bool) -> None:
     state = {"state_dict": torch.load(tiny / "model.pt"), "hook": Evil(tiny / "owned")}
     torch.save(state, tiny / "model.pt", _use_new_zipfile_serialization=zipped)
+    influence("check", cwd=tiny)
+    assert not (tiny / "owned").exists()
+    # As all there is.
+    torch.save({"state_dict": Evil(tiny / "owned")}, tiny / "model.pt", _use_new_zipfile_serialization=zipped)
     for words in COMMANDS:
         said = refusal(influence, tiny, *words)
         assert "influence.yaml:2: " in said
-        assert "contains more than tensors (posix.system); none of it was run" in said
+        assert "the keys 'state_dict' (posix.system, not run)" in said
     assert not (tiny / "owned").exists()
 
 
