@@ -39,6 +39,7 @@ class Split:
         transform_text: the transform as written in the config; its own repr lacks some arguments.
         folder: the current folder while an item is read, so that a source's relative paths work; None for no change.
         files: the files with the examples, if several are in one file.
+        class_outputs: the model's output of each of the source's own labels, where ``train.classes`` says it.
     """
 
     name: str
@@ -53,6 +54,12 @@ class Split:
     transform_text: str = ""
     folder: Path | None = None
     files: DataFiles | None = None
+    class_outputs: dict[int, int] | None = None
+
+    @property
+    def is_unlabelled(self) -> bool:
+        """Say whether every example in use has the label −1, as hidden test labels have."""
+        return bool((self.labels[self.indices] == -1).all())
 
     def __len__(self) -> int:
         """Count the examples in use."""
@@ -67,6 +74,20 @@ class Split:
         kind = "training" if self.name == "train" else self.name
         path = self.path(index)
         return f"{kind} example {index}" + (f" ({path})" if path else "")
+
+
+def refuse_unlabelled(split: Split, instead: str = "") -> None:
+    """Refuse a split without labels where they are needed.
+
+    Args:
+        split: the examples.
+        instead: what can be done without labels, for the hint.
+    """
+    if split.is_unlabelled:
+        raise InfluenceError(
+            f"{split.where}: the {split.name} examples have no labels (all are −1)",
+            f"{instead}{split.name}.labels names a file of labels",
+        )
 
 
 def raw_item(split: Split, index: int) -> tuple[Any, Any]:
