@@ -44,6 +44,7 @@ class ConfiguredLoss:
     Attributes:
         loss: (outputs, targets) to losses.
         name: for fingerprints and reports.
+        written: as the config writes it, without its arguments.
         convex: whether it is known to be convex in the outputs.
         reads: ``CLASSES``, ``LOGIT``, ``LOG_PROBABILITIES`` or ``OWN``.
         from_library: whether it is one of torch or torchvision, whose targets for one logit are numbers like it.
@@ -52,6 +53,7 @@ class ConfiguredLoss:
 
     loss: Loss
     name: str
+    written: str
     convex: bool
     reads: str
     from_library: bool
@@ -73,7 +75,9 @@ def load_loss(config: Config) -> ConfiguredLoss:
     if "." not in name and ":" not in name:
         if name == BINARY:
             return _known_binary(BINARY, args, where)
-        return ConfiguredLoss(_by_name(name, args, where), title, True, CLASSES, False, where())  # noqa: FBT003
+        return ConfiguredLoss(
+            _by_name(name, args, where), title, name, convex=True, reads=CLASSES, from_library=False, where=where()
+        )
     factory = import_object(name, config.folder, where())
     if not callable(factory):
         raise InfluenceError(f"{where()}: {name} is a {type(factory).__name__}, not a function or a class")
@@ -83,7 +87,15 @@ def load_loss(config: Config) -> ConfiguredLoss:
     if factory in (nn.NLLLoss, functional.nll_loss):
         made = call(nn.CrossEntropyLoss, given, config.folder, name, where)
         plain = not any(value is not None for key, value in args.items() if key not in OLD)
-        return ConfiguredLoss(made, PLAIN if plain else title, True, LOG_PROBABILITIES, True, where())  # noqa: FBT003
+        return ConfiguredLoss(
+            made,
+            PLAIN if plain else title,
+            name,
+            convex=True,
+            reads=LOG_PROBABILITIES,
+            from_library=True,
+            where=where(),
+        )
     if factory is functional.cross_entropy:
         factory = nn.CrossEntropyLoss
     from_library = str(getattr(factory, "__module__", "")).split(".")[0] in ("torch", "torchvision")
@@ -91,11 +103,13 @@ def load_loss(config: Config) -> ConfiguredLoss:
         made = call(factory, given, config.folder, name, where)
         # Softmax cross-entropy is convex in the logits, smoothed and weighted included.
         convex = isinstance(made, nn.CrossEntropyLoss)
-        return ConfiguredLoss(made, title, convex, CLASSES if convex else OWN, from_library, where())
+        return ConfiguredLoss(
+            made, title, name, convex=convex, reads=CLASSES if convex else OWN, from_library=from_library, where=where()
+        )
     bound: Loss = bind(factory, given, name, where)
     if any(isinstance(value, Tensor) for value in given.values()):
         bound = BoundLoss(factory, given)
-    return ConfiguredLoss(bound, title, False, OWN, from_library, where())  # noqa: FBT003
+    return ConfiguredLoss(bound, title, name, convex=False, reads=OWN, from_library=from_library, where=where())
 
 
 def loss_for(configured: ConfiguredLoss, outputs: int, *, one_logit: bool) -> Loss:
@@ -109,7 +123,7 @@ def loss_for(configured: ConfiguredLoss, outputs: int, *, one_logit: bool) -> Lo
     Raises:
         InfluenceError: a loss of one logit for a model with several, or the other way round.
     """
-    where, name, reads = configured.where, configured.name, configured.reads
+    where, name, reads = configured.where, configured.written, configured.reads
     if reads == LOGIT and not one_logit:
         raise InfluenceError(
             f"{where}: {name} takes one logit per example, but the model returns {outputs}",
@@ -177,8 +191,8 @@ def refuse_logits(configured: ConfiguredLoss, outputs: Tensor) -> None:
     """
     if configured.reads == LOG_PROBABILITIES and bool((outputs.logsumexp(dim=1).abs() > 1e-3).any()):
         raise InfluenceError(
-            f"{configured.where}: {configured.name} takes log-probabilities, but the model's outputs are none: their "
-            f"exponentials sum to {float(outputs.exp().sum(dim=1)[0]):.3g}",
+            f"{configured.where}: {configured.written} takes log-probabilities, but the model's outputs are none: "
+            f"their exponentials sum to {float(outputs.exp().sum(dim=1)[0]):.3g}",
             "for a model that returns logits use loss: cross_entropy; it contains the log-softmax",
         )
 
@@ -216,11 +230,19 @@ def _known_binary(name: str, args: Mapping[str, Any], where: Callable[..., str])
     numbers = {key: _one_number(value, key, where) for key, value in args.items() if value is not None}
     if not numbers:
         loss: Loss = partial(functional.cross_entropy, reduction="none")
-        return ConfiguredLoss(loss, PLAIN, True, LOGIT, True, where())  # noqa: FBT003
+        return ConfiguredLoss(loss, PLAIN, name, convex=True, reads=LOGIT, from_library=True, where=where())
     weight = numbers.get("weight", 1.0)
     weights = torch.tensor([weight, weight * numbers.get("pos_weight", 1.0)])
     title = f"{name} {numbers}"
-    return ConfiguredLoss(nn.CrossEntropyLoss(weights, reduction="none"), title, True, LOGIT, True, where())  # noqa: FBT003
+    return ConfiguredLoss(
+        nn.CrossEntropyLoss(weights, reduction="none"),
+        title,
+        name,
+        convex=True,
+        reads=LOGIT,
+        from_library=True,
+        where=where(),
+    )
 
 
 def _one_number(value: Any, key: str, where: Callable[..., str]) -> float:

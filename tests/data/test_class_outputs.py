@@ -117,7 +117,9 @@ def test_a_path_is_relative_to_the_config(project: Path) -> None:
 
 
 def test_an_output_without_a_name_has_a_number_that_no_class_has(project: Path) -> None:
-    task = load(project, NUMBERS.format(args="{names: ['5', b, c, d]}", classes="{'5': 0, b: 1, c: 2, d: 3}"), "test=null")
+    task = load(
+        project, NUMBERS.format(args="{names: ['5', b, c, d]}", classes="{'5': 0, b: 1, c: 2, d: 3}"), "test=null"
+    )
     assert task.classes == ("5", "b", "c", "d", "4", "output 5")
 
 
@@ -129,7 +131,8 @@ def test_an_output_without_a_name_has_a_number_that_no_class_has(project: Path) 
         ("{}", "[a, b, c, d, e, f]", [0, 1, 2, 3], ("a", "b", "c", "d", "e", "f")),
         # Labels from 1 with a name that stands for no class, as of EMNIST.
         ("{first: 1, names: [N/A, a, b, c, d]}", "[a, b, c, d, e, f]", [0, 1, 2, 3], ("a", "b", "c", "d", "e", "f")),
-        ("{first: 1, names: [N/A, a, b, c, d]}", "{1: 3, 2: 2, 3: 1, 4: 0}", [3, 2, 1, 0], ("d", "c", "b", "a", "4", "5")),
+        ("{first: 1, names: [N/A, a, b, c, d]}", "{1: 3, 2: 2, 3: 1, 4: 0}", [3, 2, 1, 0],
+         ("d", "c", "b", "a", "4", "5")),
         # Names that are numbers are names.
         ("{names: ['3', '2', '1', '0']}", "{3: 3, 2: 2, 1: 1, 0: 0}", [3, 2, 1, 0], ("0", "1", "2", "3", "4", "5")),
     ],

@@ -328,8 +328,8 @@ def test_softmax_and_logits_as_a_tuple(project: Path) -> None:
 BAD = [
     (("model.factory=./code.py:sigmoid",), "the single output is a probability", "model.output: torch.logit"),
     (("model.factory=./code.py:both",), "the single output is a probability", "model.output names another one"),
-    (("model.factory=./code.py:both", "model.output=2"), "there is no output 2: the model returns a tuple of 2", "0 is"),
-    (("model.factory=./code.py:both", "model.output=head"), "no output 'head': the model returns a tuple of 2", "number"),
+    (("model.factory=./code.py:both", "model.output=2"), "no output 2: the model returns a tuple of 2", "0 is"),
+    (("model.factory=./code.py:both", "model.output=head"), "no output 'head': the model returns a tuple", "number"),
     (("model.factory=./code.py:named", "model.output=haed"), "there is no output 'haed'", "did you mean 'head'?"),
     (("model.factory=./code.py:named", "model.output=0"), "output 0 is asked for, but the model returns a dict", "key"),
     (("model.output=0",), "output 0 is asked for, but the model returns a tensor", "leave model.output out"),
@@ -337,7 +337,7 @@ BAD = [
     (("model.output=./code.py:secnd",), "has no 'secnd'", "did you mean 'second'?"),
     (("model.output=./code.py:F.pi",), "has no 'F.pi'", ""),
     (("model.factory=./code.py:both", "model.output=./code.py:points"), "./code.py:points fails on", ""),
-    (("train.dataset=./code.py:signs",), "has the label -1, but the model has one logit", "train.classes: {-1: 0, 1: 1}"),
+    (("train.dataset=./code.py:signs",), "label -1, but the model has one logit", "train.classes: {-1: 0, 1: 1}"),
     (("model.output=true",), "model.output is True", ""),
 ]  # fmt: skip
 

@@ -198,7 +198,9 @@ def test_a_loss_that_is_nan_names_the_example(influence: Command, project: Path)
 
 
 def test_a_loss_that_returns_one_number(influence: Command, project: Path) -> None:
-    (project / "losses.py").write_text("from torch.nn.functional import cross_entropy as mine\nmean = lambda o, t: mine(o, t)")
+    (project / "losses.py").write_text(
+        "from torch.nn.functional import cross_entropy as mine\nmean = lambda o, t: mine(o, t)"
+    )
     edit(project, "l2: 0.01", "l2: 0.01\nloss: ./losses.py:mean")
     for command in (["check"], ["mislabels"]):
         line, hint = error_of(influence, project, *command)
