@@ -18,12 +18,13 @@ from influence_cli.errors import InfluenceError, describe, did_you_mean
 
 @dataclass(frozen=True)
 class ClassOutputs:
-    """What ``train.classes`` says, one of three forms.
+    """What ``train.classes`` says, one of three forms; the training examples decide how it is read.
 
     Attributes:
         by_name: output of each class name.
         by_label: the same by label number, if all names are numbers: for a data set that has no such class names.
         names: names of each output; a name may be written in several ways.
+        replaces: whether these names replace those of the data set, whose labels are output numbers then.
         where: ``influence.yaml:12``.
     """
 
@@ -31,6 +32,7 @@ class ClassOutputs:
     by_label: Mapping[int, int]
     names: Mapping[int, tuple[str, ...]]
     where: str
+    replaces: bool = False
 
 
 def read_class_outputs(given: Any, where: str) -> ClassOutputs:
@@ -73,12 +75,32 @@ FORMS = (
 )
 
 
+def decide(given: ClassOutputs, train: Split) -> ClassOutputs:
+    """Settle on the training examples, for the test examples too, whether numbers are names and whether names count.
+
+    Args:
+        given: what ``train.classes`` says.
+        train: with the data set's own names and labels.
+    """
+    names = train.classes
+    if given.by_label:
+        is_named = bool(given.by_name.keys() & set(names or ()))
+        return replace(given, by_label={}) if is_named else replace(given, by_name={})
+    if names is None or not given.names:
+        return replace(given, replaces=bool(given.names))
+    # A set with more names than outputs, whose labels fit all the same, and do not by its names: as one whose first
+    # name stands for no class.
+    fits = len(names) > len(given.names) > int(train.labels.max(initial=-1))
+    used = (int(label) for label in np.unique(train.labels[train.labels >= 0]))
+    return replace(given, replaces=fits and any(_output_of(names[label], given) is None for label in used))
+
+
 def map_classes(split: Split, given: ClassOutputs) -> Split:
     """Number the classes of a split as the model's outputs; examples of a class without an output get the label −1.
 
     Args:
-        split: with the data set's own names; its labels are not looked at.
-        given: what ``train.classes`` says.
+        split: with the data set's own names.
+        given: from ``decide``.
 
     Returns:
         The split with ``class_outputs``, and with ``classes`` and ``mapping`` by output number.
@@ -87,16 +109,16 @@ def map_classes(split: Split, given: ClassOutputs) -> Split:
         InfluenceError: the data set has no names to go by, or two of its classes have the same output.
     """
     names = split.classes
-    if given.by_label and not given.by_name.keys() & set(names or ()):
+    if given.by_label:
         outputs = dict(given.by_label)
         known = {output: names[label] for label, output in outputs.items() if names and 0 <= label < len(names)}
         return _numbered(split, outputs, known)
-    if names is None and given.by_name:
+    if given.replaces:
+        return _numbered(split, {output: output for output in given.names}, _first(given))
+    if names is None:
         raise InfluenceError(
             f"{given.where}: the {split.name} data set has no class names", "give its label numbers: {0: 3, 1: 7}"
         )
-    if names is None or _is_renamed(split, given):
-        return _numbered(split, {output: output for output in given.names}, _first(given))
     known = _first(given) if given.names else {output: name for name, output in given.by_name.items()}
     found = {label: _output_of(name, given) for label, name in enumerate(names)}
     outputs = {label: output for label, output in found.items() if output is not None}
@@ -128,7 +150,7 @@ def refuse_missing(split: Split, own: np.ndarray, names: tuple[str, ...] | None,
         return
     label = int(own[lost[0]])
     name = names[label] if names is not None and label < len(names) else None
-    if name is None or (given.by_label and not given.by_name.keys() & set(names or ())):
+    if name is None or given.by_label or given.replaces:
         raise InfluenceError(
             f"{given.where}: label {label} of the {split.name} data set has no output",
             f"give it one, or leave its examples out ({split.name}.exclude)",
@@ -137,19 +159,6 @@ def refuse_missing(split: Split, own: np.ndarray, names: tuple[str, ...] | None,
     raise InfluenceError(
         f"{given.where}: class {name} of the {split.name} data set has no output", did_you_mean(name, words)
     )
-
-
-def _is_renamed(split: Split, given: ClassOutputs) -> bool:
-    """Say whether a list of names replaces the data set's: it has more names, and too few labels for them.
-
-    Its own names then are not those of its labels, as of a set whose first name stands for no class.
-    """
-    names = split.classes or ()
-    return bool(given.names) and len(names) > len(given.names) and _largest(split) < len(given.names)
-
-
-def _largest(split: Split) -> int:
-    return int(split.labels.max(initial=-1))
 
 
 def _numbered(split: Split, outputs: dict[int, int], known: Mapping[int, str]) -> Split:

@@ -13,7 +13,14 @@ import torch
 
 from influence_cli.config.schema import Config, DataConfig
 from influence_cli.config.user_code import accepts, call, import_object
-from influence_cli.data.class_outputs import in_outputs, map_classes, read_class_outputs, refuse_missing
+from influence_cli.data.class_outputs import (
+    ClassOutputs,
+    decide,
+    in_outputs,
+    map_classes,
+    read_class_outputs,
+    refuse_missing,
+)
 from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import refuse_folder_loops
 from influence_cli.data.label_files import read_indices, read_labels
@@ -27,14 +34,24 @@ if TYPE_CHECKING:
 def load_splits(config: Config) -> tuple[Split, Split | None]:
     """Build the training and test examples, which must agree on the classes; no model is needed."""
     train = load_split(config, "train", config.train)
-    test = load_split(config, "test", config.test) if config.test is not None else None
+    test = load_split(config, "test", config.test, train.given_classes) if config.test is not None else None
     if test is not None:
         _check_mapping(train, test, only_shared=config.train.classes is not None)
     return train, test
 
 
-def load_split(config: Config, name: str, section: DataConfig) -> Split:
-    """Build the training or the test examples: data set, transform, labels, exclusions."""
+def load_split(config: Config, name: str, section: DataConfig, given: ClassOutputs | None = None) -> Split:
+    """Build the training or the test examples: data set, transform, labels, exclusions.
+
+    Args:
+        config: the run's config.
+        name: ``train`` or ``test``.
+        section: of it.
+        given: for the test examples, how the training examples read ``train.classes``.
+
+    Raises:
+        InfluenceError: at the config's line, for whatever does not exist or fit.
+    """
 
     def where(*keys: str) -> str:
         return config.where(name, *(keys or ("dataset",)))
@@ -70,10 +87,11 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
         files=files,
     )
     labels = own = source_labels(split)
-    given = None
-    if config.train.classes is not None:  # which holds for the test examples too
-        given = read_class_outputs(config.train.classes, config.where("train", "classes"))
-        split = map_classes(replace(split, labels=own), given)
+    if config.train.classes is not None:
+        split = replace(split, labels=own)
+        if given is None:
+            given = decide(read_class_outputs(config.train.classes, config.where("train", "classes")), split)
+        split = replace(map_classes(split, given), given_classes=given)
         labels = in_outputs(own, split.class_outputs or {})
     if section.labels is not None:
         labels = read_labels(section.labels, labels, split.classes, where("labels"), split.paths)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor
 from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import lost_depth
 from influence_cli.errors import InfluenceError, describe
+
+if TYPE_CHECKING:
+    from influence_cli.data.class_outputs import ClassOutputs
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Split:
         folder: the current folder while an item is read, so that a source's relative paths work; None for no change.
         files: the files with the examples, if several are in one file.
         class_outputs: the model's output of each of the source's own labels, where ``train.classes`` says it.
+        given_classes: how the training examples read that.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Split:
     folder: Path | None = None
     files: DataFiles | None = None
     class_outputs: dict[int, int] | None = None
+    given_classes: ClassOutputs | None = None
 
     @property
     def is_unlabelled(self) -> bool:

@@ -155,6 +155,19 @@ def test_a_list_replaces_names_that_are_not_those_of_the_labels(project: Path) -
     assert task.classes == ("a", "b", "c", "d", "e", "f")
 
 
+def test_the_training_examples_decide_how_names_are_read(project: Path) -> None:
+    """A test set with few classes is numbered as the training set is, by name or not."""
+    for args, few, expected in (
+        ("{first: 1, count: 6, names: [N/A, a, b, c, d, e, f]}", "{first: 1, count: 5", [0, 1, 2, 3, 4]),
+        ("{count: 6, names: [N/A, a, b, c, d, e, f]}", "{first: 1, count: 5", [1, 2, 3, 4, 5]),
+    ):
+        train = NUMBERS.format(args=args, classes="[a, b, c, d, e, f]")
+        test = f"test={{dataset: ./code.py:Numbers, args: {few}, names: [N/A, a, b, c, d, e, f]}}}}"
+        task = load(project, train, test)
+        assert task.test is not None
+        assert task.test.labels[:5].tolist() == expected
+
+
 def test_labels_in_files_are_names_or_numbers_of_outputs(project: Path) -> None:
     (project / "labels.csv").write_text("index,label\n0,dog\n1,1\n")
     task = load(project, "train.classes={tench: 1, cat: 5, dog: 3}", f"train.labels={project / 'labels.csv'}")
