@@ -5,34 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from influence_cli.data.split import Split
+from influence_cli.data.split import ClassOutputs, Split
 from influence_cli.errors import InfluenceError, describe, did_you_mean
-
-
-@dataclass(frozen=True)
-class ClassOutputs:
-    """What ``train.classes`` says, one of three forms; the training examples decide how it is read.
-
-    Attributes:
-        by_name: output of each class name.
-        by_label: the same by label number, if all names are numbers: for a data set that has no such class names.
-        names: names of each output; a name may be written in several ways.
-        replaces: whether these names replace those of the data set, whose labels are output numbers then.
-        where: ``influence.yaml:12``.
-    """
-
-    by_name: Mapping[str, int]
-    by_label: Mapping[int, int]
-    names: Mapping[int, tuple[str, ...]]
-    where: str
-    replaces: bool = False
 
 
 def read_class_outputs(given: Any, where: str) -> ClassOutputs:

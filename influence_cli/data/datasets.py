@@ -14,7 +14,6 @@ import torch
 from influence_cli.config.schema import Config, DataConfig
 from influence_cli.config.user_code import accepts, call, import_object
 from influence_cli.data.class_outputs import (
-    ClassOutputs,
     decide,
     in_outputs,
     map_classes,
@@ -24,7 +23,7 @@ from influence_cli.data.class_outputs import (
 from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import refuse_folder_loops
 from influence_cli.data.label_files import read_indices, read_labels
-from influence_cli.data.split import Split, raw_item
+from influence_cli.data.split import ClassOutputs, Split, raw_item
 from influence_cli.errors import InfluenceError, describe, did_you_mean
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ through the same transform.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,24 @@ from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import lost_depth
 from influence_cli.errors import InfluenceError, describe
 
-if TYPE_CHECKING:
-    from influence_cli.data.class_outputs import ClassOutputs
+
+@dataclass(frozen=True)
+class ClassOutputs:
+    """What ``train.classes`` says, one of three forms; the training examples decide how it is read.
+
+    Attributes:
+        by_name: output of each class name.
+        by_label: the same by label number, if all names are numbers: for a data set that has no such class names.
+        names: names of each output; a name may be written in several ways.
+        replaces: whether these names replace those of the data set, whose labels are output numbers then.
+        where: ``influence.yaml:12``.
+    """
+
+    by_name: Mapping[str, int]
+    by_label: Mapping[int, int]
+    names: Mapping[int, tuple[str, ...]]
+    where: str
+    replaces: bool = False
 
 
 @dataclass(frozen=True)
