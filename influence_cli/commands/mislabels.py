@@ -151,7 +151,7 @@ def command(
 
     _check_method(session, signal, damping_sweep=damping_sweep)
     tasks = load(session)
-    split = tasks[0].train if on == "train" else tasks[0].test_split()
+    split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
     classes = tasks[0].classes
     _check_images(session, split, on)
     if explain is not None:
@@ -163,7 +163,7 @@ def command(
         every=signals or known is not None or explain is not None,
         on=on,
         checkpoints=len(tasks),
-        tests=tasks[0].test is not None,
+        tests=tasks[0].test is not None and not tasks[0].test.is_unlabelled,
         solves=session.config.curvature.method in SOLVERS or session.config.model.ensemble == "source",
         probabilities=probabilities is not None,
     )

@@ -69,6 +69,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise first_mistake(error, values, places, _known) from error
     if config.test is not None and config.test.n is not None:
         raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs under train")
+    if config.test is not None and config.test.classes is not None:
+        where = places.get(("test", "classes"), name)
+        raise InfluenceError(f"{where}: test.classes has no meaning", "train.classes holds for the test examples too")
     mistake = ensemble_mistake(config, lambda *keys: place_of(keys, places))
     if mistake is not None:
         raise mistake
@@ -105,6 +108,8 @@ def _read(path: Path, name: str) -> str:
 
 def _anchored(keys: Keys, value: Any, folder: Path) -> Any:
     """Make the paths in a value absolute: our own keys, and arguments whose names say that they are paths."""
+    if keys == ("train", "classes"):
+        return _absolute(value, folder) if isinstance(value, str) else value
     if _is_path(keys):
         return _absolute(value, folder)
     if isinstance(value, dict):

@@ -66,6 +66,15 @@ def _step(value: Any) -> Any:
     return value
 
 
+def _classes(value: Any) -> Any:
+    """Take names with outputs, a list of names, or a file."""
+    if value is None or isinstance(value, dict | list | Path):
+        return value
+    if isinstance(value, str) and value:
+        return Path(value)
+    raise ValueError("expected names with outputs {cat: 0, dog: 1}, a list of names, or a file")
+
+
 def _loss(value: Any) -> Any:
     return {"factory": value} if isinstance(value, str) else value
 
@@ -120,6 +129,7 @@ class ModelConfig(_Section):
         ],
         BeforeValidator(_checkpoints),
     ] = ()
+    output: int | str | None = None
     ensemble: Literal["mean", "tracin", "source"] = "mean"
     learning_rates: _Numbers = ()
     steps: _Numbers = ()
@@ -181,6 +191,7 @@ class DataConfig(_Section):
     labels: _Path | None = None
     exclude: _Path | None = None
     n: int | None = Field(default=None, ge=1)
+    classes: Annotated[Any, BeforeValidator(_classes)] = None
     transform: (
         Annotated[
             tuple[Annotated[TransformStep, BeforeValidator(_step)], ...],

@@ -13,10 +13,17 @@ import torch
 
 from influence_cli.config.schema import Config, DataConfig
 from influence_cli.config.user_code import accepts, call, import_object
+from influence_cli.data.class_outputs import (
+    decide,
+    in_outputs,
+    map_classes,
+    read_class_outputs,
+    refuse_missing,
+)
 from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import refuse_folder_loops
 from influence_cli.data.label_files import read_indices, read_labels
-from influence_cli.data.split import Split, raw_item
+from influence_cli.data.split import ClassOutputs, Split, raw_item
 from influence_cli.errors import InfluenceError, describe, did_you_mean
 
 if TYPE_CHECKING:
@@ -26,14 +33,24 @@ if TYPE_CHECKING:
 def load_splits(config: Config) -> tuple[Split, Split | None]:
     """Build the training and test examples, which must agree on the classes; no model is needed."""
     train = load_split(config, "train", config.train)
-    test = load_split(config, "test", config.test) if config.test is not None else None
+    test = load_split(config, "test", config.test, train.given_classes) if config.test is not None else None
     if test is not None:
-        _check_mapping(train, test)
+        _check_mapping(train, test, only_shared=config.train.classes is not None)
     return train, test
 
 
-def load_split(config: Config, name: str, section: DataConfig) -> Split:
-    """Build the training or the test examples: data set, transform, labels, exclusions."""
+def load_split(config: Config, name: str, section: DataConfig, given: ClassOutputs | None = None) -> Split:
+    """Build the training or the test examples: data set, transform, labels, exclusions.
+
+    Args:
+        config: the run's config.
+        name: ``train`` or ``test``.
+        section: of it.
+        given: for the test examples, how the training examples read ``train.classes``.
+
+    Raises:
+        InfluenceError: at the config's line, for whatever does not exist or fit.
+    """
 
     def where(*keys: str) -> str:
         return config.where(name, *(keys or ("dataset",)))
@@ -68,15 +85,24 @@ def load_split(config: Config, name: str, section: DataConfig) -> Split:
         folder=None if Path.cwd() == config.folder else config.folder,
         files=files,
     )
-    labels = source_labels(split)
+    labels = own = source_labels(split)
+    if config.train.classes is not None:
+        split = replace(split, labels=own)
+        if given is None:
+            given = decide(read_class_outputs(config.train.classes, config.where("train", "classes")), split)
+        split = replace(map_classes(split, given), given_classes=given)
+        labels = in_outputs(own, split.class_outputs or {})
     if section.labels is not None:
-        labels = read_labels(section.labels, labels, classes, where("labels"), split.paths)
+        labels = read_labels(section.labels, labels, split.classes, where("labels"), split.paths)
     indices = split.indices
     if section.exclude is not None:
         indices = np.setdiff1d(indices, read_indices(section.exclude, len(source), where("exclude"), split.paths))
         if not len(indices):
             raise InfluenceError(f"{where('exclude')}: {section.exclude} leaves no {name} example")
-    return replace(split, labels=labels, indices=indices)
+    split = replace(split, labels=labels, indices=indices)
+    if given is not None:
+        refuse_missing(split, own, classes, given)
+    return split
 
 
 def _is_folder_of_classes(factory: Any) -> bool:
@@ -105,7 +131,15 @@ def _source_paths(source: Any, folder: Path) -> tuple[str, ...] | None:
 
 
 def source_labels(split: Split) -> np.ndarray:
-    """Find the data set's own labels, without decoding images if possible; check them on three examples."""
+    """Find the data set's own labels, without decoding images if possible; check them on three examples.
+
+    They are numbers of outputs where ``train.classes`` says which class is which.
+    """
+    labels = _own_labels(split)
+    return labels if split.class_outputs is None else in_outputs(labels, split.class_outputs)
+
+
+def _own_labels(split: Split) -> np.ndarray:
     source = split.source
     targets = next((getattr(source, a) for a in ("targets", "labels", "_labels") if hasattr(source, a)), None)
     if targets is None and isinstance(source, torch.utils.data.TensorDataset) and len(source.tensors) > 1:
@@ -192,7 +226,12 @@ def _dtype(name: str, where: str) -> torch.dtype:
     return dtype
 
 
-def _check_mapping(train: Split, test: Split) -> None:
+def _check_mapping(train: Split, test: Split, *, only_shared: bool) -> None:
+    if only_shared and train.mapping is not None and test.mapping is not None:
+        shared = train.mapping.keys() & test.mapping.keys()
+        train, test = (
+            replace(split, mapping={name: (split.mapping or {})[name] for name in shared}) for split in (train, test)
+        )
     if train.mapping is not None and test.mapping is not None and train.mapping != test.mapping:
         only = [
             f"only in {split} {', '.join(sorted(mine.keys() - others.keys())[:6])}"

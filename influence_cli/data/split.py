@@ -6,7 +6,7 @@ through the same transform.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,25 @@ from torch import Tensor
 from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import lost_depth
 from influence_cli.errors import InfluenceError, describe
+
+
+@dataclass(frozen=True)
+class ClassOutputs:
+    """What ``train.classes`` says, one of three forms; the training examples decide how it is read.
+
+    Attributes:
+        by_name: output of each class name.
+        by_label: the same by label number, if all names are numbers: for a data set that has no such class names.
+        names: names of each output; a name may be written in several ways.
+        replaces: whether these names replace those of the data set, whose labels are output numbers then.
+        where: ``influence.yaml:12``.
+    """
+
+    by_name: Mapping[str, int]
+    by_label: Mapping[int, int]
+    names: Mapping[int, tuple[str, ...]]
+    where: str
+    replaces: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +58,8 @@ class Split:
         transform_text: the transform as written in the config; its own repr lacks some arguments.
         folder: the current folder while an item is read, so that a source's relative paths work; None for no change.
         files: the files with the examples, if several are in one file.
+        class_outputs: the model's output of each of the source's own labels, where ``train.classes`` says it.
+        given_classes: how the training examples read that.
     """
 
     name: str
@@ -53,6 +74,13 @@ class Split:
     transform_text: str = ""
     folder: Path | None = None
     files: DataFiles | None = None
+    class_outputs: dict[int, int] | None = None
+    given_classes: ClassOutputs | None = None
+
+    @property
+    def is_unlabelled(self) -> bool:
+        """Say whether every example in use has the label −1, as hidden test labels have."""
+        return bool((self.labels[self.indices] == -1).all())
 
     def __len__(self) -> int:
         """Count the examples in use."""
@@ -67,6 +95,20 @@ class Split:
         kind = "training" if self.name == "train" else self.name
         path = self.path(index)
         return f"{kind} example {index}" + (f" ({path})" if path else "")
+
+
+def refuse_unlabelled(split: Split, instead: str = "") -> None:
+    """Refuse a split without labels where they are needed.
+
+    Args:
+        split: the examples.
+        instead: what can be done without labels, for the hint.
+    """
+    if split.is_unlabelled:
+        raise InfluenceError(
+            f"{split.where}: the {split.name} examples have no labels (all are −1)",
+            f"{instead}{split.name}.labels names a file of labels",
+        )
 
 
 def raw_item(split: Split, index: int) -> tuple[Any, Any]:

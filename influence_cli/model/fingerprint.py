@@ -21,6 +21,7 @@ MEANING = {
     "files": "the training files (a path, size or time of change)",
     "examples": "the training examples themselves",
     "transform": "train.transform",
+    "output": "which of the model's outputs the logits are (model.output)",
     "layers": "the tracked layers",
     "loss": "the loss",
     "basis": "the curvature",
