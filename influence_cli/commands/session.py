@@ -92,7 +92,7 @@ def load(session: Session) -> list[Task]:
     from influence_cli.model.task import load_tasks
 
     with session.terminal.status("loading model and data"):
-        tasks = load_tasks(session.config)
+        tasks = load_tasks(session.config, session.terminal)
         if distributed.size() > 1:
             from influence_cli.model.fingerprint import agree_on
 

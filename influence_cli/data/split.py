@@ -19,6 +19,7 @@ from torch import Tensor
 
 from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import lost_depth
+from influence_cli.data.tables import LABEL_NAMES
 from influence_cli.errors import InfluenceError, describe
 
 
@@ -79,6 +80,8 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     if isinstance(item, dict):
         image = next((item[key] for key in ("image", "img", "pixel_values", "input", "x") if key in item), None)
         label = next((item[key] for key in ("label", "labels", "target", "y") if key in item), None)
+        named = [key for key in LABEL_NAMES if key in item]
+        label = item[named[0]] if label is None and len(named) == 1 else label
     elif isinstance(item, tuple | list) and len(item) >= 2:
         image, label = item[0], item[1]
     else:

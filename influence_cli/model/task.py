@@ -73,11 +73,12 @@ class Task:
         return self.test
 
 
-def load_tasks(config: Config) -> list[Task]:
+def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
     """Load everything that the config names: one task per checkpoint, the data shared by all of them.
 
     Args:
         config: the run's config.
+        terminal: told what was guessed and what was left out.
 
     Raises:
         InfluenceError: at the config's line, for anything that does not exist, fit or load.
@@ -87,7 +88,7 @@ def load_tasks(config: Config) -> list[Task]:
     set_precision("float32")
     # The fused attention path of eval mode has no derivative for torch.func.
     torch.backends.mha.set_fastpath_enabled(False)
-    train, test = load_splits(config)
+    train, test = load_splits(config, terminal)
     loss, convex = load_loss(config)
     if isinstance(loss, nn.Module):
         loss.to(device)

@@ -88,7 +88,7 @@ def check_run(
         InfluenceError: whatever would stop the other commands.
     """
     terminal = or_silent(terminal)
-    tasks = load_tasks(config)
+    tasks = load_tasks(config, terminal)
     findings = _data_findings(tasks[0])
     for number, task in enumerate(tasks):
         if len(tasks) > 1:

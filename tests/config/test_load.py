@@ -367,7 +367,8 @@ def test_numbers_are_numbers_whatever_their_notation(load: Load, text: str, expe
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give a folder for a config that is not the current one; the current one is beside it, named ``here``."""
     (tmp_path / "here").mkdir()
-    (tmp_path / "project").mkdir()
+    for folder in ("project/data/train", "data/test", "project/data/test", "here/data", "here/d"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "project"
 
@@ -454,6 +455,7 @@ def test_replacing_the_gradients_section_keeps_the_store_beside_the_config(elsew
 
 @pytest.mark.parametrize("name", ["root", "data_dir", "img_folder", "path", "annotation_file", "filename", "ROOT"])
 def test_an_argument_named_like_a_path_is_one(load: Load, tmp_path: Path, name: str) -> None:
+    (tmp_path / "data/train").mkdir(parents=True)
     assert load(MINIMAL.replace("root:", f"{name}:")).train.args == {name: str(tmp_path / "data/train")}
 
 
@@ -463,6 +465,7 @@ def test_an_argument_named_otherwise_is_left_alone(load: Load, name: str) -> Non
 
 
 def test_lists_of_paths_and_absolute_paths_are_understood(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
     text = MINIMAL.replace("{root: data/train}", "{roots: [a, /b/c], root: 3, dir: null}")
     assert load(text).train.args == {"roots": [str(tmp_path / "a"), "/b/c"], "root": 3, "dir": None}
 
