@@ -150,7 +150,9 @@ def data_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | 
         if wrong:
             return InfluenceError(
                 f"{where(name, wrong[0])}: {name}.{wrong[0]} has no meaning with {name}.{kinds[0]}",
-                f"{kinds[0]} goes with {', '.join(allowed)}" if allowed else f"{kinds[0]} goes alone",
+                f"{kinds[0]} goes with {', '.join(allowed)}"
+                if allowed
+                else f"folder takes none of {', '.join(sorted(extra))}",
             )
     return None
 

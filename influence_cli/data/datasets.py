@@ -60,8 +60,10 @@ def load_split(
     if len(source) == 0:
         raise InfluenceError(f"{where()}: the {name} data set is empty", "check its args")
     description = described(source, config.folder)
-    for remark in (*remarks, *description.remarks):
+    for remark in remarks:
         or_silent(terminal).warn(f"{where()}: {remark}")
+    for remark in description.remarks:
+        or_silent(terminal).say(f"{where()}: {remark}")
     transform = _build_transform(config, name, section, factory)
     classes = description.classes
     split = Split(
@@ -118,12 +120,12 @@ def _open(
     if base is not None and isinstance(factory, type) and issubclass(factory, base) and isinstance(root, str):
         strays, made = look_through(folder / root, where()), without_strays(factory, base)
     source = call(made, args, folder, section.dataset or kind, where)
-    if is_hub_set(source):
+    if any(is_hub_set(part) for part in innermost(source)):
         return _hub_images(source, config, section, where, known), factory, []
     for key in ("image", "label", "split"):
         if getattr(section, key) is not None:
             raise InfluenceError(
-                f"{where(key)}: {key} picks from a set of the datasets library, but {section.dataset} returned a "
+                f"{where(key)}: {key} is for a set of the datasets library, but {section.dataset} returned a "
                 f"{type(source).__name__}",
                 "remove it",
             )
@@ -139,16 +141,21 @@ def _open(
 
 def _hub_images(
     source: Any, config: Config, section: DataConfig, where: Callable[..., str], known: Sequence[str] | None
-) -> HubImages:
-    """Choose split and columns of a set of the ``datasets`` library."""
+) -> Any:
+    """Choose split and columns of a set of the ``datasets`` library, also inside of a ``Subset``."""
+    if type(source) is torch.utils.data.Subset:
+        return type(source)(_hub_images(source.dataset, config, section, where, known), source.indices)
+    if type(source) is torch.utils.data.ConcatDataset:
+        return type(source)([_hub_images(part, config, section, where, known) for part in source.datasets])
+    if not is_hub_set(source):
+        return source
     if section.kind == "dataset":
         split = {"made": source, "split": section.split, "name": section.dataset}
         source = call(choose_split, split, config.folder, section.dataset, where)
     if not hasattr(source, "__len__"):
         raise InfluenceError(f"{where()}: the data set streams, so its examples have no numbers", "streaming: false")
     args = {"source": source, "image": section.image, "label": section.label, "classes": known}
-    made: HubImages = call(HubImages, args | {"rgb": section.kind == "huggingface"}, config.folder, section.kind, where)
-    return made
+    return call(HubImages, args | {"rgb": section.kind == "huggingface"}, config.folder, section.kind, where)
 
 
 def _folder_remarks(source: Any, base: Any, folder: Path, where: str) -> list[str]:

@@ -113,7 +113,10 @@ def load_hub_set(name: str, split: str | None, args: dict[str, Any]) -> Any:
             made = library.load_dataset(name, **args)
     except (Exception, SystemExit) as error:
         here = "" if folder.exists() else f" (there is no folder {folder.absolute()} either)"
-        raise InfluenceError(f"datasets cannot load {name!r}{here}: {describe(error)}") from error
+        raise InfluenceError(
+            f"datasets cannot load {name!r}{here}: {describe(error)}",
+            "is the name right? a folder is relative to the YAML file; a set of the Hub needs a network once",
+        ) from error
     return choose_split(made, split, name)
 
 

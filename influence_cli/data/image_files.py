@@ -259,25 +259,20 @@ def stray_remarks(strays: Strays, root: str, *, left_out: bool) -> list[str]:
     if strays.hidden:
         folders = f"hidden folder{'s' * (len(strays.hidden) > 1)} {', '.join(strays.hidden[:6])}"
         lines.append(
-            f"{root} has the {folders}, left out here: no class (a model that was trained with it there has one output "
-            "more, and its classes are numbered after it); delete it"
+            f"{root} has the {folders}, which is no class and is left out: delete it (a model that was trained with it "
+            "has one more output, and later numbers for the classes after it)"
             if left_out
             else f"{root} has the {folders}, which counts as a class: delete it"
         )
-    counts = (
-        (strays.copies, "in hidden folders inside classes"),
-        (strays.notes, "that begin with ._ (notes of macOS)"),
-    )
-    for count, what in counts:
+    for count, what in ((strays.copies, "in hidden folders of classes"), (strays.notes, "that begin with ._")):
         if count:
-            end = "left out here; delete them" if left_out else "which count as images: delete them"
+            end = "which are left out: delete them" if left_out else "which count as images: delete them"
             lines.append(f"{root} has {counted(count, 'file')} {what}, {end}")
     if strays.skipped:
         kinds = ", ".join(f"{suffix or 'no suffix'} {count:,}" for suffix, count in sorted(strays.skipped.items()))
         lines.append(
             f"{root} has {counted(strays.skipped.total(), 'file')} that a folder data set does not list, by suffix: "
-            f"{kinds}; if the checkpoint was trained with them, list all images in a table (csv:), else set n or ignore"
-            " this"
+            f"{kinds}; if the checkpoint was trained on them too, name all images in a table (csv:)"
         )
     return lines
 

@@ -21,6 +21,7 @@ IMAGE_NAMES = (
     ("image_id", "id"),
 )
 SPLIT_NAMES = (("split", "set", "subset"),)
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 # Suffixes tried where a column of names has none.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".JPG", ".JPEG", ".PNG")
 
@@ -90,12 +91,16 @@ def read_list(path: Path) -> Table:
     """
     kind = path.suffix.lower()
     name = str(near_path(path))
-    if kind not in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"):
-        raise InfluenceError(
-            f"{name} is not a list that can be read", "a list is a .csv, .tsv, .jsonl or .parquet file"
-        )
+    if kind not in KINDS:
+        raise InfluenceError(f"{name} is not a table of examples", "expected a .csv, .tsv, .jsonl or .parquet file")
     if not path.is_file():
-        raise InfluenceError(f"there is no file {path}")
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InfluenceError(
+            f"there is no file {path}",
+            did_you_mean(path.name, [word for word in beside if Path(word).suffix.lower() in KINDS])
+            if beside
+            else "a path is relative to the folder of the YAML file",
+        )
     if kind == ".parquet":
         table = _read_parquet(path, name)
     elif kind in (".jsonl", ".ndjson"):
@@ -166,8 +171,10 @@ def _without_nested(table: Table, columns: dict[str, list[str | None]]) -> Table
 def _column(table: Table, name: str) -> list[str]:
     if name not in table.columns:
         raise InfluenceError(
-            f"{table.file}: the column {name!r} has lists, objects or bytes, not a word or a number in each row",
-            "images inside a Parquet file: dataset: influence_cli.data.parquet_images.ParquetImages",
+            f"{table.file}: the column {name!r} has lists, objects or bytes, not one word or number in each row",
+            "images inside a Parquet file: dataset: influence_cli.data.parquet_images.ParquetImages"
+            if table.file.endswith(".parquet")
+            else "an example has one path and one label",
         )
     return table.columns[name]
 
