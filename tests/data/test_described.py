@@ -15,8 +15,8 @@ from influence_cli.config.load import load_config
 from influence_cli.data.datasets import load_split
 from influence_cli.data.described import described, in_order, innermost
 from influence_cli.data.file_sets import DataFiles
-from influence_cli.data.fingerprint import files_hash
 from influence_cli.data.split import Split
+from influence_cli.model.data_fingerprint import files_hash
 from tests.support.data_file_projects import refused
 
 HERE = Path("/here")

@@ -18,9 +18,9 @@ from torchvision.datasets import ImageFolder
 
 from influence_cli.config.load import load_config
 from influence_cli.data.datasets import load_splits
-from influence_cli.data.fingerprint import files_hash
 from influence_cli.data.listed_images import ListedImages, read_list
 from influence_cli.data.split import raw_item
+from influence_cli.model.data_fingerprint import files_hash
 from influence_cli.runtime.terminal import Terminal
 from tests.conftest import Command
 from tests.support.data_file_projects import refused

@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.config.load import load_config
 from influence_cli.data.batches import read_batches
-from influence_cli.data.fingerprint import files_hash
 from influence_cli.errors import InfluenceError
+from influence_cli.model.data_fingerprint import files_hash
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, choose_device, load_tasks
 from tests.conftest import shared, unpack
