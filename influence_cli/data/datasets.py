@@ -13,13 +13,13 @@ import torch
 
 from influence_cli.config.schema import Config, DataConfig
 from influence_cli.config.user_code import accepts, call, import_object
-from influence_cli.data.described import described, in_order, innermost
+from influence_cli.data.described import described, in_order, innermost, listed_labels
 from influence_cli.data.huggingface import HubImages, choose_split, is_hub_set, load_hub_set
-from influence_cli.data.image_files import look_through, refuse_no_classes, stray_remarks, without_strays
+from influence_cli.data.image_files import Strays, look_through, refuse_no_classes, stray_remarks, without_strays
 from influence_cli.data.label_files import read_indices, read_labels
 from influence_cli.data.listed_images import ListedImages
 from influence_cli.data.split import Split, raw_item
-from influence_cli.errors import InfluenceError, describe, did_you_mean, near_path
+from influence_cli.errors import InfluenceError, describe, did_you_mean
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 if TYPE_CHECKING:
@@ -116,9 +116,11 @@ def _open(
     else:
         factory = import_object(section.dataset, folder, where())
     base = getattr(sys.modules.get("torchvision.datasets"), "DatasetFolder", None)
-    strays, root, made = None, args.get("root"), factory
+    root, made = args.get("root"), factory
+    looked = {}
     if base is not None and isinstance(factory, type) and issubclass(factory, base) and isinstance(root, str):
-        strays, made = look_through(folder / root, where()), without_strays(factory, base)
+        looked[str(folder / root)] = look_through(folder / root, where())
+        made = without_strays(factory, base)
     source = call(made, args, folder, section.dataset or kind, where)
     if any(is_hub_set(part) for part in innermost(source)):
         return _hub_images(source, config, section, where, known), factory, []
@@ -134,9 +136,7 @@ def _open(
             f"{where()}: {section.dataset} returned a {type(source).__name__}, without a length or items by index",
             "use a map-style data set, with __len__ and __getitem__",
         )
-    if strays is not None:
-        return source, factory, stray_remarks(strays, str(near_path(folder / str(root))), left_out=made is not factory)
-    return source, factory, _folder_remarks(source, base, folder, where())
+    return source, factory, _folder_remarks(source, folder, looked, where())
 
 
 def _hub_images(
@@ -158,13 +158,19 @@ def _hub_images(
     return call(HubImages, args | {"rgb": section.kind == "huggingface"}, config.folder, section.kind, where)
 
 
-def _folder_remarks(source: Any, base: Any, folder: Path, where: str) -> list[str]:
-    """Look through the folders of data sets that the user's own code has made."""
-    roots = {str(part.root): part for part in innermost(source) if base is not None and isinstance(part, base)}
-    lines = []
-    for root in roots:
-        lines += stray_remarks(look_through(folder / root, where), str(near_path(folder / root)), left_out=False)
-    return lines
+def _folder_remarks(source: Any, folder: Path, looked: dict[str, Strays], where: str) -> list[str]:
+    """Say what lies in the class folders of a data set and is not in it, also if the user's own code made it."""
+    base = getattr(sys.modules.get("torchvision.datasets"), "DatasetFolder", None)
+    lines: list[str] = []
+    for part in innermost(source):
+        if base is None or not isinstance(part, base):
+            continue
+        root = str(folder / str(part.root))
+        if root not in looked:
+            looked[root] = look_through(Path(root), where)
+        files = (str(folder / path) for path, _ in part.samples)
+        lines += stray_remarks(looked[root], root, part.classes, files)
+    return list(dict.fromkeys(lines))
 
 
 def source_labels(split: Split) -> np.ndarray:
@@ -172,7 +178,7 @@ def source_labels(split: Split) -> np.ndarray:
     source = split.source
     if isinstance(source, ListedImages | HubImages):
         return np.array(source.targets)
-    labels = described(source, Path()).labels
+    labels = listed_labels(source)
     if labels is not None:
         probes = {0, len(source) // 2, len(source) - 1}
         if all(_agrees(split, i, int(labels[i])) for i in probes):

@@ -56,20 +56,33 @@ def described(source: Any, folder: Path) -> Description:
         inner = _some(described(source.dataset, folder), indices)
     reader = getattr(source, "reader", None)  # timm's ImageDataset keeps its list in there
     holders = [source] if reader is None else [source, reader]
-    labels = next((given for holder in holders if (given := _labels(holder, len(source))) is not None), None)
     files = getattr(source, "files", None)
     mine = isinstance(files, DataFiles)
     paths = source.paths if mine else next((p for h in holders if (p := _paths(h, len(source), folder))), None)
     mapping = next((m for h in holders if isinstance(m := getattr(h, "class_to_idx", None), dict) and m), None)
     classes = _classes(source) or (None if reader is None else in_order(mapping))
     return Description(
-        inner.labels if labels is None else labels,
+        listed_labels(source),
         inner.paths if paths is None else paths,
         inner.classes if classes is None else classes,
         inner.mapping if mapping is None else dict(mapping),
         files if mine else inner.files if paths is None else None,
         inner.remarks + tuple(getattr(source, "remarks", ())),
     )
+
+
+def listed_labels(source: Any) -> np.ndarray | None:
+    """Read the class numbers that a data set or what it wraps lists: int64 [n]; None if there are none."""
+    holders = [source, *(reader for reader in [getattr(source, "reader", None)] if reader is not None)]
+    labels = next((given for holder in holders if (given := _labels(holder, len(source))) is not None), None)
+    if labels is None and isinstance(source, torch.utils.data.ConcatDataset):
+        parts = [listed_labels(part) for part in source.datasets]
+        known = [part for part in parts if part is not None]
+        labels = np.concatenate(known) if len(known) == len(parts) else None
+    elif labels is None and (indices := _taken(source)) is not None:
+        inner = listed_labels(source.dataset)
+        labels = None if inner is None else inner[indices]
+    return labels
 
 
 def innermost(source: Any) -> Iterator[Any]:
@@ -88,10 +101,10 @@ def _taken(source: Any) -> np.ndarray | None:
     if not hasattr(source, "dataset") or not hasattr(source, "indices"):
         return None
     try:
-        inner, indices = len(source.dataset), np.asarray(source.indices)
+        count, inner, indices = len(source), len(source.dataset), np.asarray(source.indices)
     except (TypeError, ValueError):
         return None
-    if indices.shape != (len(source),) or indices.dtype.kind not in "iu":
+    if indices.shape != (count,) or indices.dtype.kind not in "iu":
         return None
     indices = np.where(indices < 0, indices + inner, indices).astype(np.int64)
     return indices if len(indices) and indices.min() >= 0 and indices.max() < inner else None
@@ -100,7 +113,6 @@ def _taken(source: Any) -> np.ndarray | None:
 def _some(whole: Description, indices: np.ndarray) -> Description:
     return replace(
         whole,
-        labels=None if whole.labels is None else whole.labels[indices],
         paths=None if whole.paths is None else tuple(whole.paths[int(index)] for index in indices),
         files=None if whole.files is None else whole.files.take(indices),
     )
@@ -108,7 +120,6 @@ def _some(whole: Description, indices: np.ndarray) -> Description:
 
 def _joined(parts: Sequence[Description]) -> Description:
     """Describe examples one after another; what one part lacks, the whole lacks."""
-    labels = [part.labels for part in parts if part.labels is not None]
     paths = [part.paths for part in parts if part.paths is not None]
     files = [part.files for part in parts if part.files is not None]
     longest = max((part.classes or () for part in parts), key=len)
@@ -121,7 +132,7 @@ def _joined(parts: Sequence[Description]) -> Description:
     whole = len(paths) == len(parts) and len(files) in (0, len(parts))
     mapping = next((part.mapping for part in parts if part.classes == longest), None)
     return Description(
-        np.concatenate(labels) if len(labels) == len(parts) else None,
+        None,
         tuple(path for some in paths for path in some) if whole else None,
         longest if longest and agree else None,
         mapping if agree else None,

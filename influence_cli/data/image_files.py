@@ -6,6 +6,7 @@ import io
 import os
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -247,31 +248,46 @@ def _is_stray(path: str) -> bool:
     return name.startswith("._") or any(folder.startswith(".") for folder in folders)
 
 
-def stray_remarks(strays: Strays, root: str, *, left_out: bool) -> list[str]:
+def stray_remarks(strays: Strays, folder: str, classes: Sequence[str], files: Iterable[str]) -> list[str]:
     """Say in a line each what lies in class folders and is no class or no image.
 
     Args:
         strays: from ``look_through``.
-        root: the folder, as messages name it.
-        left_out: whether the data set leaves out what is hidden; otherwise its user has to.
+        folder: that was looked through.
+        classes: that the data set has; hidden ones among them count.
+        files: that the data set lists.
+
+    Returns:
+        Lines; none if everything that lies there is a class or an image.
     """
-    lines = []
-    if strays.hidden:
-        folders = f"hidden folder{'s' * (len(strays.hidden) > 1)} {', '.join(strays.hidden[:6])}"
-        lines.append(
-            f"{root} has the {folders}, which is no class and is left out: delete it (a model that was trained with it "
-            "has one more output, and later numbers for the classes after it)"
-            if left_out
-            else f"{root} has the {folders}, which counts as a class: delete it"
-        )
-    for count, what in ((strays.copies, "in hidden folders of classes"), (strays.notes, "that begin with ._")):
+    if not (strays.hidden or strays.copies or strays.notes or strays.skipped):
+        return []
+    listed, lines, root = Strays(), [], str(near_path(Path(folder)))
+    for path in files:
+        above, name = os.path.split(path)
+        _count(name, listed, hidden=f"{os.sep}." in above[len(folder) :])
+    for counts in (False, True):
+        folders = [name for name in strays.hidden if (name in classes) == counts]
+        if folders:
+            end = (
+                "which counts as a class: delete it"
+                if counts
+                else "which is no class and is left out: delete it (a model that was trained with it has one more "
+                "output, and later numbers for the classes after it)"
+            )
+            lines.append(f"{root} has the hidden folder{'s' * (len(folders) > 1)} {', '.join(folders[:6])}, {end}")
+    for count, used, what in (
+        (strays.copies, listed.copies, "in hidden folders of classes"),
+        (strays.notes, listed.notes, "that begin with ._"),
+    ):
         if count:
-            end = "which are left out: delete them" if left_out else "which count as images: delete them"
+            end = "which count as images: delete them" if used else "which are left out: delete them"
             lines.append(f"{root} has {counted(count, 'file')} {what}, {end}")
-    if strays.skipped:
-        kinds = ", ".join(f"{suffix or 'no suffix'} {count:,}" for suffix, count in sorted(strays.skipped.items()))
+    skipped = strays.skipped - listed.skipped
+    if skipped:
+        kinds = ", ".join(f"{suffix or 'no suffix'} {count:,}" for suffix, count in sorted(skipped.items()))
         lines.append(
-            f"{root} has {counted(strays.skipped.total(), 'file')} that a folder data set does not list, by suffix: "
+            f"{root} has {counted(skipped.total(), 'file')} that a folder data set does not list, by suffix: "
             f"{kinds}; if the checkpoint was trained on them too, name all images in a table (csv:)"
         )
     return lines

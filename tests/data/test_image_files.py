@@ -19,7 +19,17 @@ from tests.support.data_file_projects import refused
 
 IMAGES = ["a/0.png", "a/1.png", "b/0.png", "b/deep/1.png"]
 STRAYS = [".ipynb_checkpoints/0-checkpoint.png", "a/.ipynb_checkpoints/0-checkpoint.png", "a/._0.png", "b/._0.png"]
-OWN = "from torchvision.datasets import ImageFolder\n\n\ndef make():\n    return ImageFolder('data')\n"
+OWN = """
+from torchvision.datasets import ImageFolder
+
+
+def make():
+    return ImageFolder("data")
+
+
+def wide():
+    return ImageFolder("data", is_valid_file=lambda path: "/._" not in path and ".ipynb" not in path, allow_empty=True)
+"""
 
 
 @pytest.fixture
@@ -83,6 +93,15 @@ def test_code_of_ones_own_keeps_what_it_lists_and_is_told(here: Path) -> None:
     assert split.classes == (".ipynb_checkpoints", "a", "b")
     assert "data has the hidden folder .ipynb_checkpoints, which counts as a class: delete it" in warnings[0]
     assert "2 files that begin with ._, which count as images: delete them" in warnings[2]
+
+
+def test_what_code_of_ones_own_lists_is_not_called_skipped(here: Path) -> None:
+    fill(here / "data", ["a/2.jfif", "b/photo", *STRAYS[1:]])
+    split, warnings = load(here, "dataset: ./own.py:wide")
+    assert len(split) == 6
+    assert len(warnings) == 2
+    assert "1 file in hidden folders of classes, which are left out" in warnings[0]
+    assert "2 files that begin with ._, which are left out" in warnings[1]
 
 
 def test_only_a_folder_data_set_that_looks_as_torchvision_does_is_changed() -> None:
