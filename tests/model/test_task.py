@@ -473,7 +473,7 @@ BAD_DATA = [
     ("1 / 0", "./data.py:make failed: ZeroDivisionError"),
     ("[(x, 'cat') for x in inputs()]", "training example 0 has the label 'cat', not a class number"),
     ("[(x, [0, 1]) for x in inputs()]", "training example 0 has the label [0, 1], not a class number"),
-    ("TensorDataset(inputs(), torch.eye(8))", "training example 0 has the label tensor(["),
+    ("TensorDataset(inputs(), torch.eye(8))", "training example 0 has 8 labels at once"),
     ("[(x, i - 1) for i, x in enumerate(inputs())]", "training example 0 has the label -1, "
      "but the model has 3 outputs"),
     ("[(x, i) for i, x in enumerate(inputs())]", "training example 3 has the label 3, but the model has 3 outputs"),
