@@ -17,6 +17,14 @@ UNITS = {"": 1, "B": 1} | {
     for suffix, base in (("B", 1000), ("IB", 1024))
 }
 
+# The keys that can name a data set, and those that go with each of them.
+DATA_KEYS = {
+    "dataset": ("args", "image", "label", "split"),
+    "csv": ("image", "label", "root", "split"),
+    "folder": (),
+    "huggingface": ("args", "image", "label", "split"),
+}
+
 
 def _bytes(value: Any) -> Any:
     if isinstance(value, str):
@@ -184,9 +192,21 @@ class TrainingConfig(_Section):
 
 
 class DataConfig(_Section):
-    """A data set, and what is changed about it."""
+    """A data set, and what is changed about it.
 
-    dataset: str
+    One of ``dataset``, ``csv``, ``folder`` and ``huggingface`` names it; ``args`` are those of ``dataset``, or of the
+    ``datasets`` library. ``image`` and ``label`` name columns, ``split`` the examples in use, and ``root`` is the
+    folder that the paths of a list are in.
+    """
+
+    dataset: str = ""
+    csv: _Path | None = None
+    folder: _Path | None = None
+    huggingface: str = ""
+    image: str | None = None
+    label: str | None = None
+    root: _Path | None = None
+    split: str | None = None
     args: dict[str, Any] = {}
     labels: _Path | None = None
     exclude: _Path | None = None
@@ -199,6 +219,11 @@ class DataConfig(_Section):
         ]
         | None
     ) = None
+
+    @property
+    def kind(self) -> str:
+        """Say which key names the data set."""
+        return next((key for key in DATA_KEYS if getattr(self, key)), "dataset")
 
 
 class GradientsConfig(_Section):

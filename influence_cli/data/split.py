@@ -19,6 +19,7 @@ from torch import Tensor
 
 from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import lost_depth
+from influence_cli.data.tables import LABEL_NAMES
 from influence_cli.errors import InfluenceError, describe
 
 
@@ -58,6 +59,7 @@ class Split:
         transform_text: the transform as written in the config; its own repr lacks some arguments.
         folder: the current folder while an item is read, so that a source's relative paths work; None for no change.
         files: the files with the examples, if several are in one file.
+        source_classes: class names in the source's own numbering, whatever ``train.classes`` says.
         class_outputs: the model's output of each of the source's own labels, where ``train.classes`` says it.
         given_classes: how the training examples read that.
     """
@@ -74,6 +76,7 @@ class Split:
     transform_text: str = ""
     folder: Path | None = None
     files: DataFiles | None = None
+    source_classes: tuple[str, ...] | None = None
     class_outputs: dict[int, int] | None = None
     given_classes: ClassOutputs | None = None
 
@@ -121,6 +124,8 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     if isinstance(item, dict):
         image = next((item[key] for key in ("image", "img", "pixel_values", "input", "x") if key in item), None)
         label = next((item[key] for key in ("label", "labels", "target", "y") if key in item), None)
+        named = [key for key in LABEL_NAMES if key in item]
+        label = item[named[0]] if label is None and len(named) == 1 else label
     elif isinstance(item, tuple | list) and len(item) >= 2:
         image, label = item[0], item[1]
     else:

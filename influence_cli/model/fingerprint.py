@@ -10,7 +10,7 @@ import xxhash
 from torch import nn
 
 from influence_cli import __version__
-from influence_cli.data.fingerprint import data_fingerprint
+from influence_cli.model.data_fingerprint import data_fingerprint
 from influence_cli.model.task import Task
 from influence_cli.runtime import distributed
 

@@ -88,7 +88,7 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
 
     Args:
         config: the run's config.
-        terminal: told which weights of a checkpoint were taken, where there are several.
+        terminal: told what was guessed, what was left out, and which weights of a checkpoint were taken.
 
     Raises:
         InfluenceError: at the config's line, for anything that does not exist, fit or load.
@@ -98,7 +98,7 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
     set_precision("float32")
     # The fused attention path of eval mode has no derivative for torch.func.
     torch.backends.mha.set_fastpath_enabled(False)
-    train, test = load_splits(config)
+    train, test = load_splits(config, terminal)
     configured = load_loss(config)
     if isinstance(configured.loss, nn.Module):
         configured.loss.to(device)

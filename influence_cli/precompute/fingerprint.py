@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import xxhash
 
 from influence_cli.curvature.choice import Choice
-from influence_cli.data.fingerprint import data_fingerprint
 from influence_cli.errors import InfluenceError
+from influence_cli.model.data_fingerprint import data_fingerprint
 from influence_cli.model.fingerprint import MEANING, versions, weights_hash
 from influence_cli.model.task import Task
 

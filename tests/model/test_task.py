@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.config.load import load_config
 from influence_cli.data.batches import read_batches
-from influence_cli.data.fingerprint import files_hash
 from influence_cli.errors import InfluenceError
+from influence_cli.model.data_fingerprint import files_hash
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, choose_device, load_tasks
 from tests.conftest import shared, unpack
@@ -473,7 +473,7 @@ BAD_DATA = [
     ("1 / 0", "./data.py:make failed: ZeroDivisionError"),
     ("[(x, 'cat') for x in inputs()]", "training example 0 has the label 'cat', not a class number"),
     ("[(x, [0, 1]) for x in inputs()]", "training example 0 has the label [0, 1], not a class number"),
-    ("TensorDataset(inputs(), torch.eye(8))", "training example 0 has the label tensor(["),
+    ("TensorDataset(inputs(), torch.eye(8))", "training example 0 has 8 labels at once"),
     ("[(x, i - 1) for i, x in enumerate(inputs())]", "training example 0 has the label -1, "
      "but the model has 3 outputs"),
     ("[(x, i) for i, x in enumerate(inputs())]", "training example 3 has the label 3, but the model has 3 outputs"),
