@@ -239,13 +239,15 @@ def _agreeing(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, l
     except RuntimeError:
         return []  # an overwritten input: only autograd knows its old value
     kept = []
-    floor = ROUNDING * float(truth.norm()) + 1e-12
-    for number, layer in enumerate(layers):
-        layer_calls = calls[number] if number < len(calls) else []
+    for layer, layer_calls in zip(layers, calls, strict=False):
+        if not layer_calls:
+            continue
+        # A term is recognised by its use alone; nothing but its gradient shows that this is its only use.
+        rounding = ROUNDING if layer.kind != "term" else 0.01 * ROUNDING
+        floor = rounding * float(truth.norm()) + 1e-12
         rows = {name: torch.zeros_like(truth[:, network.slots[name]]) for name in layer.names}
         try:
-            if layer_calls:
-                flat_gradient(trial, layer, layer_calls, rows)
+            flat_gradient(trial, layer, layer_calls, rows)
         except Exception:  # a subclass with other shapes
             continue
         if all(_agree(products, truth[:, network.slots[name]], floor) for name, products in rows.items()):

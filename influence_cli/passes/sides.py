@@ -33,12 +33,14 @@ def _call_sides(layer: Layer, module: nn.Module, call: Call) -> tuple[Tensor, Te
     delta = wide(call.delta)
     if layer.kind == "linear":
         d = delta.reshape(len(delta), 1, -1, layer.outputs)
-        a = wide(call.a).reshape(len(delta), 1, -1, layer.inputs)
     else:
         d = delta.reshape(len(delta), layer.groups, layer.outputs, -1).transpose(2, 3)
-        patches = _patches(call.how or module, wide(call.a))
-        a = patches.reshape(len(delta), layer.groups, layer.inputs, -1).transpose(2, 3)
-    return (a if layer.weight else a[..., :0]), d
+    if not layer.weight:
+        return d.new_empty(*d.shape[:3], 0), d
+    if layer.kind == "linear":
+        return wide(call.a).reshape(len(delta), 1, -1, layer.inputs), d
+    patches = _patches(call.how or module, wide(call.a))
+    return patches.reshape(len(delta), layer.groups, layer.inputs, -1).transpose(2, 3), d
 
 
 def _patches(module: Any, x: Tensor) -> Tensor:

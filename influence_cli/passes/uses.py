@@ -75,12 +75,14 @@ class Uses(TorchFunctionMode):
         self._kept: list[Tensor] = []
         for number, layer in enumerate(network.layers):
             if layer.inside:
-                module = network.model.get_submodule(layer.name)
-                parameter = network.model.get_parameter(layer.weight) if layer.kind == "term" else module.weight
-                self._numbers[id(parameter)] = number
+                # Not module.weight, which a parametrisation makes anew at each look.
+                owned = network.model.get_submodule(layer.name)._parameters
+                parameter = owned.get(layer.weight.rpartition(".")[2] if layer.kind == "term" else "weight")
+                if parameter is not None:
+                    self._numbers[id(parameter)] = number
 
     def __torch_function__(
-        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the function, and record it if it takes a watched parameter."""
         kwargs = kwargs or {}
@@ -100,7 +102,7 @@ class Uses(TorchFunctionMode):
         number = self._numbers.get(id(value))
         return "" if number is None else self._kinds[number]
 
-    def _layer(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _layer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kind, names = FUNCTIONS[func]
         given = dict(zip(names, args, strict=False)) | kwargs
         output = func(*args, **kwargs)
