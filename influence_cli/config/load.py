@@ -114,6 +114,8 @@ def _anchored(keys: Keys, value: Any, folder: Path) -> Any:
 def _is_path(keys: Keys) -> bool:
     if len(keys) == 3 and keys[1] == "args":
         return bool(PATH_NAME.search(str(keys[2])))
+    if keys[1:] == ("transform", "processor"):
+        return True
     return keys[:2] in OWN_PATHS
 
 
