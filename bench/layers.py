@@ -1,6 +1,6 @@
 """Measure what the layer pass covers of the models that people train, and what example gradients cost there.
 
-    .venv/bin/python bench/layers.py [MODEL ...] [--examples 8] [--seconds 1.5]
+    .venv/bin/python bench/layers.py [MODEL ...] [--examples 8] [--seconds 1]
 
 The models have random weights: timm's by name, with small images, and Hugging Face's from small configurations. A line
 has, for each:
@@ -13,7 +13,7 @@ has, for each:
 - norms, gradients: the time of the norms of the example gradients, and of the gradients themselves, over plain
 - modules only: the time of the gradients over plain if layers were recognised at modules alone
 
-Times are medians of runs that take turns, in one process on one core.
+Times are medians of the processor's seconds in runs that take turns, in one process on one core.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def times(runs: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
         run()
     while sum(map(sum, taken)) < seconds * len(runs) and len(taken[0]) < 30:
         for run, into in zip(runs, taken, strict=True):
-            before = time.perf_counter()
+            before = time.process_time()
             run()
-            into.append(time.perf_counter() - before)
+            into.append(time.process_time() - before)
     return [statistics.median(into) for into in taken]
 
 
@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="some of them")
     parser.add_argument("--examples", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=1.5)
+    parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

@@ -240,20 +240,23 @@ def _processor(step: TransformStep, folder: Path, at: str) -> tuple[Step, str]:
 
 
 def _origin(made: Any, name: str, folder: Path) -> str:
-    """Say what a transform is made of: its file or the release of its package, and what it shows of itself."""
+    """Say what a transform is made of: the release of its package, its files, and what it shows of itself."""
     if ":" in name:
-        file = folder / os.path.expanduser(name.partition(":")[0])  # noqa: PTH111
-        source = xxhash.xxh3_64_hexdigest(file.read_bytes())
+        release, first = "", str(folder / os.path.expanduser(name.partition(":")[0]))  # noqa: PTH111
     else:
         parts = name.split(".")
         modules = (sys.modules.get(".".join(parts[:cut])) for cut in range(len(parts), 0, -1))
-        module = next((module for module in modules if module is not None), None)
-        source = _release(parts[0])
-        if not source and (path := getattr(module, "__file__", None)):
-            source = xxhash.xxh3_64_hexdigest(Path(path).read_bytes())
+        release, first = _release(parts[0]), _file(next((module for module in modules if module is not None), None))
+    # Where it is named and where it is defined: often one file.
+    files = dict.fromkeys((first, _file(sys.modules.get(getattr(made, "__module__", None) or ""))))
+    content = [xxhash.xxh3_64_hexdigest(Path(file).read_bytes()) for file in files if file and Path(file).is_file()]
     shown = repr(made)
     # A plain function shows where it lies in memory, which differs from process to process.
-    return f" {source}" + ("" if " at 0x" in shown else f" {shown}")
+    return " ".join(["", *filter(None, [release, *content]), *([] if " at 0x" in shown else [shown])])
+
+
+def _file(module: Any) -> str:
+    return getattr(module, "__file__", None) or ""
 
 
 def _release(package: str) -> str:

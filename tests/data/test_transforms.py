@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from influence_cli.data.datasets import load_split
 from influence_cli.data.images import file_input, raw_image
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
+from tests.conftest import Command, edit
 
 DATA = """
 import numpy as np
@@ -309,12 +311,18 @@ def test_without_transformers_it_says_what_to_install(
 
 
 def test_the_text_of_a_transform_changes_when_what_it_names_does(
-    load: Load, tmp_path: Path, transformers: ModuleType
+    load: Load, tmp_path: Path, transformers: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = tmp_path / "steps.py"
     text = load("./steps.py:evaluation").transform_text
     assert load("./steps.py:evaluation").transform_text == text
     assert " at 0x" not in text
+    (tmp_path / "named_here.py").write_text("from defined_there import evaluation\n")
+    (tmp_path / "defined_there.py").write_text("def evaluation(image):\n    return image\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    elsewhere = load("named_here.evaluation").transform_text
+    (tmp_path / "defined_there.py").write_text("def evaluation(image):\n    return 2 * image\n")
+    assert load("named_here.evaluation").transform_text != elsewhere
     steps.write_text(CODE + "\n# changed\n")
     assert load("./steps.py:evaluation").transform_text != text
     made = "{factory: ./steps.py:Centred, args: {mean: %s}}"
@@ -335,3 +343,18 @@ def test_loader_processes_give_the_same_inputs(load: Load) -> None:
     split = load("./steps.py:halved")
     here, there = (list(read_batches(split, split.indices, 2, Loading(workers))) for workers in (0, 1))
     assert torch.equal(here[0].inputs, there[0].inputs)
+
+
+def test_an_image_file_and_the_thumbnails_go_with_a_transform_by_name(influence: Command, tiny: Path) -> None:
+    (tiny / "steps.py").write_text(
+        "from torchvision.transforms import v2\n\n"
+        "def evaluation(image):\n"
+        "    return v2.functional.to_dtype(v2.functional.to_image(image.convert('L')), scale=True)\n"
+    )
+    given = re.search(r"  transform: (\[.*\])\n", (tiny / "influence.yaml").read_text())
+    assert given is not None
+    edit(tiny, given[1], "./steps.py:evaluation")
+    image = next(path for path in (tiny / "test").rglob("*.*") if path.is_file())
+    found = influence("rank", image, "--report", "why.html", "--format", "jsonl", "--top", 1, cwd=tiny)
+    assert str(image) in found.out
+    assert "data:image/" in (tiny / "why.html").read_text()
