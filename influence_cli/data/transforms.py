@@ -68,7 +68,8 @@ def _joined(steps: list[Step], given: tuple[TransformStep, ...]) -> Step | None:
         return None
     from torchvision.transforms import v2
 
-    return v2.Compose(steps)
+    whole: Step = v2.Compose(steps)
+    return whole
 
 
 def _make(step: TransformStep, folder: Path, at: str) -> tuple[Step, str]:
