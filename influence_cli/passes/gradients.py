@@ -236,8 +236,11 @@ def _agreeing(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, l
     trial = replace(network, layers=tuple(layers), rest=())
     try:
         calls = forward(trial, inputs).backward(slopes)
-    except RuntimeError:
-        return []  # an overwritten input: only autograd knows its old value
+    except Exception as error:
+        # An overwritten input: only autograd knows its old value. Nor does every model run while functions are watched.
+        if isinstance(error, RuntimeError) or layers[0].inside:
+            return []
+        raise
     kept = []
     for layer, layer_calls in zip(layers, calls, strict=False):
         if not layer_calls:

@@ -210,6 +210,19 @@ def test_a_pass_in_bfloat16_reads_the_same_places() -> None:
     assert float((rough - exact).norm() / exact.norm()) < 0.05
 
 
+def test_a_model_that_does_not_run_while_functions_are_watched() -> None:
+    def scale(x: Tensor, gamma: Tensor) -> Tensor:
+        if torch.overrides._get_current_function_mode_stack():
+            raise TypeError("watched")
+        return x * gamma
+
+    network = checked(Tokens(scale), torch.randn(6, 3, 4))
+    assert set(network.rest) == {"token", "positions", "gamma"}
+    assert covered(network) == {
+        f"{name}.{part}" for name in ("patches", "inner", "head") for part in ("weight", "bias")
+    }
+
+
 def test_nothing_is_watched_after_a_pass() -> None:
     inputs = torch.randn(6, 3, 4)
     network = make_network(track(Tokens(SCALES["product"]).eval(), loss, ("*",), "layers"), inputs)
