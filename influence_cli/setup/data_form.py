@@ -189,7 +189,7 @@ def _tar(files: str, seen: str) -> Form:
 def _of_classes(folder: Path) -> tuple[Form, Form | None] | None:
     """Take a folder of a folder for each class."""
     classes = [entry for entry in _folders(folder) if _has_image(entry)]
-    if len(classes) < 2:
+    if len(classes) < 2 or any(entry.name.lower() in TRAIN for entry in classes):
         return None
     section = {"dataset": "torchvision.datasets.ImageFolder", "args": {"root": str(folder)}}
     return Form(section, f"{counted(len(classes), 'folder')} of images in {folder}"), None

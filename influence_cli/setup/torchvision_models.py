@@ -34,6 +34,10 @@ FAMILIES = (
 )
 # Counters that wrappers and profilers leave in a state dict.
 COUNTERS = re.compile(r"(^|\.)(num_batches_tracked|n_averaged|total_ops|total_params)$")
+# What initialises parameters.
+_FILLING = {
+    getattr(Tensor, name) for name in ("normal_", "uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_")
+}
 # From this share of equal names and shapes on, a model counts as nearly this one.
 NEAR = 0.8
 
@@ -128,13 +132,11 @@ def _extra_args(family: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 
 def _build_shapes(name: str, args: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Build a model without memory for its weights and give its names and shapes; none where it cannot be built so."""
+    """Build a model without its weights and give its names and shapes; none where it cannot be built so."""
     import torchvision
 
-    # A RegNet computes its widths with tensors.
-    without_memory = _EmptyOnMeta() if name.startswith("regnet") else torch.device("meta")
     try:
-        with without_memory, warnings.catch_warnings():
+        with _WithoutWeights(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = torchvision.models.get_model(name, weights=None, **args)
     except (TypeError, ValueError, RuntimeError):  # an image size that is no multiple of the patch
@@ -142,14 +144,21 @@ def _build_shapes(name: str, args: Mapping[str, Any]) -> dict[str, tuple[int, ..
     return {key: tuple(value.shape) for key, value in model.state_dict().items() if not COUNTERS.search(key)}
 
 
-class _EmptyOnMeta(TorchFunctionMode):
-    """Give no memory to what is made empty, as parameters are, and compute everything else."""
+class _WithoutWeights(TorchFunctionMode):
+    """Give no memory to what is made empty, as parameters are, and leave it uninitialised; compute everything else.
+
+    ``torch.device("meta")`` alone would not do: some models compute their widths with tensors.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         words = kwargs or {}
-        return func(*args, **(words | {"device": "meta"} if func in (torch.empty, torch.ones, torch.zeros) else words))
+        if func in (torch.empty, torch.ones, torch.zeros):
+            return func(*args, **{**words, "device": "meta"})
+        if func in _FILLING and args[0].is_meta:
+            return args[0]
+        return func(*args, **words)
 
 
 def _difference(name: str, expected: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]) -> str:

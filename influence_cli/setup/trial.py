@@ -76,7 +76,8 @@ def drawn(split: Split, count: int, seed: int) -> np.ndarray:
     by_class = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(labels[by_class]) != 0]) if len(order) else np.empty(0, dtype=np.int64)
     turn[by_class] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    return np.asarray(order[np.argsort(turn, kind="stable")][:count])
+    chosen: np.ndarray = np.asarray(order[np.argsort(turn, kind="stable")][:count])
+    return chosen
 
 
 def try_transforms(
