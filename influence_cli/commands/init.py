@@ -64,16 +64,17 @@ def _look(checkpoint: Path, data: Path, test: Path | None, model: str | None) ->
 
     from influence_cli.commands import check
     from influence_cli.errors import InfluenceError
-    from influence_cli.results.run import command_line
     from influence_cli.runtime.terminal import Terminal
 
     if os.path.lexists(CONFIG):
         raise InfluenceError(f"{CONFIG} exists already", "it is not replaced: move it, or run init in another folder")
+    given = [str(path) for path in (checkpoint, data, test) if path is not None]
+    words = ["influence", "init", *given, *(["--model", model] if model is not None else [])]
     terminal = Terminal()
     with terminal.status("loading torch"):
         from influence_cli.setup.plan import plan_config
         from influence_cli.setup.write_config import write_new
-    text = plan_config(CONFIG, command_line(), checkpoint, data, test, model, terminal)
+    text = plan_config(CONFIG, shlex.join(words), checkpoint, data, test, model, terminal)
     write_new(CONFIG, text)
     terminal.say(f"wrote {CONFIG}; its comments say what each line was guessed from")
     check.command(config=CONFIG)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import InfluenceError, counted
-from influence_cli.setup.fitting import WRAPPERS, input_channels
+from influence_cli.model.libraries import is_adapter
+from influence_cli.model.weights import NESTS, Candidate
+from influence_cli.setup.fitting import input_channels
 from influence_cli.setup.guesses import ModelGuess, TransformGuess
-from influence_cli.setup.hugging_face import CONFIG, folder_of, guess_hugging_face, read_json
-from influence_cli.setup.inside import Inside, look_inside
+from influence_cli.setup.hugging_face import CONFIG, folder_of, guess_adapter, guess_hugging_face, processor, read_json
+from influence_cli.setup.inside import Inside, beside, look_inside
 from influence_cli.setup.named_model import guess_named
 from influence_cli.setup.timm_models import guess_timm, is_timm_name
 from influence_cli.setup.torchvision_models import Recognised, crops, recognise
@@ -36,42 +38,45 @@ def guess_model(checkpoint: Path, named: str | None) -> tuple[ModelGuess, Inside
     Raises:
         InfluenceError: it cannot be read, or its architecture is not recognised; the hint names ``--model``.
     """
+    if is_adapter(checkpoint):
+        return guess_adapter(checkpoint, named), beside(checkpoint)
     folder = folder_of(checkpoint)
     if named is None and folder is not None:
         config = read_json(folder / CONFIG)
         if "architectures" in config or "architecture" not in config:
-            return guess_hugging_face(folder), look_inside(folder)
+            return guess_hugging_face(folder), beside(folder)
         return _from_timm_folder(folder, config)
     inside = look_inside(checkpoint)
-    if named is not None:
-        guess = guess_named(named, inside.settings, inside.state, inside.checkpoint, str(checkpoint))
-    else:
-        guess = _recognised(inside)
+    guess = guess_named(named, inside) if named is not None else _recognised(inside)
+    if folder is not None:  # beside the weights of a model that --model names
+        guess = replace(guess, transform=processor(folder))
     names = inside.class_names()
     if names is not None and guess.outputs in (len(names[0]), 1, None):
         guess = replace(guess, names=names[0], names_why=f"{names[1]} in {checkpoint.name}")
-    return replace(guess, checkpoint_why=inside.remark), inside
+    return guess, inside
 
 
 def _recognised(inside: Inside) -> ModelGuess:
     arch, key = _arch(inside)
-    wrote_timm = "version" in inside.content and "arch" in inside.content
+    by_timm = "version" in inside.top and "arch" in inside.top
     where = f"{key} in {inside.path.name}"
-    if wrote_timm and arch and importlib.util.find_spec("timm") is not None:
-        return guess_timm(arch, inside.settings, inside.state, inside.checkpoint, where)
-    model, nearest = recognise(inside.state)
-    if model is not None:
-        return _torchvision(model, inside)
-    if arch and (wrote_timm or _is_timms(arch)):
-        return guess_timm(arch, inside.settings, inside.state, inside.checkpoint, where)
+    if by_timm and arch and importlib.util.find_spec("timm") is not None:
+        return guess_timm(arch, inside.settings, inside, where)
+    nearest = ""
+    for candidate in inside.candidates:
+        model, nearly = recognise(candidate.tensors)
+        if model is not None:
+            return _torchvision(model, inside, candidate)
+        nearest = nearest or nearly
+    if arch and (by_timm or _is_timms(arch)):
+        return guess_timm(arch, inside.settings, inside, where)
     raise _unknown(inside, nearest, f"{key}: {arch}" if arch else "")
 
 
-def _torchvision(model: Recognised, inside: Inside) -> ModelGuess:
+def _torchvision(model: Recognised, inside: Inside, candidate: Candidate) -> ModelGuess:
     file = inside.path.name
-    by_loader = not model.prefix.replace("module.", "").replace("_orig_mod.", "") or model.prefix in WRAPPERS
-    checkpoint = inside.checkpoint
-    if not by_loader:
+    checkpoint, remark = inside.checkpoint(candidate)
+    if not all(part in ("", "_orig_mod", *NESTS) for part in model.prefix.split(".")):
         checkpoint = (checkpoint if isinstance(checkpoint, dict) else {"file": checkpoint}) | {"strip": model.prefix}
     return ModelGuess(
         factory=f"torchvision.models.{model.name}",
@@ -80,7 +85,8 @@ def _torchvision(model: Recognised, inside: Inside) -> ModelGuess:
         args_why=f"{model.head} in {file} has {model.outputs} rows",
         outputs=model.outputs,
         checkpoint=checkpoint,
-        channels=input_channels(inside.state),
+        checkpoint_why=remark,
+        channels=input_channels(candidate.tensors),
         sizes=((model.args["image_size"],) * 2,) if "image_size" in model.args else (),
         crops=crops(model.name),
         transform=_reference(inside),
@@ -113,7 +119,7 @@ def _from_timm_folder(folder: Path, config: Mapping[str, Any]) -> tuple[ModelGue
     arch = str(config["architecture"])
     if not is_timm_name(arch):
         raise InfluenceError(f"{where} is {arch!r}, which is no model of timm", NAMED_BY)
-    guess = guess_timm(arch, settings, inside.state, inside.checkpoint, where)
+    guess = guess_timm(arch, settings, inside, where)
     names = config.get("label_names")
     if isinstance(names, list) and len(names) == guess.outputs and all(isinstance(name, str) for name in names):
         guess = replace(guess, names=tuple(names), names_why=f"label_names in {folder / CONFIG}")
@@ -122,7 +128,7 @@ def _from_timm_folder(folder: Path, config: Mapping[str, Any]) -> tuple[ModelGue
 
 def _arch(inside: Inside) -> tuple[str, str]:
     """Give the architecture that a file names, and where; empty where it names none."""
-    for place, title in ((inside.content, ""), (inside.settings, "the options' ")):
+    for place, title in ((inside.top, ""), (inside.settings, "the options' ")):
         for key in ARCHES:
             if is_timm_name(place.get(key)):
                 return place[key], title + key
@@ -139,11 +145,12 @@ def _is_timms(arch: str) -> bool:
 
 def _unknown(inside: Inside, nearest: str, said: str) -> InfluenceError:
     names = list(inside.state)
-    shown = f"{counted(len(names), 'tensor')} ({', '.join(names[:2])}, …, {names[-1]})"
-    wrote = "a Lightning module's file" if "pytorch-lightning_version" in inside.content else "the file"
+    listed = names if len(names) < 4 else [*names[:2], "…", names[-1]]
+    shown = f"{counted(len(names), 'tensor')} ({', '.join(listed)})"
+    wrote = "a Lightning module's file" if "pytorch-lightning_version" in inside.top else "the file"
     says = f"{wrote} says {said}" if said else f"{wrote} names no architecture"
     hint = NAMED_BY
-    if "pytorch-lightning_version" in inside.content:
+    if "pytorch-lightning_version" in inside.top:
         hint = "name your LightningModule: --model module:Class; it gets the hyper-parameters of the file"
     elif any(".attn.qkv." in name or ".conv_dw." in name for name in names):
         hint = f"{NAMED_BY}, or --model timm.models:NAME for one of timm's"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.setup.guesses import DataGuess
-from influence_cli.setup.tables import TABLES, read_table_form
+from influence_cli.setup.tables import LABEL_NAMES, TABLES, read_table_form
 
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 TRAIN = ("train", "training")
@@ -24,7 +25,7 @@ DOWNLOADED = (
     ("cifar-100-python/train", "CIFAR100", {"train": True}, {"train": False}),
     ("stl10_binary/train_X.bin", "STL10", {"split": "train"}, {"split": "test"}),
 )
-# So many entries of a folder are looked at for an image or a class; a folder of a million files is not listed twice.
+# So many folders below one are looked through for an image.
 LOOKED_AT = 5000
 FORMS = (
     "a folder of a folder for each class, with or without train/ and val/ above; a .csv, .tsv or .jsonl list of "
@@ -108,14 +109,28 @@ def _saved(folder: Path) -> tuple[Form, Form | None] | None:
                 "name the folder of a split: influence init CHECKPOINT DATA/SPLIT TEST/SPLIT",
             )
         test = next((name for wanted in TEST for name in names if name.lower() == wanted), None)
-        why = f"dataset_dict.json in {folder}"
+        why, label = f"dataset_dict.json in {folder}", _label_of(folder / train)
+        section = {"huggingface": str(folder)}
         return (
-            Form({"huggingface": str(folder), "split": train}, why),
-            Form({"huggingface": str(folder), "split": test}, why) if test else None,
+            Form({**section, "split": train, **label}, why),
+            Form({**section, "split": test, **label}, why) if test else None,
         )
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        return Form({"huggingface": str(folder)}, f"dataset_info.json in {folder}"), None
+        section = {"huggingface": str(folder), **_label_of(folder)}
+        return Form(section, f"dataset_info.json in {folder}"), None
     return None
+
+
+def _label_of(folder: Path) -> dict[str, str]:
+    """Name the column of labels of a saved data set where it has several, the finer classes first."""
+    try:
+        features = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))["features"]
+        kinds = {name: feature.get("_type") for name, feature in features.items()}
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+        return {}  # the reader says what is wrong with it
+    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    usual = [name for wanted in LABEL_NAMES for name in labels if name.lower() == wanted]
+    return {"label": usual[0]} if len(labels) > 1 and usual else {}
 
 
 def _downloaded(folder: Path) -> tuple[Form, Form | None] | None:
@@ -219,20 +234,17 @@ def _listed(folder: Path) -> tuple[Form, Form | None] | None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir()]
+    """List the folders in a folder that are not hidden, in the order of names."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    return [folder / name for name in sorted(names)]
 
 
 def _entries(folder: Path) -> list[Path]:
-    """List a folder, up to a limit, in the order of names."""
-    if not folder.is_dir():
-        return []
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            names.append(entry.name)
-            if len(names) >= LOOKED_AT and not entry.is_dir():
-                break
-    return [folder / name for name in sorted(names)]
+    """List a folder in the order of names."""
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _has_image(folder: Path) -> bool:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.setup.guesses import ModelGuess, TransformGuess
-from influence_cli.setup.inside import names_by_output
+from influence_cli.setup.inside import look_inside, names_by_output
+from influence_cli.setup.named_model import factory_name
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+# The last layer of a classifier, among the weights of an adapter.
+HEAD = re.compile(r"(classifier|score|head)[^/]*\.(weight|bias)$")
 MAX_BYTES = 50_000_000
 
 
@@ -89,6 +94,41 @@ def guess_hugging_face(folder: Path) -> ModelGuess:
         channels=channels if channels in (1, 3) else None,
         sizes=((size, size),) if isinstance(size, int) and size > 0 else (),
         transform=processor(folder),
+    )
+
+
+def guess_adapter(folder: Path, named: str | None) -> ModelGuess:
+    """Take an adapter of peft with the base model that its ``adapter_config.json`` or ``--model`` names.
+
+    Raises:
+        InfluenceError: the base model is no folder here, or no image classifier.
+    """
+    path = folder / "adapter_config.json"
+    base = read_json(path).get("base_model_name_or_path")
+    if named is not None:
+        return ModelGuess(factory_name(named), "--model", {}, "", None, str(folder), f"the adapter of {path}")
+    if not isinstance(base, str) or not (Path(base) / CONFIG).is_file():
+        raise InfluenceError(
+            f"{path} names the base model {base!r}, which is no folder with a config.json here",
+            "name a function that returns the trained base model: --model ./model.py:base",
+        )
+    guess = guess_hugging_face(Path(base))
+    weights = look_inside(folder / "adapter_model.safetensors").state
+    heads = [value for name, value in weights.items() if HEAD.search(name) and "lora" not in name and value.ndim]
+    rows = {int(value.shape[0]) for value in heads}
+    outputs = rows.pop() if len(rows) == 1 else guess.outputs
+    args = dict(guess.args)
+    if outputs != guess.outputs:
+        args |= {"num_labels": outputs, "ignore_mismatched_sizes": True}
+    return replace(
+        guess,
+        factory_why=f"the base model of {path}",
+        args=args,
+        args_why=f"the last layer in {folder} has {outputs} rows" if heads else "",
+        outputs=outputs,
+        checkpoint=str(folder),
+        names=guess.names if outputs == guess.outputs else None,
+        transform=processor(folder) or guess.transform,
     )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError
-from influence_cli.model.checkpoint import _find_state_dict, read_checkpoint
+from influence_cli.model.checkpoint import _without_weights, read_content
+from influence_cli.model.restricted_pickle import entries_of
+from influence_cli.model.weights import NESTS, Candidate, find_weights
 
+# The start of errors of a reader that names a line of the config elsewhere.
+WHERE = "influence init"
 # Under these names people keep the options of a run beside the weights.
 SETTINGS = ("args", "hyper_parameters", "hparams", "config", "cfg", "train_args", "options")
 # And under these the names of the classes.
@@ -25,60 +28,93 @@ class Inside:
     """What a checkpoint holds.
 
     Attributes:
-        path: the file.
-        state: its state dict.
-        content: everything at its top; empty for a file of tensors alone.
-        checkpoint: as ``model.checkpoint`` names it.
-        remark: on which of several weights are taken.
+        path: the file or folder.
+        content: everything in it, as ``read_content`` gives it.
+        candidates: what could be its weights, the usual keys first.
     """
 
     path: Path
-    state: Mapping[str, Tensor]
-    content: Mapping[str, Any]
-    checkpoint: Any = None
-    remark: str = ""
+    content: object
+    candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def top(self) -> dict[str, Any]:
+        """Give the entries at the top."""
+        return plain(self.content)
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Give the likeliest weights; none where there are none."""
+        return self.candidates[0].tensors if self.candidates else {}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Give the options of the run, those of the outermost place first."""
+        """Give the options of the run, those of the first place before those of later ones."""
         gathered: dict[str, Any] = {}
         for key in SETTINGS:
-            gathered = plain(self.content.get(key)) | gathered
+            gathered = plain(self.top.get(key)) | gathered
         return gathered
 
     def class_names(self) -> tuple[tuple[str, ...], str] | None:
         """Give class names by output, and the key under which they are; None where there are none."""
-        for place in (self.content, self.settings):
+        for place in (self.top, self.settings):
             for key in CLASS_NAMES:
                 names = names_by_output(place.get(key))
                 if names is not None:
                     return names, key
         return None
 
+    def checkpoint(self, candidate: Candidate) -> tuple[Any, str]:
+        """Write ``model.checkpoint`` for some weights of the file, and a remark on others of the same kind."""
+        usual = all(part in NESTS for part in candidate.key.split(".")) or not candidate.key
+        others = [item.key for item in self.candidates if item is not candidate and _alike(candidate, item)]
+        remark = ""
+        if others:
+            remark = f"{candidate.key or 'the weights at the top'}; {others[0]} fits too: key: {others[0]} takes it"
+        if usual or not others:
+            return str(self.path), remark
+        return {"file": str(self.path), "key": candidate.key}, remark
+
 
 def look_inside(path: Path) -> Inside:
-    """Read a checkpoint file.
+    """Read a checkpoint; nothing in it is imported or called.
 
     Raises:
-        InfluenceError: there is no such file, it is damaged, or it has no state dict.
+        InfluenceError: there is no such file, it is damaged, or it has no weights.
     """
     if not path.exists():
         raise InfluenceError(
-            f"there is no checkpoint {path}", "influence init CHECKPOINT DATA: name a file or a folder"
+            f"there is no checkpoint {path}", "influence init CHECKPOINT DATA: CHECKPOINT is a file or a folder"
         )
-    if path.suffix == ".safetensors":
-        return Inside(path, read_checkpoint(path, "init"), {}, str(path))
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    return Inside(
-        path, _find_state_dict(content, path, "init"), content if isinstance(content, Mapping) else {}, str(path)
-    )
+    content = read_content(path, WHERE)
+    candidates = tuple(find_weights(content))
+    if not candidates:
+        raise _without_weights(content, path, WHERE)
+    return Inside(path, content, candidates)
+
+
+def beside(folder: Path) -> Inside:
+    """Read what the Trainer of transformers leaves in a folder beside the weights: the optimiser and its options."""
+    content: dict[str, Any] = {"args": {"optim": "adamw"}}
+    for name, key in (("optimizer.pt", "optimizer"), ("training_args.bin", "args")):
+        if (folder / name).is_file():
+            try:
+                value = read_content(folder / name, WHERE)
+            except InfluenceError:  # it is read for a hint alone
+                continue
+            content[key] = value if key == "optimizer" else content["args"] | plain(getattr(value, "state", value))
+    return Inside(folder, content)
 
 
 def plain(value: object) -> dict[str, Any]:
-    """Give the entries of a mapping or an argparse.Namespace whose names are words; none for anything else."""
-    inner = vars(value) if isinstance(value, argparse.Namespace) else value
-    return {key: item for key, item in inner.items() if isinstance(key, str)} if isinstance(inner, Mapping) else {}
+    """Give the entries of a mapping or a namespace whose names are words; none for anything else."""
+    return {key: item for key, item in (entries_of(value) or {}).items() if isinstance(key, str)}
+
+
+def _alike(one: Candidate, other: Candidate) -> bool:
+    """Say whether two sets of weights are of the same shapes: the same network, whatever stands before its names."""
+    mine, others = (Counter(value.shape for value in item.tensors.values() if value.ndim) for item in (one, other))
+    return mine == others
 
 
 def names_by_output(value: object) -> tuple[str, ...] | None:

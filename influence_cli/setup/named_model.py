@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from influence_cli.config.user_code import call, import_object
 from influence_cli.errors import InfluenceError
 from influence_cli.setup.fitting import input_channels, last_rows, misfits, square_sizes
 from influence_cli.setup.guesses import ModelGuess
+from influence_cli.setup.inside import Inside
 
 # What a factory may call the number of classes.
 COUNTS = (
@@ -49,64 +50,67 @@ def factory_name(text: str) -> str:
     return f"{module}.{name}"
 
 
-def guess_named(
-    text: str, settings: Mapping[str, Any], state: Mapping[str, Tensor], checkpoint: Any, file: str
-) -> ModelGuess:
+def guess_named(text: str, inside: Inside) -> ModelGuess:
     """Call a factory with the options of the file that it takes, and hold the weights against what it makes.
 
     Args:
         text: of ``--model``.
-        settings: options of the run, such as Lightning's hyper-parameters; those that are plain values are used.
-        state: the state dict.
-        checkpoint: as in ``model.checkpoint``.
-        file: the checkpoint, for messages.
+        inside: the weights, and options of the run, such as Lightning's hyper-parameters; plain values are used.
 
     Raises:
         InfluenceError: there is no such object, it fails, or the weights do not fit.
     """
-    name = factory_name(text)
-    folder = Path.cwd()
-    factory = import_object(name, folder, "--model")
-    args, open_ended = _taken(factory, settings)
-    outputs = last_rows(state)
-    attempts = [args]
-    if outputs is not None:
-        count = next((word for word in COUNTS if word in _parameters(factory)), "")
-        if count and args.get(count) != outputs:
-            attempts.insert(0, args | {count: outputs})
-        elif open_ended and not any(word in args for word in COUNTS):
-            attempts.append({"num_classes": outputs})
+    name, file = factory_name(text), str(inside.path)
+    factory = import_object(name, Path.cwd(), "--model")
     wrong: list[list[str]] = []
-    for number, attempt in enumerate(attempts):
-        try:
-            model = call(factory, attempt, folder, name, lambda *_: "--model")
-        except InfluenceError:
-            if number + 1 < len(attempts) or wrong:
+    failed: InfluenceError | None = None
+    for candidate in inside.candidates:
+        outputs = last_rows(candidate.tensors)
+        for args in _attempts(factory, inside.settings, outputs):
+            try:
+                model = call(factory, args, Path.cwd(), name, lambda *_: "--model")
+            except InfluenceError as error:
+                failed = failed or error
                 continue
-            raise
-        if not isinstance(model, nn.Module):
-            raise InfluenceError(
-                f"--model {text} returned a {type(model).__name__}, not a torch module",
-                "name the function or class that makes the model",
-            )
-        wrong.append(misfits(model, state))
-        if not wrong[-1]:
+            if not isinstance(model, nn.Module):
+                raise InfluenceError(
+                    f"--model {text} returned a {type(model).__name__}, not a torch module",
+                    "name the function or class that makes the model",
+                )
+            wrong.append(misfits(model, candidate.tensors))
+            if wrong[-1]:
+                continue
+            checkpoint, remark = inside.checkpoint(candidate)
             return ModelGuess(
                 factory=name,
                 factory_why="--model",
-                args=attempt,
-                args_why=_why(attempt, settings, outputs, file),
+                args=args,
+                args_why=_why(args, inside.settings, outputs, file),
                 outputs=outputs,
                 checkpoint=checkpoint,
-                channels=input_channels(state),
-                sizes=square_sizes(state),
+                checkpoint_why=remark,
+                channels=input_channels(candidate.tensors),
+                sizes=square_sizes(candidate.tensors),
             )
+    if not wrong and failed is not None:
+        raise failed
     least = min(wrong, key=len)
     raise InfluenceError(
         f"{file} does not fit the model of --model {text}: it lacks {', '.join(least[:3])}"
         f"{f' and {len(least) - 3} more' if len(least) > 3 else ''}, or has another shape there",
         "name the function or class that was trained",
     )
+
+
+def _attempts(factory: Callable[..., Any], settings: Mapping[str, Any], outputs: int | None) -> list[dict[str, Any]]:
+    """List arguments to try: the options, and with them the number of outputs where the factory takes that."""
+    args, open_ended = _taken(factory, settings)
+    count = next((word for word in COUNTS if word in _parameters(factory)), "")
+    if outputs is not None and count and args.get(count) != outputs:
+        return [args | {count: outputs}, args]
+    if outputs is not None and open_ended and not any(word in args for word in COUNTS):
+        return [args, {"num_classes": outputs}]
+    return [args]
 
 
 def _taken(factory: Callable[..., Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from influence_cli.config.load import parse_config
 from influence_cli.config.schema import Config
-from influence_cli.data.datasets import _build_transform, load_splits
+from influence_cli.data.datasets import load_splits
 from influence_cli.data.split import Split, raw_item
+from influence_cli.data.transforms import build_transform
 from influence_cli.errors import InfluenceError
 from influence_cli.model.task import Task, load_tasks
 from influence_cli.passes.probe import near_chance
@@ -79,15 +80,15 @@ def plan_config(
         with terminal.status("loading the model"):
             task, groups = _load(lambda guess: config_of(order, guess), usual, last_resort(model, pictures))
         transforms, reason = _built([guess for group in groups for guess in group], lambda it: config_of(order, it))
-        outcomes, failed = try_transforms(task, transforms, terminal)
+        trial = try_transforms(task, transforms, terminal, any_order=order.open)
     except InfluenceError as error:
         hint = f"{error.hint}; nothing was written" if error.hint else "nothing was written"
         raise InfluenceError(PLACE.sub("", error.message), hint) from error
-    order, outcomes = _settled(order, train.classes, outcomes, terminal)
+    order, outcomes = _settled(order, train.classes, trial.outcomes, terminal)
     chosen = choose(outcomes)
     if model.transform is not None and chosen.transform is not model.transform:
-        _say_given_up(model.transform, chosen, outcomes, reason or failed, terminal)
-    return draft(order, chosen.transform, _report(chosen, outcomes, terminal))
+        _say_given_up(model.transform, chosen, outcomes, reason or trial.reason, terminal)
+    return draft(order, chosen.transform, _report(chosen, outcomes, trial.dropped, terminal))
 
 
 def _load(
@@ -121,7 +122,7 @@ def _built(
     for guess in guesses:
         config = config_of(guess)
         try:
-            made.append((guess, _build_transform(config, "train", config.train, None)))
+            made.append((guess, build_transform(config, "train", config.train, None)[0]))
         except InfluenceError as error:
             reason = reason or error.message
     return made, reason
@@ -201,13 +202,16 @@ def _few(words: Sequence[str]) -> str:
     return ", ".join(words[:4]) + (", …" if len(words) > 4 else "")
 
 
-def _report(chosen: Outcome, outcomes: Sequence[Outcome], terminal: Terminal) -> str:
+def _report(chosen: Outcome, outcomes: Sequence[Outcome], dropped: Sequence[Outcome], terminal: Terminal) -> str:
     """Tell how good each transform is, and give the comment on the chosen one."""
     count = len(chosen.labels)
     others = sorted((item for item in outcomes if item is not chosen), key=lambda item: -item.accuracy)
     terminal.say(f"transform: {chosen.transform.name}: {chosen.accuracy:.1%} of {count} training images right")
     for outcome in others:
         terminal.say(f"  {outcome.accuracy:.1%} with {outcome.transform.name}")
+    for outcome in dropped:
+        first = f" of the first {len(outcome.labels)}" if len(outcome.labels) < count else ""
+        terminal.say(f"  {outcome.accuracy:.1%}{first} with {outcome.transform.name}")
     why = f"{chosen.transform.why}: " if chosen.transform.why else ""
     why += f"{chosen.accuracy:.0%} of {count} training images right"
     rest = [f"{outcome.accuracy:.0%} with {outcome.transform.name}" for outcome in others]

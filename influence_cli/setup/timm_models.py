@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from influence_cli.errors import InfluenceError, describe, did_you_mean
 from influence_cli.setup.fitting import fits, head_rows, without_wrapper
 from influence_cli.setup.guesses import ModelGuess, TransformGuess
+from influence_cli.setup.inside import Inside
 
 # Options of timm's script that change the model, and what the factory calls them.
 MODEL_OPTIONS = {"gp": "global_pool", "bn_eps": "bn_eps"}
@@ -26,16 +27,13 @@ def is_timm_name(name: object) -> bool:
     return isinstance(name, str) and name.replace("_", "").replace(".", "").isalnum()
 
 
-def guess_timm(
-    arch: str, settings: Mapping[str, Any], state: Mapping[str, Tensor], checkpoint: str, where: str
-) -> ModelGuess:
+def guess_timm(arch: str, settings: Mapping[str, Any], inside: Inside, where: str) -> ModelGuess:
     """Build the architecture that a file names without memory for its weights, and read what it must be told.
 
     Args:
         arch: timm's name of the model.
         settings: options of the run: num_classes, img_size, in_chans, mean, std, interpolation, crop_pct, …
-        state: the state dict.
-        checkpoint: as ``model.checkpoint`` will have it.
+        inside: the weights.
         where: what names the architecture, such as ``arch in model_best.pth.tar``.
 
     Raises:
@@ -51,39 +49,50 @@ def guess_timm(
         raise InfluenceError(
             f"{where} is {arch!r}, which is no model of timm {timm.__version__}", did_you_mean(arch, known, listed=0)
         )
-    state = without_wrapper(state)
+    for candidate in inside.candidates:
+        args, channels = _arguments(arch, settings, without_wrapper(candidate.tensors), where)
+        image_size = _whole(settings.get("img_size")) or _whole(_last(settings.get("input_size")))
+        for attempt in [args, *([args | {"img_size": image_size}] if image_size else [])]:
+            model = _build(attempt, where)
+            if fits(model, candidate.tensors):
+                break
+        else:
+            continue
+        break
+    else:
+        raise InfluenceError(
+            f"{where} is {arch}, but the weights do not fit that model with {args.get('num_classes')} classes",
+            "name the function that builds yours: --model ./model.py:build",
+        )
+    checkpoint, remark = inside.checkpoint(candidate)
+    return ModelGuess(
+        factory="timm.create_model",
+        factory_why=where,
+        args=attempt,
+        args_why="sizes as the weights have them",
+        outputs=args.get("num_classes"),
+        checkpoint=checkpoint,
+        checkpoint_why=remark,
+        channels=channels,
+        transform=_transform(model, settings, channels, where),
+    )
+
+
+def _arguments(
+    arch: str, settings: Mapping[str, Any], state: Mapping[str, Tensor], where: str
+) -> tuple[dict[str, Any], int]:
+    """Read what timm must be told to build a model for some weights, and the channels of its input."""
     args: dict[str, Any] = {"model_name": arch}
     args |= {ours: settings[theirs] for theirs, ours in MODEL_OPTIONS.items() if _is_plain(settings.get(theirs))}
-    bare = _build(args, where)
-    config = dict(getattr(bare, "default_cfg", {}))
+    args |= {key: value for key, value in _mapping(settings.get("model_kwargs")).items() if _is_plain(value)}
+    config = dict(getattr(_build(args, where), "default_cfg", {}))
     outputs = head_rows(state, config.get("classifier")) or _whole(settings.get("num_classes"))
     if outputs is not None:
         args["num_classes"] = outputs
     channels = _columns(state, config.get("first_conv")) or 3
     if channels != 3:
         args["in_chans"] = channels
-    extra = {key: value for key, value in _mapping(settings.get("model_kwargs")).items() if _is_plain(value)}
-    image_size = _whole(settings.get("img_size")) or _whole(_last(settings.get("input_size")))
-    attempts = [args | extra, *([args | extra | {"img_size": image_size}] if image_size else [])]
-    for attempt in attempts:
-        model = _build(attempt, where)
-        if fits(model, state):
-            break
-    else:
-        raise InfluenceError(
-            f"{where} is {arch}, but the weights do not fit that model with {outputs} classes",
-            "name the function that builds yours: --model ./model.py:build",
-        )
-    return ModelGuess(
-        factory="timm.create_model",
-        factory_why=where,
-        args=attempt,
-        args_why="the architecture, and sizes as the weights have them",
-        outputs=outputs,
-        checkpoint=checkpoint,
-        channels=channels,
-        transform=_transform(model, settings, channels, where),
-    )
+    return args, channels
 
 
 def _build(args: Mapping[str, Any], where: str) -> nn.Module:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from influence_cli.model.restricted_pickle import Stand
 from influence_cli.setup.guesses import PenaltyGuess
 from influence_cli.setup.inside import Inside, plain
 
@@ -58,7 +59,7 @@ def _penalty(decay: float, kind: str, where: str, others: str) -> PenaltyGuess:
 def _param_groups(inside: Inside) -> Iterator[tuple[list[Mapping[str, Any]], str]]:
     """Find the parameter groups of optimisers, in the file or in the one that the Hugging Face Trainer writes."""
     for key in OPTIMIZERS:
-        value = inside.content.get(key)
+        value = inside.top.get(key)
         for state in value if isinstance(value, list | tuple) else [value]:
             groups = state.get("param_groups") if isinstance(state, Mapping) else None
             if isinstance(groups, list) and groups and all(isinstance(group, Mapping) for group in groups):
@@ -82,6 +83,8 @@ def _kind(groups: list[Mapping[str, Any]], named: str) -> str:
 def _optimizer_name(settings: Mapping[str, Any]) -> str:
     for key in NAMED:
         value = settings.get(key)
+        if isinstance(value, Stand) and value.args:  # an enumeration, as transformers has it
+            value = value.args[0]
         name = (value if isinstance(value, str) else str(plain(value).get("name", ""))).lower().replace("_", "")
         name = name.removeprefix("torch.optim.").removesuffix("torch").removesuffix("fused")
         if name in DECOUPLED or name in COUPLED:

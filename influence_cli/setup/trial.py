@@ -50,12 +50,28 @@ class Outcome:
     @property
     def right(self) -> np.ndarray:
         """Say of each image whether the model is right: bool [n]."""
-        return self.predicted == self.labels
+        right: np.ndarray = self.predicted == self.labels
+        return right
 
     @property
     def accuracy(self) -> float:
         """Give the share of right answers, in [0, 1]."""
         return float(self.right.mean())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of trying transforms.
+
+    Attributes:
+        outcomes: of those that were tried on all images, the likeliest first.
+        dropped: of those that were tried on the first images alone.
+        reason: why the first transform failed under which the model fails; empty if none did.
+    """
+
+    outcomes: list[Outcome]
+    dropped: list[Outcome]
+    reason: str
 
 
 def drawn(split: Split, count: int, seed: int) -> np.ndarray:
@@ -76,7 +92,7 @@ def drawn(split: Split, count: int, seed: int) -> np.ndarray:
     by_class = np.argsort(labels, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(labels[by_class]) != 0]) if len(order) else np.empty(0, dtype=np.int64)
     turn[by_class] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    chosen: np.ndarray = np.asarray(order[np.argsort(turn, kind="stable")][:count])
+    chosen: np.ndarray = order[np.argsort(turn, kind="stable")][:count]
     return chosen
 
 
@@ -84,21 +100,25 @@ def try_transforms(
     task: Task,
     transforms: Sequence[tuple[TransformGuess, Callable[[Any], Any] | None]],
     terminal: Terminal,
-) -> tuple[list[Outcome], str]:
+    *,
+    any_order: bool = False,
+) -> Trial:
     """Measure the accuracy of a model under several transforms.
 
     Args:
         task: model and training examples.
         transforms: each and what was built of it, the likeliest first.
         terminal: progress.
+        any_order: whether the order of the outputs is open: then an answer counts as right if it is the one that most
+            images of its class get.
 
-    Returns:
-        Outcomes of those that were tried on all images, the likeliest first; and of transforms under which the model
-        fails, the first reason.
+    Raises:
+        InfluenceError: the model fails under all of them, or no image can be read.
     """
     indices = drawn(task.train, SAMPLE, task.seed)
     tried = {number: _Running(guess, built) for number, (guess, built) in enumerate(transforms)}
     reason, started, count = "", time.monotonic(), 0
+    dropped: list[Outcome] = []
     with terminal.progress(len(indices), "trying transforms") as advance:
         for start in range(0, len(indices), CHUNK):
             if count >= SCREENED and time.monotonic() - started > SECONDS:
@@ -115,12 +135,13 @@ def try_transforms(
             count += len(images)
             advance(len(images))
             if start < SCREENED <= start + CHUNK:
-                best = sorted(tried, key=lambda number: tried[number].order)[:FINALISTS]
-                named = [number for number in tried if tried[number].guess.why]
-                tried = {number: tried[number] for number in sorted({*named, *best})}
+                best = sorted(tried, key=lambda number: tried[number].order(any_order=any_order))[:FINALISTS]
+                kept = sorted({*best, *(number for number in tried if tried[number].guess.why)})
+                dropped = [tried[number].outcome() for number in tried if number not in kept]
+                tried = {number: tried[number] for number in kept}
     if not count:
         raise InfluenceError("no training example of those drawn can be read")
-    return [running.outcome() for running in tried.values()], reason
+    return Trial([running.outcome() for running in tried.values()], dropped, reason)
 
 
 def choose(outcomes: Sequence[Outcome]) -> Outcome:
@@ -154,11 +175,11 @@ class _Running:
         self.labels: list[int] = []
         self.losses: list[float] = []
 
-    @property
-    def order(self) -> tuple[float, float]:
+    def order(self, *, any_order: bool) -> tuple[float, float]:
         """Sort by right answers, then by the loss."""
-        right = sum(one == other for one, other in zip(self.predicted, self.labels, strict=True))
-        return -right, float(np.mean(self.losses)) if self.losses else 0.0
+        predicted, labels = np.array(self.predicted), np.array(self.labels)
+        right = _matched(predicted, labels) if any_order else int((predicted == labels).sum())
+        return -right, float(np.mean(self.losses)) if self.losses and not any_order else 0.0
 
     def outcome(self) -> Outcome:
         """Give what came of it."""
@@ -181,6 +202,19 @@ class _Running:
         self.predicted += outputs.argmax(dim=1).tolist()
         self.labels += labels.tolist()
         self.losses += losses.double().tolist()
+
+
+def _matched(predicted: np.ndarray, labels: np.ndarray) -> int:
+    """Count the answers that are right if each class has an output of its own, the pairs of most images first."""
+    pairs, counts = np.unique(np.stack([labels, predicted]), axis=1, return_counts=True)
+    right, classes, outputs = 0, set(), set()
+    for at in np.argsort(-counts, kind="stable"):
+        name, output = pairs[:, at].tolist()
+        if name not in classes and output not in outputs:
+            classes.add(name)
+            outputs.add(output)
+            right += int(counts[at])
+    return right
 
 
 def _answers(task: Task, inputs: Tensor, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def config_text(
         *(_line("  classes", order.outputs, order.why) if order.outputs is not None else []),
     ]
     if transform is not None:
-        if isinstance(transform.value, list):
+        if isinstance(transform.value, list) and transform.value:
             lines += _heading("  transform:", transform_why)
             lines += [f"    - {flow(step)}" for step in transform.value]
         else:
@@ -109,7 +109,13 @@ def _section(section: Mapping[str, Any], why: str) -> list[str]:
 
 
 def _line(key: str, value: Any, why: str) -> list[str]:
-    return _heading(f"{key}: {flow(value)}", why)
+    """Write a key and its value on one line; a longer mapping key by key."""
+    line = f"{key}: {flow(value)}"
+    if len(line) <= WIDTH or not isinstance(value, Mapping) or not value:
+        return _heading(line, why)
+    indent = " " * (len(key) - len(key.lstrip()) + 2)
+    lines = [inner for name, item in value.items() for inner in _line(f"{indent}{flow(name)}", item, "")]
+    return [*_heading(f"{key}:", why), *lines]
 
 
 def _heading(text: str, why: str) -> list[str]:

@@ -60,6 +60,10 @@ def test_test_data_may_be_named(tmp_path: Path) -> None:
 def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
     touch(tmp_path / "one" / "state.json", tmp_path / "one" / "dataset_info.json")
     assert guess_data(tmp_path / "one", None).train == {"huggingface": str(tmp_path / "one")}
+    kinds = {"img": "Image", "coarse_label": "ClassLabel", "fine_label": "ClassLabel"}
+    features = {"features": {name: {"_type": kind} for name, kind in kinds.items()}}
+    (tmp_path / "one" / "dataset_info.json").write_text(json.dumps(features))
+    assert guess_data(tmp_path / "one", None).train["label"] == "fine_label"
     both = tmp_path / "both"
     touch(both / "dataset_dict.json", both / "train" / "state.json", both / "validation" / "state.json")
     guess = guess_data(both, None)

@@ -15,7 +15,7 @@ from influence_cli.setup.training import guess_l2
 
 
 def inside(**content: Any) -> Inside:
-    return Inside(Path("runs/model.pt"), {}, content)
+    return Inside(Path("runs/model.pt"), content)
 
 
 def optimizer(kind: type[torch.optim.Optimizer], **options: Any) -> dict[str, Any]:

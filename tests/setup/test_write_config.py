@@ -51,6 +51,24 @@ def test_a_comment_stays_one(why: str, tmp_path: Path) -> None:
     assert text.count("#") >= 7
 
 
+def test_a_long_mapping_is_written_key_by_key(tmp_path: Path) -> None:
+    args = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "x": {"y z": "w" * 70}}
+    text = config_text(
+        "influence init",
+        ModelGuess("a.b", "", args, "the reason", 3, None),
+        DataGuess({"dataset": "c.d"}, ""),
+        PenaltyGuess(0.0, ""),
+        Order({f"class {number}": number for number in range(20)}, "names"),
+        TransformGuess({"factory": "t.make", "args": args}, ""),
+    )
+    config = parse_config(text, tmp_path / "influence.yaml")
+    assert config.model.args == args
+    assert config.train.classes == {f"class {number}": number for number in range(20)}
+    assert [(step.name, step.args) for step in config.train.transform or ()] == [("t.make", args)]
+    assert "  args:                                      # the reason\n    mean: [0.485, 0.456, 0.406]\n" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
 def test_a_config_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "influence.yaml"
     write_new(path, "a: 1\n")
