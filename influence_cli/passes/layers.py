@@ -134,7 +134,7 @@ def forward(network: Network, inputs: Tensor) -> Tape:
         stack.enter_context(precise(network.precision, device))
         stack.enter_context(recurrent_backward(network.model))
         for number, layer in enumerate(network.layers):
-            stack.callback(modules[layer.name].register_forward_hook(watch(number)).remove)
+            stack.callback(modules[layer.name].register_forward_hook(watch(number), prepend=True).remove)
         outputs = logits_of(network.model(inputs))
     return Tape(outputs, calls, anchors)
 
