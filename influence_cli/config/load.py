@@ -139,6 +139,8 @@ def _holds_path(keys: Keys) -> bool:
     """Say whether a key of our own holds a path: of a checkpoint that says more than its file, only the file."""
     if keys[:2] == ("model", "checkpoint") and len(keys) > 2 and isinstance(keys[-1], str):
         return keys[-1] == "file"
+    if keys[1:] == ("transform", "processor"):
+        return True
     return keys[:2] in OWN_PATHS
 
 

@@ -66,11 +66,21 @@ def _numbers(value: Any) -> Any:
 def _step(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
+    if isinstance(value, dict) and isinstance(value.get("factory"), str) and set(value) <= {"factory", "args"}:
+        args = value.get("args")
+        return {"name": value["factory"], "args": {} if args is None else args}
+    if isinstance(value, dict) and set(value) == {"processor"}:
+        if not isinstance(value["processor"], str) or not value["processor"]:
+            raise ValueError("expected the folder of an image processor: {processor: runs/checkpoint-500}")
+        return {"name": "processor", "args": {"folder": value["processor"]}}
     if isinstance(value, dict) and len(value) == 1:
         ((name, args),) = value.items()
         return {"name": name, "args": {} if args is None else args}
     if isinstance(value, dict):
-        raise ValueError("expected a name, or one name with its arguments: {Normalize: {mean: [0.5], std: [0.25]}}")
+        raise ValueError(
+            "expected a name, or one name with its arguments: {Normalize: {mean: [0.5], std: [0.25]}}, "
+            "{factory: ./file.py:make, args: {…}} or {processor: FOLDER}"
+        )
     return value
 
 
@@ -81,6 +91,17 @@ def _classes(value: Any) -> Any:
     if isinstance(value, str) and value:
         return Path(value)
     raise ValueError("expected names with outputs {cat: 0, dog: 1}, a list of names, or a file")
+
+
+def _steps(value: Any) -> Any:
+    """Take a list of steps, or one step."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str | dict):
+        return (value,)
+    if value is None:
+        return None
+    raise ValueError("expected a list of steps, a name such as ./file.py:evaluation, or {processor: FOLDER}")
 
 
 def _loss(value: Any) -> Any:
@@ -97,7 +118,11 @@ _Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], .
 
 
 class TransformStep(_Section):
-    """One step of a transform: a class of torchvision.transforms.v2 and its arguments."""
+    """One step of a transform and its arguments.
+
+    ``name`` is a class of torchvision.transforms.v2, a dotted name or an object of a file, or ``processor`` for the
+    image processor in the folder ``args["folder"]``.
+    """
 
     name: str
     args: dict[str, Any] = {}
@@ -215,7 +240,7 @@ class DataConfig(_Section):
     transform: (
         Annotated[
             tuple[Annotated[TransformStep, BeforeValidator(_step)], ...],
-            BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+            BeforeValidator(_steps),
         ]
         | None
     ) = None

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from influence_cli.config.schema import Config, DataConfig
-from influence_cli.config.user_code import accepts, call, import_object
+from influence_cli.config.user_code import call, import_object
 from influence_cli.data.class_outputs import decide, in_outputs, map_classes, read_class_outputs, refuse_missing
 from influence_cli.data.described import described, in_order, innermost, listed_labels
 from influence_cli.data.huggingface import HubImages, choose_split, is_hub_set, load_hub_set
@@ -20,11 +20,9 @@ from influence_cli.data.image_files import Strays, look_through, refuse_no_class
 from influence_cli.data.label_files import read_indices, read_labels
 from influence_cli.data.listed_images import ListedImages
 from influence_cli.data.split import ClassOutputs, Split, raw_item
-from influence_cli.errors import InfluenceError, describe, did_you_mean
+from influence_cli.data.transforms import build_transform
+from influence_cli.errors import InfluenceError, describe
 from influence_cli.runtime.terminal import Terminal, or_silent
-
-if TYPE_CHECKING:
-    from torchvision.transforms import InterpolationMode
 
 
 def load_splits(config: Config, terminal: Terminal | None = None) -> tuple[Split, Split | None]:
@@ -70,7 +68,7 @@ def load_split(
         or_silent(terminal).warn(f"{where()}: {remark}")
     for remark in description.remarks:
         or_silent(terminal).say(f"{where()}: {remark}")
-    transform = _build_transform(config, name, section, factory)
+    transform, transform_text = build_transform(config, name, section, factory)
     classes = description.classes
     split = Split(
         name=name,
@@ -82,7 +80,7 @@ def load_split(
         classes=classes,
         mapping=description.mapping,
         where=where(),
-        transform_text="; ".join(f"{step.name} {step.args}" for step in section.transform or ()),
+        transform_text=transform_text,
         folder=None if Path.cwd() == config.folder else config.folder,
         files=description.files,
     )
@@ -236,55 +234,6 @@ def _item_label(split: Split, index: int) -> int:
             f"{split.where}: {split.title(index)} has the label {label!r}, not a class number ({describe(error)})"
         ) from error
     return number
-
-
-def _build_transform(config: Config, name: str, section: DataConfig, factory: Any) -> Callable[[Any], Any] | None:
-    if section.transform is None:
-        return None
-    from torchvision.transforms import v2
-
-    steps = []
-    for number, step in enumerate(section.transform):
-        at = config.where(name, "transform", number)
-        made = getattr(v2, step.name, None)
-        if not isinstance(made, type):
-            known = [word for word in dir(v2) if isinstance(getattr(v2, word), type)]
-            raise InfluenceError(
-                f"{at}: torchvision.transforms.v2 has no {step.name!r}", did_you_mean(step.name, known)
-            )
-        if step.name.startswith("Random"):
-            raise InfluenceError(
-                f"{at}: {step.name} is random: an example's gradient would change with every reading",
-                "give the evaluation transform, without augmentation",
-            )
-        args = dict(step.args)
-        for key, value in args.items():
-            if key == "dtype" and isinstance(value, str):
-                args[key] = _dtype(value, at)
-            if key == "interpolation" and isinstance(value, str):
-                args[key] = _interpolation(value, at)
-        steps.append(call(made, args, config.folder, step.name, lambda *_, at=at: at))
-    if accepts(factory, "transform") and "transform" in section.args:
-        raise InfluenceError(f"{config.where(name, 'args', 'transform')}: give the transform under {name}.transform")
-    return v2.Compose(steps) if steps else None
-
-
-def _interpolation(name: str, where: str) -> InterpolationMode:
-    from torchvision.transforms import InterpolationMode
-
-    known = [mode.value for mode in InterpolationMode]
-    if name.lower() not in known:
-        raise InfluenceError(f"{where}: there is no interpolation {name!r}", did_you_mean(name.lower(), known))
-    return InterpolationMode(name.lower())
-
-
-def _dtype(name: str, where: str) -> torch.dtype:
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype):
-        raise InfluenceError(
-            f"{where}: there is no dtype {name!r}", did_you_mean(name, ["float32", "float64", "uint8"])
-        )
-    return dtype
 
 
 def _check_mapping(train: Split, test: Split, *, only_shared: bool) -> None:

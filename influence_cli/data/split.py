@@ -151,7 +151,9 @@ def to_input(split: Split, image: Any, title: str) -> Tensor:
         try:
             image = split.transform(image)
         except Exception as error:
-            raise InfluenceError(f"{split.where}: the transform fails on {title}: {describe(error)}") from error
+            raise InfluenceError(
+                f"{split.where}: the transform fails on {title}: {describe(error)}", _mode_advice(image)
+            ) from error
     advice = "add to the transform: [ToImage, {ToDtype: {dtype: float32, scale: true}}]"
     if isinstance(image, np.ndarray):
         try:
@@ -159,12 +161,25 @@ def to_input(split: Split, image: Any, title: str) -> Tensor:
             image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
         except TypeError as error:
             raise InfluenceError(f"{split.where}: {title} is an array of {image.dtype}, not of numbers") from error
+    if callable(image) and not isinstance(image, Tensor):
+        raise InfluenceError(
+            f"{split.where}: the transform makes a {type(image).__name__} of {title}, which is a transform itself",
+            "a function with one required argument is taken for the transform; to call it first, give its arguments: "
+            "transform: {factory: NAME, args: {…}}",
+        )
     if not isinstance(image, Tensor):
         raise InfluenceError(f"{split.where}: {title} is a {type(image).__name__}, not a tensor", advice)
     if image.dtype in (torch.uint8, torch.bool):
         raise InfluenceError(f"{split.where}: {title} is a tensor of {image.dtype}, not of float32", advice)
     tensor = image.detach().as_subclass(Tensor)
     return tensor.float() if tensor.dtype in (torch.float64, torch.float16, torch.bfloat16) else tensor
+
+
+def _mode_advice(image: Any) -> str:
+    """Say what may be wrong with an image that a transform does not take."""
+    if not isinstance(image, Image.Image) or image.mode == "RGB":
+        return ""
+    return f"the image is of mode {image.mode}; many transforms take RGB only, which a step before makes: [RGB, …]"
 
 
 def rows_of(indices: np.ndarray, positions: np.ndarray | Sequence[int]) -> np.ndarray:

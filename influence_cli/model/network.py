@@ -26,12 +26,13 @@ class Layer:
 
     Attributes:
         name: of the module.
-        kind: ``linear``, ``conv``, ``norm`` or ``embedding``.
+        kind: ``linear``, ``conv``, ``norm``, ``embedding``, or ``term``: one parameter that is added or multiplied.
         weight: the name of its tracked weight; empty if it is not tracked.
         bias: likewise.
         groups: g, for a grouped convolution; otherwise 1.
         outputs: O, rows of the weight matrix of a group.
         inputs: K, its columns, without the bias: input channels of a group × kernel size.
+        inside: a and δ are those of the function that takes the weight (passes/uses.py), not those of the module.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Layer:
     groups: int
     outputs: int
     inputs: int
+    inside: bool = False
 
     @property
     def width(self) -> int:

@@ -18,7 +18,7 @@ from influence_cli.setup.guesses import ModelGuess
 # Of the examples of each class, this share has to agree on an output, before predictions tell the order.
 AGREED = 0.6
 LEAST = 3
-SHOWN = 6
+SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def guess_order(model: ModelGuess, classes: Sequence[str] | None, count: int) ->
     if outputs is not None and count > outputs:
         raise InfluenceError(
             f"the model has {outputs} outputs, but the data have {count} classes"
-            + (f" ({', '.join(classes[:SHOWN])}{', …' if count > SHOWN else ''})" if classes else ""),
+            + (f" ({few(classes)})" if classes else ""),
             "is this the data that it was trained on, or a folder above or below?",
         )
     if classes is None:
@@ -68,12 +68,16 @@ def guess_order(model: ModelGuess, classes: Sequence[str] | None, count: int) ->
     remark = ""
     if model.names is not None:
         remark = (
-            f"the class names in the checkpoint ({', '.join(model.names[:4])}, …) are not those of the data "
-            f"({', '.join(classes[:4])}, …)"
+            f"the class names in the checkpoint ({few(model.names)}) are not those of the data ({few(classes)})"
         )
     if outputs is not None and count < outputs:
         return Order({name: number for number, name in enumerate(classes)}, open=True, remark=remark)
     return Order(None, open=True, remark=remark)
+
+
+def few(names: Sequence[str]) -> str:
+    """List the first names."""
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def match(classes: Sequence[str], names: Sequence[str]) -> dict[str, int] | None:

@@ -22,7 +22,7 @@ from influence_cli.model.task import Task, load_tasks
 from influence_cli.passes.probe import near_chance
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.setup.architecture import guess_model
-from influence_cli.setup.class_order import Order, by_number, by_predictions, guess_order
+from influence_cli.setup.class_order import Order, by_number, by_predictions, few, guess_order
 from influence_cli.setup.data_form import guess_data
 from influence_cli.setup.guesses import TransformGuess
 from influence_cli.setup.training import guess_l2
@@ -178,9 +178,9 @@ def _settled(
         return Order(taken, why), outcomes
     if order.outputs is not None and near_chance(best.accuracy, len(classes)):
         raise InfluenceError(
-            f"the model has more outputs than the data classes ({len(classes)}: {_few(classes)}), and neither names "
+            f"the model has more outputs than the data classes ({len(classes)}: {few(classes)}), and neither names "
             "nor predictions say which output is which class",
-            "give the folders the names of the outputs, or write train.classes: {NAME: OUTPUT} into the starter "
+            "give the classes the names of the outputs, or write train.classes: {NAME: OUTPUT} into the starter "
             "of influence init; nothing was written",
         )
     if order.outputs is not None:
@@ -196,10 +196,6 @@ def _relabelled(outcome: Outcome, outputs: Mapping[str, int], classes: Sequence[
 def _shown(outputs: Mapping[str, int]) -> str:
     pairs = [f"{name}: {number}" for name, number in list(outputs.items())[:4]]
     return f"{{{', '.join(pairs)}{', …' if len(outputs) > 4 else ''}}}"
-
-
-def _few(words: Sequence[str]) -> str:
-    return ", ".join(words[:4]) + (", …" if len(words) > 4 else "")
 
 
 def _report(chosen: Outcome, outcomes: Sequence[Outcome], dropped: Sequence[Outcome], terminal: Terminal) -> str:

@@ -243,7 +243,7 @@ def lay_out_rest(file: h5py.File, layout: Layout, header: bytes, arrays: Mapping
 def data_sets(file: h5py.File) -> dict[str, h5py.Dataset]:
     """Give the data sets of all groups by name.
 
-    Every command opens a store many times: the functions of h5py that this calls take a third of the time of visititems.
+    A command opens a store many times, and these functions of h5py take half the time of visititems.
     """
     names: list[bytes] = []
     h5py.h5o.visit(file.id, names.append)

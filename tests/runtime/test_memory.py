@@ -185,7 +185,7 @@ def test_wide_rows_and_parameters_outside_the_pass_make_the_batch_smaller(monkey
             self.shift, self.head = nn.Parameter(torch.zeros(6)), nn.Linear(6, 5)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(torch.tanh(x + self.shift))
+            return self.head(torch.tanh(x + self.shift.exp()))
 
     inputs = torch.randn(4, 6)
     network, covered = made(Loose(), inputs), made(nn.Sequential(nn.Tanh(), nn.Linear(6, 5)), inputs)

@@ -35,7 +35,7 @@ def test_names_that_do_not_match_are_said_and_the_order_stays_open() -> None:
     order = guess_order(model(2, "cat", "dog"), ("x", "y"), 2)
     assert order.open
     assert order.outputs is None
-    assert "are not those of the data (x, y, …)" in order.remark
+    assert "the checkpoint (cat, dog) are not those of the data (x, y)" in order.remark
     assert guess_order(model(5), ("x", "y"), 2).outputs == {"x": 0, "y": 1}
 
 
