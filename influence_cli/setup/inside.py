@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError
-from influence_cli.model.checkpoint import without_weights, read_content
+from influence_cli.model.checkpoint import read_content, without_weights
 from influence_cli.model.restricted_pickle import entries_of
 from influence_cli.model.weights import NESTS, Candidate, find_weights
 
