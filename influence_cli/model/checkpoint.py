@@ -158,7 +158,7 @@ def load_checkpoint(model: nn.Module, wanted: CheckpointConfig, where: str, term
     content = read_content(wanted.file, where)
     candidates = find_weights(content)
     if not candidates:
-        raise _without_weights(content, wanted.file, where)
+        raise without_weights(content, wanted.file, where)
     candidates = narrowed(candidates, wanted, where)
     whole_state, modules = model.state_dict(), {name for name, _ in model.named_modules()}
     state = {name: value for name, value in whole_state.items() if isinstance(value, torch.Tensor)}
@@ -240,7 +240,8 @@ def _module(modules: dict[str, str], path: Path, where: str) -> InfluenceError:
     return _whole(path, where, f"a whole pickled module ({name}{f' under {key}' if key else ''})")
 
 
-def _without_weights(content: object, path: Path, where: str) -> InfluenceError:
+def without_weights(content: object, path: Path, where: str) -> InfluenceError:
+    """Say what is in a checkpoint that has no weights."""
     modules = find_modules(content)
     if modules:
         return _module(modules, path, where)
