@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from influence_cli.checkpoints.folder import read_folder, read_index, read_part
+from influence_cli.checkpoints.libraries import by_library, is_adapter, with_adapter
+from influence_cli.checkpoints.restricted_pickle import Stand, entries_of
+from influence_cli.checkpoints.torch_file import SAVE, ArchiveError, read_torch_file
+from influence_cli.checkpoints.weights import NESTS, Fit, choose, find_modules, find_weights, fits, narrowed, told
 from influence_cli.config.schema import CheckpointConfig
 from influence_cli.errors import InfluenceError, counted, one_line, typed_path
-from influence_cli.model.checkpoint_folder import read_folder, read_index, read_part
-from influence_cli.model.libraries import by_library, is_adapter, with_adapter
-from influence_cli.model.restricted_pickle import Stand, entries_of
-from influence_cli.model.torch_file import SAVE, ArchiveError, read_torch_file
-from influence_cli.model.weights import NESTS, Fit, choose, find_modules, find_weights, fits, narrowed, told
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Files of other tools, by suffix, and how their weights come here.
