@@ -166,8 +166,8 @@ def _two(folder: Path) -> None:
 
 TORCHVISION = "dataset: torchvision.datasets.ImageFolder"
 IMAGE_FOLDER = Data(
-    "torchvision", "`ImageFolder`", f"{{{TORCHVISION}, args: {{root: train}}}}", f"{{{TORCHVISION}, args: {{root: val}}}}",
-    _nothing,
+    "torchvision", "`ImageFolder`", f"{{{TORCHVISION}, args: {{root: train}}}}",
+    f"{{{TORCHVISION}, args: {{root: val}}}}", _nothing,
 )  # fmt: skip
 FOLDERS = Data("any tool", "`train/CLASS`, `val/CLASS`", "{folder: train}", "{folder: val}", _nothing)
 CSV = Data(

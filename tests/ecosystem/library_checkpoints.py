@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.ecosystem.checkpoint import Checkpoint, State
-from tests.ecosystem.pictures import CLASSES, batch
+from tests.ecosystem.pictures import batch
 from tests.ecosystem.torch_checkpoints import cloned, shifted
 
 # ---------------------------------------------------------------------------------------------------------------- timm
@@ -231,7 +230,7 @@ from peft import LoraConfig, get_peft_model
 def build():
     torch.manual_seed(1)
     return get_peft_model(base(), LoraConfig(
-        r=2, lora_alpha=4, target_modules=["query", "value"], modules_to_save=["classifier"], init_lora_weights=False
+        r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"], init_lora_weights=False
     ))
 """
 
@@ -318,16 +317,24 @@ FASTAI_WEIGHTS = Checkpoint(
 # --------------------------------------------------------------------------------------------------------- ultralytics
 
 
-def _ultralytics(folder: Path, model: nn.Module) -> State:
-    """As its trainer's best.pt: the average as a pickled module in half precision."""
-    average = copy.deepcopy(model).half()
-    model.names = average.names = dict(enumerate(CLASSES))  # type: ignore[assignment]
-    content = {
-        "epoch": -1, "best_fitness": 0.9, "model": None, "ema": average, "updates": 3, "optimizer": None,
-        "train_args": {"model": "yolo11n-cls.yaml", "imgsz": 32}, "train_metrics": {}, "date": "2026-11-30",
-    }  # fmt: skip
-    torch.save(content, folder / "best.pt")
-    return {key: value.float() if value.is_floating_point() else value for key, value in cloned(average).items()}
+def _ultralytics(folder: Path, _model: nn.Module) -> State:
+    """As its own trainer: best.pt has the averaged weights, as a pickled module in half precision."""
+    import yaml
+    from ultralytics import YOLO
+
+    from tests.ecosystem.networks import YOLO as SOURCE
+
+    scope: dict[str, Any] = {}
+    exec(SOURCE, scope)  # our text there
+    (folder / "tiny-cls.yaml").write_text(yaml.safe_dump(scope["LAYERS"]))
+    YOLO(folder / "tiny-cls.yaml", task="classify").train(
+        data=str(folder), epochs=1, imgsz=32, batch=16, workers=0, device="cpu", amp=False, plots=False, verbose=False,
+        project=str(folder / "runs"), name="train", exist_ok=True,
+    )  # fmt: skip
+    (folder / "runs" / "train" / "weights" / "best.pt").rename(folder / "best.pt")
+    model = torch.load(folder / "best.pt", weights_only=False)["model"]
+    assert next(model.parameters()).dtype == torch.float16
+    return {key: value.float() if value.is_floating_point() else value for key, value in cloned(model).items()}
 
 
 ULTRALYTICS = Checkpoint(

@@ -116,7 +116,7 @@ WEIGHTS = Transform(
     "{factory: torchvision.models.ResNet18_Weights.DEFAULT.transforms, args: {crop_size: 32, resize_size: 36}}",
     _weights,
 )  # fmt: skip
-PROCESSOR = Transform("transformers", "a folder of an `AutoImageProcessor`", "processor", _processor)
+PROCESSOR = Transform("transformers", "a folder of an `AutoImageProcessor`", "{processor: processor}", _processor)
 ALBUMENT = Transform(
     "albumentations", "`Compose`, from a function of one's own", "./augment.py:evaluation", _albumentations
 )
