@@ -11,7 +11,7 @@ from torch import Tensor, nn
 State = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A layout of a checkpoint.
 

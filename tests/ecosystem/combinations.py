@@ -25,6 +25,8 @@ class Combination:
         transform: what makes inputs of pictures.
         needs: the packages that have to be there.
         quick: whether ``make test`` runs it too, where the packages are there.
+        init: what follows ``influence init``, where that writes a config too.
+        same: whether that config has to give the same rows; else init cannot know the transform.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Combination:
     transform: Transform = tr.LIST
     needs: tuple[str, ...] = ()
     quick: bool = False
+    init: str = ""
+    same: bool = False
 
 
 C = Combination

@@ -17,7 +17,7 @@ import numpy as np
 from tests.ecosystem.pictures import CLASSES, pictures, written
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Data:
     """A layout of training and test examples.
 

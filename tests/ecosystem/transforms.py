@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 Apply = Callable[[Any], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transform:
     """A transform.
 
