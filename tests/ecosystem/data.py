@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Data:
         train: the section ``train`` in YAML, without a transform.
         test: likewise.
         make: writes it into a project that has ``train/CLASS`` and ``val/CLASS``.
-        named: whether class names are known.
+        names: of the classes, in the order of the pictures' labels; none where they are not known.
         outputs: the model's output of each class of the pictures; a class that is not in it is left out.
     """
 
@@ -36,7 +36,7 @@ class Data:
     train: str
     test: str
     make: Callable[[Path], None]
-    named: bool = True
+    names: Sequence[str] = CLASSES
     outputs: Mapping[int, int] = field(default_factory=lambda: {0: 0, 1: 1, 2: 2})
 
 
@@ -117,6 +117,10 @@ def _hub_parquet(folder: Path) -> None:
 
 def _medmnist(folder: Path) -> None:
     """As MedMNIST's files: an array of images and one of labels [n, 1] for each split."""
+    import medmnist
+
+    # Its sets refuse another number of images than they have.
+    medmnist.INFO["bloodmnist"]["n_samples"].update({"train": len(pictures("train")), "test": len(pictures("val"))})
     content = {}
     for split, part in (("train", "train"), ("val", "val"), ("test", "val")):
         content[f"{split}_images"] = np.stack([np.asarray(image) for image, _ in pictures(part)])
@@ -178,7 +182,7 @@ KAGGLE = Data(
     "Kaggle", "a CSV of names without suffix, images in one folder", "{csv: train.csv, root: images/train}",
     "{csv: val.csv, root: images/val}", _kaggle,
 )  # fmt: skip
-TSV = Data("any tool", "a TSV of paths, labels are numbers", "{csv: train.tsv}", "{csv: val.tsv}", _tsv, named=False)
+TSV = Data("any tool", "a TSV of paths, labels are numbers", "{csv: train.tsv}", "{csv: val.tsv}", _tsv, names=())
 JSONL = Data(
     "datasets", "`metadata.jsonl` beside the images", "{csv: train/metadata.jsonl}", "{csv: val/metadata.jsonl}", _jsonl
 )
@@ -204,9 +208,14 @@ PARQUET_IMAGES = Data(
     "{dataset: influence_cli.data.parquet_images.ParquetImages, "
     'args: {files: "repository/data/test-*.parquet", image: img, label: fine_label}}', _hub_parquet,
 )  # fmt: skip
+BLOOD = (
+    "basophil", "eosinophil", "erythroblast", "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)",
+    "lymphocyte", "monocyte", "neutrophil", "platelet",
+)  # fmt: skip
 MEDMNIST = Data(
     "medmnist", "`bloodmnist.npz`", "{dataset: medmnist.BloodMNIST, args: {split: train, root: .}}",
     "{dataset: medmnist.BloodMNIST, args: {split: test, root: .}}", _medmnist,
+    names=BLOOD,
 )  # fmt: skip
 SUBSETS = Data(
     "torch", "`Subset` of an `ImageFolder`", "{dataset: './sets.py:part', args: {root: train}}",
@@ -220,7 +229,7 @@ WEBDATASET = Data(
     "webdataset", "tar shards of `ShardWriter`",
     "{dataset: influence_cli.data.tar_images.TarImages, args: {files: 'train-*.tar', image: png, label: cls}}",
     "{dataset: influence_cli.data.tar_images.TarImages, args: {files: 'val-*.tar', image: png, label: cls}}",
-    _webdataset, named=False,
+    _webdataset, names=(),
 )  # fmt: skip
 TWO_CLASSES = Data("any tool", "folders of two classes", "{folder: train}", "{folder: val}", _two, outputs={0: 0, 1: 1})
 CHOSEN_OUTPUTS = Data(

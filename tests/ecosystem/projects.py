@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.ecosystem.checkpoint import State
 from tests.ecosystem.combinations import Combination
 from tests.ecosystem.networks import NETWORKS, trained
-from tests.ecosystem.pictures import CLASSES, pictures, write_folders
+from tests.ecosystem.pictures import pictures, write_folders
 from tests.ecosystem.transforms import Apply
 
 # A data set of inputs that the library's own transform has made, with the labels as outputs of the model.
@@ -110,6 +110,8 @@ def key_of(combination: Combination, state: State) -> str:
 
 def number_of(combination: Combination, label: str | int | None) -> int | None:
     """Say which output a label of a row stands for."""
-    if label in CLASSES:
-        return combination.data.outputs[CLASSES.index(str(label))]
+    data = combination.data
+    if label in data.names:
+        place = data.names.index(str(label))
+        return data.outputs.get(place, place)
     return None if label is None else int(label)

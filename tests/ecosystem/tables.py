@@ -21,11 +21,14 @@ def _table(header: str, rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _by(what: Callable[[Combination], object]) -> dict[object, str]:
-    """Name the tests of each part, in the order of the list."""
+    """Name the first tests of each part, in the order of the list."""
     tests: dict[object, list[str]] = {}
     for combination in COMBINATIONS:
         tests.setdefault(what(combination), []).append(f"`{combination.name}`")
-    return {part: ", ".join(names) for part, names in tests.items()}
+    return {
+        part: ", ".join(names[:3]) + (f", {len(names) - 3} more" if len(names) > 3 else "")
+        for part, names in tests.items()
+    }
 
 
 def _config(checkpoint: Checkpoint) -> str:
