@@ -25,8 +25,6 @@ class Combination:
         transform: what makes inputs of pictures.
         needs: the packages that have to be there.
         quick: whether ``make test`` runs it too, where the packages are there.
-        init: what follows ``influence init``, where that writes a config too.
-        same: whether that config has to give the same rows; else init cannot know the transform.
     """
 
     name: str
@@ -36,8 +34,6 @@ class Combination:
     transform: Transform = tr.LIST
     needs: tuple[str, ...] = ()
     quick: bool = False
-    init: str = ""
-    same: bool = False
 
 
 C = Combination
@@ -101,3 +97,30 @@ COMBINATIONS = (
     C("ultralytics", lib.ULTRALYTICS, "YOLO", d.FOLDERS, tr.LIST, ("ultralytics",)),
     C("ultralytics-csv", lib.ULTRALYTICS, "YOLO", d.TSV, tr.WEIGHTS, ("ultralytics",)),
 )  # fmt: skip
+# What follows `influence init` where that writes a config too: of files that say the transform, with the same rows.
+INIT_ALIKE = {
+    "timm": "output/model_best.pth.tar .",
+    "hf-folder": "out train val",
+    "hf-shards": "out list.csv",
+    "hf-trainer": "run/checkpoint-2 repository",
+    "hf-resnet": "out train val",
+    "hf-dinov2-shards": "out .",
+}
+# Of files that do not: a transform is tried out.
+INIT = {
+    "safetensors": "model.safetensors train.tsv val.tsv --model model:build",
+    "numpy-scalars": "best.pt list.csv --model model:build",
+    "composer": "ep1.pt train/metadata.jsonl val/metadata.jsonl --model model:build",
+    "averaged-model": "swa.pt train.parquet val.parquet --model model:build",
+    "compiled": "compiled.pt set --model model:build",
+    "dcp": "step-10 repository --model model:build",
+    "torchscript": "scripted.safetensors . --model model:build",
+    "half": "half.pt list.csv --model model:build",
+    "one-logit": "best.pt train val --model model:build",
+    "lightning-module": "last.ckpt . --model lit:Lit",
+    "lightning-net": "last.ckpt list.csv --model model:build",
+    "lightning-objects": "epoch=0-step=3.ckpt train val --model model:build",
+    "accelerate": "state/model.safetensors train val --model model:build",
+    "fastai": "models/m.pth list.csv --model model:build",
+    "ultralytics": "best.safetensors train val --model model:build",
+}

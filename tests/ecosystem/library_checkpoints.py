@@ -24,8 +24,9 @@ def _timm(folder: Path, model: nn.Module) -> State:
 
     plain, average = cloned(model), ModelEmaV3(model, decay=0.5)
     args = argparse.Namespace(
-        model="resnet18", num_classes=3, opt="adamw", weight_decay=0.05, lr=0.001, img_size=32, input_size=None,
-        mean=None, std=None, interpolation="bicubic", crop_pct=1.0, smoothing=0.1, seed=42,
+        model="resnet18", num_classes=3, opt="adamw", weight_decay=0.05, lr=0.001, img_size=None,
+        input_size=(3, 32, 32), mean=(0.5, 0.4, 0.3), std=(0.25, 0.25, 0.3), interpolation="bicubic", crop_pct=0.9,
+        smoothing=0.1, seed=42,
         model_kwargs={"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "stem_width": 8},
     )  # fmt: skip
     shifted(model)
@@ -174,12 +175,12 @@ LIGHTNING_OBJECTS = Checkpoint(
 FROM_PRETRAINED = "factory: transformers.AutoModelForImageClassification.from_pretrained"
 
 
-def _processor(folder: Path) -> None:
+def _processor(folder: Path) -> Any:
     from transformers import ViTImageProcessor
 
-    ViTImageProcessor(
-        size={"height": 32, "width": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.25, 0.25, 0.3]
-    ).save_pretrained(folder)
+    made = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.25, 0.25, 0.3])
+    made.save_pretrained(folder)
+    return made
 
 
 def _folder(folder: Path, model: Any) -> State:
@@ -205,7 +206,8 @@ def _trainer(folder: Path, model: Any) -> State:
         output_dir=str(folder / "run"), max_steps=2, per_device_train_batch_size=16, report_to=[], use_cpu=True,
         disable_tqdm=True, save_steps=2, dataloader_num_workers=0, dataloader_pin_memory=False,
     )  # fmt: skip
-    Trainer(model, arguments, train_dataset=data).train()  # type: ignore[arg-type]
+    processor = _processor(folder / "base")
+    Trainer(model, arguments, train_dataset=data, processing_class=processor).train()  # type: ignore[arg-type]
     model.eval()
     return cloned(model)
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Command
-from tests.ecosystem.combinations import COMBINATIONS, Combination
+from tests.ecosystem.combinations import COMBINATIONS, INIT, INIT_ALIKE, Combination
+from tests.ecosystem.pictures import pictures
 from tests.ecosystem.projects import key_of, make_project, make_reference, number_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the libraries
@@ -99,5 +100,18 @@ def test_the_rows_are_those_of_the_plain_state_dict(
         known[key] = (rows_of(influence(*RANK, cwd=plain).out), rows_of(influence(*MISLABELS, cwd=plain).out))
     for mine, expected in zip(rows, known[key], strict=True):
         assert_same(mine, expected, combination)
+    if words := (INIT | INIT_ALIKE).get(combination.name):
+        (project / "influence.yaml").rename(project / "by-hand.yaml")
+        (project / "influence.h5").unlink()
+        influence("init", *words.split(), cwd=project)
+        again = rows_of(influence(*RANK, cwd=project).out)
+        given = dict(
+            enumerate(
+                combination.data.outputs[label] for _, label in pictures("train") if label in combination.data.outputs
+            )
+        )
+        assert {row["index"]: row["label"] for row in comparable(again, combination)}.items() <= given.items()
+        if combination.name in INIT_ALIKE:
+            assert_same(again, known[key][0], combination)
     labels = {row["label"] for row in rows[0]}
     assert labels <= set(combination.data.names or map(str, combination.data.outputs.values()))
