@@ -39,6 +39,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No network, and no module of one project for the next."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "YOLO_OFFLINE", "NO_ALBUMENTATIONS_UPDATE"):
         monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("YOLO_VERBOSE", "false")  # it logs to the stdout of the test that imports it first
     for name in ("HF_HOME", "YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     before, path = set(sys.modules), list(sys.path)
