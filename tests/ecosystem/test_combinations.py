@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,37 @@ PARAMETERS = [
     pytest.param(combination, id=combination.name, marks=() if combination.quick else pytest.mark.ecosystem)
     for combination in COMBINATIONS
 ]
+# What `check` measures that depends on weights, data and transform.
+MEASURED = (
+    "training examples", "test examples", "parameters tracked", "training accuracy", "mean training loss",
+    "gradient norm at the checkpoint", "test accuracy",
+)  # fmt: skip
 Rows = list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Results:
+    """What the commands say of one project."""
+
+    measured: dict[str, float]
+    ranked: Rows
+    suspects: Rows
+
+
 @pytest.fixture(scope="module")
-def known(one_thread: None) -> dict[str, tuple[Rows, Rows]]:
-    """The rows of references, by what they depend on."""
+def known(one_thread: None) -> dict[str, Results]:
+    """The results of references, by what they depend on."""
     return {}
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def alone(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No network, and no module of one project for the next."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "YOLO_OFFLINE", "NO_ALBUMENTATIONS_UPDATE"):
         monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("YOLO_VERBOSE", "false")  # it logs to the stdout of the test that imports it first
-    for name in ("HF_HOME", "YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("YOLO_VERBOSE", "false")  # else it logs to the stdout of the test that imports it first
+    for name in ("HF_HOME", "YOLO_CONFIG_DIR", "MPLCONFIGDIR"):  # read once, when a library is imported
+        monkeypatch.setenv(name, str(tmp_path_factory.getbasetemp() / "home"))
     before, path = set(sys.modules), list(sys.path)
     yield
     sys.path[:] = path
@@ -76,43 +91,45 @@ def assert_same(rows: Rows, expected: Rows, combination: Combination) -> None:
         assert [row[key] for key in numbers] == pytest.approx([other[key] for key in numbers], rel=1e-6, abs=1e-9)
 
 
+def results_of(project: Path, influence: Command) -> Results:
+    checked = {row["item"]: row["value"] for row in rows_of(influence(*CHECK, cwd=project).out)}
+    ranked, suspects = (rows_of(influence(*words, cwd=project).out) for words in (RANK, MISLABELS))
+    return Results({item: checked[item] for item in MEASURED}, ranked, suspects)
+
+
 @pytest.mark.parametrize("combination", PARAMETERS)
 def test_the_rows_are_those_of_the_plain_state_dict(
-    combination: Combination, tmp_path: Path, influence: Command, known: dict[str, tuple[Rows, Rows]]
+    combination: Combination, tmp_path: Path, influence: Command, known: dict[str, Results]
 ) -> None:
     for package in combination.needs:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: make test-ecosystem")
-    project = tmp_path / "project"
+    project, plain = tmp_path / "project", tmp_path / "plain"
     project.mkdir()
     state, apply = make_project(project, combination)
     if combination.checkpoint.convert:
-        wanted = Path(combination.checkpoint.model.partition("checkpoint: ")[2])
+        wanted = combination.checkpoint.model.partition("checkpoint: ")[2]
         influence("convert", combination.checkpoint.convert, "-o", wanted, "--trust", cwd=project)
-    checked = influence(*CHECK, cwd=project)
-    measured = {row["item"]: row["value"] for row in rows_of(checked.out)}
-    assert measured
-    rows = (rows_of(influence(*RANK, cwd=project).out), rows_of(influence(*MISLABELS, cwd=project).out))
+    results = results_of(project, influence)
     key = key_of(combination, state)
     if key not in known:
-        plain = tmp_path / "plain"
         plain.mkdir()
         make_reference(plain, combination, state, apply)
-        known[key] = (rows_of(influence(*RANK, cwd=plain).out), rows_of(influence(*MISLABELS, cwd=plain).out))
-    for mine, expected in zip(rows, known[key], strict=True):
-        assert_same(mine, expected, combination)
+        known[key] = results_of(plain, influence)
+    expected = known[key]
+    assert results.measured == pytest.approx(expected.measured, rel=1e-6)
+    assert_same(results.ranked, expected.ranked, combination)
+    assert_same(results.suspects, expected.suspects, combination)
+    # Where the data have names, the rows have them.
+    labels = {row["label"] for row in results.ranked}
+    assert labels <= set(combination.data.names or map(str, combination.data.outputs.values()))
     if words := (INIT | INIT_ALIKE).get(combination.name):
-        (project / "influence.yaml").rename(project / "by-hand.yaml")
+        (project / "influence.yaml").unlink()
         (project / "influence.h5").unlink()
         influence("init", *words.split(), cwd=project)
-        again = rows_of(influence(*RANK, cwd=project).out)
-        given = dict(
-            enumerate(
-                combination.data.outputs[label] for _, label in pictures("train") if label in combination.data.outputs
-            )
-        )
-        assert {row["index"]: row["label"] for row in comparable(again, combination)}.items() <= given.items()
+        ranked = rows_of(influence(*RANK, cwd=project).out)
+        outputs = combination.data.outputs
+        given = dict(enumerate(outputs[label] for _, label in pictures("train") if label in outputs))
+        assert {row["index"]: row["label"] for row in comparable(ranked, combination)}.items() <= given.items()
         if combination.name in INIT_ALIKE:
-            assert_same(again, known[key][0], combination)
-    labels = {row["label"] for row in rows[0]}
-    assert labels <= set(combination.data.names or map(str, combination.data.outputs.values()))
+            assert_same(ranked, expected.ranked, combination)
