@@ -62,7 +62,8 @@ def config(data: bytes) -> None:
     except InfluenceError as error:
         check_error(error)
         return
-    assert all(item.is_absolute() for item in (*found.model.checkpoint, found.gradients.store))
+    files = [source.file for source in found.model.sources if source is not None]
+    assert all(item.is_absolute() for item in (*files, found.gradients.store))
     # Both are written into results.
     json.dumps(found.resolved()).encode()
     yaml.safe_dump(found.resolved(), sort_keys=False, allow_unicode=True)

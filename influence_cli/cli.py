@@ -17,6 +17,7 @@ from influence_cli import __version__
 from influence_cli.commands import (
     check,
     compare,
+    convert,
     gradients,
     groups,
     index,
@@ -197,6 +198,7 @@ for _name, _module in (
     ("select", select),
     ("perturb", perturb),
     ("index", index),
+    ("convert", convert),
 ):
     app.command(_name, cls=_Command)(_module.command)
 

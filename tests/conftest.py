@@ -71,6 +71,12 @@ def run_influence(
 
 
 @pytest.fixture(autouse=True, scope="session")
+def one_parser() -> None:
+    """Build the parser of the command line once, not for every command that runs in this process."""
+    fork_server.keep_parser()
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Take one thread: the matrices here are small, and threads that wait for each other cost more than they give."""
     torch.set_num_threads(1)

@@ -85,7 +85,7 @@ def choose_l2(top: TopLayer) -> float:
 
     def part(chosen: np.ndarray) -> Outputs:
         rows = torch.from_numpy(np.flatnonzero(chosen)).to(examples.a.device)
-        return replace(examples, **{name: value[rows] for name, value in vars(examples).items()})
+        return replace(examples, **{name: getattr(examples, name)[rows] for name in ("a", "fixed", "targets")})
 
     losses = {}
     for l2 in PENALTIES:

@@ -170,7 +170,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         grouping = group_by_class(train, classes)
     else:
         grouping = read_groups(options.metadata, options.by, train)
-    selected = labelled(selected_tests(session, tasks, words), options.of, classes)
+    selected = labelled(selected_tests(session, tasks, words, target=options.target), options.of, classes)
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )

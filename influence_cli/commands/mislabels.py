@@ -7,13 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from influence_cli.commands.mislabels_checks import (
-    check_images,
-    check_method,
-    refuse_options,
-    require_count,
-    rows_to_show,
-)
 from influence_cli.commands.options import (
     DEFAULT_CONFIG,
     All,
@@ -30,6 +23,8 @@ from influence_cli.commands.options import (
     SkipUnreadable,
     Strict,
     Verbose,
+    refuse_mislabels,
+    rows_to_show,
     with_precision,
 )
 from influence_cli.errors import InfluenceError, counted
@@ -128,7 +123,7 @@ def command(
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
     shown = rows_to_show(top)
-    refuse_options(
+    refuse_mislabels(
         on,
         explain,
         format=format,
@@ -154,11 +149,11 @@ def command(
     from influence_cli.mislabels.find import SignalChoice, find_mislabels, wanted_signals
     from influence_cli.mislabels.pred_probs import read_probabilities
 
-    check_method(session, signal, damping_sweep=damping_sweep)
+    _check_method(session, signal, damping_sweep=damping_sweep)
     tasks = load(session)
-    split = tasks[0].train if on == "train" else tasks[0].test_split()
+    split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
     classes = tasks[0].classes
-    check_images(session, split, on)
+    _check_images(session, split, on)
     if explain is not None:
         row_among(split.indices, explain, split)
     known = read_truth(truth, split.labels, classes) if truth is not None else None
@@ -168,7 +163,7 @@ def command(
         every=signals or known is not None or explain is not None,
         on=on,
         checkpoints=len(tasks),
-        tests=tasks[0].test is not None,
+        tests=tasks[0].test is not None and not tasks[0].test.is_unlabelled,
         solves=session.config.curvature.method in SOLVERS or session.config.model.ensemble == "source",
         probabilities=probabilities is not None,
     )
@@ -190,7 +185,7 @@ def command(
         emit(session, explain_rows(result, split, classes, explain), EXPLAINED)
         return
     counting = {"--top auto": shown is None, "--fail-above": fail_above is not None, "--format": format in DIALECTS}
-    require_count(result, counting)
+    _require_count(result, counting)
     _describe(session, result, split, classes)
     if known is not None:
         _score(session, result, known)
@@ -360,3 +355,35 @@ def _score(session: Session, result: Mislabels, known: Truth) -> None:
         shares_found = "".join(f"{share:7.3f}" for share in q.found)
         suggested = "" if q.suggested is None else f"{q.suggested:10.3f}"
         say(f"{q.signal:15}{q.average_precision:6.3f}{interval:>13}{q.auroc:7.3f}{shares_found}{suggested}")
+
+
+def _check_method(session: Session, signal: str, *, damping_sweep: bool) -> None:
+    """Refuse a curvature from which what is asked for cannot be computed."""
+    from influence_cli.influence.ensemble import refuse_source
+
+    if signal == "self-influence" or damping_sweep:
+        option = "--damping-sweep" if damping_sweep else "--signal self-influence"
+        refuse_source(session.config.model.ensemble, option, "there is no self-influence")
+    if damping_sweep:
+        from influence_cli.ranking.damping_sweep import check_method
+
+        check_method(session.config.curvature.method)
+
+
+def _require_count(result: Mislabels, counting: dict[str, bool]) -> None:
+    """Refuse options that need the number of wrong labels, where it cannot be estimated."""
+    if result.noise is None and any(counting.values()):
+        obstacle = result.evidence.obstacle
+        raise InfluenceError(
+            f"{next(option for option, given in counting.items() if given)}: the number of wrong labels cannot be "
+            f"estimated here: {obstacle.message if obstacle else 'there is no readout'}"
+        )
+
+
+def _check_images(session: Session, split: Split, on: str) -> None:
+    """Refuse --format fiftyone for examples that are not image files."""
+    if session.format == "fiftyone" and (split.paths is None or split.files is not None):
+        raise InfluenceError(
+            f"--format fiftyone: the {on} examples are not image files, and FiftyOne needs image files",
+            "--format cleanlab names examples by position",
+        )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from influence_cli.errors import InfluenceError
+from influence_cli.report.dialects import DIALECTS
 
 ConfigFile = Annotated[
     Path, typer.Option("-c", "--config", envvar="INFLUENCE_CONFIG", help="The YAML config.", metavar="FILE")
@@ -108,3 +109,56 @@ def refuse_together(*options: object, message: str, hint: str) -> None:
 def with_precision(overrides: list[str] | None, precision: str | None) -> list[str]:
     """Add --precision to the overrides of --set."""
     return [*(overrides or []), *([] if precision is None else [f"precision={precision}"])]
+
+
+def rows_to_show(top: str) -> int | None:
+    """Read --top: a number of rows, or None for ``auto``."""
+    if top == "auto":
+        return None
+    if not top.isdecimal() or int(top) < 1:
+        raise InfluenceError(f"--top {top}: not a number from 1 and not auto", "--top 50, or --top auto")
+    return int(top)
+
+
+def refuse_mislabels(
+    on: str,
+    explain: int | None,
+    *,
+    format: str | None,
+    plot: Path | None,
+    report: Path | None,
+    damping_sweep: bool,
+    on_the_fly: bool,
+) -> None:
+    """Refuse options that cannot be combined, a plot and a page that could not be written."""
+    from influence_cli.report.html import check_page
+    from influence_cli.report.plot import check_plot
+
+    refuse_together(
+        explain,
+        format in DIALECTS,
+        message=f"--explain cannot be combined with --format {format}",
+        hint="that format has one row per label",
+    )
+    refuse_together(
+        explain,
+        plot,
+        message="--explain cannot be combined with --plot",
+        hint="--plot draws all labels: leave one of them out",
+    )
+    refuse_together(
+        damping_sweep,
+        given(on == "test", on_the_fly, explain),
+        message="--damping-sweep ranks training labels from a store: it cannot be combined with --on test, "
+        "--on-the-fly or --explain",
+        hint="leave one of them out",
+    )
+    refuse_together(
+        explain,
+        report,
+        message="--explain cannot be combined with --report",
+        hint="--report shows all labels: leave one of them out",
+    )
+
+    check_plot(plot)
+    check_page(report)

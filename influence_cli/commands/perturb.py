@@ -220,7 +220,7 @@ def _perturb(
     for file, option in ((report, "--report"), (map_, "--map")):
         if file is not None and file.suffix.lower() != ".npy":
             check_image(batch.inputs[0], option)
-    selected = selected_tests(session, tasks, words)
+    selected = selected_tests(session, tasks, words, target=target)
     scale, room = _room(session, tasks[0], batch, pixels)
     change = _change(session, tasks[0], batch, delta, room)
     if retrain and change is None:

@@ -85,7 +85,7 @@ def run_attackable(session: Session, options: AttackOptions) -> None:
 
     task = only_task(load(session), ONE)
     scale = _scale(task, options.pixels)
-    positions = _positions(task, session, options.tests) if options.tests else task.test_split().indices.tolist()
+    positions = _positions(task, session, options.tests) if options.tests else task.labelled_tests().indices.tolist()
     top = top_layer(task, session.terminal)
     check_attack(top, scale)
     rows = rows_of(top.test_indices, positions).tolist()

@@ -278,7 +278,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     check_target(options.target, tasks[0].classes)
     if options.attribution is not None:
         check_model(tasks[0], options.attribution)
-    selected = selected_tests(session, tasks, tests, skip=options.skip)
+    selected = selected_tests(session, tasks, tests, target=options.target, skip=options.skip)
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )

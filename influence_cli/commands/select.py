@@ -155,6 +155,7 @@ def _usefulness(session: Session, tasks: list[Task], *, on_the_fly: bool, skip: 
     from influence_cli.influence.self_influence import harm_to_tests
     from influence_cli.precompute.prepare import prepare_all
 
+    tasks[0].labelled_tests()  # before any work
     stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
     inverses = make_inverses(stores, session.terminal)
     facts = training_facts(stores)

@@ -92,7 +92,7 @@ def load(session: Session) -> list[Task]:
     from influence_cli.model.task import load_tasks
 
     with session.terminal.status("loading model and data"):
-        tasks = load_tasks(session.config)
+        tasks = load_tasks(session.config, session.terminal)
         if distributed.size() > 1:
             from influence_cli.model.fingerprint import agree_on
 
@@ -102,7 +102,7 @@ def load(session: Session) -> list[Task]:
 
 
 def selected_tests(
-    session: Session, tasks: Sequence[Task], words: Sequence[str], *, skip: bool = False
+    session: Session, tasks: Sequence[Task], words: Sequence[str], *, target: str = "label", skip: bool = False
 ) -> list[Selected]:
     """Resolve the TEST arguments of a command, a list on stdin included.
 
@@ -110,16 +110,22 @@ def selected_tests(
         session: the command's.
         tasks: from ``load``.
         words: the arguments.
+        target: whose loss is explained.
         skip: go on without test examples that cannot be read.
 
     Raises:
-        InfluenceError: a word of another form, an index out of range, a label that does not exist, nothing selected.
+        InfluenceError: a word of another form, an index out of range, a label that does not exist, nothing selected,
+            or a test example without the label that is to be explained.
     """
-    from influence_cli.influence.test_selection import select_tests
+    from influence_cli.influence.test_selection import refuse_without_label, select_tests
     from influence_cli.model.task import misclassified
 
     test, classes = tasks[0].test, tasks[0].classes
-    return select_tests(words, test, classes, lambda: misclassified(tasks, session.terminal, skip=skip), stdin_lines())
+    selected = select_tests(
+        words, test, classes, lambda: misclassified(tasks, session.terminal, skip=skip), stdin_lines()
+    )
+    refuse_without_label(selected, test, target)
+    return selected
 
 
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:

@@ -146,7 +146,7 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
 
     if not words:
         wrong = misclassified(tasks, session.terminal)
-        first = int(wrong[0]) if len(wrong) else int(tasks[0].test_split().indices[0])
+        first = int(wrong[0]) if len(wrong) else int(tasks[0].labelled_tests().indices[0])
         kind = "the first misclassified one" if len(wrong) else "the first one, because none is misclassified"
         session.terminal.say(f"test example {first}: {kind}")
         words = [str(first)]

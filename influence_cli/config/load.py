@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from influence_cli.config.mistakes import ensemble_mistake, first_mistake
+from influence_cli.config.mistakes import data_mistake, ensemble_mistake, first_mistake
 from influence_cli.config.schema import (
+    CheckpointConfig,
     Config,
     CurvatureConfig,
     DataConfig,
@@ -28,14 +29,11 @@ from influence_cli.errors import InfluenceError, describe, did_you_mean, near_pa
 MAX_BYTES = 100_000
 # Arguments of these names are paths, taken relative to the YAML file.
 PATH_NAME = re.compile(r"(^|_)(root|path|dir|directory|folder|file|filename)s?$", re.IGNORECASE)
-OWN_PATHS = {
-    ("model", "checkpoint"),
-    ("train", "labels"),
-    ("train", "exclude"),
-    ("test", "labels"),
-    ("test", "exclude"),
-    ("gradients", "store"),
+OWN_PATHS = {("model", "checkpoint"), ("gradients", "store")} | {
+    (section, key) for section in ("train", "test") for key in ("csv", "folder", "root", "labels", "exclude")
 }
+# These may be a path, or a name on the Hub, which has a slash too.
+NAMES_OR_PATHS = {("train", "huggingface"), ("test", "huggingface")}
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -56,7 +54,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     folder = path.absolute().parent
     values: dict[str, Any] = _anchored((), document.values, folder)
     for text in overrides:
-        _override(values, places, text)
+        _override(values, places, text, folder)
     gradients = values.setdefault("gradients", {})
     if isinstance(gradients, dict) and gradients.get("store") is None:
         gradients["store"] = str(folder / GradientsConfig().store)
@@ -68,7 +66,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise first_mistake(error, values, places, _known) from error
     if config.test is not None and config.test.n is not None:
         raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs under train")
-    mistake = ensemble_mistake(config, lambda *keys: place_of(keys, places))
+
+    def where(*keys: str) -> str:
+        return place_of(keys, places)
+
+    if config.test is not None and config.test.classes is not None:
+        raise InfluenceError(
+            f"{where('test', 'classes')}: test.classes has no meaning", "train.classes holds for the test examples too"
+        )
+    mistake = data_mistake(config, where) or ensemble_mistake(config, where)
     if mistake is not None:
         raise mistake
     if config.model.ensemble == "tracin":
@@ -102,31 +108,61 @@ def _read(path: Path, name: str) -> str:
         raise InfluenceError(f"{name} cannot be read: {describe(error)}") from error
 
 
-def _anchored(keys: Keys, value: Any, folder: Path) -> Any:
-    """Make the paths in a value absolute: our own keys, and arguments whose names say that they are paths."""
-    if _is_path(keys):
-        return _absolute(value, folder)
+def _anchored(keys: Keys, value: Any, folder: Path, home: Path | None = None) -> Any:
+    """Make the paths in a value absolute: our own keys, and arguments whose names say that they are paths.
+
+    Args:
+        keys: where the value stands.
+        value: as it was read.
+        folder: what its paths are relative to.
+        home: the folder of the YAML file, where that is another: a name that is beside it is a path too, not a hub's.
+    """
+    if keys == ("train", "classes") and not isinstance(value, str):
+        return value
+    if keys[:2] == ("model", "checkpoint") and isinstance(value, list):  # some of them may say more than their file
+        return [_anchored((*keys, number), item, folder, home) for number, item in enumerate(value)]
+    if _holds_path(keys) and not isinstance(value, dict):
+        return _each(value, lambda text: _absolute(text, folder))
+    if keys in NAMES_OR_PATHS or (len(keys) == 3 and keys[1] == "args" and PATH_NAME.search(str(keys[2]))):
+        return _each(value, lambda text: _absolute(text, folder) if _is_path(text, folder, home) else text)
     if isinstance(value, dict):
-        return {key: _anchored((*keys, key), inner, folder) for key, inner in value.items()}
+        return {key: _anchored((*keys, key), inner, folder, home) for key, inner in value.items()}
     return value
 
 
-def _is_path(keys: Keys) -> bool:
-    if len(keys) == 3 and keys[1] == "args":
-        return bool(PATH_NAME.search(str(keys[2])))
+def _holds_path(keys: Keys) -> bool:
+    """Say whether a key of our own holds a path: of a checkpoint that says more than its file, only the file."""
+    if keys[:2] == ("model", "checkpoint") and len(keys) > 2 and isinstance(keys[-1], str):
+        return keys[-1] == "file"
+    if keys[1:] == ("transform", "processor"):
+        return True
     return keys[:2] in OWN_PATHS
 
 
-def _absolute(value: Any, folder: Path) -> Any:
+def _is_path(text: str, folder: Path, home: Path | None) -> bool:
+    """Tell a path from a name on a hub, an address, or a folder that its owner will make: those arrive as written.
+
+    A factory runs in the folder of the YAML file, so a path that is left as it is still works.
+    """
+    if "://" in text:
+        return False
+    if text.startswith((".", "~", "/")) or re.search(r"[*?\[{]", text):
+        return True
+    return any(os.path.lexists(place / text) for place in (folder, home) if place is not None)
+
+
+def _each(value: Any, make: Callable[[str], str]) -> Any:
     if isinstance(value, list):
-        return [_absolute(item, folder) for item in value]
-    if isinstance(value, str) and value:
-        # Not Path.expanduser: the home of an unknown user stays a file name, as in a shell.
-        return os.path.normpath(folder / os.path.expanduser(value))  # noqa: PTH111
-    return value
+        return [_each(item, make) for item in value]
+    return make(value) if isinstance(value, str) and value else value
 
 
-def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> None:
+def _absolute(text: str, folder: Path) -> str:
+    # Not Path.expanduser: the home of an unknown user stays a file name, as in a shell.
+    return os.path.normpath(folder / os.path.expanduser(text))  # noqa: PTH111
+
+
+def _override(values: dict[str, Any], places: dict[Keys, str], text: str, home: Path) -> None:
     key_text, equals, value_text = text.partition("=")
     where = f"--set {text}"
     if not equals or not all(key_text.split(".")):
@@ -150,17 +186,24 @@ def _override(values: dict[str, Any], places: dict[Keys, str], text: str) -> Non
             raise InfluenceError(f"{where}: {'.'.join(map(str, path))} holds a value, not keys")
         step = path[-1]
         if last:
-            holder[step] = _anchored(tuple(path), value, Path.cwd())
+            holder[step] = _anchored(tuple(path), value, Path.cwd(), home)
         elif isinstance(holder, list):
-            holder = holder[int(step)]
+            holder = _mapped(holder, int(step), path)
         else:
             if holder.get(step) is None:
                 holder[step] = {}
-            holder = holder[step]
+            holder = _mapped(holder, step, path)
     # What the override replaced, and everything below it, now comes from the command line.
     for known in [place for place in places if place[: len(path)] == tuple(path)]:
         del places[known]
     places[tuple(path)] = where
+
+
+def _mapped(holder: Any, step: str | int, path: Sequence[str | int]) -> Any:
+    """Go one key down; the file of a checkpoint becomes the mapping that an override adds a key to."""
+    if tuple(path[:2]) == ("model", "checkpoint") and isinstance(holder[step], str):
+        holder[step] = {"file": holder[step]}
+    return holder[step]
 
 
 def _known(keys: Sequence[str | int]) -> list[str]:
@@ -175,5 +218,7 @@ def _known(keys: Sequence[str | int]) -> list[str]:
     }
     if not keys:
         return [name for name in Config.model_fields if name != "path"]
+    if tuple(keys[:2]) == ("model", "checkpoint"):
+        return list(CheckpointConfig.model_fields)
     section = sections.get(str(keys[0])) if len(keys) == 1 else None
     return list(section.model_fields) if section is not None else []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from influence_cli.config.schema import place_of
+from influence_cli.config.schema import DATA_KEYS, place_of
 from influence_cli.config.yaml_reader import Keys
 from influence_cli.errors import InfluenceError, did_you_mean
 
@@ -122,6 +122,41 @@ def _keys(location: Sequence[str | int], values: Any, known: Known) -> Keys:
     return tuple(keys)
 
 
+def data_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
+    """Find a section that names no data set or two, or a key that has no meaning for the kind that it names.
+
+    Args:
+        config: every key by itself is right.
+        where: names the line of a key.
+    """
+    extra = {key for keys in DATA_KEYS.values() for key in keys}
+    for name in ("train", "test"):
+        section = getattr(config, name)
+        if section is None:
+            continue
+        kinds = [key for key in DATA_KEYS if getattr(section, key)]
+        if not kinds:
+            return InfluenceError(
+                f"{where(name)}: {name}.dataset is missing",
+                "or name the data by folder: (with a folder for each class), csv: (a table of files) or huggingface:",
+            )
+        if len(kinds) > 1:
+            return InfluenceError(
+                f"{where(name, kinds[1])}: {name} has both {kinds[0]} and {kinds[1]}",
+                "keep the one that is meant",
+            )
+        allowed = DATA_KEYS[kinds[0]]
+        wrong = sorted(key for key in extra.difference(allowed) if getattr(section, key))
+        if wrong:
+            return InfluenceError(
+                f"{where(name, wrong[0])}: {name}.{wrong[0]} has no meaning with {name}.{kinds[0]}",
+                f"{kinds[0]} goes with {', '.join(allowed)}"
+                if allowed
+                else f"folder takes none of {', '.join(sorted(extra))}",
+            )
+    return None
+
+
 def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
     """Find contradictions in what the config says about several checkpoints.
 
@@ -129,7 +164,7 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
         config: every key by itself is right.
         where: names the line of a key.
     """
-    model, kind, count = config.model, config.model.ensemble, len(config.model.checkpoint)
+    model, kind, count = config.model, config.model.ensemble, config.model.count
     given = {"learning_rates": model.learning_rates, "steps": model.steps}
     first = next((key for key in (*given, "segments") if getattr(model, key)), None)
     if first is not None and "ensemble" not in model.model_fields_set:

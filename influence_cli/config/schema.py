@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag
 
 from influence_cli.config.yaml_reader import Keys
 
@@ -15,6 +15,14 @@ UNITS = {"": 1, "B": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("KMGT", start=1)
     for suffix, base in (("B", 1000), ("IB", 1024))
+}
+
+# The keys that can name a data set, and those that go with each of them.
+DATA_KEYS = {
+    "dataset": ("args", "image", "label", "split"),
+    "csv": ("image", "label", "root", "split"),
+    "folder": (),
+    "huggingface": ("args", "image", "label", "split"),
 }
 
 
@@ -34,7 +42,14 @@ def _path(value: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    """Take one value or several; null is none."""
+    return tuple(value) if isinstance(value, list | tuple) else () if value is None else (value,)
+
+
+def _checkpoints(value: Any) -> Any:
+    if value == []:
+        raise ValueError("expected at least one")
+    return _listed(value) if value is None or isinstance(value, str | list | dict | CheckpointConfig) else value
 
 
 def _layers(value: Any) -> Any:
@@ -51,12 +66,42 @@ def _numbers(value: Any) -> Any:
 def _step(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
+    if isinstance(value, dict) and isinstance(value.get("factory"), str) and set(value) <= {"factory", "args"}:
+        args = value.get("args")
+        return {"name": value["factory"], "args": {} if args is None else args}
+    if isinstance(value, dict) and set(value) == {"processor"}:
+        if not isinstance(value["processor"], str) or not value["processor"]:
+            raise ValueError("expected the folder of an image processor: {processor: runs/checkpoint-500}")
+        return {"name": "processor", "args": {"folder": value["processor"]}}
     if isinstance(value, dict) and len(value) == 1:
         ((name, args),) = value.items()
         return {"name": name, "args": {} if args is None else args}
     if isinstance(value, dict):
-        raise ValueError("expected a name, or one name with its arguments: {Normalize: {mean: [0.5], std: [0.25]}}")
+        raise ValueError(
+            "expected a name, or one name with its arguments: {Normalize: {mean: [0.5], std: [0.25]}}, "
+            "{factory: ./file.py:make, args: {…}} or {processor: FOLDER}"
+        )
     return value
+
+
+def _classes(value: Any) -> Any:
+    """Take names with outputs, a list of names, or a file."""
+    if value is None or isinstance(value, dict | list | Path):
+        return value
+    if isinstance(value, str) and value:
+        return Path(value)
+    raise ValueError("expected names with outputs {cat: 0, dog: 1}, a list of names, or a file")
+
+
+def _steps(value: Any) -> Any:
+    """Take a list of steps, or one step."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str | dict):
+        return (value,)
+    if value is None:
+        return None
+    raise ValueError("expected a list of steps, a name such as ./file.py:evaluation, or {processor: FOLDER}")
 
 
 def _loss(value: Any) -> Any:
@@ -73,29 +118,68 @@ _Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], .
 
 
 class TransformStep(_Section):
-    """One step of a transform: a class of torchvision.transforms.v2 and its arguments."""
+    """One step of a transform and its arguments.
+
+    ``name`` is a class of torchvision.transforms.v2, a dotted name or an object of a file, or ``processor`` for the
+    image processor in the folder ``args["folder"]``.
+    """
 
     name: str
     args: dict[str, Any] = {}
+
+
+class CheckpointConfig(_Section):
+    """Which weights of a file are the model's, where that has to be said.
+
+    ``key`` is where they lie in the file, such as ``state_dict_ema``. Names keep what they are without the prefix
+    ``strip`` and with the prefix ``add``; entries that match the globs of ``ignore`` are left out.
+    """
+
+    file: _Path
+    key: str | None = None
+    strip: str | None = None
+    add: str | None = None
+    ignore: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
 
 
 class ModelConfig(_Section):
     """The model: what makes it, its weights, and what several checkpoints are to each other (influence/ensemble.py).
 
     ``learning_rates`` and ``steps`` describe one run: η of each checkpoint, and the optimiser's steps since the
-    checkpoint before it (of the first: since the start). A single number is that of every checkpoint.
+    checkpoint before it (of the first: since the start). A single number is that of every checkpoint. Without a
+    checkpoint the factory returns the trained model.
     """
 
     factory: str
     args: dict[str, Any] = {}
     checkpoint: Annotated[
-        tuple[_Path, ...],
-        BeforeValidator(lambda value: tuple(_listed(value)) if isinstance(value, str | list) else value),
-    ] = Field(min_length=1)
+        tuple[
+            Annotated[
+                Annotated[_Path, Tag("path")] | Annotated[CheckpointConfig, Tag("mapping")],
+                Discriminator(lambda value: "mapping" if isinstance(value, dict | CheckpointConfig) else "path"),
+            ],
+            ...,
+        ],
+        BeforeValidator(_checkpoints),
+    ] = ()
+    output: int | str | None = None
     ensemble: Literal["mean", "tracin", "source"] = "mean"
     learning_rates: _Numbers = ()
     steps: _Numbers = ()
     segments: int | None = Field(default=None, ge=1)
+
+    @property
+    def sources(self) -> tuple[CheckpointConfig | None, ...]:
+        """Give every checkpoint; None where the config has none and the factory returns the trained model."""
+        given = tuple(
+            item if isinstance(item, CheckpointConfig) else CheckpointConfig(file=item) for item in self.checkpoint
+        )
+        return given or (None,)
+
+    @property
+    def count(self) -> int:
+        """Count the models: one per checkpoint, and one without any."""
+        return len(self.sources)
 
     @property
     def is_one_run(self) -> bool:
@@ -104,7 +188,7 @@ class ModelConfig(_Section):
 
     def times(self) -> list[float]:
         """Give η · steps of each checkpoint: the training time that it represents; only η without steps."""
-        count = len(self.checkpoint)
+        count = self.count
         rates, steps = (
             numbers * count if len(numbers) == 1 else numbers
             for numbers in (self.learning_rates or (1.0,), self.steps or (1.0,))
@@ -133,20 +217,38 @@ class TrainingConfig(_Section):
 
 
 class DataConfig(_Section):
-    """A data set, and what is changed about it."""
+    """A data set, and what is changed about it.
 
-    dataset: str
+    One of ``dataset``, ``csv``, ``folder`` and ``huggingface`` names it; ``args`` are those of ``dataset``, or of the
+    ``datasets`` library. ``image`` and ``label`` name columns, ``split`` the examples in use, and ``root`` is the
+    folder that the paths of a list are in.
+    """
+
+    dataset: str = ""
+    csv: _Path | None = None
+    folder: _Path | None = None
+    huggingface: str = ""
+    image: str | None = None
+    label: str | None = None
+    root: _Path | None = None
+    split: str | None = None
     args: dict[str, Any] = {}
     labels: _Path | None = None
     exclude: _Path | None = None
     n: int | None = Field(default=None, ge=1)
+    classes: Annotated[Any, BeforeValidator(_classes)] = None
     transform: (
         Annotated[
             tuple[Annotated[TransformStep, BeforeValidator(_step)], ...],
-            BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value),
+            BeforeValidator(_steps),
         ]
         | None
     ) = None
+
+    @property
+    def kind(self) -> str:
+        """Say which key names the data set."""
+        return next((key for key in DATA_KEYS if getattr(self, key)), "dataset")
 
 
 class GradientsConfig(_Section):

@@ -147,9 +147,11 @@ def call(
     except InfluenceError as error:
         raise InfluenceError(f"{where()}: {error.message}", error.hint) from error
     except (Exception, SystemExit) as error:
-        raise InfluenceError(
-            f"{where()}: {name} failed: {describe(error)}", "INFLUENCE_DEBUG=1 shows where it failed"
-        ) from error
+        hint = "INFLUENCE_DEBUG=1 shows where it failed"
+        missing = error.filename if isinstance(error, FileNotFoundError) else None
+        if isinstance(missing, str | Path) and not Path(missing).is_absolute() and "://" not in str(missing):
+            hint = f"there is no {folder / missing}"
+        raise InfluenceError(f"{where()}: {name} failed: {describe(error)}", hint) from error
 
 
 def accepts(callee: Callable[..., Any], argument: str) -> bool:

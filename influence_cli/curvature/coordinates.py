@@ -83,7 +83,7 @@ def block_coordinates(
 ) -> Tensor:
     """Rotate the result of a layer pass into the kept coordinates: [b, k]."""
     out = torch.empty(len(slopes), basis.width, dtype=torch.float32, device=network.device())
-    loose = loose_gradients(network, calls, inputs, slopes, [kept.block.names for kept in basis.kept])
+    loose = loose_gradients(network, calls, inputs, slopes, _loose(basis))
     start = 0
     for kept in basis.kept:
         place = out[:, start : start + len(kept)]
@@ -97,6 +97,10 @@ def block_coordinates(
         else:
             place.copy_(grads if kept.flat is None else grads[:, kept.flat])
     return out
+
+
+def _loose(basis: Blocks) -> list[tuple[str, ...]]:
+    return [kept.block.names for kept in basis.kept if kept.block.kind != "kronecker"]
 
 
 def _kronecker(network: Network, kept: Kept, calls: Sequence[Sequence[Call]], out: Tensor) -> None:
@@ -214,7 +218,7 @@ def weighted_squares(
     tape = forward(network, inputs)
     losses, slopes = loss_slopes(network, tape.outputs, targets.to(network.device()))
     calls = tape.backward(slopes)
-    loose = loose_gradients(network, calls, inputs, slopes, [kept.block.names for kept in basis.kept])
+    loose = loose_gradients(network, calls, inputs, slopes, _loose(basis))
     total = torch.zeros(len(slopes), dtype=torch.float64, device=slopes.device)
     for kept, weight in zip(basis.kept, weights, strict=True):
         block = kept.block

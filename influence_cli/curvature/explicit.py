@@ -19,6 +19,7 @@ from influence_cli.model.network import (
     evaluate,
     flatten,
     layer_inputs,
+    reads_one_logit,
     recurrent_backward,
 )
 from influence_cli.model.outputs import logits_of, output_curvature
@@ -190,7 +191,9 @@ def _features(
         if len(batch):
             a, outputs = layer_inputs(network, layer, batch.inputs)
             inputs.append(a)
-            curvatures.append(output_curvature(network.loss, outputs, batch.targets.to(outputs.device)))
+            curvature = output_curvature(network.loss, outputs, batch.targets.to(outputs.device))
+            # Of one logit f the outputs are (0, f), and only f moves.
+            curvatures.append(curvature[:, 1:, 1:] if reads_one_logit(layer, outputs) else curvature)
         on_examples(len(batch))
         if sum(map(len, inputs)) >= ROWS:
             yield torch.cat(inputs), torch.cat(curvatures), count

@@ -1,4 +1,5 @@
-"""Image folders, Parquet, tar and label files, as batches of examples.
+"""Image folders, tables, Parquet, tar and label files, as batches of examples.
 
-``datasets`` calls what the config names, ``split`` is a data set as every other package sees it, ``batches`` reads it.
+``datasets`` calls what the config names, ``described`` asks it for labels, classes and files, ``split`` is a data set
+as every other package sees it, ``batches`` reads it.
 """

@@ -3,121 +3,207 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from influence_cli.config.schema import Config, DataConfig
-from influence_cli.config.user_code import accepts, call, import_object
-from influence_cli.data.file_sets import DataFiles
-from influence_cli.data.image_files import refuse_folder_loops
+from influence_cli.config.user_code import call, import_object
+from influence_cli.data.class_outputs import decide, in_outputs, map_classes, read_class_outputs, refuse_missing
+from influence_cli.data.described import described, in_order, innermost, listed_labels
+from influence_cli.data.huggingface import HubImages, choose_split, is_hub_set, load_hub_set
+from influence_cli.data.image_files import Strays, look_through, refuse_no_classes, stray_remarks, without_strays
 from influence_cli.data.label_files import read_indices, read_labels
-from influence_cli.data.split import Split, raw_item
-from influence_cli.errors import InfluenceError, describe, did_you_mean
+from influence_cli.data.listed_images import ListedImages
+from influence_cli.data.split import ClassOutputs, Split, raw_item
+from influence_cli.data.transforms import build_transform
+from influence_cli.errors import InfluenceError, describe
+from influence_cli.runtime.terminal import Terminal, or_silent
 
-if TYPE_CHECKING:
-    from torchvision.transforms import InterpolationMode
 
-
-def load_splits(config: Config) -> tuple[Split, Split | None]:
+def load_splits(config: Config, terminal: Terminal | None = None) -> tuple[Split, Split | None]:
     """Build the training and test examples, which must agree on the classes; no model is needed."""
-    train = load_split(config, "train", config.train)
-    test = load_split(config, "test", config.test) if config.test is not None else None
-    if test is not None:
-        _check_mapping(train, test)
+    train = load_split(config, "train", config.train, terminal)
+    if config.test is None:
+        return train, None
+    test = load_split(config, "test", config.test, terminal, train.source_classes, train.given_classes)
+    _check_mapping(train, test, only_shared=config.train.classes is not None)
     return train, test
 
 
-def load_split(config: Config, name: str, section: DataConfig) -> Split:
-    """Build the training or the test examples: data set, transform, labels, exclusions."""
+def load_split(
+    config: Config,
+    name: str,
+    section: DataConfig,
+    terminal: Terminal | None = None,
+    known: Sequence[str] | None = None,
+    given: ClassOutputs | None = None,
+) -> Split:
+    """Build the training or the test examples: data set, transform, labels, exclusions.
+
+    Args:
+        config: the run's config.
+        name: ``train`` or ``test``.
+        section: of the config.
+        terminal: told what was guessed and what was left out.
+        known: the classes of the training examples, for test labels that are names; empty where they have none.
+        given: for the test examples, how the training examples read ``train.classes``.
+
+    Raises:
+        InfluenceError: at the config's line, for whatever does not exist or fit.
+    """
 
     def where(*keys: str) -> str:
-        return config.where(name, *(keys or ("dataset",)))
+        return config.where(name, *(keys or (section.kind,)))
 
-    factory, root = import_object(section.dataset, config.folder, where()), section.args.get("root")
-    if _is_folder_of_classes(factory) and isinstance(root, str):
-        refuse_folder_loops(config.folder / root, where())
-    source = call(factory, section.args, config.folder, section.dataset, where)
-    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
-        raise InfluenceError(
-            f"{where()}: {section.dataset} returned a {type(source).__name__}, without a length or items by index",
-            "use a map-style data set, with __len__ and __getitem__",
-        )
+    source, factory, remarks = _open(config, section, where, known)
     if len(source) == 0:
         raise InfluenceError(f"{where()}: the {name} data set is empty", "check its args")
-    transform = _build_transform(config, name, section, factory)
-    classes = _source_classes(source)
-    mapping = getattr(source, "class_to_idx", None)
-    files = getattr(source, "files", None)
-    files = files if isinstance(files, DataFiles) else None
+    description = described(source, config.folder)
+    for remark in remarks:
+        or_silent(terminal).warn(f"{where()}: {remark}")
+    for remark in description.remarks:
+        or_silent(terminal).say(f"{where()}: {remark}")
+    transform, transform_text = build_transform(config, name, section, factory)
+    classes = description.classes
     split = Split(
         name=name,
         source=source,
         transform=transform,
         labels=np.full(len(source), -1, dtype=np.int64),
         indices=np.arange(len(source), dtype=np.int64),
-        paths=source.paths if files is not None else _source_paths(source, config.folder),
+        paths=description.paths,
         classes=classes,
-        mapping=dict(mapping) if isinstance(mapping, dict) else None,
+        mapping=description.mapping,
         where=where(),
-        transform_text="; ".join(f"{step.name} {step.args}" for step in section.transform or ()),
+        transform_text=transform_text,
         folder=None if Path.cwd() == config.folder else config.folder,
-        files=files,
+        files=description.files,
     )
-    labels = source_labels(split)
+    split = replace(split, source_classes=tuple(in_order(split.mapping) or classes or ()))
+    labels = own = source_labels(split)
+    if config.train.classes is not None:
+        split = replace(split, labels=own)
+        if given is None:
+            given = decide(read_class_outputs(config.train.classes, config.where("train", "classes")), split)
+        split = replace(map_classes(split, given), given_classes=given)
+        labels = in_outputs(own, split.class_outputs or {})
     if section.labels is not None:
-        labels = read_labels(section.labels, labels, classes, where("labels"), split.paths)
+        labels = read_labels(section.labels, labels, split.classes, where("labels"), split.paths)
     indices = split.indices
     if section.exclude is not None:
         indices = np.setdiff1d(indices, read_indices(section.exclude, len(source), where("exclude"), split.paths))
         if not len(indices):
             raise InfluenceError(f"{where('exclude')}: {section.exclude} leaves no {name} example")
-    return replace(split, labels=labels, indices=indices)
+    split = replace(split, labels=labels, indices=indices)
+    if given is not None:
+        refuse_missing(split, own, classes, given)
+    return split
 
 
-def _is_folder_of_classes(factory: Any) -> bool:
-    """Say whether this is torchvision's ImageFolder or similar, without importing torchvision for other data sets."""
+def _open(
+    config: Config, section: DataConfig, where: Callable[..., str], known: Sequence[str] | None
+) -> tuple[Any, Any, list[str]]:
+    """Call what the section names.
+
+    Returns:
+        The data set, what made it, and remarks for the user, a line each.
+    """
+    kind, folder, args = section.kind, config.folder, section.args
+    picked = {"image": section.image, "label": section.label}
+    if kind == "csv":
+        args = {**picked, "file": section.csv, "root": section.root, "split": section.split, "classes": known}
+        return call(ListedImages, args, folder, kind, where), ListedImages, []
+    factory: Any
+    if kind == "folder" and section.folder is not None:
+        from torchvision.datasets import ImageFolder
+
+        factory = ImageFolder
+        args = {"root": str(section.folder)}
+        refuse_no_classes(section.folder, where())
+    elif kind == "huggingface":
+        factory, args = load_hub_set, {"name": section.huggingface, "split": section.split, "args": args}
+    else:
+        factory = import_object(section.dataset, folder, where())
     base = getattr(sys.modules.get("torchvision.datasets"), "DatasetFolder", None)
-    return base is not None and isinstance(factory, type) and issubclass(factory, base)
+    root, made = args.get("root"), factory
+    looked = {}
+    if base is not None and isinstance(factory, type) and issubclass(factory, base) and isinstance(root, str):
+        looked[str(folder / root)] = look_through(folder / root, where())
+        made = without_strays(factory, base)
+    source = call(made, args, folder, section.dataset or kind, where)
+    if any(is_hub_set(part) for part in innermost(source)):
+        return _hub_images(source, config, section, where, known), factory, []
+    for key in ("image", "label", "split"):
+        if getattr(section, key) is not None:
+            raise InfluenceError(
+                f"{where(key)}: {key} is for a set of the datasets library, but {section.dataset} returned a "
+                f"{type(source).__name__}",
+                "remove it",
+            )
+    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        raise InfluenceError(
+            f"{where()}: {section.dataset} returned a {type(source).__name__}, without a length or items by index",
+            "use a map-style data set, with __len__ and __getitem__",
+        )
+    return source, factory, _folder_remarks(source, folder, looked, where())
 
 
-def _source_classes(source: Any) -> tuple[str, ...] | None:
-    classes = getattr(source, "classes", None)
-    if isinstance(classes, list | tuple) and classes:
-        return tuple(" / ".join(map(str, c)) if isinstance(c, tuple | list) else str(c) for c in classes)
-    return None
+def _hub_images(
+    source: Any, config: Config, section: DataConfig, where: Callable[..., str], known: Sequence[str] | None
+) -> Any:
+    """Choose split and columns of a set of the ``datasets`` library, also inside of a ``Subset``."""
+    if type(source) is torch.utils.data.Subset:
+        return type(source)(_hub_images(source.dataset, config, section, where, known), source.indices)
+    if type(source) is torch.utils.data.ConcatDataset:
+        return type(source)([_hub_images(part, config, section, where, known) for part in source.datasets])
+    if not is_hub_set(source):
+        return source
+    if section.kind == "dataset":
+        split = {"made": source, "split": section.split, "name": section.dataset}
+        source = call(choose_split, split, config.folder, section.dataset, where)
+    if not hasattr(source, "__len__"):
+        raise InfluenceError(f"{where()}: the data set streams, so its examples have no numbers", "streaming: false")
+    args = {"source": source, "image": section.image, "label": section.label, "classes": known}
+    return call(HubImages, args | {"rgb": section.kind == "huggingface"}, config.folder, section.kind, where)
 
 
-def _source_paths(source: Any, folder: Path) -> tuple[str, ...] | None:
-    for attribute in ("samples", "imgs"):
-        samples = getattr(source, attribute, None)
-        if (
-            isinstance(samples, list)
-            and len(samples) == len(source)
-            and all(isinstance(sample, tuple | list) and isinstance(sample[0], str | Path) for sample in samples)
-        ):
-            return tuple(str(folder / sample[0]) for sample in samples)
-    return None
+def _folder_remarks(source: Any, folder: Path, looked: dict[str, Strays], where: str) -> list[str]:
+    """Say what lies in the class folders of a data set and is not in it, also if the user's own code made it."""
+    base = getattr(sys.modules.get("torchvision.datasets"), "DatasetFolder", None)
+    lines: list[str] = []
+    for part in innermost(source):
+        if base is None or not isinstance(part, base):
+            continue
+        root = str(folder / str(part.root))
+        if root not in looked:
+            looked[root] = look_through(Path(root), where)
+        files = (str(folder / path) for path, _ in part.samples)
+        lines += stray_remarks(looked[root], root, part.classes, files)
+    return list(dict.fromkeys(lines))
 
 
 def source_labels(split: Split) -> np.ndarray:
-    """Find the data set's own labels, without decoding images if possible; check them on three examples."""
+    """Find the data set's own labels, without decoding images if possible; check them on three examples.
+
+    They are numbers of outputs where ``train.classes`` says which class is which.
+    """
+    labels = _own_labels(split)
+    return labels if split.class_outputs is None else in_outputs(labels, split.class_outputs)
+
+
+def _own_labels(split: Split) -> np.ndarray:
     source = split.source
-    targets = next((getattr(source, a) for a in ("targets", "labels", "_labels") if hasattr(source, a)), None)
-    if targets is None and isinstance(source, torch.utils.data.TensorDataset) and len(source.tensors) > 1:
-        targets = source.tensors[1]
-    if targets is not None:
-        try:
-            given = np.asarray(targets).reshape(-1)
-            labels = given.astype(np.int64) if given.dtype.kind in "biu" else np.empty(0, dtype=np.int64)
-        except (TypeError, ValueError):
-            labels = np.empty(0, dtype=np.int64)
+    if isinstance(source, ListedImages | HubImages):
+        return np.array(source.targets)
+    labels = listed_labels(source)
+    if labels is not None:
         probes = {0, len(source) // 2, len(source) - 1}
-        if len(labels) == len(source) and all(_agrees(split, i, int(labels[i])) for i in probes):
+        if all(_agrees(split, i, int(labels[i])) for i in probes):
             return labels
     return np.array([_item_label(split, i) for i in range(len(source))], dtype=np.int64)
 
@@ -132,6 +218,13 @@ def _agrees(split: Split, index: int, label: int) -> bool:
 
 def _item_label(split: Split, index: int) -> int:
     _, label = raw_item(split, index)
+    if isinstance(label, np.ndarray | torch.Tensor) and label.ndim:
+        if len(label.reshape(-1)) != 1:
+            raise InfluenceError(
+                f"{split.where}: {split.title(index)} has {len(label.reshape(-1))} labels at once",
+                "influence explains classifiers with one class an example: give the class number instead of a vector",
+            )
+        label = label.reshape(-1)[0]
     try:
         number = int(label)
         if number != label or abs(number) >= 2**63:
@@ -143,56 +236,12 @@ def _item_label(split: Split, index: int) -> int:
     return number
 
 
-def _build_transform(config: Config, name: str, section: DataConfig, factory: Any) -> Callable[[Any], Any] | None:
-    if section.transform is None:
-        return None
-    from torchvision.transforms import v2
-
-    steps = []
-    for number, step in enumerate(section.transform):
-        at = config.where(name, "transform", number)
-        made = getattr(v2, step.name, None)
-        if not isinstance(made, type):
-            known = [word for word in dir(v2) if isinstance(getattr(v2, word), type)]
-            raise InfluenceError(
-                f"{at}: torchvision.transforms.v2 has no {step.name!r}", did_you_mean(step.name, known)
-            )
-        if step.name.startswith("Random"):
-            raise InfluenceError(
-                f"{at}: {step.name} is random: an example's gradient would change with every reading",
-                "give the evaluation transform, without augmentation",
-            )
-        args = dict(step.args)
-        for key, value in args.items():
-            if key == "dtype" and isinstance(value, str):
-                args[key] = _dtype(value, at)
-            if key == "interpolation" and isinstance(value, str):
-                args[key] = _interpolation(value, at)
-        steps.append(call(made, args, config.folder, step.name, lambda *_, at=at: at))
-    if accepts(factory, "transform") and "transform" in section.args:
-        raise InfluenceError(f"{config.where(name, 'args', 'transform')}: give the transform under {name}.transform")
-    return v2.Compose(steps) if steps else None
-
-
-def _interpolation(name: str, where: str) -> InterpolationMode:
-    from torchvision.transforms import InterpolationMode
-
-    known = [mode.value for mode in InterpolationMode]
-    if name.lower() not in known:
-        raise InfluenceError(f"{where}: there is no interpolation {name!r}", did_you_mean(name.lower(), known))
-    return InterpolationMode(name.lower())
-
-
-def _dtype(name: str, where: str) -> torch.dtype:
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype):
-        raise InfluenceError(
-            f"{where}: there is no dtype {name!r}", did_you_mean(name, ["float32", "float64", "uint8"])
+def _check_mapping(train: Split, test: Split, *, only_shared: bool) -> None:
+    if only_shared and train.mapping is not None and test.mapping is not None:
+        shared = train.mapping.keys() & test.mapping.keys()
+        train, test = (
+            replace(split, mapping={name: (split.mapping or {})[name] for name in shared}) for split in (train, test)
         )
-    return dtype
-
-
-def _check_mapping(train: Split, test: Split) -> None:
     if train.mapping is not None and test.mapping is not None and train.mapping != test.mapping:
         only = [
             f"only in {split} {', '.join(sorted(mine.keys() - others.keys())[:6])}"

@@ -25,10 +25,12 @@ class DataFiles:
     Attributes:
         names: absolute paths, sorted.
         starts: int64 [files + 1], the index of each file's first example, then the total number.
+        rows: int64 [examples], where each example lies among those of the files, if only some are taken; None for all.
     """
 
     names: tuple[str, ...]
     starts: np.ndarray
+    rows: np.ndarray | None = None
 
     def place(self, index: int) -> tuple[int, int]:
         """Give the number of the file that holds an example, and its row there."""
@@ -39,7 +41,12 @@ class DataFiles:
 
     def used(self, indices: np.ndarray) -> list[str]:
         """Name the files that hold some examples."""
-        return [self.names[number] for number in np.unique(np.searchsorted(self.starts, indices, side="right") - 1)]
+        rows = indices if self.rows is None else self.rows[indices]
+        return [self.names[number] for number in np.unique(np.searchsorted(self.starts, rows, side="right") - 1)]
+
+    def take(self, indices: np.ndarray) -> DataFiles:
+        """Give the files with only some of these examples, in another order perhaps."""
+        return DataFiles(self.names, self.starts, indices if self.rows is None else self.rows[indices])
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,19 @@ class RowPaths(Sequence[str]):
     def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices are taken of paths
         number, row = self.files.place(index + len(self) if index < 0 else index)
         return f"{self.files.names[number]}#{row}"
+
+
+def joined(parts: Sequence[DataFiles]) -> DataFiles:
+    """Put the files of several data sets one after another, as ``torch.utils.data.ConcatDataset`` does the examples."""
+    sizes = [int(part.starts[-1]) for part in parts]
+    before = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    starts = [part.starts[:-1] + first for part, first in zip(parts, before, strict=False)]
+    rows = [
+        first + (np.arange(size) if part.rows is None else part.rows)
+        for part, first, size in zip(parts, before, sizes, strict=False)
+    ]
+    names = tuple(name for part in parts for name in part.names)
+    return DataFiles(names, np.concatenate([*starts, before[-1:]]), np.concatenate(rows))
 
 
 def is_within(path: str) -> bool:

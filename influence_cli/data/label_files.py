@@ -5,14 +5,22 @@ All of them are ``.npy`` arrays or ``.csv`` tables with a header.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from influence_cli.data.tables import LARGEST, NUMBER_COLUMNS, Table, _whole_number, load_npy, path_check, read_table
+from influence_cli.data.tables import (
+    CLASS_NUMBER,
+    LARGEST,
+    NUMBER_COLUMNS,
+    Table,
+    _whole_number,
+    load_npy,
+    path_check,
+    read_table,
+)
 from influence_cli.errors import InfluenceError, did_you_mean, quoted
 from influence_cli.runtime.csv_cells import unguarded
 
@@ -26,8 +34,9 @@ def class_number(name: str, classes: Sequence[str], where: str) -> int:
     for given in (unguarded(name), name, unguarded(word), word):
         if given in classes:
             return list(classes).index(given)
-    if re.fullmatch(r"\d{1,18}", word, re.ASCII) and int(word) < len(classes):
-        return int(word)
+    number = CLASS_NUMBER.fullmatch(word)
+    if number is not None and number[1].isdecimal() and int(number[1]) < len(classes):
+        return int(number[1])
     raise InfluenceError(f"{where}: there is no class {quoted(word)}", did_you_mean(word, classes))
 
 

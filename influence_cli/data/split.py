@@ -6,7 +6,7 @@ through the same transform.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,27 @@ from torch import Tensor
 
 from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import lost_depth
+from influence_cli.data.tables import LABEL_NAMES
 from influence_cli.errors import InfluenceError, describe
+
+
+@dataclass(frozen=True)
+class ClassOutputs:
+    """What ``train.classes`` says, one of three forms; the training examples decide how it is read.
+
+    Attributes:
+        by_name: output of each class name.
+        by_label: the same by label number, if all names are numbers: for a data set that has no such class names.
+        names: names of each output; a name may be written in several ways.
+        replaces: whether these names replace those of the data set, whose labels are output numbers then.
+        where: ``influence.yaml:12``.
+    """
+
+    by_name: Mapping[str, int]
+    by_label: Mapping[int, int]
+    names: Mapping[int, tuple[str, ...]]
+    where: str
+    replaces: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,9 @@ class Split:
         transform_text: the transform as written in the config; its own repr lacks some arguments.
         folder: the current folder while an item is read, so that a source's relative paths work; None for no change.
         files: the files with the examples, if several are in one file.
+        source_classes: class names in the source's own numbering, whatever ``train.classes`` says.
+        class_outputs: the model's output of each of the source's own labels, where ``train.classes`` says it.
+        given_classes: how the training examples read that.
     """
 
     name: str
@@ -53,6 +76,14 @@ class Split:
     transform_text: str = ""
     folder: Path | None = None
     files: DataFiles | None = None
+    source_classes: tuple[str, ...] | None = None
+    class_outputs: dict[int, int] | None = None
+    given_classes: ClassOutputs | None = None
+
+    @property
+    def is_unlabelled(self) -> bool:
+        """Say whether every example in use has the label −1, as hidden test labels have."""
+        return bool((self.labels[self.indices] == -1).all())
 
     def __len__(self) -> int:
         """Count the examples in use."""
@@ -69,6 +100,20 @@ class Split:
         return f"{kind} example {index}" + (f" ({path})" if path else "")
 
 
+def refuse_unlabelled(split: Split, instead: str = "") -> None:
+    """Refuse a split without labels where they are needed.
+
+    Args:
+        split: the examples.
+        instead: what can be done without labels, for the hint.
+    """
+    if split.is_unlabelled:
+        raise InfluenceError(
+            f"{split.where}: the {split.name} examples have no labels (all are −1)",
+            f"{instead}{split.name}.labels names a file of labels",
+        )
+
+
 def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     """Read (image, label) as the user's data set yields it; any failure names the example."""
     try:
@@ -79,6 +124,8 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     if isinstance(item, dict):
         image = next((item[key] for key in ("image", "img", "pixel_values", "input", "x") if key in item), None)
         label = next((item[key] for key in ("label", "labels", "target", "y") if key in item), None)
+        named = [key for key in LABEL_NAMES if key in item]
+        label = item[named[0]] if label is None and len(named) == 1 else label
     elif isinstance(item, tuple | list) and len(item) >= 2:
         image, label = item[0], item[1]
     else:
@@ -104,7 +151,9 @@ def to_input(split: Split, image: Any, title: str) -> Tensor:
         try:
             image = split.transform(image)
         except Exception as error:
-            raise InfluenceError(f"{split.where}: the transform fails on {title}: {describe(error)}") from error
+            raise InfluenceError(
+                f"{split.where}: the transform fails on {title}: {describe(error)}", _mode_advice(image)
+            ) from error
     advice = "add to the transform: [ToImage, {ToDtype: {dtype: float32, scale: true}}]"
     if isinstance(image, np.ndarray):
         try:
@@ -112,12 +161,25 @@ def to_input(split: Split, image: Any, title: str) -> Tensor:
             image = torch.from_numpy(np.array(image, dtype=image.dtype.newbyteorder("="), order="C"))
         except TypeError as error:
             raise InfluenceError(f"{split.where}: {title} is an array of {image.dtype}, not of numbers") from error
+    if callable(image) and not isinstance(image, Tensor):
+        raise InfluenceError(
+            f"{split.where}: the transform makes a {type(image).__name__} of {title}, which is a transform itself",
+            "a function with one required argument is taken for the transform; to call it first, give its arguments: "
+            "transform: {factory: NAME, args: {…}}",
+        )
     if not isinstance(image, Tensor):
         raise InfluenceError(f"{split.where}: {title} is a {type(image).__name__}, not a tensor", advice)
     if image.dtype in (torch.uint8, torch.bool):
         raise InfluenceError(f"{split.where}: {title} is a tensor of {image.dtype}, not of float32", advice)
     tensor = image.detach().as_subclass(Tensor)
     return tensor.float() if tensor.dtype in (torch.float64, torch.float16, torch.bfloat16) else tensor
+
+
+def _mode_advice(image: Any) -> str:
+    """Say what may be wrong with an image that a transform does not take."""
+    if not isinstance(image, Image.Image) or image.mode == "RGB":
+        return ""
+    return f"the image is of mode {image.mode}; many transforms take RGB only, which a step before makes: [RGB, …]"
 
 
 def rows_of(indices: np.ndarray, positions: np.ndarray | Sequence[int]) -> np.ndarray:

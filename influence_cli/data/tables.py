@@ -1,21 +1,38 @@
-"""Read a CSV, TSV or NumPy file with one row per example; a row that does not fit is named by its number."""
+"""Read a CSV, TSV or NumPy file with one row per example, and its columns; a row that does not fit is named."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
 
-from influence_cli.errors import InfluenceError, describe
+from influence_cli.errors import InfluenceError, describe, did_you_mean, quoted
 from influence_cli.runtime.csv_cells import unguarded
 
 NUMBER_COLUMNS = ("index", "indices")
 
 LARGEST = 2**63 - 1
+# A class number as text; pandas writes 1.0 where a column has gaps.
+CLASS_NUMBER = re.compile(r"([+-]?\d{1,18})(?:\.0*)?", re.ASCII)
+# Usual names of a column of labels; of two of them the config has to name one.
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "target",
+    "targets",
+    "category",
+    "class_name",
+    "fine_label",
+    "coarse_label",
+    "cls",
+    "species",
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +134,7 @@ def load_npy(path: Path, what: str) -> np.ndarray:
 
 
 def read_table(path: Path, where: str = "") -> Table:
-    """Read a ``.csv`` with a header, its cells as they stand.
+    """Read a ``.csv`` or ``.tsv`` with a header, its cells as they stand.
 
     Args:
         path: the file.
@@ -132,11 +149,12 @@ def read_table(path: Path, where: str = "") -> Table:
     before = f"{where}: " if where else ""
     if not path.is_file():
         raise InfluenceError(f"{before}there is no file {path}")
+    kind = ".tsv" if path.suffix.lower() == ".tsv" else ".csv"
     rows: list[list[str]] = []
     lines: list[int] = []
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, delimiter="\t" if kind == ".tsv" else ",")
             line = 1
             for row in reader:
                 if row:
@@ -144,7 +162,7 @@ def read_table(path: Path, where: str = "") -> Table:
                     lines.append(line)
                 line = reader.line_num + 1
     except (OSError, csv.Error) as error:
-        raise InfluenceError(f"{before}{path} is not a readable .csv file: {describe(error)}") from error
+        raise InfluenceError(f"{before}{path} is not a readable {kind} file: {describe(error)}") from error
     if not rows:
         raise InfluenceError(f"{before}{path} is empty", "the first line names the columns: index,label")
     header = tuple(name.strip() for name in rows.pop(0))
@@ -154,8 +172,107 @@ def read_table(path: Path, where: str = "") -> Table:
     columns = {name: [row[position] for row in rows] for position, name in enumerate(header)}
     for text in (*header, *(text for name in NUMBER_COLUMNS for text in columns.get(name, ()))):
         if not text.isascii() and any("\udc80" <= letter <= "\udcff" for letter in text):
-            raise InfluenceError(f"{before}{path} is not a readable .csv file: it is not UTF-8")
+            raise InfluenceError(f"{before}{path} is not a readable {kind} file: it is not UTF-8")
     return Table(header, columns, lines[1:], f"{before}{path}")
+
+
+def pick_column(columns: Iterable[str], given: str | None, usual: Sequence[Sequence[str]], key: str, where: str) -> str:
+    """Find a column by the name that the config gives, otherwise by its usual names.
+
+    Args:
+        columns: all that there are.
+        given: the config's, or None.
+        usual: groups of names in small letters; a later group counts where none of an earlier one is there.
+        key: of the config, such as ``label``.
+        where: start of any error, such as ``list.csv``.
+
+    Raises:
+        InfluenceError: no such column, none with a usual name, or several.
+    """
+    names = list(columns)
+    if given is not None:
+        if given not in names:
+            raise InfluenceError(f"{where} has no column {given!r}", did_you_mean(given, names))
+        return given
+    for group in usual:
+        hits = [name for name in names if name.casefold() in group]
+        if len(hits) == 1:
+            return hits[0]
+        if hits:
+            raise InfluenceError(
+                f"{where} has the columns {' and '.join(map(repr, hits))}, and each could be the {key}",
+                "name one: " + ", or ".join(f"{key}: {name}" for name in hits),
+            )
+    raise InfluenceError(
+        f"{where} has no column with a usual name of the {key}",
+        f"name it: {key}: COLUMN; the columns are {', '.join(names[:12])}{', …' if len(names) > 12 else ''}",
+    )
+
+
+def number_labels(
+    texts: Sequence[str], known: Sequence[str] | None, at: Callable[[int], str]
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Turn a column of labels into class numbers: whole numbers stay, names are numbered in sorted order.
+
+    Args:
+        texts: one label per example.
+        known: the classes of the training examples, whose numbers count; empty where they are numbers only; None where
+            these are the training examples.
+        at: names the place of an example, such as ``list.csv:3: ``.
+
+    Returns:
+        int64 [n], and the class names, None where labels are numbers.
+
+    Raises:
+        InfluenceError: an example without a label, numbers beside names, or a class that ``known`` lacks.
+    """
+    words = [text.strip() for text in texts]
+    if "" in words:
+        rest = words.count("") - 1
+        raise InfluenceError(
+            f"{at(words.index(''))}there is no label" + (f", and {rest:,} more rows have none" if rest else ""),
+            "give it one, or remove the row",
+        )
+    whole = {word: CLASS_NUMBER.fullmatch(word) for word in dict.fromkeys(words)}
+    if known:
+        odd = next((word for word in whole if word not in known), None)
+        if odd is not None:
+            raise InfluenceError(
+                f"{at(words.index(odd))}{quoted(odd, 40)} is not a class of the training examples",
+                did_you_mean(odd, known),
+            )
+        numbers = {name: number for number, name in enumerate(known)}
+        return np.array([numbers[word] for word in words], dtype=np.int64), tuple(known)
+    if all(whole.values()):
+        values = {word: int(match[1]) for word, match in whole.items() if match}
+        return np.array([values[word] for word in words], dtype=np.int64), None
+    name = next(word for word, match in whole.items() if not match)
+    if any(whole.values()):
+        number = next(word for word, match in whole.items() if match)
+        raise InfluenceError(
+            f"{at(words.index(name))}the label is {quoted(name, 40)}, but {at(words.index(number)).strip(': ')} has "
+            f"the number {number}",
+            "labels are all class numbers, or all names",
+        )
+    if all(map(_is_number, whole)):
+        raise InfluenceError(f"{at(words.index(name))}the label {name} is not a whole number")
+    if known is not None:
+        raise InfluenceError(
+            f"{at(words.index(name))}the label is {quoted(name, 40)}, but the training examples have class numbers "
+            "without names",
+            "give both sets names, or both numbers",
+        )
+    names = sorted(whole)
+    numbers = {word: number for number, word in enumerate(names)}
+    return np.array([numbers[word] for word in words], dtype=np.int64), tuple(names)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _whole_number(text: str, where: str) -> int:

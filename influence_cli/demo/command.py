@@ -94,8 +94,9 @@ def _train(terminal: Any) -> None:
         model = train(
             training, model, pairs, l2=config.l2, seed=config.seed, what="the images of the demo", progress=trained
         )
-    torch.save(model.cpu().state_dict(), config.model.checkpoint[0])
-    terminal.say(f"trained the model of model.py on these images and saved {config.model.checkpoint[0].name}")
+    checkpoint = config.folder / "model.pt"
+    torch.save(model.cpu().state_dict(), checkpoint)
+    terminal.say(f"trained the model of model.py on these images and saved {checkpoint.name}")
 
 
 def _first_misclassified() -> int:

@@ -73,7 +73,7 @@ def harm_to_tests(
 
     ``facts`` are filled in on the way if nothing is stored.
     """
-    test = stores[0].task.test_split()
+    test = stores[0].task.labelled_tests()
     chosen = [Selected(int(index), None, int(test.labels[index])) for index in test.indices]
     size = 8 * min(256, min(prepared.batch for prepared in stores))
     groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]

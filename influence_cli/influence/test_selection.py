@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from influence_cli.data.label_files import class_number
-from influence_cli.data.split import Split, row_of
+from influence_cli.data.split import Split, refuse_unlabelled, row_of
 from influence_cli.errors import InfluenceError, quoted
 
 FORMS = "TEST is an index, a slice a:b, an image file, misclassified, or - for a list on stdin"
@@ -23,7 +23,7 @@ class Selected:
     Attributes:
         index: its position in the test set; None for a file.
         file: an image file; None for a position.
-        label: the class to use as its label; None for a file without one.
+        label: the class to use as its label; None where there is none.
     """
 
     index: int | None
@@ -113,4 +113,18 @@ def _position(split: Split, index: int, label: int | None, where: str) -> Select
         raise InfluenceError(f"{where}there is no {split.name} example {index}; valid indices are 0 to {length - 1}")
     if row_of(split.indices, index) is None:
         raise InfluenceError(f"{where}{split.title(index)} is excluded ({split.name}.exclude)")
-    return Selected(index, None, int(split.labels[index]) if label is None else label)
+    return at_position(split, index) if label is None else Selected(index, None, label)
+
+
+def at_position(split: Split, index: int) -> Selected:
+    """Select the example at a position, with its label if it has one."""
+    label = int(split.labels[index])
+    return Selected(index, None, label if label >= 0 else None)
+
+
+def refuse_without_label(selected: Iterable[Selected], split: Split | None, target: str) -> None:
+    """Refuse positions without a label where the loss of their label is explained."""
+    if target == "label" and split is not None:
+        for item in selected:
+            if item.index is not None and item.label is None:
+                refuse_unlabelled(split, "--target predicted explains the predicted class; ")

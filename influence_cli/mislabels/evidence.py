@@ -37,6 +37,8 @@ MEMORISED = 0.75
 WITH_MODEL, WITHOUT = 1 / 3, 2 / 3
 # Share of the free memory for the activations; the regression needs twice as much again.
 FREE_SHARE = 0.25
+# Numbers that another loss than a cross-entropy is computed from, to see how well it fits; a difference worth a word.
+FIT_NUMBERS, DIFFERS = 2**26, 0.25
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def gather_evidence(
     """
     summary: dict[str, float] = {}
     readouts: list[_Readouts] = []
-    models, losses, soft = [], [], []
+    models, losses, soft, fits = [], [], [], []
     obstacle: InfluenceError | None = None
     tasks = [task for task in tasks if task.explained]
     for number, task in enumerate(tasks):
@@ -107,6 +109,8 @@ def gather_evidence(
         targets = torch.from_numpy(activations.targets)
         losses.append(_losses(task, split, activations, targets))
         models.append(activations.outputs.log_softmax(dim=1))
+        if not task.convex_loss:  # the losses that are known read the outputs as a softmax does
+            fits.append(_fit_by_loss(task, activations.outputs, targets))
         soft.append(activations.outputs.softmax(dim=1))
         obstacle = _obstacle(activations, task.classes)
         if obstacle is None:
@@ -122,7 +126,9 @@ def gather_evidence(
         torch.stack(losses).mean(dim=0).numpy(),
         np.ones(len(activations.indices), dtype=bool),
     )
-    summary |= {"model_loss": _loss(model, targets), "model_accuracy": _accuracy(model, targets)}
+    as_softmax = _loss(model, targets)
+    fit = sum(fits) / len(fits) if fits else as_softmax
+    summary |= {"model_loss": fit, "model_accuracy": _accuracy(model, targets)}
     none = np.empty((len(targets), 0), dtype=np.float32)
     evidence = Evidence(
         facts,
@@ -146,6 +152,11 @@ def gather_evidence(
     memorised = split.name == "train" and summary["model_loss"] < MEMORISED * summary["readout_loss"]
     terminal.say(_diagnosis(split.name, memorised=memorised))
     terminal.detail(_compared(summary))
+    if not memorised and abs(fit - as_softmax) > DIFFERS * as_softmax:
+        terminal.say(
+            f"The model's own opinion takes its outputs for the logits of a softmax (loss {as_softmax:.3f}); "
+            f"as {tasks[0].loss_name} reads them the loss is {fit:.3f}."
+        )
     heard = torch.stack([readout, log_probabilities["neighbours"], *([] if memorised else [model])])
     weights = torch.full((len(heard),), WITHOUT if memorised else WITH_MODEL)
     if split.name != "train":
@@ -220,6 +231,20 @@ def _losses(task: Task, split: Split, activations: Activations, targets: Tensor)
         losses = task.loss(activations.outputs.to(device), targets.to(device)).float().cpu()
     refuse_not_finite(split, activations.indices, losses.isfinite(), "loss")
     return losses
+
+
+def _fit_by_loss(task: Task, outputs: Tensor, targets: Tensor) -> float:
+    """Give the mean −log p(y) as the loss reads the outputs: p(c) ∝ exp(−ℓ(f, c)), over some of the examples.
+
+    For cross-entropy p is the softmax. A loss with a scale or a margin of its own reads the outputs otherwise, and how
+    well they fit the labels shows in that loss alone.
+    """
+    count, classes = outputs.shape
+    step = max(1, count * classes**2 // FIT_NUMBERS)
+    f, y = outputs[::step].to(task.device), targets[::step]
+    with torch.no_grad():
+        columns = [task.loss(f, torch.full((len(f),), c, device=f.device)) for c in range(classes)]
+    return _loss((-torch.stack(columns, dim=1).float().cpu()).log_softmax(dim=1), y)
 
 
 def _readouts(

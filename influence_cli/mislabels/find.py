@@ -100,7 +100,10 @@ def wanted_signals(
     why = {
         "pred-probs": (not probabilities, "it needs --pred-probs FILE"),
         "tracin": (checkpoints < 2, "it needs several checkpoints; with one it equals gradient-norm"),
-        "test-influence": (on == "test" or not tests, "it scores training examples and needs a test set in the config"),
+        "test-influence": (
+            on == "test" or not tests,
+            "it scores training examples and needs a test set with labels in the config",
+        ),
         "self-influence": (solves, "it would need one solve per example; use -s curvature.method=auto"),
     }
     missing = {name: reason for name, (cannot, reason) in why.items() if cannot}
@@ -150,7 +153,7 @@ def find_mislabels(
     """
     terminal = or_silent(terminal)
     signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
-    split = tasks[0].train if on == "train" else tasks[0].test_split()
+    split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic="logistic" in wanted)
     gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest

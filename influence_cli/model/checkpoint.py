@@ -1,174 +1,266 @@
-"""Read a checkpoint file and put it into a model: formats, nesting, prefixes, and names that do not fit.
+"""From a checkpoint to a model with its weights: which weights are taken, and what is said of the rest.
 
-Only tensors are ever unpickled (``weights_only=True``): a checkpoint that carries code is refused, not run.
+Nothing of a checkpoint is run. A file is read by the restricted reader (``restricted_pickle.py``), the weights are
+found by the names and shapes of the model (``weights.py``), and where a library changes names while it loads, its own
+loading has the last word (``libraries.py``).
 """
 
 from __future__ import annotations
 
-import pickle
-import warnings
-import zipfile
+import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from influence_cli.errors import InfluenceError, describe, human_bytes
+from influence_cli.config.schema import CheckpointConfig
+from influence_cli.errors import InfluenceError, counted, one_line, typed_path
+from influence_cli.model.checkpoint_folder import read_folder, read_index, read_part
+from influence_cli.model.libraries import by_library, is_adapter, with_adapter
+from influence_cli.model.restricted_pickle import Stand, entries_of
+from influence_cli.model.torch_file import SAVE, ArchiveError, read_torch_file
+from influence_cli.model.weights import NESTS, Fit, choose, find_modules, find_weights, fits, narrowed, told
+from influence_cli.runtime.terminal import Terminal, or_silent
 
-NESTS = ("state_dict", "model_state_dict", "model", "net", "module", "ema", "weights")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+# Files of other tools, by suffix, and how their weights come here.
+_FOREIGN = {
+    ".onnx": "an ONNX graph, whose names and layers are not the model's",
+    ".keras": "a Keras model",
+    ".h5": "an HDF5 file, as of Keras",
+}
+# What stands beside a model in training, and has weights of its own.
+_BESIDE = re.compile(r"loss|criterion|metric|(^|_)acc(uracy)?|n_averaged|total_(ops|params)", re.IGNORECASE)
+_TRAINED = "(pretrained: true, from_pretrained)"
 
 
-def read_checkpoint(path: Path, where: str) -> dict[str, Tensor]:
-    """Read the state dict of a ``.pt``, ``.pth``, ``.ckpt``, ``.th`` or ``.safetensors`` file, on the CPU.
+def read_content(path: Path, where: str) -> object:
+    """Read what a checkpoint holds: a file of torch.save, safetensors, or a folder of them.
+
+    Args:
+        path: a file or a folder.
+        where: the start of errors.
+
+    Returns:
+        Plain values and tensors, as they were saved. Any other object is a ``Stand`` with its name, its arguments and
+        its state: nothing was imported or called for it.
 
     Raises:
-        InfluenceError: no such file, damaged, carrying code, or without a state dict.
+        InfluenceError: it does not exist, is damaged, or is of another kind.
     """
+    if path.is_dir():
+        return read_folder(path, where)
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "does not exist"
         raise InfluenceError(
-            f"{where}: the checkpoint {path} {problem}", "a path is relative to the YAML file's folder"
+            f"{where}: the checkpoint {path} does not exist", "a path is relative to the YAML file's folder"
         )
+    if path.name.endswith(".index.json"):
+        return read_index(path, where)
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise InfluenceError(f"{where}: {path} cannot be read: {describe(error)}") from error
-    _refuse_packed(path, where)
-    try:
-        with warnings.catch_warnings():
-            # Reading it shows whether the restricted reader supports the pickle's protocol.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refused(path, where, error) from error
-    except Exception as error:  # a damaged file of the old format can fail anywhere in torch's reader
+        return read_part(path, where)
+    if path.suffix in _FOREIGN:
         raise InfluenceError(
-            f"{where}: {path} is not a readable checkpoint: {describe(error)}",
-            "save one with torch.save(model.state_dict(), FILE)",
-        ) from error
-    return _find_state_dict(content, path, where)
-
-
-def _refuse_packed(path: Path, where: str) -> None:
-    """Refuse an archive whose parts are larger than itself: torch never compresses, but decompresses other archives."""
+            f"{where}: {path} is {_FOREIGN[path.suffix]}; it cannot be read",
+            "in the program that made the model: torch.save(model.state_dict(), FILE)",
+        )
     try:
-        with zipfile.ZipFile(path) as archive:
-            whole = sum(part.file_size for part in archive.infolist())
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return  # another format, or torch reports what is wrong
-    size = path.stat().st_size
-    if whole > size:
-        raise InfluenceError(
-            f"{where}: {path} is compressed, {human_bytes(whole)} in a file of {human_bytes(size)}; nothing was read",
-            "save one with torch.save(model.state_dict(), FILE)",
-        )
+        return read_torch_file(path, where)
+    except ArchiveError as archive:
+        raise _whole(path, where, archive.kind) from archive
 
 
-def _refused(path: Path, where: str, error: Exception) -> InfluenceError:
-    """Distinguish a checkpoint that contains code (naming it) from a damaged file."""
-    text = str(error)
-    marker = "GLOBAL "
-    if marker in text:
-        blocked = text.split(marker, 1)[1].split()[0].strip("`'\",.")
-        return InfluenceError(
-            f"{where}: {path} contains more than tensors ({blocked}); none of it was run",
-            "save only the weights: torch.save(model.state_dict(), FILE)",
-        )
+def _whole(path: Path, where: str, kind: str) -> InfluenceError:
+    """Say that a file holds a program, not only weights, and what makes a checkpoint of it."""
+    target = path.with_suffix(".safetensors")
     return InfluenceError(
-        f"{where}: {path} is not a readable checkpoint: {describe(error)[:160]}",
-        "save one with torch.save(model.state_dict(), FILE)",
+        f"{where}: {path} is {kind}: code, of which nothing was run",
+        f"if you trust the file: influence convert {typed_path(path)} -o {typed_path(target)} --trust",
     )
 
 
-def _find_state_dict(content: object, path: Path, where: str) -> dict[str, Tensor]:
-    for _ in range(3):
-        if not isinstance(content, Mapping):
-            break
-        tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-        nested = [key for key in NESTS if isinstance(content.get(key), Mapping)]
-        if nested and len(tensors) < len(content):
-            content = content[nested[0]]
-            continue
-        if tensors and all(isinstance(key, str) for key in tensors):
-            return tensors
-        break
-    description = (
-        f"a mapping with the keys {', '.join(map(repr, list(content)[:6]))}"
-        if isinstance(content, Mapping)
-        else f"a {type(content).__name__}"
-    )
-    raise InfluenceError(
-        f"{where}: {path} holds {description}, not a state dict",
-        f"it may be at the top or under {', '.join(NESTS)}; save with torch.save(model.state_dict(), FILE)",
-    )
+def trained_model(
+    build: Callable[[], nn.Module], wanted: CheckpointConfig | None, where: str, terminal: Terminal | None = None
+) -> nn.Module:
+    """Make the model and give it its weights.
+
+    Args:
+        build: makes a fresh model; called twice where the factory itself has to give the weights.
+        wanted: the checkpoint; None if the factory returns the trained model.
+        where: the config's line, for errors.
+        terminal: told which weights were taken and what was left out.
+
+    Returns:
+        The model, its parameters in float32.
+
+    Raises:
+        InfluenceError: the checkpoint cannot be read or does not fit; without one, the weights are random.
+    """
+    terminal = or_silent(terminal)
+    if wanted is not None and is_adapter(wanted.file):
+        folder = wanted.file
+        model = _same_twice(
+            lambda: with_adapter(build(), folder, where),
+            where,
+            f"the adapter {folder.name} needs its trained base model",
+        )
+    elif wanted is None:
+        model = _same_twice(build, where, "model.checkpoint is left out")
+    else:
+        model = build()
+        load_checkpoint(model, wanted, where, terminal)
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if kinds - {torch.float32}:
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}))
+        terminal.say(f"The model has {names} parameters; everything is computed in float32.")
+        model = model.float()
+    return model
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path, where: str) -> None:
-    """Copy a state dict into a model; every key must fit.
+def _same_twice(build: Callable[[], nn.Module], where: str, why: str) -> nn.Module:
+    """Make a model whose weights come from its factory; random ones differ from call to call."""
+    model = build()
+    _refuse_lazy(model, where)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed() ^ 1)
+        again = build().state_dict()
+    random = [
+        name
+        for name, value in model.state_dict().items()
+        # What an adapter of peft replaces may be anything.
+        if ".original_module." not in name and (name not in again or not torch.equal(value, again[name]))
+    ]
+    if random:
+        raise InfluenceError(
+            f"{where}: {why}, but model.factory makes other weights at every call: {_few(random)}",
+            f"name the file of the trained weights: model.checkpoint: runs/best.pt, or use a factory that returns the "
+            f"trained model {_TRAINED}",
+        )
+    return model
 
-    Prefixes left by wrappers (``module.``, ``_orig_mod.``, ``model.``) are removed as long as that makes more
-    keys fit. BatchNorm's ``num_batches_tracked`` may be missing: nothing in eval mode reads it.
+
+def load_checkpoint(model: nn.Module, wanted: CheckpointConfig, where: str, terminal: Terminal | None = None) -> None:
+    """Copy a checkpoint's weights into a model; every parameter of the model must be there.
+
+    Prefixes left by wrappers and by modules around the model are taken off. BatchNorm's ``num_batches_tracked`` may be
+    missing: nothing in eval mode reads it. Of several weights that fit, the usual key is taken, and said.
+
+    Args:
+        model: gets the weights; left as it is if anything does not fit.
+        wanted: the file, and what the config says of it.
+        where: the start of errors.
+        terminal: told which weights were taken and what was left out.
 
     Raises:
         InfluenceError: naming every missing, unexpected and misshapen key (the first few of many).
     """
-    model_state = model.state_dict()
+    _refuse_lazy(model, where)
+    content = read_content(wanted.file, where)
+    candidates = find_weights(content)
+    if not candidates:
+        raise _without_weights(content, wanted.file, where)
+    candidates = narrowed(candidates, wanted, where)
+    whole_state, modules = model.state_dict(), {name for name, _ in model.named_modules()}
+    state = {name: value for name, value in whole_state.items() if isinstance(value, torch.Tensor)}
+    options = [option for item in candidates for option in fits(item, state, modules)]
+    complete = [option for option in options if option.complete]
+    if not complete:
+        firsts: dict[int, Fit] = {}
+        for option in options:
+            firsts.setdefault(id(option.candidate), option)
+        nearest = sorted(firsts.values(), key=lambda option: -len(option.values))
+        changed = (by_library(model, option) for option in nearest[:3])
+        complete = [option for option in changed if option is not None]
+        if not complete:
+            raise _misfit(nearest[0], content, wanted.file, where)
+    taken, others = choose(complete, where, str(wanted.file))
+    terminal = or_silent(terminal)
+    if others:
+        terminal.say(one_line(told(taken, others)))
+    _say_left_out(taken, others, wanted, terminal)
+    broken = [
+        key for key, value in taken.values.items() if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if broken:
+        raise InfluenceError(
+            f"{where}: {wanted.file} holds NaN or infinity in {_few(broken)}", "use an earlier checkpoint"
+        )
+    whole = OrderedDict(taken.values)
+    # Some modules read the version that torch keeps with the weights; the keys fit, so the model's own is right.
+    whole._metadata = whole_state._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(whole, strict=False)
+
+
+def _refuse_lazy(model: nn.Module, where: str) -> None:
     lazy = [
         key
-        for key, value in model_state.items()
+        for key, value in model.state_dict().items()
         if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer)
     ]
     if lazy:
         raise InfluenceError(
-            f"{where}: the model does not know the shape of {', '.join(lazy[:4])} before it has run once",
+            f"{where}: the model does not know the shape of {_few(lazy)} before it has run once",
             "run it on one input inside the factory, or give the sizes (Linear instead of LazyLinear)",
         )
-    state = _strip_prefixes(dict(state), set(model_state))
-    missing = [key for key in model_state if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in model_state]
-    misshapen = [
-        f"{key} is {list(state[key].shape)} in the file and {list(model_state[key].shape)} in the model"
-        for key in model_state
-        if key in state and state[key].shape != model_state[key].shape
-    ]
-    problems = [
-        f"{len(keys)} {kind} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"
-        for kind, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
-        if keys
-    ]
-    if problems:
-        hint = "is model.factory (and its args) the model that was trained?"
-        if misshapen and not missing and not unexpected:
-            hint += " a last layer of another size usually means another number of classes"
-        raise InfluenceError(f"{where}: {path} does not fit the model: {'; '.join(problems)}", hint)
-    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if broken:
-        raise InfluenceError(
-            f"{where}: {path} holds NaN or infinity in {', '.join(broken[:4])}", "use an earlier checkpoint"
+
+
+def _say_left_out(taken: Fit, others: Sequence[Fit], wanted: CheckpointConfig, terminal: Terminal) -> None:
+    """Name the entries that are no part of the model, once; those of other weights were named with their prefix."""
+    told_of = tuple(other.prefix for other in others if other.candidate is taken.candidate and other.prefix)
+    names = [name for name in taken.left_out if not (told_of and name.startswith(told_of))]
+    if names:
+        line = (
+            f"{wanted.file.name}: {counted(len(names), 'entry').replace('entrys', 'entries')} left out, "
+            f"not in the model: {_few(names)}"
         )
-    whole = OrderedDict(state)
-    # Some modules read the version that torch keeps with the weights; the keys fit, so the model's own is right.
-    whole._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(whole, strict=False)
+        harmless = all(_BESIDE.search(name) for name in names)
+        (terminal.say if harmless else terminal.warn)(one_line(line))
 
 
-def _strip_prefixes(state: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """Remove up to three wrapper prefixes, those that make most keys fit; none if that is as good."""
-    candidates = [state]
-    newest = [state]
-    for _ in range(3):
-        newest = [
-            {key.removeprefix(prefix): value for key, value in candidate.items()}
-            for candidate in newest
-            for prefix in PREFIXES
-            if any(key.startswith(prefix) for key in candidate)
+def _misfit(nearest: Fit, content: object, path: Path, where: str) -> InfluenceError:
+    """Name what is missing, unexpected and misshapen; a file of whole modules is called that."""
+    modules = find_modules(content)
+    if not nearest.values and modules:
+        return _module(modules, path, where)
+    unknown = {*nearest.unexpected, *nearest.left_out}
+    stray = [name for name in nearest.candidate.tensors if name in unknown]
+    parts = (("missing", nearest.missing), ("unexpected", stray), ("misshapen", nearest.misshapen))
+    problems = [f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in parts if keys]
+    hint = "is model.factory (and its args) the model that was trained?"
+    if nearest.misshapen and not nearest.missing and not stray:
+        hint += " a last layer of another size usually means another number of classes"
+    if stray and not nearest.missing and not nearest.misshapen:
+        hint += f" if the rest is not needed: model.checkpoint.ignore: [{', '.join(stray[:3])}]"
+    key = f" (under {nearest.candidate.key})" if nearest.candidate.key else ""
+    return InfluenceError(f"{where}: {path}{key} does not fit the model: {'; '.join(problems)}", hint)
+
+
+def _module(modules: dict[str, str], path: Path, where: str) -> InfluenceError:
+    key, name = next(iter(modules.items()))
+    return _whole(path, where, f"a whole pickled module ({name}{f' under {key}' if key else ''})")
+
+
+def _without_weights(content: object, path: Path, where: str) -> InfluenceError:
+    modules = find_modules(content)
+    if modules:
+        return _module(modules, path, where)
+    entries = entries_of(content)
+    while entries is not None:
+        inner = next((entries_of(entries[key]) for key in NESTS if entries_of(entries.get(key))), None)
+        if inner is None:
+            break
+        entries = inner
+    if entries is not None:
+        keys = [
+            (repr(key[:80]) if isinstance(key, str) else str(key) if key in range(1000) else type(key).__name__)
+            + (f" ({value.name}, not run)" if isinstance(value, Stand) else "")
+            for key, value in list(entries.items())[:6]
         ]
-        candidates += [candidate for candidate in newest if len(candidate) == len(state)]
-    return max(candidates, key=lambda candidate: len(wanted & candidate.keys()))
+        description = f"a mapping with the keys {', '.join(keys)}"
+    else:
+        description = f"the object {content.name}" if isinstance(content, Stand) else f"a {type(content).__name__}"
+    return InfluenceError(f"{where}: {path} holds {description}, not a state dict", SAVE)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

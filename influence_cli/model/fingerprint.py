@@ -10,7 +10,7 @@ import xxhash
 from torch import nn
 
 from influence_cli import __version__
-from influence_cli.data.fingerprint import data_fingerprint
+from influence_cli.model.data_fingerprint import data_fingerprint
 from influence_cli.model.task import Task
 from influence_cli.runtime import distributed
 
@@ -21,6 +21,7 @@ MEANING = {
     "files": "the training files (a path, size or time of change)",
     "examples": "the training examples themselves",
     "transform": "train.transform",
+    "output": "which of the model's outputs the logits are (model.output)",
     "layers": "the tracked layers",
     "loss": "the loss",
     "basis": "the curvature",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.errors import InfluenceError, did_you_mean
-from influence_cli.model.outputs import Loss, logits_of
+from influence_cli.model.outputs import Loss, logits_of, two_classes
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,13 @@ class Layer:
 
     Attributes:
         name: of the module.
-        kind: ``linear``, ``conv``, ``norm`` or ``embedding``.
+        kind: ``linear``, ``conv``, ``norm``, ``embedding``, or ``term``: one parameter that is added or multiplied.
         weight: the name of its tracked weight; empty if it is not tracked.
         bias: likewise.
         groups: g, for a grouped convolution; otherwise 1.
         outputs: O, rows of the weight matrix of a group.
         inputs: K, its columns, without the bias: input channels of a group × kernel size.
+        inside: a and δ are those of the function that takes the weight (passes/uses.py), not those of the module.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Layer:
     groups: int
     outputs: int
     inputs: int
+    inside: bool = False
 
     @property
     def width(self) -> int:
@@ -204,7 +206,7 @@ def loss_slopes(network: Network, outputs: Tensor, targets: Tensor) -> tuple[Ten
 
 
 def output_layer(network: Network, inputs: Tensor) -> nn.Linear | None:
-    """Find the Linear layer whose output is the model's output, if it holds all tracked parameters.
+    """Find the Linear layer whose output f is the model's output, or (0, f), if it holds all tracked parameters.
 
     The outputs are linear in its parameters, so the Hessian equals the GGN and a convex loss stays convex.
     """
@@ -216,14 +218,21 @@ def output_layer(network: Network, inputs: Tensor) -> nn.Linear | None:
     if type(layer) is not nn.Linear or any(id(p) in shared for p in layer.parameters()):
         return None
     seen: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output), prepend=True)
     try:
         with torch.no_grad():
             outputs = logits_of(network.model(inputs.to(network.device())))
     finally:
         handle.remove()
-    same = len(seen) == 1 and seen[0].shape == outputs.shape and torch.equal(seen[0], outputs)
-    return layer if same else None
+    if len(seen) != 1:
+        return None
+    made = two_classes(seen[0]) if reads_one_logit(layer, outputs) and seen[0].ndim == 2 else seen[0]
+    return layer if made.shape == outputs.shape and torch.equal(made, outputs) else None
+
+
+def reads_one_logit(layer: nn.Linear, outputs: Tensor) -> bool:
+    """Say whether outputs [b, 2] are (0, f) of an output layer's single logit f, rather than its outputs."""
+    return layer.out_features == 1 and outputs.shape[1] == 2
 
 
 def layer_inputs(network: Network, layer: nn.Linear, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,14 @@ def logits_of(outputs: Any) -> Tensor:
     keys = f" with the keys {', '.join(map(repr, outputs))}" if isinstance(outputs, dict) else ""
     raise InfluenceError(
         f"the model returns a {type(outputs).__name__}{keys}, which has no logits",
-        "it must return a tensor, a tuple whose first item is the logits, or a dict with 'logits'",
+        "it must return a tensor, a tuple whose first item is the logits, or a dict with 'logits'; model.output names "
+        "another item (a number, a key or a function)",
     )
+
+
+def two_classes(logit: Tensor) -> Tensor:
+    """Turn one logit f [b, 1] into the logits (0, f) [b, 2] of two classes: softmax(0, f)₁ = σ(f), exactly."""
+    return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
 
 def output_curvature(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ from influence_cli.config.user_code import call, import_object
 from influence_cli.data.batches import ALONE, Batch, Loading, readable_batches
 from influence_cli.data.datasets import load_splits
 from influence_cli.data.loader_plan import plan_loading
-from influence_cli.data.split import Split, raw_item, to_input
-from influence_cli.errors import InfluenceError, describe
-from influence_cli.model.checkpoint import load_weights, read_checkpoint
-from influence_cli.model.losses import load_loss
+from influence_cli.data.split import Split, refuse_unlabelled
+from influence_cli.errors import InfluenceError
+from influence_cli.model.checkpoint import trained_model
+from influence_cli.model.configured_loss import load_loss
+from influence_cli.model.heads import add_head, make_head
+from influence_cli.model.matching import match
 from influence_cli.model.outputs import Loss, logits_of
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal, or_silent
@@ -37,12 +39,13 @@ class Task:
         classes: class names by output number.
         l2: λ₂ of the training objective.
         n: number of training examples that the checkpoint was trained on.
-        checkpoint: the file.
+        checkpoint: the file or folder of the weights; what the config calls the factory, if that returns them.
         device: where the model is.
         convex_loss: whether the loss is known to be convex in the outputs.
         seed: for everything random here.
         explained: whether predictions and losses of this checkpoint are reported: independent models report their
             mean, a run only its last checkpoint.
+        output: ``model.output``, which of the model's outputs the logits are; empty if the config does not say.
         measured: who reads the data, once ``measure_loading`` has found that out.
     """
 
@@ -59,6 +62,7 @@ class Task:
     convex_loss: bool
     seed: int
     explained: bool = True
+    output: str = ""
     measured: list[Loading] = field(default_factory=list, compare=False, repr=False)
 
     @property
@@ -72,12 +76,19 @@ class Task:
             raise InfluenceError("the config has no test data set", "add a section test: {dataset: …, args: {…}}")
         return self.test
 
+    def labelled_tests(self) -> Split:
+        """Give the test examples; an error if there are none, or if they have no labels."""
+        split = self.test_split()
+        refuse_unlabelled(split)
+        return split
 
-def load_tasks(config: Config) -> list[Task]:
+
+def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
     """Load everything that the config names: one task per checkpoint, the data shared by all of them.
 
     Args:
         config: the run's config.
+        terminal: told what was guessed, what was left out, and which weights of a checkpoint were taken.
 
     Raises:
         InfluenceError: at the config's line, for anything that does not exist, fit or load.
@@ -87,28 +98,28 @@ def load_tasks(config: Config) -> list[Task]:
     set_precision("float32")
     # The fused attention path of eval mode has no derivative for torch.func.
     torch.backends.mha.set_fastpath_enabled(False)
-    train, test = load_splits(config)
-    loss, convex = load_loss(config)
-    if isinstance(loss, nn.Module):
-        loss.to(device)
-    loss_name = config.loss.factory + (f" {config.loss.args}" if config.loss.args else "")
+    train, test = load_splits(config, terminal)
+    configured = load_loss(config)
+    if isinstance(configured.loss, nn.Module):
+        configured.loss.to(device)
     tasks = []
-    for number, path in enumerate(config.model.checkpoint):
-        model = build_model(config)
+    for number, source in enumerate(config.model.sources):
         where = config.where("model", "checkpoint", number)
-        load_weights(model, read_checkpoint(path, where), path, where)
+        model = trained_model(lambda: build_model(config), source, where, terminal)
         model.to(device).eval()
-        outputs = _count_outputs(model, train, device, config)
-        classes = _class_names(train, test, outputs, config)
+        classes, loss = match(model, train, test, configured, config)
         n = config.train.n if config.train.n is not None else len(train)
         if n < len(train):
             raise InfluenceError(
                 f"{config.where('train', 'n')}: train.n is {n}, but the data set has {len(train)} examples in use",
                 "n is the size of the set that the checkpoint was trained on; leave it out if that is this whole set",
             )
-        explained = not config.model.is_one_run or number + 1 == len(config.model.checkpoint)
-        rest = (device, convex, config.seed, explained)
-        tasks.append(Task(model, loss, loss_name, train, test, classes, config.l2, n, path, *rest))
+        explained = not config.model.is_one_run or number + 1 == config.model.count
+        output = "" if config.model.output is None else repr(config.model.output)
+        # Where the factory gives the weights, it stands for them.
+        path = Path(config.model.factory) if source is None else source.file
+        rest = (device, configured.convex, config.seed, explained, output)
+        tasks.append(Task(model, loss, configured.name, train, test, classes, config.l2, n, path, *rest))
     return tasks
 
 
@@ -151,7 +162,11 @@ def set_precision(precision: str) -> None:
 
 
 def build_model(config: Config) -> nn.Module:
-    """Call the model's factory; an error at the config's line if the result is not a model."""
+    """Call the model's factory, and have the result give logits of all classes (model/heads.py).
+
+    Raises:
+        InfluenceError: at the config's line, if the result is not a model.
+    """
 
     def where(*keys: str) -> str:
         return config.where("model", *(keys or ("factory",)))
@@ -160,59 +175,8 @@ def build_model(config: Config) -> nn.Module:
     model = call(factory, config.model.args, config.folder, config.model.factory, where)
     if not isinstance(model, nn.Module):
         raise InfluenceError(f"{where()}: {config.model.factory} returned a {type(model).__name__}, not a torch module")
+    add_head(model, make_head(config))
     return model
-
-
-def _count_outputs(model: nn.Module, train: Split, device: torch.device, config: Config) -> int:
-    """Run one example through the model: does the input fit, and how many outputs are there?"""
-    for index in train.indices[:8]:
-        try:
-            image, _ = raw_item(train, int(index))
-        except InfluenceError:
-            continue
-        tensor = to_input(train, image, train.title(int(index)))
-        try:
-            with torch.no_grad():
-                outputs = logits_of(model(tensor[None].to(device)))
-        except InfluenceError as error:
-            raise InfluenceError(f"{config.where('model', 'factory')}: {error.message}", error.hint) from error
-        except Exception as error:
-            raise InfluenceError(
-                f"{config.where('model', 'factory')}: the model fails on {train.title(int(index))} of shape "
-                f"{list(tensor.shape)}: {describe(error)}",
-                "does train.transform give what the model was trained on?",
-            ) from error
-        if outputs.ndim != 2:
-            raise InfluenceError(
-                f"{config.where('model', 'factory')}: the model returns {list(outputs.shape)} for one example",
-                "a classifier returns [batch, classes]",
-            )
-        return int(outputs.shape[1])
-    # All of the first few are unreadable: the pass reports the first of them, by name.
-    raw_item(train, int(train.indices[0]))
-    raise InfluenceError(f"{train.where}: no training example can be read")
-
-
-def _class_names(train: Split, test: Split | None, outputs: int, config: Config) -> tuple[str, ...]:
-    where = config.where("model", "factory")
-    if train.classes is not None and len(train.classes) != outputs:
-        raise InfluenceError(
-            f"{where}: the model has {outputs} outputs, but the training data set has {len(train.classes)} classes",
-            f"give the model {len(train.classes)} outputs, such as args: {{num_classes: {len(train.classes)}}}",
-        )
-    for split in (train, test):
-        if split is None:
-            continue
-        used = split.labels[split.indices]
-        outside = split.indices[(used < 0) | (used >= outputs)]
-        if len(outside):
-            index = int(outside[0])
-            raise InfluenceError(
-                f"{split.where}: {split.title(index)} has the label {split.labels[index]}, but the model has {outputs} "
-                f"outputs (0 to {outputs - 1})",
-                f"{len(outside)} examples are out of range; do labels start at 0, and is this the right model?",
-            )
-    return train.classes if train.classes is not None else tuple(str(number) for number in range(outputs))
 
 
 def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, *, skip: bool = False) -> np.ndarray:
@@ -221,7 +185,7 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, *, sk
     Raises:
         InfluenceError: one of them cannot be read, unless ``skip`` continues without it.
     """
-    split, terminal = tasks[0].test_split(), or_silent(terminal)
+    split, terminal = tasks[0].labelled_tests(), or_silent(terminal)
     wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
     share = split.indices[distributed.share(len(split))]
     with terminal.progress(len(share), "predicting the test set") as advance:

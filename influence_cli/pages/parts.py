@@ -124,7 +124,10 @@ def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]
 
 
 def _data_name(config: Config) -> str:
-    """Name the training data: the class of the data set, and its folder if it has one."""
+    """Name the training data: its table, folder or set, or the class of the data set and its folder."""
+    train = config.train
+    if train.kind != "dataset":
+        return " ".join(map(str, filter(None, (getattr(train, train.kind), train.split))))
     root = config.train.args.get("root")
     return config.train.dataset.rpartition(".")[2] + (f" {root}" if isinstance(root, str) else "")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from influence_cli.model.network import Layer, Network
 from influence_cli.passes.layers import Call
-from influence_cli.passes.sides import normalised, over_positions, sides, wide
+from influence_cli.passes.sides import normalised, over_examples, over_positions, sides, wide
 
 # From this many columns on, looking for all-zero columns saves time.
 WIDE = 512
@@ -61,6 +61,9 @@ def flat_gradient(network: Network, layer: Layer, calls: Sequence[Call], out: di
         if layer.kind == "embedding":
             if layer.weight:
                 _add_embedding(module, call.a, delta, out[layer.weight])
+            continue
+        if layer.kind == "term":
+            out[layer.weight] += over_examples(delta * wide(call.a), call.how, len(out[layer.weight]))
             continue
         scaled = delta * normalised(module, wide(call.a))
         for name, value in ((layer.weight, scaled), (layer.bias, delta)):

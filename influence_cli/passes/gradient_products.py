@@ -25,21 +25,26 @@ def loose_gradients(
     slopes: Tensor,
     wanted: Sequence[tuple[str, ...]],
 ) -> dict[tuple[str, ...], Tensor]:
-    """Give the example gradients of norms, embeddings and the rest, joined for each wanted tuple of parameters."""
+    """Give the example gradients, joined for each wanted tuple of parameters.
+
+    They are those of norms, embeddings, terms and the rest; of a matrix layer too, where an older store kept it so.
+    """
     grads: dict[str, Tensor] = {}
-    for layer, layer_calls in zip(network.layers, calls, strict=False):
-        if not layer.is_matrix:
+    asked = {name for names in wanted for name in names}
+    for number, layer in enumerate(network.layers):
+        if asked.intersection(layer.names):
+            layer_calls = calls[number] if number < len(calls) else ()
             for name in layer.names:
                 grads[name] = torch.zeros(len(slopes), network.model.get_parameter(name).numel(), device=slopes.device)
             if layer_calls:
                 flat_gradient(network, layer, layer_calls, grads)
-    if network.rest:
+    if asked.intersection(network.rest):
         products, start = rest_products(network, inputs, slopes), 0
         for name in network.rest:
             width = network.model.get_parameter(name).numel()
             grads[name] = products[:, start : start + width]
             start += width
-    return {names: torch.cat([grads[name] for name in names], dim=1) for names in wanted if names[0] in grads}
+    return {names: torch.cat([grads[name] for name in names], dim=1) for names in wanted}
 
 
 def products(network: Network, vectors: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,7 @@ from influence_cli.model.network import (
 )
 from influence_cli.model.outputs import logits_of, output_curvature
 from influence_cli.passes.contractions import flat_gradient
-from influence_cli.passes.layers import Call, Tape, candidates, forward
+from influence_cli.passes.layers import Call, Tape, candidates, forward, terms
 
 # Relative to the norm of a parameter's gradient, and to the whole gradient's, below which only rounding is left.
 AGREES, ROUNDING = 1e-3, 1e-6
@@ -215,21 +215,42 @@ def _truth(network: Network, inputs: Tensor, slopes: Tensor) -> tuple[Tensor, se
 
 
 def _covered(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, layers: Sequence[Layer]) -> list[Layer]:
-    """Keep the layers whose contracted gradients agree with autograd's."""
-    usable = _called_plainly(network, inputs, layers)
-    trial = replace(network, layers=tuple(usable), rest=())
+    """Keep the layers whose contracted gradients agree with autograd's.
+
+    Where a module's own input and output do not, the functions inside it that take the weight may; and a parameter
+    that is in no layer may be a term.
+    """
+    kept = _agreeing(network, inputs, slopes, truth, _called_plainly(network, inputs, layers))
+    done = {name for layer in kept for name in layer.names}
+    inside = [replace(layer, inside=True) for layer in layers if not done.issuperset(layer.names)]
+    kept += _agreeing(network, inputs, slopes, truth, inside)
+    done = {name for layer in kept for name in layer.names}
+    left = [name for name in network.names if name not in done and bool(truth[:, network.slots[name]].any())]
+    return kept + _agreeing(network, inputs, slopes, truth, terms(network, left))
+
+
+def _agreeing(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, layers: Sequence[Layer]) -> list[Layer]:
+    """Try layers, and keep those whose contracted gradients agree with autograd's."""
+    if not layers:
+        return []
+    trial = replace(network, layers=tuple(layers), rest=())
     try:
         calls = forward(trial, inputs).backward(slopes)
-    except RuntimeError:
-        return []  # an overwritten input: only autograd knows its old value
+    except Exception as error:
+        # An overwritten input: only autograd knows its old value. Nor does every model run while functions are watched.
+        if isinstance(error, RuntimeError) or layers[0].inside:
+            return []
+        raise
     kept = []
-    floor = ROUNDING * float(truth.norm()) + 1e-12
-    for number, layer in enumerate(usable):
-        layer_calls = calls[number] if number < len(calls) else []
+    for layer, layer_calls in zip(layers, calls, strict=False):
+        if not layer_calls:
+            continue
+        # A term is recognised by its use alone; nothing but its gradient shows that this is its only use.
+        rounding = ROUNDING if layer.kind != "term" else 0.01 * ROUNDING
+        floor = rounding * float(truth.norm()) + 1e-12
         rows = {name: torch.zeros_like(truth[:, network.slots[name]]) for name in layer.names}
         try:
-            if layer_calls:
-                flat_gradient(trial, layer, layer_calls, rows)
+            flat_gradient(trial, layer, layer_calls, rows)
         except Exception:  # a subclass with other shapes
             continue
         if all(_agree(products, truth[:, network.slots[name]], floor) for name, products in rows.items()):
@@ -242,14 +263,14 @@ def _agree(products: Tensor, truth: Tensor, floor: float) -> bool:
 
 
 def _called_plainly(network: Network, inputs: Tensor, layers: Sequence[Layer]) -> list[Layer]:
-    """Drop modules that are never called, or not with one tensor whose rows are the examples."""
+    """Drop modules that are never called, or not with one tensor whose rows are the examples or parts of them."""
     plain: dict[str, bool] = {}
     handles = []
 
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             fits = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor)
-            fits = fits and args[0].ndim > 1 and len(args[0]) == len(inputs) == len(output)
+            fits = fits and args[0].ndim > 1 and len(args[0]) == len(output) and len(output) % len(inputs) == 0
             plain[name] = plain.get(name, True) and fits
 
         return hook

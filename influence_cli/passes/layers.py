@@ -7,6 +7,7 @@ and a layer without positions never forms an example gradient.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from influence_cli.model.network import Layer, Network, frozen, owner_of, recurrent_backward
 from influence_cli.model.outputs import logits_of
+from influence_cli.passes.uses import Uses
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -27,15 +29,17 @@ class Call:
 
     Attributes:
         layer: its number in ``Network.layers``.
-        a: what went in [b, …].
+        a: what went in [b, …]; of a ``term`` the other factor.
         delta: the slope of the (summed) objective with respect to its output [b, …]; None if nothing depends on it.
         version: of ``a``, to detect that something overwrote it.
+        how: of a layer that is read inside its module, the windows of a convolution or the shape of a term.
     """
 
     layer: int
     a: Tensor
     version: int
     delta: Tensor | None = None
+    how: Any = None
 
 
 @dataclass
@@ -109,23 +113,24 @@ def forward(network: Network, inputs: Tensor) -> Tape:
     calls: list[Call] = []
     anchors: list[Tensor] = []
 
-    def watch(number: int) -> Any:
-        def hook(_module: nn.Module, received: tuple[Any, ...], output: Tensor) -> Tensor:
-            if not torch.is_grad_enabled():
-                return output  # the model itself needs no gradient of this call
-            a = received[0].detach()
-            call = Call(number, a, a._version)
-            calls.append(call)
-            if not output.requires_grad:
-                if not anchors:
-                    anchors.append(torch.zeros((), device=device, requires_grad=True))
-                if output.untyped_storage().data_ptr() == a.untyped_storage().data_ptr():
-                    output = output.clone()  # a subclass that returns its input: a graph cannot start there
-                output = _Root.apply(output, anchors[0])
-            output.register_hook(lambda slope, call=call: setattr(call, "delta", slope))
-            return output
+    def record(number: int, received: Tensor, output: Tensor, how: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output  # the model itself needs no gradient of this call
+        kind, a = network.layers[number].kind, received.detach()
+        a = a if kind == "term" else _by_example(kind, a, len(inputs))
+        call = Call(number, a, a._version, how=how)
+        calls.append(call)
+        if not output.requires_grad:
+            if not anchors:
+                anchors.append(torch.zeros((), device=device, requires_grad=True))
+            if output.untyped_storage().data_ptr() == received.untyped_storage().data_ptr():
+                output = output.clone()  # a subclass that returns its input: a graph cannot start there
+            output = _Root.apply(output, anchors[0])
+        output.register_hook(lambda slope: setattr(call, "delta", _by_example(kind, slope, len(inputs))))
+        return output
 
-        return hook
+    def watch(number: int) -> Any:
+        return lambda _module, received, output: record(number, received[0], output, None)
 
     modules = dict(network.model.named_modules())
     with ExitStack() as stack:
@@ -134,9 +139,19 @@ def forward(network: Network, inputs: Tensor) -> Tape:
         stack.enter_context(precise(network.precision, device))
         stack.enter_context(recurrent_backward(network.model))
         for number, layer in enumerate(network.layers):
-            stack.callback(modules[layer.name].register_forward_hook(watch(number)).remove)
+            if not layer.inside:
+                stack.callback(modules[layer.name].register_forward_hook(watch(number), prepend=True).remove)
+        if any(layer.inside for layer in network.layers):
+            stack.enter_context(Uses(network, record))
         outputs = logits_of(network.model(inputs))
     return Tape(outputs, calls, anchors)
+
+
+def _by_example(kind: str, x: Tensor, examples: int) -> Tensor:
+    """Put the examples first, where a layer reads several windows or tokens of each in their place: [b, m, …]."""
+    if kind == "conv" or not examples or len(x) == examples or len(x) % examples:
+        return x
+    return x.reshape(examples, -1, *x.shape[1:])
 
 
 def precise(precision: str, device: torch.device) -> Any:
@@ -163,6 +178,15 @@ def candidates(network: Network) -> list[Layer]:
         layer = _describe(module, owner, short.get("weight", ""), short.get("bias", ""))
         if layer is not None:
             layers.append(layer)
+    return layers
+
+
+def terms(network: Network, names: Iterable[str]) -> list[Layer]:
+    """Describe parameters, each by itself, as terms: added to the input, multiplied with it or repeated."""
+    layers = []
+    for name in names:
+        size = network.model.get_parameter(name).numel()
+        layers.append(Layer(owner_of(name), "term", name, "", 1, size, 1, inside=True))
     return layers
 
 

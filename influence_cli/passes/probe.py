@@ -10,7 +10,9 @@ from torch import Tensor
 
 from influence_cli.data.batches import Batch, read_batches
 from influence_cli.data.split import Split, raw_item, to_input
-from influence_cli.errors import InfluenceError, describe
+from influence_cli.errors import InfluenceError
+from influence_cli.model.configured_loss import check_loss
+from influence_cli.model.heads import refuse_probabilities
 from influence_cli.model.network import Network, track
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task
@@ -43,7 +45,8 @@ def probe(task: Task, patterns: Sequence[str], where: str) -> tuple[Network, Bat
     network = track(task.model, task.loss, patterns, where)
     batch = _readable(task.train)
     outputs = _check_outputs(task, network, batch)
-    _check_loss(task, outputs, batch)
+    losses = check_loss(task.loss, task.loss_name, outputs, batch.targets.to(outputs.device))
+    check_finite(task.train, batch, losses)
     if len(batch) < 2:
         # Two copies of one example test vmap as well as two examples.
         batch = Batch(batch.inputs.repeat_interleave(2, 0), batch.targets.repeat(2), np.repeat(batch.indices, 2))
@@ -96,40 +99,14 @@ def _check_outputs(task: Task, network: Network, batch: Batch) -> Tensor:
             f"{where}: an example's output depends on the rest of its batch",
             "such a model has no per-example gradient; BatchNorm without running statistics causes this",
         )
-    sums = outputs.sum(dim=1)
-    probabilities = bool(((outputs >= 0) & (outputs <= 1)).all()) and bool(((sums - 1).abs() < 1e-4).all())
-    if probabilities and task.loss_name == "cross_entropy" and outputs.shape[1] > 1:
-        raise InfluenceError(
-            f"{where}: the outputs are probabilities (in [0, 1], summing to 1), but cross_entropy takes logits",
-            "return the outputs before the softmax; if the model really was trained like this, "
-            "name your own loss: loss: {factory: ./losses.py:mine}",
-        )
+    if task.loss_name == "cross_entropy":
+        refuse_probabilities(task.model, outputs, where)
     return outputs
 
 
 def _forward(task: Task, inputs: Tensor) -> Tensor:
     with torch.no_grad():
         return logits_of(task.model(inputs))
-
-
-def _check_loss(task: Task, outputs: Tensor, batch: Batch) -> None:
-    targets = batch.targets.to(outputs.device)
-    try:
-        losses = task.loss(outputs, targets)
-    except Exception as error:
-        raise InfluenceError(
-            f"loss {task.loss_name} fails on outputs {list(outputs.shape)} and targets {list(targets.shape)}: "
-            f"{describe(error)}",
-            "a loss takes (outputs [batch, classes], targets [batch]) and returns [batch]",
-        ) from error
-    if not isinstance(losses, Tensor) or losses.shape != targets.shape:
-        shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
-        one = isinstance(losses, Tensor) and losses.numel() == 1
-        raise InfluenceError(
-            f"loss {task.loss_name} returns {'one number' if one else shape} for a batch of {len(targets)}",
-            "it must return one loss per example, [batch]: use reduction='none' (args: {reduction: none})",
-        )
-    check_finite(task.train, batch, losses)
 
 
 def checkpoint_warnings(

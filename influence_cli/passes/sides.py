@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from influence_cli.model.network import Layer
 from influence_cli.passes.layers import Call
+from influence_cli.passes.uses import Windows
 
 
 def sides(layer: Layer, module: nn.Module, calls: Sequence[Call]) -> tuple[Tensor, Tensor]:
@@ -32,12 +33,14 @@ def _call_sides(layer: Layer, module: nn.Module, call: Call) -> tuple[Tensor, Te
     delta = wide(call.delta)
     if layer.kind == "linear":
         d = delta.reshape(len(delta), 1, -1, layer.outputs)
-        a = wide(call.a).reshape(len(delta), 1, -1, layer.inputs)
     else:
         d = delta.reshape(len(delta), layer.groups, layer.outputs, -1).transpose(2, 3)
-        patches = _patches(module, wide(call.a))
-        a = patches.reshape(len(delta), layer.groups, layer.inputs, -1).transpose(2, 3)
-    return (a if layer.weight else a[..., :0]), d
+    if not layer.weight:
+        return d.new_empty(*d.shape[:3], 0), d
+    if layer.kind == "linear":
+        return wide(call.a).reshape(len(delta), 1, -1, layer.inputs), d
+    patches = _patches(call.how or module, wide(call.a))
+    return patches.reshape(len(delta), layer.groups, layer.inputs, -1).transpose(2, 3), d
 
 
 def _patches(module: Any, x: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ def _patches(module: Any, x: Tensor) -> Tensor:
 
 
 def _pads(module: Any) -> bool:
-    return any(module._reversed_padding_repeated_twice)
+    return module.pads if isinstance(module, Windows) else any(module._reversed_padding_repeated_twice)
 
 
 def normalised(module: Any, x: Tensor) -> Tensor:
@@ -87,6 +90,28 @@ def over_positions(module: Any, x: Tensor) -> Tensor:
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return x.reshape(len(x), -1, int(torch.tensor(module.normalized_shape).prod())).sum(dim=1)
     return x.reshape(len(x), x.shape[1], -1).sum(dim=2)
+
+
+def over_examples(x: Tensor, shape: Sequence[int], examples: int) -> Tensor:
+    """Sum what a term's slope gives over all axes that the parameter was spread over, but for the examples.
+
+    Args:
+        x: [b, …], or [b · m, …] with m windows of each example.
+        shape: of the parameter, as it was used.
+        examples: b.
+
+    Returns:
+        [b, numbers of the parameter].
+
+    Raises:
+        ValueError: the parameter's first axis is that of the examples, or x has another number of rows.
+    """
+    aligned = (1,) * (x.ndim - len(shape)) + tuple(shape)
+    if not aligned or aligned[0] != 1 or len(x) % examples:
+        raise ValueError("the parameter is not used once per example")
+    x, aligned = x.reshape(examples, -1, *x.shape[1:]), (1, *aligned)
+    spread = [axis for axis in range(1, x.ndim) if aligned[axis] == 1 and x.shape[axis] != 1]
+    return (x.sum(dim=spread) if spread else x).reshape(examples, -1)
 
 
 def wide(x: Tensor) -> Tensor:

@@ -262,11 +262,12 @@ def _climb(top: TopLayer, row: int, scale: PixelScale, chosen: Tensor, rounds: i
 
 
 def _only(tests: Outputs, row: int) -> Outputs:
-    return replace(tests, **{name: value[row : row + 1] for name, value in vars(tests).items()})
+    at = slice(row, row + 1)
+    return replace(tests, a=tests.a[at], fixed=tests.fixed[at], targets=tests.targets[at])
 
 
 def _predicted(outputs: Outputs, w: Tensor) -> int:
-    return int((outputs.a @ w.T + outputs.fixed).argmax())
+    return int(outputs.logits(w).argmax())
 
 
 def choose_images(top: TopLayer, s: Tensor, scale: PixelScale, count: int) -> tuple[Tensor, list[float]]:
@@ -333,10 +334,11 @@ def rank_attackable(
         for start in range(0, len(right), SOLVED):
             part = right[start : start + SOLVED]
             second = [_next(outputs[row], int(labels[row])) for row in part]
-            slopes = torch.zeros(len(part), *top.w.shape, dtype=top.w.dtype, device=top.w.device)
+            slopes = torch.zeros(len(part), outputs.shape[1], top.w.shape[1], dtype=top.w.dtype, device=top.w.device)
             for j, row in enumerate(part):
                 slopes[j, second[j]] += top.tests.a[row]
                 slopes[j, int(labels[row])] -= top.tests.a[row]
+            slopes = slopes[:, -len(top.w) :]  # the first of two logits is 0 where the layer gives one
             for row, other, s in zip(part, second, top.s_test(slopes), strict=True):
                 label = int(labels[row])
                 candidates = _largest(top, s, ASKED)

@@ -196,7 +196,7 @@ def _steps(transform: Any) -> Sequence[Any]:
 
 def _converts(part: Any, name: str) -> tuple[bool, bool]:
     """Say whether a step turns bytes into floats, and whether it divides by 255."""
-    if name == "ToTensor":
+    if name in ("ToTensor", "MaybeToTensor"):
         return True, True
     dtype = getattr(part, "dtype", None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

@@ -88,7 +88,7 @@ def check_run(
         InfluenceError: whatever would stop the other commands.
     """
     terminal = or_silent(terminal)
-    tasks = load_tasks(config)
+    tasks = load_tasks(config, terminal)
     findings = _data_findings(tasks[0])
     for number, task in enumerate(tasks):
         if len(tasks) > 1:
@@ -108,7 +108,8 @@ def _data_findings(task: Task) -> list[Finding]:
         Finding("smallest class", int(counts.min()), f"training examples of {task.classes[counts.argmin()]}")
     )
     if task.test is not None:
-        findings.append(Finding("test examples", len(task.test), f"of {len(task.test.source)}"))
+        none = "; they have no labels" if task.test.is_unlabelled else ""
+        findings.append(Finding("test examples", len(task.test), f"of {len(task.test.source)}{none}"))
     return [*findings, Finding("device", str(task.device))]
 
 
@@ -134,7 +135,7 @@ def _task_findings(
     norm = 0.0 if config.model.is_one_run else train.gradient_norm
     for text in checkpoint_warnings(train.accuracy, len(task.classes), norm, train.typical_norm, sampled):
         terminal.warn(text)
-    if task.test is not None:
+    if task.test is not None and not task.test.is_unlabelled:
         test = measure(task, task.test, network, terminal, full=full, skip=skip, gradients=False)
         findings.append(Finding("test accuracy", test.accuracy, f"over {test.count:,} examples"))
         if near_chance(test.accuracy, len(task.classes)) and not near_chance(train.accuracy, len(task.classes)):

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import xxhash
 
 from influence_cli.curvature.choice import Choice
-from influence_cli.data.fingerprint import data_fingerprint
 from influence_cli.errors import InfluenceError
+from influence_cli.model.data_fingerprint import data_fingerprint
 from influence_cli.model.fingerprint import MEANING, versions, weights_hash
 from influence_cli.model.task import Task
 
@@ -27,6 +27,7 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
     return {
         "weights": weights_hash(task.model),
         **data_fingerprint(task.train),
+        **({"output": task.output} if task.output else {}),
         "layers": f"{choice.network.size} {xxhash.xxh3_64_hexdigest(' '.join(choice.network.names).encode())}",
         "loss": task.loss_name,
         "basis": f"{choice.method} {choice.matrix}" if choice.has_basis else "raw gradients",

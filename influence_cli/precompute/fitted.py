@@ -18,7 +18,19 @@ from influence_cli.errors import InfluenceError
 from influence_cli.store.store import Store
 
 # Parts of a store's fingerprint that a fitted curvature depends on; the given labels count where they were used.
-DEPENDS = ("weights", "count", "files", "examples", "transform", "layers", "loss", "basis", "seed", "versions")
+DEPENDS = (
+    "weights",
+    "count",
+    "files",
+    "examples",
+    "transform",
+    "output",
+    "layers",
+    "loss",
+    "basis",
+    "seed",
+    "versions",
+)
 
 
 @dataclass(frozen=True)

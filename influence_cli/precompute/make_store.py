@@ -18,9 +18,9 @@ from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.data.batches import Batch
-from influence_cli.data.fingerprint import data_fingerprint
 from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError, human_bytes
+from influence_cli.model.data_fingerprint import data_fingerprint
 from influence_cli.model.task import Task
 from influence_cli.passes.batch_size import plan_batch
 from influence_cli.precompute.budget import check_budget, choose_coordinates, row_bytes, store_layout

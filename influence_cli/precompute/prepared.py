@@ -90,12 +90,12 @@ def settings_of(config: Config, number: int) -> InverseSettings:
 
 def store_paths(config: Config) -> list[Path]:
     """Name the store of every checkpoint."""
-    return [store_path(config, number) for number in range(len(config.model.checkpoint))]
+    return [store_path(config, number) for number in range(config.model.count)]
 
 
 def store_path(config: Config, number: int) -> Path:
     """Name the store of a checkpoint: the configured name, with the checkpoint's number if there are several."""
     path = near_path(config.gradients.store)
-    if len(config.model.checkpoint) == 1:
+    if config.model.count == 1:
         return path
     return path.with_name(f"{path.stem}.{number}{path.suffix}")

@@ -29,7 +29,7 @@ from influence_cli.influence.inverse import ClosedForm, Inverse
 from influence_cli.influence.scores import Running, Strongest, removal
 from influence_cli.influence.streams import averaged, stored_products
 from influence_cli.influence.test_gradients import test_gradients
-from influence_cli.influence.test_selection import Selected
+from influence_cli.influence.test_selection import at_position
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.index_file import Index, belongings, index_path, padded, seal_index, write_index
 from influence_cli.ranking.index_search import candidates, inside, recall_text, whitened
@@ -336,8 +336,9 @@ def _sampled(stores: Sequence[Prepared], terminal: Terminal, *, skip: bool) -> t
         chosen = np.sort(generator.choice(rows, min(TESTS, len(rows)), replace=False))
         return "training", [stored_rows(prepared, chosen) for prepared in stores]
     chosen = np.sort(generator.choice(split.indices, min(TESTS, len(split)), replace=False))
-    selected = [Selected(int(index), None, int(split.labels[index])) for index in chosen]
-    tests, gradients = test_gradients(stores, selected, "label", terminal, skip=skip)
+    selected = [at_position(split, int(index)) for index in chosen]
+    target = "predicted" if split.is_unlabelled else "label"
+    tests, gradients = test_gradients(stores, selected, target, terminal, skip=skip)
     if not tests:
         raise InfluenceError("none of the test examples for measuring recall could be read")
     return "test", gradients

@@ -28,7 +28,7 @@ from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.scores import Running, Strongest, influence, merged, relative, removal, require_finite
 from influence_cli.influence.streams import averaged, of_all, training_products
 from influence_cli.influence.test_gradients import gradient_groups, group_size, test_gradients
-from influence_cli.influence.test_selection import Selected
+from influence_cli.influence.test_selection import Selected, at_position, refuse_without_label
 from influence_cli.metrics import pearson
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed, exchange
@@ -206,7 +206,8 @@ def rank_tests(
     tests: list[TestFacts] = []
     values: list[np.ndarray] = []
     test = stores[0].task.test_split()
-    everything = [Selected(int(i), None, int(test.labels[i])) for i in test.indices]
+    everything = [at_position(test, int(i)) for i in test.indices]
+    refuse_without_label(everything[:1], test, target)
     size = group_size([*stores, *asked], 1)
     for start in range(0, len(everything), size):
         group, gradients = test_gradients(

@@ -29,7 +29,8 @@ def refuse_outputs(
     words = ("the labels", "the exclusions", "the moves")
     for path in outputs:
         check_output(path)
-    used = ((file, "the decisions"), (files.config, "the config"), (log, "the log of moves"))
+    used = [(file, "the decisions"), (files.config, "the config"), (log, "the log of moves")]
+    used += [(table, "the table of examples") for table in files.tables]
     refuse_clashes(used, rows, tuple(zip(outputs, words, strict=True)))
     for path, key in zip(outputs, ("labels", "exclude", ""), strict=True):
         if force or not os.path.lexists(path):

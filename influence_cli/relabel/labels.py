@@ -104,19 +104,22 @@ class ConfiguredLabels:
         on: ``train`` or ``test``.
         named: the files of ``labels`` and ``exclude``, None where one is not named; empty without such a data set.
         places: where each of them is set, for messages.
+        tables: the tables that list the examples of either data set.
     """
 
     config: Path
     on: str
     named: dict[str, Path | None]
     places: dict[str, str]
+    tables: tuple[Path, ...] = ()
 
 
 def configured_labels(config: Config, on: str) -> ConfiguredLabels:
     """Give the label files that the config names for the training or the test data set."""
     section = config.train if on == "train" else config.test
     named = {} if section is None else {"labels": section.labels, "exclude": section.exclude}
-    return ConfiguredLabels(config.path, on, named, {key: config.where(on, key) for key in named})
+    tables = tuple(part.csv for part in (config.train, config.test) if part is not None and part.csv is not None)
+    return ConfiguredLabels(config.path, on, named, {key: config.where(on, key) for key in named}, tables)
 
 
 def data_section(config: Config, on: str) -> DataConfig:

@@ -125,7 +125,7 @@ def datamodeling_score(
     terminal = or_silent(terminal)
     task = tasks[0]
     check_whole(task)
-    split, n = task.test_split(), len(task.train)
+    split, n = task.labelled_tests(), len(task.train)
     if tests > len(split):
         terminal.say(f"using all {len(split):,} test examples: there are fewer than {tests:,}")
     again = retraining.again(task)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
-from influence_cli.model.network import Network, layer_inputs
-from influence_cli.model.outputs import Loss, output_curvature
+from influence_cli.model.heads import PaddedLoss
+from influence_cli.model.network import Network, layer_inputs, reads_one_logit
+from influence_cli.model.outputs import Loss, output_curvature, two_classes
 
 # A gradient norm counts as zero at this share of what leaving an example out adds, or of a single gradient if smaller.
 ACCURACY, ROUNDING = 1e-7, 1e-14
@@ -35,11 +36,18 @@ class Outputs:
         a: float64 [n, d], the layer's inputs, with a column of ones for a tracked bias.
         fixed: f, float64 [n, C], the part of the outputs that no tracked parameter changes.
         targets: int64 [n].
+        one_logit: whether these outputs are the single logit f of outputs (0, f).
     """
 
     a: Tensor
     fixed: Tensor
     targets: Tensor
+    one_logit: bool = False
+
+    def logits(self, w: Tensor) -> Tensor:
+        """Give the logits of all classes under weights W [C, d]: [n, C], or [n, 2] for a single logit."""
+        outputs = self.a @ w.T + self.fixed
+        return two_classes(outputs) if self.one_logit else outputs
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,8 @@ class Problem:
 def make_problem(network: Network, layer: nn.Linear, batches: Iterable[Batch], l2: float) -> Problem:
     """Run the training examples up to the output layer."""
     loss = copy.deepcopy(network.loss).double() if isinstance(network.loss, nn.Module) else network.loss
-    return Problem(outputs_of(network, layer, batches), loss, l2)
+    examples = outputs_of(network, layer, batches)
+    return Problem(examples, PaddedLoss(loss) if examples.one_logit else loss, l2)
 
 
 def outputs_of(network: Network, layer: nn.Linear, batches: Iterable[Batch]) -> Outputs:
@@ -73,9 +82,10 @@ def outputs_of(network: Network, layer: nn.Linear, batches: Iterable[Batch]) -> 
     # MPS has no float64.
     device = torch.device("cpu") if network.device().type == "mps" else network.device()
     weight, bias = _tracked(network)
-    inputs, fixed, targets = [], [], []
+    inputs, fixed, targets, one_logit = [], [], [], False
     for batch in batches:
-        a = layer_inputs(network, layer, batch.inputs)[0].to(device).double()
+        a, outputs = layer_inputs(network, layer, batch.inputs)
+        a, one_logit = a.to(device).double(), reads_one_logit(layer, outputs)
         x = a[:, : layer.in_features]
         rest = x.new_zeros(len(x), layer.out_features)
         if not weight:
@@ -85,7 +95,7 @@ def outputs_of(network: Network, layer: nn.Linear, batches: Iterable[Batch]) -> 
         inputs.append(a if weight and bias else x if weight else a[:, layer.in_features :])
         fixed.append(rest)
         targets.append(batch.targets.to(device))
-    return Outputs(torch.cat(inputs), torch.cat(fixed), torch.cat(targets))
+    return Outputs(torch.cat(inputs), torch.cat(fixed), torch.cat(targets), one_logit)
 
 
 def start_of(network: Network, layer: nn.Linear, like: Tensor) -> Tensor:
@@ -189,7 +199,7 @@ def _without(problem: Problem, rows: Tensor) -> Problem:
     examples = problem.examples
     kept = torch.ones(problem.n, dtype=torch.bool, device=examples.targets.device)
     kept[rows] = False
-    rest = Outputs(examples.a[kept], examples.fixed[kept], examples.targets[kept])
+    rest = Outputs(examples.a[kept], examples.fixed[kept], examples.targets[kept], examples.one_logit)
     return Problem(rest, problem.loss, problem.l2 * problem.n / len(rest.targets))
 
 

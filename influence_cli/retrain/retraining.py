@@ -14,6 +14,7 @@ from torch import nn
 
 from influence_cli.config.schema import Config
 from influence_cli.config.user_code import import_object
+from influence_cli.model.configured_loss import own_loss
 from influence_cli.model.fingerprint import splits_fingerprint
 from influence_cli.model.task import Task
 from influence_cli.retrain.training import (
@@ -76,17 +77,18 @@ class Retraining:
 
     def again(self, task: Task) -> Again:
         """Import the training function, and read what every retraining reads."""
-        return Again(task, self.training, training_pairs(task.train), held_batches(task.test_split()))
+        return Again(task, self.training, training_pairs(task.train), held_batches(task.labelled_tests()))
 
     def made_of(self, task: Task) -> dict[str, str]:
         """Describe what retrainings depend on, part by part; a checkpoint is no part of a training from scratch."""
         config = self.config
         build = import_object(config.model.factory, config.folder, config.where("model", "factory"))
+        output = "" if config.model.output is None else f" output {config.model.output}"
         return {
             **splits_fingerprint(task),
             "training": f"{self.training.name} {self.training.source}",
-            "model": f"{config.model.factory} {source_hash(build, config.model.args)}",
-            "loss": f"{task.loss_name} {source_hash(task.loss, config.loss.args)}",
+            "model": f"{config.model.factory} {source_hash(build, config.model.args)}{output}",
+            "loss": f"{task.loss_name} {source_hash(own_loss(task.loss), config.loss.args)}",
             "torch": torch.__version__,
             "l2": repr(task.l2),
             "seed": str(config.seed),

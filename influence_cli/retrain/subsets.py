@@ -97,7 +97,7 @@ def split_tests(task: Task, seed: int) -> tuple[Task, Task]:
     Raises:
         InfluenceError: fewer than two test examples.
     """
-    test = task.test_split()
+    test = task.labelled_tests()
     if len(test) < 2:
         raise InfluenceError("--retrain needs at least two test examples: one to choose by, one to measure on")
     order = np.random.default_rng(seed_of(seed, CHOSEN)).permutation(len(test))

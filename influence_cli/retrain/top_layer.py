@@ -62,8 +62,8 @@ class TopLayer:
         return (slopes.flatten(1) @ self.inverse).view_as(slopes)
 
     def outputs(self, w: Tensor) -> Tensor:
-        """Give the outputs [m, C] of all test examples under weights W [C, d]."""
-        return self.tests.a @ w.T + self.tests.fixed
+        """Give the logits [m, C] of all test examples under weights W [C, d], or [m, 2] of a single logit."""
+        return self.tests.logits(w)
 
 
 def top_layer(task: Task, terminal: Terminal | None = None) -> TopLayer:
@@ -80,7 +80,7 @@ def top_layer(task: Task, terminal: Terminal | None = None) -> TopLayer:
             f"the attack trains the top layer to its minimum: {task.loss_name} is not known to be convex and smooth",
             "it works under cross_entropy and smooth_hinge",
         )
-    test = task.test_split()
+    test = task.labelled_tests()
     first = next(readable_batches(task.train, task.train.indices[:1], 1, skip=False))
     network, layer = _find(task, first.inputs)
     with terminal.progress(len(task.train) + len(test), "features below the top layer") as advance:

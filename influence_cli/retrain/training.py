@@ -28,6 +28,7 @@ from influence_cli.data.batches import Batch, labelled_inputs, readable_batches
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.model.fingerprint import DATA_MEANING
+from influence_cli.model.heads import add_head, take_head
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, build_model
 from influence_cli.retrain.jobs import Arrays, Job
@@ -175,6 +176,8 @@ def train(
         InfluenceError: it raises, or does not return the trained model that it was given.
     """
     at, shapes = f"{training.where}: {training.name}", _shapes(model)
+    # The user's function takes what the user's model returns.
+    head = take_head(model)
     device = next(model.parameters()).device
     _seed_all(seed)
     try:
@@ -199,6 +202,7 @@ def train(
             f"{_shape(shapes, name)} in the model that it was given",
             "train the given model and return it",
         )
+    add_head(trained, head)
     return trained.to(device).eval()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,6 +34,9 @@ from influence_cli.store.layout import (
 
 # A shard's name in the folder of the store: no other file is opened, whatever a header says.
 SHARD = re.compile(r"[^/\\\0]+\.shards-[0-9a-f]{8}/\d{4,}\.h5")
+
+# Seals of files whose header and data sets match.
+_MATCHING: set[bytes] = set()
 
 
 def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, dict[str, Any]]:
@@ -62,10 +66,11 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
         ) from error
     try:
         lock(raw, path, alone=write)
-        _check_seal(_read_seal(raw), path)
+        seal = _read_seal(raw)
+        _check_seal(seal, path)
         # HDF5's own shared lock is compatible with our shared lock, but not with the exclusive one.
         file = h5py.File(path, "r", locking=False) if write else h5py.File(path, "r")
-        return raw, file, _read_header(file, path)
+        return raw, file, _read_header(file, path, seal)
     except OSError as error:
         raw.close()
         raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW) from error
@@ -138,41 +143,52 @@ def _rise(ranges: list[Any], size: int) -> bool:
     return True
 
 
-def _read_header(file: h5py.File, path: Path) -> dict[str, Any]:
-    """Read the header, and check that the file has what it says: anybody can write matching checksums."""
+def _read_header(file: h5py.File, path: Path, seal: bytes) -> dict[str, Any]:
+    """Read the header, and check that the file has what it says: anybody can write matching checksums.
+
+    A command opens its store a dozen times. The seal has the checksum of all HDF5 metadata, on which the second check
+    depends, so one per process and seal is enough.
+    """
     wrong = InfluenceError(f"{path} is damaged: its header and its data sets do not match", ANEW)
     try:
-        data = dict(data_sets(file))
-        if not _inside(data["header"], path) or data["header"].dtype != np.uint8:
+        size = path.stat().st_size
+        stored = file["header"]
+        if not _inside(stored, size) or stored.dtype != np.uint8:
             raise wrong
-        text = data["header"][()].tobytes()
-        if xxhash.xxh3_64_intdigest(text) != int(data["header"].attrs["xxh3"]):
+        text = stored[()].tobytes()
+        if xxhash.xxh3_64_intdigest(text) != int(stored.attrs["xxh3"]):
             raise InfluenceError(f"{path} is damaged: the checksum of its header does not match", ANEW)
         header = _object(text)
-        layout = Layout(**header["layout"])
-        if not (isinstance(header["fingerprint"], dict) and isinstance(header["facts"], dict) and _possible(layout)):
-            raise wrong
-        expected = [
-            *((name, dtype, (layout.padded, *shape)) for name, (shape, dtype) in row_columns(layout).items()),
-            *((name, dtype, (layout.blocks,)) for name, dtype in PER_BLOCK.items()),
-        ]
-        if "shards" in header:  # rows and blocks belong to the shards, and are checked there
-            expected = []
-            if not check_shards(header["shards"], layout.blocks):
+        if seal not in _MATCHING:
+            if not _matches(header, data_sets(file), size):
                 raise wrong
-        for name, dtype, shape in (
-            *expected,
-            ("summary", "float64", (layout.k + 1,)),
-            ("summary_xxh3", "uint64", (1,)),
-        ):
-            if data[name].shape != shape or data[name].dtype != dtype or not _inside(data[name], path):
-                raise wrong
-        for name in side_arrays(file):
-            if data[name].dtype.kind not in "biuf" or not _inside(data[name], path):
-                raise wrong
+            _MATCHING.add(seal)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise wrong from error
     return header
+
+
+def _matches(header: dict[str, Any], data: Mapping[str, h5py.Dataset], file_size: int) -> bool:
+    """Say whether a file has the data sets that its header describes, each in one piece within the file."""
+    layout = Layout(**header["layout"])
+    if not (isinstance(header["fingerprint"], dict) and isinstance(header["facts"], dict) and _possible(layout)):
+        return False
+    expected = [
+        *((name, dtype, (layout.padded, *shape)) for name, (shape, dtype) in row_columns(layout).items()),
+        *((name, dtype, (layout.blocks,)) for name, dtype in PER_BLOCK.items()),
+    ]
+    if "shards" in header:  # rows and blocks belong to the shards, and are checked there
+        expected = []
+        if not check_shards(header["shards"], layout.blocks):
+            return False
+    for name, dtype, shape in (
+        *expected,
+        ("summary", "float64", (layout.k + 1,)),
+        ("summary_xxh3", "uint64", (1,)),
+    ):
+        if data[name].shape != shape or data[name].dtype != dtype or not _inside(data[name], file_size):
+            return False
+    return all(data[name].dtype.kind in "biuf" and _inside(data[name], file_size) for name in side_arrays(data))
 
 
 def check_shards(shards: Any, blocks: int) -> bool:
@@ -197,9 +213,9 @@ def _possible(layout: Layout) -> bool:
     )
 
 
-def _inside(data: h5py.Dataset, path: Path) -> bool:
+def _inside(data: h5py.Dataset, file_size: int) -> bool:
     """Say whether a data set is in one piece in the file, so that it can be mapped and is never larger when read."""
-    size = data.id.get_storage_size()
-    if data.chunks is not None or data.external or data.is_virtual or size != data.nbytes:
+    plist, size = data.id.get_create_plist(), data.id.get_storage_size()
+    if plist.get_layout() in (h5py.h5d.CHUNKED, h5py.h5d.VIRTUAL) or plist.get_external_count() or size != data.nbytes:
         return False
-    return not size or (data.id.get_offset() or path.stat().st_size) + size <= path.stat().st_size
+    return not size or (data.id.get_offset() or file_size) + size <= file_size

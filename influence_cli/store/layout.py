@@ -102,9 +102,9 @@ def row_columns(layout: Layout) -> dict[str, tuple[tuple[int, ...], str]]:
     return columns
 
 
-def side_arrays(file: h5py.File) -> list[str]:
-    """List the side arrays by name."""
-    return sorted(name for name, data in data_sets(file) if "xxh3" in data.attrs and name != "header")
+def side_arrays(data: Mapping[str, h5py.Dataset]) -> list[str]:
+    """List the side arrays among the data sets of a file by name."""
+    return sorted(name for name, one in data.items() if name != "header" and h5py.h5a.exists(one.id, b"xxh3"))
 
 
 def create(
@@ -240,16 +240,15 @@ def lay_out_rest(file: h5py.File, layout: Layout, header: bytes, arrays: Mapping
         _add(file, name, np.asarray(values, order="C"))
 
 
-def data_sets(file: h5py.File) -> list[tuple[str, h5py.Dataset]]:
-    """List the data sets of all groups."""
-    datasets: list[tuple[str, h5py.Dataset]] = []
+def data_sets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Give the data sets of all groups by name.
 
-    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset):
-            datasets.append((name, item))
-
-    file.visititems(visit)
-    return datasets
+    A command opens a store many times, and these functions of h5py take half the time of visititems.
+    """
+    names: list[bytes] = []
+    h5py.h5o.visit(file.id, names.append)
+    opened = {name.decode(): h5py.h5o.open(file.id, name) for name in names}
+    return {name: h5py.Dataset(item) for name, item in opened.items() if isinstance(item, h5py.h5d.DatasetID)}
 
 
 def _add(file: h5py.File, name: str, values: np.ndarray) -> None:
@@ -278,7 +277,7 @@ def _seal(raw: BinaryIO, path: Path) -> None:
     """Write the checksum of everything that is neither rows nor side arrays in front of the HDF5 file."""
     with h5py.File(path, "r", locking=False) as file:
         room = at = file.userblock_size
-        data = [data.id for _, data in data_sets(file) if not data.is_virtual]
+        data = [data.id for data in data_sets(file).values() if not data.is_virtual]
         extents = sorted((item.get_offset(), item.get_storage_size()) for item in data if item.get_storage_size())
     ranges = []
     for start, size in [*extents, (path.stat().st_size, 0)]:

@@ -29,6 +29,7 @@ from influence_cli.store.layout import (
     SEAL_BYTES,
     Layout,
     create,
+    data_sets,
     encoded,
     lay_out_rest,
     make_whole,
@@ -157,7 +158,7 @@ def extend(
     """
     raw, file, header = open_file(path)
     with raw, file:
-        arrays = {name: np.asarray(file[name][()]) for name in side_arrays(file)}
+        arrays = {name: np.asarray(file[name][()]) for name in side_arrays(data_sets(file))}
         header_hash = _header_hash(file)
     old, facts = Layout(**header["layout"]), header["facts"]
     full = old.n // old.block

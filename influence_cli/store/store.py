@@ -24,7 +24,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.runtime import disk
 from influence_cli.store.encoding import checksum, encode, room_for
 from influence_cli.store.header import open_file
-from influence_cli.store.layout import Layout, side_arrays
+from influence_cli.store.layout import Layout, data_sets, side_arrays
 from influence_cli.store.part import Part
 from influence_cli.store.scan import Reader, damaged_block, in_order, mapped, most_rows, pieces, place_of
 from influence_cli.store.shards import open_shards
@@ -104,7 +104,7 @@ class Store:
 
     def names(self, prefix: str = "") -> list[str]:
         """List the side arrays whose names start with ``prefix``, sorted."""
-        return [name for name in side_arrays(self._main.file) if name.startswith(prefix)]
+        return [name for name in side_arrays(data_sets(self._main.file)) if name.startswith(prefix)]
 
     def array(self, name: str) -> np.ndarray | None:
         """Give a whole side array (``spectrum``, ``basis``) after verifying its checksum; None if there is none.

@@ -15,8 +15,8 @@ from tests.conftest import Command
 # Every key that the design documents, by section; "" for the top.
 KEYS = {
     "": {"model", "loss", "l2", "train", "test", "gradients", "curvature", "training", "device", "precision", "seed"},
-    "model": {"factory", "args", "checkpoint", "ensemble", "learning_rates", "steps", "segments"},
-    "train": {"dataset", "args", "labels", "exclude", "n", "transform"},
+    "model": {"factory", "args", "checkpoint", "output", "ensemble", "learning_rates", "steps", "segments"},
+    "train": {"dataset", "args", "labels", "exclude", "classes", "n", "transform"},
     "test": {"dataset", "args"},
     "gradients": {"store", "layers", "budget", "store_dtype", "block"},
     "curvature": {"method", "matrix", "damping", "tolerance", "max_iterations"},

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from influence_cli.config.load import load_config
-from influence_cli.config.schema import Config
+from influence_cli.config.schema import CheckpointConfig, Config
 from influence_cli.errors import InfluenceError
 
 MINIMAL = """\
@@ -194,6 +194,32 @@ def test_one_pattern_or_checkpoint_is_a_list_of_one(load: Load, tmp_path: Path) 
     assert several == (tmp_path / "a.pt", tmp_path / "b.pt")
 
 
+def test_a_checkpoint_may_say_which_weights_of_a_file_it_means(load: Load, tmp_path: Path) -> None:
+    text = MINIMAL.replace("runs/best.pt", "{file: runs/last.pt, key: state_dict_ema, ignore: criterion.*}")
+    (source,) = load(text).model.sources
+    assert source == CheckpointConfig(file=tmp_path / "runs/last.pt", key="state_dict_ema", ignore=("criterion.*",))
+    several = load(MINIMAL.replace("runs/best.pt", "[a.pt, {file: b.pt, strip: net.}]")).model
+    assert several.count == 2
+    assert [source.file.name for source in several.sources if source] == ["a.pt", "b.pt"]
+    assert several.checkpoint[0] == tmp_path / "a.pt"
+    json.dumps(load(text).resolved())
+
+
+def test_an_override_adds_a_key_to_the_file_of_a_checkpoint(load: Load, tmp_path: Path) -> None:
+    (source,) = load(MINIMAL, "model.checkpoint.key=teacher").model.sources
+    assert source == CheckpointConfig(file=tmp_path / "runs/best.pt", key="teacher")
+    config = load(MINIMAL.replace("runs/best.pt", "[a.pt, b.pt]"), "model.checkpoint.1.strip=student.")
+    assert config.model.sources[1] == CheckpointConfig(file=tmp_path / "b.pt", strip="student.")
+    (source,) = load(MINIMAL, "model.checkpoint={file: x.pt, key: ema}").model.sources
+    assert source == CheckpointConfig(file=tmp_path / "x.pt", key="ema")
+
+
+def test_a_config_without_a_checkpoint_has_one_model(load: Load) -> None:
+    for text in (MINIMAL.replace("  checkpoint: runs/best.pt\n", ""), MINIMAL.replace("runs/best.pt", "null")):
+        model = load(text).model
+        assert (model.checkpoint, model.sources, model.count, model.times()) == ((), (None,), 1, [1.0])
+
+
 def test_a_config_cannot_be_changed(load: Load) -> None:
     config = load(MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
@@ -209,6 +235,9 @@ MISTAKES = [
     ("checkpoint: runs/best.pt", "checkpoint: []", 4, "expected at least one"),
     ("checkpoint: runs/best.pt", "checkpoint: 5", 4, "model.checkpoint is 5: expected a list"),
     ("checkpoint: runs/best.pt", "checkpoint:\n    - a.pt\n    - 7", 6, "model.checkpoint.1 is 7: expected a path"),
+    ("checkpoint: runs/best.pt", "checkpoint: {file: a.pt, kye: b}", 4, "unknown key 'kye' in 'model.checkpoint'"),
+    ("checkpoint: runs/best.pt", "checkpoint: {key: ema}", 4, "model.checkpoint.file is missing"),
+    ("checkpoint: runs/best.pt", "checkpoint: [{file: a.pt, key: 3}]", 4, "key is 3: expected a word"),
     ("loss: cross_entropy", "loss: {args: {}}", 5, "loss.factory is missing"),
     ("loss: cross_entropy", "loss: 3", 5, "loss is 3: expected"),
     ("l2: 0.5", "l2: lots", 6, "l2 is 'lots': expected a number"),
@@ -367,7 +396,8 @@ def test_numbers_are_numbers_whatever_their_notation(load: Load, text: str, expe
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give a folder for a config that is not the current one; the current one is beside it, named ``here``."""
     (tmp_path / "here").mkdir()
-    (tmp_path / "project").mkdir()
+    for folder in ("project/data/train", "data/test", "project/data/test", "here/data", "here/d"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "project"
 
@@ -454,7 +484,68 @@ def test_replacing_the_gradients_section_keeps_the_store_beside_the_config(elsew
 
 @pytest.mark.parametrize("name", ["root", "data_dir", "img_folder", "path", "annotation_file", "filename", "ROOT"])
 def test_an_argument_named_like_a_path_is_one(load: Load, tmp_path: Path, name: str) -> None:
+    (tmp_path / "data/train").mkdir(parents=True)
     assert load(MINIMAL.replace("root:", f"{name}:")).train.args == {name: str(tmp_path / "data/train")}
+
+
+HUB = ["google/vit-base", "s3://bucket/x", "https://a.b/c-{0..9}.tar", "not/there/yet", "imagenet"]
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_a_name_that_is_no_path_arrives_as_it_is_written(load: Load, tmp_path: Path, name: str) -> None:
+    text = MINIMAL.replace("root: data/train", f"root: '{name}', files: ['{name}', ./x, '*.png', '/y']")
+    written = {"root": name, "files": [name, str(tmp_path / "x"), str(tmp_path / "*.png"), "/y"]}
+    assert load(text).train.args == written
+    assert load(MINIMAL, f"train.args={{root: '{name}'}}").train.args == {"root": name}
+    args = load(MINIMAL, f"model.args.pretrained_model_name_or_path={name}").model.args
+    assert args == {"pretrained_model_name_or_path": name}
+
+
+def test_an_override_that_names_something_beside_the_config_is_still_from_the_current_folder(elsewhere: Path) -> None:
+    config = read_from(elsewhere, MINIMAL, "train.args.root=data/train")  # not in the current folder
+    assert config.train.args == {"root": str(elsewhere.parent / "here/data/train")}
+
+
+def section(text: str) -> str:
+    """Give a config with another training section."""
+    return MINIMAL.replace("dataset: torchvision.datasets.ImageFolder\n  args: {root: data/train}", text)
+
+
+def test_a_set_of_the_hub_is_a_name_unless_there_is_such_a_folder(elsewhere: Path) -> None:
+    for name, expected in (
+        ("owner/name", "owner/name"),
+        ("data/train", str(elsewhere / "data/train")),
+        ("./new", str(elsewhere / "new")),
+    ):
+        assert read_from(elsewhere, section(f"huggingface: {name}")).train.huggingface == expected
+
+
+def test_a_table_and_its_root_and_a_folder_are_paths(elsewhere: Path) -> None:
+    text = section("csv: l.csv\n  root: photos\n  label: breed\n  split: train")
+    config = read_from(elsewhere, text + "test: {folder: t}\n")
+    assert (config.train.csv, config.train.root) == (elsewhere / "l.csv", elsewhere / "photos")
+    assert (config.train.label, config.train.split, config.train.kind) == ("breed", "train", "csv")
+    assert config.test is not None
+    assert (config.test.folder, config.test.kind) == (elsewhere / "t", "folder")
+
+
+DATA = [
+    ("csv: a.csv\n  folder: b", 6, "train has both csv and folder", "keep the one that is meant"),
+    ("csv: a.csv\n  args: {x: 1}", 6, "train.args has no meaning with train.csv", "csv goes with image, label, root"),
+    ("folder: a\n  label: x", 6, "train.label has no meaning with train.folder", "folder takes none of args, image"),
+    ("dataset: a.b\n  root: x", 6, "train.root has no meaning with train.dataset", "dataset goes with args, image"),
+    ("n: 4", 4, "train.dataset is missing", "or name the data by folder:"),
+    ("csb: a.csv", 5, "unknown key 'csb' in 'train'", "did you mean 'csv'?"),
+]
+
+
+@pytest.mark.parametrize(("keys", "line", "message", "hint"), DATA)
+def test_a_section_names_its_data_once_and_with_keys_of_its_kind(
+    load: Load, keys: str, line: int, message: str, hint: str
+) -> None:
+    error = mistake(load, section(keys))
+    assert error.message == f"influence.yaml:{line}: {message}"
+    assert error.hint.startswith(hint)
 
 
 @pytest.mark.parametrize("name", ["split", "profile", "pathological", "rooted", "classes"])
@@ -463,6 +554,7 @@ def test_an_argument_named_otherwise_is_left_alone(load: Load, name: str) -> Non
 
 
 def test_lists_of_paths_and_absolute_paths_are_understood(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
     text = MINIMAL.replace("{root: data/train}", "{roots: [a, /b/c], root: 3, dir: null}")
     assert load(text).train.args == {"roots": [str(tmp_path / "a"), "/b/c"], "root": 3, "dir": None}
 

@@ -57,6 +57,7 @@ def refused(action: Callable[[], object]) -> InfluenceError:
         ("owl", CLASSES, 2),
         ("1", CLASSES, 1),
         ("01", CLASSES, 1),
+        ("1.0", CLASSES, 1),
         ("2", ("2", "1", "0"), 0),
         ("0 - zero", ("0 - zero", "1 - one"), 0),
     ],
@@ -65,7 +66,7 @@ def test_a_class_is_found_by_name_and_else_by_number(name: str, classes: tuple[s
     assert class_number(name, classes, WHERE) == expected
 
 
-@pytest.mark.parametrize("name", ["3", "-1", "1.0", "", "Cat", "²", "٣", "9" * 30])
+@pytest.mark.parametrize("name", ["3", "-1", "1.5", "3.0", "-0", "", "Cat", "²", "٣", "9" * 30])
 def test_what_is_no_class_is_refused(name: str) -> None:
     error = refused(lambda: class_number(name, CLASSES, WHERE))
     assert error.message == f"{WHERE}: there is no class {name!r}"

@@ -17,11 +17,11 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from influence_cli.data.batches import Batch, Loading, labelled_inputs, read_batches, refuse_unreadable
-from influence_cli.data.fingerprint import files_hash
 from influence_cli.data.image_files import open_image
 from influence_cli.data.images import as_picture, file_input, raw_image
 from influence_cli.data.split import Split, raw_item, row_of, rows_of, take, to_input
 from influence_cli.errors import InfluenceError
+from influence_cli.model.data_fingerprint import files_hash
 from tests.conftest import shared
 
 WHERE = "influence.yaml:3"

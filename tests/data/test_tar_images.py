@@ -19,9 +19,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from influence_cli.config.schema import Config
 from influence_cli.data.batches import Loading, read_batches
 from influence_cli.data.datasets import load_split
-from influence_cli.data.fingerprint import files_hash
 from influence_cli.data.split import take
 from influence_cli.data.tar_images import TarImages
+from influence_cli.model.data_fingerprint import files_hash
 from tests.conftest import Command
 from tests.support.data_file_projects import as_data_files, assert_same_results, encoded, refused
 

@@ -17,8 +17,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from influence_cli.config.schema import CheckpointConfig
 from influence_cli.errors import InfluenceError
-from influence_cli.model.checkpoint import NESTS, load_weights, read_checkpoint
+from influence_cli.model.checkpoint import load_checkpoint, read_content, trained_model
+from influence_cli.model.weights import NESTS
+from influence_cli.runtime.terminal import Terminal
 from tests.conftest import shared
 
 WHERE = "influence.yaml:4"
@@ -38,7 +41,7 @@ def trained() -> dict[str, Tensor]:
 def load(path: Path, model: nn.Module | None = None) -> nn.Module:
     """Read a file and put it into a fresh network."""
     model = make() if model is None else model
-    load_weights(model, read_checkpoint(path, WHERE), path, WHERE)
+    load_checkpoint(model, CheckpointConfig(file=path), WHERE)
     return model
 
 
@@ -78,7 +81,7 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     same(load(path), state)
 
 
-@pytest.mark.parametrize("nest", ["state_dict", "model_state_dict", "model", "net", "module", "ema", "weights"])
+@pytest.mark.parametrize("nest", ["state_dict", "model_state_dict", "model", "net", "module", "weights"])
 def test_a_nested_state_dict_is_found(tmp_path: Path, nest: str) -> None:
     state, path = trained(), tmp_path / "model.pt"
     torch.save({"epoch": 3, "best": 0.9, nest: OrderedDict(state), "optimizer": {"state": {}, "lr": 0.1}}, path)
@@ -157,13 +160,17 @@ def test_a_prefix_that_is_the_models_own_name_is_kept(tmp_path: Path, own: str, 
     same(load(path, whole()), state)
 
 
-def test_a_prefix_on_some_keys_only_is_not_guessed_away(tmp_path: Path) -> None:
+def test_a_prefix_on_some_keys_only_is_taken_off_unless_two_names_become_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     state, path = trained(), tmp_path / "model.pt"
     torch.save({("module." if key == "3.bias" else "") + key: value for key, value in state.items()}, path)
     same(load(path), state)
     # Where both names are in the file, taking one off would lose the other.
     torch.save(state | {"module.3.bias": torch.zeros(4)}, path)
-    assert "1 unexpected (module.3.bias)" in refused(path).message
+    load_checkpoint(model := make(), CheckpointConfig(file=path), WHERE, Terminal())
+    same(model, state)
+    assert "1 entry left out, not in the model: module.3.bias" in capsys.readouterr().err
 
 
 def test_weights_of_another_precision_are_converted_to_the_models(tmp_path: Path) -> None:
@@ -267,7 +274,7 @@ def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path: Path, content:
 def test_a_file_that_is_not_there_or_a_folder_is_told(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "missing.pt").message
     (tmp_path / "folder.pt").mkdir()
-    assert "is a folder" in refused(tmp_path / "folder.pt").message
+    assert "is a folder without model.safetensors" in refused(tmp_path / "folder.pt").message
 
 
 def small(path: Path) -> bytes:
@@ -301,7 +308,7 @@ def test_a_file_with_a_damaged_byte_is_read_or_refused(tmp_path: Path, name: str
         path.write_bytes(content[:place] + bytes([byte]) + content[place + 1 :])
         # Whatever else the reader raises is a failure of this test.
         with contextlib.suppress(InfluenceError):
-            read_checkpoint(path, WHERE)
+            read_content(path, WHERE)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -347,13 +354,13 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, protocol: int
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_with_code_beside_its_tensors_names_it_and_is_not_run(tmp_path: Path, zipped: bool) -> None:
-    path, marker = tmp_path / "model.pt", tmp_path / "owned"
-    torch.save({"state_dict": trained(), "extra": Evil(marker)}, path, _use_new_zipfile_serialization=zipped)
-    error = refused(path)
-    assert "contains more than tensors (" in error.message
-    assert error.message.endswith("); none of it was run")
-    assert "torch.save(model.state_dict(), FILE)" in error.hint
+def test_a_checkpoint_with_code_beside_its_tensors_is_read_and_the_code_is_not_run(
+    tmp_path: Path, zipped: bool
+) -> None:
+    state, path, marker = trained(), tmp_path / "model.pt", tmp_path / "owned"
+    content = {"state_dict": state, "extra": Evil(marker), "args": argparse.Namespace(lr=0.1), "best": np.float64(0.9)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    same(load(path), state)
     assert not marker.exists()
 
 
@@ -364,22 +371,27 @@ def test_a_pickle_named_safetensors_is_not_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        (lambda: nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
-        (lambda: {"state_dict": trained(), "args": argparse.Namespace(lr=0.1)}, "argparse.Namespace"),
-        (lambda: {"state_dict": trained(), "best": np.float64(0.9)}, "numpy"),
-    ],
-)
-def test_a_whole_model_or_other_objects_are_refused_by_name(
-    tmp_path: Path, content: Callable[[], object], named: str
+@pytest.mark.parametrize("content", [make, lambda: {"epoch": 3, "ema": make(), "model": None}])
+def test_a_whole_model_is_named_with_the_command_that_converts_it(
+    tmp_path: Path, content: Callable[[], object]
 ) -> None:
     path = tmp_path / "model.pt"
     torch.save(content(), path)
     error = refused(path)
-    assert "contains more than tensors (" in error.message
-    assert named in error.message
+    assert "is a whole pickled module (torch.nn.modules.container.Sequential" in error.message
+    assert "code, of which nothing was run" in error.message
+    assert "influence convert " in error.hint
+    assert error.hint.endswith("model.safetensors --trust")
+
+
+def test_an_archive_of_torchscript_or_another_tool_is_called_that(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / "script.pt")
+    error = refused(tmp_path / "script.pt")
+    assert "is a TorchScript archive: code, of which nothing was run" in error.message
+    assert "script.safetensors --trust" in error.hint
+    for name, what in (("a.onnx", "ONNX"), ("a.keras", "Keras"), ("a.h5", "HDF5")):
+        (tmp_path / name).write_bytes(b"any")
+        assert what in refused(tmp_path / name).message
 
 
 # A real checkpoint from elsewhere
@@ -460,3 +472,36 @@ def test_the_real_foreign_checkpoint_in_another_model_names_what_differs(foreign
     message = refused(foreign, model).message
     assert "2 missing (head.weight, head.bias)" in message
     assert "2 misshapen (linear.weight is [10, 64] in the file and [100, 64] in the model" in message
+
+
+# Models of another precision, and factories that return the trained model
+
+
+def test_a_model_of_another_precision_is_computed_in_float32(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, path = trained(), tmp_path / "model.pt"
+    torch.save(state, path)
+    for kind in (torch.float64, torch.bfloat16):
+        model = trained_model(lambda kind=kind: make().to(kind), CheckpointConfig(file=path), WHERE, Terminal())
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        assert all(torch.equal(value, state[key].to(kind).to(value.dtype)) for key, value in model.state_dict().items())
+        name = str(kind).removeprefix("torch.")
+        assert f"The model has {name} parameters; everything is computed in float32." in capsys.readouterr().err
+
+
+def test_without_a_checkpoint_the_factory_must_give_the_same_weights_every_time() -> None:
+    state = trained()
+
+    def pretrained() -> nn.Module:
+        model = make()
+        model.load_state_dict(state)
+        return model
+
+    same(trained_model(pretrained, None, WHERE), state)
+    with pytest.raises(InfluenceError) as caught:
+        trained_model(lambda: nn.Sequential(pretrained(), nn.Linear(4, 2)), None, WHERE)
+    assert caught.value.message == (
+        f"{WHERE}: model.checkpoint is left out, but model.factory makes other weights at every call: 1.weight, 1.bias"
+    )
+    assert "model.checkpoint: runs/best.pt" in caught.value.hint

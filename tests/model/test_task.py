@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_cli.config.load import load_config
 from influence_cli.data.batches import read_batches
-from influence_cli.data.fingerprint import files_hash
 from influence_cli.errors import InfluenceError
+from influence_cli.model.data_fingerprint import files_hash
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, choose_device, load_tasks
 from tests.conftest import shared, unpack
@@ -473,7 +473,7 @@ BAD_DATA = [
     ("1 / 0", "./data.py:make failed: ZeroDivisionError"),
     ("[(x, 'cat') for x in inputs()]", "training example 0 has the label 'cat', not a class number"),
     ("[(x, [0, 1]) for x in inputs()]", "training example 0 has the label [0, 1], not a class number"),
-    ("TensorDataset(inputs(), torch.eye(8))", "training example 0 has the label tensor(["),
+    ("TensorDataset(inputs(), torch.eye(8))", "training example 0 has 8 labels at once"),
     ("[(x, i - 1) for i, x in enumerate(inputs())]", "training example 0 has the label -1, "
      "but the model has 3 outputs"),
     ("[(x, i) for i, x in enumerate(inputs())]", "training example 3 has the label 3, but the model has 3 outputs"),
@@ -619,7 +619,7 @@ BAD_MODELS = [
     ("return nn.Sequential(Linear())", "does not fit the model: 2 missing (0.weight, 0.bias); 2 unexpected (weight"),
     ("return nn.Linear(4, 3, dtype=torch.float64)", "the model fails on training example 0 of shape [4]: RuntimeError"),
     ("m = Linear(); m.forward = lambda x: {'a': x}; return m", "the model returns a dict with the keys 'a'"),
-    ("m = Linear(); m.forward = lambda x: x.sum(); return m", "the model returns [] for one example"),
+    ("m = Linear(); m.forward = lambda x: x.sum(); return m", "the model returns [] for two examples"),
     ("m = Linear(); m.forward = lambda x: x[0]; return m", "the model returns [4] for one example"),
     ("m = Linear(); m.forward = lambda x: x[..., None]; return m", "the model returns [1, 4, 1] for one example"),
     ("m = Linear(); m.forward = lambda x: x[:, :2]; return m",
@@ -650,9 +650,9 @@ def test_an_input_that_does_not_fit_the_model_is_told_with_its_shape(project: Pa
 
 def test_the_number_of_outputs_must_be_that_of_the_class_names(project: Path) -> None:
     code = "def make():\n    return Items(classes=['a', 'b', 'c', 'd'])\n"
-    error = refused(project, line=1, data=code, train="./data.py:make")
-    assert "the model has 3 outputs, but the training data set has 4 classes" in error.message
-    assert "num_classes: 4" in error.hint
+    error = refused(project, line=2, data=code, train="./data.py:make")
+    assert "4 names, 3 outputs, labels 0 to 2: name the classes yourself" in error.message
+    assert error.hint == "train.classes: a list of 3 names, one per output in order"
 
 
 def test_a_first_example_that_cannot_be_read_does_not_hide_the_outputs(project: Path) -> None:

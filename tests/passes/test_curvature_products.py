@@ -125,10 +125,10 @@ def test_what_the_layer_pass_does_not_cover_goes_by_reverse_mode() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner, self.scale = convolutional(), nn.Parameter(torch.ones(()))
+            self.inner, self.scale = convolutional(), nn.Parameter(torch.zeros(()))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) * self.scale
+            return self.inner(x) * self.scale.exp()
 
     network, x, y = make(Scaled())
     assert network.rest == ("scale",)

@@ -119,7 +119,7 @@ def test_damage_is_told_by_the_command(influence: Command, indexed: Path) -> Non
 
 
 def test_an_index_older_than_its_store_is_refused(influence: Command, indexed: Path) -> None:
-    with (indexed / "train" / "a" / "000.bmp").open("ab") as file:
+    with (indexed / "train" / "a" / "000.png").open("ab") as file:
         file.write(b" ")
     influence("gradients", "--overwrite", cwd=indexed)
     message = refusal(influence, indexed, "rank", 3, "--approximate")

@@ -133,12 +133,12 @@ def test_without_test_examples_recall_is_of_training_examples(influence: Command
     text = (tiny / "influence.yaml").read_text()
     (tiny / "influence.yaml").write_text(text[: text.index("test:")] + text[text.index("gradients:") :])
     assert "training examples drawn at random" in influence("index", cwd=tiny).err
-    file = next((tiny / "test").rglob("*.bmp"))
+    file = next((tiny / "test").rglob("*.png"))
     check_same(ranked(influence, tiny, file, "--approximate"), ranked(influence, tiny, file))
 
 
 def test_what_cannot_be_read_is_no_candidate(influence: Command, tiny: Path) -> None:
-    next((tiny / "train").rglob("*.bmp")).write_bytes(b"no image")
+    next((tiny / "train").rglob("*.png")).write_bytes(b"no image")
     influence("index", "--skip-unreadable", cwd=tiny)
     words = (0, 3, "--top", 24, "--skip-unreadable")
     found = ranked(influence, tiny, *words, "--approximate")

@@ -131,7 +131,8 @@ def test_groups_are_left_out_whether_they_settle_or_not(monkeypatch: pytest.Monk
     for rows, own in zip(groups, found, strict=True):
         kept = torch.ones(N, dtype=torch.bool)
         kept[rows] = False
-        examples = Outputs(*(part[kept] for part in vars(problem.examples).values()))
+        every = problem.examples
+        examples = Outputs(every.a[kept], every.fixed[kept], every.targets[kept])
         alone, _, _ = minimise(Problem(examples, problem.loss, L2 * N / int(kept.sum())), w)
         assert torch.allclose(own, alone, atol=1e-6)
     assert torch.allclose(found[2], without_each(problem, w, torch.tensor([5]))[0], atol=1e-7)

@@ -275,7 +275,7 @@ class Spoil(nn.AvgPool2d):
         return means / (means.amax(dim=(1, 2, 3), keepdim=True) < 0.99)
 """
     )
-    white(project / "train" / "c" / "023.bmp")
+    white(project / "train" / "c" / "023.png")
     done = job(project, "gradients", *EKFAC, "-s", "gradients.block=2", code=2)
     (line,) = errors(done)
     assert line.startswith(f"error: rank 1 on {socket.gethostname()}: ")
@@ -283,10 +283,10 @@ class Spoil(nn.AvgPool2d):
 
 
 def test_an_image_that_cannot_be_read_is_named_with_the_rank_that_reads_it(project: Path, job: Run) -> None:
-    (project / "train" / "c" / "023.bmp").write_bytes(b"no image")
+    (project / "train" / "c" / "023.png").write_bytes(b"no image")
     done = job(project, "rank", "0", "--on-the-fly", "-s", "curvature.method=identity", code=2)
     (line,) = errors(done)
-    assert "023.bmp" in line
+    assert "023.png" in line
     assert line.startswith(f"error: rank 1 on {socket.gethostname()}: ")
     done = job(project, "gradients", "--skip-unreadable")
     assert done.err[0].count("warning: skipped: ") == 1
@@ -294,7 +294,7 @@ def test_an_image_that_cannot_be_read_is_named_with_the_rank_that_reads_it(proje
         assert store.column("state").tolist() == [READ] * (N - 1) + [SKIPPED]
         assert store.done().all()
     done = job(project, "mislabels", "--skip-unreadable", "--top", "99", "--format", "csv")
-    assert "023.bmp" in done.err[0], "the first process says what another has left out"
+    assert "023.png" in done.err[0], "the first process says what another has left out"
     assert done.err[1] == ""
     assert len(rows_of(done.out[0], project)) == N - 1
 
@@ -302,7 +302,7 @@ def test_an_image_that_cannot_be_read_is_named_with_the_rank_that_reads_it(proje
 @pytest.mark.parametrize("what", ["image", "label", "config"])
 def test_processes_that_do_not_see_the_same_do_not_begin(tmp_path: Path, made: Path, job: Run, what: str) -> None:
     folders = [Path(shutil.copytree(made, tmp_path / name)) for name in ("a", "b")]
-    image = folders[1] / "train" / "a" / "000.bmp"
+    image = folders[1] / "train" / "a" / "000.png"
     if what == "config":
         for folder in folders:
             edit(folder, "root: train", f"root: {tmp_path}/a/train")
@@ -313,7 +313,7 @@ def test_processes_that_do_not_see_the_same_do_not_begin(tmp_path: Path, made: P
         os.utime(image, (0, 0))
         told = "the training files"
     else:
-        image.rename(folders[1] / "train" / "b" / "000.bmp")
+        image.rename(folders[1] / "train" / "b" / "000.png")
         told = "the training labels"
     done = job(folders, "gradients", code=2)
     (line,) = errors(done)

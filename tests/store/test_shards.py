@@ -362,7 +362,7 @@ def test_images_at_the_end_are_all_that_is_computed(tiny: Path, influence: Comma
     influence("gradients", cwd=tiny)
     assert computed == [0, 8, 16]
     for number in range(3):
-        add_image(tiny, f"c/9{number}.bmp")
+        add_image(tiny, f"c/9{number}.png")
     told = influence("gradients", cwd=tiny).err
     assert computed == [0, 8, 16, 24], "the blocks of before stay"
     assert "adding 3 training examples that come after its 24; the other gradients are kept" in told
@@ -371,7 +371,7 @@ def test_images_at_the_end_are_all_that_is_computed(tiny: Path, influence: Comma
     told = influence("gradients", cwd=tiny).err
     assert len(computed) == 4
     assert "that come after" not in told
-    add_image(tiny, "c/99.bmp")
+    add_image(tiny, "c/99.png")
     influence("gradients", cwd=tiny)
     assert computed[4:] == [24], "the last block was not full"
     rows = influence("rank", "0", "--all", "--format", "csv", cwd=tiny).out.splitlines()
@@ -383,7 +383,7 @@ def test_the_rows_that_have_come_are_those_of_the_curvature_of_before(tiny: Path
     """Without a basis they are what a store made anew has, to the byte."""
     edit(tiny, "gradients:", "curvature: {method: identity}\ngradients:")
     influence("gradients", "-q", cwd=tiny)
-    add_image(tiny, "c/99.bmp")
+    add_image(tiny, "c/99.png")
     influence("gradients", "-q", cwd=tiny)
     with h5py.File(tiny / "influence.h5") as file:
         grown = file["coordinates"][:25]
@@ -396,7 +396,7 @@ def test_the_rows_that_have_come_are_those_of_the_curvature_of_before(tiny: Path
 def test_images_in_the_middle_are_refused(tiny: Path, influence: Command) -> None:
     influence("gradients", "-q", cwd=tiny)
     before = (tiny / "influence.h5").read_bytes()
-    add_image(tiny, "a/99.bmp")
+    add_image(tiny, "a/99.png")
     told = influence("gradients", cwd=tiny, code=2).err
     assert "influence.h5" in told
     assert "--overwrite" in told
@@ -405,8 +405,8 @@ def test_images_in_the_middle_are_refused(tiny: Path, influence: Command) -> Non
 
 def test_an_image_at_the_end_and_another_that_has_changed_are_refused(tiny: Path, influence: Command) -> None:
     influence("gradients", "-q", cwd=tiny)
-    add_image(tiny, "c/99.bmp")
-    os.utime(tiny / "train" / "a" / "000.bmp", (0, 0))
+    add_image(tiny, "c/99.png")
+    os.utime(tiny / "train" / "a" / "000.png", (0, 0))
     assert "the training files" in influence("gradients", cwd=tiny, code=2).err
 
 

@@ -523,23 +523,23 @@ def test_a_path_that_disappears_is_told_and_what_is_done_is_kept(
 
 
 def sorts_last(project: Path) -> None:
-    (project / "train" / "a" / "000.bmp").rename(project / "train" / "a" / "999.bmp")
+    (project / "train" / "a" / "000.png").rename(project / "train" / "a" / "999.png")
 
 
 def one_more(project: Path) -> None:
-    shutil.copy(project / "train" / "b" / "001.bmp", project / "train" / "b" / "901.bmp")
+    shutil.copy(project / "train" / "b" / "001.png", project / "train" / "b" / "901.png")
 
 
 def one_less(project: Path) -> None:
-    (project / "train" / "c" / "023.bmp").unlink()
+    (project / "train" / "c" / "023.png").unlink()
 
 
 def another_label(project: Path) -> None:
-    (project / "train" / "a" / "000.bmp").rename(project / "train" / "b" / "000.bmp")
+    (project / "train" / "a" / "000.png").rename(project / "train" / "b" / "000.png")
 
 
 def other_pixels(project: Path) -> None:
-    path = project / "train" / "a" / "000.bmp"
+    path = project / "train" / "a" / "000.png"
     Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
 
 
@@ -621,14 +621,14 @@ def test_an_edit_that_keeps_size_and_time_is_found_by_fsck_alone(
     influence: Command, filled: Path, small: Path, computed: list[int]
 ) -> None:
     """The limit of what is compared on every run: an image that is other pixels under the same name, size and time."""
-    path = filled / "train" / "b" / "013.bmp"
+    path = filled / "train" / "b" / "013.png"
     status = path.stat()
     other_pixels_of = np.asarray(Image.open(path))[::-1]
-    Image.fromarray(other_pixels_of).save(path)
+    Image.fromarray(other_pixels_of).save(path, compress_level=0)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size
     influence("rank", 0, cwd=filled)
-    position = sorted(item.name for item in (filled / "train" / "b").iterdir()).index("013.bmp") + N // 3
+    position = sorted(item.name for item in (filled / "train" / "b").iterdir()).index("013.png") + N // 3
     done = influence("gradients", "--fsck", cwd=filled, code=2)
     assert f"1 damaged blocks: {position // BLOCK}" in done.err
     assert mended(influence, filled, advised(done.err), computed) == [position // BLOCK * BLOCK]

@@ -80,10 +80,10 @@ def make(folder: Path) -> Path:
     generator = np.random.default_rng(0)
     for part, count in (("train", N), ("test", 6)):
         for number in range(count):
-            path = folder / part / "abc"[number % 3] / f"{number:03d}.bmp"
+            path = folder / part / "abc"[number % 3] / f"{number:03d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = generator.integers(0, 120, (8, 8)) + 60 * (number % 3)
-            Image.fromarray(pixels.astype(np.uint8)).save(path)
+            Image.fromarray(pixels.astype(np.uint8)).save(path, compress_level=0)  # one size, whatever it shows
     (folder / "influence.yaml").write_text(CONFIG)
     (folder / "model.py").write_text(MODEL)
     train(folder)

@@ -118,7 +118,7 @@ def test_a_checkpoint_that_carries_code_is_not_run(influence: Command, project: 
     error_of(influence, project, "check")
     torch.save({"state_dict": Evil()}, project / "model.pt")
     line, _ = error_of(influence, project, "check")
-    assert "contains more than tensors (posix.system); none of it was run" in line
+    assert "holds a mapping with the keys 'state_dict' (posix.system, not run), not a state dict" in line
     assert not (project / "owned").exists()
 
 
@@ -198,10 +198,14 @@ def test_a_loss_that_is_nan_names_the_example(influence: Command, project: Path)
 
 
 def test_a_loss_that_returns_one_number(influence: Command, project: Path) -> None:
-    edit(project, "l2: 0.01", "l2: 0.01\nloss: {factory: torch.nn.CrossEntropyLoss}")
-    line, hint = error_of(influence, project, "check")
-    assert "returns one number for a batch of 8" in line
-    assert "reduction" in hint
+    (project / "losses.py").write_text(
+        "from torch.nn.functional import cross_entropy as mine\nmean = lambda o, t: mine(o, t)"
+    )
+    edit(project, "l2: 0.01", "l2: 0.01\nloss: ./losses.py:mean")
+    for command in (["check"], ["mislabels"]):
+        line, hint = error_of(influence, project, *command)
+        assert "returns one number for a batch of 2" in line
+        assert "reduction" in hint
 
 
 def test_a_store_of_another_model(influence: Command, project: Path) -> None:
@@ -248,8 +252,8 @@ def test_a_number_of_outputs_that_is_not_the_number_of_classes(influence: Comman
     (project / "model.py").write_text((project / "model.py").read_text().replace("10)", "7)"))
     torch.save({"2.weight": torch.zeros(7, 49), "2.bias": torch.zeros(7)}, project / "model.pt")
     line, hint = error_of(influence, project, "check")
-    assert "the model has 7 outputs, but the training data set has 10 classes" in line
-    assert "num_classes: 10" in hint
+    assert "10 names, 7 outputs, labels 0 to 9: name the classes yourself" in line
+    assert "train.classes: {" in hint
 
 
 def test_accuracy_near_chance_is_a_warning(influence: Command, project: Path) -> None:
