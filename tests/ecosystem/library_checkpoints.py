@@ -25,7 +25,7 @@ def _timm(folder: Path, model: nn.Module) -> State:
     plain, average = cloned(model), ModelEmaV3(model, decay=0.5)
     args = argparse.Namespace(
         model="resnet18", num_classes=3, opt="adamw", weight_decay=0.05, lr=0.001, img_size=None,
-        input_size=(3, 32, 32), mean=(0.5, 0.4, 0.3), std=(0.25, 0.25, 0.3), interpolation="bicubic", crop_pct=0.9,
+        input_size=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic", crop_pct=1.0,
         smoothing=0.1, seed=42,
         model_kwargs={"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "stem_width": 8},
     )  # fmt: skip
@@ -178,7 +178,7 @@ FROM_PRETRAINED = "factory: transformers.AutoModelForImageClassification.from_pr
 def _processor(folder: Path) -> Any:
     from transformers import ViTImageProcessor
 
-    made = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.25, 0.25, 0.3])
+    made = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])
     made.save_pretrained(folder)
     return made
 

@@ -42,7 +42,7 @@ def _timm(folder: Path) -> Apply:
     from timm.data import create_transform
 
     return create_transform(
-        input_size=[3, 32, 32], mean=[0.5, 0.4, 0.3], std=[0.25, 0.25, 0.3], crop_pct=0.9, interpolation="bicubic"
+        input_size=[3, 32, 32], mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], crop_pct=1.0, interpolation="bicubic"
     )
 
 
@@ -57,7 +57,7 @@ def _processor(folder: Path) -> Apply:
 
     saved = folder / "processor"
     ViTImageProcessor(
-        size={"height": 32, "width": 32}, image_mean=[0.5, 0.4, 0.3], image_std=[0.25, 0.25, 0.3]
+        size={"height": 32, "width": 32}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
     ).save_pretrained(saved)
     processor = AutoImageProcessor.from_pretrained(saved)
     return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]  # type: ignore[no-any-return]
@@ -69,7 +69,7 @@ from albumentations.pytorch import ToTensorV2
 
 
 def evaluation():
-    return A.Compose([A.Resize(32, 32), A.Normalize(mean=(0.5, 0.4, 0.3), std=(0.25, 0.25, 0.3)), ToTensorV2()])
+    return A.Compose([A.Resize(32, 32), A.Normalize(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)), ToTensorV2()])
 """
 
 
@@ -107,8 +107,8 @@ LIST = Transform(
 )  # fmt: skip
 TIMM = Transform(
     "timm", "`create_transform`",
-    "{factory: timm.data.create_transform, args: {input_size: [3, 32, 32], mean: [0.5, 0.4, 0.3], "
-    "std: [0.25, 0.25, 0.3], crop_pct: 0.9, interpolation: bicubic}}",
+    "{factory: timm.data.create_transform, args: {input_size: [3, 32, 32], mean: [0.5, 0.5, 0.5], "
+    "std: [0.5, 0.5, 0.5], crop_pct: 1.0, interpolation: bicubic}}",
     _timm,
 )  # fmt: skip
 WEIGHTS = Transform(
