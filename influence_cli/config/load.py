@@ -47,14 +47,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         InfluenceError: the first mistake, with file and line.
     """
+    return parse_config(_read(path, str(near_path(path.absolute()))), path, overrides)
+
+
+def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read the text of a config, which need not be written yet, as ``load_config`` reads a file."""
     name = str(near_path(path.absolute()))
-    document = read_yaml(_read(path, name), name)
+    document = read_yaml(text, name)
     places = {keys: f"{name}:{line}" for keys, line in document.lines.items()}
     places[()] = name
     folder = path.absolute().parent
     values: dict[str, Any] = _anchored((), document.values, folder)
-    for text in overrides:
-        _override(values, places, text, folder)
+    for override in overrides:
+        _override(values, places, override, folder)
     gradients = values.setdefault("gradients", {})
     if isinstance(gradients, dict) and gradients.get("store") is None:
         gradients["store"] = str(folder / GradientsConfig().store)

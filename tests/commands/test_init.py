@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from influence_cli.config.load import load_config
 from influence_cli.config.schema import Config, DataConfig
 from tests.conftest import Command
+from tests.support import brightness
 
 # Every key that the design documents, by section; "" for the top.
 KEYS = {
@@ -140,3 +142,73 @@ def test_a_file_in_place_of_the_folder_is_called_that(influence: Command, tmp_pa
     assert "exists already" not in done.err
     assert "not a" in done.err.lower()
     assert (tmp_path / "file").read_text() == "mine\n"
+
+
+@pytest.fixture
+def material(tmp_path: Path) -> Path:
+    """A folder with model.pt, net.py and data/, without a config."""
+    return brightness.project(tmp_path)
+
+
+def test_from_a_checkpoint_and_data_to_a_ranked_list_in_two_commands(influence: Command, material: Path) -> None:
+    done = influence("init", "model.pt", "data", "--model", "net:Net", cwd=material)
+    measured = {row["item"]: row["value"] for row in map(json.loads, done.out.splitlines())}
+    assert measured["training accuracy"] == 1
+    assert measured["test examples"] == 6
+    assert "wrote influence.yaml; its comments say what each line was guessed from" in done.err
+    text = (material / "influence.yaml").read_text()
+    assert "  factory: net.Net                           # --model\n" in text
+    assert "# Written by influence init model.pt data --model net:Net. " in text
+    ranked = influence("rank", "3", cwd=material)
+    assert len(ranked.out.splitlines()) > 0
+    listed = influence("mislabels", "--top", "3", cwd=material)
+    assert len(listed.out.splitlines()) == 3
+
+
+def test_data_may_be_named_apart(influence: Command, material: Path) -> None:
+    influence("init", "model.pt", "data/train", "data/val", "--model", "./net.py:Net", cwd=material)
+    assert load_config(material / "influence.yaml").test is not None
+    assert "root: data/val" in (material / "influence.yaml").read_text()
+
+
+def test_a_config_that_is_there_stops_it_before_anything_is_read(influence: Command, material: Path) -> None:
+    (material / "influence.yaml").write_text("mine: true\n")
+    done = influence("init", "gone.pt", "data", cwd=material, code=2)
+    assert "error: influence.yaml exists already" in done.err
+    assert (material / "influence.yaml").read_text() == "mine: true\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (("gone.pt", "data"), "there is no checkpoint gone.pt", "CHECKPOINT is a file or a folder"),
+        (("model.pt", "gone"), "there is no gone", "DATA is a folder or a file"),
+        (("model.pt", "data", "gone"), "there is no gone", "TEST is a folder or a file"),
+        (("model.pt", "data"), "model.pt: the model is not recognised: 2 tensors (fc.weight, fc.bias)", "--model"),
+        (("model.pt", "net.py"), "net.py: a .py file, no form of data that is known", "known: a folder of"),
+        (("model.pt", "data", "--model", "net:Nett"), "--model: net has no 'Nett'", "did you mean 'Net'?"),
+        (("model.pt",), "model.pt is a file, not a folder", "influence init model.pt DATA [TEST]"),
+        (("a", "b", "c", "d"), "not 4 paths", "influence init CHECKPOINT DATA [TEST]"),
+        (("--model", "net:Net"), "--model goes with a checkpoint and its data", "influence init CHECKPOINT DATA"),
+    ],
+)
+def test_what_does_not_go_is_said_in_a_line_and_nothing_is_written(
+    influence: Command, material: Path, words: tuple[str, ...], said: str, hint: str
+) -> None:
+    before = sorted(material.rglob("*"))
+    done = influence("init", *words, cwd=material, code=2)
+    assert done.out == ""
+    error, *rest = [line for line in done.err.splitlines() if not line.startswith(("model:", "data:"))]
+    assert said in error
+    assert len(rest) == 1
+    assert hint in rest[0]
+    assert [path for path in sorted(material.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+def test_a_name_that_would_break_a_line_stays_in_its_comment(influence: Command, material: Path) -> None:
+    name = "model\nseed: 7.pt"
+    (material / "model.pt").rename(material / name)
+    influence("init", name, "data", "--model", "net:Net", cwd=material)
+    config = load_config(material / "influence.yaml")
+    assert config.seed == 0
+    assert config.model.checkpoint == (material / name,)

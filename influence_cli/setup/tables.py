@@ -1,0 +1,167 @@
+"""The columns of a list of images or of Parquet files: which hold images, labels and splits."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from influence_cli.errors import InfluenceError, describe, require_extra
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+TRAIN_WORDS = ("train", "training")
+TEST_WORDS = ("test", "testing", "val", "valid", "validation", "dev", "eval")
+SPLIT_NAMES = ("split", "set", "subset")
+IMAGE_NAMES = (
+    "image", "img", "file", "filename", "file_name", "path", "filepath", "file_path", "image_path", "image_file",
+    "image_id", "id",
+)  # fmt: skip
+LABEL_NAMES = (
+    "label", "labels", "class", "target", "targets", "category", "class_name", "fine_label", "coarse_label", "cls",
+    "species", "breed", "y",
+)  # fmt: skip
+ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
+PROBED = 5000
+
+
+def read_table_form(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Write the sections for a list of images.
+
+    Returns:
+        Of the training examples, and of the test examples where a column says which row is of which split.
+
+    Raises:
+        InfluenceError: it cannot be read, or no column is one of images or of labels.
+    """
+    header, rows, words = _rows(path)
+    if not rows:
+        raise InfluenceError(f"{path} has no rows", "is this the right file?")
+    splits = next((name for name in header if name.lower() in SPLIT_NAMES), None)
+    label = _label(path, header, rows, splits)
+    image, root = _image(path, header, rows, {label, splits})
+    section: dict[str, Any] = {"csv": str(path), "image": image, "label": label}
+    if root is not None:
+        section["root"] = root
+    if splits is None:
+        return section, None
+    train = next((word for word in words if word.lower() in TRAIN_WORDS), None)
+    if train is None:
+        return section, None
+    test = next((word for wanted in TEST_WORDS for word in words if word.lower() == wanted), None)
+    return section | {"split": train}, section | {"split": test} if test else None
+
+
+def parquet_section(files: str) -> dict[str, Any]:
+    """Write the section for Parquet files: of images in them, or of paths.
+
+    Raises:
+        InfluenceError: they cannot be read, or no column is one of images or of labels.
+    """
+    require_extra("pyarrow", "parquet", "a Parquet data set")
+    import pyarrow.parquet
+    from pyarrow import types
+
+    first = sorted(glob.glob(files))  # noqa: PTH207 (relative to the current folder, as the config is)
+    try:
+        schema = pyarrow.parquet.read_schema(first[0])
+    except (OSError, ValueError, IndexError) as error:
+        raise InfluenceError(f"{files} cannot be read as Parquet: {describe(error)}") from error
+    names = list(schema.names)
+    inside = [name for name in names if types.is_nested(schema.field(name).type) or _is_bytes(schema.field(name).type)]
+    image = next((name for name in inside if name.lower() in IMAGE_NAMES), inside[0] if len(inside) == 1 else None)
+    label = next((name for wanted in LABEL_NAMES for name in names if name.lower() == wanted), None)
+    if image is None or label is None:
+        missing = "images" if image is None else "labels"
+        raise InfluenceError(
+            f"{first[0]}: no column is known to hold {missing}; the columns are {', '.join(names[:12])}",
+            "rename the column to image or label",
+        )
+    args = {"files": files, "image": image, "label": label}
+    return {"dataset": "influence_cli.data.parquet_images.ParquetImages", "args": args}
+
+
+def _is_bytes(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _rows(path: Path) -> tuple[list[str], list[dict[str, str]], list[str]]:
+    """Read the header, the first rows with every cell as text, and all words of the column that names splits."""
+    words: dict[str, None] = {}
+    first: list[dict[str, str]] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            for row in _json_rows(file) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows(file, path):
+                split = next((cell for name, cell in row.items() if name.lower() in SPLIT_NAMES), None)
+                if split is not None and len(words) < 100:
+                    words[split.strip()] = None
+                if len(first) < PROBED:
+                    first.append(row)
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        raise InfluenceError(
+            f"{path} cannot be read as a table: {describe(error)}", "is this the right file?"
+        ) from error
+    return list(dict.fromkeys(key for row in first for key in row)), first, list(words)
+
+
+def _json_rows(file: TextIO) -> Iterator[dict[str, str]]:
+    for line in file:
+        row = json.loads(line) if line.strip() else None
+        if isinstance(row, dict):
+            yield {str(key): _text(cell) for key, cell in row.items()}
+
+
+def _csv_rows(file: TextIO, path: Path) -> Iterator[dict[str, str]]:
+    reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    header = [name.strip() for name in next(reader, [])]
+    for row in reader:
+        if row:
+            yield dict(zip(header, row, strict=False))
+
+
+def _text(cell: object) -> str:
+    return cell if isinstance(cell, str) else "" if cell is None else str(cell)
+
+
+def _label(path: Path, header: list[str], rows: list[dict[str, str]], splits: str | None) -> str:
+    for wanted in LABEL_NAMES:
+        for name in header:
+            if name.lower() == wanted:
+                return name
+    # The only column with fewer values than rows, where all others are paths.
+    rest = [name for name in header if name != splits and name.lower() not in (*IMAGE_NAMES, "", "index")]
+    few = [name for name in rest if 1 < len({row.get(name, "") for row in rows}) <= max(2, len(rows) // 2)]
+    if len(few) == 1:
+        return few[0]
+    raise InfluenceError(
+        f"{path}: no column is known to hold labels; the columns are {', '.join(header[:12])}",
+        "rename the column to label",
+    )
+
+
+def _image(
+    path: Path, header: list[str], rows: list[dict[str, str]], others: set[str | None]
+) -> tuple[str, str | None]:
+    """Find the column of images and the folder that they are in: None for that of the table."""
+    folder = path.parent
+    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    # A list called train.csv means the folder train/ first.
+    inner.sort(key=lambda entry: entry.name.lower() != path.stem.lower())
+    names = [name for name in header if name not in others]
+    names.sort(key=lambda name: name.lower() not in IMAGE_NAMES)
+    for name in names:
+        cell = rows[0].get(name, "")
+        if not cell or len(cell) > 4000 or "\0" in cell:
+            continue
+        for place in (folder, *inner[:50], Path()):
+            if any((place / (cell + ending)).is_file() for ending in ENDINGS):
+                return name, None if place == folder else str(place)
+    raise InfluenceError(
+        f"{path}: no column names images that exist; the first row is "
+        + ", ".join(f"{name}: {rows[0].get(name, '')[:40]}" for name in names[:4]),
+        f"write paths that are relative to {folder}",
+    )
