@@ -94,6 +94,7 @@ COMBINATIONS = (
     # fastai, ultralytics
     C("fastai", lib.FASTAI, "fastai", d.CSV, tr.LIST, ("fastai",), quick=True),
     C("fastai-weights", lib.FASTAI_WEIGHTS, "fastai", d.FOLDERS, tr.OWN_FUNCTION, ("fastai",)),
+    C("fastai-export", lib.FASTAI_EXPORT, "fastai", d.SUBSETS, tr.LIST, ("fastai",)),
     C("ultralytics", lib.ULTRALYTICS, "YOLO", d.FOLDERS, tr.LIST, ("ultralytics",)),
     C("ultralytics-csv", lib.ULTRALYTICS, "YOLO", d.TSV, tr.WEIGHTS, ("ultralytics",)),
 )  # fmt: skip
@@ -122,5 +123,4 @@ INIT = {
     "lightning-objects": "epoch=0-step=3.ckpt train val --model ./model.py:build",
     "accelerate": "state/model.safetensors train val --model ./model.py:build",
     "fastai": "models/m.pth list.csv --model ./model.py:build",
-    "ultralytics": "best.safetensors train val --model ./model.py:build",
 }

@@ -289,9 +289,10 @@ PEFT = Checkpoint(
 
 def _learner(folder: Path, model: nn.Module) -> Any:
     from fastai.data.core import DataLoaders
+    from fastai.data.load import DataLoader
     from fastai.learner import Learner
 
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*batch("train")), batch_size=16)
+    data = DataLoader(torch.utils.data.TensorDataset(*batch("train")), bs=16)
     learner = Learner(
         DataLoaders(data, data, device="cpu"), model, loss_func=nn.CrossEntropyLoss(), path=folder, lr=0.001
     )
@@ -311,10 +312,19 @@ def _fastai_weights(folder: Path, model: nn.Module) -> State:
     return cloned(model)
 
 
+def _fastai_export(folder: Path, model: nn.Module) -> State:
+    _learner(folder, model).export("export.pkl")
+    return cloned(model)
+
+
 FASTAI = Checkpoint("fastai, learn.save", "`model` and `opt`", "checkpoint: models/m.pth", _fastai)
 FASTAI_WEIGHTS = Checkpoint(
     "fastai, learn.save(with_opt=False)", "a state dict", "checkpoint: models/m.pth", _fastai_weights
 )
+FASTAI_EXPORT = Checkpoint(
+    "fastai, learn.export", "a pickled `Learner`", "checkpoint: export.safetensors", _fastai_export,
+    convert="export.pkl",
+)  # fmt: skip
 
 # --------------------------------------------------------------------------------------------------------- ultralytics
 
