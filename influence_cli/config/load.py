@@ -29,7 +29,7 @@ from influence_cli.errors import InfluenceError, describe, did_you_mean, near_pa
 MAX_BYTES = 100_000
 # Arguments of these names are paths, taken relative to the YAML file.
 PATH_NAME = re.compile(r"(^|_)(root|path|dir|directory|folder|file|filename)s?$", re.IGNORECASE)
-OWN_PATHS = {("model", "checkpoint"), ("gradients", "store")} | {
+OWN_PATHS = {("model", "checkpoint"), ("train", "classes"), ("gradients", "store")} | {
     (section, key) for section in ("train", "test") for key in ("csv", "folder", "root", "labels", "exclude")
 }
 # These may be a path, or a name on the Hub, which has a slash too.
@@ -122,7 +122,7 @@ def _anchored(keys: Keys, value: Any, folder: Path, home: Path | None = None) ->
         folder: what its paths are relative to.
         home: the folder of the YAML file, where that is another: a name that is beside it is a path too, not a hub's.
     """
-    if keys == ("train", "classes") and not isinstance(value, str):
+    if keys == ("train", "classes") and not isinstance(value, str):  # the names themselves
         return value
     if keys[:2] == ("model", "checkpoint") and isinstance(value, list):  # some of them may say more than their file
         return [_anchored((*keys, number), item, folder, home) for number, item in enumerate(value)]

@@ -255,7 +255,7 @@ def listed(project: Path) -> Callable[[], None]:
 
 def test_a_table_gives_the_results_of_the_folder(influence: Command, small_made: Path, tmp_path: Path) -> None:
     project = Path(shutil.copytree(small_made, tmp_path / "p"))
-    commands = (("rank", "3", "test/a/000.bmp", "--top", "2"), ("mislabels", "--top", "3", "--format", "fiftyone"))
+    commands = (("rank", "3", "test/a/000.png", "--top", "2"), ("mislabels", "--top", "3", "--format", "fiftyone"))
     change = listed(project)
     whole = load_splits(load_config(project / "influence.yaml"))[0]
     before = [influence(*command, cwd=project).out for command in commands]
