@@ -46,7 +46,7 @@ def command(
             f"{file} can only be converted by running the code that it holds, which could do anything that you can",
             "if you know who made it: the same command with --trust",
         )
-    from influence_cli.model.convert import convert
+    from influence_cli.checkpoints.convert import convert
 
     with terminal.status(f"running {file.name} in a process of its own"):
         made = convert(file, output)

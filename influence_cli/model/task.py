@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from influence_cli.checkpoints.load import trained_model
 from influence_cli.config.schema import Config
 from influence_cli.config.user_code import call, import_object
 from influence_cli.data.batches import ALONE, Batch, Loading, readable_batches
@@ -17,7 +18,6 @@ from influence_cli.data.datasets import load_splits
 from influence_cli.data.loader_plan import plan_loading
 from influence_cli.data.split import Split, refuse_unlabelled
 from influence_cli.errors import InfluenceError
-from influence_cli.model.checkpoint import trained_model
 from influence_cli.model.configured_loss import load_loss
 from influence_cli.model.heads import add_head, make_head
 from influence_cli.model.matching import match

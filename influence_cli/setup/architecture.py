@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from influence_cli.checkpoints.libraries import is_adapter
+from influence_cli.checkpoints.weights import NESTS, Candidate
 from influence_cli.errors import InfluenceError, counted
-from influence_cli.model.libraries import is_adapter
-from influence_cli.model.weights import NESTS, Candidate
 from influence_cli.setup.fitting import input_channels
 from influence_cli.setup.guesses import ModelGuess, TransformGuess
 from influence_cli.setup.hugging_face import CONFIG, folder_of, guess_adapter, guess_hugging_face, processor, read_json

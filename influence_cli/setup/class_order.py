@@ -67,9 +67,7 @@ def guess_order(model: ModelGuess, classes: Sequence[str] | None, count: int) ->
         return Order(matched, why)
     remark = ""
     if model.names is not None:
-        remark = (
-            f"the class names in the checkpoint ({few(model.names)}) are not those of the data ({few(classes)})"
-        )
+        remark = f"the class names in the checkpoint ({few(model.names)}) are not those of the data ({few(classes)})"
     if outputs is not None and count < outputs:
         return Order({name: number for number, name in enumerate(classes)}, open=True, remark=remark)
     return Order(None, open=True, remark=remark)

@@ -11,7 +11,7 @@ from typing import Any
 
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.setup.guesses import DataGuess
-from influence_cli.setup.tables import LABEL_NAMES, TABLES, read_table_form
+from influence_cli.setup.tables import LABEL_COLUMNS, TABLES, read_table_form
 
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 TRAIN = ("train", "training")
@@ -129,7 +129,7 @@ def _label_of(folder: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, AttributeError, RecursionError):
         return {}  # the reader says what is wrong with it
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-    usual = [name for wanted in LABEL_NAMES for name in labels if name.lower() == wanted]
+    usual = [name for wanted in LABEL_COLUMNS for name in labels if name.lower() == wanted]
     return {"label": usual[0]} if len(labels) > 1 and usual else {}
 
 

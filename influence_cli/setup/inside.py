@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from influence_cli.checkpoints.load import read_content, without_weights
+from influence_cli.checkpoints.restricted_pickle import entries_of
+from influence_cli.checkpoints.weights import NESTS, Candidate, find_weights
 from influence_cli.errors import InfluenceError
-from influence_cli.model.checkpoint import _without_weights, read_content
-from influence_cli.model.restricted_pickle import entries_of
-from influence_cli.model.weights import NESTS, Candidate, find_weights
 
 # The start of errors of a reader that names a line of the config elsewhere.
 WHERE = "influence init"
@@ -89,7 +89,7 @@ def look_inside(path: Path) -> Inside:
     content = read_content(path, WHERE)
     candidates = tuple(find_weights(content))
     if not candidates:
-        raise _without_weights(content, path, WHERE)
+        raise without_weights(content, path, WHERE)
     return Inside(path, content, candidates)
 
 

@@ -9,21 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from influence_cli.data.listed_images import IMAGE_NAMES, SPLIT_NAMES, SUFFIXES
+from influence_cli.data.tables import LABEL_NAMES
 from influence_cli.errors import InfluenceError, describe, require_extra
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
 TRAIN_WORDS = ("train", "training")
 TEST_WORDS = ("test", "testing", "val", "valid", "validation", "dev", "eval")
-SPLIT_NAMES = ("split", "set", "subset")
-IMAGE_NAMES = (
-    "image", "img", "file", "filename", "file_name", "path", "filepath", "file_path", "image_path", "image_file",
-    "image_id", "id",
-)  # fmt: skip
-LABEL_NAMES = (
-    "label", "labels", "class", "target", "targets", "category", "class_name", "fine_label", "coarse_label", "cls",
-    "species", "breed", "y",
-)  # fmt: skip
-ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
+IMAGE_COLUMNS = tuple(name for group in IMAGE_NAMES for name in group)
+LABEL_COLUMNS = (*LABEL_NAMES, "breed", "y")
+ENDINGS = ("", *SUFFIXES)
 PROBED = 5000
 
 
@@ -39,7 +34,7 @@ def read_table_form(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     header, rows, words = _rows(path)
     if not rows:
         raise InfluenceError(f"{path} has no rows", "is this the right file?")
-    splits = next((name for name in header if name.lower() in SPLIT_NAMES), None)
+    splits = next((name for name in header if name.lower() in SPLIT_NAMES[0]), None)
     label = _label(path, header, rows, splits)
     image, root = _image(path, header, rows, {label, splits})
     section: dict[str, Any] = {"csv": str(path), "image": image, "label": label}
@@ -71,9 +66,9 @@ def parquet_section(files: str) -> dict[str, Any]:
         raise InfluenceError(f"{files} cannot be read as Parquet: {describe(error)}") from error
     names = list(schema.names)
     inside = [name for name in names if types.is_nested(schema.field(name).type) or _is_bytes(schema.field(name).type)]
-    image = next((name for name in inside if name.lower() in IMAGE_NAMES), inside[0] if len(inside) == 1 else None)
-    label = next((name for wanted in LABEL_NAMES for name in names if name.lower() == wanted), None)
-    paths = next((name for name in names if name.lower() in IMAGE_NAMES and name not in inside), None)
+    image = next((name for name in inside if name.lower() in IMAGE_COLUMNS), inside[0] if len(inside) == 1 else None)
+    label = next((name for wanted in LABEL_COLUMNS for name in names if name.lower() == wanted), None)
+    paths = next((name for name in names if name.lower() in IMAGE_COLUMNS and name not in inside), None)
     if image is None and paths is not None and label is not None and len(first) == 1:
         return {"csv": first[0], "image": paths, "label": label}
     if image is None or label is None:
@@ -99,7 +94,7 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]], list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             for row in _json_rows(file) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows(file, path):
-                split = next((cell for name, cell in row.items() if name.lower() in SPLIT_NAMES), None)
+                split = next((cell for name, cell in row.items() if name.lower() in SPLIT_NAMES[0]), None)
                 if split is not None and len(words) < 100:
                     words[split.strip()] = None
                 if len(first) < PROBED:
@@ -131,12 +126,12 @@ def _text(cell: object) -> str:
 
 
 def _label(path: Path, header: list[str], rows: list[dict[str, str]], splits: str | None) -> str:
-    for wanted in LABEL_NAMES:
+    for wanted in LABEL_COLUMNS:
         for name in header:
             if name.lower() == wanted:
                 return name
     # The only column with fewer values than rows, where all others are paths.
-    rest = [name for name in header if name != splits and name.lower() not in (*IMAGE_NAMES, "", "index")]
+    rest = [name for name in header if name != splits and name.lower() not in (*IMAGE_COLUMNS, "", "index")]
     few = [name for name in rest if 1 < len({row.get(name, "") for row in rows}) <= max(2, len(rows) // 2)]
     if len(few) == 1:
         return few[0]
@@ -155,7 +150,7 @@ def _image(
     # A list called train.csv means the folder train/ first.
     inner.sort(key=lambda entry: entry.name.lower() != path.stem.lower())
     names = [name for name in header if name not in others]
-    names.sort(key=lambda name: name.lower() not in IMAGE_NAMES)
+    names.sort(key=lambda name: name.lower() not in IMAGE_COLUMNS)
     for name in names:
         cell = rows[0].get(name, "")
         if not cell or len(cell) > 4000 or "\0" in cell:

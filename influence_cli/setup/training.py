@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from influence_cli.model.restricted_pickle import Stand
+from influence_cli.checkpoints.restricted_pickle import Stand
 from influence_cli.setup.guesses import PenaltyGuess
 from influence_cli.setup.inside import Inside, plain
 

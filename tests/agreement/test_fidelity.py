@@ -155,14 +155,11 @@ def all_threads() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-# Images of 7 × 7 in the quick suite: the same 60,000 examples and bounds, a sixteenth of the pixels, fewer retrainings.
+# Minutes of retraining; the quick suite leaves one out in tests/commands/test_verify.py and tests/retrain.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pool", "random"),
-    [
-        (4, 50),
-        pytest.param(2, 150, marks=pytest.mark.slow),
-        pytest.param(1, 450, marks=pytest.mark.slow),
-    ],
+    [(4, 50), (2, 150), (1, 450)],
 )
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("all_threads")

@@ -288,14 +288,12 @@ PEFT = Checkpoint(
 
 
 def _learner(folder: Path, model: nn.Module) -> Any:
-    from fastai.data.core import DataLoaders
-    from fastai.data.load import DataLoader
-    from fastai.learner import Learner
+    from fastai.vision.all import ImageDataLoaders, Learner, Resize
 
-    data = DataLoader(torch.utils.data.TensorDataset(*batch("train")), bs=16)
-    learner = Learner(
-        DataLoaders(data, data, device="cpu"), model, loss_func=nn.CrossEntropyLoss(), path=folder, lr=0.001
+    data = ImageDataLoaders.from_folder(
+        folder, train="train", valid="val", item_tfms=Resize(32), bs=16, num_workers=0, device="cpu"
     )
+    learner = Learner(data, model, loss_func=nn.CrossEntropyLoss(), path=folder, lr=0.001)
     with learner.no_logging():
         learner.fit(1)
     model.eval()

@@ -64,7 +64,7 @@ from transformers import ConvNextConfig, ConvNextForImageClassification
 
 def build():{NAMES}
     return ConvNextForImageClassification(
-        ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, **names)
+        ConvNextConfig(hidden_sizes=[16, 32], depths=[1, 1], num_stages=2, **names)
     )
 """
 FASTAI = """

@@ -128,10 +128,10 @@ FAULTS = (
     Fault(
         name="checkpoint-prefix",
         file="weights.py",
-        old="return sorted(made, key=lambda fit: (not fit.complete, -len(fit.values), not fit.is_plain))",
-        new="return made[::-1]",
-        why="a prefix that is the model's own name is taken off",
-        tests=("test_a_prefix_that_is_the_models_own_name_is_kept",),
+        old='return [*options, *(("", option) for option in mixed)]',
+        new="return options",
+        why="a prefix that only some names have stays",
+        tests=("test_a_prefix_on_some_keys_only_is_taken_off_unless_two_names_become_one",),
     ),
     Fault(
         name="leaves-out-again",

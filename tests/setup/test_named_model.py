@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from influence_cli.checkpoints.weights import find_weights
 from influence_cli.errors import InfluenceError
-from influence_cli.model.weights import find_weights
 from influence_cli.setup.inside import Inside
 from influence_cli.setup.named_model import factory_name, guess_named
 from tests.support.brightness import MODEL, state

@@ -205,9 +205,10 @@ def test_a_product_that_is_not_finite_gives_no_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_a_hundred_random_problems(name: str) -> None:
+def test_random_problems(name: str) -> None:
     """Positive definite ones, of condition up to 1e4, converge by themselves; indefinite ones are reported as such."""
-    for seed in range(100):
+    # A series takes thousands of products where CG takes tens.
+    for seed in range(20 if name in ("lissa", "neumann") else 100):
         generator = seeded(seed)
         size, rows, digits = (
             int(torch.randint(*ends, (1,), generator=generator)) for ends in ((2, 40), (1, 5), (-6, 7))

@@ -59,7 +59,7 @@ def few_photos(folder: Path, train: int = 40, test: int = 10) -> Path:
     return folder
 
 
-def few_insects(folder: Path, train: int = 12, test: int = 6) -> None:
+def few_insects(folder: Path, train: int = 4, test: int = 2) -> None:
     """Link some images of each class: a pass of a ResNet-18 over all 400 photos takes half a minute."""
     photos = shared("hymenoptera")
     for part, count in (("train", train), ("val", test)):

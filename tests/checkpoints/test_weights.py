@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
+from influence_cli.checkpoints.load import load_checkpoint
+from influence_cli.checkpoints.weights import NESTS
 from influence_cli.config.schema import CheckpointConfig
 from influence_cli.errors import InfluenceError
-from influence_cli.model.checkpoint import load_checkpoint
-from influence_cli.model.weights import NESTS
 from influence_cli.runtime.terminal import Terminal
 
 WHERE = "influence.yaml:4"

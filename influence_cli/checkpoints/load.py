@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from influence_cli.checkpoints.folder import read_folder, read_index, read_part
+from influence_cli.checkpoints.libraries import by_library, is_adapter, with_adapter
+from influence_cli.checkpoints.restricted_pickle import Stand, entries_of
+from influence_cli.checkpoints.torch_file import SAVE, ArchiveError, read_torch_file
+from influence_cli.checkpoints.weights import NESTS, Fit, choose, find_modules, find_weights, fits, narrowed, told
 from influence_cli.config.schema import CheckpointConfig
 from influence_cli.errors import InfluenceError, counted, one_line, typed_path
-from influence_cli.model.checkpoint_folder import read_folder, read_index, read_part
-from influence_cli.model.libraries import by_library, is_adapter, with_adapter
-from influence_cli.model.restricted_pickle import Stand, entries_of
-from influence_cli.model.torch_file import SAVE, ArchiveError, read_torch_file
-from influence_cli.model.weights import NESTS, Fit, choose, find_modules, find_weights, fits, narrowed, told
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Files of other tools, by suffix, and how their weights come here.
@@ -158,7 +158,7 @@ def load_checkpoint(model: nn.Module, wanted: CheckpointConfig, where: str, term
     content = read_content(wanted.file, where)
     candidates = find_weights(content)
     if not candidates:
-        raise _without_weights(content, wanted.file, where)
+        raise without_weights(content, wanted.file, where)
     candidates = narrowed(candidates, wanted, where)
     whole_state, modules = model.state_dict(), {name for name, _ in model.named_modules()}
     state = {name: value for name, value in whole_state.items() if isinstance(value, torch.Tensor)}
@@ -240,7 +240,8 @@ def _module(modules: dict[str, str], path: Path, where: str) -> InfluenceError:
     return _whole(path, where, f"a whole pickled module ({name}{f' under {key}' if key else ''})")
 
 
-def _without_weights(content: object, path: Path, where: str) -> InfluenceError:
+def without_weights(content: object, path: Path, where: str) -> InfluenceError:
+    """Say what is in a checkpoint that has no weights."""
     modules = find_modules(content)
     if modules:
         return _module(modules, path, where)

@@ -16,9 +16,9 @@ from typing import IO, Any
 
 import torch
 
+from influence_cli.checkpoints.pickle_values import CONSTANTS, MAKERS, Storage, storage_dtype
+from influence_cli.checkpoints.restricted_pickle import RestrictedUnpickler, Stand
 from influence_cli.errors import InfluenceError, describe, human_bytes
-from influence_cli.model.pickle_values import CONSTANTS, MAKERS, Storage, storage_dtype
-from influence_cli.model.restricted_pickle import RestrictedUnpickler, Stand
 
 # What torch writes first in its older format (torch/serialization.py).
 _MAGIC = 0x1950A86A20F9469CFC6C

@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import nn
 
+from influence_cli.checkpoints.restricted_pickle import Name, Stand, entries_of
+from influence_cli.checkpoints.torch_file import read_torch_file, unpickle
 from influence_cli.errors import InfluenceError
-from influence_cli.model.restricted_pickle import Name, Stand, entries_of
-from influence_cli.model.torch_file import read_torch_file, unpickle
 
 PLAIN: dict[str, Any] = {
     "namespace": argparse.Namespace(lr=0.1, device=torch.device("cuda:0"), layers=[1, 2]),

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from influence_cli.checkpoints.restricted_pickle import Stand, entries_of
 from influence_cli.config.schema import CheckpointConfig
 from influence_cli.errors import InfluenceError, did_you_mean
-from influence_cli.model.restricted_pickle import Stand, entries_of
 
 # Keys that people save the trained weights under, in the order in which they are taken where several fit.
 NESTS = (

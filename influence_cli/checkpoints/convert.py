@@ -56,7 +56,7 @@ def convert(file: Path, output: Path) -> Converted:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), package)))}
     with tempfile.TemporaryDirectory() as folder, disk.whole(output) as part:
         report = Path(folder) / "report.json"
-        words = [sys.executable, "-m", "influence_cli.model.convert", str(file), str(part), str(report)]
+        words = [sys.executable, "-m", "influence_cli.checkpoints.convert", str(file), str(part), str(report)]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, errors="replace", check=False)
         if not report.is_file():
             last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from influence_cli.checkpoints.load import load_checkpoint, trained_model
 from influence_cli.config.schema import CheckpointConfig
 from influence_cli.errors import InfluenceError
-from influence_cli.model.checkpoint import load_checkpoint, trained_model
 
 WHERE = "influence.yaml:4"
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from influence_cli.model.convert import main
+from influence_cli.checkpoints.convert import main
 
 
 class Net(nn.Module):

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from influence_cli.checkpoints.folder import read_distributed
+from influence_cli.checkpoints.load import load_checkpoint, read_content
 from influence_cli.config.schema import CheckpointConfig
 from influence_cli.errors import InfluenceError
-from influence_cli.model.checkpoint import load_checkpoint, read_content
-from influence_cli.model.checkpoint_folder import read_distributed
 
 WHERE = "influence.yaml:4"
 

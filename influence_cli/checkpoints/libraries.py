@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from influence_cli.checkpoints.weights import Fit, belongs
 from influence_cli.errors import InfluenceError, describe
-from influence_cli.model.weights import Fit, belongs
 
 
 def by_library(model: nn.Module, option: Fit) -> Fit | None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from influence_cli.checkpoints.restricted_pickle import Stand
+from influence_cli.checkpoints.torch_file import read_torch_bytes, read_torch_file, unpickle
 from influence_cli.errors import InfluenceError, describe
-from influence_cli.model.restricted_pickle import Stand
-from influence_cli.model.torch_file import read_torch_bytes, read_torch_file, unpickle
 
 # What transformers and accelerate write, in the order in which they read it.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from influence_cli.checkpoints.load import load_checkpoint, read_content, trained_model
+from influence_cli.checkpoints.weights import NESTS
 from influence_cli.config.schema import CheckpointConfig
 from influence_cli.errors import InfluenceError
-from influence_cli.model.checkpoint import load_checkpoint, read_content, trained_model
-from influence_cli.model.weights import NESTS
 from influence_cli.runtime.terminal import Terminal
 from tests.conftest import shared
 

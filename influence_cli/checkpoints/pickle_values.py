@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_cli.model.restricted_pickle import Name, Stand, is_key
+from influence_cli.checkpoints.restricted_pickle import Name, Stand, is_key
 
 _PLAIN_DTYPE = re.compile(r"[?biufcSU]\d{0,4}")
 _STORAGES = {
