@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 TOOLS := build/tools
 FUZZER := build/fuzz/packages
 PAPER := build/paper/packages
+ECOSYSTEM := build/ecosystem/packages
 # Of each target.
 FUZZ_SECONDS ?= 60
 DEMO ?= demo
@@ -27,7 +28,7 @@ PROJECT ?= build/record/project
 A ?= build/record/old
 B ?= build/record/new
 
-.PHONY: data demo test test-slow faults record record-compare fuzz lint lock sbom audit
+.PHONY: data demo test test-slow test-ecosystem faults record record-compare fuzz lint lock sbom audit
 .PHONY: bench bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
 .PHONY: bench-loo bench-paper-hinge bench-paper-understanding bench-paper-attack bench-paper-domain-mismatch
 .PHONY: bench-paper-mislabeled bench-paper-perturbation
@@ -59,6 +60,16 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -rP
+
+# Beside $(VENV), as the fuzzer is: timm, transformers and others, which tests/ecosystem trains and saves with.
+$(ECOSYSTEM)/.installed: requirements-ecosystem.lock $(VENV)/.installed
+	rm -rf $(ECOSYSTEM)
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement $< --target $(ECOSYSTEM)
+	touch $@
+
+# What those libraries write: checkpoints, data sets, transforms. Minutes; the libraries reach no network.
+test-ecosystem: $(ECOSYSTEM)/.installed
+	PYTHONPATH=$(ECOSYSTEM) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' tests/ecosystem
 
 # What a fixed list of commands prints and writes: make record CODE=../before OUT=build/record/old, and after a change
 # make record OUT=build/record/new, then make record-compare A=build/record/old B=build/record/new.
@@ -100,6 +111,11 @@ lock: $(TOOLS)/.installed
 	# Without what these two need, for they run on the torch of requirements.lock.
 	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --generate-hashes $(UPGRADE) --no-deps \
 		--group paper --output-file requirements-paper.lock
+	# Only what requirements.lock has not, at versions that go with it; OpenCV without its windows.
+	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --generate-hashes $(UPGRADE) \
+		--constraint requirements.lock --no-emit-package opencv-python \
+		$$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.lock) \
+		--group ecosystem --output-file requirements-ecosystem.lock
 
 # CycloneDX JSON of what is installed in $(VENV), the packages for tests and linters included.
 sbom: $(VENV)/.installed $(TOOLS)/.installed
@@ -110,7 +126,7 @@ sbom: $(VENV)/.installed $(TOOLS)/.installed
 audit: $(TOOLS)/.installed
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
 		--requirement requirements.lock --requirement requirements-tools.lock --requirement requirements-fuzz.lock \
-		--requirement requirements-paper.lock || \
+		--requirement requirements-paper.lock --requirement requirements-ecosystem.lock || \
 		{ echo 'make audit: not passed, see above: a known vulnerability, or no answer about a package' >&2; exit 1; }
 
 # Beside the peers, each in an environment of its own (28 GB, made once): about two hours on two cores.

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "influence_cli"
 PACKAGES = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 # These hold what belongs to no single module: runs of whole commands, and comparisons with the numbers of others.
-SHARED = {"system", "agreement", "support", "faults", "record"}
+SHARED = {"system", "agreement", "support", "faults", "record", "ecosystem"}
 LONGEST = 400
 AT_TOP = 8
 

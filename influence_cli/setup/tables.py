@@ -68,6 +68,9 @@ def parquet_section(files: str) -> dict[str, Any]:
     inside = [name for name in names if types.is_nested(schema.field(name).type) or _is_bytes(schema.field(name).type)]
     image = next((name for name in inside if name.lower() in IMAGE_COLUMNS), inside[0] if len(inside) == 1 else None)
     label = next((name for wanted in LABEL_COLUMNS for name in names if name.lower() == wanted), None)
+    paths = next((name for name in names if name.lower() in IMAGE_COLUMNS and name not in inside), None)
+    if image is None and paths is not None and label is not None and len(first) == 1:
+        return {"csv": first[0], "image": paths, "label": label}
     if image is None or label is None:
         missing = "images" if image is None else "labels"
         raise InfluenceError(

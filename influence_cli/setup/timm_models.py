@@ -53,7 +53,12 @@ def guess_timm(arch: str, settings: Mapping[str, Any], inside: Inside, where: st
         args, channels = _arguments(arch, settings, without_wrapper(candidate.tensors), where)
         image_size = _whole(settings.get("img_size")) or _whole(_last(settings.get("input_size")))
         for attempt in [args, *([args | {"img_size": image_size}] if image_size else [])]:
-            model = _build(attempt, where)
+            try:
+                model = _build(attempt, where)
+            except InfluenceError:
+                if attempt is args:
+                    raise
+                continue  # not every architecture takes a size
             if fits(model, candidate.tensors):
                 break
         else:
@@ -84,7 +89,10 @@ def _arguments(
     """Read what timm must be told to build a model for some weights, and the channels of its input."""
     args: dict[str, Any] = {"model_name": arch}
     args |= {ours: settings[theirs] for theirs, ours in MODEL_OPTIONS.items() if _is_plain(settings.get(theirs))}
-    args |= {key: value for key, value in _mapping(settings.get("model_kwargs")).items() if _is_plain(value)}
+    extra = _mapping(settings.get("model_kwargs"))
+    args |= {
+        key: list(value) if isinstance(value, tuple) else value for key, value in extra.items() if _fits_yaml(value)
+    }
     config = dict(getattr(_build(args, where), "default_cfg", {}))
     outputs = head_rows(state, config.get("classifier")) or _whole(settings.get("num_classes"))
     if outputs is not None:
@@ -152,3 +160,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, str | int | float) and value != ""
+
+
+def _fits_yaml(value: object) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, list | tuple) else _is_plain(value)

@@ -94,6 +94,13 @@ def test_parquet_files_of_the_hub(tmp_path: Path) -> None:
     assert guess.test["args"]["files"].endswith("test*.parquet")
 
 
+def test_a_parquet_list_of_paths(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    list_ = tmp_path / "train.parquet"
+    parquet.write_table(arrow.table({"path": ["cat/0.png", "dog/0.png"], "label": ["cat", "dog"]}), list_)
+    assert guess_data(list_, None).train == {"csv": str(list_), "image": "path", "label": "label"}
+
+
 def test_tar_shards(tmp_path: Path) -> None:
     touch(tmp_path / "shard-000.tar", tmp_path / "shard-001.tar")
     assert guess_data(tmp_path, None).train == {
