@@ -33,7 +33,7 @@ from influence_cli.config import moved
 from influence_cli.demo import command
 from influence_cli.errors import InfluenceError, Stopped, one_line, printable
 from influence_cli.runtime import distributed
-from influence_cli.runtime.stdio import discard_stdout, open_missing, settle_stdout
+from influence_cli.runtime.stdio import discard_stdout, open_missing, rows_apart, settle_stdout
 from influence_cli.runtime.terminal import Terminal
 
 # Commands whose work several processes share (runtime/distributed.py). The first process alone runs any other command.
@@ -116,6 +116,11 @@ class _Command(TyperCommand):
         except OSError as error:
             _refuse_stdout(error)
             raise typer.Exit(2) from None
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, with stdout for its rows alone."""
+        with rows_apart():
+            return super().invoke(ctx)
 
 
 def _refuse_usage(error: Exception) -> None:

@@ -174,17 +174,21 @@ class PaddedLoss(nn.Module):
         return self.loss(two_classes(logit), targets)
 
 
+class ProbabilitiesError(InfluenceError):
+    """The model gives probabilities where logits are needed."""
+
+
 def refuse_probabilities(model: nn.Module, outputs: Tensor, where: str) -> None:
     """Refuse outputs [b, C] that a softmax has gone over: in [0, 1], summing to 1.
 
     Raises:
-        InfluenceError: they are probabilities; how to get at the logits.
+        ProbabilitiesError: they are probabilities; how to get at the logits.
     """
     if outputs.shape[1] < 2 or has_one_logit(model):
         return
     sums = outputs.sum(dim=1)
     if bool(((outputs >= 0) & (outputs <= 1)).all()) and bool(((sums - 1).abs() < 1e-4).all()):
-        raise InfluenceError(
+        raise ProbabilitiesError(
             f"{where}: the outputs are probabilities (in [0, 1], summing to 1), but cross_entropy takes logits",
             _other_output(model) + "return the outputs before the softmax, or take their logarithm: "
             "model.output: torch.log; if the model really was trained like this, "
@@ -202,7 +206,7 @@ def refuse_sigmoid(model: nn.Module, outputs: Tensor, more: Callable[[], Tensor]
         where: start of the error.
 
     Raises:
-        InfluenceError: all are in [0, 1]; how to get at the logit.
+        ProbabilitiesError: all are in [0, 1]; how to get at the logit.
     """
     if not has_one_logit(model):
         return
@@ -211,7 +215,7 @@ def refuse_sigmoid(model: nn.Module, outputs: Tensor, more: Callable[[], Tensor]
         return bool(((outputs[:, 1] >= 0) & (outputs[:, 1] <= 1)).all())
 
     if within(outputs) and within(more()):
-        raise InfluenceError(
+        raise ProbabilitiesError(
             f"{where}: the single output is a probability (always in [0, 1]), not a logit",
             _other_output(model) + "return it before the sigmoid, or take it back: model.output: torch.logit",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -91,7 +92,7 @@ def terminal_table(rows: Sequence[Row], columns: Sequence[str], stream: TextIO) 
     Yields:
         Lines with the terminal's colour codes, some hundred rows at a time: Rich lays out 1,000 rows per second.
     """
-    console = Console(file=stream, highlight=False)
+    console = Console(file=stream, highlight=False, width=_width(stream))
     blocks = _blocks(rows)
     shared = [column for column in columns if column in blocks[0][0]]
     body = [column for column in columns if column not in shared]
@@ -114,6 +115,16 @@ def terminal_table(rows: Sequence[Row], columns: Sequence[str], stream: TextIO) 
             with console.capture() as capture:
                 console.print(table)
             yield capture.get()
+
+
+def _width(stream: TextIO) -> int | None:
+    """Ask the terminal itself: Rich asks the numbers 0 to 2. None for what Rich takes, such as COLUMNS."""
+    if os.environ.get("COLUMNS", "").isdecimal():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _blocks(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:

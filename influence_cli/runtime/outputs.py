@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TextIO
 
 from influence_cli.errors import InfluenceError, near_path
-from influence_cli.runtime import disk
+from influence_cli.runtime import disk, stdio
 
 
 @contextmanager
@@ -33,9 +32,10 @@ def open_output(output: Path | None) -> Iterator[TextIO]:
         InfluenceError: it cannot be written.
     """
     if output is None:
-        yield _stdout()
+        stream = _stdout()
+        yield stream
         try:
-            sys.stdout.flush()
+            stream.flush()
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -121,13 +121,14 @@ def refuse_clashes(
 
 
 def _stdout() -> TextIO:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        if sys.stdout.isatty():
+    stream = stdio.rows()
+    if isinstance(stream, io.TextIOWrapper):
+        if stream.isatty():
             # Its encoding is the terminal's; missing characters are escaped and never raise.
-            sys.stdout.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")
         else:
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
-    return sys.stdout
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
+    return stream
 
 
 def unwritable(output: object, error: OSError) -> InfluenceError:

@@ -1,12 +1,15 @@
-"""Whether weights fit a model, by names and shapes, and what their shapes say of its inputs and outputs."""
+"""Whether weights fit a model, by names and shapes, what their shapes say of its inputs, and where its logits are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from influence_cli.model.outputs import logits_of
 from influence_cli.setup.torchvision_models import COUNTERS
 
 # What wrappers put before every name.
@@ -86,3 +89,28 @@ def square_sizes(state: Mapping[str, Tensor]) -> tuple[tuple[int, int], ...]:
         if side * side * channels == first.shape[1] and side >= 4:
             return ((side, side),)
     return ()
+
+
+def logits_beside(returned: Any) -> int | str | None:
+    """Find the logits among what a model returns first as probabilities: those whose softmax or sigmoid they are.
+
+    Args:
+        returned: a tuple or a dict, of several tensors.
+
+    Returns:
+        The number or the key of the logits, as ``model.output`` takes it; None where there are none.
+    """
+    items = returned.items() if isinstance(returned, dict) else ()
+    if isinstance(returned, tuple | list):
+        items = enumerate(returned)
+    probabilities = logits_of(returned)
+    for key, value in items:
+        if not isinstance(value, Tensor) or value.shape != probabilities.shape or value is probabilities:
+            continue
+        several = value.ndim > 1 and value.shape[1] > 1
+        made = value.double().softmax(dim=1) if several else value.double().sigmoid()
+        # A word with a dot or a colon would be the name of a function there.
+        usable = isinstance(key, int) or (isinstance(key, str) and "." not in key and ":" not in key)
+        if usable and torch.allclose(made, probabilities.double(), atol=1e-4):
+            return key  # type: ignore[no-any-return]
+    return None

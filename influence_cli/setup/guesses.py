@@ -24,6 +24,8 @@ class ModelGuess:
         sizes: (height, width) of the inputs that fit; empty where nothing shows it.
         crops: (resize, crop) that the library evaluates its own weights with.
         transform: the transform that the checkpoint names, or None.
+        output: as in ``model.output``: where the logits are, if the model returns more; None for the usual place.
+        output_why: what says so.
     """
 
     factory: str
@@ -39,6 +41,8 @@ class ModelGuess:
     sizes: tuple[tuple[int, int], ...] = ()
     crops: tuple[tuple[int, int], ...] = ()
     transform: TransformGuess | None = None
+    output: int | str | None = None
+    output_why: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from influence_cli.checkpoints.load import trained_model
 from influence_cli.config.load import parse_config
 from influence_cli.config.schema import Config
 from influence_cli.data.datasets import load_splits
-from influence_cli.data.split import Split, raw_item
+from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.data.transforms import build_transform
 from influence_cli.errors import InfluenceError
-from influence_cli.model.task import Task, load_tasks
+from influence_cli.model.heads import ProbabilitiesError, take_head
+from influence_cli.model.task import Task, build_model, load_tasks
 from influence_cli.passes.probe import near_chance
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.setup.architecture import guess_model
 from influence_cli.setup.class_order import Order, by_number, by_predictions, few, guess_order
 from influence_cli.setup.data_form import guess_data
+from influence_cli.setup.fitting import logits_beside
 from influence_cli.setup.guesses import TransformGuess
 from influence_cli.setup.training import guess_l2
 from influence_cli.setup.transforms import Pictures, last_resort, plausible
@@ -77,8 +81,16 @@ def plan_config(
             terminal.warn(order.remark)
         usual = [[model.transform]] if model.transform is not None else []
         usual += plausible(model, inside.settings, pictures)
+        others = last_resort(model, pictures)
         with terminal.status("loading the model"):
-            task, groups = _load(lambda guess: config_of(order, guess), usual, last_resort(model, pictures))
+            try:
+                task, groups = _load(lambda guess: config_of(order, guess), usual, others)
+            except ProbabilitiesError:
+                output = _output(config_of(order, group[0]) for group in [*usual, *others])
+                if output is None:
+                    raise
+                model = replace(model, output=output, output_why="logits; the first output has their probabilities")
+                task, groups = _load(lambda guess: config_of(order, guess), usual, others)
         transforms, reason = _built([guess for group in groups for guess in group], lambda it: config_of(order, it))
         trial = try_transforms(task, transforms, terminal, any_order=order.open)
     except InfluenceError as error:
@@ -112,6 +124,22 @@ def _load(
             continue
         return task, [*usual[number:], *([] if number < len(usual) else [group])]
     raise first or InfluenceError("there is no transform to try")
+
+
+def _output(configs: Iterable[Config]) -> int | str | None:
+    """Say which output of a model that gives probabilities the logits are, with the first input that it takes."""
+    for config in configs:
+        try:
+            model = trained_model(lambda config=config: build_model(config), config.model.sources[0], "").eval()
+            take_head(model)
+            train, _ = load_splits(config)
+            index = int(drawn(train, 1, 0)[0])
+            image = to_input(train, raw_item(train, index)[0], train.title(index))
+            with torch.no_grad():
+                return logits_beside(model(image[None]))
+        except Exception:  # of the user's model: another size may do
+            continue
+    return None
 
 
 def _built(

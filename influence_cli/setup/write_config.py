@@ -45,6 +45,7 @@ def config_text(
         *_line("  factory", model.factory, model.factory_why),
         *(_line("  args", model.args, model.args_why) if model.args else []),
         *(_line("  checkpoint", model.checkpoint, model.checkpoint_why) if model.checkpoint is not None else []),
+        *(_line("  output", model.output, model.output_why) if model.output is not None else []),
         *_line("l2", l2.value, l2.why),
         "train:",
         *_section(data.train, data.train_why),

@@ -98,29 +98,75 @@ COMBINATIONS = (
     C("ultralytics", lib.ULTRALYTICS, "YOLO", d.FOLDERS, tr.LIST, ("ultralytics",)),
     C("ultralytics-csv", lib.ULTRALYTICS, "YOLO", d.TSV, tr.WEIGHTS, ("ultralytics",)),
 )  # fmt: skip
-# What follows `influence init` where that writes a config too: of files that say the transform, with the same rows.
-INIT_ALIKE = {
+BUILD, NET = "--model ./model.py:build", "--model ./net.py:build"
+# What follows `influence init`. `net.py` has a function that builds a network of a library, where no file says which.
+INIT = {
+    "plain": f"model.pt train val {BUILD}",
+    "safetensors": f"model.safetensors train.tsv val.tsv {BUILD}",
+    "old-format": f"model.pth train val {BUILD}",
+    "numpy-scalars": f"best.pt list.csv {BUILD}",
+    "teacher": f"checkpoint.pth . {BUILD}",
+    "composer": f"ep1.pt train/metadata.jsonl val/metadata.jsonl {BUILD}",
+    "mmengine": f"epoch_1.pth train.csv val.csv {BUILD}",
+    "averaged-model": f"swa.pt train.parquet val.parquet {BUILD}",
+    "compiled": f"compiled.pt set {BUILD}",
+    "ddp": f"ddp.pt repository {BUILD}",
+    "dcp": f"step-10 repository {BUILD}",
+    "pickled": f"whole.safetensors shards {BUILD}",
+    "torchscript": f"scripted.safetensors . {BUILD}",
+    "half": f"half.pt list.csv {BUILD}",
+    "bfloat16": f"bf16.safetensors train/metadata.jsonl val/metadata.jsonl {BUILD}",
+    "double": f"double.pt train.csv val.csv {BUILD}",
+    "medmnist": f"best.pt bloodmnist.npz {BUILD}",
+    "one-logit": f"best.pt train val {BUILD}",
+    "wide-head": f"model.pt train val {BUILD}",
+    "torchvision-reference": f"checkpoint.pth train val {NET}",
+    "torchvision-average": f"checkpoint.pth list.csv {NET}",
+    "torchvision-compiled": f"compiled.pt train val {NET}",
     "timm": "output/model_best.pth.tar .",
+    "timm-average": "output/last.pth.tar list.csv",
+    "timm-webdataset": "output/model_best.pth.tar shards",
+    "timm-albumentations": f"best.pt train/metadata.jsonl val/metadata.jsonl {NET}",
+    "timm-vit-saved": f"compiled.pt set {NET}",
+    "timm-convnext-pickled": f"whole.safetensors . {NET}",
+    "timm-convnext-swa": f"swa.pt train val {NET}",
+    "lightning-module": "last.ckpt . --model lit:Lit",
+    "lightning-net": f"last.ckpt list.csv {BUILD}",
+    "lightning-objects": f"epoch=0-step=3.ckpt train val {BUILD}",
     "hf-folder": "out train val",
+    "hf-itself": "out .",
+    "hf-both": "out set",
     "hf-shards": "out list.csv",
     "hf-trainer": "run/checkpoint-2 repository",
     "hf-resnet": "out train val",
+    "hf-resnet-itself": "out set",
+    "hf-dinov2": "out list.csv",
     "hf-dinov2-shards": "out .",
+    "hf-convnext": "out repository",
+    "hf-convnext-itself": "out train val",
+    "accelerate": f"state/model.safetensors train val {BUILD}",
+    "peft": "adapter train val",
+    "fastai": f"models/m.pth list.csv {BUILD}",
+    "fastai-weights": f"models/m.pth . {BUILD}",
+    "fastai-export": f"export.safetensors train val {BUILD}",
+    "ultralytics": f"best.safetensors . {BUILD}",
+    "ultralytics-csv": f"best.safetensors train.tsv val.tsv {BUILD}",
 }
-# Of files that do not: a transform is tried out.
-INIT = {
-    "safetensors": "model.safetensors train.tsv val.tsv --model ./model.py:build",
-    "numpy-scalars": "best.pt list.csv --model ./model.py:build",
-    "composer": "ep1.pt train/metadata.jsonl val/metadata.jsonl --model ./model.py:build",
-    "averaged-model": "swa.pt train.parquet val.parquet --model ./model.py:build",
-    "compiled": "compiled.pt set --model ./model.py:build",
-    "dcp": "step-10 repository --model ./model.py:build",
-    "torchscript": "scripted.safetensors . --model ./model.py:build",
-    "half": "half.pt list.csv --model ./model.py:build",
-    "one-logit": "best.pt train val --model ./model.py:build",
-    "lightning-module": "last.ckpt . --model lit:Lit",
-    "lightning-net": "last.ckpt list.csv --model ./model.py:build",
-    "lightning-objects": "epoch=0-step=3.ckpt train val --model ./model.py:build",
-    "accelerate": "state/model.safetensors train val --model ./model.py:build",
-    "fastai": "models/m.pth list.csv --model ./model.py:build",
-}
+TRANSFORM = "train.transform"
+# Lines that no file says: they are set to those of the combination before rows are compared, as l2 is for all.
+SET = dict.fromkeys(INIT, (TRANSFORM,)) | {
+    # The transform is in the files: its rows are those of the combination.
+    **dict.fromkeys(
+        (
+            "timm", "timm-webdataset", "hf-folder", "hf-itself", "hf-both", "hf-shards", "hf-trainer", "hf-resnet",
+            "hf-resnet-itself", "hf-dinov2-shards", "hf-convnext", "hf-convnext-itself", "peft",
+        ),
+        (),
+    ),
+    # Two sets of weights fit, and the combination takes the one that is not the first.
+    "teacher": ("model.checkpoint", TRANSFORM),
+    "torchvision-average": ("model.checkpoint", TRANSFORM),
+    "timm-average": ("model.checkpoint",),
+    # The model was not trained for the outputs that it is asked about.
+    "wide-head": ("train.classes", TRANSFORM),
+}  # fmt: skip

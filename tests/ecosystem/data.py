@@ -153,13 +153,14 @@ def _webdataset(folder: Path) -> None:
     """As webdataset's ShardWriter: some examples a shard."""
     import webdataset
 
+    (folder / "shards").mkdir()
     for part in ("train", "val"):
-        with webdataset.ShardWriter(str(folder / f"{part}-%06d.tar"), maxcount=20, verbose=0) as sink:
+        with webdataset.ShardWriter(str(folder / "shards" / f"{part}-%06d.tar"), maxcount=20, verbose=0) as sink:
             for number, (image, label) in enumerate(pictures(part)):
                 out = io.BytesIO()
                 image.save(out, "PNG")
                 sink.write({"__key__": f"{number:06d}", "png": out.getvalue(), "cls": label})
-    with tarfile.open(folder / "train-000000.tar") as archive:
+    with tarfile.open(folder / "shards" / "train-000000.tar") as archive:
         assert "000000.png" in archive.getnames()
 
 
@@ -227,8 +228,8 @@ CONCATENATED = Data(
 )  # fmt: skip
 WEBDATASET = Data(
     "webdataset", "tar shards of `ShardWriter`",
-    "{dataset: influence_cli.data.tar_images.TarImages, args: {files: 'train-*.tar', image: png, label: cls}}",
-    "{dataset: influence_cli.data.tar_images.TarImages, args: {files: 'val-*.tar', image: png, label: cls}}",
+    "{dataset: influence_cli.data.tar_images.TarImages, args: {files: 'shards/train-*.tar', image: png, label: cls}}",
+    "{dataset: influence_cli.data.tar_images.TarImages, args: {files: 'shards/val-*.tar', image: png, label: cls}}",
     _webdataset, names=(),
 )  # fmt: skip
 TWO_CLASSES = Data("any tool", "folders of two classes", "{folder: train}", "{folder: val}", _two, outputs={0: 0, 1: 1})

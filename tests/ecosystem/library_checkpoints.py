@@ -254,6 +254,7 @@ def _adapter(folder: Path, model: Any) -> State:
         for key, value in state.items():
             adapted.get_parameter(names[key]).copy_(value)
         adapted.get_parameter(names["base_model.model.classifier.bias"]).add_(0.1)
+    adapted.peft_config["default"].base_model_name_or_path = "base"  # as of a base model that was loaded from there
     adapted.save_pretrained(folder / "adapter")
     return cloned(adapted.eval())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,16 @@ def data(file):
 Run = Callable[[Path], Any]
 
 
+# A function for `--model`, of a network that has no source here.
+NET = """
+import importlib
+
+
+def build():
+    return getattr(importlib.import_module({module!r}), {name!r})(**{args!r})
+"""
+
+
 def section(lines: str) -> Any:
     """Read lines of a config, in braces or without."""
     return yaml.safe_load(lines)
@@ -44,6 +55,9 @@ def make_project(folder: Path, combination: Combination) -> tuple[State, Apply]:
     write_folders(folder)
     if network.source:
         (folder / "model.py").write_text(network.source)
+    else:
+        module, _, name = network.factory.rpartition(".")
+        (folder / "net.py").write_text(NET.format(module=module, name=name, args=dict(network.args)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the libraries
         state = checkpoint.make(folder, trained(combination.network))
@@ -61,6 +75,14 @@ def config_of(combination: Combination) -> dict[str, Any]:
     train = section(combination.data.train) | {"transform": section(combination.transform.lines)}
     config = {"model": model, "l2": 0.01, "train": train, "test": section(combination.data.test)}
     return config | {"loss": network.loss} if network.loss else config
+
+
+def line_of(combination: Combination, key: str) -> str:
+    """Give a line of a combination's config as ``-s`` takes it: ``train.transform=…``."""
+    part: Any = config_of(combination)
+    for word in key.split("."):
+        part = part[word]
+    return f"{key}={json.dumps(part)}"
 
 
 def make_reference(folder: Path, combination: Combination, state: State, apply: Apply) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Command
-from tests.ecosystem.combinations import COMBINATIONS, INIT, INIT_ALIKE, Combination
-from tests.ecosystem.pictures import pictures
-from tests.ecosystem.projects import key_of, make_project, make_reference, number_of
+from tests.ecosystem.combinations import COMBINATIONS, INIT, SET, Combination
+from tests.ecosystem.projects import key_of, line_of, make_project, make_reference, number_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the libraries
 
@@ -107,6 +106,7 @@ def test_the_rows_are_those_of_the_plain_state_dict(
     project, plain = tmp_path / "project", tmp_path / "plain"
     project.mkdir()
     state, apply = make_project(project, combination)
+    wanted = ""
     if combination.checkpoint.convert:
         wanted = combination.checkpoint.model.partition("checkpoint: ")[2]
         influence("convert", combination.checkpoint.convert, "-o", wanted, "--trust", cwd=project)
@@ -123,14 +123,14 @@ def test_the_rows_are_those_of_the_plain_state_dict(
     # Where the data have names, the rows have them.
     labels = {row["label"] for row in results.ranked}
     assert labels <= set(combination.data.names or map(str, combination.data.outputs.values()))
-    if words := (INIT | INIT_ALIKE).get(combination.name):
-        (project / "influence.yaml").unlink()
-        (project / "influence.h5").unlink()
-        influence("init", *words.split(), cwd=project)
-        # Its l2 is guessed from the optimiser; influences are compared at that of the reference.
-        ranked = rows_of(influence(*RANK, "-s", "l2=0.01", cwd=project).out)
-        outputs = combination.data.outputs
-        given = dict(enumerate(outputs[label] for _, label in pictures("train") if label in outputs))
-        assert {row["index"]: row["label"] for row in comparable(ranked, combination)}.items() <= given.items()
-        if combination.name in INIT_ALIKE:
-            assert_same(ranked, expected.ranked, combination)
+    for name in ("influence.yaml", "influence.h5"):
+        (project / name).unlink()
+    data = INIT[combination.name].split()[1:]
+    if combination.checkpoint.convert:
+        refused = influence("init", combination.checkpoint.convert, *data, cwd=project, code=2).err
+        assert f"influence convert {combination.checkpoint.convert} -o {wanted} --trust" in refused
+        assert not (project / "influence.yaml").exists()
+    influence("init", *INIT[combination.name].split(), cwd=project)
+    given = ("-s", "l2=0.01", *(word for key in SET[combination.name] for word in ("-s", line_of(combination, key))))
+    assert_same(rows_of(influence(*RANK, *given, cwd=project).out), expected.ranked, combination)
+    assert_same(rows_of(influence(*MISLABELS, *given, cwd=project).out), expected.suspects, combination)

@@ -134,3 +134,35 @@ def test_a_wider_head_is_mapped_by_predictions_or_refused(folder: Path) -> None:
     torch.save({"fc.weight": torch.zeros(5, 3), "fc.bias": torch.zeros(5)}, "model.pt")
     with pytest.raises(InfluenceError, match="neither names nor predictions say which output is which class"):
         planned(folder)
+
+
+@pytest.mark.parametrize(
+    ("returned", "line"),
+    [
+        ("logits.softmax(1), logits", "output: 1"),
+        ("{'out': logits.softmax(1), 'raw': logits}", "output: raw"),
+    ],
+)
+def test_logits_beside_probabilities_are_taken(folder: Path, returned: str, line: str) -> None:
+    source = f"""
+
+class Both(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return {returned}
+"""
+    with Path("net.py").open("a", encoding="utf-8") as file:
+        file.write(source)
+    torch.save(state(), "model.pt")
+    text, config = planned(folder, model="net.py:Both")
+    assert any(row.strip().startswith(f"{line} ") for row in text.splitlines())
+    assert "logits; the first output has their probabilities" in text
+    assert accuracy(config) == 1
+
+
+def test_probabilities_alone_are_refused(folder: Path) -> None:
+    with Path("net.py").open("a", encoding="utf-8") as file:
+        file.write("\n\nclass Soft(Net):\n    def forward(self, x):\n        return super().forward(x).softmax(1)\n")
+    torch.save(state(), "model.pt")
+    with pytest.raises(InfluenceError, match="the outputs are probabilities"):
+        planned(folder, model="net.py:Soft")
