@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,13 @@ DOWNLOADED = (
     ("cifar-100-python/train", "CIFAR100", {"train": True}, {"train": False}),
     ("stl10_binary/train_X.bin", "STL10", {"split": "train"}, {"split": "test"}),
 )
+# Sets of pictures, of 28 pixels or the size in the name; those of volumes end with 3d.
+MEDMNIST = re.compile(r"([a-z]+mnist)(?:_(\d+))?\.npz")
 # So many folders below one are looked through for an image.
 LOOKED_AT = 5000
 FORMS = (
     "a folder of a folder for each class, with or without train/ and val/ above; a .csv, .tsv or .jsonl list of "
-    "images; Parquet files; tar shards; a folder of datasets"
+    "images; Parquet files; tar shards; a folder of datasets; an .npz file of MedMNIST"
 )
 
 
@@ -95,7 +99,27 @@ def _of_file(path: Path) -> tuple[Form, Form | None] | None:
         train, test = read_table_form(path)
         why = f"{path.name} is a list of images"
         return Form(train, why), Form(test, f"the other split of {path.name}") if test else None
-    return None
+    return _medmnist(path)
+
+
+def _medmnist(path: Path) -> tuple[Form, Form | None] | None:
+    """Take a file of MedMNIST by its name, of images with one label each; the library reads it."""
+    named = MEDMNIST.fullmatch(path.name)
+    if named is None:
+        return None
+    if importlib.util.find_spec("medmnist") is None:
+        raise InfluenceError(f"{path} has a name of MedMNIST, but medmnist is not installed", "pip install medmnist")
+    import medmnist
+
+    about = medmnist.INFO.get(named[1])
+    if about is None or "multi-label" in about["task"]:
+        return None
+    dataset = f"medmnist.{about['python_class']}"
+    size = {"size": int(named[2])} if named[2] else {}
+    train, test = (
+        {"dataset": dataset, "args": {"root": str(path.parent), "split": split, **size}} for split in ("train", "test")
+    )
+    return Form(train, f"{path.name} is {about['python_class']}"), Form(test, f"the other split of {path.name}")
 
 
 def _saved(folder: Path) -> tuple[Form, Form | None] | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from influence_cli.checkpoints import weights
 from influence_cli.model.outputs import logits_of
 from influence_cli.setup.torchvision_models import COUNTERS
 
@@ -40,6 +41,10 @@ def misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     for candidate in (dict(state), without_wrapper(state), _without_first(state)):
         wrong = [key for key, shape in expected.items() if key not in candidate or candidate[key].shape != shape]
         best = min(best, wrong, key=len)
+    if best:  # behind the name of a module around it, as the reader of the config takes it off
+        modules = {name for name, _ in model.named_modules()}
+        taken = weights.fits(weights.Candidate("", state), model.state_dict(), modules)[0]
+        best = min(best, [*taken.missing, *(text.split(" ", 1)[0] for text in taken.misshapen)], key=len)
     return best
 
 

@@ -29,6 +29,8 @@ COUNTS = (
     "output_dim",
     "out_features",
     "n_out",
+    "outputs",
+    "nc",
 )
 # Arguments that would download weights, which the file has.
 DOWNLOADS = ("pretrained", "weights")

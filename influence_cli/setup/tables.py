@@ -146,16 +146,17 @@ def _image(
 ) -> tuple[str, str | None]:
     """Find the column of images and the folder that they are in: None for that of the table."""
     folder = path.parent
-    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    # A list called train.csv means the folder train/ first.
-    inner.sort(key=lambda entry: entry.name.lower() != path.stem.lower())
+    inner = _folders(folder, path.stem)
+    deeper = [below for place in inner[:50] for below in _folders(place, path.stem)]
+    # A list called train.csv means the folder train/ first, or images/train/.
+    deeper.sort(key=lambda entry: entry.name.lower() != path.stem.lower())
     names = [name for name in header if name not in others]
     names.sort(key=lambda name: name.lower() not in IMAGE_COLUMNS)
     for name in names:
         cell = rows[0].get(name, "")
         if not cell or len(cell) > 4000 or "\0" in cell:
             continue
-        for place in (folder, *inner[:50], Path()):
+        for place in (folder, *inner[:50], Path(), *deeper[:50]):
             if any((place / (cell + ending)).is_file() for ending in ENDINGS):
                 return name, None if place == folder else str(place)
     raise InfluenceError(
@@ -163,3 +164,9 @@ def _image(
         + ", ".join(f"{name}: {rows[0].get(name, '')[:40]}" for name in names[:4]),
         f"write paths that are relative to {folder}",
     )
+
+
+def _folders(folder: Path, first: str) -> list[Path]:
+    """List the folders in a folder that are not hidden: that of a name first."""
+    inner = (entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(inner, key=lambda entry: (entry.name.lower() != first.lower(), entry))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -130,6 +134,39 @@ def test_a_contest_has_names_without_suffix_in_a_folder_and_a_test_list_without_
     assert guess.train == {"csv": str(path), "image": "id", "label": "label", "root": str(tmp_path / "train")}
     assert guess.test is None
     assert "test.csv has no labels" in guess.train_why
+
+
+def test_a_list_may_name_images_two_folders_below(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        touch(tmp_path / "images" / part / f"{part}1.jpg", tmp_path / "images" / part / f"{part}2.jpg")
+        listed(tmp_path, "id,label", f"{part}1,pug", f"{part}2,boxer", name=f"{part}.csv")
+    guess = guess_data(tmp_path / "train.csv", tmp_path / "val.csv")
+    assert guess.train["root"] == str(tmp_path / "images" / "train")
+    assert guess.test is not None
+    assert guess.test["root"] == str(tmp_path / "images" / "val")
+
+
+@pytest.mark.parametrize(("name", "size"), [("bloodmnist", {}), ("bloodmnist_64", {"size": 64})])
+def test_a_file_of_medmnist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: dict[str, int]
+) -> None:
+    library = types.ModuleType("medmnist")
+    library.__spec__ = importlib.machinery.ModuleSpec("medmnist", None)
+    library.INFO = {  # type: ignore[attr-defined]
+        "bloodmnist": {"python_class": "BloodMNIST", "task": "multi-class"},
+        "chestmnist": {"python_class": "ChestMNIST", "task": "multi-label, binary-class"},
+    }
+    monkeypatch.setitem(sys.modules, "medmnist", library)
+    touch(tmp_path / f"{name}.npz", tmp_path / "chestmnist.npz")
+    guess = guess_data(tmp_path / f"{name}.npz", None)
+    args = {"root": str(tmp_path), **size}
+    assert guess.train == {"dataset": "medmnist.BloodMNIST", "args": {"split": "train", **args}}
+    assert guess.test == {"dataset": "medmnist.BloodMNIST", "args": {"split": "test", **args}}
+    with pytest.raises(InfluenceError, match="no form of data that is known"):
+        guess_data(tmp_path / "chestmnist.npz", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(InfluenceError, match="medmnist is not installed"):
+        guess_data(tmp_path / f"{name}.npz", None)
 
 
 def test_a_column_of_splits(tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ def test_weights_are_not_downloaded(folder: Path) -> None:
     assert guess.args == {"pretrained": False}
 
 
+def test_weights_behind_the_name_of_a_module_around_them_fit(folder: Path) -> None:
+    behind = {f"backbone.{name}": value for name, value in state().items()}
+    assert guess_named("net.py:Net", inside(behind)).checkpoint == "model.pt"
+
+
 def test_weights_of_another_model_are_refused(folder: Path) -> None:
     other = {"fc.weight": torch.zeros(3, 4), "fc.bias": torch.zeros(3)}
     with pytest.raises(InfluenceError) as raised:
