@@ -14,8 +14,9 @@ from influence_cli.config.load import load_config
 from influence_cli.errors import InfluenceError
 from influence_cli.report.writer import choose_format, write_rows
 from influence_cli.results.run import Session, run_facts
-from influence_cli.runtime import distributed, stdio
+from influence_cli.runtime import distributed, stdout
 from influence_cli.runtime.outputs import check_output, open_output, run_file
+from influence_cli.runtime.stdio import stdin_lines
 from influence_cli.runtime.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def begin_without_config(
     Raises:
         InfluenceError: the format is wrong, or a file or stdout cannot be written.
     """
-    chosen = choose_format(format, output, terminal=stdio.rows().isatty(), dialects=dialects)
-    if rows and output is None and not stdio.rows().writable():
+    chosen = choose_format(format, output, terminal=stdout.rows().isatty(), dialects=dialects)
+    if rows and output is None and not stdout.rows().writable():
         raise InfluenceError("stdout is closed, so the rows cannot be written", "name a file for them: -o rows.csv")
     for path in (output, *files):
         if path is not None and distributed.is_first():
@@ -121,7 +122,7 @@ def selected_tests(
 
     test, classes = tasks[0].test, tasks[0].classes
     selected = select_tests(
-        words, test, classes, lambda: misclassified(tasks, session.terminal, skip=skip), stdio.stdin_lines()
+        words, test, classes, lambda: misclassified(tasks, session.terminal, skip=skip), stdin_lines()
     )
     refuse_without_label(selected, test, target)
     return selected

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from influence_cli.errors import InfluenceError, near_path
-from influence_cli.runtime import disk, stdio
+from influence_cli.runtime import disk, stdout
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def refuse_clashes(
 
 
 def _stdout() -> TextIO:
-    stream = stdio.rows()
+    stream = stdout.rows()
     if isinstance(stream, io.TextIOWrapper):
         if stream.isatty():
             # Its encoding is the terminal's; missing characters are escaped and never raise.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ def logits_beside(returned: Any) -> int | str | None:
     Returns:
         The number or the key of the logits, as ``model.output`` takes it; None where there are none.
     """
-    items = returned.items() if isinstance(returned, dict) else ()
+    items: Iterable[tuple[Any, Any]] = returned.items() if isinstance(returned, dict) else ()
     if isinstance(returned, tuple | list):
         items = enumerate(returned)
     probabilities = logits_of(returned)

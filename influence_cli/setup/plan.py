@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def _output(configs: Iterable[Config]) -> int | str | None:
     """Say which output of a model that gives probabilities the logits are, with the first input that it takes."""
     for config in configs:
         try:
-            model = trained_model(lambda config=config: build_model(config), config.model.sources[0], "").eval()
+            model = trained_model(partial(build_model, config), config.model.sources[0], "").eval()
             take_head(model)
             train, _ = load_splits(config)
             index = int(drawn(train, 1, 0)[0])

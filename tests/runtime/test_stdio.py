@@ -23,7 +23,6 @@ import pytest
 
 from influence_cli.cli import app
 from influence_cli.errors import quoted
-from influence_cli.runtime import stdio
 from influence_cli.runtime.stdio import stdin_lines
 from tests.conftest import Command, Ended, edit
 from tests.support import fork_server
@@ -61,32 +60,6 @@ class Talking(ImageFolder):
             with contextlib.suppress(OSError):
                 os.write(number, b"reading " * 9)
         return super().__getitem__(index)
-"""
-
-# A model whose file, factory and forward pass print in every way there is.
-PRINTING = """
-import ctypes
-import os
-import sys
-from torch import nn
-
-kept = sys.stdout
-print("imported")
-
-
-class Net(nn.Sequential):
-    def forward(self, x):
-        print("shape", tuple(x.shape))
-        return super().forward(x)
-
-
-def build():
-    print("built")
-    os.write(1, b"by number\\n")
-    sys.__stdout__.write("by the stream of the start\\n")
-    kept.write("kept\\n")
-    ctypes.CDLL(None).printf(b"from C\\n")
-    return Net(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
 """
 
 
@@ -146,46 +119,6 @@ def test_with_a_file_for_the_rows_every_stream_may_be_closed(influence: Command,
 
 def test_a_closed_stdin_is_an_empty_list(influence: Command, stored: Path) -> None:
     assert "no test example is selected by -" in influence("rank", "-", cwd=stored, code=2).err
-
-
-# --- rows alone
-
-
-def test_what_code_of_the_user_prints_goes_to_stderr(tiny: Path) -> None:
-    """By name and by number, from C, and from a stream that was kept: among the rows there is nothing else."""
-    (tiny / "model.py").write_text(PRINTING)
-    done = fork_server.run(
-        [*INFLUENCE, "mislabels", "--format", "jsonl", "--top", "3", "-q"], cwd=tiny, capture_output=True, text=True,
-        env=variables(),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert [json.loads(line)["rank"] for line in done.stdout.splitlines()] == [1, 2, 3]
-    for word in ("imported", "built", "by number", "by the stream", "from C", "kept", "shape (1, 1, 8, 8)"):
-        assert word in done.stderr
-
-
-def test_rows_go_to_the_stdout_of_a_command_that_runs_in_another_program(influence: Command, tiny: Path) -> None:
-    (tiny / "model.py").write_text(PRINTING)
-    before = sys.stdout
-    done = influence("rank", 0, "--top", 1, cwd=tiny)
-    assert sys.stdout is before
-    assert [json.loads(line)["rank"] for line in done.out.splitlines()] == [1, 1]
-    assert "imported" in done.err
-    assert "shape (1, 1, 8, 8)" in done.err
-
-
-def test_a_command_in_another_one_has_its_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    with stdio.rows_apart():
-        kept = stdio.rows()
-        with stdio.rows_apart():
-            assert stdio.rows() is kept
-        assert stdio.rows() is kept
-        sys.stderr, before = sys.stdout, sys.stderr  # a program may do that too
-        print("said")
-        sys.stderr = before
-        kept.write("row")
-    assert stdio.rows() is sys.stdout
-    assert tuple(capsys.readouterr()) == ("row", "said\n")
 
 
 # --- full

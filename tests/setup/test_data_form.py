@@ -147,9 +147,7 @@ def test_a_list_may_name_images_two_folders_below(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [("bloodmnist", {}), ("bloodmnist_64", {"size": 64})])
-def test_a_file_of_medmnist(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: dict[str, int]
-) -> None:
+def test_a_file_of_medmnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: dict[str, int]) -> None:
     library = types.ModuleType("medmnist")
     library.__spec__ = importlib.machinery.ModuleSpec("medmnist", None)
     library.INFO = {  # type: ignore[attr-defined]
