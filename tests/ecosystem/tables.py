@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tests.ecosystem.checkpoint import Checkpoint
-from tests.ecosystem.combinations import COMBINATIONS, Combination
+from tests.ecosystem.combinations import COMBINATIONS, INIT, SET, Combination
 from tests.ecosystem.networks import NETWORKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "bring-your-own.md"
@@ -62,6 +62,10 @@ def make_tables() -> Tables:
         "transforms": _table(
             "library | what it is | influence.yaml | tests",
             ((t.library, t.kind, f"`transform: {t.lines}`", tests) for t, tests in transforms.items()),  # type: ignore[attr-defined]
+        ),
+        "init": _table(
+            "influence init | test | set besides `l2`",
+            ((f"`{words}`", f"`{name}`", ", ".join(f"`{key}`" for key in SET[name])) for name, words in INIT.items()),
         ),
     }
 

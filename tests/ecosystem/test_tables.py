@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.ecosystem.combinations import COMBINATIONS
+from tests.ecosystem.combinations import COMBINATIONS, INIT
 from tests.ecosystem.networks import NETWORKS
 from tests.ecosystem.tables import PAGE, fill, make_tables
 
@@ -17,6 +17,7 @@ def test_there_are_as_many_combinations_as_promised() -> None:
     names = [combination.name for combination in COMBINATIONS]
     assert len(names) >= 40
     assert len(set(names)) == len(names)
+    assert names == list(INIT)
     assert {combination.network for combination in COMBINATIONS} == set(NETWORKS)
 
 
