@@ -130,9 +130,11 @@ def find_weights(content: object) -> list[Candidate]:
 
 
 def find_modules(content: object) -> dict[str, str]:
-    """Find whole pickled modules: the name of the class by the key that it lies under."""
+    """Find whole pickled modules: the name of the class by the key or the attribute that it lies under."""
     found = {}
     values = {"": content, **(entries_of(content) or {})}
+    if isinstance(content, Stand) and isinstance(content.state, dict):  # an object around it, such as a Learner
+        values |= content.state
     for key, value in values.items():
         if isinstance(value, Stand) and isinstance(value.state, dict) and "_modules" in value.state:
             found[str(key)] = value.name

@@ -11,7 +11,6 @@ from typing import Any
 from influence_cli.checkpoints.libraries import is_adapter
 from influence_cli.checkpoints.weights import NESTS, Candidate
 from influence_cli.errors import InfluenceError, counted
-from influence_cli.setup.fitting import input_channels
 from influence_cli.setup.guesses import ModelGuess, TransformGuess
 from influence_cli.setup.hugging_face import CONFIG, folder_of, guess_adapter, guess_hugging_face, processor, read_json
 from influence_cli.setup.inside import Inside, beside, look_inside
@@ -86,7 +85,7 @@ def _torchvision(model: Recognised, inside: Inside, candidate: Candidate) -> Mod
         outputs=model.outputs,
         checkpoint=checkpoint,
         checkpoint_why=remark,
-        channels=input_channels(candidate.tensors),
+        channels=3,
         sizes=((model.args["image_size"],) * 2,) if "image_size" in model.args else (),
         crops=crops(model.name),
         transform=_reference(inside),

@@ -56,6 +56,18 @@ def _without_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return names
 
 
+def in_order(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Put weights in the order of a model's layers, which safetensors does not keep; strange ones left out."""
+    order = [*model.state_dict()]
+    known, places = set(order), {}
+    for key in state:
+        parts = key.split(".")
+        name = next((name for cut in range(len(parts)) if (name := ".".join(parts[cut:])) in known), None)
+        if name is not None:
+            places.setdefault(name, key)
+    return {places[name]: state[places[name]] for name in order if name in places}
+
+
 def head_rows(state: Mapping[str, Tensor], name: object) -> int | None:
     """Count the rows of a last layer of a known name (several: of the first)."""
     first = name[0] if isinstance(name, tuple | list) and name else name

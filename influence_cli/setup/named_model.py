@@ -11,7 +11,7 @@ from torch import nn
 
 from influence_cli.config.user_code import call, import_object
 from influence_cli.errors import InfluenceError
-from influence_cli.setup.fitting import input_channels, last_rows, misfits, square_sizes
+from influence_cli.setup.fitting import in_order, input_channels, last_rows, misfits, square_sizes
 from influence_cli.setup.guesses import ModelGuess
 from influence_cli.setup.inside import Inside
 
@@ -68,7 +68,8 @@ def guess_named(text: str, inside: Inside) -> ModelGuess:
     failed: InfluenceError | None = None
     for candidate in inside.candidates:
         outputs = last_rows(candidate.tensors)
-        for args in _attempts(factory, inside.settings, outputs):
+        attempts = _attempts(factory, inside.settings, outputs)
+        for args in attempts:
             try:
                 model = call(factory, args, Path.cwd(), name, lambda *_: "--model")
             except InfluenceError as error:
@@ -80,7 +81,11 @@ def guess_named(text: str, inside: Inside) -> ModelGuess:
                     "name the function or class that makes the model",
                 )
             wrong.append(misfits(model, candidate.tensors))
+            # Which layer is the first and which the last is known for sure now.
+            tensors = in_order(candidate.tensors, model)
+            outputs = last_rows(tensors)
             if wrong[-1]:
+                attempts += [more for more in _attempts(factory, inside.settings, outputs) if more not in attempts]
                 continue
             checkpoint, remark = inside.checkpoint(candidate)
             return ModelGuess(
@@ -91,8 +96,8 @@ def guess_named(text: str, inside: Inside) -> ModelGuess:
                 outputs=outputs,
                 checkpoint=checkpoint,
                 checkpoint_why=remark,
-                channels=input_channels(candidate.tensors),
-                sizes=square_sizes(candidate.tensors),
+                channels=input_channels(tensors),
+                sizes=square_sizes(tensors),
             )
     if not wrong and failed is not None:
         raise failed

@@ -113,11 +113,14 @@ def _load(
 
     Raises:
         InfluenceError: the reason of the first one, if it takes none, or if it is not a matter of the size.
+        ProbabilitiesError: it takes one, and gives probabilities.
     """
     first: InfluenceError | None = None
     for number, group in enumerate([*usual, *others]):
         try:
             task = load_tasks(config_of(group[0]))[0]
+        except ProbabilitiesError:  # it takes the size
+            raise
         except InfluenceError as error:
             if first is not None and number >= len(usual) and error.message == first.message:
                 break

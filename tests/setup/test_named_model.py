@@ -14,6 +14,19 @@ from influence_cli.setup.inside import Inside
 from influence_cli.setup.named_model import factory_name, guess_named
 from tests.support.brightness import MODEL, state
 
+DEEP = """
+from torch import nn
+
+
+class Deep(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1, bias=False)
+        self.a_depthwise = nn.Conv2d(8, 8, 3, groups=8, bias=False)
+        self.middle = nn.Linear(8, 8, bias=False)
+        self.head = nn.Linear(8, num_classes)
+"""
+
 
 def inside(state: dict[str, Tensor], settings: dict[str, object] | None = None) -> Inside:
     content = {"state_dict": state, "hyper_parameters": settings or {}}
@@ -73,6 +86,14 @@ def test_weights_are_not_downloaded(folder: Path) -> None:
 def test_weights_behind_the_name_of_a_module_around_them_fit(folder: Path) -> None:
     behind = {f"backbone.{name}": value for name, value in state().items()}
     assert guess_named("net.py:Net", inside(behind)).checkpoint == "model.pt"
+
+
+def test_the_first_and_the_last_layer_are_those_of_the_model_in_whatever_order_the_file_has_them(folder: Path) -> None:
+    shapes = {"a_depthwise.weight": (8, 1, 3, 3), "head.bias": (3,), "head.weight": (3, 8), "middle.weight": (8, 8)}
+    weights = {name: torch.zeros(shape) for name, shape in (shapes | {"stem.weight": (8, 3, 1, 1)}).items()}
+    (folder / "deep.py").write_text(DEEP)
+    guess = guess_named("deep.py:Deep", inside(weights))
+    assert (guess.args, guess.outputs, guess.channels) == ({"num_classes": 3}, 3, 3)
 
 
 def test_weights_of_another_model_are_refused(folder: Path) -> None:
