@@ -371,7 +371,14 @@ def test_a_pickle_named_safetensors_is_not_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("content", [make, lambda: {"epoch": 3, "ema": make(), "model": None}])
+class Learner:
+    """An object with a model, as fastai's."""
+
+    def __init__(self) -> None:
+        self.epoch, self.model = 1, make()
+
+
+@pytest.mark.parametrize("content", [make, lambda: {"epoch": 3, "ema": make(), "model": None}, Learner])
 def test_a_whole_model_is_named_with_the_command_that_converts_it(
     tmp_path: Path, content: Callable[[], object]
 ) -> None:
