@@ -58,8 +58,8 @@ def _without_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def in_order(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Put weights in the order of a model's layers, which safetensors does not keep; strange ones left out."""
-    order = [*model.state_dict()]
-    known, places = set(order), {}
+    order, places = list(model.state_dict()), dict[str, str]()
+    known = set(order)
     for key in state:
         parts = key.split(".")
         name = next((name for cut in range(len(parts)) if (name := ".".join(parts[cut:])) in known), None)
