@@ -224,7 +224,7 @@ def test_a_label_of_a_data_set_that_no_class_has_is_named(
     kind = "training" if part == "train" else "test"
     for words in COMMANDS:
         said = refusal(influence, tiny, *words)
-        assert f"{kind} example 5 has the label {label}, but the model has 3 outputs (0 to 2)" in said
+        assert f"{kind} example 5 has the label {label}, but the model has 3 outputs, so label" in said
 
 
 def test_a_label_of_a_file_that_no_class_has_is_named(influence: Command, tiny: Path) -> None:
