@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import os
 import shutil
 import subprocess
@@ -68,6 +69,16 @@ def run_influence(
     assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the cases that ``pytest.mark.quick`` does not name to ``make test-slow``."""
+    for item in items:
+        mark = item.get_closest_marker("quick")
+        case = item.name.partition("[")[2].removesuffix("]")
+        if mark is not None and not any(fnmatch.fnmatchcase(case, pattern) for pattern in mark.args):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -35,7 +35,7 @@ from influence_cli.store.layout import (
 # A shard's name in the folder of the store: no other file is opened, whatever a header says.
 SHARD = re.compile(r"[^/\\\0]+\.shards-[0-9a-f]{8}/\d{4,}\.h5")
 
-# Seals of files whose header and data sets match.
+# Seals and headers of files whose data sets match them.
 _MATCHING: set[bytes] = set()
 
 
@@ -146,8 +146,8 @@ def _rise(ranges: list[Any], size: int) -> bool:
 def _read_header(file: h5py.File, path: Path, seal: bytes) -> dict[str, Any]:
     """Read the header, and check that the file has what it says: anybody can write matching checksums.
 
-    A command opens its store a dozen times. The seal has the checksum of all HDF5 metadata, on which the second check
-    depends, so one per process and seal is enough.
+    A command opens its store a dozen times. The seal has the checksum of all HDF5 metadata, so the second check is made
+    once per process for the same seal and header.
     """
     wrong = InfluenceError(f"{path} is damaged: its header and its data sets do not match", ANEW)
     try:
@@ -159,10 +159,10 @@ def _read_header(file: h5py.File, path: Path, seal: bytes) -> dict[str, Any]:
         if xxhash.xxh3_64_intdigest(text) != int(stored.attrs["xxh3"]):
             raise InfluenceError(f"{path} is damaged: the checksum of its header does not match", ANEW)
         header = _object(text)
-        if seal not in _MATCHING:
+        if seal + text not in _MATCHING:
             if not _matches(header, data_sets(file), size):
                 raise wrong
-            _MATCHING.add(seal)
+            _MATCHING.add(seal + text)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
         raise wrong from error
     return header

@@ -123,6 +123,7 @@ def test_the_two_scores_of_the_model_differ_by_the_margin(svm: Any) -> None:
     assert torch.allclose(outputs[:, 1] - outputs[:, 0], x.flatten(1) @ w, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_smooth_hinge_predicts_leaving_out_and_the_hinge_does_not(
     influence: Command, tmp_path: Path, svm: Any
 ) -> None:

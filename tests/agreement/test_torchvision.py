@@ -202,6 +202,7 @@ def test_every_model_is_here() -> None:
     assert not marked & set(FAST)
 
 
+@pytest.mark.quick("resnet18", "mobilenet_v3_small")
 @pytest.mark.parametrize("name", CASES)
 def test_check_passes_and_gradients_equal_autograd(influence: Command, tmp_path: Path, name: str) -> None:
     args, size = arguments(name), image_size(name)

@@ -92,6 +92,7 @@ def test_a_checkpoint_that_is_no_minimum_is_called_that(influence: Command, proj
     assert "not a minimum" in str(rows[0]["meaning"])
 
 
+@pytest.mark.quick("ekfac", "explicit")
 @pytest.mark.parametrize("method", ["ekfac", "explicit", "cg", "identity"])
 def test_residual_and_energy_are_those_of_a_dense_computation(influence: Command, project: Path, method: str) -> None:
     """The GGN of all 500 parameters by autograd, and s_test taken from the command's own scores."""
@@ -291,6 +292,7 @@ def train(model, data, *, l2, seed, progress=None):
 """
 
 
+@pytest.mark.slow
 def test_a_small_cnn_at_its_minimum_is_left_out_as_its_hessian_says(influence: Command, project: Path) -> None:
     """Koh & Liang 2017, figure 2 (right), in small: what is not convex has a minimum too, and training follows it."""
     (project / "model.py").write_text(CNN)
@@ -405,6 +407,7 @@ def test_the_score_is_what_rank_and_the_files_give(
     assert (rows[0]["low"], rows[0]["high"]) == pytest.approx((low, high), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_is_killed_and_the_numbers_are_the_same(
     scored: tuple[Path, list[dict[str, object]], str], trained: Path, influence: Command, tmp_path: Path
 ) -> None:
@@ -530,6 +533,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.quick("raises", "wider", "nan")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_training_that_goes_wrong_is_named_and_what_was_finished_is_kept(
     influence: Command, project: Path, fault: str

@@ -293,6 +293,7 @@ def test_a_wide_factor_has_its_top_eigenvectors(monkeypatch: pytest.MonkeyPatch)
     assert "left out" in ekfac.remainders([wide])[0]
 
 
+@pytest.mark.slow
 def test_beside_the_exact_curvature_of_trained_softmax_regression(one_thread: None) -> None:
     """Print r and slope of EK-FAC's influence on the exact one; it is an approximation, and better the larger λ is."""
     from influence_cli.demo.project import read_images

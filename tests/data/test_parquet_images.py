@@ -150,6 +150,7 @@ def as_parquet(project: Path) -> Config:
     return as_data_files(project, "influence_cli.data.parquet_images.ParquetImages", "{0}-*.parquet")
 
 
+@pytest.mark.slow
 def test_every_command_says_the_same_as_of_the_image_folder(influence: Command, tmp_path: Path) -> None:
     def convert(project: Path) -> None:
         train, test = (ImageFolder(project / part) for part in ("train", "test"))

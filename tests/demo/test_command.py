@@ -80,6 +80,7 @@ def test_the_images_are_those_of_fashion_mnist(tmp_path: Path) -> None:
     assert np.bincount(labels).min() > 500
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_project(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_project(tmp_path / name)

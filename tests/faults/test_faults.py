@@ -84,6 +84,7 @@ VERDICTS = {
 }
 
 
+@pytest.mark.slow
 def test_the_run_tells_what_lives_on(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     words = [sys.executable, "-c", SCRIPT, Path(__file__).parent, small(tmp_path / "code"), tmp_path / "work"]

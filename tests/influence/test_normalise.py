@@ -85,6 +85,7 @@ def test_scores_are_those_of_the_dense_formulas(influence: Command, project: Pat
         assert np.abs(found).max() <= 1 + 1e-5
 
 
+@pytest.mark.quick("explicit-relatif", "identity-cosine")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["explicit", "identity"])
 def test_on_the_fly_gives_the_same(influence: Command, project: Path, method: str, kind: str) -> None:
@@ -113,6 +114,7 @@ def test_norms_layer_by_layer_are_those_of_the_coordinates(project: Path) -> Non
         assert torch.allclose(direct_norms(prepared, norms)(batch).float(), norms.of_rows(rows), rtol=1e-4)
 
 
+@pytest.mark.quick("ekfac-relatif", "fisher-relatif-loss", "identity-cosine")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["ekfac", "fisher", "identity"])
 def test_every_method_with_coordinates_has_them(influence: Command, project: Path, method: str, kind: str) -> None:

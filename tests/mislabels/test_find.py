@@ -249,6 +249,7 @@ def right_share(table: dict[str, np.ndarray], noisy: Noisy, form: str) -> list[f
     return [float(np.mean([suggested[index] == label for index, label in true.items()]))]
 
 
+@pytest.mark.quick("true_label", "index.npy")
 @pytest.mark.parametrize("form", ["true_label", "index", "true.npy", "index.npy"])
 def test_truth_measures_every_signal(influence: Command, noisy: Noisy, tmp_path: Path, form: str) -> None:
     file = noisy.folder / "truth.csv"

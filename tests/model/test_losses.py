@@ -220,6 +220,7 @@ def test_directions_without_curvature_count(influence: Command, project: Path, m
 SPIKE = "{factory: smooth_hinge, args: {temperature: 1e-6}}"
 
 
+@pytest.mark.quick("hinge-ekfac", "*e-6*-explicit")
 @pytest.mark.parametrize(
     ("loss", "method"),
     [("hinge", "explicit"), ("hinge", "ekfac"), ("hinge", "fisher"), (SPIKE, "explicit"), (SPIKE, "ekfac")],

@@ -175,6 +175,7 @@ def test_an_attack_raises_the_loss_inside_the_ball_with_the_layer_at_its_minimum
     assert found.after == int(top.outputs(w)[row].argmax())
 
 
+@pytest.mark.slow
 def test_ten_images_flip_what_one_does_not(top: TopLayer, scale: PixelScale) -> None:
     outputs = margins(top.outputs(top.w), top.tests.targets)
     rows = sorted(right_rows(top), key=lambda row: float(outputs[row]))[2:5]
@@ -195,6 +196,7 @@ def test_images_are_chosen_by_what_their_pixels_can_do(top: TopLayer, scale: Pix
     assert gains == pytest.approx(np.sort(every)[::-1][:3])
 
 
+@pytest.mark.slow
 def test_few_images_are_ordered_by_what_each_does_alone(top: TopLayer, scale: PixelScale) -> None:
     from influence_cli.perturb.attack import TRIAL, TRIED, attack_order, choose_images
 

@@ -212,6 +212,7 @@ def test_estimated_is_the_map_times_the_change(influence: Command, project: Path
     assert abs(slopes[place]) == np.abs(slopes).max()
 
 
+@pytest.mark.slow
 def test_every_method_has_a_slope_and_exact_ones_agree(influence: Command, project: Path) -> None:
     def slopes(method: str) -> np.ndarray:
         words = ("-s", f"curvature.method={method}", "-s", f"gradients.store={method}.h5", "--map", "map.npy")

@@ -155,6 +155,7 @@ def test_on_the_fly_rows_are_those_of_any_other_run(influence: Command, project:
         assert row["loss"] == pytest.approx(by_index[row["index"]]["loss"], rel=1e-4)
 
 
+@pytest.mark.quick("explicit")
 @pytest.mark.parametrize("method", ["identity", "explicit", "cg"])
 def test_on_the_fly_equals_the_store_for_other_methods(
     influence: Command, trained: Path, tmp_path: Path, method: str

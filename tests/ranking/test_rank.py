@@ -30,6 +30,7 @@ def scores(influence: Command, cwd: Path, *words: object) -> np.ndarray:
         return np.asarray(file["influence"])
 
 
+@pytest.mark.slow
 def test_every_method_gives_the_same_numbers(influence: Command, project: Path) -> None:
     tests = ("3", "17", "40:44")
     exact = scores(influence, project, *tests)

@@ -48,6 +48,7 @@ def test_a_file_of_its_kind_that_appears_when_complete(tmp_path: Path, suffix: s
         assert {"class 0", "class 1", "class 2"} <= set(words(tmp_path / "a.svg"))
 
 
+@pytest.mark.quick("png")
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_same_numbers_give_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     draw(tmp_path / f"a.{suffix}", 5)

@@ -190,6 +190,7 @@ def test_rank_gives_the_rows_of_one_process(
                 np.testing.assert_allclose(own[name][()], others[name][()], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.quick("signals", "on-test")
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
@@ -210,6 +211,7 @@ def test_mislabels_gives_the_rows_of_one_process(
     assert_same_rows(rows_of(done.out[0], several), rows_of(alone.out, one))
 
 
+@pytest.mark.quick("self-check-stdin", "lds")
 @pytest.mark.parametrize(
     ("words", "stdin"),
     [
@@ -346,6 +348,7 @@ def assert_ended(done: Job, killed: int) -> None:
     assert "another process of this job has ended" in told or -6 in done.codes, told
 
 
+@pytest.mark.quick("1")
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_job_goes_on_after_a_kill_in_mid_fill(
     tmp_path: Path, project: Path, whole: Path, job: Run, killed: int
@@ -372,6 +375,7 @@ def fitted(job: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.quick("same-number")
 @pytest.mark.parametrize(
     ("stage", "number", "ranks"),
     [

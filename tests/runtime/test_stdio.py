@@ -204,6 +204,7 @@ def bare() -> dict[str, str]:
     return kept | ascii_only | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.quick("mislabels*")
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_it_needs_no_home_no_locale_no_terminal_and_no_stdin(stored: Path, words: tuple[str, ...]) -> None:
     done = shell(f"setsid -w influence {' '.join(words)} <&-", stored, bare())

@@ -255,6 +255,7 @@ def whole(network: Network, inputs: Tensor, targets: Tensor, matrix: str) -> Ten
     return curvature_matrix(network, [Batch(inputs, targets, positions)], matrix)
 
 
+@pytest.mark.quick("*cg-*", "nystrom-*", "lissa-hessian-*", "neumann-ggn-*")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("matrix", ["ggn", "hessian"])
 @pytest.mark.parametrize("method", ["plain cg", "cg", "nystrom", "lissa", "neumann"])

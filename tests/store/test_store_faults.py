@@ -19,8 +19,8 @@ import pytest
 import torch
 from PIL import Image
 
-from influence_cli.data import fingerprint
 from influence_cli.errors import InfluenceError
+from influence_cli.model import data_fingerprint
 from influence_cli.precompute import fill_store, fit_file, make_store
 from influence_cli.runtime import disk, locks
 from influence_cli.runtime.locks import claim
@@ -639,7 +639,7 @@ def test_an_edit_that_keeps_size_and_time_is_found_by_fsck_alone(
 def test_an_edit_in_memory_outside_the_sample_is_found_by_fsck_alone(
     influence: Command, empty: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprint, "SAMPLED", 4)
+    monkeypatch.setattr(data_fingerprint, "SAMPLED", 4)
     (empty / "memory.py").write_text(MEMORY)
     images = torch.rand(N, 1, 8, 8)
     torch.save(images, empty / "images.pt")

@@ -117,6 +117,7 @@ def test_forks_know_nothing_of_each_other(tmp_path: Path) -> None:
     assert done.stdout.split() == ["False"] * 3
 
 
+@pytest.mark.slow
 def test_the_locale_is_that_of_the_environment() -> None:
     code = "import sys; print(sys.getfilesystemencoding(), sys.stdout.encoding, sys.stdout.errors, sys.stderr.errors)"
     plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

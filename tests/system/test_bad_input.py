@@ -47,7 +47,7 @@ YAML = [
         "{root: train}",
         "{root: nowhere}",
         "influence.yaml:7: torchvision.datasets.ImageFolder failed: FileNotFoundError",
-        "INFLUENCE_DEBUG",
+        "project/nowhere",
     ),
     ("ToImage", "ToImgae", "influence.yaml:9: torchvision.transforms.v2 has no 'ToImgae'", "did you mean 'ToImage'?"),
     (

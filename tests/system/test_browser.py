@@ -242,6 +242,7 @@ BAD = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick("index*", "*mend*", "*dog*", "*two*")
 @pytest.mark.parametrize(("text", "message"), BAD)
 def test_an_import_with_a_mistake_changes_nothing(desk: Opened, tmp_path: Path, text: str, message: str) -> None:
     desk.card(0).get_by_text("Unsure").click()

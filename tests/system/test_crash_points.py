@@ -157,6 +157,7 @@ FITS = {
 }
 
 
+@pytest.mark.quick("ekfac")
 @pytest.mark.parametrize("kind", FITS)
 def test_a_fit_loses_one_batch_at_most(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -254,6 +255,7 @@ def check_verify(
         assert before + len(trained) <= total + 1
 
 
+@pytest.mark.slow
 def test_verify_trains_one_half_again_at_most(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, trained: list[int]
 ) -> None:

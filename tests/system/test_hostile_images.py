@@ -77,6 +77,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
 }
 
 
+@pytest.mark.quick("bomb", "truncated", "postscript", "16 bits", "link to itself")
 @pytest.mark.parametrize("name", BAD)
 def test_a_training_image_that_cannot_be_read_is_named_and_can_be_skipped(
     influence: Command, tiny: Path, name: str
@@ -96,6 +97,7 @@ def test_a_training_image_that_cannot_be_read_is_named_and_can_be_skipped(
     assert len(done.out.splitlines()) == 23
 
 
+@pytest.mark.quick("larger bomb", "zero bytes", "real numbers")
 @pytest.mark.parametrize("name", BAD)
 def test_a_test_image_that_cannot_be_read_is_named_and_can_be_skipped(
     influence: Command, tiny: Path, name: str
@@ -132,6 +134,7 @@ def test_an_image_file_that_cannot_be_read_is_named_and_can_be_skipped(
         assert ": no such file or index" in said
 
 
+@pytest.mark.slow
 def test_a_bomb_takes_no_more_memory_than_any_image(tiny: Path) -> None:
     for path in (place(tiny, "train", ".png"), place(tiny, "test", ".png"), tiny / "odd.png"):
         path.write_bytes(png(13_000, 13_000))  # 169 million pixels: Pillow would read it, and warn
@@ -209,6 +212,7 @@ def colour_16() -> bytes:
     )
 
 
+@pytest.mark.quick("16 bits in colour", "CMYK", "palette", "GIF called PNG")
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_image_is_read_alike_in_a_folder_and_as_test(influence: Command, tiny: Path, name: str) -> None:
     write, suffix = ODD[name]

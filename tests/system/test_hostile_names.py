@@ -79,6 +79,7 @@ def test_the_pages_show_the_names_as_text(
         assert not re.search("[\x00-\x08\x0b-\x1f\u202e]", opened.tab.locator("main").inner_text())
 
 
+@pytest.mark.slow
 def test_decisions_go_from_the_page_to_new_labels(
     hostile: Path,
     influence: Command,

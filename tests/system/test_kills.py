@@ -33,6 +33,7 @@ def make_relabel(name: str, folder: Path, influence: Command) -> None:
         influence("relabel", "decisions.csv", "--apply-moves", "-q", cwd=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kills", [KILLS, pytest.param(MANY_KILLS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", COMMANDS)

@@ -107,6 +107,7 @@ HARMFUL = [(method, value, "float32") for method in METHODS for value in VALUES]
 HARMFUL += [(method, value, dtype) for method in ("explicit", "ekfac") for value in (np.inf, 1e38) for dtype in SMALLER]
 
 
+@pytest.mark.quick("*-nan-*", "explicit-*", "ekfac-1e+25-*")
 @pytest.mark.parametrize(("method", "value", "dtype"), HARMFUL)
 def test_a_training_example_whose_numbers_are_not_finite_is_named(
     influence: Command, project: Path, method: str, value: float, dtype: str
@@ -125,6 +126,7 @@ def test_a_training_example_whose_numbers_are_not_finite_is_named(
         assert "list it under exclude" in said[1]
 
 
+@pytest.mark.quick("explicit-*", "ekfac-*", "cg-nan")
 @pytest.mark.parametrize("value", [np.nan, 1e38], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_test_example_whose_numbers_are_not_finite_is_named(
@@ -200,6 +202,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
         assert np.abs(own - wanted)[known].max(initial=0) <= 1e-5 * np.abs(wanted)[known].max(initial=0)
 
 
+@pytest.mark.quick("explicit")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize(
     "method",
