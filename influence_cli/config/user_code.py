@@ -25,7 +25,7 @@ def import_object(name: str, folder: Path, where: str) -> Any:
 
     Args:
         name: ``package.module.Object`` or ``./file.py:object``; a file is relative to ``folder``.
-        folder: the config's folder; importable names are looked up there last.
+        folder: the config's folder; importable names are looked up there, and in the current folder, last.
         where: ``influence.yaml:12``, the start of any error.
 
     Returns:
@@ -34,10 +34,10 @@ def import_object(name: str, folder: Path, where: str) -> Any:
     Raises:
         InfluenceError: no such file, module or object, or the import itself fails.
     """
+    # Last: nothing there takes the place of an installed module.
+    sys.path += [place for place in _places(name, folder) if place not in sys.path]
     if ":" in name or name.endswith(".py"):
         return _from_file(name, folder, where)
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
     if (new := moved.new_name(name)) is not None:
         _say_moved(name, new, where)
         name = new
@@ -65,6 +65,16 @@ def import_object(name: str, folder: Path, where: str) -> Any:
         f"{where}: no module named {parts[0]!r}",
         f"install it next to influence, or name your own file: ./{parts[0]}.py:{parts[-1]}",
     )
+
+
+def _places(name: str, folder: Path) -> list[str]:
+    """List where the user's modules lie: beside the config, in the current folder, as for ``python -m``, or above it.
+
+    A config in ``configs/`` names ``src.net.build`` of the folder above.
+    """
+    first = name.partition(".")[0]
+    above = [place for place in folder.parents if first.isidentifier() and (place / first).is_dir()][:1]
+    return [str(place) for place in (folder, Path.cwd(), *above)]
 
 
 @cache
@@ -102,8 +112,10 @@ def _load_file(path: Path, where: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Registered before it runs, so that what it defines can be pickled to loader workers.
     sys.modules[module_name] = module
-    beside = str(path.parent)
+    beside, above = str(path.parent), str(path.parent.parent)
     sys.path.insert(0, beside)
+    if above not in sys.path:  # last, for a file of a package that imports from its package by name
+        sys.path.append(above)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

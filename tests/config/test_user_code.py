@@ -167,6 +167,20 @@ def test_a_file_imports_the_files_beside_it(tmp_path: Path, name: str) -> None:
     assert str(tmp_path / "sub") != sys.path[0]
 
 
+@pytest.mark.parametrize("spelled", ["{0}.net.VALUE", "../{0}/net.py:VALUE"])
+@pytest.mark.parametrize("current", ["", "elsewhere"])
+def test_a_package_beside_the_folder_of_the_config_is_imported(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, spelled: str, current: str
+) -> None:
+    """The usual layout: configs/influence.yaml, and src/net.py that imports from src."""
+    for folder in (name, "configs", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / name / "net.py").write_text(f"from {name}.parts import VALUE\n")
+    (tmp_path / name / "parts.py").write_text("VALUE = 5\n")
+    monkeypatch.chdir(tmp_path / current)
+    assert import_object(spelled.format(name), tmp_path / "configs", "c:1") == 5
+
+
 def test_a_factory_imports_the_files_beside_it_when_it_runs(tmp_path: Path, name: str) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / f"{name}.py").write_text(
