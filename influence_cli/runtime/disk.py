@@ -58,10 +58,22 @@ def flush_names(folder: Path) -> None:
             os.close(opened)
 
 
+# What a file system says that has no room, rather than no way to reserve it.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def reserve(raw: BinaryIO, size: int) -> None:
     """Reserve the bytes of a file now, so that a full disk is found here and not after an hour."""
-    with contextlib.suppress(AttributeError):  # not on every system
+    try:
         os.posix_fallocate(raw.fileno(), 0, size)
+    except AttributeError:  # not on every system
+        return
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        # The file system cannot reserve: a full disk is then told by the write that it stops.
+        if os.fstat(raw.fileno()).st_size < size:
+            os.truncate(raw.fileno(), size)
 
 
 def replace(part: Path, path: Path) -> None:

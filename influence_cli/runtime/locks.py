@@ -46,6 +46,9 @@ def take(raw: BinaryIO, *, alone: bool) -> bool:
 
     Returns:
         Whether it was free.
+
+    Raises:
+        InfluenceError: the file system fails to say.
     """
     if _fcntl is None:
         return True
@@ -55,7 +58,10 @@ def take(raw: BinaryIO, *, alone: bool) -> bool:
         return False
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise
+            raise InfluenceError(
+                f"{raw.name} cannot be locked: {error.strerror}",
+                "nothing was changed; check the disk or the network file system that it is on",
+            ) from error
     return True
 
 

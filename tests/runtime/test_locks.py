@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -76,3 +77,28 @@ def test_readers_share_a_lock_and_a_writer_is_told_who_has_it(tmp_path: Path) ->
         assert not locks.take(one, alone=False)
     with path.open("r+b", buffering=0) as again:
         assert locks.take(again, alone=True), "a lock ends with its file"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
+def test_a_lock_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    from influence_cli.store.header import open_file
+
+    path = tmp_path / "store.h5"
+    path.touch()
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.raises(InfluenceError, match=f"store.h5 cannot be locked: {os.strerror(code)}"):
+        open_file(path)
+
+
+@pytest.mark.parametrize("code", locks.NO_LOCKS)
+def test_a_file_system_without_locks_is_worked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with (tmp_path / "store.h5").open("wb", buffering=0) as raw:
+        assert locks.take(raw, alone=True)
