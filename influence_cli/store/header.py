@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from influence_cli.errors import InfluenceError
-from influence_cli.runtime.locks import lock
+from influence_cli.runtime.locks import NO_LOCKS, lock
 from influence_cli.store.layout import (
     ANEW,
     FORMAT,
@@ -69,7 +69,7 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
         seal = _read_seal(raw)
         _check_seal(seal, path)
         # HDF5's own shared lock is compatible with our shared lock, but not with the exclusive one.
-        file = h5py.File(path, "r", locking=False) if write else h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False) if write else _opened(path)
         return raw, file, _read_header(file, path, seal)
     except OSError as error:
         raw.close()
@@ -77,6 +77,16 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
     except BaseException:
         raw.close()
         raise
+
+
+def _opened(path: Path) -> h5py.File:
+    """Open a file for reading; without HDF5's lock where the file system has none, which is no damage."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return h5py.File(path, "r", locking=False)
 
 
 def _read_seal(raw: BinaryIO) -> bytes:

@@ -102,3 +102,21 @@ def test_a_file_system_without_locks_is_worked_on(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("fcntl.flock", fail)
     with (tmp_path / "store.h5").open("wb", buffering=0) as raw:
         assert locks.take(raw, alone=True)
+
+
+def test_a_store_is_read_where_hdf5_finds_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import h5py
+
+    from influence_cli.store import header
+
+    class Lockless(h5py.File):
+        def __init__(self, *words: object, **how: object) -> None:
+            if "locking" not in how:
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+            super().__init__(*words, **how)
+
+    with h5py.File(tmp_path / "store.h5", "w") as file:
+        file["x"] = 1
+    monkeypatch.setattr(header.h5py, "File", Lockless)
+    with header._opened(tmp_path / "store.h5") as file:
+        assert file["x"][()] == 1
