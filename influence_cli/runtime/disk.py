@@ -58,10 +58,6 @@ def flush_names(folder: Path) -> None:
             os.close(opened)
 
 
-# What a file system says that has no room, rather than no way to reserve it.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def reserve(raw: BinaryIO, size: int) -> None:
     """Reserve the bytes of a file now, so that a full disk is found here and not after an hour."""
     try:
