@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 # What can move a cursor, break a line, change the reading direction or is not a character: controls, line and
@@ -103,6 +103,11 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def few(names: Sequence[str], shown: int = 4) -> str:
+    """List the first names: ``conv1.weight, conv1.bias, …``."""
+    return ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
 
 
 def counted(count: int, word: str) -> str:

@@ -21,7 +21,7 @@ from influence_cli.checkpoints.restricted_pickle import Stand, entries_of
 from influence_cli.checkpoints.torch_file import SAVE, ArchiveError, read_torch_file
 from influence_cli.checkpoints.weights import NESTS, Fit, choose, find_modules, find_weights, fits, narrowed, told
 from influence_cli.config.schema import CheckpointConfig
-from influence_cli.errors import InfluenceError, counted, one_line, typed_path
+from influence_cli.errors import InfluenceError, counted, few, one_line, typed_path
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Files of other tools, by suffix, and how their weights come here.
@@ -132,7 +132,7 @@ def _same_twice(build: Callable[[], nn.Module], where: str, why: str) -> nn.Modu
     ]
     if random:
         raise InfluenceError(
-            f"{where}: {why}, but model.factory makes other weights at every call: {_few(random)}",
+            f"{where}: {why}, but model.factory makes other weights at every call: {few(random)}",
             f"name the file of the trained weights: model.checkpoint: runs/best.pt, or use a factory that returns the "
             f"trained model {_TRAINED}",
         )
@@ -183,7 +183,7 @@ def load_checkpoint(model: nn.Module, wanted: CheckpointConfig, where: str, term
     ]
     if broken:
         raise InfluenceError(
-            f"{where}: {wanted.file} holds NaN or infinity in {_few(broken)}", "use an earlier checkpoint"
+            f"{where}: {wanted.file} holds NaN or infinity in {few(broken)}", "use an earlier checkpoint"
         )
     whole = OrderedDict(taken.values)
     # Some modules read the version that torch keeps with the weights; the keys fit, so the model's own is right.
@@ -199,7 +199,7 @@ def _refuse_lazy(model: nn.Module, where: str) -> None:
     ]
     if lazy:
         raise InfluenceError(
-            f"{where}: the model does not know the shape of {_few(lazy)} before it has run once",
+            f"{where}: the model does not know the shape of {few(lazy)} before it has run once",
             "run it on one input inside the factory, or give the sizes (Linear instead of LazyLinear)",
         )
 
@@ -211,7 +211,7 @@ def _say_left_out(taken: Fit, others: Sequence[Fit], wanted: CheckpointConfig, t
     if names:
         line = (
             f"{wanted.file.name}: {counted(len(names), 'entry').replace('entrys', 'entries')} left out, "
-            f"not in the model: {_few(names)}"
+            f"not in the model: {few(names)}"
         )
         harmless = all(_BESIDE.search(name) for name in names)
         (terminal.say if harmless else terminal.warn)(one_line(line))
@@ -225,7 +225,7 @@ def _misfit(nearest: Fit, content: object, path: Path, where: str) -> InfluenceE
     unknown = {*nearest.unexpected, *nearest.left_out}
     stray = [name for name in nearest.candidate.tensors if name in unknown]
     parts = (("missing", nearest.missing), ("unexpected", stray), ("misshapen", nearest.misshapen))
-    problems = [f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in parts if keys]
+    problems = [f"{len(keys)} {kind} ({few(keys)})" for kind, keys in parts if keys]
     hint = "is model.factory (and its args) the model that was trained?"
     if nearest.misshapen and not nearest.missing and not stray:
         hint += " a last layer of another size usually means another number of classes"
@@ -261,7 +261,3 @@ def without_weights(content: object, path: Path, where: str) -> InfluenceError:
     else:
         description = f"the object {content.name}" if isinstance(content, Stand) else f"a {type(content).__name__}"
     return InfluenceError(f"{where}: {path} holds {description}, not a state dict", SAVE)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

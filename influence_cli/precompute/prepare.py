@@ -19,7 +19,7 @@ from influence_cli.curvature.choice import Choice, choose_curvature
 from influence_cli.curvature.coordinates import Basis, Blocks, Joint, vector_coordinates
 from influence_cli.curvature.spectrum import Spectrum
 from influence_cli.data.batches import Batch
-from influence_cli.errors import InfluenceError, human_bytes
+from influence_cli.errors import InfluenceError, few, human_bytes
 from influence_cli.model.network import flatten
 from influence_cli.model.task import Task, set_precision
 from influence_cli.passes.batch_size import plan_batch
@@ -107,8 +107,7 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
         (network.rest, f"parameters outside the layer pass, by {_rest_way(choice)}"),
     ):
         if names:
-            shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
-            terminal.say(f"{what} ({len(names)}): {shown}")
+            terminal.say(f"{what} ({len(names)}): {few(names, 6)}")
     if network.obstacle:
         terminal.say(f"torch.func cannot differentiate the model: {network.obstacle}")
     return choice, batch

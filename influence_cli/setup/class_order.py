@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, few
 from influence_cli.setup.guesses import ModelGuess
 
 # Of the examples of each class, this share has to agree on an output, before predictions tell the order.
 AGREED = 0.6
 LEAST = 3
-SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,6 @@ def guess_order(model: ModelGuess, classes: Sequence[str] | None, count: int) ->
     if outputs is not None and count < outputs:
         return Order({name: number for number, name in enumerate(classes)}, open=True, remark=remark)
     return Order(None, open=True, remark=remark)
-
-
-def few(names: Sequence[str]) -> str:
-    """List the first names."""
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
 def match(classes: Sequence[str], names: Sequence[str]) -> dict[str, int] | None:

@@ -20,13 +20,13 @@ from influence_cli.config.schema import Config
 from influence_cli.data.datasets import load_splits
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.data.transforms import build_transform
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, few
 from influence_cli.model.heads import ProbabilitiesError, take_head
 from influence_cli.model.task import Task, build_model, load_tasks
 from influence_cli.passes.probe import near_chance
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.setup.architecture import guess_model
-from influence_cli.setup.class_order import Order, by_number, by_predictions, few, guess_order
+from influence_cli.setup.class_order import Order, by_number, by_predictions, guess_order
 from influence_cli.setup.data_form import guess_data
 from influence_cli.setup.fitting import logits_beside
 from influence_cli.setup.guesses import TransformGuess
