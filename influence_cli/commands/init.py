@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 CONFIG = Path("influence.yaml")
+KEPT = "it is not replaced: move it, or run init in another folder"
 
 
 def command(
@@ -67,15 +68,14 @@ def _look(checkpoint: Path, data: Path, test: Path | None, model: str | None) ->
     from influence_cli.runtime.terminal import Terminal
 
     if os.path.lexists(CONFIG):
-        raise InfluenceError(f"{CONFIG} exists already", "it is not replaced: move it, or run init in another folder")
+        raise InfluenceError(f"{CONFIG} exists already", KEPT)
     given = [str(path) for path in (checkpoint, data, test) if path is not None]
     words = ["influence", "init", *given, *(["--model", model] if model is not None else [])]
     terminal = Terminal()
     with terminal.status("loading torch"):
         from influence_cli.setup.plan import plan_config
-        from influence_cli.setup.write_config import write_new
     text = plan_config(CONFIG, shlex.join(words), checkpoint, data, test, model, terminal)
-    write_new(CONFIG, text)
+    _write_new(CONFIG, text, KEPT)
     terminal.say(f"wrote {CONFIG}; its comments say what each line was guessed from")
     check.command(config=CONFIG)
 
@@ -88,23 +88,30 @@ def _start(folder: Path) -> None:
     path = folder / CONFIG
     text = files("influence_cli.commands").joinpath("starter.yaml").read_text(encoding="utf-8")
     try:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise InfluenceError(
-                f"{folder} is a file, not a folder",
-                f"for a checkpoint name its data too: influence init {shlex.quote(str(folder))} DATA [TEST]; "
-                "or choose a folder: influence init DIR",
-            ) from error
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise InfluenceError(
-            f"{path} exists already", "edit it, or choose another folder: influence init DIR"
+            f"{folder} is a file, not a folder",
+            f"for a checkpoint name its data too: influence init {shlex.quote(str(folder))} DATA [TEST]; "
+            "or choose a folder: influence init DIR",
         ) from error
     except OSError as error:
         raise InfluenceError(f"{path} cannot be written: {describe(error)}") from error
+    _write_new(path, text, "edit it, or choose another folder: influence init DIR")
     Terminal().say(
         f"wrote {path}; next: name your model, checkpoint and data in it, then run influence check "
         "(influence init CHECKPOINT DATA writes one that is complete)"
     )
+
+
+def _write_new(path: Path, text: str, hint: str) -> None:
+    """Write a file that must not be there yet."""
+    from influence_cli.errors import InfluenceError, describe
+
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise InfluenceError(f"{path} exists already", hint) from error
+    except OSError as error:
+        raise InfluenceError(f"{path} cannot be written: {describe(error)}") from error

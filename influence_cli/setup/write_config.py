@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from influence_cli.config.yaml_reader import scalar
-from influence_cli.errors import InfluenceError, describe, one_line
+from influence_cli.errors import one_line
 from influence_cli.setup.class_order import Order
 from influence_cli.setup.guesses import DataGuess, ModelGuess, PenaltyGuess, TransformGuess
 
@@ -60,23 +59,6 @@ def config_text(
     if data.test is not None:
         lines += ["test:", *_section(data.test, data.test_why)]
     return "\n".join(lines) + "\n"
-
-
-def write_new(path: Path, text: str) -> None:
-    """Write a file that must not be there yet.
-
-    Raises:
-        InfluenceError: it is there, or cannot be written.
-    """
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise InfluenceError(
-            f"{path} exists already", "it is not replaced: move it, or work in another folder"
-        ) from error
-    except OSError as error:
-        raise InfluenceError(f"{path} cannot be written: {describe(error)}") from error
 
 
 def flow(value: Any) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from influence_cli.commands.init import KEPT, _write_new
 from influence_cli.config.load import load_config
 from influence_cli.config.schema import Config, DataConfig
+from influence_cli.errors import InfluenceError
 from tests.conftest import Command
 from tests.support import brightness
 
@@ -221,3 +223,11 @@ def test_a_name_that_would_break_a_line_stays_in_its_comment(influence: Command,
     config = load_config(material / "influence.yaml")
     assert config.seed == 0
     assert config.model.checkpoint == (material / name,)
+
+
+def test_what_appears_before_it_is_written_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "influence.yaml"
+    _write_new(path, "a: 1\n", KEPT)
+    with pytest.raises(InfluenceError, match="exists already"):
+        _write_new(path, "b: 1\n", KEPT)
+    assert path.read_text() == "a: 1\n"

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from influence_cli import InfluenceError, load_config, load_tasks
 from influence_cli.data.class_outputs import in_outputs, read_class_outputs
-from influence_cli.model.task import Task
 from tests.conftest import Command
+from tests.support.loading import load, refused
 
 TRANSFORM = "[{Grayscale: {num_output_channels: 1}}, ToImage, {ToDtype: {dtype: float32, scale: true}}]"
 CODE = """
@@ -61,17 +60,6 @@ def project(tmp_path: Path) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.full((8, 8), 20 * k + 70 * number, dtype=np.uint8)).save(path)
     return tmp_path
-
-
-def load(project: Path, *values: str) -> Task:
-    (task,) = load_tasks(load_config(project / "influence.yaml", values))
-    return task
-
-
-def refused(project: Path, *values: str) -> InfluenceError:
-    with pytest.raises(InfluenceError) as caught:
-        load(project, *values)
-    return caught.value
 
 
 def write(project: Path, name: str, content: Any) -> str:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from influence_cli import InfluenceError, load_config, load_tasks
 from influence_cli.curvature.explicit import curvature_matrix
 from influence_cli.data.batches import read_batches
 from influence_cli.model.configured_loss import own_loss
@@ -18,6 +17,7 @@ from influence_cli.model.network import track
 from influence_cli.model.task import Task
 from influence_cli.passes.gradients import example_gradients, make_network
 from tests.conftest import Command
+from tests.support.loading import load, refused
 
 N = 12
 CODE = """
@@ -104,17 +104,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "code.py").write_text(CODE)
     (tmp_path / "influence.yaml").write_text(CONFIG)
     return tmp_path
-
-
-def load(project: Path, *values: str) -> Task:
-    (task,) = load_tasks(load_config(project / "influence.yaml", values))
-    return task
-
-
-def refused(project: Path, *values: str) -> InfluenceError:
-    with pytest.raises(InfluenceError) as caught:
-        load(project, *values)
-    return caught.value
 
 
 def one_logit(project: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from influence_cli import InfluenceError, Terminal, find_mislabels, load_config, load_tasks, prepare_all, rank_training
+from influence_cli import Terminal, find_mislabels, load_config, load_tasks, prepare_all, rank_training
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.influence.test_selection import select_tests
 from influence_cli.mislabels.find import Mislabels, SignalChoice
@@ -24,6 +24,7 @@ from influence_cli.ranking.sinks import KeptInfluence
 from influence_cli.retrain.newton import losses_under, make_problem, minimise, outputs_of, start_of, without_each
 from influence_cli.retrain.training import Training, train
 from tests.conftest import Command
+from tests.support.loading import load, refused
 
 N, TESTS, L2 = 24, 4, 0.02
 CODE = """
@@ -134,17 +135,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "code.py").write_text(CODE)
     (tmp_path / "influence.yaml").write_text(CONFIG)
     return tmp_path
-
-
-def load(project: Path, *values: str) -> Task:
-    (task,) = load_tasks(load_config(project / "influence.yaml", values))
-    return task
-
-
-def refused(project: Path, *values: str) -> InfluenceError:
-    with pytest.raises(InfluenceError) as caught:
-        load(project, *values)
-    return caught.value
 
 
 def ranked(project: Path, store: str, *values: str) -> tuple[np.ndarray, Mislabels]:

@@ -8,10 +8,9 @@ import pytest
 
 from influence_cli.config.load import parse_config
 from influence_cli.config.yaml_reader import read_yaml
-from influence_cli.errors import InfluenceError
 from influence_cli.setup.class_order import Order
 from influence_cli.setup.guesses import DataGuess, ModelGuess, PenaltyGuess, TransformGuess
-from influence_cli.setup.write_config import config_text, flow, write_new
+from influence_cli.setup.write_config import config_text, flow
 
 WORDS = (
     "cat", "no", "1e-3", "007", "null", "a: b", "# c", "- d", "~/e", "[f", "g}", "'h'", '"i"', "k\\l", "m\nn: 1", "ö",
@@ -67,11 +66,3 @@ def test_a_long_mapping_is_written_key_by_key(tmp_path: Path) -> None:
     assert [(step.name, step.args) for step in config.train.transform or ()] == [("t.make", args)]
     assert "  args:                                      # the reason\n    mean: [0.485, 0.456, 0.406]\n" in text
     assert max(map(len, text.splitlines())) <= 120
-
-
-def test_a_config_that_is_there_is_not_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "influence.yaml"
-    write_new(path, "a: 1\n")
-    with pytest.raises(InfluenceError, match="exists already"):
-        write_new(path, "b: 1\n")
-    assert path.read_text() == "a: 1\n"
