@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from influence_cli.data.listed_images import IMAGE_NAMES, SPLIT_NAMES, SUFFIXES
+from influence_cli.data.listed_images import IMAGE_NAMES, SPLIT_NAMES, SUFFIXES, read_list
 from influence_cli.data.tables import LABEL_NAMES
 from influence_cli.errors import InfluenceError, describe, require_extra
 
@@ -19,7 +17,6 @@ TEST_WORDS = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 IMAGE_COLUMNS = tuple(name for group in IMAGE_NAMES for name in group)
 LABEL_COLUMNS = (*LABEL_NAMES, "breed", "y")
 ENDINGS = ("", *SUFFIXES)
-PROBED = 5000
 
 
 def read_table_form(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -31,17 +28,16 @@ def read_table_form(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     Raises:
         InfluenceError: it cannot be read, or no column is one of images or of labels.
     """
-    header, rows, words = _rows(path)
-    if not rows:
-        raise InfluenceError(f"{path} has no rows", "is this the right file?")
-    splits = next((name for name in header if name.lower() in SPLIT_NAMES[0]), None)
-    label = _label(path, header, rows, splits)
-    image, root = _image(path, header, rows, {label, splits})
+    columns = read_list(path).columns
+    splits = next((name for name in columns if name.lower() in SPLIT_NAMES[0]), None)
+    label = _label(path, columns, splits)
+    image, root = _image(path, columns, {label, splits})
     section: dict[str, Any] = {"csv": str(path), "image": image, "label": label}
     if root is not None:
         section["root"] = root
     if splits is None:
         return section, None
+    words = list(dict.fromkeys(word.strip() for word in columns[splits]))
     train = next((word for word in words if word.lower() in TRAIN_WORDS), None)
     if train is None:
         return section, None
@@ -87,73 +83,33 @@ def _is_bytes(kind: Any) -> bool:
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
-def _rows(path: Path) -> tuple[list[str], list[dict[str, str]], list[str]]:
-    """Read the header, the first rows with every cell as text, and all words of the column that names splits."""
-    words: dict[str, None] = {}
-    first: list[dict[str, str]] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for row in _json_rows(file) if path.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows(file, path):
-                split = next((cell for name, cell in row.items() if name.lower() in SPLIT_NAMES[0]), None)
-                if split is not None and len(words) < 100:
-                    words[split.strip()] = None
-                if len(first) < PROBED:
-                    first.append(row)
-    except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise InfluenceError(
-            f"{path} cannot be read as a table: {describe(error)}", "is this the right file?"
-        ) from error
-    return list(dict.fromkeys(key for row in first for key in row)), first, list(words)
-
-
-def _json_rows(file: TextIO) -> Iterator[dict[str, str]]:
-    for line in file:
-        row = json.loads(line) if line.strip() else None
-        if isinstance(row, dict):
-            yield {str(key): _text(cell) for key, cell in row.items()}
-
-
-def _csv_rows(file: TextIO, path: Path) -> Iterator[dict[str, str]]:
-    reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    header = [name.strip() for name in next(reader, [])]
-    for row in reader:
-        if row:
-            yield dict(zip(header, row, strict=False))
-
-
-def _text(cell: object) -> str:
-    return cell if isinstance(cell, str) else "" if cell is None else str(cell)
-
-
-def _label(path: Path, header: list[str], rows: list[dict[str, str]], splits: str | None) -> str:
+def _label(path: Path, columns: Mapping[str, Sequence[str]], splits: str | None) -> str:
     for wanted in LABEL_COLUMNS:
-        for name in header:
+        for name in columns:
             if name.lower() == wanted:
                 return name
     # The only column with fewer values than rows, where all others are paths.
-    rest = [name for name in header if name != splits and name.lower() not in (*IMAGE_COLUMNS, "", "index")]
-    few = [name for name in rest if 1 < len({row.get(name, "") for row in rows}) <= max(2, len(rows) // 2)]
-    if len(few) == 1:
-        return few[0]
+    rest = [name for name in columns if name != splits and name.lower() not in (*IMAGE_COLUMNS, "", "index")]
+    repeated = [name for name in rest if 1 < len(set(columns[name])) <= max(2, len(columns[name]) // 2)]
+    if len(repeated) == 1:
+        return repeated[0]
     raise InfluenceError(
-        f"{path}: no column is known to hold labels; the columns are {', '.join(header[:12])}",
+        f"{path}: no column is known to hold labels; the columns are {', '.join(list(columns)[:12])}",
         "rename the column to label",
     )
 
 
-def _image(
-    path: Path, header: list[str], rows: list[dict[str, str]], others: set[str | None]
-) -> tuple[str, str | None]:
+def _image(path: Path, columns: Mapping[str, Sequence[str]], others: set[str | None]) -> tuple[str, str | None]:
     """Find the column of images and the folder that they are in: None for that of the table."""
     folder = path.parent
     inner = _folders(folder, path.stem)
     deeper = [below for place in inner[:50] for below in _folders(place, path.stem)]
     # A list called train.csv means the folder train/ first, or images/train/.
     deeper.sort(key=lambda entry: entry.name.lower() != path.stem.lower())
-    names = [name for name in header if name not in others]
+    names = [name for name in columns if name not in others]
     names.sort(key=lambda name: name.lower() not in IMAGE_COLUMNS)
     for name in names:
-        cell = rows[0].get(name, "")
+        cell = columns[name][0]
         if not cell or len(cell) > 4000 or "\0" in cell:
             continue
         for place in (folder, *inner[:50], Path(), *deeper[:50]):
@@ -161,7 +117,7 @@ def _image(
                 return name, None if place == folder else str(place)
     raise InfluenceError(
         f"{path}: no column names images that exist; the first row is "
-        + ", ".join(f"{name}: {rows[0].get(name, '')[:40]}" for name in names[:4]),
+        + ", ".join(f"{name}: {columns[name][0][:40]}" for name in names[:4]),
         f"write paths that are relative to {folder}",
     )
 
