@@ -69,7 +69,7 @@ $(ECOSYSTEM)/.installed: requirements-ecosystem.lock $(VENV)/.installed
 
 # What those libraries write: checkpoints, data sets, transforms. Minutes; the libraries reach no network.
 test-ecosystem: $(ECOSYSTEM)/.installed
-	PYTHONPATH=$(ECOSYSTEM) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' tests/ecosystem
+	PYTHONPATH=$(CURDIR)/$(ECOSYSTEM) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' tests/ecosystem
 
 # What a fixed list of commands prints and writes: make record CODE=../before OUT=build/record/old, and after a change
 # make record OUT=build/record/new, then make record-compare A=build/record/old B=build/record/new.
