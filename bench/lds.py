@@ -33,7 +33,7 @@ from influence_cli.curvature.spectrum import Spectrum, layered
 from influence_cli.data.batches import Batch
 from influence_cli.metrics import average_precision, bootstrap_lds, lds, spearman
 from influence_cli.model.network import track
-from influence_cli.passes.gradients import make_network
+from influence_cli.passes.coverage import make_network
 from influence_cli.store.encoding import decode, encode
 
 BATCH = 500

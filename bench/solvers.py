@@ -34,7 +34,8 @@ from influence_cli.curvature.preconditioner import ROWS, heaviest_rows, row_prec
 from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network, track
 from influence_cli.passes import curvature_products
-from influence_cli.passes.gradients import example_gradients, jacobians, make_network
+from influence_cli.passes.coverage import make_network
+from influence_cli.passes.gradients import example_gradients, jacobians
 from influence_cli.solvers.cg import Product, SolveInfo, conjugate_gradients
 from influence_cli.solvers.nystrom import nystrom
 

@@ -26,6 +26,7 @@ from influence_cli.mislabels.neighbours import distance, nearest, vote
 from influence_cli.mislabels.readout import FLOOR, leave_one_out
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import refuse_not_finite
+from influence_cli.passes.probe import look
 from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Terminal
@@ -102,6 +103,7 @@ def gather_evidence(
     obstacle: InfluenceError | None = None
     tasks = [task for task in tasks if task.explained]
     for number, task in enumerate(tasks):
+        look(task, terminal)
         joined = _forward(task, split, terminal, skip=skip, first=number == 0)
         if joined is None:
             continue

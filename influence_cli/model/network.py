@@ -6,7 +6,7 @@ A vector over the tracked parameters is their values flattened and joined in the
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +33,7 @@ class Layer:
         outputs: O, rows of the weight matrix of a group.
         inputs: K, its columns, without the bias: input channels of a group × kernel size.
         inside: a and δ are those of the function that takes the weight (passes/uses.py), not those of the module.
+        rows: how many rows an example has in it, over all calls of a forward pass, as the probe saw it; 0 if unknown.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Layer:
     outputs: int
     inputs: int
     inside: bool = False
+    rows: int = 0
 
     @property
     def width(self) -> int:
@@ -267,9 +269,9 @@ def unflatten(network: Network, vector: Tensor) -> list[Tensor]:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Switch off the gradients of all parameters, and restore them afterwards."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def frozen(model: nn.Module, but: Collection[str] = ()) -> Iterator[None]:
+    """Switch off the gradients of all parameters but a few, and restore them afterwards."""
+    wanted = [p for name, p in model.named_parameters() if p.requires_grad and name not in but]
     try:
         for parameter in wanted:
             parameter.requires_grad_(False)  # noqa: FBT003  torch and its stubs name it differently

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,7 @@ class Task:
             mean, a run only its last checkpoint.
         output: ``model.output``, which of the model's outputs the logits are; empty if the config does not say.
         measured: who reads the data, once ``measure_loading`` has found that out.
+        looked: the examples that passes/probe.py has looked at, once it has.
     """
 
     model: nn.Module
@@ -64,6 +66,7 @@ class Task:
     explained: bool = True
     output: str = ""
     measured: list[Loading] = field(default_factory=list, compare=False, repr=False)
+    looked: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def loading(self) -> Loading:

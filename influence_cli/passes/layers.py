@@ -7,17 +7,18 @@ and a layer without positions never forms an example gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Layer, Network, frozen, owner_of, recurrent_backward
 from influence_cli.model.outputs import logits_of
-from influence_cli.passes.uses import Uses
+from influence_cli.passes.uses import Record, Uses
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -50,11 +51,13 @@ class Tape:
         outputs: [b, C], with their graph.
         calls: the layers' calls in the order in which they ran.
         anchors: leaves that the graph starts from.
+        unused: the parameters that no output of the probe's examples depended on, by name.
     """
 
     outputs: Tensor
     calls: list[Call]
     anchors: list[Tensor] = field(default_factory=list)
+    unused: dict[str, Tensor] = field(default_factory=dict)
 
     def backward(self, slopes: Tensor, *, again: bool = False) -> list[list[Call]]:
         """Pull slopes of the outputs back to every layer.
@@ -68,21 +71,51 @@ class Tape:
 
         Raises:
             RuntimeError: a layer's input was overwritten after the layer had read it.
+            UnevenError: the outputs depend on a parameter that was not used in the probe.
         """
         for call in self.calls:
             call.delta = None
             if call.a._version != call.version:
                 raise RuntimeError("a layer's input is changed in place after the layer has read it")
-        if self.anchors and self.outputs.requires_grad:
-            torch.autograd.grad(
-                self.outputs, self.anchors, slopes.to(self.outputs.dtype), retain_graph=again, allow_unused=True
-            )
+        leaves = [*self.anchors, *self.unused.values()]
+        if leaves and self.outputs.requires_grad:
+            slopes = slopes.to(self.outputs.dtype)
+            grads = torch.autograd.grad(self.outputs, leaves, slopes, retain_graph=again, allow_unused=True)
+            refuse_used(self.unused, grads[len(self.anchors) :])
         count = 1 + max((call.layer for call in self.calls), default=-1)
         by_layer: list[list[Call]] = [[] for _ in range(count)]
         for call in self.calls:
             if call.delta is not None:
                 by_layer[call.layer].append(call)
         return by_layer
+
+
+class UnevenError(InfluenceError):
+    """Examples take different ways through the model, and the probe did not show it.
+
+    Attributes:
+        names: the parameters that they reach, or do not.
+    """
+
+    def __init__(self, message: str, names: Collection[str]) -> None:
+        """Say which layer, and what its examples did."""
+        super().__init__(
+            message,
+            "which layers an example goes through depends on the example: leave such layers out (gradients.layers), or "
+            "write their forward so that every example passes them (torch.where instead of an index)",
+        )
+        self.names = tuple(names)
+
+
+def refuse_used(unused: Mapping[str, Tensor], grads: Sequence[Tensor | None]) -> None:
+    """Stop where a parameter that the probe saw unused has a gradient after all.
+
+    Raises:
+        UnevenError: naming the first of them.
+    """
+    used = [name for name, grad in zip(unused, grads, strict=True) if grad is not None]
+    if used:
+        raise UnevenError(f"no example of the probe used {used[0]}, but one of this batch does", used)
 
 
 class _Root(torch.autograd.Function):
@@ -107,16 +140,19 @@ def forward(network: Network, inputs: Tensor) -> Tape:
     Args:
         network: the model; its ``layers`` are watched.
         inputs: [b, …], on any device.
+
+    Raises:
+        UnevenError: a layer had more or fewer rows than the examples have in it.
     """
     device = network.device()
     inputs = inputs.to(device, non_blocking=True)
     calls: list[Call] = []
     anchors: list[Tensor] = []
+    rows = [0] * len(network.layers)
 
     def record(number: int, received: Tensor, output: Tensor, how: Any) -> Tensor:
-        if not torch.is_grad_enabled():
-            return output  # the model itself needs no gradient of this call
         kind, a = network.layers[number].kind, received.detach()
+        rows[number] += row_count(kind, received, output)
         a = a if kind == "term" else _by_example(kind, a, len(inputs))
         call = Call(number, a, a._version, how=how)
         calls.append(call)
@@ -129,22 +165,51 @@ def forward(network: Network, inputs: Tensor) -> Tape:
         output.register_hook(lambda slope: setattr(call, "delta", _by_example(kind, slope, len(inputs))))
         return output
 
+    with watching(network, record):
+        outputs = logits_of(network.model(inputs))
+    for layer, count in zip(network.layers, rows, strict=True):
+        if layer.rows and count != layer.rows * len(inputs):
+            raise UnevenError(
+                f"layer {layer.name or layer.names[0]} saw {count:,} rows for {len(inputs):,} examples, but in the "
+                f"probe {layer.rows:,} per example",
+                layer.names,
+            )
+    named = network.parameters() if network.unused else {}
+    return Tape(outputs, calls, anchors, {name: named[name] for name in network.unused})
+
+
+@contextmanager
+def watching(network: Network, record: Record) -> Iterator[None]:
+    """Hand each use of the covered layers to ``record`` while the model runs, with no parameter in the graph.
+
+    Parameters that are thought to be unused stay in it: that is how a use of them shows.
+    """
+
     def watch(number: int) -> Any:
-        return lambda _module, received, output: record(number, received[0], output, None)
+        return lambda _module, received, output: recorded(number, received[0], output, None)
+
+    def recorded(number: int, received: Tensor, output: Tensor, how: Any) -> Tensor:
+        # Without gradients the model itself needs none of this call.
+        return record(number, received, output, how) if torch.is_grad_enabled() else output
 
     modules = dict(network.model.named_modules())
     with ExitStack() as stack:
-        stack.enter_context(frozen(network.model))
+        stack.enter_context(frozen(network.model, but=network.unused))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(precise(network.precision, device))
+        stack.enter_context(precise(network.precision, network.device()))
         stack.enter_context(recurrent_backward(network.model))
         for number, layer in enumerate(network.layers):
             if not layer.inside:
                 stack.callback(modules[layer.name].register_forward_hook(watch(number), prepend=True).remove)
         if any(layer.inside for layer in network.layers):
-            stack.enter_context(Uses(network, record))
-        outputs = logits_of(network.model(inputs))
-    return Tape(outputs, calls, anchors)
+            stack.enter_context(Uses(network, recorded))
+        yield
+
+
+def row_count(kind: str, received: Tensor, output: Tensor) -> int:
+    """Count the rows of a layer's call: of its input, or of what a term is added to or multiplied with."""
+    rows = output if kind == "term" else received
+    return len(rows) if rows.ndim else 0
 
 
 def _by_example(kind: str, x: Tensor, examples: int) -> Tensor:

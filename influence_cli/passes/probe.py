@@ -1,112 +1,152 @@
-"""Look at a few examples before the work starts, to find what would make every later number wrong."""
+"""Look at examples before the work starts, to find what would make every later number wrong.
+
+They are spread over the classes and over the set: a data set is sorted by class, and its first examples are alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from influence_cli.data.batches import Batch, read_batches
-from influence_cli.data.split import Split, raw_item, to_input
+from influence_cli.data.split import Split, spread
 from influence_cli.errors import InfluenceError
 from influence_cli.model.configured_loss import check_loss
 from influence_cli.model.heads import refuse_probabilities
-from influence_cli.model.network import Network, track
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task
 from influence_cli.passes.finite import check_finite
-from influence_cli.passes.gradients import make_network
+from influence_cli.passes.randomness import refuse_random_items, refuse_random_outputs
+from influence_cli.runtime.terminal import Terminal, or_silent
 
-EXAMPLES = 8
-# A random flip with probability ½ goes unnoticed in this many readings once in 128 times.
-READINGS = 8
+# Examples whose ways through the model are compared, whose outputs are looked at, and that stand for a small batch.
+SAMPLE, LOOKED, FEW = 100, 32, 8
+# Examples that are read twice where nothing is known yet.
+READ_TWICE = 64
+# Numbers that the inputs of a sample may have: 2^26, 256 MB.
+NUMBERS = 2**26
 
 
-def probe(task: Task, patterns: Sequence[str], where: str) -> tuple[Network, Batch]:
-    """Check data, model and loss on a few training examples, and decide how example gradients are computed.
+@dataclass(frozen=True)
+class Looked:
+    """Examples that a task was looked at with.
+
+    Attributes:
+        sample: up to ``SAMPLE`` readable training examples, spread over the classes.
+        few: up to ``FEW`` of them, two at least: a batch to plan and measure with.
+    """
+
+    sample: Batch
+    few: Batch
+
+
+def look(task: Task, terminal: Terminal | None = None, *, known: bool = False) -> Looked:
+    """Check data, model and loss of a task on examples; further calls of the same task do nothing.
+
+    Every command does this before its first number.
 
     Args:
         task: one checkpoint and its data.
-        patterns: ``gradients.layers``.
-        where: the config's line of them.
-
-    Returns:
-        The network with its tracked parameters, and the examples.
+        terminal: told of what draws random numbers without an effect.
+        known: whether a complete store of the task exists, whose outputs are compared as well: fewer examples are read.
 
     Raises:
         InfluenceError: a random transform, outputs that are random or depend on the rest of the batch, probabilities
-            where logits are expected, a loss of the wrong shape or not finite.
+            where logits are expected, a loss of the wrong shape, not finite, or that depends on the rest of the batch.
     """
-    check_repeatable(task.train)
-    if task.test is not None:
-        check_repeatable(task.test)
-    network = track(task.model, task.loss, patterns, where)
-    batch = _readable(task.train)
-    outputs = _check_outputs(task, network, batch)
-    losses = check_loss(task.loss, task.loss_name, outputs, batch.targets.to(outputs.device))
-    check_finite(task.train, batch, losses)
-    if len(batch) < 2:
-        # Two copies of one example test vmap as well as two examples.
-        batch = Batch(batch.inputs.repeat_interleave(2, 0), batch.targets.repeat(2), np.repeat(batch.indices, 2))
-    return make_network(network, batch.inputs), batch
-
-
-def check_repeatable(split: Split) -> None:
-    """Refuse a split whose first item changes from one reading to the next."""
-    index = int(split.indices[0])
-    title = split.title(index)
-    try:
-        first = to_input(split, raw_item(split, index)[0], title)
-    except InfluenceError:
-        return  # unreadable or not an input: the pass over the data names it
-    for _ in range(READINGS - 1):
-        again = to_input(split, raw_item(split, index)[0], title)
-        if again.shape != first.shape or not torch.equal(again, first):
-            raise InfluenceError(
-                f"{split.where}: the {split.name} transform is random: two readings of {title} differ",
-                "give the evaluation transform, without augmentation: a gradient belongs to one fixed input",
-            )
-
-
-def _readable(split: Split) -> Batch:
-    """Read the first few training examples that can be read."""
-    for start in range(0, len(split), EXAMPLES):
-        batch = next(read_batches(split, split.indices[start : start + EXAMPLES], EXAMPLES))
-        if len(batch):
-            return batch
-    raise InfluenceError(f"{split.where}: no training example can be read: {batch.unreadable[0][1]}")
-
-
-def _check_outputs(task: Task, network: Network, batch: Batch) -> Tensor:
-    inputs = batch.inputs.to(network.device())
-    where = f"model ({task.checkpoint.name})"
-    if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
-        bad = int(batch.indices[int(torch.nonzero(~inputs.isfinite().flatten(1).all(1))[0])])
-        raise InfluenceError(f"{task.train.title(bad)} has NaN or infinite pixels", "fix it, or list it under exclude")
-    outputs = _forward(task, inputs)
-    if not torch.equal(outputs, _forward(task, inputs)):
-        raise InfluenceError(
-            f"{where}: the outputs are random in eval mode",
-            "dropout outside nn.Dropout? F.dropout needs training=self.training",
+    if task.looked:
+        return task.looked[0]  # type: ignore[no-any-return]
+    terminal = or_silent(terminal)
+    for split in (task.train, task.test):
+        if split is not None:
+            some = FEW if known or split is task.test else READ_TWICE
+            drawn = refuse_random_items(split, spread(split, some))
+            if drawn:
+                what = f"{split.where}: the {split.name} data set draws random numbers ({drawn})"
+                terminal.warn(f"{what}, though no reading differed")
+    sample = _sample(task.train, FEW if known else SAMPLE)
+    outputs, drawn = _check_outputs(task, sample)
+    if drawn:
+        terminal.warn(
+            f"model ({task.checkpoint.name}): it draws random numbers in eval mode ({drawn}), though no output differed"
         )
+    _check_losses(task, sample, outputs)
+    made = Looked(sample, _rows(sample, np.linspace(0, len(sample) - 1, min(FEW, len(sample)))))
+    task.looked.append(made)
+    return made
+
+
+def _sample(split: Split, count: int) -> Batch:
+    """Read examples over all classes; if none of them can be read, the first ones that can."""
+    chosen = spread(split, count)
+    first = next(read_batches(split, chosen[:1], 1))
+    if len(first):
+        chosen = spread(split, max(2, min(count, NUMBERS // max(1, first.inputs.numel()))))
+    batch = next(read_batches(split, chosen, len(chosen)))
+    for start in range(0, len(split), FEW):
+        if len(batch):
+            break
+        batch = next(read_batches(split, split.indices[start : start + FEW], FEW))
+    if not len(batch):
+        raise InfluenceError(f"{split.where}: no training example can be read: {batch.unreadable[0][1]}")
+    # Two copies of one example show as much as two examples.
+    return batch if len(batch) > 1 else _rows(batch, np.zeros(2))
+
+
+def _rows(batch: Batch, rows: np.ndarray) -> Batch:
+    rows = rows.astype(np.int64)
+    return replace(batch, inputs=batch.inputs[rows], targets=batch.targets[rows], indices=batch.indices[rows])
+
+
+def _check_outputs(task: Task, sample: Batch) -> tuple[Tensor, str]:
+    """Give the outputs of the first ``LOOKED`` examples' choice, and what draws random numbers without effect."""
+    where = f"model ({task.checkpoint.name})"
+    inputs = sample.inputs.to(task.device)
+    if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+        bad = int(sample.indices[int(torch.nonzero(~inputs.isfinite().flatten(1).all(1))[0])])
+        raise InfluenceError(f"{task.train.title(bad)} has NaN or infinite pixels", "fix it, or list it under exclude")
+
+    def run(inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return logits_of(task.model(inputs))
+
+    looked = inputs[_looked(len(inputs))]
+    outputs, drawn = refuse_random_outputs(run, looked, where)
     if not bool(outputs.isfinite().all()):
-        raise InfluenceError(f"{where}: the model gives NaN or infinity on the first training examples")
-    alone = torch.cat([_forward(task, x[None]) for x in inputs])
-    if not torch.allclose(outputs, alone, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()) + 1e-6):
+        raise InfluenceError(f"{where}: the model gives NaN or infinity on training examples")
+    few = torch.linspace(0, len(looked) - 1, min(FEW, len(looked))).long()
+    alone = torch.cat([run(looked[row : row + 1]) for row in few.tolist()])
+    if not torch.allclose(outputs[few], alone, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()) + 1e-6):
         raise InfluenceError(
             f"{where}: an example's output depends on the rest of its batch",
             "such a model has no per-example gradient; BatchNorm without running statistics causes this",
         )
     if task.loss_name == "cross_entropy":
         refuse_probabilities(task.model, outputs, where)
-    return outputs
+    return outputs, drawn
 
 
-def _forward(task: Task, inputs: Tensor) -> Tensor:
+def _looked(count: int) -> Tensor:
+    return torch.linspace(0, count - 1, min(LOOKED, count)).long()
+
+
+def _check_losses(task: Task, sample: Batch, outputs: Tensor) -> None:
+    """Refuse a loss that is not one finite number per example, or not the example's alone."""
+    rows = _looked(len(sample))
+    looked = _rows(sample, rows.numpy())
+    targets = looked.targets.to(outputs.device)
+    losses = check_loss(task.loss, task.loss_name, outputs, targets)
+    check_finite(task.train, looked, losses)
     with torch.no_grad():
-        return logits_of(task.model(inputs))
+        alone = torch.cat([task.loss(outputs[row : row + 1], targets[row : row + 1]) for row in range(len(targets))])
+    if not torch.allclose(losses, alone, rtol=1e-3, atol=1e-3 * float(losses.abs().max()) + 1e-6):
+        raise InfluenceError(
+            f"loss {task.loss_name}: an example's loss depends on the rest of its batch",
+            "it must return each example's own loss, not divided by what the batch holds (a sum of weights, say)",
+        )
 
 
 def checkpoint_warnings(

@@ -7,9 +7,10 @@ at the same time. A block's rows are written first and its flag last, so a kill 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.model.network import Network
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import check_gradients
+from influence_cli.precompute.row_check import checked_rows, rows_or_autograd
 from influence_cli.runtime import distributed, exchange
 from influence_cli.runtime.memory import is_out_of_memory
 from influence_cli.runtime.terminal import Advance, Terminal, duration
@@ -36,11 +38,13 @@ class Filled:
         blocks: how many blocks are written.
         total: the sum of their rows, and of the squared norms: float64 [k + 1].
         skipped: why examples were left out.
+        by_autograd: the modules whose gradients were wrong in a block, which autograd then computed; how many blocks.
     """
 
     blocks: int
     total: np.ndarray
     skipped: list[str]
+    by_autograd: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,10 @@ def fill_store(
         raise Stopped(f"{path}: {kept} are kept; run the same command to resume") from None
     for reason in filled.skipped:
         terminal.warn(f"skipped: {reason}")
+    for module, count in filled.by_autograd.items():
+        terminal.warn(
+            f"layer {module}: its gradients differed from autograd's in {count:,} blocks; autograd computed these blocks"
+        )
     distributed.hear(terminal.warnings, terminal.warn)
     finished = sum(distributed.gathered(filled.blocks))
     exchange.sum_array(filled.total)
@@ -154,7 +162,8 @@ def fill_blocks(
                 if not skip:
                     refuse_unreadable(batch)
                 filled.skipped += [reason for _, reason in batch.unreadable]
-                rows = block_rows(task, network, basis, batch, size, block_indices, advance, written)
+                rows, culprit = block_rows(task, network, basis, batch, size, block_indices, advance, written)
+                filled.by_autograd.update([culprit] if culprit else [])
                 written()
                 pending = writer.submit(store.write, int(block), rows)
                 filled.total += block_sums(rows.coordinates)
@@ -189,8 +198,8 @@ def block_rows(
     indices: np.ndarray,
     advance: Advance,
     before_last: Callable[[], None],
-) -> Rows:
-    """Compute the rows of one block.
+) -> tuple[Rows, str]:
+    """Compute the rows of one block, and check some of them (precompute/row_check.py).
 
     Args:
         task: model and data.
@@ -201,7 +210,11 @@ def block_rows(
         indices: all positions of the block, unreadable ones included (their rows are zero).
         advance: called with the number of finished examples.
         before_last: called before the last examples are computed.
+
+    Returns:
+        The rows, and the module whose gradients autograd had to compute; empty if none.
     """
+    checked, culprit = checked_rows(len(batch)), ""
     pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(batch), size):
         part = slice(start, start + size)
@@ -209,6 +222,9 @@ def block_rows(
             before_last()
         values, losses, outputs = coordinates(network, basis, batch.inputs[part], batch.targets[part])
         piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
+        some = checked[(checked >= start) & (checked < part.stop)] - start
+        values, wrong = rows_or_autograd(network, basis, piece, values, some)
+        culprit = culprit or wrong
         check_gradients(task.train, piece, losses, values)
         pieces.append((_host(values), _host(losses), _host(outputs)))
         advance(len(piece))
@@ -220,7 +236,7 @@ def block_rows(
     )
     state = np.full(len(indices), SKIPPED, dtype=np.uint8)
     state[place] = READ
-    return Rows(rows, all_losses, all_outputs, state, batch.digest())
+    return Rows(rows, all_losses, all_outputs, state, batch.digest()), culprit
 
 
 def _host(values: Tensor) -> np.ndarray:

@@ -21,6 +21,7 @@ from influence_cli.data.batches import Batch
 from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.model.data_fingerprint import data_fingerprint
+from influence_cli.model.network import Network
 from influence_cli.model.task import Task
 from influence_cli.passes.batch_size import plan_batch
 from influence_cli.precompute.budget import check_budget, choose_coordinates, row_bytes, store_layout
@@ -29,6 +30,7 @@ from influence_cli.precompute.fingerprint import differing
 from influence_cli.precompute.fit import fit_curvature
 from influence_cli.precompute.fit_file import fit_files
 from influence_cli.precompute.fitted import Fitted, first_columns, open_basis, stored_curvature
+from influence_cli.precompute.remembered import describe_network
 from influence_cli.runtime import disk, distributed, exchange
 from influence_cli.runtime.locks import claim, is_claimed
 from influence_cli.runtime.memory import halving
@@ -116,7 +118,7 @@ def _lay_out(
     examples = plan_batch(choice.network, batch.inputs, k, config.gradients.block)
     # A whole batch is tried before the file exists, so that a store's batch size always fits the memory.
     _, examples = halving(lambda count: _trial(choice, basis, batch, count), examples, terminal.warn)
-    create_store(config, task, path, wanted, fitted, Columns(chosen, k), examples)
+    create_store(config, task, choice.network, path, wanted, fitted, Columns(chosen, k), examples)
     with Store.open(path) as store:
         reserved = human_bytes(store.size())
     terminal.detail(f"{path}: {reserved} reserved, {k:,} numbers per row, batches of {examples:,}")
@@ -138,6 +140,7 @@ class Columns:
 def create_store(
     config: Config,
     task: Task,
+    network: Network,
     path: Path,
     wanted: dict[str, str],
     fitted: Fitted,
@@ -148,7 +151,7 @@ def create_store(
     columns, rows = columns or Columns(None, 0), columns is not None
     what: dict[str, Any] = {
         "fingerprint": wanted,
-        "facts": fitted.facts | {"rows": rows, "batch": batch},
+        "facts": fitted.facts | {"rows": rows, "batch": batch, "network": describe_network(network)},
         "labels": task.train.labels[task.train.indices],
         "indices": task.train.indices,
         "arrays": fitted.arrays | ({} if columns.kept is None else {"kept": columns.kept}),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +20,12 @@ from influence_cli.curvature.coordinates import Basis, Blocks, Joint, vector_coo
 from influence_cli.curvature.spectrum import Spectrum
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError, few, human_bytes
-from influence_cli.model.network import flatten
+from influence_cli.model.network import flatten, track
 from influence_cli.model.task import Task, set_precision
 from influence_cli.passes.batch_size import plan_batch
-from influence_cli.passes.probe import checkpoint_warnings, probe
+from influence_cli.passes.coverage import make_network
+from influence_cli.passes.layers import UnevenError
+from influence_cli.passes.probe import checkpoint_warnings, look
 from influence_cli.precompute.fill_store import fill_store
 from influence_cli.precompute.fingerprint import compare, fingerprint
 from influence_cli.precompute.fitted import Fitted, open_basis
@@ -41,6 +43,7 @@ from influence_cli.precompute.make_store import (
     remove_fits,
 )
 from influence_cli.precompute.prepared import InverseSettings, Prepared, settings_of, store_path, store_paths
+from influence_cli.precompute.remembered import remembered_description, remembered_network
 from influence_cli.precompute.staleness import changed_blocks, check_code
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.terminal import Terminal, or_silent
@@ -84,12 +87,28 @@ def all_complete(config: Config) -> bool:
     return all(_is_complete(path) for path in store_paths(config))
 
 
-def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batch]:
-    """Probe the task and choose the curvature; stderr names what is chosen or left out."""
+def decide(
+    config: Config, task: Task, terminal: Terminal, path: Path | None = None, slow: Collection[str] = ()
+) -> tuple[Choice, Batch]:
+    """Look at the task and choose the curvature; stderr names what is chosen or left out.
+
+    Args:
+        config: the run's config.
+        task: one checkpoint and its data.
+        terminal: told of the choice.
+        path: of a store that may know the way of each parameter's gradients.
+        slow: parameters that the layer pass does not take.
+    """
     where = config.where("gradients", "layers")
     # Gradients are compared with autograd's in float32: the rounding of TF32 is as large as the allowed difference.
     set_precision("float32")
-    network, batch = probe(task, config.gradients.layers, where)
+    network = track(task.model, task.loss, config.gradients.layers, where)
+    known = None if path is None or slow else distributed.from_first(lambda: remembered_description(path, network))
+    batch = look(task, terminal, known=known is not None).few
+    if known is None:
+        network = make_network(network, look(task).sample.inputs, slow)
+    else:
+        network = remembered_network(network, known)
     network = replace(network, precision=config.precision)
     set_precision(config.precision)
     choice = choose_curvature(
@@ -129,6 +148,9 @@ def prepare(
 ) -> Prepared:
     """Give the curvature and a complete store for one checkpoint: reuse, resume or make it.
 
+    Where an example takes a way through the model that the probe did not show, the layers on it are left to autograd,
+    and the work begins again.
+
     Args:
         config: the run's config.
         number: which of its checkpoints.
@@ -142,10 +164,43 @@ def prepare(
         InfluenceError: the store belongs to another run, is too large for budget or disk, is damaged, an example
             cannot be read or has no finite loss.
     """
-    terminal = or_silent(terminal)
+    terminal, path = or_silent(terminal), store_path(config, number)
+    slow: tuple[str, ...] = ()
+    while True:
+        try:
+            return _prepare(
+                config,
+                number,
+                task,
+                terminal,
+                upkeep=upkeep,
+                skip_unreadable=skip_unreadable,
+                on_the_fly=on_the_fly,
+                slow=slow,
+            )
+        except UnevenError as error:
+            # Coordinates of a basis per layer belong to its layers; and the other processes know nothing of it.
+            if distributed.size() > 1 or path.exists() or not set(error.names).difference(slow):
+                raise
+            remove_fits(path)
+            slow = (*slow, *error.names)
+            terminal.warn(f"{error.message}: autograd computes its gradients, one example at a time (slower)")
+
+
+def _prepare(
+    config: Config,
+    number: int,
+    task: Task,
+    terminal: Terminal,
+    *,
+    upkeep: Upkeep,
+    skip_unreadable: bool,
+    on_the_fly: bool,
+    slow: tuple[str, ...],
+) -> Prepared:
     started = time.perf_counter()
     path = store_path(config, number)
-    choice, batch = decide(config, task, terminal)
+    choice, batch = decide(config, task, terminal, path, slow)
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
     if on_the_fly:
         return _without_rows(config, number, task, choice, batch, wanted, terminal, skip=skip_unreadable)
@@ -241,7 +296,7 @@ def _without_rows(
             )
             if distributed.is_first() and not path.exists():
                 disk.check_space(path, fitted.bytes())
-                create_store(config, task, path, wanted, fitted, None, size)
+                create_store(config, task, choice.network, path, wanted, fitted, None, size)
                 terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), without rows")
             remove_fits(path)
             fitted = handed_round(fitted)

@@ -23,7 +23,7 @@ from influence_cli.demo.project import read_images
 from influence_cli.influence.scores import removal
 from influence_cli.metrics import pearson, slope
 from influence_cli.model.network import track
-from influence_cli.passes.gradients import make_network
+from influence_cli.passes.coverage import make_network
 
 REFERENCE = Path(__file__).parents[1] / "data" / "kronfluence_reference.npz"
 N = 1000

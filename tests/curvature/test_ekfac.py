@@ -23,8 +23,9 @@ from influence_cli.curvature.progress import Progress
 from influence_cli.data.batches import Batch
 from influence_cli.metrics import pearson, slope
 from influence_cli.model.network import Network, track
+from influence_cli.passes.coverage import make_network
 from influence_cli.passes.gradient_products import products
-from influence_cli.passes.gradients import example_gradients, example_products, make_network
+from influence_cli.passes.gradients import example_gradients, example_products
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ from influence_cli.data.batches import read_batches
 from influence_cli.model.configured_loss import own_loss
 from influence_cli.model.network import track
 from influence_cli.model.task import Task
-from influence_cli.passes.gradients import example_gradients, make_network
+from influence_cli.passes.coverage import make_network
+from influence_cli.passes.gradients import example_gradients
 from tests.conftest import Command
 from tests.support.loading import load, refused
 

@@ -18,7 +18,7 @@ from influence_cli.mislabels.find import Mislabels, SignalChoice
 from influence_cli.model.heads import add_head, has_one_logit, head_of, take_head
 from influence_cli.model.network import output_layer, track
 from influence_cli.model.task import Task
-from influence_cli.passes.gradients import make_network
+from influence_cli.passes.coverage import make_network
 from influence_cli.ranking.rank import RankOptions
 from influence_cli.ranking.sinks import KeptInfluence
 from influence_cli.retrain.newton import losses_under, make_problem, minimise, outputs_of, start_of, without_each

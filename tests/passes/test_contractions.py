@@ -15,8 +15,9 @@ from influence_cli.curvature.coordinates import Blocks, coordinates, weighted_sq
 from influence_cli.model.network import Layer, Network, loss_slopes, track
 from influence_cli.passes import contractions
 from influence_cli.passes.contractions import cheapest, inner
+from influence_cli.passes.coverage import make_network
 from influence_cli.passes.gradient_products import layer_matrices, products
-from influence_cli.passes.gradients import example_gradients, make_network
+from influence_cli.passes.gradients import example_gradients
 from influence_cli.passes.layers import Call, forward
 from tests.support.example_gradients import CLOSE, Chain, Headed, checked, looped, loss
 

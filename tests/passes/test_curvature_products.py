@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from influence_cli.model.network import Network, restrict, track
 from influence_cli.passes import curvature_products
+from influence_cli.passes.coverage import make_network
 from influence_cli.passes.curvature_products import curvature_product
-from influence_cli.passes.gradients import make_network
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 CLASSES = 3

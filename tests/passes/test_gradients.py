@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from influence_cli.model.network import track
-from influence_cli.passes.gradients import example_gradients, make_network
+from influence_cli.passes.coverage import make_network
+from influence_cli.passes.gradients import example_gradients
 from tests.support.example_gradients import Chain, Headed, checked, covered, loss, shifted
 
 # --- how layers are called

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, evaluate, output_layer, restrict, track
 from influence_cli.model.outputs import output_curvature
-from influence_cli.passes.gradients import example_gradients, jacobians, make_network
+from influence_cli.passes.coverage import make_network
+from influence_cli.passes.gradients import example_gradients, jacobians
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.model.network import track
-from influence_cli.passes.gradients import example_gradients, make_network
+from influence_cli.passes.coverage import make_network
+from influence_cli.passes.gradients import example_gradients
 from tests.support.example_gradients import Headed, checked, covered, looped, loss, shifted
 
 Case = tuple[Callable[[], nn.Module], tuple[int, ...]]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from influence_cli.errors import InfluenceError
 from influence_cli.metrics import pearson, slope
 from influence_cli.model.network import track
-from influence_cli.passes.gradients import example_gradients, make_network
+from influence_cli.passes.coverage import make_network
+from influence_cli.passes.gradients import example_gradients
 from influence_cli.perturb.eight_bit import HIDDEN, PixelScale, ball, given_scale, pixel_scale, sixteen_bits
 from influence_cli.perturb.estimate import input_slopes, perturb_image
 from influence_cli.perturb.files import write_png16

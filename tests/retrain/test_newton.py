@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, track
-from influence_cli.passes.gradients import make_network
+from influence_cli.passes.coverage import make_network
 from influence_cli.retrain.newton import (
     Outputs,
     Problem,

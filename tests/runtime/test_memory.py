@@ -24,8 +24,8 @@ from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network, track
 from influence_cli.passes import batch_size
 from influence_cli.passes.batch_size import example_bytes, plan_batch
+from influence_cli.passes.coverage import make_network
 from influence_cli.passes.curvature_products import curvature_product
-from influence_cli.passes.gradients import make_network
 from influence_cli.passes.layers import Tape, forward
 from influence_cli.runtime import memory
 from influence_cli.runtime.memory import available_bytes, halving, is_out_of_memory

@@ -16,7 +16,8 @@ from influence_cli.curvature.preconditioner import heaviest_rows, row_preconditi
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, track
-from influence_cli.passes.gradients import example_gradients, make_network
+from influence_cli.passes.coverage import make_network
+from influence_cli.passes.gradients import example_gradients
 from influence_cli.solvers.cg import SolveInfo, conjugate_gradients, orthonormal
 from influence_cli.solvers.lanczos import lanczos
 from influence_cli.solvers.lissa import Series, lissa

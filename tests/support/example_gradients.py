@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.model.network import Network, track
+from influence_cli.passes.coverage import make_network
 from influence_cli.passes.gradient_products import squared_norms
-from influence_cli.passes.gradients import example_gradients, make_network
+from influence_cli.passes.gradients import example_gradients
 
 loss = partial(nn.functional.cross_entropy, reduction="none")
 CLOSE = 1e-5

@@ -17,7 +17,8 @@ from influence_cli.curvature import explicit
 from influence_cli.model.network import recurrent_backward, track
 from influence_cli.model.task import set_precision
 from influence_cli.passes import probe
-from influence_cli.passes.gradients import jacobians, make_network
+from influence_cli.passes.coverage import make_network
+from influence_cli.passes.gradients import jacobians
 from influence_cli.precompute import fit, prepare
 from influence_cli.precompute.prepare import decide, prepare_all
 from influence_cli.runtime.memory import available_bytes, is_out_of_memory
