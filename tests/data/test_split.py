@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from influence_cli.data.batches import Batch, Loading, labelled_inputs, read_batches, refuse_unreadable
 from influence_cli.data.image_files import open_image
 from influence_cli.data.images import as_picture, file_input, raw_image
-from influence_cli.data.split import Split, raw_item, row_of, rows_of, take, to_input
+from influence_cli.data.split import Split, raw_item, row_of, rows_of, spread, take, to_input
 from influence_cli.errors import InfluenceError
 from influence_cli.model.data_fingerprint import files_hash
 from tests.conftest import shared
@@ -573,3 +573,25 @@ def test_the_row_of_a_position_is_found_among_those_in_use() -> None:
     assert rows_of(indices, np.array([], dtype=np.int64)).tolist() == []
     assert [row_of(indices, position) for position in (-1, 2, 4, 7, 8)] == [None, 0, None, 2, None]
     assert row_of(indices[:0], 0) is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12, 30, 40])
+def test_spread_takes_each_class_and_both_of_its_ends(count: int) -> None:
+    labels = np.repeat([3, 0, 7, 1], [20, 2, 15, 3])
+    split = split_of(range(40), labels=labels)
+    chosen = spread(split, count)
+    assert len(chosen) == count
+    assert sorted(set(chosen)) == list(chosen)
+    counts = np.bincount(labels[chosen], minlength=8)[[0, 1, 3, 7]]
+    if count >= 12:  # the small classes whole, and as many of the two large ones
+        assert list(counts[:2]) == [2, 3]
+        assert counts[2] in (counts[3], counts[3] + 1) or counts[3] == 15
+        assert {0, 19, 22, 36} <= set(chosen)
+    else:
+        assert counts.max() <= 2
+        assert (counts > 0).sum() == min(count, 4)
+
+
+def test_spread_leaves_out_what_is_not_in_use() -> None:
+    split = split_of(range(50), labels=np.zeros(50, dtype=np.int64), indices=np.arange(0, 50, 2))
+    assert set(spread(split, 10)) <= set(range(0, 50, 2))
