@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from influence_cli.model.network import Network, track
 from influence_cli.model.outputs import logits_of
-from influence_cli.passes.gradient_products import squared_norms
 from influence_cli.passes.coverage import make_network
+from influence_cli.passes.gradient_products import squared_norms
 from influence_cli.passes.gradients import example_gradients, summed_gradient
 
 CLASSES = 10

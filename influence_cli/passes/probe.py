@@ -116,7 +116,9 @@ def _check_outputs(task: Task, sample: Batch) -> tuple[Tensor, str]:
     looked = inputs[_looked(len(inputs))]
     outputs, drawn = refuse_random_outputs(run, looked, where)
     if not bool(outputs.isfinite().all()):
-        raise InfluenceError(f"{where}: the model gives NaN or infinity on training examples")
+        row = int(torch.nonzero(~outputs.isfinite().all(dim=1))[0])
+        title = task.train.title(int(sample.indices[int(_looked(len(inputs))[row])]))
+        raise InfluenceError(f"{where}: the model gives NaN or infinity on {title}")
     few = torch.linspace(0, len(looked) - 1, min(FEW, len(looked))).long()
     alone = torch.cat([run(looked[row : row + 1]) for row in few.tolist()])
     if not torch.allclose(outputs[few], alone, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()) + 1e-6):

@@ -67,6 +67,11 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(np.array_equal(one, other))
 
 
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors have the same numbers; NaN is NaN."""
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
 def refuse_random_items(split: Split, positions: np.ndarray) -> str:
     """Read some examples again, and refuse a split of which one has changed.
 
@@ -94,7 +99,7 @@ def refuse_random_items(split: Split, positions: np.ndarray) -> str:
         for position in again:
             title = split.title(position)
             tensor = to_input(split, raw_item(split, position)[0], title)
-            if tensor.shape != first[position].shape or not torch.equal(tensor, first[position]):
+            if not _same(tensor, first[position]):
                 raise InfluenceError(
                     f"{split.where}: the {split.name} transform is random: two readings of {title} differ",
                     "give the evaluation transform, without augmentation: a gradient belongs to one fixed input",
@@ -127,7 +132,7 @@ def refuse_random_outputs(forward: Callable[[Tensor], Tensor], inputs: Tensor, w
     with unchanged_generators(inputs.device) as drawn:
         outputs = forward(inputs)
         for _ in range(REPETITIONS if drawn() else 1):
-            if not torch.equal(outputs, forward(inputs)):
+            if not _same(outputs, forward(inputs)):
                 raise InfluenceError(
                     f"{where}: the outputs are random in eval mode",
                     "dropout outside nn.Dropout? F.dropout needs training=self.training",

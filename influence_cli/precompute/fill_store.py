@@ -23,7 +23,7 @@ from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.model.network import Network
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import check_gradients
-from influence_cli.precompute.row_check import checked_rows, rows_or_autograd
+from influence_cli.precompute.row_check import RowCheck, checked_rows, make_row_check, rows_or_autograd
 from influence_cli.runtime import distributed, exchange
 from influence_cli.runtime.memory import is_out_of_memory
 from influence_cli.runtime.terminal import Advance, Terminal, duration
@@ -83,6 +83,7 @@ def fill_store(
     with Store.open(path) as store:
         layout, files = store.layout, store.shards or [(path, range(store.layout.blocks))]
     distributed.barrier()  # no process still reads what another one is about to write
+    check = make_row_check(network, basis)
     filled, started = Filled(0, np.zeros(layout.k + 1), []), time.perf_counter()
     jobs = [(file, blocks, unfilled) for file, blocks in files if len(unfilled := todo[np.isin(todo, blocks)])]
     count = sum(len(task.train.indices[layout.rows(int(block))]) for block in todo)
@@ -94,7 +95,7 @@ def fill_store(
                 measure_loading(task, terminal)
                 indices = task.train.indices[layout.span(blocks)]
                 part = FileBlocks(file, unfilled - blocks.start, indices)
-                fill_blocks(task, network, basis, part, filled, advance, skip=skip)
+                fill_blocks(task, check, part, filled, advance, skip=skip)
     except KeyboardInterrupt:
         done = layout.blocks - len(todo) + filled.blocks
         kept = f"{done} of {layout.blocks} blocks" if distributed.size() == 1 else "finished blocks"
@@ -103,7 +104,7 @@ def fill_store(
         terminal.warn(f"skipped: {reason}")
     for module, count in filled.by_autograd.items():
         terminal.warn(
-            f"layer {module}: its gradients differed from autograd's in {count:,} blocks; autograd computed these blocks"
+            f"layer {module}: its gradients differed from autograd's in {count:,} blocks; autograd computed them"
         )
     distributed.hear(terminal.warnings, terminal.warn)
     finished = sum(distributed.gathered(filled.blocks))
@@ -122,8 +123,7 @@ def fill_store(
 
 def fill_blocks(
     task: Task,
-    network: Network,
-    basis: Basis,
+    check: RowCheck,
     part: FileBlocks,
     filled: Filled,
     advance: Advance,
@@ -134,8 +134,7 @@ def fill_blocks(
 
     Args:
         task: model and data.
-        network: the tracked parameters.
-        basis: of the coordinates; None for raw gradients.
+        check: the tracked parameters, the basis of the coordinates, and what some rows are compared with.
         part: which blocks.
         filled: collects what was computed.
         advance: called with the number of finished examples.
@@ -162,7 +161,7 @@ def fill_blocks(
                 if not skip:
                     refuse_unreadable(batch)
                 filled.skipped += [reason for _, reason in batch.unreadable]
-                rows, culprit = block_rows(task, network, basis, batch, size, block_indices, advance, written)
+                rows, culprit = block_rows(task, check, batch, size, block_indices, advance, written)
                 filled.by_autograd.update([culprit] if culprit else [])
                 written()
                 pending = writer.submit(store.write, int(block), rows)
@@ -191,8 +190,7 @@ def _settle(pending: Future[None] | None) -> None:
 
 def block_rows(
     task: Task,
-    network: Network,
-    basis: Basis,
+    check: RowCheck,
     batch: Batch,
     size: int,
     indices: np.ndarray,
@@ -203,8 +201,7 @@ def block_rows(
 
     Args:
         task: model and data.
-        network: the tracked parameters.
-        basis: of the coordinates; None for raw gradients.
+        check: the tracked parameters, the basis of the coordinates, and what some rows are compared with.
         batch: the readable examples of the block.
         size: examples at once; always the same for a store, so that the same block gives the same bytes.
         indices: all positions of the block, unreadable ones included (their rows are zero).
@@ -214,6 +211,7 @@ def block_rows(
     Returns:
         The rows, and the module whose gradients autograd had to compute; empty if none.
     """
+    network, basis = check.network, check.basis
     checked, culprit = checked_rows(len(batch)), ""
     pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for start in range(0, len(batch), size):
@@ -223,7 +221,7 @@ def block_rows(
         values, losses, outputs = coordinates(network, basis, batch.inputs[part], batch.targets[part])
         piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
         some = checked[(checked >= start) & (checked < part.stop)] - start
-        values, wrong = rows_or_autograd(network, basis, piece, values, some)
+        values, wrong = rows_or_autograd(check, piece, values, some)
         culprit = culprit or wrong
         check_gradients(task.train, piece, losses, values)
         pieces.append((_host(values), _host(losses), _host(outputs)))

@@ -20,10 +20,10 @@ from influence_cli.config.load import load_config
 from influence_cli.data.batches import read_batches
 from influence_cli.data.datasets import load_split
 from influence_cli.demo.project import read_images
-from influence_cli.model.task import load_tasks
-from influence_cli.passes.gradients import example_gradients
 from influence_cli.model.network import track
+from influence_cli.model.task import load_tasks
 from influence_cli.passes.coverage import make_network
+from influence_cli.passes.gradients import example_gradients
 from influence_cli.passes.probe import look
 from tests.conftest import Command, shared
 

@@ -141,10 +141,11 @@ def build():
 """
 
 
-def test_mislabels_makes_the_checks_that_the_others_make(influence: Command, tiny: Path) -> None:
-    state = (tiny / "model.pt").read_bytes()
-    with_model(tiny, OF_A_BATCH)
-    assert "depends on the rest of its batch" in influence("mislabels", cwd=tiny, code=2).err
-    (tiny / "model.pt").write_bytes(state)
+def test_mislabels_refuses_probabilities(influence: Command, tiny: Path) -> None:
     (tiny / "model.py").write_text(SOFTMAX)
     assert "the outputs are probabilities" in influence("mislabels", cwd=tiny, code=2).err
+
+
+def test_mislabels_refuses_outputs_that_depend_on_the_batch(influence: Command, tiny: Path) -> None:
+    with_model(tiny, OF_A_BATCH)
+    assert "depends on the rest of its batch" in influence("mislabels", cwd=tiny, code=2).err

@@ -15,7 +15,7 @@ from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network, track
 from influence_cli.passes.coverage import make_network
 from influence_cli.precompute.remembered import describe_network, remembered_network
-from influence_cli.precompute.row_check import checked_rows, rows_or_autograd
+from influence_cli.precompute.row_check import checked_rows, make_row_check, rows_or_autograd
 from tests.conftest import Command
 from tests.passes.test_coverage import Scaled, by_autograd, examples, loss
 
@@ -43,7 +43,7 @@ def test_a_wrong_row_makes_autograd_compute_the_block(joint: bool) -> None:
     truth = by_autograd(network.model, batch.inputs, batch.targets)
     wanted = truth @ basis.vectors if basis else truth
     assert not torch.allclose(values, wanted, rtol=1e-3, atol=1e-3)
-    mended, culprit = rows_or_autograd(network, basis, batch, values, checked_rows(30))
+    mended, culprit = rows_or_autograd(make_row_check(network, basis), batch, values, checked_rows(30))
     assert culprit == "2"
     torch.testing.assert_close(mended, wanted, rtol=1e-4, atol=1e-6)
 
@@ -51,7 +51,7 @@ def test_a_wrong_row_makes_autograd_compute_the_block(joint: bool) -> None:
 def test_right_rows_stay_as_they_are() -> None:
     network, batch = decided()
     values = coordinates(network, None, batch.inputs, batch.targets)[0]
-    same, culprit = rows_or_autograd(network, None, batch, values, checked_rows(30))
+    same, culprit = rows_or_autograd(make_row_check(network, None), batch, values, checked_rows(30))
     assert same is values
     assert culprit == ""
 
@@ -63,12 +63,12 @@ def test_a_sum_that_differs_by_rounding_is_compared_in_its_batch(monkeypatch: py
     values = coordinates(network, None, batch.inputs, batch.targets)[0]
     summed = row_check.summed_gradient
     monkeypatch.setattr(row_check, "summed_gradient", lambda *given: (1.01 * summed(*given)[0], *summed(*given)[1:]))
-    assert rows_or_autograd(network, None, batch, values, checked_rows(30))[1] == ""
+    assert rows_or_autograd(make_row_check(network, None), batch, values, checked_rows(30))[1] == ""
 
 
-def test_one_example_in_a_hundred_and_twenty_eight_is_checked_and_one_at_least() -> None:
-    assert [checked_rows(count).tolist() for count in (1, 2, 64, 256)] == [[0], [1], [32], [64, 192]]
-    assert all(len(checked_rows(count)) == max(1, count // 128) for count in range(128, 2000, 128))
+def test_one_example_in_256_is_checked_and_one_at_least() -> None:
+    assert [checked_rows(count).tolist() for count in (1, 2, 64, 256)] == [[0], [1], [32], [128]]
+    assert all(len(checked_rows(count)) == max(1, count // 256) for count in range(256, 4000, 256))
 
 
 LATER = """

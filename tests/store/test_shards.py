@@ -327,7 +327,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def note(*words: object) -> Rows:
         result = rows(*words)
-        found.append(int(words[5][0]))
+        found.append(int(words[4][0]))
         return result
 
     monkeypatch.setattr(filling, "block_rows", note)

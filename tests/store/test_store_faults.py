@@ -71,7 +71,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def count(*args: object) -> Rows:
         result = rows(*args)
-        found.append(int(args[5][0]))
+        found.append(int(args[4][0]))
         return result
 
     monkeypatch.setattr(fill_store, "block_rows", count)

@@ -20,7 +20,7 @@ from influence_cli.runtime import disk
 
 # Pieces of work: what is called, and its argument that says which one it is.
 WORK = {
-    "block": (fill_store, "block_rows", lambda words: int(words[5][0])),
+    "block": (fill_store, "block_rows", lambda words: int(words[4][0])),
     "covariances": (ekfac, "_add_covariances", lambda words: int(words[2].indices[0])),
     "eigenvalues": (ekfac, "_add_eigenvalues", lambda words: int(words[2].indices[0])),
     "training": (training.Again, "outcomes", lambda words: 0),

@@ -16,7 +16,6 @@ from influence_cli import load_config, load_tasks
 from influence_cli.curvature import explicit
 from influence_cli.model.network import recurrent_backward, track
 from influence_cli.model.task import set_precision
-from influence_cli.passes import probe
 from influence_cli.passes.coverage import make_network
 from influence_cli.passes.gradients import jacobians
 from influence_cli.precompute import fit, prepare
@@ -55,7 +54,7 @@ def test_the_probe_and_an_exact_matrix_are_in_float32_whatever_the_precision(
         seen.append(tf32())
         return work(*words, **more)
 
-    monkeypatch.setattr(prepare, "probe", partial(watched, probe.probe))
+    monkeypatch.setattr(prepare, "make_network", partial(watched, make_network))
     monkeypatch.setattr(fit, "curvature_matrix", partial(watched, explicit.curvature_matrix))
     config = load_config(Path("influence.yaml"), ["precision=tf32"])
     tasks = load_tasks(config)
