@@ -200,7 +200,7 @@ def _prepare(
 ) -> Prepared:
     started = time.perf_counter()
     path = store_path(config, number)
-    choice, batch = decide(config, task, terminal, path, slow)
+    choice, batch = decide(config, task, terminal, None if upkeep.overwrite else path, slow)
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
     if on_the_fly:
         return _without_rows(config, number, task, choice, batch, wanted, terminal, skip=skip_unreadable)

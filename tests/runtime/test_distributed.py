@@ -19,9 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from influence_cli import load_config, load_tasks
+from influence_cli.data.split import spread
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.scores import Running, merged
 from influence_cli.influence.streams import Piece, averaged
+from influence_cli.passes.probe import SAMPLE
 from influence_cli.runtime import distributed
 from influence_cli.store.store import READ, SKIPPED, Store
 from tests.conftest import Command, edit
@@ -264,8 +267,11 @@ def test_a_mistake_is_told_once(pair: tuple[Path, Path], job: Run, words: tuple[
 
 
 def test_an_image_without_a_loss_is_named_by_the_rank_that_reads_it(tmp_path: Path, job: Run) -> None:
-    """Batches of a fit go round: the last of twelve is the second process's."""
+    """Batches of a fit go round: the second one is the second process's; no example before it is looked at with it."""
     project = with_training(make(tmp_path / "project"), deep=True)
+    for number in range(24, 144):
+        (project / "train" / "c" / f"{number:03d}.png").hardlink_to(project / "train" / "c" / "005.png")
+    assert 18 not in spread(load_tasks(load_config(project / "influence.yaml"))[0].train, SAMPLE)
     model = (project / "model.py").read_text()
     (project / "model.py").write_text(
         model.replace("nn.AvgPool2d(2)", "Spoil(2)")
@@ -277,11 +283,11 @@ class Spoil(nn.AvgPool2d):
         return means / (means.amax(dim=(1, 2, 3), keepdim=True) < 0.99)
 """
     )
-    white(project / "train" / "c" / "023.png")
-    done = job(project, "gradients", *EKFAC, "-s", "gradients.block=2", code=2)
+    white(project / "train" / "c" / "008.png")
+    done = job(project, "gradients", *EKFAC, "-s", "gradients.block=18", code=2)
     (line,) = errors(done)
     assert line.startswith(f"error: rank 1 on {socket.gethostname()}: ")
-    assert "23" in line
+    assert "training example 18 " in line
 
 
 def test_an_image_that_cannot_be_read_is_named_with_the_rank_that_reads_it(project: Path, job: Run) -> None:
