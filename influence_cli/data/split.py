@@ -62,6 +62,7 @@ class Split:
         source_classes: class names in the source's own numbering, whatever ``train.classes`` says.
         class_outputs: the model's output of each of the source's own labels, where ``train.classes`` says it.
         given_classes: how the training examples read that.
+        opened: files that this process read while it built the data set and the transform.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Split:
     source_classes: tuple[str, ...] | None = None
     class_outputs: dict[int, int] | None = None
     given_classes: ClassOutputs | None = None
+    opened: tuple[Path, ...] = ()
 
     @property
     def is_unlabelled(self) -> bool:
@@ -204,3 +206,34 @@ def row_of(indices: np.ndarray, position: int) -> int | None:
 def take(split: Split, indices: np.ndarray) -> Split:
     """Restrict a split to some positions (they keep their numbers)."""
     return replace(split, indices=np.asarray(indices, dtype=np.int64))
+
+
+def spread(split: Split, count: int) -> np.ndarray:
+    """Choose examples over all classes and over the whole set, always the same ones.
+
+    Data sets are sorted by class, so the first examples say nothing about the others.
+
+    Args:
+        split: the examples.
+        count: how many; fewer if there are no more.
+
+    Returns:
+        int64, rising positions in the data set. Each class has its fair share, evenly spaced from its first example to
+        its last; of more classes than ``count`` an even choice has one example each.
+    """
+    if len(split.indices) <= count:
+        return split.indices
+    labels = split.labels[split.indices]
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    if len(sizes) > count:
+        chosen = np.linspace(0, len(sizes) - 1, count).astype(np.int64)
+        rows = starts[chosen] + sizes[chosen] // 2
+    else:
+        picked, left = [], count
+        for number, of in enumerate(np.argsort(sizes, kind="stable")):  # what small classes leave goes to the others
+            share = min(int(sizes[of]), left // (len(sizes) - number))
+            left -= share
+            picked.append(starts[of] + np.linspace(0, sizes[of] - 1, share).astype(np.int64))
+        rows = np.concatenate(picked)
+    return np.asarray(np.sort(split.indices[order[rows]]))

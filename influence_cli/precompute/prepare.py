@@ -155,7 +155,7 @@ def prepare(
         if makes:
             make_store(config, task, choice, batch, path, wanted, terminal, skip=skip_unreadable)
         elif grows:
-            distributed.from_first(lambda: extend_store(config, task, path, wanted, terminal))
+            distributed.from_first(lambda: _extend(config, task, choice, path, wanted, terminal))
         todo = distributed.from_first(lambda: _todo(task, choice, path, wanted, terminal, upkeep))
         basis, spectrum = stored_basis(path, choice, task)
         if len(todo):
@@ -172,18 +172,31 @@ def _to_do(task: Task, path: Path, wanted: dict[str, str], upkeep: Upkeep) -> tu
     return makes, grows, makes or grows or upkeep.repair or not _is_complete(path)
 
 
+def _extend(config: Config, task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal) -> None:
+    """Make room for new examples, once the code is known to be that of the old ones."""
+    check_code(task, choice, path, wanted, lambda: stored_basis(path, choice, task)[0], terminal)
+    extend_store(config, task, path, wanted, terminal)
+
+
 def _todo(
     task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, upkeep: Upkeep
 ) -> np.ndarray:
     """Compare a store with model and data, and list the blocks to compute: missing ones and damaged ones."""
     with Store.open(path) as store:
-        compare(store.fingerprint, wanted, str(path))
+        compare(store.fingerprint | store.settled, wanted, str(path), task.code.folder)
         done = np.flatnonzero(store.done())
         missing = np.flatnonzero(~store.done())
         bad = store.damaged(done if upkeep.fsck or upkeep.repair else done[:1])
-        sound = np.setdiff1d(done, bad)
-        if len(sound):
-            check_code(task, choice, store, int(sound[0]))
+    check_code(
+        task,
+        choice,
+        path,
+        wanted,
+        lambda: stored_basis(path, choice, task)[0],
+        terminal,
+        thorough=upkeep.fsck,
+        without=bad,
+    )
     if upkeep.fsck:
         bad = np.union1d(bad, changed_blocks(task, path, terminal))
     if len(bad) and not upkeep.repair:
@@ -239,7 +252,7 @@ def _without_rows(
             fitted, size = halving_alone(
                 lambda count: curvature_of(task, choice, path, wanted, terminal, count, skip=skip), size, terminal.warn
             )
-            if distributed.is_first() and not path.exists():
+            if distributed.is_first() and not has_rows(path):
                 disk.check_space(path, fitted.bytes())
                 create_store(config, task, path, wanted, fitted, None, size)
                 terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), without rows")
