@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,7 @@ def _to_do(task: Task, path: Path, wanted: dict[str, str], upkeep: Upkeep) -> tu
 
 def _extend(config: Config, task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal) -> None:
     """Make room for new examples, once the code is known to be that of the old ones."""
-    check_code(task, choice, path, wanted, lambda: stored_basis(path, choice, task)[0], terminal)
+    check_code(task, choice, path, wanted, partial(_basis_of, path, choice, task), terminal)
     extend_store(config, task, path, wanted, terminal)
 
 
@@ -187,18 +188,12 @@ def _todo(
         done = np.flatnonzero(store.done())
         missing = np.flatnonzero(~store.done())
         bad = store.damaged(done if upkeep.fsck or upkeep.repair else done[:1])
-    check_code(
-        task,
-        choice,
-        path,
-        wanted,
-        lambda: stored_basis(path, choice, task)[0],
-        terminal,
-        thorough=upkeep.fsck,
-        without=bad,
-    )
-    if upkeep.fsck:
-        bad = np.union1d(bad, changed_blocks(task, path, terminal))
+    read_anew = changed_blocks(task, path, terminal) if upkeep.fsck else bad[:0]
+    # Where every block is read differently, the code may be the cause: its numbers tell.
+    left = bad if len(np.union1d(bad, read_anew)) == len(done) else np.union1d(bad, read_anew)
+    opened = partial(_basis_of, path, choice, task)
+    check_code(task, choice, path, wanted, opened, terminal, thorough=upkeep.fsck, without=left)
+    bad = np.union1d(bad, read_anew)
     if len(bad) and not upkeep.repair:
         raise InfluenceError(
             f"{path}: {len(bad)} damaged blocks: {', '.join(map(str, bad[:8]))}",
@@ -227,6 +222,10 @@ def stored_basis(path: Path, choice: Choice, task: Task, *, whole: bool = False)
         arrays = {name: values for name in names if (values := store.array(name)) is not None}
         chosen = None if whole else store.array("kept")
     return open_basis(Fitted(arrays, store.facts), choice, chosen, task.device)
+
+
+def _basis_of(path: Path, choice: Choice, task: Task) -> Basis:
+    return stored_basis(path, choice, task)[0]
 
 
 def _without_rows(

@@ -79,7 +79,13 @@ def check_code(
             block = row // store.layout.block
             if len(store.damaged(np.array([block]))):
                 raise InfluenceError(f"{path}: block {block} is damaged", "influence gradients --repair recomputes it")
-            raise _changed(path, drift, f"the {text} of {task.train.title(int(task.train.indices[row]))}")
+            title = task.train.title(int(task.train.indices[row]))
+            if not drift and _inputs_changed(task, store, block):
+                raise InfluenceError(
+                    f"{path} was made from other examples: {title}, or one beside it, is read differently now",
+                    "influence gradients --fsck finds them all, and --repair computes them again",
+                )
+            raise _changed(path, drift, f"the {text} of {title}")
     compared = (
         f"outputs and losses of {counted(len(batch), 'example')} spread over the classes are the same, and so are the "
         f"gradients of {min(GRADIENTS, len(batch))} of them"
@@ -102,6 +108,11 @@ def _spread_rows(task: Task, store: Store, count: int, without: np.ndarray | Non
     rows = np.flatnonzero(np.repeat(sound, store.layout.block)[: store.layout.n] & (store.column("state") == READ))
     indices = store.column("indices")[rows]
     return rows[np.isin(indices, spread(take(task.train, indices), count))] if len(rows) else rows
+
+
+def _inputs_changed(task: Task, store: Store, block: int) -> bool:
+    indices = task.train.indices[store.layout.rows(block)]
+    return next(read_batches(task.train, indices, len(indices))).digest() != int(store.digests()[block])
 
 
 def _say_unreadable(path: Path, batch: Batch, drift: Drift, terminal: Terminal) -> None:
