@@ -121,7 +121,9 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     try:
         with nullcontext() if split.folder is None else chdir(split.folder):
             item = split.source[index]
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # sys.exit() and exceptions of one's own kind too
         raise InfluenceError(f"{split.title(index)} cannot be read: {describe(error)}") from error
     if isinstance(item, dict):
         image = next((item[key] for key in ("image", "img", "pixel_values", "input", "x") if key in item), None)

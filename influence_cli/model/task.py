@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from influence_cli.model.heads import add_head, make_head
 from influence_cli.model.matching import match
 from influence_cli.model.outputs import Loss, logits_of
 from influence_cli.model.side_files import side_files
-from influence_cli.runtime import distributed
+from influence_cli.runtime import distributed, work
 from influence_cli.runtime.opened_files import noting_opened
 from influence_cli.runtime.terminal import Terminal, or_silent
 
@@ -129,7 +131,20 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
         path = Path(config.model.factory) if source is None else source.file
         rest = (device, configured.convex, config.seed, explained, output, code, beside)
         tasks.append(Task(model, loss, configured.name, train, test, classes, config.l2, n, path, *rest))
+    work.trials[:] = [_trial(task) for task in tasks]
     return tasks
+
+
+def _trial(task: Task) -> work.Trial:
+    """Give a run of model and loss that does not keep the model alive, for naming the example that makes them fail."""
+    model, loss, device = weakref.ref(task.model), task.loss, task.device
+
+    def run(inputs: Any, targets: Any) -> None:
+        if (network := model()) is not None:
+            with torch.no_grad():
+                loss(logits_of(network(inputs.to(device))), targets.to(device))
+
+    return run
 
 
 def user_code(config: Config) -> UserCode:
