@@ -129,7 +129,7 @@ COMMANDS = {
     "groups": (0,),
     "select": ("--keep", 0.5),
     "verify": (),
-    "perturb": (3,),
+    "perturb": (3, "--test", 0),
 }
 
 
