@@ -44,9 +44,11 @@ class Drift:
 
     @property
     def what(self) -> str:
-        """Name what differs: ``the code in losses.py``."""
+        """Name what differs: ``the code in losses.py and model.args``."""
         if self.changed:
-            return f"the code in {few(self.changed)}"
+            sources = [name for name in self.changed if name.endswith(".py")]
+            keys = [name for name in self.changed if name not in sources]
+            return " and ".join([*([f"the code in {few(sources)}"] if sources else []), *keys])
         return f"{'a file' if len(self.files) == 1 else 'files'} that the code reads ({few(self.files)})"
 
     def __bool__(self) -> bool:

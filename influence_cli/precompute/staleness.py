@@ -68,8 +68,10 @@ def check_code(
         rows = _spread_rows(task, store, MANY if thorough else EXAMPLES, without)
         if not len(rows):
             return  # nothing has been computed with any code
-        batch = next(read_batches(task.train, store.column("indices")[rows], len(rows)))
-        rows = rows[np.isin(store.column("indices")[rows], batch.indices)]
+        # Not the positions in the store, which may be damaged: those of this run are known to be the same.
+        positions = task.train.indices[rows]
+        batch = next(read_batches(task.train, positions, len(rows)))
+        rows = rows[np.isin(positions, batch.indices)]
         _say_unreadable(path, batch, drift, terminal)
         difference = _first_difference(choice, store, rows, batch, drift)
         if difference is None and (drift or thorough):
@@ -106,7 +108,7 @@ def _spread_rows(task: Task, store: Store, count: int, without: np.ndarray | Non
     if without is not None:
         sound[without] = False
     rows = np.flatnonzero(np.repeat(sound, store.layout.block)[: store.layout.n] & (store.column("state") == READ))
-    indices = store.column("indices")[rows]
+    indices = task.train.indices[rows]
     return rows[np.isin(indices, spread(take(task.train, indices), count))] if len(rows) else rows
 
 
@@ -183,7 +185,7 @@ def _changed(path: Path, drift: Drift, what: str) -> InfluenceError:
     if drift.changed or drift.files:
         return InfluenceError(
             f"{path} belongs to another model: {drift.what} changed since the store was made, and {what} is different "
-            "now",
+            "now, though the weights are the same",
             REMEDY,
         )
     if drift.unknown:
