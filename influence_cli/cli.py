@@ -98,12 +98,10 @@ class _Group(TyperGroup):
             _refuse_usage(error)
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort):
                 raise  # typer's own ways to end
-            from influence_cli.errors import describe
-
-            _print_error(
-                f"unexpected error: {describe(error)}",
-                "INFLUENCE_DEBUG=1 shows where; the cause may be in the code of your model, data set or loss",
-            )
+            _print_unexpected(error, ctx)
+            raise typer.Exit(2) from None
+        except BaseException as error:  # SystemExit and the like: no command of ours ends so, and 1 is for findings
+            _print_unexpected(error, ctx)
             raise typer.Exit(2) from None
 
 
@@ -122,6 +120,12 @@ class _Command(TyperCommand):
         """Run the command, with stdout for its rows alone."""
         with rows_apart():
             return super().invoke(ctx)
+
+
+def _print_unexpected(error: BaseException, context: Any) -> None:
+    from influence_cli.config.raised import explain
+
+    _print_error(*explain(error, context.invoked_subcommand or "influence"))
 
 
 def _refuse_usage(error: Exception) -> None:

@@ -147,7 +147,10 @@ def did_you_mean(given: str, known: Iterable[str], *, listed: int = 12) -> str:
 
 def describe(error: BaseException) -> str:
     """Describe an exception from other code in one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # an exception of other code whose own text fails
+        text = ""
     if len(text) > 300:
         text = text[:297] + "…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

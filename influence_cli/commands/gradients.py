@@ -26,7 +26,8 @@ def command(
         bool,
         typer.Option(
             "--fsck",
-            help="Verify every checksum, and that every example is still the one that the store was made from.",
+            help="Verify every checksum, that every example is still the one that the store was made from, and on a "
+            "sample that the code still gives its numbers.",
         ),
     ] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Compute the damaged blocks again.")] = False,

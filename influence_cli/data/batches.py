@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
+from influence_cli.runtime import work
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,18 @@ def read_batches(
         ) from error
     for read in _watched(split, indices, size, loader):
         batch = _collate(split, read)
-        yield replace(batch, inputs=batch.inputs.pin_memory()) if loading.pin and workers and len(batch) else batch
+        batch = replace(batch, inputs=batch.inputs.pin_memory()) if loading.pin and workers and len(batch) else batch
+        with work.examples(partial(_title, split, batch)):
+            yield batch
+
+
+def _title(split: Split, batch: Batch) -> str:
+    """Name the example of a batch on which the user's code fails; the batch, where none fails by itself."""
+    for row in range(len(batch)):
+        if work.fails_alone(batch.inputs[row : row + 1], batch.targets[row : row + 1]):
+            return split.title(int(batch.indices[row]))
+    first = split.title(int(batch.indices[0])) if len(batch) else "no example"
+    return first if len(batch) < 2 else f"one of {len(batch):,} examples from {first} on"
 
 
 def _watched(split: Split, indices: np.ndarray, size: int, loader: Iterator[_Read]) -> Iterator[_Read]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,36 @@ from influence_cli.data.huggingface import HubImages, choose_split, is_hub_set, 
 from influence_cli.data.image_files import Strays, look_through, refuse_no_classes, stray_remarks, without_strays
 from influence_cli.data.label_files import read_indices, read_labels
 from influence_cli.data.listed_images import ListedImages
-from influence_cli.data.split import ClassOutputs, Split, raw_item
+from influence_cli.data.split import ClassOutputs, Split, raw_item, to_input
 from influence_cli.data.transforms import build_transform
 from influence_cli.errors import InfluenceError, describe
+from influence_cli.runtime.opened_files import noting_opened
 from influence_cli.runtime.terminal import Terminal, or_silent
+
+# Their data sets and transforms open no file besides those of the examples.
+LIBRARIES = ("torch", "torchvision")
 
 
 def load_splits(config: Config, terminal: Terminal | None = None) -> tuple[Split, Split | None]:
     """Build the training and test examples, which must agree on the classes; no model is needed."""
-    train = load_split(config, "train", config.train, terminal)
+    with noting_opened() as opened:
+        train = load_split(config, "train", config.train, terminal)
+        _read_one(train, config.train)
+    train = replace(train, opened=opened.files())
     if config.test is None:
         return train, None
     test = load_split(config, "test", config.test, terminal, train.source_classes, train.given_classes)
     _check_mapping(train, test, only_shared=config.train.classes is not None)
     return train, test
+
+
+def _read_one(split: Split, section: DataConfig) -> None:
+    """Read an example if code of the user takes part in it: that code may open its files only now."""
+    names = [section.dataset, *(step.name for step in section.transform or ())]
+    if any(":" in name or ("." in name and name.partition(".")[0] not in LIBRARIES) for name in names):
+        with suppress(InfluenceError):  # the pass over the data names it
+            index = int(split.indices[0])
+            to_input(split, raw_item(split, index)[0], split.title(index))
 
 
 def load_split(

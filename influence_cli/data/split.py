@@ -62,6 +62,7 @@ class Split:
         source_classes: class names in the source's own numbering, whatever ``train.classes`` says.
         class_outputs: the model's output of each of the source's own labels, where ``train.classes`` says it.
         given_classes: how the training examples read that.
+        opened: files that this process read while it built the data set and the transform.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Split:
     source_classes: tuple[str, ...] | None = None
     class_outputs: dict[int, int] | None = None
     given_classes: ClassOutputs | None = None
+    opened: tuple[Path, ...] = ()
 
     @property
     def is_unlabelled(self) -> bool:
@@ -119,7 +121,9 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     try:
         with nullcontext() if split.folder is None else chdir(split.folder):
             item = split.source[index]
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # sys.exit() and exceptions of one's own kind too
         raise InfluenceError(f"{split.title(index)} cannot be read: {describe(error)}") from error
     if isinstance(item, dict):
         image = next((item[key] for key in ("image", "img", "pixel_values", "input", "x") if key in item), None)

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from influence_cli.config.schema import Config, DataConfig, TransformStep
+from influence_cli.config.source_code import is_installed, source_hash
 from influence_cli.config.user_code import accepts, call, import_object
 from influence_cli.errors import InfluenceError, describe, did_you_mean
 
@@ -250,10 +251,14 @@ def _origin(made: Any, name: str, folder: Path) -> str:
         release, first = _release(parts[0]), _file(next((module for module in modules if module is not None), None))
     # Where it is named and where it is defined: often one file.
     files = dict.fromkeys((first, _file(sys.modules.get(getattr(made, "__module__", None) or ""))))
-    content = [xxhash.xxh3_64_hexdigest(Path(file).read_bytes()) for file in files if file and Path(file).is_file()]
+    content = [_content(Path(file)) for file in files if file and Path(file).is_file()]
     shown = repr(made)
     # A plain function shows where it lies in memory, which differs from process to process.
     return " ".join(["", *filter(None, [release, *content]), *([] if " at 0x" in shown else [shown])])
+
+
+def _content(file: Path) -> str:
+    return xxhash.xxh3_64_hexdigest(file.read_bytes()) if is_installed(file.resolve()) else source_hash(file)
 
 
 def _file(module: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from influence_cli.checkpoints.load import trained_model
 from influence_cli.config.schema import Config
+from influence_cli.config.source_code import UserCode
 from influence_cli.config.user_code import call, import_object
 from influence_cli.data.batches import ALONE, Batch, Loading, readable_batches
 from influence_cli.data.datasets import load_splits
@@ -23,7 +25,9 @@ from influence_cli.model.configured_loss import load_loss
 from influence_cli.model.heads import add_head, make_head
 from influence_cli.model.matching import match
 from influence_cli.model.outputs import Loss, logits_of
-from influence_cli.runtime import distributed
+from influence_cli.model.side_files import side_files
+from influence_cli.runtime import distributed, work
+from influence_cli.runtime.opened_files import noting_opened
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 
@@ -47,6 +51,8 @@ class Task:
         explained: whether predictions and losses of this checkpoint are reported: independent models report their
             mean, a run only its last checkpoint.
         output: ``model.output``, which of the model's outputs the logits are; empty if the config does not say.
+        code: the user's code that makes model, loss, examples and transform.
+        side_files: files besides the examples that this code reads.
         measured: who reads the data, once ``measure_loading`` has found that out.
         looked: the examples that passes/probe.py has looked at, once it has.
     """
@@ -65,6 +71,8 @@ class Task:
     seed: int
     explained: bool = True
     output: str = ""
+    code: UserCode = field(default_factory=UserCode, compare=False)
+    side_files: tuple[Path, ...] = field(default=(), compare=False)
     measured: list[Loading] = field(default_factory=list, compare=False, repr=False)
     looked: list[Any] = field(default_factory=list, compare=False, repr=False)
 
@@ -102,7 +110,9 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
     # The fused attention path of eval mode has no derivative for torch.func.
     torch.backends.mha.set_fastpath_enabled(False)
     train, test = load_splits(config, terminal)
-    configured = load_loss(config)
+    with noting_opened() as opened:
+        configured = load_loss(config)
+    code, beside = user_code(config), side_files(config, train, [*train.opened, *opened.files()])
     if isinstance(configured.loss, nn.Module):
         configured.loss.to(device)
     tasks = []
@@ -121,9 +131,31 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
         output = "" if config.model.output is None else repr(config.model.output)
         # Where the factory gives the weights, it stands for them.
         path = Path(config.model.factory) if source is None else source.file
-        rest = (device, configured.convex, config.seed, explained, output)
+        rest = (device, configured.convex, config.seed, explained, output, code, beside)
         tasks.append(Task(model, loss, configured.name, train, test, classes, config.l2, n, path, *rest))
+    work.trials[:] = [_trial(task) for task in tasks]
     return tasks
+
+
+def _trial(task: Task) -> work.Trial:
+    """Give a run of model and loss that does not keep the model alive, for naming the example that makes them fail."""
+    model, loss, device = weakref.ref(task.model), task.loss, task.device
+
+    def run(inputs: Any, targets: Any) -> None:
+        if (network := model()) is not None:
+            with torch.no_grad():
+                loss(logits_of(network(inputs.to(device))), targets.to(device))
+
+    return run
+
+
+def user_code(config: Config) -> UserCode:
+    """Name the code that makes model, loss, training examples and transform."""
+    train, model = config.train, config.model
+    steps = [step.name.removesuffix("()") for step in train.transform or ()]
+    given = {"model.factory": model.factory, "model.args": model.args, "train.dataset": train.dataset}
+    names = (model.factory, config.loss.factory, train.dataset, *steps)
+    return UserCode(names, given | {"train.args": train.args}, config.folder)
 
 
 def measure_loading(task: Task, terminal: Terminal) -> None:

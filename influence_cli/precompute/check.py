@@ -26,7 +26,7 @@ from influence_cli.passes.layers import forward
 from influence_cli.passes.probe import checkpoint_warnings, near_chance
 from influence_cli.precompute.budget import row_bytes
 from influence_cli.precompute.cost import estimate
-from influence_cli.precompute.prepare import decide
+from influence_cli.precompute.decide import decide
 from influence_cli.precompute.prepared import store_path
 from influence_cli.runtime.terminal import Terminal, duration, or_silent
 from influence_cli.store.store import Store

@@ -15,6 +15,7 @@ from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.coordinates import Basis, Blocks, Joint
 from influence_cli.curvature.spectrum import Spectrum, joint, layered
 from influence_cli.errors import InfluenceError
+from influence_cli.precompute.fingerprint import CODE, code_drift
 from influence_cli.store.store import Store
 
 # Parts of a store's fingerprint that a fitted curvature depends on; the given labels count where they were used.
@@ -30,6 +31,8 @@ DEPENDS = (
     "basis",
     "seed",
     "versions",
+    "code",
+    "side files",
 )
 
 
@@ -68,7 +71,13 @@ def stored_curvature(path: Path, wanted: Mapping[str, str], choice: Choice) -> F
         return None
     try:
         with Store.open(path, rows=False) as store:
-            if store.facts.get("curvature") != curvature_fingerprint(wanted, choice):
+            made_with = store.facts.get("curvature")
+            if not isinstance(made_with, dict):
+                return None
+            # What was found to change no number of the store counts as the same.
+            made_with |= {name: part for name, part in store.settled.items() if name in DEPENDS}
+            depends = curvature_fingerprint(wanted, choice)
+            if code_drift(made_with, depends) or made_with | {CODE: ""} != depends | {CODE: ""}:
                 return None
             names = [*store.names("factor."), *store.names("basis"), *store.names("spectrum")]
             arrays = {name: store.array(name) for name in names}

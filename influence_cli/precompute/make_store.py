@@ -221,7 +221,7 @@ def has_grown(task: Task, path: Path, wanted: dict[str, str]) -> bool:
     if n >= len(task.train) or not set(differing(stored, wanted)) <= {"count", "labels", "files", "examples"}:
         return False
     before = data_fingerprint(take(task.train, task.train.indices[:n]))
-    return all(stored.get(name) == value for name, value in before.items())
+    return not set(before).intersection(differing(stored, {**stored, **before}))
 
 
 def extend_store(config: Config, task: Task, path: Path, wanted: dict[str, str], terminal: Terminal) -> None:

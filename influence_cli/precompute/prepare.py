@@ -6,26 +6,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from influence_cli.config.schema import Config
-from influence_cli.curvature.choice import Choice, choose_curvature
+from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.coordinates import Basis, Blocks, Joint, vector_coordinates
 from influence_cli.curvature.spectrum import Spectrum
 from influence_cli.data.batches import Batch
-from influence_cli.errors import InfluenceError, few, human_bytes
-from influence_cli.model.network import flatten, track
-from influence_cli.model.task import Task, set_precision
+from influence_cli.errors import InfluenceError, human_bytes
+from influence_cli.model.network import flatten
+from influence_cli.model.task import Task
 from influence_cli.passes.batch_size import plan_batch
-from influence_cli.passes.coverage import make_network
 from influence_cli.passes.layers import UnevenError
-from influence_cli.passes.probe import checkpoint_warnings, look
+from influence_cli.passes.probe import checkpoint_warnings
+from influence_cli.precompute.decide import decide
 from influence_cli.precompute.fill_store import fill_store
 from influence_cli.precompute.fingerprint import compare, fingerprint
 from influence_cli.precompute.fitted import Fitted, open_basis
@@ -43,7 +44,6 @@ from influence_cli.precompute.make_store import (
     remove_fits,
 )
 from influence_cli.precompute.prepared import InverseSettings, Prepared, settings_of, store_path, store_paths
-from influence_cli.precompute.remembered import remembered_description, remembered_network
 from influence_cli.precompute.staleness import changed_blocks, check_code
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.terminal import Terminal, or_silent
@@ -85,55 +85,6 @@ def prepare_all(
 def all_complete(config: Config) -> bool:
     """Say whether the store of every checkpoint exists with all its rows; prepare checks whether it fits."""
     return all(_is_complete(path) for path in store_paths(config))
-
-
-def decide(
-    config: Config, task: Task, terminal: Terminal, path: Path | None = None, slow: Collection[str] = ()
-) -> tuple[Choice, Batch]:
-    """Look at the task and choose the curvature; stderr names what is chosen or left out.
-
-    Args:
-        config: the run's config.
-        task: one checkpoint and its data.
-        terminal: told of the choice.
-        path: of a store that may know the way of each parameter's gradients.
-        slow: parameters that the layer pass does not take.
-    """
-    where = config.where("gradients", "layers")
-    # Gradients are compared with autograd's in float32: the rounding of TF32 is as large as the allowed difference.
-    set_precision("float32")
-    network = track(task.model, task.loss, config.gradients.layers, where)
-    known = None if path is None or slow else distributed.from_first(lambda: remembered_description(path, network))
-    batch = look(task, terminal, known=known is not None).few
-    if known is None:
-        network = make_network(network, look(task).sample.inputs, slow)
-    else:
-        network = remembered_network(network, known)
-    network = replace(network, precision=config.precision)
-    set_precision(config.precision)
-    choice = choose_curvature(
-        config.curvature.method,
-        config.curvature.matrix,
-        network,
-        batch.inputs,
-        config.where("curvature", "method"),
-    )
-    if choice.note:
-        terminal.detail(choice.note)
-    for names, what in (
-        (network.left_out, "parameters left out"),
-        (network.unused, "parameters that no output depends on"),
-        (network.rest, f"parameters outside the layer pass, by {_rest_way(choice)}"),
-    ):
-        if names:
-            terminal.say(f"{what} ({len(names)}): {few(names, 6)}")
-    if network.obstacle:
-        terminal.say(f"torch.func cannot differentiate the model: {network.obstacle}")
-    return choice, batch
-
-
-def _rest_way(choice: Choice) -> str:
-    return "torch.func" if choice.network.vectorised else "a loop of autograd, one example at a time (slower)"
 
 
 def prepare(
@@ -210,7 +161,7 @@ def _prepare(
         if makes:
             make_store(config, task, choice, batch, path, wanted, terminal, skip=skip_unreadable)
         elif grows:
-            distributed.from_first(lambda: extend_store(config, task, path, wanted, terminal))
+            distributed.from_first(lambda: _extend(config, task, choice, path, wanted, terminal))
         todo = distributed.from_first(lambda: _todo(task, choice, path, wanted, terminal, upkeep))
         basis, spectrum = stored_basis(path, choice, task)
         if len(todo):
@@ -227,20 +178,27 @@ def _to_do(task: Task, path: Path, wanted: dict[str, str], upkeep: Upkeep) -> tu
     return makes, grows, makes or grows or upkeep.repair or not _is_complete(path)
 
 
+def _extend(config: Config, task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal) -> None:
+    """Make room for new examples, once the code is known to be that of the old ones."""
+    check_code(task, choice, path, wanted, partial(_basis_of, path, choice, task), terminal)
+    extend_store(config, task, path, wanted, terminal)
+
+
 def _todo(
     task: Task, choice: Choice, path: Path, wanted: dict[str, str], terminal: Terminal, upkeep: Upkeep
 ) -> np.ndarray:
     """Compare a store with model and data, and list the blocks to compute: missing ones and damaged ones."""
     with Store.open(path) as store:
-        compare(store.fingerprint, wanted, str(path))
+        compare(store.fingerprint | store.settled, wanted, str(path), task.code.folder)
         done = np.flatnonzero(store.done())
         missing = np.flatnonzero(~store.done())
         bad = store.damaged(done if upkeep.fsck or upkeep.repair else done[:1])
-        sound = np.setdiff1d(done, bad)
-        if len(sound):
-            check_code(task, choice, store, int(sound[0]))
-    if upkeep.fsck:
-        bad = np.union1d(bad, changed_blocks(task, path, terminal))
+    read_anew = changed_blocks(task, path, terminal) if upkeep.fsck else bad[:0]
+    # Where every block is read differently, the code may be the cause: its numbers tell.
+    left = bad if len(np.union1d(bad, read_anew)) == len(done) else np.union1d(bad, read_anew)
+    opened = partial(_basis_of, path, choice, task)
+    check_code(task, choice, path, wanted, opened, terminal, thorough=upkeep.fsck, without=left)
+    bad = np.union1d(bad, read_anew)
     if len(bad) and not upkeep.repair:
         raise InfluenceError(
             f"{path}: {len(bad)} damaged blocks: {', '.join(map(str, bad[:8]))}",
@@ -271,6 +229,10 @@ def stored_basis(path: Path, choice: Choice, task: Task, *, whole: bool = False)
     return open_basis(Fitted(arrays, store.facts), choice, chosen, task.device)
 
 
+def _basis_of(path: Path, choice: Choice, task: Task) -> Basis:
+    return stored_basis(path, choice, task)[0]
+
+
 def _without_rows(
     config: Config,
     number: int,
@@ -294,7 +256,7 @@ def _without_rows(
             fitted, size = halving_alone(
                 lambda count: curvature_of(task, choice, path, wanted, terminal, count, skip=skip), size, terminal.warn
             )
-            if distributed.is_first() and not path.exists():
+            if distributed.is_first() and not has_rows(path):
                 disk.check_space(path, fitted.bytes())
                 create_store(config, task, choice.network, path, wanted, fitted, None, size)
                 terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), without rows")

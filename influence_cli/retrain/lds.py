@@ -22,7 +22,8 @@ from influence_cli.influence.run_facts import ScoreRecord
 from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.model.task import Task
-from influence_cli.precompute.prepare import decide, prepare_all
+from influence_cli.precompute.decide import decide
+from influence_cli.precompute.prepare import prepare_all
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import RankOptions, rank_into_sinks, rank_training
 from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder, turn

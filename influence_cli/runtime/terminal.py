@@ -15,6 +15,7 @@ from rich.text import Text
 
 from influence_cli.errors import printable
 from influence_cli.runtime import distributed
+from influence_cli.runtime.work import during
 
 Advance = Callable[[float], None]
 
@@ -90,7 +91,8 @@ class Terminal:
             A function that takes the number of newly finished examples.
         """
         if not self._shows():
-            yield lambda _: None
+            with during(what):
+                yield lambda _: None
             return
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), _Rate())
         with Progress(
@@ -102,16 +104,18 @@ class Terminal:
             transient=True,
         ) as bars:
             bar = bars.add_task(what, total=total)
-            yield lambda count: bars.advance(bar, count)
+            with during(what):
+                yield lambda count: bars.advance(bar, count)
 
     @contextmanager
     def status(self, what: str) -> Iterator[None]:
         """Show that something without a known length is going on."""
-        if not self._shows():
-            yield
-            return
-        with self.console.status(what):
-            yield
+        with during(what):
+            if not self._shows():
+                yield
+                return
+            with self.console.status(what):
+                yield
 
     def _shows(self) -> bool:
         return self._speaks() and sys.stderr.isatty()

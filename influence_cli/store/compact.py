@@ -70,7 +70,7 @@ def _begun(path: Path, store: Store) -> Path:
     create(
         merged,
         store.layout,
-        fingerprint=store.fingerprint,
+        fingerprint=store.fingerprint | store.settled,
         facts=store.facts | origin,
         labels=store.column("labels"),
         indices=store.column("indices"),

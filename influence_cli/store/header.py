@@ -45,7 +45,8 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
     HDF5 opens it only for reading: its metadata is never written again.
 
     Returns:
-        The raw file, which holds the lock, the HDF5 file, and the header.
+        The raw file, which holds the lock, the HDF5 file, and the header, with the size of the sealed file as ``end``
+        and what ``settled_line`` wrote behind it as ``settled``.
 
     Raises:
         InfluenceError: no such file, not a store, damaged, newer, not permitted, or in use by another process.
@@ -67,10 +68,10 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
     try:
         lock(raw, path, alone=write)
         seal = _read_seal(raw)
-        _check_seal(seal, path)
+        end = _check_seal(seal, path)
         # HDF5's own shared lock is compatible with our shared lock, but not with the exclusive one.
         file = h5py.File(path, "r", locking=False) if write else _opened(path)
-        return raw, file, _read_header(file, path, seal)
+        return raw, file, _read_header(file, path, seal) | {"end": end, "settled": _read_settled(raw, end)}
     except OSError as error:
         raw.close()
         raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW) from error
@@ -100,7 +101,22 @@ def _read_seal(raw: BinaryIO) -> bytes:
     return seal
 
 
-def _check_seal(seal: bytes, path: Path) -> None:
+def _read_settled(raw: BinaryIO, end: int) -> dict[str, str]:
+    """Read what was written behind the file; nothing where that is not whole, as after a kill."""
+    raw.seek(end)
+    body, _, rest = raw.read(LARGEST_SEAL).partition(b"\n")
+    settled = _object(body) if rest[:16] == xxhash.xxh3_64_hexdigest(body).encode() else {}
+    return {name: part for name, part in settled.items() if isinstance(part, str)}
+
+
+def settled_line(parts: Mapping[str, str]) -> bytes:
+    """Write what ``open_file`` reads as ``settled``: it lies behind the sealed file, which stays as it is."""
+    body = json.dumps(dict(parts), sort_keys=True).encode()
+    return body + b"\n" + xxhash.xxh3_64_hexdigest(body).encode() + b"\n"
+
+
+def _check_seal(seal: bytes, path: Path) -> int:
+    """Check the seal, and what it covers; give the size of the sealed file."""
     kind, _, rest = seal.partition(b"\n")
     name, _, version = kind.partition(b" ")
     if name != FORMAT.encode():
@@ -129,6 +145,7 @@ def _check_seal(seal: bytes, path: Path) -> None:
         raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW)
     if digest(path, ranges) != sealed.get("xxh3"):
         raise InfluenceError(f"{path} is damaged: the HDF5 metadata of its data sets has changed", ANEW)
+    return int(sealed["bytes"])
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import xxhash
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import disk
 from influence_cli.store.encoding import checksum, encode, room_for
-from influence_cli.store.header import open_file
+from influence_cli.store.header import open_file, settled_line
 from influence_cli.store.layout import Layout, data_sets, side_arrays
 from influence_cli.store.part import Part
 from influence_cli.store.scan import Reader, damaged_block, in_order, mapped, most_rows, pieces, place_of
@@ -69,6 +69,9 @@ class Store:
         self.layout = main.layout
         self.fingerprint: dict[str, str] = header["fingerprint"]
         self.facts: dict[str, Any] = header["facts"]
+        # Parts of the fingerprint that have changed since, and were found to change no number.
+        self.settled: dict[str, str] = header.get("settled", {})
+        self._end: int = header.get("end", 0)
         # The files of rows other than the main file, and the blocks of each.
         self.shards = [(part.path, part.blocks) for part in parts if part is not main]
         self._main = main
@@ -188,6 +191,30 @@ class Store:
             self._main.put("summary", 0, values)
             self._main.put("summary_xxh3", 0, np.uint64(xxhash.xxh3_64_intdigest(values.data)))
             disk.flush(self._main.raw)
+
+    def settle(self, parts: Mapping[str, str]) -> None:
+        """Keep parts of the fingerprint that differ from those in the header, but change no number.
+
+        They lie behind the sealed file. A kill leaves a line without a valid checksum, which counts as none.
+        """
+        with self._main.writing("the hash of the code"):
+            disk.write_at(self._main.raw, self._end, np.frombuffer(settled_line(parts), dtype=np.uint8))
+            disk.flush(self._main.raw)
+
+    def some_rows(self, rows: Sequence[int]) -> np.ndarray:
+        """Read the coordinates of a few rows, after verifying their blocks: float32 [len(rows), k].
+
+        Raises:
+            InfluenceError: a block is damaged.
+        """
+        values = np.empty((len(rows), self.layout.k), dtype=np.float32)
+        for place, row in enumerate(rows):
+            block = int(row) // self.layout.block
+            piece = range(block, block + 1)
+            for where, part in self._part(block).reader().parts(piece, lambda count: room_for(count, self.layout.k)):
+                if where.start <= row < where.stop:
+                    values[place] = part[row - where.start]
+        return values
 
     def write_labels(self, labels: np.ndarray, indices: np.ndarray) -> None:
         """Write labels and positions of all examples again, as they were when the store was made.

@@ -323,7 +323,9 @@ def test_the_text_of_a_transform_changes_when_what_it_names_does(
     elsewhere = load("named_here.evaluation").transform_text
     (tmp_path / "defined_there.py").write_text("def evaluation(image):\n    return 2 * image\n")
     assert load("named_here.evaluation").transform_text != elsewhere
-    steps.write_text(CODE + "\n# changed\n")
+    steps.write_text(CODE + "\n# a comment\n")
+    assert load("./steps.py:evaluation").transform_text == text
+    steps.write_text(CODE + "\nCHANGED = 1\n")
     assert load("./steps.py:evaluation").transform_text != text
     made = "{factory: ./steps.py:Centred, args: {mean: %s}}"
     assert load(made % 0.5).transform_text != load(made % 0.25).transform_text

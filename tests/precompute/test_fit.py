@@ -112,9 +112,9 @@ def test_the_whole_basis_on_the_fly_equals_a_store_of_it(influence: Command, pro
     from influence_cli.curvature.coordinates import Blocks
     from influence_cli.data.batches import read_batches
     from influence_cli.model.task import load_tasks
+    from influence_cli.precompute.decide import decide
     from influence_cli.precompute.fingerprint import fingerprint
     from influence_cli.precompute.fitted import open_basis, stored_curvature
-    from influence_cli.precompute.prepare import decide
     from influence_cli.runtime.terminal import Terminal
 
     config = load_config(project / "influence.yaml")

@@ -540,7 +540,8 @@ def test_other_examples_in_memory_are_named(influence: Command, project: Path) -
         x, y = data["x"], data["y"]
     np.savez(project / "train.npz", x=x[:, :, ::-1], y=y)
     done = influence("gradients", cwd=project, code=2)
-    assert "what differs: the training examples themselves\n" in done.err
+    named = "the training examples themselves; a file that the code of the data set reads (train.npz)"
+    assert f"what differs: {named}\n" in done.err
 
 
 SAME = [

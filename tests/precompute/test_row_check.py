@@ -148,11 +148,11 @@ def test_a_way_that_the_sample_does_not_show_leaves_the_layer_to_autograd(
 
 
 def test_a_complete_store_remembers_the_ways(influence: Command, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from influence_cli.precompute import prepare
+    from influence_cli.precompute import decide
 
     influence("gradients", cwd=tiny)
     before = influence("rank", "0", cwd=tiny).out
-    monkeypatch.setattr(prepare, "make_network", None)
+    monkeypatch.setattr(decide, "make_network", None)
     assert influence("rank", "0", cwd=tiny).out == before
 
 

@@ -210,7 +210,7 @@ def test_identity_is_the_gradient_product(influence: Command, project: Path) -> 
     from influence_cli.data.batches import read_batches
     from influence_cli.model.task import load_tasks
     from influence_cli.passes.gradients import example_gradients
-    from influence_cli.precompute.prepare import decide
+    from influence_cli.precompute.decide import decide
     from influence_cli.runtime.terminal import Terminal
 
     config = load_config(Path("influence.yaml"))

@@ -18,8 +18,10 @@ from influence_cli.model.network import recurrent_backward, track
 from influence_cli.model.task import set_precision
 from influence_cli.passes.coverage import make_network
 from influence_cli.passes.gradients import jacobians
-from influence_cli.precompute import fit, prepare
-from influence_cli.precompute.prepare import decide, prepare_all
+from influence_cli.precompute import decide as deciding
+from influence_cli.precompute import fit
+from influence_cli.precompute.decide import decide
+from influence_cli.precompute.prepare import prepare_all
 from influence_cli.runtime.memory import available_bytes, is_out_of_memory
 from influence_cli.runtime.terminal import Terminal
 
@@ -54,7 +56,7 @@ def test_the_probe_and_an_exact_matrix_are_in_float32_whatever_the_precision(
         seen.append(tf32())
         return work(*words, **more)
 
-    monkeypatch.setattr(prepare, "make_network", partial(watched, make_network))
+    monkeypatch.setattr(deciding, "make_network", partial(watched, make_network))
     monkeypatch.setattr(fit, "curvature_matrix", partial(watched, explicit.curvature_matrix))
     config = load_config(Path("influence.yaml"), ["precision=tf32"])
     tasks = load_tasks(config)

@@ -1,0 +1,68 @@
+"""Decide before any work: how each parameter's example gradients are computed, and which curvature is used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from influence_cli.config.schema import Config
+from influence_cli.curvature.choice import Choice, choose_curvature
+from influence_cli.data.batches import Batch
+from influence_cli.errors import few
+from influence_cli.model.network import track
+from influence_cli.model.task import Task, set_precision
+from influence_cli.passes.coverage import make_network
+from influence_cli.passes.probe import look
+from influence_cli.precompute.remembered import remembered_description, remembered_network
+from influence_cli.runtime import distributed
+from influence_cli.runtime.terminal import Terminal
+
+
+def decide(
+    config: Config, task: Task, terminal: Terminal, path: Path | None = None, slow: Collection[str] = ()
+) -> tuple[Choice, Batch]:
+    """Look at the task and choose the curvature; stderr names what is chosen or left out.
+
+    Args:
+        config: the run's config.
+        task: one checkpoint and its data.
+        terminal: told of the choice.
+        path: of a store that may know the way of each parameter's gradients.
+        slow: parameters that the layer pass does not take.
+    """
+    where = config.where("gradients", "layers")
+    # Gradients are compared with autograd's in float32: the rounding of TF32 is as large as the allowed difference.
+    set_precision("float32")
+    network = track(task.model, task.loss, config.gradients.layers, where)
+    known = None if path is None or slow else distributed.from_first(lambda: remembered_description(path, network))
+    batch = look(task, terminal, known=known is not None).few
+    if known is None:
+        network = make_network(network, look(task).sample.inputs, slow)
+    else:
+        network = remembered_network(network, known)
+    network = replace(network, precision=config.precision)
+    set_precision(config.precision)
+    choice = choose_curvature(
+        config.curvature.method,
+        config.curvature.matrix,
+        network,
+        batch.inputs,
+        config.where("curvature", "method"),
+    )
+    if choice.note:
+        terminal.detail(choice.note)
+    for names, what in (
+        (network.left_out, "parameters left out"),
+        (network.unused, "parameters that no output depends on"),
+        (network.rest, f"parameters outside the layer pass, by {_rest_way(choice)}"),
+    ):
+        if names:
+            terminal.say(f"{what} ({len(names)}): {few(names, 6)}")
+    if network.obstacle:
+        terminal.say(f"torch.func cannot differentiate the model: {network.obstacle}")
+    return choice, batch
+
+
+def _rest_way(choice: Choice) -> str:
+    return "torch.func" if choice.network.vectorised else "a loop of autograd, one example at a time (slower)"
