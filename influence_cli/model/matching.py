@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from influence_cli.config.schema import Config
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.model.configured_loss import ConfiguredLoss, check_loss, loss_for, refuse_logits
+from influence_cli.model.guard import settle
 from influence_cli.model.heads import has_one_logit, refuse_probabilities, refuse_sigmoid
 from influence_cli.model.outputs import Loss, logits_of
+from influence_cli.runtime.fence import fenced
 
 # Examples that may be unreadable before the first; examples that a probability is told from a logit by.
 TRIED, SPREAD = 8, 32
@@ -62,7 +65,9 @@ def _first_outputs(model: nn.Module, train: Split, device: torch.device, where: 
         except InfluenceError:
             continue
         tensor = to_input(train, image, train.title(index))[None]
-        outputs = _run(model, tensor, device, train.title(index), where)
+        title = train.title(index)
+        with fenced():
+            outputs = settle(model, tensor, partial(_run, model, device=device, title=title, where=where), where)
         if outputs.ndim != 2 or not outputs.shape[1]:
             raise InfluenceError(
                 f"{where}: the model returns {list(outputs.shape)} for one example",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, few
 from influence_cli.model.network import (
     Layer,
     Network,
@@ -43,6 +43,9 @@ def make_network(network: Network, inputs: Tensor) -> Network:
 
     Returns:
         The network, with ``layers``, ``rest``, ``vectorised``, ``obstacle`` and ``unused`` set.
+
+    Raises:
+        InfluenceError: no output depends on any tracked parameter.
     """
     inputs = inputs[:2].to(network.device())
     plain = replace(network, layers=(), rest=network.names, vectorised=False, obstacle="", unused=())
@@ -51,6 +54,8 @@ def make_network(network: Network, inputs: Tensor) -> Network:
     # Random slopes: the loss's own slopes may be zero for a fitted example.
     slopes = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
     truth, reached = _truth(plain, inputs, slopes)
+    if not reached:
+        _refuse_unreached(network, inputs)
     layers = [layer for layer in candidates(plain) if reached.intersection(layer.names)]
     covered = _covered(plain, inputs, slopes, truth, layers)
     done = {name for layer in covered for name in layer.names}
@@ -212,6 +217,22 @@ def _truth(network: Network, inputs: Tensor, slopes: Tensor) -> tuple[Tensor, se
                     row[network.slots[name]] = (part.to_dense() if part.is_sparse else part).reshape(-1)
                     reached.add(name)
     return rows, reached
+
+
+def _refuse_unreached(network: Network, inputs: Tensor) -> None:
+    """Refuse a model that gives its outputs no gradient: every influence would be zero."""
+    with torch.enable_grad(), recurrent_backward(network.model):
+        outputs = logits_of(network.model(inputs))
+    if outputs.requires_grad:
+        raise InfluenceError(
+            f"no output of the model depends on the tracked parameters: {few(network.names)}",
+            "track other layers (gradients.layers)",
+        )
+    mode = "torch.inference_mode" if outputs.is_inference() else "torch.no_grad, or detaches its outputs"
+    raise InfluenceError(
+        "the model's outputs have no gradient, so no influence can be computed",
+        f"its forward runs under {mode}: leave that to the code that calls the model",
+    )
 
 
 def _covered(network: Network, inputs: Tensor, slopes: Tensor, truth: Tensor, layers: Sequence[Layer]) -> list[Layer]:
