@@ -206,18 +206,18 @@ def _room() -> int:
 def _offsets() -> dict[int, tuple[str, int]]:
     """Give the path and the place of every file that this process has open: forked processes share the place."""
     places = {}
-    for number in map(int, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError, ValueError):  # closed since, or without a place, such as a pipe
-            status = os.fstat(number)
-            if stat.S_ISREG(status.st_mode):
-                places[number] = (os.readlink(f"/proc/self/fd/{number}"), os.lseek(number, 0, os.SEEK_CUR))
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed since
+            number = int(link.name)
+            if stat.S_ISREG(os.fstat(number).st_mode):
+                places[number] = (str(link.readlink()), os.lseek(number, 0, os.SEEK_CUR))
     return places
 
 
 def _obstacle(split: Split, planned: Loading) -> str:
     """Read examples from all over the set in loader processes, before anything depends on them; say what is wrong."""
     few = split.indices[np.linspace(0, len(split) - 1, TRIED).astype(np.int64)]
-    list(read_batches(split, few, 1))  # a data set may open its file when it is first read
+    here = list(read_batches(split, few, 1))  # first: a data set may open its file when it is first read
     before = _offsets()
     try:
         there = list(read_batches(split, few, 1, replace(planned, pin=False), PATIENCE))
@@ -226,6 +226,5 @@ def _obstacle(split: Split, planned: Loading) -> str:
     moved = [path for number, (path, place) in _offsets().items() if before.get(number, (path, place)) != (path, place)]
     if moved:
         return f"they would read {near_path(Path(moved[0]))} through one open file, and move each other's place in it"
-    here = list(read_batches(split, few, 1))
     same = [mine.digest() == other.digest() for mine, other in zip(here, there, strict=True)]
     return "" if all(same) else "they read different pixels than this process"
