@@ -199,7 +199,7 @@ def _room() -> int:
         status = os.statvfs(SHARED)
         room = min(room, 0.75 * status.f_bavail * status.f_frsize / distributed.on_this_host())
     except OSError:
-        pass
+        pass  # no such place: torch passes them on elsewhere
     return int(room)
 
 
@@ -217,7 +217,9 @@ def _offsets() -> dict[int, tuple[str, int]]:
 def _obstacle(split: Split, planned: Loading) -> str:
     """Read examples from all over the set in loader processes, before anything depends on them; say what is wrong."""
     few = split.indices[np.linspace(0, len(split) - 1, TRIED).astype(np.int64)]
-    here = list(read_batches(split, few, 1))  # first: a data set may open its file when it is first read
+    # First, because a data set may open its file when it is first read; and from the end, so that a file that is shared
+    # with the processes is at another place after them.
+    here = list(read_batches(split, few[::-1], 1))[::-1]
     before = _offsets()
     try:
         there = list(read_batches(split, few, 1, replace(planned, pin=False), PATIENCE))

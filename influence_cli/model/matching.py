@@ -45,7 +45,7 @@ def match(
     where = config.where("model", "factory")
     index, outputs = _first_outputs(model, train, device, where)
     names = _class_names(train, test, outputs.shape[1], config, one_logit=has_one_logit(model))
-    refuse_sigmoid(model, outputs, lambda: _spread_outputs(model, train, device), where)
+    refuse_sigmoid(model, outputs, lambda: torch.cat([outputs, *_spread_outputs(model, train, device)]), where)
     if config.loss.factory == "cross_entropy":
         refuse_probabilities(model, outputs, where)
     loss = loss_for(configured, outputs.shape[1], one_logit=has_one_logit(model))
@@ -63,7 +63,7 @@ def _first_outputs(model: nn.Module, train: Split, device: torch.device, where: 
         try:
             image, _ = raw_item(train, index)
         except InfluenceError:
-            continue
+            continue  # unreadable: the pass over the data names it
         tensor = to_input(train, image, train.title(index))[None]
         title = train.title(index)
         with fenced():
@@ -118,18 +118,18 @@ def _other_arguments(forward: Callable[..., object]) -> list[str]:
     return [repr(parameter.name) for parameter in others if parameter.default is parameter.empty]
 
 
-def _spread_outputs(model: nn.Module, train: Split, device: torch.device) -> Tensor:
-    """Run examples from all over the training set: [k, C]."""
+def _spread_outputs(model: nn.Module, train: Split, device: torch.device) -> list[Tensor]:
+    """Run examples from all over the training set, those that can be read: [1, C] each."""
     chosen = np.unique(np.linspace(0, len(train) - 1, min(SPREAD, len(train))).astype(np.int64))
     outputs = []
     for index in train.indices[chosen].tolist():
         try:
             image, _ = raw_item(train, index)
         except InfluenceError:
-            continue
+            continue  # unreadable: the pass over the data names it, and the others decide
         with torch.no_grad():
             outputs.append(logits_of(model(to_input(train, image, train.title(index))[None].to(device))))
-    return torch.cat(outputs)
+    return outputs
 
 
 def _class_names(train: Split, test: Split | None, outputs: int, config: Config, *, one_logit: bool) -> tuple[str, ...]:
