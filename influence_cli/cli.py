@@ -34,7 +34,7 @@ from influence_cli.demo import command
 from influence_cli.errors import InfluenceError, Stopped, one_line, printable
 from influence_cli.runtime import distributed
 from influence_cli.runtime.stdio import discard_stdout, open_missing, settle_stdout
-from influence_cli.runtime.stdout import rows_apart
+from influence_cli.runtime.stdout import end_rows, rows_apart
 from influence_cli.runtime.terminal import Terminal
 
 # Commands whose work several processes share (runtime/distributed.py). The first process alone runs any other command.
@@ -221,5 +221,6 @@ def main() -> None:
     try:
         app()
     finally:
-        distributed.leave()
         settle_stdout()
+        end_rows()
+        distributed.leave()

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from influence_cli.checkpoints.weights import Fit, belongs
@@ -53,14 +54,23 @@ def _by_hooks(
         prefix = option.prefix
         versions = {str(key).removeprefix(prefix): value for key, value in metadata.items()}
         state._metadata = versions  # type: ignore[attr-defined]
+    # Into the model itself, which then gets its numbers back: not every model can be copied.
+    before = {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     try:
-        other = copy.deepcopy(model)
-        result = other.load_state_dict(state, strict=False)
-    except Exception:  # shapes that differ, a model that cannot be copied: the names are reported as they are
+        result = model.load_state_dict(state, strict=False)
+        loaded = {
+            name: value.clone() if isinstance(value, Tensor) else value for name, value in model.state_dict().items()
+        }
+    except Exception:  # shapes that differ: the names are reported as they are
         return None
+    finally:
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                if name in before:
+                    value.copy_(before[name])
     if any(not name.endswith("num_batches_tracked") for name in result.missing_keys):
         return None
-    return other.state_dict(), list(result.unexpected_keys)
+    return loaded, list(result.unexpected_keys)
 
 
 def _by_transformers(

@@ -109,10 +109,15 @@ def trained_model(
     else:
         model = build()
         load_checkpoint(model, wanted, where, terminal)
+    return in_float32(model, terminal)
+
+
+def in_float32(model: nn.Module, terminal: Terminal | None = None) -> nn.Module:
+    """Put a model in float32, and say so where it is not."""
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if kinds - {torch.float32}:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}))
-        terminal.say(f"The model has {names} parameters; everything is computed in float32.")
+        or_silent(terminal).say(f"The model has {names} parameters; everything is computed in float32.")
         model = model.float()
     return model
 

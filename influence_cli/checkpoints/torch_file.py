@@ -19,6 +19,7 @@ import torch
 from influence_cli.checkpoints.pickle_values import CONSTANTS, MAKERS, Storage, storage_dtype
 from influence_cli.checkpoints.restricted_pickle import RestrictedUnpickler, Stand
 from influence_cli.errors import InfluenceError, describe, human_bytes
+from influence_cli.runtime import disk
 
 # What torch writes first in its older format (torch/serialization.py).
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -53,10 +54,11 @@ def read_torch_file(path: Path, where: str) -> object:
     """
     try:
         with path.open("rb") as file:
-            if path.stat().st_size == 0:
+            size = path.stat().st_size
+            if size == 0:
                 raise ValueError("it is empty")
             # Writable, but what is written stays here.
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            content = disk.mapped(file, 0, size, writable=True)
     except (OSError, ValueError) as error:
         raise InfluenceError(f"{where}: {path} is not a readable checkpoint: {describe(error)}", SAVE) from error
     return read_torch_bytes(content, path, where)

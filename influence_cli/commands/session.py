@@ -14,7 +14,7 @@ from influence_cli.config.load import load_config
 from influence_cli.errors import InfluenceError
 from influence_cli.report.writer import choose_format, write_rows
 from influence_cli.results.run import Session, run_facts
-from influence_cli.runtime import distributed, stdout
+from influence_cli.runtime import distributed, locks, stdout
 from influence_cli.runtime.outputs import check_output, open_output, run_file
 from influence_cli.runtime.stdio import stdin_lines
 from influence_cli.runtime.terminal import Terminal
@@ -84,7 +84,9 @@ def begin_without_config(
     for path in (output, *files):
         if path is not None and distributed.is_first():
             check_output(path)
-    return Session(None, Terminal(quiet=quiet, verbose=verbose), chosen, output)
+    terminal = Terminal(quiet=quiet, verbose=verbose)
+    locks.tell = terminal.detail
+    return Session(None, terminal, chosen, output)
 
 
 def load(session: Session) -> list[Task]:

@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,10 @@ from typing import Any
 
 from influence_cli.config import moved
 from influence_cli.errors import InfluenceError, describe, did_you_mean
+from influence_cli.runtime.fence import fenced
+
+# What keeps a script from running while it is imported.
+GUARD = "move what it runs under if __name__ == '__main__':"
 
 
 def import_object(name: str, folder: Path, where: str) -> Any:
@@ -36,6 +40,12 @@ def import_object(name: str, folder: Path, where: str) -> Any:
     """
     # Last: nothing there takes the place of an installed module.
     sys.path += [place for place in _places(name, folder) if place not in sys.path]
+    # Our options are not those of the user's script, which may read sys.argv.
+    with _alone([name.partition(":")[0]], f"{where}: {name.partition(':')[0]}"):
+        return _imported(name, folder, where)
+
+
+def _imported(name: str, folder: Path, where: str) -> Any:
     if ":" in name or name.endswith(".py"):
         return _from_file(name, folder, where)
     if (new := moved.new_name(name)) is not None:
@@ -57,7 +67,7 @@ def import_object(name: str, folder: Path, where: str) -> Any:
                 raise InfluenceError(f"{where}: importing {module_name} failed: {error}") from error
             continue
         except (Exception, SystemExit) as error:
-            raise InfluenceError(f"{where}: importing {module_name} failed: {describe(error)}") from error
+            raise _failed(f"{where}: importing {module_name}", error) from error
         for depth, part in enumerate(parts[cut:], start=cut):
             target = _member(target, part, ".".join(parts[:depth]), where)
         return target
@@ -120,13 +130,37 @@ def _load_file(path: Path, where: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise InfluenceError(f"{where}: running {path} failed: {describe(error)}") from error
+        raise _failed(f"{where}: running {path}", error) from error
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(beside)
         if beside not in sys.path:  # last, for what its functions import when they run
             sys.path.append(beside)
     return module
+
+
+def _failed(what: str, error: BaseException) -> InfluenceError:
+    if isinstance(error, SystemExit):
+        return InfluenceError(f"{what} ended the program ({describe(error)})", f"if it is a script: {GUARD}")
+    return InfluenceError(f"{what} failed: {describe(error)}")
+
+
+@contextlib.contextmanager
+def _alone(argv: list[str], what: str) -> Iterator[None]:
+    """Import code of the user: what it changes for the process is undone, and a training that it starts is told."""
+    optimizers = sys.modules.get("torch.optim.optimizer")
+    with contextlib.ExitStack() as stack:
+        if optimizers is not None:
+            hook = optimizers.register_optimizer_step_pre_hook(lambda *_: _say_trains(what))
+            stack.callback(hook.remove)
+        stack.enter_context(fenced(argv))
+        yield
+
+
+@cache
+def _say_trains(what: str) -> None:
+    """Warn once per process, at the first step: the training may take hours."""
+    moved.tell(f"{what} trains a model while it is imported; if it is a training script: {GUARD}")
 
 
 def call(
@@ -154,7 +188,7 @@ def call(
         _refuse_unknown(signature, args, name, where)
         _refuse_missing(signature, args, name, where)
     try:
-        with contextlib.chdir(folder):
+        with fenced(), contextlib.chdir(folder):
             return callee(**args)
     except InfluenceError as error:
         raise InfluenceError(f"{where()}: {error.message}", error.hint) from error

@@ -151,7 +151,7 @@ def look_through(root: Path, where: str) -> Strays:
                 status = os.stat(folder)  # noqa: PTH116
                 entries = list(os.scandir(folder))
             except OSError:
-                continue
+                continue  # the data set reports it itself
             if (status.st_dev, status.st_ino) in seen:
                 raise InfluenceError(
                     f"{where}: {folder} leads back to {os.path.realpath(folder)}: its images would be listed "

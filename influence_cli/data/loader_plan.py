@@ -12,8 +12,10 @@ one core (p = 1). Results do not depend on w: batches have the same order and th
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import stat
 import statistics
 import sys
 import time
@@ -27,7 +29,7 @@ from torch import Tensor
 
 from influence_cli.data.batches import ALONE, Loading, read_batches
 from influence_cli.data.split import Split, raw_item, to_input
-from influence_cli.errors import InfluenceError, human_bytes
+from influence_cli.errors import InfluenceError, human_bytes, near_path
 from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import available_bytes, halving
 from influence_cli.runtime.terminal import Terminal
@@ -46,6 +48,8 @@ SHARED = Path("/dev/shm")  # where torch passes tensors between processes
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # For the trial: processes that have read no example after so long count as hanging.
 PATIENCE = 60
+# Examples that they read in it.
+TRIED = 5
 
 
 def plan_loading(
@@ -195,17 +199,34 @@ def _room() -> int:
         status = os.statvfs(SHARED)
         room = min(room, 0.75 * status.f_bavail * status.f_frsize / distributed.on_this_host())
     except OSError:
-        pass
+        pass  # no such place: torch passes them on elsewhere
     return int(room)
 
 
+def _offsets() -> dict[int, tuple[str, int]]:
+    """Give the path and the place of every file that this process has open: forked processes share the place."""
+    places = {}
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed since
+            number = int(link.name)
+            if stat.S_ISREG(os.fstat(number).st_mode):
+                places[number] = (str(link.readlink()), os.lseek(number, 0, os.SEEK_CUR))
+    return places
+
+
 def _obstacle(split: Split, planned: Loading) -> str:
-    """Read three examples in loader processes before anything depends on them; say what is wrong."""
-    few = split.indices[:3]
+    """Read examples from all over the set in loader processes, before anything depends on them; say what is wrong."""
+    few = split.indices[np.linspace(0, len(split) - 1, TRIED).astype(np.int64)]
+    # First, because a data set may open its file when it is first read; and from the end, so that a file that is shared
+    # with the processes is at another place after them.
+    here = list(read_batches(split, few[::-1], 1))[::-1]
+    before = _offsets()
     try:
         there = list(read_batches(split, few, 1, replace(planned, pin=False), PATIENCE))
     except InfluenceError as error:
         return error.message
-    here = list(read_batches(split, few, 1))
+    moved = [path for number, (path, place) in _offsets().items() if before.get(number, (path, place)) != (path, place)]
+    if moved:
+        return f"they would read {near_path(Path(moved[0]))} through one open file, and move each other's place in it"
     same = [mine.digest() == other.digest() for mine, other in zip(here, there, strict=True)]
     return "" if all(same) else "they read different pixels than this process"

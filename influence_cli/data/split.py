@@ -6,6 +6,7 @@ through the same transform.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import lost_depth
 from influence_cli.data.tables import LABEL_NAMES
 from influence_cli.errors import InfluenceError, describe
+from influence_cli.runtime.fence import item_modes, set_item_modes
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def refuse_unlabelled(split: Split, instead: str = "") -> None:
 
 def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     """Read (image, label) as the user's data set yields it; any failure names the example."""
+    modes = item_modes()
     try:
         with nullcontext() if split.folder is None else chdir(split.folder):
             item = split.source[index]
@@ -125,6 +128,8 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
         raise
     except BaseException as error:  # sys.exit() and exceptions of one's own kind too
         raise InfluenceError(f"{split.title(index)} cannot be read: {describe(error)}") from error
+    finally:
+        set_item_modes(modes)
     if isinstance(item, dict):
         image = next((item[key] for key in ("image", "img", "pixel_values", "input", "x") if key in item), None)
         label = next((item[key] for key in ("label", "labels", "target", "y") if key in item), None)
@@ -151,13 +156,21 @@ def to_input(split: Split, image: Any, title: str) -> Tensor:
     Raises:
         InfluenceError: the transform fails, or what comes out is not a tensor of numbers that a model takes.
     """
+    # The data set's own numbers may be meant; a transform or a model that changes them in place must not.
+    if isinstance(image, Tensor | np.ndarray):
+        image = copy.copy(image) if isinstance(image, np.ndarray) else image.detach().clone()
+    elif isinstance(image, Image.Image) and split.paths is None:
+        image = image.copy()
     if split.transform is not None:
+        modes = item_modes()
         try:
             image = split.transform(image)
         except Exception as error:
             raise InfluenceError(
                 f"{split.where}: the transform fails on {title}: {describe(error)}", _mode_advice(image)
             ) from error
+        finally:
+            set_item_modes(modes)
     advice = "add to the transform: [ToImage, {ToDtype: {dtype: float32, scale: true}}]"
     if isinstance(image, np.ndarray):
         try:

@@ -153,12 +153,13 @@ def check_loss(loss: Loss, name: str, outputs: Tensor, targets: Tensor) -> Tenso
         Losses [b], detached.
 
     Raises:
-        InfluenceError: it fails, returns another shape, or gives no gradient.
+        InfluenceError: it fails, returns another shape, changes its targets, or gives no gradient.
     """
-    leaves = outputs.detach().requires_grad_()
+    # A copy, because a tensor that was made in inference mode cannot get a gradient.
+    leaves, given = outputs.detach().clone().requires_grad_(), targets.clone()
     try:
         with torch.enable_grad():
-            losses = loss(leaves, targets)
+            losses = loss(leaves, given)
     except InfluenceError:
         raise
     except Exception as error:
@@ -175,6 +176,10 @@ def check_loss(loss: Loss, name: str, outputs: Tensor, targets: Tensor) -> Tenso
             f"loss {name} returns {'one number' if one else shape} for a batch of {len(targets)}",
             "it must return one loss per example, [batch]"
             + (": use reduction='none' (args: {reduction: none})" if one else ""),
+        )
+    if given._version:
+        raise InfluenceError(
+            f"loss {name} changes its targets in place", "write targets = targets - 1 instead of targets -= 1"
         )
     if not losses.requires_grad:
         raise InfluenceError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from influence_cli.config.schema import Config
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.model.configured_loss import ConfiguredLoss, check_loss, loss_for, refuse_logits
+from influence_cli.model.guard import settle
 from influence_cli.model.heads import has_one_logit, refuse_probabilities, refuse_sigmoid
 from influence_cli.model.outputs import Loss, logits_of
+from influence_cli.runtime.fence import fenced
 
 # Examples that may be unreadable before the first; examples that a probability is told from a logit by.
 TRIED, SPREAD = 8, 32
@@ -42,7 +45,7 @@ def match(
     where = config.where("model", "factory")
     index, outputs = _first_outputs(model, train, device, where)
     names = _class_names(train, test, outputs.shape[1], config, one_logit=has_one_logit(model))
-    refuse_sigmoid(model, outputs, lambda: _spread_outputs(model, train, device), where)
+    refuse_sigmoid(model, outputs, lambda: torch.cat([outputs, *_spread_outputs(model, train, device)]), where)
     if config.loss.factory == "cross_entropy":
         refuse_probabilities(model, outputs, where)
     loss = loss_for(configured, outputs.shape[1], one_logit=has_one_logit(model))
@@ -60,9 +63,11 @@ def _first_outputs(model: nn.Module, train: Split, device: torch.device, where: 
         try:
             image, _ = raw_item(train, index)
         except InfluenceError:
-            continue
+            continue  # unreadable: the pass over the data names it
         tensor = to_input(train, image, train.title(index))[None]
-        outputs = _run(model, tensor, device, train.title(index), where)
+        title = train.title(index)
+        with fenced():
+            outputs = settle(model, tensor, partial(_run, model, device=device, title=title, where=where), where)
         if outputs.ndim != 2 or not outputs.shape[1]:
             raise InfluenceError(
                 f"{where}: the model returns {list(outputs.shape)} for one example",
@@ -113,18 +118,18 @@ def _other_arguments(forward: Callable[..., object]) -> list[str]:
     return [repr(parameter.name) for parameter in others if parameter.default is parameter.empty]
 
 
-def _spread_outputs(model: nn.Module, train: Split, device: torch.device) -> Tensor:
-    """Run examples from all over the training set: [k, C]."""
+def _spread_outputs(model: nn.Module, train: Split, device: torch.device) -> list[Tensor]:
+    """Run examples from all over the training set, those that can be read: [1, C] each."""
     chosen = np.unique(np.linspace(0, len(train) - 1, min(SPREAD, len(train))).astype(np.int64))
     outputs = []
     for index in train.indices[chosen].tolist():
         try:
             image, _ = raw_item(train, index)
         except InfluenceError:
-            continue
+            continue  # unreadable: the pass over the data names it, and the others decide
         with torch.no_grad():
             outputs.append(logits_of(model(to_input(train, image, train.title(index))[None].to(device))))
-    return torch.cat(outputs)
+    return outputs
 
 
 def _class_names(train: Split, test: Split | None, outputs: int, config: Config, *, one_logit: bool) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from influence_cli.data.loader_plan import plan_loading
 from influence_cli.data.split import Split, refuse_unlabelled
 from influence_cli.errors import InfluenceError
 from influence_cli.model.configured_loss import load_loss
+from influence_cli.model.guard import Guard, add_guard
 from influence_cli.model.heads import add_head, make_head
 from influence_cli.model.matching import match
 from influence_cli.model.outputs import Loss, logits_of
@@ -210,8 +211,27 @@ def build_model(config: Config) -> nn.Module:
     model = call(factory, config.model.args, config.folder, config.model.factory, where)
     if not isinstance(model, nn.Module):
         raise InfluenceError(f"{where()}: {config.model.factory} returned a {type(model).__name__}, not a torch module")
-    add_head(model, make_head(config))
+    model = _unwrapped(model)
+    try:
+        add_head(model, make_head(config))
+        add_guard(model, Guard())
+    except RuntimeError as error:  # torch lets nothing look into a script
+        raise InfluenceError(
+            f"{where()}: {config.model.factory} returned a TorchScript model, whose layers cannot be watched",
+            "return the module that torch.jit.script was given",
+        ) from error
     return model
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Take off what torch.compile and DataParallel put around a model: its layers are watched one by one."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, *, skip: bool = False) -> np.ndarray:

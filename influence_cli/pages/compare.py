@@ -209,7 +209,7 @@ def _pictures(read: Reader) -> Picture:
         try:
             image = as_picture(read(row))
         except InfluenceError:
-            return None
+            return None  # the card stays without a picture
         return None if image is None else thumbnail(image)
 
     return picture

@@ -92,7 +92,7 @@ def example_thumbnail(split: Split, index: int, size: int = 96) -> str | None:
     try:
         image = raw_image(split, index)
     except InfluenceError:
-        return None
+        return None  # the card stays without a picture
     return thumbnail(image, size) if image is not None else None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, few
 from influence_cli.model.network import Layer, Network, recurrent_backward
 from influence_cli.model.outputs import logits_of
 from influence_cli.passes.contractions import flat_gradient
@@ -36,6 +36,9 @@ def make_network(network: Network, inputs: Tensor, slow: Collection[str] = ()) -
 
     Returns:
         The network, with ``layers``, ``rest``, ``vectorised``, ``obstacle`` and ``unused`` set.
+
+    Raises:
+        InfluenceError: no output depends on any tracked parameter.
     """
     sample = inputs.to(network.device())
     count = max(2, min(COMPARED, NUMBERS // network.size))
@@ -46,7 +49,10 @@ def make_network(network: Network, inputs: Tensor, slow: Collection[str] = ()) -
     # Random slopes: the loss's own slopes may be zero for a fitted example.
     slopes = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
     truth, reached = example_by_example(plain, inputs, slopes)
-    reached |= _reached(plain, sample, set(network.names) - reached) | set(slow)
+    reached |= _reached(plain, sample, set(network.names) - reached)
+    if not reached:
+        _refuse_unreached(network, inputs)
+    reached |= set(slow)
     layers = [layer for layer in candidates(plain) if reached.intersection(layer.names).difference(slow)]
     covered = _covered(plain, sample, _Compared(inputs, slopes, truth), layers, slow)
     done = {name for layer in covered for name in layer.names}
@@ -107,6 +113,22 @@ def example_by_example(
                     place[network.slots[name]] = (part.to_dense() if part.is_sparse else part).reshape(-1)
                     reached.add(name)
     return out, reached
+
+
+def _refuse_unreached(network: Network, inputs: Tensor) -> None:
+    """Refuse a model that gives its outputs no gradient: every influence would be zero."""
+    with torch.enable_grad(), recurrent_backward(network.model):
+        outputs = logits_of(network.model(inputs))
+    if outputs.requires_grad:
+        raise InfluenceError(
+            f"no output of the model depends on the tracked parameters: {few(network.names)}",
+            "track other layers (gradients.layers)",
+        )
+    mode = "torch.inference_mode" if outputs.is_inference() else "torch.no_grad, or detaches its outputs"
+    raise InfluenceError(
+        "the model's outputs have no gradient, so no influence can be computed",
+        f"its forward runs under {mode}: leave that to the code that calls the model",
+    )
 
 
 def _reached(network: Network, sample: Tensor, names: Collection[str]) -> set[str]:

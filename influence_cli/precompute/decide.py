@@ -1,22 +1,26 @@
-"""Decide before any work: how each parameter's example gradients are computed, and which curvature is used."""
+"""Decide before any work: how each parameter's example gradients are computed, and which curvature is used.
+
+A store remembers the first. Another command on a complete store then decides nothing again, and takes the same way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import Choice, choose_curvature
 from influence_cli.data.batches import Batch
 from influence_cli.errors import few
-from influence_cli.model.network import track
+from influence_cli.model.network import Layer, Network, track
 from influence_cli.model.task import Task, set_precision
 from influence_cli.passes.coverage import make_network
 from influence_cli.passes.probe import look
-from influence_cli.precompute.remembered import remembered_description, remembered_network
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal
+from influence_cli.store.store import Store
 
 
 def decide(
@@ -66,3 +70,48 @@ def decide(
 
 def _rest_way(choice: Choice) -> str:
     return "torch.func" if choice.network.vectorised else "a loop of autograd, one example at a time (slower)"
+
+
+def describe_network(network: Network) -> dict[str, Any]:
+    """Give what ``make_network`` decided, JSON-able."""
+    return {
+        "layers": [asdict(layer) for layer in network.layers],
+        "rest": list(network.rest),
+        "unused": list(network.unused),
+        "vectorised": network.vectorised,
+        "obstacle": network.obstacle,
+    }
+
+
+def remembered_description(path: Path, network: Network) -> dict[str, Any] | None:
+    """Read what a complete store remembers of the probe.
+
+    Args:
+        path: of the store.
+        network: from ``track``.
+
+    Returns:
+        None where there is no complete store, where it was made before this was kept, or where it is about other
+        parameters.
+    """
+    if not path.exists():
+        return None
+    with Store.open(path) as store:
+        described: dict[str, Any] | None = store.facts.get("network")
+        if described is None or not store.facts.get("rows", True) or not store.done().all():
+            return None
+    layers = [Layer(**layer) for layer in described["layers"]]
+    names = {*(name for layer in layers for name in layer.names), *described["rest"], *described["unused"]}
+    return described if names == set(network.names) else None
+
+
+def remembered_network(network: Network, described: dict[str, Any]) -> Network:
+    """Give a network as it was decided when its store was made."""
+    return replace(
+        network,
+        layers=tuple(Layer(**layer) for layer in described["layers"]),
+        rest=tuple(described["rest"]),
+        unused=tuple(described["unused"]),
+        vectorised=described["vectorised"],
+        obstacle=described["obstacle"],
+    )

@@ -26,11 +26,11 @@ from influence_cli.model.task import Task
 from influence_cli.passes.batch_size import plan_batch
 from influence_cli.precompute.budget import check_budget, choose_coordinates, row_bytes, store_layout
 from influence_cli.precompute.cost import estimate
+from influence_cli.precompute.decide import describe_network
 from influence_cli.precompute.fingerprint import differing
 from influence_cli.precompute.fit import fit_curvature
 from influence_cli.precompute.fit_file import fit_files
 from influence_cli.precompute.fitted import Fitted, first_columns, open_basis, stored_curvature
-from influence_cli.precompute.remembered import describe_network
 from influence_cli.runtime import disk, distributed, exchange
 from influence_cli.runtime.locks import claim, is_claimed
 from influence_cli.runtime.memory import halving

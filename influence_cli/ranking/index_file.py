@@ -13,7 +13,6 @@ mapped, and each is verified when a search reads it. An index is valid for the s
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -251,7 +250,7 @@ def _read_seal(path: Path) -> tuple[_Verified, dict[str, Any]]:
             size = os.fstat(raw.fileno()).st_size
             if size < TAIL.size:
                 raise InfluenceError(f"{path} is not an index of influence, or it is truncated", ANEW)
-            data = memoryview(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ))
+            data = memoryview(disk.mapped(raw, 0, size, writable=False)).toreadonly()
     except FileNotFoundError as error:
         raise missing(path) from error
     except OSError as error:

@@ -92,7 +92,7 @@ def matrix_file(path: Path | None, indices: np.ndarray) -> Iterator[MatrixFile |
         yield None
         return
     try:
-        with disk.whole(path) as part, h5py.File(part, "w") as file:
+        with disk.whole(path) as part, h5py.File(part, "w", locking=False) as file:
             yield MatrixFile(file, indices)
     except OSError as error:
         raise InfluenceError(f"--matrix {path} cannot be written: {describe(error)}") from error

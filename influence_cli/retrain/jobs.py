@@ -114,13 +114,13 @@ def do_all(
     left, timed, waiting = [job for job in jobs if read(folder, job) is None], False, False
     if len(left) < len(jobs):
         terminal.say(f"{len(jobs) - len(left):,} of {len(jobs):,} retrainings are already in {shown}")
-    if left and not locks.exist():
-        terminal.warn(
-            f"this system has no file locks: two commands that train in {shown} at one time would disturb each other; "
-            "run one after the other"
-        )
     try:
         with _claims(folder) as claims, terminal.progress(len(jobs), what) as advance:
+            if left and not locks.hold(claims):
+                terminal.warn(
+                    f"this system has no file locks: two commands that train in {shown} at one time would disturb "
+                    "each other; run one after the other"
+                )
             advance(len(jobs) - len(left))
             while left:
                 before = len(left)

@@ -6,7 +6,6 @@ the measure for them (Bae et al. 2022, "If influence functions are the answer").
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -223,7 +222,7 @@ def trained_changes(
         repeat, one = jobs[job]
         kept = np.delete(np.arange(n), one.rows)
         seed = seed_of(retraining.seed, WITHOUT, repeat)
-        model = copy.deepcopy(task.model).train()
+        model = retraining.trained_model(task).train()
         title = f"the training {one.title} (seed {seed})"
         return again.outcomes(model, kept, task.l2 * n / len(kept), seed, title, progress)
 

@@ -8,13 +8,13 @@ group, each gets its own Newton steps with a line search.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
@@ -72,9 +72,23 @@ class Problem:
 
 def make_problem(network: Network, layer: nn.Linear, batches: Iterable[Batch], l2: float) -> Problem:
     """Run the training examples up to the output layer."""
-    loss = copy.deepcopy(network.loss).double() if isinstance(network.loss, nn.Module) else network.loss
     examples = outputs_of(network, layer, batches)
+    loss = _in_float64(network.loss, examples.targets.device)
     return Problem(examples, PaddedLoss(loss) if examples.one_logit else loss, l2)
+
+
+def _in_float64(loss: Loss, device: torch.device) -> Loss:
+    """Give a loss whose own numbers, such as class weights, are in float64; the loss itself stays as it is."""
+    if not isinstance(loss, nn.Module):
+        return loss
+    module, state = loss, {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
+    state = {name: value.to(device).double() if value.is_floating_point() else value for name, value in state.items()}
+
+    def exact(outputs: Tensor, targets: Tensor) -> Tensor:
+        losses: Tensor = functional_call(module, state, (outputs, targets))
+        return losses
+
+    return exact
 
 
 def outputs_of(network: Network, layer: nn.Linear, batches: Iterable[Batch]) -> Outputs:

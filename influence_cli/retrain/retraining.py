@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from influence_cli.checkpoints.libraries import is_adapter, with_adapter
+from influence_cli.checkpoints.load import in_float32
 from influence_cli.config.schema import Config
 from influence_cli.config.user_code import import_object
 from influence_cli.model.configured_loss import own_loss
 from influence_cli.model.fingerprint import splits_fingerprint
-from influence_cli.model.task import Task
+from influence_cli.model.task import Task, build_model
 from influence_cli.retrain.training import (
     Again,
     Training,
@@ -74,6 +76,15 @@ class Retraining:
     def fresh_model(self, seed: int, device: torch.device) -> nn.Module:
         """Make an untrained model whose start depends on the seed alone."""
         return fresh_model(self.config, seed, device)
+
+    def trained_model(self, task: Task) -> nn.Module:
+        """Make the model of a checkpoint anew, for a training that continues from it: not every model can be copied."""
+        model = build_model(self.config)
+        if is_adapter(task.checkpoint):
+            model = with_adapter(model, task.checkpoint, self.config.where("model", "checkpoint"))
+        model = in_float32(model).to(task.device)
+        model.load_state_dict(task.model.state_dict())
+        return model
 
     def again(self, task: Task) -> Again:
         """Import the training function, and read what every retraining reads."""

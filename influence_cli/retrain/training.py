@@ -28,10 +28,12 @@ from influence_cli.data.batches import Batch, labelled_inputs, readable_batches
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.model.fingerprint import DATA_MEANING
+from influence_cli.model.guard import add_guard, settle_as, take_guard
 from influence_cli.model.heads import add_head, take_head
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, build_model
 from influence_cli.retrain.jobs import Arrays, Job
+from influence_cli.runtime.fence import fenced
 from influence_cli.runtime.memory import available_bytes
 
 FORM = "train(model, data, *, l2, seed, progress)"
@@ -177,12 +179,12 @@ def train(
     """
     at, shapes = f"{training.where}: {training.name}", _shapes(model)
     # The user's function takes what the user's model returns.
-    head = take_head(model)
+    head, guard = take_head(model), take_guard(model)
     device = next(model.parameters()).device
     _seed_all(seed)
     try:
         # stdout is for data, not for the output of a training function.
-        with contextlib.chdir(training.folder), contextlib.redirect_stdout(sys.stderr), torch.enable_grad():
+        with fenced(), contextlib.chdir(training.folder), contextlib.redirect_stdout(sys.stderr), torch.enable_grad():
             trained = training.function(model, data, l2=l2, seed=seed, progress=progress)
     except InfluenceError:
         raise
@@ -203,6 +205,7 @@ def train(
             "train the given model and return it",
         )
     add_head(trained, head)
+    add_guard(trained, guard)
     return trained.to(device).eval()
 
 
@@ -321,6 +324,7 @@ class Again:
     ) -> Arrays:
         """Train on some rows: losses of all test examples [m], which are predicted correctly [m], and the seconds."""
         started = time.perf_counter()
+        changes = _changes(self.pairs)
         trained = train(
             self.training,
             model,
@@ -330,8 +334,20 @@ class Again:
             what=what,
             progress=lambda done, total: progress(done / max(total, 1)),
         )
+        if _changes(self.pairs) != changes:
+            raise InfluenceError(
+                f"{self.training.where}: {self.training.name} changes its training images in place, so the next "
+                "training would get others",
+                "write x = x - mean instead of x -= mean",
+            )
+        settle_as(trained, self.task.model)
         losses, right = example_outcomes(self.task, trained, self.tests, self.task.test_split(), what)
         return {"losses": losses, "right": right, "seconds": np.array(time.perf_counter() - started)}
+
+
+def _changes(pairs: Pairs) -> int:
+    """Count the changes in place of pairs in memory, by autograd's counters; others are read anew on every access."""
+    return sum(x._version for x, _ in pairs) if isinstance(pairs, list) else 0
 
 
 def check_whole(task: Task) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ import numpy as np
 from influence_cli.errors import InfluenceError, human_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a file system says that cannot do this: flush, or map a file into memory. It is no damage, and nothing is lost.
+CANNOT = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
 
 def write_at(raw: BinaryIO, place: int, values: np.ndarray) -> None:
@@ -45,7 +48,36 @@ def cut(raw: BinaryIO, size: int) -> None:
 def flush(file: IO[Any]) -> None:
     """Wait until the disk holds what was written; later writes are then never on disk without it."""
     file.flush()
-    getattr(os, "fdatasync", os.fsync)(file.fileno())
+    try:
+        getattr(os, "fdatasync", os.fsync)(file.fileno())
+    except OSError as error:
+        if error.errno not in CANNOT:
+            raise
+
+
+def mapped(raw: IO[bytes], start: int, size: int, *, writable: bool) -> mmap.mmap | bytearray:
+    """Map a part of a file into memory, or read it where the file system maps none.
+
+    Args:
+        raw: the file.
+        start: its first byte, a multiple of ``mmap.ALLOCATIONGRANULARITY``.
+        size: bytes, more than none.
+        writable: whether the copy in memory may be changed; the file never is.
+    """
+    access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
+    try:
+        return mmap.mmap(raw.fileno(), size, access=access, offset=start)
+    except OSError as error:
+        if error.errno not in (*CANNOT, errno.ENODEV):
+            raise
+    content, at = bytearray(size), 0
+    # Not from the file's own place: several threads read one file.
+    while at < size and (piece := os.pread(raw.fileno(), min(size - at, 2**26), start + at)):
+        content[at : at + len(piece)] = piece
+        at += len(piece)
+    if at < size:
+        raise ValueError(f"the file ends after {start + at} bytes")
+    return content
 
 
 def flush_names(folder: Path) -> None:
@@ -113,8 +145,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file, times included, and flush the copy."""
-    shutil.copy2(source, target)
+    """Copy a file, times included where the file system takes them, and flush the copy."""
+    shutil.copyfile(source, target)
+    with contextlib.suppress(OSError):
+        shutil.copystat(source, target)
     with target.open("rb") as file:
         flush(file)
 

@@ -10,10 +10,9 @@ of a file.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -28,13 +27,30 @@ try:
 except ImportError:  # Windows
     _fcntl = None
 
-# Some network file systems have no locks; HDF5 goes on without as well.
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+# A byte that nobody claims.
+NOBODY = 2**40
 
 
-def exist() -> bool:
-    """Say whether this system has locks at all."""
-    return _fcntl is not None
+def _keep_silent(_: str) -> None:
+    """Say nothing: only a command has somebody to tell."""
+
+
+# Takes a line about a lock that cannot be had; a command prints it with -v.
+tell: Callable[[str], None] = _keep_silent
+
+
+def hold(raw: BinaryIO) -> bool:
+    """Say whether locks hold where an open file is: some systems and network file systems have none."""
+    if _fcntl is None:
+        return False
+    try:
+        _fcntl.lockf(raw, _fcntl.LOCK_EX | _fcntl.LOCK_NB, 1, NOBODY)
+        _fcntl.lockf(raw, _fcntl.LOCK_UN, 1, NOBODY)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def take(raw: BinaryIO, *, alone: bool) -> bool:
@@ -45,10 +61,7 @@ def take(raw: BinaryIO, *, alone: bool) -> bool:
         alone: for writing; readers share it.
 
     Returns:
-        Whether it was free.
-
-    Raises:
-        InfluenceError: the file system fails to say.
+        Whether it was free; true where the file system has no locks, or fails to say: a lock is a courtesy.
     """
     if _fcntl is None:
         return True
@@ -57,11 +70,7 @@ def take(raw: BinaryIO, *, alone: bool) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise InfluenceError(
-                f"{raw.name} cannot be locked: {error.strerror}",
-                "nothing was changed; check the disk or the network file system that it is on",
-            ) from error
+        _go_on(raw, error)
     return True
 
 
@@ -82,13 +91,20 @@ def take_byte(raw: BinaryIO, place: int, *, wait: bool) -> bool:
         _fcntl.lockf(raw, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB), 1, place)
     except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        _go_on(raw, error)
     return True
+
+
+def _go_on(raw: BinaryIO, error: OSError) -> None:
+    tell(f"{raw.name} is used without a lock ({error.strerror}): nothing keeps two commands from writing to it")
 
 
 def give_byte(raw: BinaryIO, place: int) -> None:
     """Give up the lock of one byte."""
     if _fcntl is not None:
-        _fcntl.lockf(raw, _fcntl.LOCK_UN, 1, place)
+        with contextlib.suppress(OSError):  # it was not had, then
+            _fcntl.lockf(raw, _fcntl.LOCK_UN, 1, place)
 
 
 def lock(raw: BinaryIO, path: Path, *, alone: bool, who: str = "another process") -> None:

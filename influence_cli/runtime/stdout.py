@@ -69,6 +69,13 @@ def rows_apart() -> Iterator[None]:
             os.close(saved)
 
 
+def end_rows() -> None:
+    """Send to stderr what is printed from here to the end of the program: at exit, by destructors, by threads."""
+    if _number(sys.stdout) == 1:
+        with suppress(OSError):
+            os.dup2(2, 1)
+
+
 def rows() -> TextIO:
     """Give the stream for rows: stdout as it was when the command began."""
     return _kept[0] if _kept else sys.stdout

@@ -171,7 +171,7 @@ def _pictures(split: Split) -> Pictures:
         try:
             image = raw_item(split, int(index))[0]
         except InfluenceError:
-            continue
+            continue  # unreadable: check, which init runs, names it
         if isinstance(image, Image.Image):
             sizes.add((image.height, image.width))
             modes.add(image.mode)

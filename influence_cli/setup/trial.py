@@ -236,5 +236,5 @@ def _images(split: Split, indices: np.ndarray) -> list[tuple[int, Any]]:
         try:
             images.append((int(index), raw_item(split, int(index))[0]))
         except InfluenceError:
-            continue
+            continue  # unreadable: check, which init runs, names it
     return images

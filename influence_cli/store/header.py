@@ -7,6 +7,7 @@ size: a checksum is not a signature, and data outside the file must not be read.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import xxhash
 
 from influence_cli.errors import InfluenceError
-from influence_cli.runtime.locks import NO_LOCKS, lock
+from influence_cli.runtime.locks import lock
 from influence_cli.store.layout import (
     ANEW,
     FORMAT,
@@ -69,25 +70,20 @@ def open_file(path: Path, *, write: bool = False) -> tuple[BinaryIO, h5py.File, 
         lock(raw, path, alone=write)
         seal = _read_seal(raw)
         end = _check_seal(seal, path)
-        # HDF5's own shared lock is compatible with our shared lock, but not with the exclusive one.
-        file = h5py.File(path, "r", locking=False) if write else _opened(path)
+        # Without HDF5's own lock: ours is on the same file, and is of the same kind.
+        file = h5py.File(path, "r", locking=False)
         return raw, file, _read_header(file, path, seal) | {"end": end, "settled": _read_settled(raw, end)}
     except OSError as error:
         raw.close()
+        if error.errno is not None:  # of the system, and not of what the file holds
+            raise InfluenceError(
+                f"{path} cannot be read: {os.strerror(error.errno)}",
+                "nothing was changed; check the disk or the network file system that it is on",
+            ) from error
         raise InfluenceError(f"{path} is not a readable HDF5 file, or it is truncated", ANEW) from error
     except BaseException:
         raw.close()
         raise
-
-
-def _opened(path: Path) -> h5py.File:
-    """Open a file for reading; without HDF5's lock where the file system has none, which is no damage."""
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return h5py.File(path, "r", locking=False)
 
 
 def _read_seal(raw: BinaryIO) -> bytes:

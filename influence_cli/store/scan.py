@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from influence_cli.errors import InfluenceError
+from influence_cli.runtime import disk
 from influence_cli.store.encoding import checksum, decode
 from influence_cli.store.layout import Layout
 
@@ -73,9 +74,8 @@ def mapped(raw: BinaryIO, place: Place, row: int, count: int, *, writable: bool 
         return np.empty((count, *place.shape), dtype=place.dtype)
     start = place.start + row * place.row_bytes
     before = start % mmap.ALLOCATIONGRANULARITY
-    access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
-    pages = mmap.mmap(raw.fileno(), before + size, access=access, offset=start - before)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    pages = disk.mapped(raw, start - before, before + size, writable=writable)
+    if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_HUGEPAGE"):
         # Reads ahead, and into pages of 2 MB: with pages of 4 kB, as read by posix_fadvise, mapping a row takes as long
         # as to multiply it with ten others. A kernel that has none refuses.
         with contextlib.suppress(OSError):

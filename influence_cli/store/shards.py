@@ -318,8 +318,11 @@ def _allow_files(need: int) -> None:
 def remove_orphans(path: Path) -> None:
     """Remove the old shards of a store that the file at ``path`` no longer names."""
     used: set[str] = set()
-    with contextlib.suppress(InfluenceError):
-        raw, file, header = open_file(path)
+    if path.exists():
+        try:
+            raw, file, header = open_file(path)
+        except InfluenceError:
+            return  # what it names is unknown, so nothing is removed
         with raw, file:
             used = {shard.file for shard in shards_of(header)}
     for folder in path.parent.glob(f"{glob.escape(path.name)}.shards-*"):

@@ -774,3 +774,14 @@ def test_the_training_function_is_a_section_of_its_own(load: Load) -> None:
     assert "unknown key 'arg' in 'training'" in wrong.message
     assert "did you mean 'args'" in wrong.hint
     assert "training.factory is missing" in mistake(load, MINIMAL + "training: {args: {}}\n").message
+
+
+def test_an_argument_is_a_path_by_its_name_and_not_because_a_folder_is_called_so(load: Load, tmp_path: Path) -> None:
+    """A folder ``train`` beside the config leaves ``split: train`` a word, and what is not there stays a name."""
+    (tmp_path / "train").mkdir()
+    config = load(
+        "model: {factory: m.build, checkpoint: m.pt}\n"
+        "train: {dataset: m.make, args: {split: train, root: train, names: [train], cache_dir: nowhere}}\n"
+    )
+    expected = {"split": "train", "root": str(tmp_path / "train"), "names": ["train"], "cache_dir": "nowhere"}
+    assert config.train.args == expected

@@ -223,6 +223,35 @@ def test_what_hinders_loader_processes_is_named_before_the_work(
     assert ": reading in this process; one example takes" in told
 
 
+class OneFile:
+    """Examples of 64 kB in a file that is opened when the first one is read; without a buffer each read moves it."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count, self.file = path, count, None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        time.sleep(2e-3)
+        self.file = self.file or self.path.open("rb")
+        self.file.seek(index % 8 * 2**16)
+        return torch.from_numpy(np.frombuffer(self.file.read(2**16), np.float32).copy()), 0
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_file_that_processes_would_share_is_read_in_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "all.bin"
+    path.write_bytes(np.arange(2**17, dtype=np.float32).tobytes())
+    source = OneFile(path, 10**5)
+    found, told = planned(source, monkeypatch, capsys)
+    source.file.close()
+    assert found == ALONE
+    assert f"they would read {path} through one open file, and move each other's place in it" in told
+
+
 # torch complains that its own loader, half made, has not all that its end looks at.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

@@ -14,7 +14,7 @@ from influence_cli.curvature.coordinates import Joint, coordinates
 from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network, track
 from influence_cli.passes.coverage import make_network
-from influence_cli.precompute.remembered import describe_network, remembered_network
+from influence_cli.precompute.decide import describe_network, remembered_network
 from influence_cli.precompute.row_check import checked_rows, make_row_check, rows_or_autograd
 from tests.conftest import Command
 from tests.passes.test_coverage import Scaled, by_autograd, examples, loss

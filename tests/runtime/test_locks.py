@@ -79,29 +79,29 @@ def test_readers_share_a_lock_and_a_writer_is_told_who_has_it(tmp_path: Path) ->
         assert locks.take(again, alone=True), "a lock ends with its file"
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EINVAL])
-def test_a_lock_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    from influence_cli.store.header import open_file
-
-    path = tmp_path / "store.h5"
-    path.touch()
-
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO, errno.EBADF])
+def test_a_file_system_without_locks_is_worked_on_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
+    told: list[str] = []
     monkeypatch.setattr("fcntl.flock", fail)
-    with pytest.raises(InfluenceError, match=f"store.h5 cannot be locked: {os.strerror(code)}"):
-        open_file(path)
-
-
-@pytest.mark.parametrize("code", locks.NO_LOCKS)
-def test_a_file_system_without_locks_is_worked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr("fcntl.flock", fail)
+    monkeypatch.setattr("fcntl.lockf", fail)
+    monkeypatch.setattr(locks, "tell", told.append)
     with (tmp_path / "store.h5").open("wb", buffering=0) as raw:
         assert locks.take(raw, alone=True)
+        assert locks.take_byte(raw, 3, wait=False)
+        locks.give_byte(raw, 3)
+        assert not locks.hold(raw)
+    assert len(told) == 2
+    assert f"store.h5 is used without a lock ({os.strerror(code)})" in told[0]
+
+
+def test_locks_hold_on_a_usual_file_system(tmp_path: Path) -> None:
+    with (tmp_path / "claims").open("wb", buffering=0) as raw:
+        assert locks.hold(raw)
 
 
 def test_a_store_is_read_where_hdf5_finds_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,12 +111,16 @@ def test_a_store_is_read_where_hdf5_finds_no_locks(tmp_path: Path, monkeypatch: 
 
     class Lockless(h5py.File):
         def __init__(self, *words: object, **how: object) -> None:
-            if "locking" not in how:
+            if how.get("locking") is not False:
                 raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
             super().__init__(*words, **how)
 
     with h5py.File(tmp_path / "store.h5", "w") as file:
         file["x"] = 1
     monkeypatch.setattr(header.h5py, "File", Lockless)
-    with header._opened(tmp_path / "store.h5") as file:
-        assert file["x"][()] == 1
+    monkeypatch.setattr(header, "_read_seal", lambda _: b"")
+    monkeypatch.setattr(header, "_check_seal", lambda *_: None)
+    monkeypatch.setattr(header, "_read_header", lambda file, *_: {"x": int(file["x"][()])})
+    raw, file, read = header.open_file(tmp_path / "store.h5")
+    with raw, file:
+        assert read == {"x": 1}

@@ -288,6 +288,19 @@ def test_more_shards_than_files_may_be_open(path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def test_nothing_is_removed_where_the_store_cannot_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error is no list of the shards in use: all of them would be removed."""
+    make(path)
+
+    def fail(*_: object) -> None:
+        raise InfluenceError("cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "open_file", fail)
+        remove_orphans(path)
+    assert_whole(path, N)
+
+
 def test_only_folders_of_this_store_are_removed(path: Path) -> None:
     make(path)
     used = shard_files(path)[0].parent

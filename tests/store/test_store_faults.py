@@ -31,7 +31,6 @@ from tests.conftest import Command, edit
 from tests.support.small_project import BLOCK, BLOCKS, EKFAC, MODEL, N, flip, make
 
 MEMORY = """
-import torch
 
 
 def make():
@@ -396,6 +395,11 @@ def test_a_disk_that_fills_up_says_what_is_missing_and_a_rerun_goes_on(
 ) -> None:
     """On a file system that reserves nothing: elsewhere a store that was made has all its space."""
     monkeypatch.setattr(disk, "reserve", lambda *_: None)
+    # Blocks larger than a page of the file system.
+    (empty / "model.py").write_text(
+        (empty / "model.py").read_text().replace("AvgPool2d(2)", "Identity()").replace("16", "64")
+    )
+    torch.save({"2.weight": torch.zeros(3, 64), "2.bias": torch.zeros(3)}, empty / "model.pt")
     ballast = small_disk / "ballast"
 
     def fill_up() -> None:
@@ -405,7 +409,6 @@ def test_a_disk_that_fills_up_says_what_is_missing_and_a_rerun_goes_on(
 
     at_block_1(fill_up)
     words = ("gradients", "-s", "gradients.store=disk/influence.h5")
-    # Coordinates far from the block before, in a page that is not there yet.
     words += ("-s", "curvature.method=identity", "-s", "gradients.block=8")
     done = influence(*words, cwd=empty, code=2)
     assert re.search(rf"No space left on device, {MISSING}", done.err), done.err
