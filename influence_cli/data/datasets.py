@@ -13,7 +13,14 @@ import torch
 
 from influence_cli.config.schema import Config, DataConfig
 from influence_cli.config.user_code import call, import_object
-from influence_cli.data.class_outputs import decide, in_outputs, map_classes, read_class_outputs, refuse_missing
+from influence_cli.data.class_outputs import (
+    by_names,
+    decide,
+    in_outputs,
+    map_classes,
+    read_class_outputs,
+    refuse_missing,
+)
 from influence_cli.data.described import described, in_order, innermost, listed_labels
 from influence_cli.data.huggingface import HubImages, choose_split, is_hub_set, load_hub_set
 from influence_cli.data.image_files import Strays, look_through, refuse_no_classes, stray_remarks, without_strays
@@ -31,7 +38,8 @@ def load_splits(config: Config, terminal: Terminal | None = None) -> tuple[Split
     if config.test is None:
         return train, None
     test = load_split(config, "test", config.test, terminal, train.source_classes, train.given_classes)
-    _check_mapping(train, test, only_shared=config.train.classes is not None)
+    inside = bool(train.source_classes) and set(test.source_classes or ()) <= set(train.source_classes or ())
+    _check_mapping(train, test, only_shared=inside or config.train.classes is not None)
     return train, test
 
 
@@ -89,10 +97,17 @@ def load_split(
     classes = split.classes
     split = replace(split, source_classes=tuple(in_order(split.mapping) or classes or ()))
     labels = own = source_labels(split)
-    if config.train.classes is not None:
+    if config.train.classes is not None and given is None:
+        given = decide(
+            read_class_outputs(config.train.classes, config.where("train", "classes")), replace(split, labels=own)
+        )
+    elif given is None and (given := by_names(split, known or ())) is not None:
+        or_silent(terminal).say(
+            f"{where()}: the {name} data set numbers its classes in another way than the training set; they are mapped "
+            "by their names"
+        )
+    if given is not None:
         split = replace(split, labels=own)
-        if given is None:
-            given = decide(read_class_outputs(config.train.classes, config.where("train", "classes")), split)
         split = replace(map_classes(split, given), given_classes=given)
         labels = in_outputs(own, split.class_outputs or {})
     if section.labels is not None:
@@ -101,6 +116,13 @@ def load_split(
         labels[at], overridden[at] = given_there, True
         labels = known_labels(labels, split.classes, section.labels, where("labels"))
         split = replace(split, overridden=overridden)
+        odd = [(n, word) for n, word in enumerate(split.classes or ()) if word.isdecimal() and int(word) != n]
+        if odd and section.labels.suffix == ".csv":
+            number, word = odd[0]
+            or_silent(terminal).say(
+                f"{where('labels')}: {section.labels.name} gives class names: {word} is the class of that name, number "
+                f"{number}"
+            )
     indices = split.indices
     if section.exclude is not None:
         indices = np.setdiff1d(indices, read_indices(section.exclude, len(source), where("exclude"), split.paths))

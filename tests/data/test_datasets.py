@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from influence_cli.config.load import load_config
 from influence_cli.data import datasets
 from influence_cli.data.batches import readable_batches
-from influence_cli.data.datasets import load_split, source_labels
+from influence_cli.data.datasets import load_split, load_splits, source_labels
 from influence_cli.data.split import Split, spread
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime.terminal import Terminal
@@ -165,3 +167,109 @@ def test_chosen_examples_are_spread_over_the_classes_and_the_set() -> None:
     assert spread(split, 700).tolist() == list(range(642))
     part = split_of([None] * 10, labels=np.zeros(10, np.int64), indices=np.array([3, 5, 9]))
     assert spread(part, 2).tolist() == [3, 9]
+
+
+NAMED = """
+import numpy as np
+
+
+class Named:
+    '''Items whose pixels say of which class they are, by the place of its name in the alphabet.'''
+
+    def __init__(self, names, mapping=None, labels=None):
+        self.classes, self.targets = names, labels or list(range(len(names)))
+        if mapping:
+            self.class_to_idx = mapping
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        letter = ord(self.classes[self.targets[index]][0])
+        return np.full((1, 2, 2), letter, dtype=np.float32), self.targets[index]
+"""
+
+
+def both(folder: Path, train: dict[str, object], test: dict[str, object], said: list[str]) -> tuple[Split, Split]:
+    (folder / "data.py").write_text(NAMED)
+    text = "model: {factory: ./data.py:Named, checkpoint: none.pt}\n" + "".join(
+        f"{part}: {{dataset: ./data.py:Named, args: {json.dumps(args)}}}\n"
+        for part, args in (("train", train), ("test", test))
+    )
+    (folder / "influence.yaml").write_text(text)
+
+    class Heard(Terminal):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    splits = load_splits(load_config(folder / "influence.yaml"), Heard(quiet=True))
+    assert splits[1] is not None
+    return splits[0], splits[1]
+
+
+def shown(split: Split) -> set[tuple[int, str]]:
+    """Pair the class that the pixels show with the name of the label that the split has."""
+    return {(int(split.source[index][0].max()), (split.classes or ())[split.labels[index]]) for index in split.indices}
+
+
+@pytest.mark.parametrize("names", [["c", "b", "a"], ["a", "c"], ["b", "c", "a"]])
+def test_classes_of_the_test_set_are_those_of_the_same_name(tmp_path: Path, names: list[str]) -> None:
+    for mapping in (None, {name: number for number, name in enumerate(names)}):
+        said: list[str] = []
+        train, test = both(tmp_path, {"names": ["a", "b", "c"]}, {"names": names, "mapping": mapping}, said)
+        assert train.classes == ("a", "b", "c")
+        assert shown(test) == {(ord(name), name) for name in names}
+        assert test.labels.tolist() == ["abc".index(name) for name in names]
+        assert len(said) == 1
+        assert "they are mapped by their names" in said[0]
+
+
+def test_fewer_classes_in_the_same_order_say_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    one, two = {"a": 0, "b": 1, "c": 2}, {"a": 0, "b": 1}
+    _, test = both(tmp_path, {"names": ["a", "b", "c"], "mapping": one}, {"names": ["a", "b"], "mapping": two}, said)
+    assert (test.labels.tolist(), said) == ([0, 1], [])
+
+
+def test_a_set_that_contradicts_itself_has_numbers(tmp_path: Path) -> None:
+    said: list[str] = []
+    contradicting = {"names": ["b", "a"], "mapping": {"a": 0, "b": 1}}
+    train, _ = both(tmp_path, contradicting, contradicting, said)
+    assert (train.classes, train.mapping) == (None, None)
+    assert "a is 1 in classes of the data set and 0 in its class_to_idx: classes are numbers here" in said[0]
+
+
+def test_folders_called_by_numbers_keep_their_names(influence: Command, tmp_path: Path) -> None:
+    """Folders 0 to 11 are sorted as words: 0, 1, 10, 11, 2, …; a row names the folder that its file is in."""
+    folder = numbered_folders(tmp_path)
+    rows = json.loads(influence("rank", "0:12", "--top", 2, "--format", "json", cwd=folder).out)
+    assert len({row["test_label"] for row in rows}) == 12
+    for row in rows:
+        assert row["label"] == Path(row["path"]).parent.name
+        assert row["test_label"] == Path(row["test_path"]).parent.name
+    (folder / "labels.csv").write_text("index,label\n0,10\n")
+    done = influence("mislabels", "--all", "--format", "json", "-s", "train.labels=labels.csv", cwd=folder)
+    for row in json.loads(done.out):
+        assert row["label"] == ("10" if row["index"] == 0 else Path(row["path"]).parent.name)
+    assert "labels.csv gives class names: 10 is the class of that name, number 2" in done.err
+
+
+def numbered_folders(folder: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 3), ("test", 1)):
+        for name in range(12):
+            (folder / part / str(name)).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 60, (4, 4)) + 15 * name
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / part / str(name) / f"{number}.png")
+    torch.manual_seed(0)
+    (folder / "model.py").write_text(
+        "from torch import nn\n\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(16, 12))\n"
+    )
+    torch.save({"1.weight": torch.randn(12, 16), "1.bias": torch.zeros(12)}, folder / "model.pt")
+    transform = "[{Grayscale: {num_output_channels: 1}}, ToImage, {ToDtype: {dtype: float32, scale: true}}]"
+    (folder / "influence.yaml").write_text(
+        "model: {factory: ./model.py:build, checkpoint: model.pt}\n"
+        f"train: {{folder: train, transform: {transform}}}\ntest: {{folder: test}}\n"
+    )
+    return folder
