@@ -147,11 +147,6 @@ def test_a_rare_class_and_a_single_one_are_named(
     assert last.split(",")[3:7] == ["Dress", "", "", ""]
     options = ("--report", "page.html", "--plot", "plot.png", "--top", "auto")
     influence("mislabels", "--signal", "loss", *options, *words, cwd=project)
-    explained = rows_of(influence("mislabels", "--explain", int(own[0]), *words, cwd=project).out)
-    assert {row["name"]: row["value"] is None for row in explained}["readout"]
-    assert {row["kind"] for row in explained} == {"signal"}
-    (project / "truth.csv").write_text(f"index,true_label\n{own[0]},Coat\n{own[9]},Bag\n")
-    assert "2 of 320 labels are wrong" in influence("mislabels", "--truth", "truth.csv", *words, cwd=project).err
     done = influence("mislabels", *relabelled(project, np.full(320, 5)), cwd=project, code=2)
     assert "all 320 labels are" in done.err
 
