@@ -264,6 +264,8 @@ def _describe(session: Session, result: Mislabels, split: Split, classes: Sequen
     from influence_cli.pages.mislabels import issues_record, noise_record
 
     session.run.issues = issues_record(result, split, classes)
+    if result.doubt:
+        session.terminal.say(f"no estimate of wrong labels: {result.doubt}")
     if result.noise is None:
         return
     session.run.noise = noise_record(result, result.noise, classes)
@@ -320,31 +322,40 @@ def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
 
 def _plot(session: Session, result: Mislabels, classes: Sequence[str], path: Path, signal: str) -> None:
     """Draw the scores by label, next to the share of wrong labels that the ranking, the loss and random order find."""
+    import numpy as np
+
     from influence_cli.report.plot import plot_scores
 
     curves, known = None, session.run.recovery
     if known is not None:
         curves = {"checked": known.checked, **{name: known.recovered[name] for name in dict.fromkeys((signal, "loss"))}}
-    plot_scores(path, result.score, result.facts.labels, classes, result.flagged, signal, curves)
+    scored = ~np.isnan(result.score)  # flagged labels are numbered among these
+    flagged = (np.cumsum(scored) - 1)[result.flagged[scored[result.flagged]]]
+    plot_scores(path, result.score[scored], result.facts.labels[scored], classes, flagged, signal, curves)
     session.terminal.say(f"wrote {path}")
 
 
 def _score(session: Session, result: Mislabels, known: Truth) -> None:
     """Say on stderr, and note in the run file, how well each signal finds the wrong labels."""
+    import numpy as np
+
     from influence_cli.mislabels.evaluation import CHECKED, qualities, recovery
+    from influence_cli.mislabels.find import likeliest
 
     facts = result.facts
     wrong = known.wrong[facts.indices]
     right: dict[str, float] = {}
     if known.true is not None and wrong.any():
         true = known.true[facts.indices][wrong]
-        shares = {**result.probabilities_by_source, "loss": facts.probabilities}
-        right = {name: float((values[wrong].argmax(axis=1) == true).mean()) for name, values in shares.items()}
+        shares = {**result.log_probabilities, "loss": facts.probabilities}
+        right = {name: float((likeliest(values[wrong]) == true).mean()) for name, values in shares.items()}
         memorised = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
         session.run.memorised_share = memorised
-    table = qualities(result.signals, wrong, right)
+    # A label that is not judged comes last.
+    signals = {name: np.where(np.isnan(values), -np.inf, values) for name, values in result.signals.items()}
+    table = qualities(signals, wrong, right)
     session.run.truth = tuple(table)
-    session.run.recovery = recovery(result.signals, wrong)
+    session.run.recovery = recovery(signals, wrong)
     say = session.terminal.say
     say(f"{int(wrong.sum()):,} of {len(wrong):,} labels are wrong according to --truth")
     shares_checked = "".join(f"{f'{share:.0%}':>7}" for share in CHECKED)
@@ -376,7 +387,7 @@ def _require_count(result: Mislabels, counting: dict[str, bool]) -> None:
         obstacle = result.evidence.obstacle
         raise InfluenceError(
             f"{next(option for option, given in counting.items() if given)}: the number of wrong labels cannot be "
-            f"estimated here: {obstacle.message if obstacle else 'there is no readout'}"
+            f"estimated here: {result.doubt or (obstacle.message if obstacle else 'there is no readout')}"
         )
 
 

@@ -269,6 +269,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.pages.rank import FirstGroup
     from influence_cli.perturb.attribution import check_attribution, check_model
     from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.ranking.copies import warn_of_copies
     from influence_cli.ranking.index_search import rank_approximate
     from influence_cli.ranking.rank import RankOptions, rank_training
     from influence_cli.ranking.sinks import KeptInfluence, matrix_file
@@ -282,19 +283,15 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     stores = prepare_all(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
+    warn_of_copies(stores, selected, session.terminal)
     facts = training_facts(stores)
     kept: list[RankedGroup] = []
     drawn = options.report is not None or options.plot is not None
     shown = 1 if options.aggregate or options.report is None else min(len(selected), SHOWN)
     held = KeptInfluence(shown, len(facts.indices)) if drawn else None
 
-    common: dict[str, Any] = {
-        "facts": facts,
-        "count": options.count,
-        "target": options.target,
-        "aggregate": options.aggregate,
-        "terminal": session.terminal,
-    }
+    common: dict[str, Any] = {name: getattr(options, name) for name in ("count", "target", "aggregate")}
+    common |= {"facts": facts, "terminal": session.terminal}
 
     def ranked(sinks: Sequence[Sink]) -> Iterator[RankedGroup]:
         if options.approximate:

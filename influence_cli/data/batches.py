@@ -13,7 +13,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from influence_cli.data.split import Split, raw_item, to_input
+from influence_cli.data.split import Split, label_conflict, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.runtime import work
 
@@ -47,7 +47,10 @@ class Batch:
 
 
 class _Reader(torch.utils.data.Dataset[Any]):
-    """Item i is (input, index), or the reason why it cannot be read: nothing is raised inside a worker."""
+    """Item i is (input, index), or the reason why it cannot be read: nothing is raised inside a worker.
+
+    An item whose label is not the one that the work counts on gives that error.
+    """
 
     def __init__(self, split: Split, indices: np.ndarray) -> None:
         self.split = split
@@ -56,10 +59,13 @@ class _Reader(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> tuple[Tensor | None, int, str]:
+    def __getitem__(self, position: int) -> tuple[Tensor | None, int, str | InfluenceError]:
         index = int(self.indices[position])
         try:
-            image, _ = raw_item(self.split, index)
+            image, label = raw_item(self.split, index)
+            conflict = label_conflict(self.split, index, label)
+            if conflict is not None:
+                return None, index, conflict
             return to_input(self.split, image, self.split.title(index)), index, ""
         except InfluenceError as error:
             return None, index, error.message
@@ -167,19 +173,22 @@ class _Read:
         indices: positions of all that could be read.
         unreadable: position and reason of the others.
         odd: position and shape of the first one of another shape.
+        conflict: why the first one with another label than expected stops the work.
     """
 
     inputs: Tensor
     indices: list[int]
     unreadable: tuple[tuple[int, str], ...]
     odd: tuple[int, list[int]] | None
+    conflict: InfluenceError | None = None
 
 
-def _join(items: Sequence[tuple[Tensor | None, int, str]]) -> _Read:
-    unreadable = tuple((index, reason) for tensor, index, reason in items if tensor is None)
+def _join(items: Sequence[tuple[Tensor | None, int, str | InfluenceError]]) -> _Read:
+    conflict = next((reason for _, _, reason in items if isinstance(reason, InfluenceError)), None)
+    unreadable = tuple((index, reason) for tensor, index, reason in items if tensor is None and isinstance(reason, str))
     good = [(tensor, index) for tensor, index, _ in items if tensor is not None]
-    if not good:
-        return _Read(torch.empty(0), [], unreadable, None)
+    if not good or conflict is not None:
+        return _Read(torch.empty(0), [], unreadable, None, conflict)
     shape = good[0][0].shape
     odd = next(((index, list(tensor.shape)) for tensor, index in good if tensor.shape != shape), None)
     inputs = torch.stack([tensor for tensor, _ in good if tensor.shape == shape])
@@ -187,6 +196,8 @@ def _join(items: Sequence[tuple[Tensor | None, int, str]]) -> _Read:
 
 
 def _collate(split: Split, read: _Read) -> Batch:
+    if read.conflict is not None:
+        raise read.conflict
     if read.odd is not None:
         index, shape = read.odd
         raise InfluenceError(

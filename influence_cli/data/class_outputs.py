@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,24 @@ def decide(given: ClassOutputs, train: Split) -> ClassOutputs:
     fits = len(names) > len(given.names) > int(train.labels.max(initial=-1))
     used = (int(label) for label in np.unique(train.labels[train.labels >= 0]))
     return replace(given, replaces=fits and any(_output_of(names[label], given) is None for label in used))
+
+
+def by_names(test: Split, known: Sequence[str]) -> ClassOutputs | None:
+    """Give the numbers of the training set to the classes of a test set that has its names under other numbers.
+
+    Args:
+        test: with the data set's own names.
+        known: names of the training set, by number; empty where it has none.
+
+    Returns:
+        None where the two agree on every name that both have, or where the test set has names that are not known.
+    """
+    names = test.source_classes or ()
+    numbers = {name: number for number, name in enumerate(known)}
+    unclear = len(numbers) < len(known) or len(set(names)) < len(names) or not set(names) <= numbers.keys()
+    if unclear or all(numbers[name] == number for number, name in enumerate(names)):
+        return None
+    return ClassOutputs(numbers, {}, {}, test.where)
 
 
 def map_classes(split: Split, given: ClassOutputs) -> Split:

@@ -14,15 +14,31 @@ import torch
 
 from influence_cli.config.schema import Config, DataConfig
 from influence_cli.config.user_code import call, import_object
-from influence_cli.data.class_outputs import decide, in_outputs, map_classes, read_class_outputs, refuse_missing
+from influence_cli.data.class_outputs import (
+    by_names,
+    decide,
+    in_outputs,
+    map_classes,
+    read_class_outputs,
+    refuse_missing,
+)
 from influence_cli.data.described import described, in_order, innermost, listed_labels
 from influence_cli.data.huggingface import HubImages, choose_split, is_hub_set, load_hub_set
 from influence_cli.data.image_files import Strays, look_through, refuse_no_classes, stray_remarks, without_strays
-from influence_cli.data.label_files import read_indices, read_labels
+from influence_cli.data.label_files import given_labels, known_labels, read_indices
 from influence_cli.data.listed_images import ListedImages
-from influence_cli.data.split import ClassOutputs, Split, raw_item, to_input
+from influence_cli.data.split import (
+    ClassOutputs,
+    Split,
+    label_conflict,
+    label_number,
+    named_label,
+    raw_item,
+    spread,
+    to_input,
+)
 from influence_cli.data.transforms import build_transform
-from influence_cli.errors import InfluenceError, describe
+from influence_cli.errors import InfluenceError
 from influence_cli.runtime.opened_files import noting_opened
 from influence_cli.runtime.terminal import Terminal, or_silent
 
@@ -39,7 +55,8 @@ def load_splits(config: Config, terminal: Terminal | None = None) -> tuple[Split
     if config.test is None:
         return train, None
     test = load_split(config, "test", config.test, terminal, train.source_classes, train.given_classes)
-    _check_mapping(train, test, only_shared=config.train.classes is not None)
+    inside = bool(train.source_classes) and set(test.source_classes or ()) <= set(train.source_classes or ())
+    _check_mapping(train, test, only_shared=inside or config.train.classes is not None)
     return train, test
 
 
@@ -101,16 +118,37 @@ def load_split(
         folder=None if Path.cwd() == config.folder else config.folder,
         files=description.files,
     )
+    listed = listed_labels(source)
+    split = _with_item_labels(split, listed, or_silent(terminal), stated=section.labels is not None)
+    classes = split.classes
     split = replace(split, source_classes=tuple(in_order(split.mapping) or classes or ()))
     labels = own = source_labels(split)
-    if config.train.classes is not None:
+    if config.train.classes is not None and given is None:
+        given = decide(
+            read_class_outputs(config.train.classes, config.where("train", "classes")), replace(split, labels=own)
+        )
+    elif given is None and (given := by_names(split, known or ())) is not None:
+        or_silent(terminal).say(
+            f"{where()}: the {name} data set numbers its classes in another way than the training set; they are mapped "
+            "by their names"
+        )
+    if given is not None:
         split = replace(split, labels=own)
-        if given is None:
-            given = decide(read_class_outputs(config.train.classes, config.where("train", "classes")), split)
         split = replace(map_classes(split, given), given_classes=given)
         labels = in_outputs(own, split.class_outputs or {})
     if section.labels is not None:
-        labels = read_labels(section.labels, labels, split.classes, where("labels"), split.paths)
+        at, given_there = given_labels(section.labels, len(source), split.classes, where("labels"), split.paths)
+        labels, overridden = labels.copy(), np.zeros(len(source), dtype=bool)
+        labels[at], overridden[at] = given_there, True
+        labels = known_labels(labels, split.classes, section.labels, where("labels"))
+        split = replace(split, overridden=overridden)
+        odd = [(n, word) for n, word in enumerate(split.classes or ()) if word.isdecimal() and int(word) != n]
+        if odd and section.labels.suffix == ".csv":
+            number, word = odd[0]
+            or_silent(terminal).say(
+                f"{where('labels')}: {section.labels.name} gives class names: {word} is the class of that name, number "
+                f"{number}"
+            )
     indices = split.indices
     if section.exclude is not None:
         indices = np.setdiff1d(indices, read_indices(section.exclude, len(source), where("exclude"), split.paths))
@@ -205,52 +243,138 @@ def _folder_remarks(source: Any, folder: Path, looked: dict[str, Strays], where:
 
 
 def source_labels(split: Split) -> np.ndarray:
-    """Find the data set's own labels, without decoding images if possible; check them on three examples.
+    """Give the data set's own labels, before overrides: those that its items give.
 
     They are numbers of outputs where ``train.classes`` says which class is which.
     """
-    labels = _own_labels(split)
+    labels = split.labels if split.item_labels is None else split.item_labels
     return labels if split.class_outputs is None else in_outputs(labels, split.class_outputs)
 
 
-def _own_labels(split: Split) -> np.ndarray:
-    source = split.source
+def _with_item_labels(split: Split, listed: np.ndarray | None, terminal: Terminal, *, stated: bool) -> Split:
+    """Find the label that each item gives, without decoding images if possible, and the names of these numbers.
+
+    A list of labels is compared with items from all over the set, of every class; every pass over the data compares
+    the others. A trainer saw what the items give, so they are right: where they differ from the list, they are read.
+
+    Args:
+        split: without labels yet.
+        listed: int64 [n], the data set's own list; None if it has none.
+        terminal: told where the two differ.
+        stated: whether the config names a file of labels.
+    """
+    source, every = split.source, np.arange(len(split.source))
     if isinstance(source, ListedImages | HubImages):
-        return np.array(source.targets)
-    labels = listed_labels(source)
-    if labels is not None:
-        probes = {0, len(source) // 2, len(source) - 1}
-        if all(_agrees(split, i, int(labels[i])) for i in probes):
-            return labels
-    return np.array([_item_label(split, i) for i in range(len(source))], dtype=np.int64)
+        return replace(split, item_labels=np.array(source.targets))
+    if listed is None:
+        return replace(split, item_labels=np.array([_item_label(split, i) for i in every.tolist()], dtype=np.int64))
+    if _gives_its_list(source):
+        return replace(split, item_labels=listed)
+    split = replace(split, labels=listed, item_labels=listed)
+    probes = np.union1d(spread(split, PROBES), every[[0, -1]])
+    conflict = next((error for i in probes if (error := _conflict(split, int(i))) is not None), None)
+    if conflict is None:
+        return split
+    if len(source) <= READABLE:
+        at, items = every, _given_or(split, every, listed)
+    else:
+        at = np.union1d(spread(split, SAMPLED), probes)
+        items = _given_or(split, at, listed)
+    renumbered = _renumbering(listed[at], items)
+    if renumbered is not None and set(np.unique(listed)) <= renumbered.keys():
+        moved = [f"{named_label(split, a)} is {b}" for a, b in renumbered.items() if a != b]
+        terminal.say(
+            f"{split.where}: the items of the {split.name} data set number the classes in another way than its list of "
+            f"labels: {', '.join(moved[:4])}{', …' if len(moved) > 4 else ''}; the items count, names go with the class"
+        )
+        return _renumbered(split, renumbered)
+    if len(at) < len(every):
+        if stated:
+            return split
+        raise conflict
+    kept = float((items == listed).mean()) > 0.5
+    terminal.say(
+        f"{conflict.message}; the labels of the items count ({int((items != listed).sum()):,} differ)"
+        + ("" if kept or split.classes is None else ", and classes are numbers here: their names are not known")
+    )
+    names = split if kept else replace(split, classes=None, mapping=None)
+    return replace(names, item_labels=items)
 
 
-def _agrees(split: Split, index: int, label: int) -> bool:
-    try:
-        return _item_label(split, index) == label
-    except InfluenceError:
-        # An unreadable image says nothing about its label; the pass that needs the image names it.
+# Examples whose label is compared with the list; sets up to this size are read for their labels where the two differ,
+# and of larger ones so many examples.
+PROBES, READABLE, SAMPLED = 64, 60_000, 2_048
+
+
+def _gives_its_list(source: Any) -> bool:
+    """Say whether the items of a data set give the labels of its list by torchvision's or torch's own code."""
+    if type(source) is torch.utils.data.TensorDataset:
         return True
+    if type(source) is torch.utils.data.Subset:
+        return _gives_its_list(source.dataset)
+    if type(source) is torch.utils.data.ConcatDataset:
+        return all(_gives_its_list(part) for part in source.datasets)
+    base = getattr(sys.modules.get("torchvision.datasets"), "DatasetFolder", None)
+    return (
+        base is not None
+        and isinstance(source, base)
+        and type(source).__getitem__ is base.__getitem__
+        and source.target_transform is None
+        and [label for _, label in source.samples] == list(source.targets)
+    )
 
 
 def _item_label(split: Split, index: int) -> int:
-    _, label = raw_item(split, index)
-    if isinstance(label, np.ndarray | torch.Tensor) and label.ndim:
-        if len(label.reshape(-1)) != 1:
-            raise InfluenceError(
-                f"{split.where}: {split.title(index)} has {len(label.reshape(-1))} labels at once",
-                "influence explains classifiers with one class an example: give the class number instead of a vector",
-            )
-        label = label.reshape(-1)[0]
+    return label_number(split, index, raw_item(split, index)[1])
+
+
+def _conflict(split: Split, index: int) -> InfluenceError | None:
     try:
-        number = int(label)
-        if number != label or abs(number) >= 2**63:
-            raise ValueError("not a whole number that fits")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InfluenceError(
-            f"{split.where}: {split.title(index)} has the label {label!r}, not a class number ({describe(error)})"
-        ) from error
-    return number
+        return label_conflict(split, index, raw_item(split, index)[1])
+    except InfluenceError:
+        # An unreadable image says nothing about its label; the pass that needs the image names it.
+        return None
+
+
+def _given_or(split: Split, at: np.ndarray, listed: np.ndarray) -> np.ndarray:
+    """Read the labels of some items, int64 [k]; one that cannot be read keeps that of the list."""
+    labels: np.ndarray = listed[at]
+    for row, index in enumerate(at.tolist()):
+        try:
+            label = raw_item(split, index)[1]
+        except InfluenceError:
+            continue
+        labels[row] = label_number(split, index, label)
+    return labels
+
+
+def _renumbering(listed: np.ndarray, items: np.ndarray) -> dict[int, int] | None:
+    """Find the number that the items give each class of the list; None if it is not one number per class."""
+    pairs, counts = np.unique(np.stack([listed, items]), axis=1, return_counts=True)
+    numbers = dict(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
+    if len(numbers) < len(counts):
+        return None
+    merged = len(set(numbers.values())) < len(numbers)
+    # A class of one or two examples may differ by chance, and then it would lend its name to another one.
+    seldom = any(a != b and count < 3 for (a, b), count in zip(numbers.items(), counts.tolist(), strict=True))
+    return None if merged and seldom else numbers
+
+
+def _renumbered(split: Split, numbers: dict[int, int]) -> Split:
+    """Move the names of classes to the numbers that the items give them."""
+    values, at = np.unique(split.labels, return_inverse=True)
+    items = np.array([numbers[int(value)] for value in values], dtype=np.int64)[at.reshape(-1)]
+    names: dict[int, list[str]] = {}
+    for number, name in enumerate(split.classes or ()):
+        if numbers.get(number, -1) >= 0:
+            names.setdefault(numbers[number], []).append(name)
+    taken = set(split.classes or ())
+    classes = tuple(
+        " / ".join(names.get(number, [str(number) if str(number) not in taken else f"label {number}"]))
+        for number in range(max(names, default=-1) + 1)
+    )
+    mapping = None if split.mapping is None else {n: numbers[v] for n, v in split.mapping.items() if v in numbers}
+    return replace(split, item_labels=items, classes=classes or None, mapping=mapping)
 
 
 def _check_mapping(train: Split, test: Split, *, only_shared: bool) -> None:

@@ -61,13 +61,19 @@ def described(source: Any, folder: Path) -> Description:
     paths = source.paths if mine else next((p for h in holders if (p := _paths(h, len(source), folder))), None)
     mapping = next((m for h in holders if isinstance(m := getattr(h, "class_to_idx", None), dict) and m), None)
     classes = _classes(source) or (None if reader is None else in_order(mapping))
+    classes = inner.classes if classes is None else classes
+    mapping = inner.mapping if mapping is None else dict(mapping)
+    remarks = inner.remarks + tuple(getattr(source, "remarks", ()))
+    if (moved := _contradiction(classes, mapping)) is not None:
+        classes, mapping = None, None
+        remarks += (f"{moved}: classes are numbers here, train.classes names them",)
     return Description(
         listed_labels(source),
         inner.paths if paths is None else paths,
-        inner.classes if classes is None else classes,
-        inner.mapping if mapping is None else dict(mapping),
+        classes,
+        mapping,
         files if mine else inner.files if paths is None else None,
-        inner.remarks + tuple(getattr(source, "remarks", ())),
+        remarks,
     )
 
 
@@ -199,6 +205,16 @@ def _classes(source: Any) -> tuple[str, ...] | None:
     names = info.get("label") if isinstance(info, dict) else None
     if isinstance(names, dict) and all(str(number).isdecimal() for number in names):
         return in_order({str(name): int(number) for number, name in names.items()})
+    return None
+
+
+def _contradiction(classes: tuple[str, ...] | None, mapping: dict[str, int] | None) -> str | None:
+    """Find a name whose number differs between the list of names and the mapping of a data set."""
+    for name, number in (mapping or {}).items():
+        if classes is not None and str(name) in classes and classes.count(str(name)) == 1:
+            at = classes.index(str(name))
+            if at != number:
+                return f"{name} is {at} in classes of the data set and {number} in its class_to_idx"
     return None
 
 

@@ -85,25 +85,32 @@ def read_labels(
     Returns:
         int64 [length].
     """
-    content = _read(path, where)
     result = labels.copy()
+    indices, given = given_labels(path, len(labels), classes, where, paths)
+    result[indices] = given
+    return known_labels(result, classes, path, where)
+
+
+def given_labels(
+    path: Path, length: int, classes: Sequence[str] | None, where: str, paths: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read which examples a file of ``read_labels`` gives a label, int64 [k], and the labels, int64 [k]."""
+    content = _read(path, where)
     if isinstance(content, Table):
         texts = content.columns[content.column(LABEL_COLUMNS)]
         given = np.array([_label(text, classes, content.at(row)) for row, text in enumerate(texts)], dtype=np.int64)
         index_column = content.index_column()
         if index_column is not None:
-            indices = content.indices(index_column, len(labels), paths)
+            indices = content.indices(index_column, length, paths)
             _refuse_repeats(content, indices)
-            result[indices] = given
-            return _known(result, classes, path, where)
-        if len(given) == len(labels):
+            return indices, given
+        if len(given) == length:
             moved = path_check(content, paths)
-            for row in range(len(labels)):
+            for row in range(length):
                 moved(row, row)
     else:
         given = _whole_numbers(content, path, where)
-    result[:] = _as_long_as(given, len(labels), path, where)
-    return _known(result, classes, path, where)
+    return np.arange(length), _as_long_as(given, length, path, where)
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,9 @@ def read_truth(path: Path, labels: np.ndarray, classes: Sequence[str]) -> Truth:
         if content.index_column() is None or "true_label" in content.columns:
             true = read_labels(path, labels, classes, where)
     elif content.dtype != bool and len(content) >= len(labels):
-        true = _known(_as_long_as(_whole_numbers(content, path, where), len(labels), path, where), classes, path, where)
+        true = known_labels(
+            _as_long_as(_whole_numbers(content, path, where), len(labels), path, where), classes, path, where
+        )
     if true is not None:
         return Truth(np.asarray(true != labels), true)
     wrong = np.zeros(len(labels), dtype=bool)
@@ -150,7 +159,8 @@ def _label(text: str, classes: Sequence[str] | None, where: str) -> int:
         raise InfluenceError(f"{where}{text!r} is not a class number, and the data set has no class names") from error
 
 
-def _known(labels: np.ndarray, classes: Sequence[str] | None, path: Path, where: str) -> np.ndarray:
+def known_labels(labels: np.ndarray, classes: Sequence[str] | None, path: Path, where: str) -> np.ndarray:
+    """Refuse labels of a file that are numbers of no class, and give the others back."""
     if classes is not None and len(labels) and (labels.min() < 0 or labels.max() >= len(classes)):
         wrong = int(labels.min()) if labels.min() < 0 else int(labels.max())
         raise InfluenceError(f"{where}: {path} has the label {wrong}, but there are {len(classes)} classes")

@@ -65,6 +65,9 @@ class Split:
         class_outputs: the model's output of each of the source's own labels, where ``train.classes`` says it.
         given_classes: how the training examples read that.
         opened: files that this process read while it built the data set and the transform.
+        item_labels: int64 [len(source)], the label that each item gives, in the source's own numbering and before
+            overrides; None where nothing was read or listed.
+        overridden: bool [len(source)], where ``labels`` of the config replaces it; None for nowhere.
     """
 
     name: str
@@ -83,6 +86,8 @@ class Split:
     class_outputs: dict[int, int] | None = None
     given_classes: ClassOutputs | None = None
     opened: tuple[Path, ...] = ()
+    item_labels: np.ndarray | None = None
+    overridden: np.ndarray | None = None
 
     @property
     def is_unlabelled(self) -> bool:
@@ -148,6 +153,62 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     if path and (lost := lost_depth(path, image)):
         raise InfluenceError(f"{split.title(index)} cannot be read: {lost}")
     return image, label
+
+
+def label_number(split: Split, index: int, label: Any) -> int:
+    """Read the label of an item as a class number.
+
+    Raises:
+        InfluenceError: naming the example, if it is several labels or no whole number.
+    """
+    if isinstance(label, np.ndarray | Tensor) and label.ndim:
+        if len(label.reshape(-1)) != 1:
+            raise InfluenceError(
+                f"{split.where}: {split.title(index)} has {len(label.reshape(-1))} labels at once",
+                "influence explains classifiers with one class an example: give the class number instead of a vector",
+            )
+        label = label.reshape(-1)[0]
+    try:
+        number = int(label)
+        if number != label or abs(number) >= 2**63:
+            raise ValueError("not a whole number that fits")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InfluenceError(
+            f"{split.where}: {split.title(index)} has the label {label!r}, not a class number ({describe(error)})"
+        ) from error
+    return number
+
+
+def label_conflict(split: Split, index: int, label: Any) -> InfluenceError | None:
+    """Compare the label that comes with an image with the one that the work counts on.
+
+    Every pass over the data calls it: the labels are known before it, from a list or an earlier reading.
+
+    Returns:
+        The error that names the example and both labels; None where they agree, where the config replaces the label,
+        or where the item has no class number.
+    """
+    if split.item_labels is None or (split.overridden is not None and split.overridden[index]):
+        return None
+    expected = int(split.item_labels[index])
+    try:
+        given = label_number(split, index, label)
+    except InfluenceError:
+        return None
+    if given == expected:
+        return None
+    return InfluenceError(
+        f"{split.where}: {split.title(index)} comes with the label {named_label(split, given)}, but the data set says "
+        f"{named_label(split, expected)}",
+        "its list of labels (.targets) and its items have to agree, and an item has to give the same label each time; "
+        f"{split.name}.labels: FILE, with a label per example, says which is right",
+    )
+
+
+def named_label(split: Split, number: int) -> str:
+    """Write a label in the source's own numbering: ``2 (cat)``."""
+    names = split.source_classes or split.classes or ()
+    return f"{number} ({names[number]})" if 0 <= number < len(names) and names[number] != str(number) else str(number)
 
 
 def to_input(split: Split, image: Any, title: str) -> Tensor:

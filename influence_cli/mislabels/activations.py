@@ -103,8 +103,12 @@ def activations(
         layers[name] = slice(start, start + blocks[0].shape[1])
         start = layers[name].stop
     features = torch.empty(sum(map(len, indices)), start)
-    for name, place in layers.items():  # a layer's parts are freed as soon as they are joined
-        features[:, place] = torch.cat(parts.pop(name))
+    for name, place in layers.items():
+        blocks, row = parts.pop(name)[::-1], 0
+        while blocks:  # a block is freed as soon as it is copied
+            block = blocks.pop()
+            features[row : row + len(block), place] = block
+            row += len(block)
     every = np.concatenate(hashes).astype(np.uint64)
     return Activations(features, layers, np.concatenate(indices), np.concatenate(targets), every)
 

@@ -46,7 +46,7 @@ def find_data_issues(
         hashes: uint64 [n], of the inputs.
         nearest: int64 [n, k], rows of the nearest others, nearest first; k may be 0.
         similarity: [n, k], the cosine, largest first.
-        distance: [n], mean distance to the nearest of them.
+        distance: [n], mean distance to the nearest of them; NaN where it is not known.
         joint: [C, C], share of examples by given (row) and true label (column), if known.
     """
     duplicates = _same(labels, hashes)
@@ -67,7 +67,7 @@ def _same(labels: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def _alike(labels: np.ndarray, nearest: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    rows, ranks = np.nonzero(similarity >= ALIKE)
+    rows, ranks = np.nonzero(similarity >= ALIKE)  # never NaN, of an example that is not judged
     others = nearest[rows, ranks]
     differ = labels[rows] != labels[others]
     rows, others, near = rows[differ], others[differ], similarity[rows, ranks][differ]
@@ -83,11 +83,12 @@ def _numbers(one: np.ndarray, other: np.ndarray, n: int) -> np.ndarray:
 
 
 def _outliers(distance: np.ndarray) -> np.ndarray:
-    if not len(distance):
+    known = np.isfinite(distance)
+    if not known.any():
         return np.empty(0, dtype=np.int64)
     far = np.log(np.maximum(distance, 1e-12))
-    above = far - np.median(far)
-    deviation = 1.4826 * np.median(np.abs(above))
+    above = far - np.median(far[known])
+    deviation = 1.4826 * np.median(np.abs(above[known]))
     rows = np.flatnonzero(above > DEVIATIONS * deviation) if deviation > 0 else np.empty(0, dtype=np.int64)
     return np.asarray(rows[np.argsort(-above[rows], kind="stable")])
 
@@ -98,10 +99,10 @@ def _confused(joint: np.ndarray | None, n: int) -> tuple[tuple[int, int, int, in
         return ()
     size = np.maximum(joint.sum(axis=1), 1e-12)
     share = joint / size[:, None]
+    often = np.triu(share >= CONFUSED, 1)
     pairs = [
-        (a, b, round(n * joint[a, b]), round(n * joint[b, a]))
-        for a in range(len(joint))
-        for b in range(a + 1, len(joint))
-        if min(share[a, b], share[b, a]) >= CONFUSED
+        (int(a), int(b), round(n * joint[a, b]), round(n * joint[b, a]))
+        for a, b in zip(*np.nonzero(often), strict=True)
+        if share[b, a] >= CONFUSED
     ]
     return tuple(sorted(pairs, key=lambda pair: -pair[2] - pair[3]))

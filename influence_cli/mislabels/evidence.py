@@ -23,7 +23,9 @@ from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.mislabels.activations import ALL, Activations, activations, join_activations
 from influence_cli.mislabels.logistic import leave_one_out_logistic
 from influence_cli.mislabels.neighbours import distance, nearest, vote
-from influence_cli.mislabels.readout import FLOOR, leave_one_out
+from influence_cli.mislabels.noise import beats_guessing
+from influence_cli.mislabels.pooling import combined, pool
+from influence_cli.mislabels.readout import FLOOR, leave_one_out, log_softmax_
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import refuse_not_finite
 from influence_cli.passes.probe import look
@@ -36,6 +38,8 @@ MEMORISED = 0.75
 # The weight of each opinion, with the model and without: three make up a mean, which is calibrated; of two a little
 # more ranks better. Fixed on label noise of Fashion-MNIST (bench/results/mislabels.md).
 WITH_MODEL, WITHOUT = 1 / 3, 2 / 3
+# A leave-one-out readout of a class with fewer examples has one or none to go by.
+FEWEST = 3
 # Share of the free memory for the activations; the regression needs twice as much again.
 FREE_SHARE = 0.25
 # Numbers that another loss than a cross-entropy is computed from, to see how well it fits; a difference worth a word.
@@ -49,14 +53,17 @@ class Evidence:
     Attributes:
         facts: labels, the model's probabilities and losses, of the examples that could be read.
         log_probabilities: float32 [n, C] by source: ``combined``, ``readout``, ``neighbours``, ``logistic``;
-            empty where there is no readout.
-        nearest: int64 [n, k], rows of the nearest other examples, nearest first; [n, 0] without a readout.
+            empty where there is no readout. NaN for an example that is not judged.
+        nearest: int64 [n, k], rows of the nearest other examples, nearest first; [n, 0] without a readout, −1 for an
+            example that is not judged.
         similarity: float32 [n, k], the cosine.
         distance: float32 [n], mean distance to the nearest of them; [0] without a readout.
         hashes: uint64 [n], of the model's input.
         memorised: whether the model's own opinion is left out of ``combined``, because it has memorised the labels.
         summary: accuracy and mean loss of model and readout, ridge, temperature, dimension; by name.
         obstacle: why there is no readout, or None.
+        judged: bool [n], False for the examples of a class that has too few of them for a readout.
+        informed: whether the readout is better than guessing.
     """
 
     facts: TrainingFacts
@@ -68,6 +75,8 @@ class Evidence:
     memorised: bool
     summary: dict[str, float]
     obstacle: InfluenceError | None
+    judged: np.ndarray
+    informed: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,13 @@ class _Readouts:
 
 
 def gather_evidence(
-    tasks: Sequence[Task], split: Split, terminal: Terminal, *, skip: bool, logistic: bool = False
+    tasks: Sequence[Task],
+    split: Split,
+    terminal: Terminal,
+    *,
+    skip: bool,
+    logistic: bool = False,
+    obstacle: InfluenceError | None = None,
 ) -> Evidence | None:
     """Run each checkpoint forward over a split once, and compute the opinions.
 
@@ -93,14 +108,17 @@ def gather_evidence(
         terminal: progress, the diagnosis, warnings.
         skip: continue without unreadable examples.
         logistic: fit the logistic readout as well.
+        obstacle: why there is to be no readout, if that is known already.
 
     Raises:
         InfluenceError: outputs or losses that are not finite.
     """
     summary: dict[str, float] = {}
-    readouts: list[_Readouts] = []
-    models, losses, soft, fits = [], [], [], []
-    obstacle: InfluenceError | None = None
+    opinions: dict[str, Tensor] = {}
+    first: _Readouts | None = None
+    model: Tensor | None = None
+    soft: Tensor | None = None
+    losses, fits = [], []
     tasks = [task for task in tasks if task.explained]
     for number, task in enumerate(tasks):
         look(task, terminal)
@@ -108,30 +126,38 @@ def gather_evidence(
         if joined is None:
             continue
         activations = joined
-        targets = torch.from_numpy(activations.targets)
-        losses.append(_losses(task, split, activations, targets))
-        models.append(activations.outputs.log_softmax(dim=1))
+        losses.append(_losses(task, split, activations, torch.from_numpy(activations.targets)))
+        soft = _added(soft, activations.outputs.softmax(dim=1))
+        judged = _enough(activations.targets, len(task.classes))
+        obstacle = obstacle or _obstacle(activations, judged, task.classes)
+        judged = judged | (obstacle is not None)
+        seen = activations if judged.all() else _some(activations, judged)
+        targets = torch.from_numpy(seen.targets)
         if not task.convex_loss:  # the losses that are known read the outputs as a softmax does
-            fits.append(_fit_by_loss(task, activations.outputs, targets))
-        soft.append(activations.outputs.softmax(dim=1))
-        obstacle = _obstacle(activations, task.classes)
+            fits.append(_fit_by_loss(task, seen.outputs, targets))
         if obstacle is None:
-            readouts.append(_readouts(activations, task, summary, len(tasks), terminal, logistic=logistic))
+            if number == 0 and not judged.all():
+                terminal.warn(_left_out(activations.targets, judged, task.classes))
+            one = _readouts(seen, task, summary, len(tasks), terminal, logistic=logistic)
+            opinions = {name: _added(opinions.get(name), each) for name, each in one.log_probabilities.items()}
+            first = first or replace(one, log_probabilities={})
+        model = _added(model, log_softmax_(seen.outputs))
     distributed.hear(terminal.warnings, terminal.warn)
-    if not distributed.is_first():
+    if not distributed.is_first() or model is None or soft is None:
         return None
-    model = torch.stack(models).mean(dim=0).log_softmax(dim=1)
+    if len(tasks) > 1:
+        soft /= len(tasks)
+        for mean in (model, *opinions.values()):
+            mean /= len(tasks)
+            log_softmax_(mean)
     facts = TrainingFacts(
         activations.indices,
         activations.targets,
-        torch.stack(soft).mean(dim=0).numpy(),
+        soft.numpy(),
         torch.stack(losses).mean(dim=0).numpy(),
         np.ones(len(activations.indices), dtype=bool),
     )
-    as_softmax = _loss(model, targets)
-    fit = sum(fits) / len(fits) if fits else as_softmax
-    summary |= {"model_loss": fit, "model_accuracy": _accuracy(model, targets)}
-    none = np.empty((len(targets), 0), dtype=np.float32)
+    none = np.empty((len(judged), 0), dtype=np.float32)
     evidence = Evidence(
         facts,
         {},
@@ -142,73 +168,74 @@ def gather_evidence(
         memorised=False,
         summary=summary,
         obstacle=obstacle,
+        judged=judged,
     )
-    if obstacle is not None:
+    as_softmax = _loss(model, targets)
+    fit = sum(fits) / len(fits) if fits else as_softmax
+    summary |= {"model_loss": fit, "model_accuracy": _accuracy(model, targets)}
+    if obstacle is not None or first is None:
         return evidence
-    log_probabilities = {
-        name: torch.stack([each.log_probabilities[name] for each in readouts]).mean(dim=0).log_softmax(dim=1)
-        for name in readouts[0].log_probabilities
-    }
-    readout = log_probabilities["readout"]
-    summary |= {"readout_loss": _loss(readout, targets), "readout_accuracy": _accuracy(readout, targets)}
-    memorised = split.name == "train" and summary["model_loss"] < MEMORISED * summary["readout_loss"]
-    terminal.say(_diagnosis(split.name, memorised=memorised))
-    terminal.detail(_compared(summary))
-    if not memorised and abs(fit - as_softmax) > DIFFERS * as_softmax:
+    weighed = _weighed(evidence, opinions, model, targets, split.name, terminal)
+    if not weighed.memorised and abs(fit - as_softmax) > DIFFERS * as_softmax:
         terminal.say(
             f"The model's own opinion takes its outputs for the logits of a softmax (loss {as_softmax:.3f}); "
             f"as {tasks[0].loss_name} reads them the loss is {fit:.3f}."
         )
-    heard = torch.stack([readout, log_probabilities["neighbours"], *([] if memorised else [model])])
-    weights = torch.full((len(heard),), WITHOUT if memorised else WITH_MODEL)
-    if split.name != "train":
-        weights = pool(heard, targets)
-        summary |= dict(zip(("readout_weight", "neighbours_weight", "model_weight"), weights.tolist(), strict=True))
-    log_probabilities = {"combined": torch.einsum("k,knc->nc", weights, heard).log_softmax(dim=1), **log_probabilities}
     return replace(
-        evidence,
-        log_probabilities={name: values.numpy() for name, values in log_probabilities.items()},
-        nearest=readouts[0].nearest.numpy(),
-        similarity=readouts[0].similarity.numpy(),
-        distance=readouts[0].distance.numpy(),
-        memorised=memorised,
+        weighed,
+        # Neighbours are numbered among all rows.
+        nearest=_in_place(torch.from_numpy(np.flatnonzero(judged))[first.nearest], judged, -1),
+        similarity=_in_place(first.similarity, judged, np.nan),
+        distance=_in_place(first.distance, judged, np.nan),
     )
 
 
-def pool(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Find the weights of a log-linear pool, p ∝ Π pₖ^wₖ, that make the targets likeliest, w ≥ 0.
+def _weighed(
+    evidence: Evidence, opinions: dict[str, Tensor], model: Tensor, targets: Tensor, on: str, terminal: Terminal
+) -> Evidence:
+    """Decide whether the model is heard, and combine the opinions [m, C] of the m judged examples."""
+    readout, summary = opinions["readout"], evidence.summary
+    right = readout.argmax(dim=1) == targets
+    summary |= {"readout_loss": _loss(readout, targets), "readout_accuracy": float(right.float().mean())}
+    informed = beats_guessing(int(right.sum()), targets.numpy())
+    memorised = on == "train" and informed and summary["model_loss"] < MEMORISED * summary["readout_loss"]
+    terminal.say(_diagnosis(on, memorised=memorised, informed=informed))
+    terminal.detail(_compared(summary))
+    heard = [readout, opinions["neighbours"], *([] if memorised else [model])]
+    weights = torch.full((len(heard),), WITHOUT if memorised else WITH_MODEL)
+    if on != "train":
+        weights = pool(heard, targets)
+        summary |= dict(zip(("readout_weight", "neighbours_weight", "model_weight"), weights.tolist(), strict=True))
+    opinions = {"combined": combined(weights, heard), **opinions}
+    return replace(
+        evidence,
+        log_probabilities={name: _in_place(values, evidence.judged, np.nan) for name, values in opinions.items()},
+        memorised=memorised,
+        informed=informed,
+    )
 
-    The negative log-likelihood is convex in w: its slope is the mean of E_p[log pₖ] − log pₖ(target), its curvature
-    the mean covariance under p. Newton steps; an opinion whose weight would be negative is left out.
 
-    Args:
-        log_probabilities: [k, n, C], k sources.
-        targets: int64 [n].
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
 
-    Returns:
-        w [k].
-    """
-    logs = log_probabilities.double()
-    heard = torch.ones(len(logs), dtype=torch.bool)
-    weights = torch.full((len(logs),), 1 / len(logs), dtype=torch.float64)
-    given = torch.stack([each[torch.arange(len(targets)), targets] for each in logs])
-    for _ in range(50):
-        soft = torch.einsum("k,knc->nc", weights, logs).softmax(dim=1)
-        mean = (soft * logs).sum(dim=2)
-        slope = (mean - given).mean(dim=1)
-        curve = torch.einsum("nc,knc,lnc->kl", soft, logs, logs) / len(targets) - mean @ mean.T / len(targets)
-        step = torch.zeros_like(weights)
-        curve = curve[heard][:, heard] + 1e-9 * torch.eye(int(heard.sum()), dtype=torch.float64)
-        step[heard] = torch.linalg.solve(curve, slope[heard])
-        following = weights - step
-        if bool((following < 0).any()) and int(heard.sum()) > 1:
-            heard[int(following.argmin())] = False
-            weights = torch.where(heard, weights, 0)
-            continue
-        weights = following.clamp_min(0)
-        if float(step.abs().max()) < 1e-6:
-            break
-    return weights.float()
+
+def _some(activations: Activations, rows: np.ndarray) -> Activations:
+    return replace(
+        activations,
+        features=activations.features[torch.from_numpy(rows)],
+        indices=activations.indices[rows],
+        targets=activations.targets[rows],
+        hashes=activations.hashes[rows],
+    )
+
+
+def _in_place(values: Tensor, rows: np.ndarray, other: float) -> np.ndarray:
+    """Give values [m, …] of some of n rows as an array [n, …], the other rows filled."""
+    if rows.all():
+        return values.numpy()
+    whole = np.full((len(rows), *values.shape[1:]), other, dtype=values.numpy().dtype)
+    whole[rows] = values.numpy()
+    return whole
 
 
 def _forward(task: Task, split: Split, terminal: Terminal, *, skip: bool, first: bool) -> Activations | None:
@@ -256,6 +283,8 @@ def _readouts(
     targets = torch.from_numpy(activations.targets).to(device)
     with terminal.status(f"leave-one-out readout of {activations.hidden.shape[1]:,} activations"):
         readout = leave_one_out(activations.hidden.to(device), targets, classes)
+        # In their place: two copies of all outputs may not fit.
+        voiced = log_softmax_(readout.outputs, readout.temperature)
     if readout.floored:
         terminal.warn(
             f"{readout.floored:,} examples have leverage above {1 - FLOOR}: the readout fits them whatever their "
@@ -270,7 +299,7 @@ def _readouts(
         summary[name] = summary.get(name, 0.0) + value / share
     with terminal.progress(len(targets), "nearest neighbours") as advance:
         rows, similarity = nearest(readout.components, on_examples=advance)
-    log_probabilities = {"readout": readout.log_probabilities, "neighbours": vote(rows, similarity, targets, classes)}
+    log_probabilities = {"readout": voiced, "neighbours": vote(rows, similarity, targets, classes)}
     if logistic:
         with terminal.status("leave-one-out logistic regression"):
             log_probabilities["logistic"] = leave_one_out_logistic(readout.components, targets, classes)
@@ -288,7 +317,25 @@ def _accuracy(log_probabilities: Tensor, targets: Tensor) -> float:
     return float((log_probabilities.argmax(dim=1) == targets).float().mean())
 
 
-def _obstacle(activations: Activations, classes: Sequence[str]) -> InfluenceError | None:
+def _enough(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Mark the examples of classes that have enough of them for a readout, bool [n]."""
+    return np.asarray(np.bincount(labels, minlength=classes)[labels] >= FEWEST)
+
+
+def _rare(labels: np.ndarray, judged: np.ndarray, classes: Sequence[str]) -> str:
+    counts = np.bincount(labels[~judged], minlength=len(classes))
+    rare = np.flatnonzero(counts)
+    return ", ".join(f"{classes[int(c)]} ({counts[c]})" for c in rare[:6]) + (", …" if len(rare) > 6 else "")
+
+
+def _left_out(labels: np.ndarray, judged: np.ndarray, classes: Sequence[str]) -> str:
+    return (
+        f"the leave-one-out readout needs at least {FEWEST} examples per class; these have fewer and are not judged, "
+        f"they come last without a score: {_rare(labels, judged, classes)}"
+    )
+
+
+def _obstacle(activations: Activations, judged: np.ndarray, classes: Sequence[str]) -> InfluenceError | None:
     """Find why there can be no readout."""
     counts = np.bincount(activations.targets, minlength=len(classes))
     if (counts > 0).sum() < 2:
@@ -303,12 +350,11 @@ def _obstacle(activations: Activations, classes: Sequence[str]) -> InfluenceErro
             "the model has no linear layer or convolution whose input could be read",
             "use --signal loss, margin or self-influence",
         )
-    rare = np.flatnonzero((counts > 0) & (counts < 3))
-    if len(rare):
-        named = ", ".join(f"{classes[int(c)]} ({counts[c]})" for c in rare[:6]) + (", …" if len(rare) > 6 else "")
+    if (counts >= FEWEST).sum() < 2:
         return InfluenceError(
-            f"the leave-one-out readout needs at least 3 examples per class; these have fewer: {named}",
-            "use --signal loss or self-influence, or list them under exclude",
+            f"the leave-one-out readout needs at least {FEWEST} examples per class, in two classes or more; these have "
+            f"fewer: {_rare(activations.targets, judged, classes)}",
+            "use --signal loss or self-influence",
         )
     return None
 
@@ -320,9 +366,14 @@ def _compared(summary: dict[str, float]) -> str:
     )
 
 
-def _diagnosis(split: str, *, memorised: bool) -> str:
+def _diagnosis(split: str, *, memorised: bool, informed: bool) -> str:
     if split != "train":
         return "The model was not trained on these labels, so its loss counts as evidence."
+    if not informed:
+        return (
+            "The readout is no better than guessing, so it is not known whether the model has memorised its labels; "
+            "the model's loss counts as evidence too."
+        )
     if memorised:
         return "The model has memorised its labels; ranking by similar images instead."
     return "The model has not memorised its labels, so its loss counts as evidence."

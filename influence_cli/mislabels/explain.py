@@ -44,22 +44,25 @@ def explain_rows(result: Mislabels, split: Split, classes: tuple[str, ...], inde
     blank = dict.fromkeys(COLUMNS)
     example = {"index": index, "path": split.path(index), "label": classes[int(facts.labels[row])]}
     for name, values in result.signals.items():
-        shares = result.probabilities_by_source.get(name)
+        logs = result.log_probabilities.get(name)
+        shares = None if logs is None else np.exp(logs[row])
         if shares is None and name in ("loss", "margin"):
-            shares = facts.probabilities
-        best = None if shares is None else int(shares[row].argmax())
+            shares = facts.probabilities[row]
+        judged = ~np.isnan(values)
+        best = None if shares is None or not judged[row] else int(shares.argmax())
         yield {
             **blank,
             **example,
             "kind": "signal",
             "name": name,
-            "value": float(values[row]),
-            "percentile": float(percentile_rank(values)[row]),
+            "value": float(values[row]) if judged[row] else None,
+            "percentile": float(percentile_rank(values[judged])[judged[:row].sum()]) if judged[row] else None,
             "suggested": None if best is None else classes[best],
-            "confidence": None if best is None or shares is None else float(shares[row, best]),
+            "confidence": None if best is None or shares is None else float(shares[best]),
         }
     evidence = result.evidence
-    for rank, other in enumerate(evidence.nearest[row, :SHOWN], start=1):
+    shown = evidence.nearest[row, :SHOWN] if evidence.judged[row] else evidence.nearest[row, :0]
+    for rank, other in enumerate(shown, start=1):
         at = int(facts.indices[other])
         yield {
             **blank,

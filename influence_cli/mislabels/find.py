@@ -12,8 +12,8 @@ Signals, higher is more suspicious for all of them:
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -26,8 +26,10 @@ from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
-from influence_cli.mislabels.evidence import Evidence, gather_evidence
-from influence_cli.mislabels.noise import Noise, estimate_noise
+from influence_cli.mislabels.evidence import FEWEST, Evidence, gather_evidence
+from influence_cli.mislabels.noise import Noise, beats_guessing, calibrated, count_wrong, largest_share, noise_of
+from influence_cli.mislabels.plan import announce, make_plan
+from influence_cli.mislabels.readout import row_parts
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
@@ -44,14 +46,16 @@ class Mislabels:
 
     Attributes:
         order: int64 [n], rows of ``facts`` from most to least suspicious.
-        score: float64 [n] in [0, 1], by row of ``facts``.
+        score: float64 [n] in [0, 1], by row of ``facts``; NaN, and last in the order, where a label is not judged.
         facts: indices, labels, the model's probabilities and losses.
-        signals: each signal's values [n], higher is more suspicious.
-        probabilities_by_source: probabilities [n, C] that have not seen the label.
-        leading_probabilities: those that suggest a label, of the signal or of ``combined``; the model's for its own
-            signals.
+        signals: each signal's values [n], higher is more suspicious; NaN where a label is not judged.
+        log_probabilities: by source, log-probabilities [n, C] that have not seen the label.
+        suggested: int64 [n], the class of largest probability by the signal or by ``combined``, by the model for its
+            own signals; −1 where a label is not judged.
+        confidence: [n], the probability of that class.
         evidence: opinions, neighbours, the diagnosis.
         noise: how many labels are wrong; None without evidence.
+        doubt: why that is not estimated though there is evidence; empty where it is.
         issues: duplicates, outliers, confused classes.
         scores: what is known of the run where stores were used; None without any, or where they failed.
     """
@@ -60,17 +64,14 @@ class Mislabels:
     score: np.ndarray
     facts: TrainingFacts
     signals: dict[str, np.ndarray]
-    probabilities_by_source: dict[str, np.ndarray]
-    leading_probabilities: np.ndarray
+    log_probabilities: dict[str, np.ndarray]
+    suggested: np.ndarray
+    confidence: np.ndarray
     evidence: Evidence
     noise: Noise | None
+    doubt: str
     issues: DataIssues
     scores: ScoreRecord | None
-
-    @cached_property
-    def suggested(self) -> np.ndarray:
-        """Give the suggested label of each example: the class of largest probability."""
-        return np.asarray(self.leading_probabilities.argmax(axis=1))
 
     @property
     def flagged(self) -> np.ndarray:
@@ -154,7 +155,11 @@ def find_mislabels(
     terminal = or_silent(terminal)
     signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
     split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
-    evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic="logistic" in wanted)
+    obstacle = _shortage(tasks, split, terminal)
+    if obstacle is not None and signal in PROBABILITY_SIGNALS and signal != "pred-probs":
+        raise obstacle
+    logistic = "logistic" in wanted
+    evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic=logistic, obstacle=obstacle)
     gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
         try:
@@ -187,12 +192,13 @@ def find_mislabels(
     distributed.dissolve()
     if signal not in signals:
         raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
-    probabilities_by_source = {name: np.exp(values) for name, values in log_probabilities.items()}
     leading = signal if signal in log_probabilities else next(iter(log_probabilities), None)
-    leading_probabilities = (
-        facts.probabilities if leading is None or signal in ("loss", "margin") else probabilities_by_source[leading]
-    )
-    noise = estimate_noise(log_probabilities[leading], facts.labels) if leading is not None else None
+    if leading is None or signal in ("loss", "margin"):
+        suggested, confidence, given = _suggestions(facts.probabilities, facts.labels)
+    else:
+        suggested, *logs = _suggestions(log_probabilities[leading], facts.labels)
+        confidence, given = map(np.exp, logs)
+    noise, doubt = (None, "") if leading is None else _estimate(leading, log_probabilities[leading], evidence)
     issues = find_data_issues(
         facts.labels,
         evidence.hashes,
@@ -203,25 +209,81 @@ def find_mislabels(
     )
     return Mislabels(
         np.lexsort((facts.indices, -signals[signal])),
-        1.0 - leading_probabilities[rows, facts.labels]
-        if signal in (*PROBABILITY_SIGNALS, "loss")
-        else percentile_rank(signals[signal]),
+        1.0 - given if signal in (*PROBABILITY_SIGNALS, "loss") else percentile_rank(signals[signal]),
         facts,
         signals,
-        probabilities_by_source,
-        leading_probabilities,
+        log_probabilities,
+        suggested,
+        confidence,
         evidence,
         noise,
+        doubt,
         issues,
         scores,
     )
 
 
+def _shortage(tasks: Sequence[Task], split: Split, terminal: Terminal) -> InfluenceError | None:
+    """Say what the readout takes; give the reason if there is too little memory for it."""
+    heard = [task for task in tasks if task.explained]
+    counts = np.bincount(np.maximum(split.labels[split.indices], 0))
+    rare = bool(((counts > 0) & (counts < FEWEST)).any())
+    plan = make_plan(heard[0], split, len(heard), rare=rare) if distributed.is_first() else None
+    return announce(plan, heard[0], split, terminal)
+
+
+def likeliest(probabilities: np.ndarray) -> np.ndarray:
+    """Give the class of largest probability, or log-probability, int64 [n]; −1 for a row of NaN."""
+    return np.where(np.isnan(probabilities[:, 0]), -1, probabilities.argmax(axis=1))
+
+
+def _suggestions(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give the likeliest class of each example, its (log-)probability and that of the given label, [n] each."""
+    rows, suggested = np.arange(len(labels)), likeliest(probabilities)
+    return suggested, probabilities[rows, suggested], probabilities[rows, labels]
+
+
+def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) -> tuple[Noise | None, str]:
+    """Estimate the label noise, or say why the evidence does not allow it.
+
+    Evidence that is no better than guessing says nothing of the labels. Where it contradicts most of them, wrong labels
+    and classes that it cannot tell apart look the same.
+    """
+    known = ~np.isnan(log_probabilities[:, 0])
+    whole = bool(known.all())
+    labels = evidence.facts.labels if whole else evidence.facts.labels[known]
+    log_p = log_probabilities if whole else log_probabilities[known]
+    # The model, a part of ``combined``, has seen the labels.
+    judge = "readout" if source == "combined" else source
+    right = int((likeliest(evidence.log_probabilities.get(judge, log_probabilities))[known] == labels).sum())
+    compared = f"accuracy {right / len(labels):.2%}, guessing {largest_share(labels):.2%}"
+    if not beats_guessing(right, labels):
+        what = "these probabilities are" if judge == "pred-probs" else f"the {judge} is"
+        return None, f"{what} no better than guessing ({compared})"
+    soft = calibrated(log_p, labels)
+    count = count_wrong(soft, labels)
+    if count > len(labels) / 2:
+        return None, (
+            f"the evidence contradicts {count / len(labels):.0%} of the labels, which says more of the evidence than "
+            f"of the labels ({judge}: {compared})"
+        )
+    noise = noise_of(soft, labels, count)
+    if not whole:
+        wrong = np.zeros(len(known))
+        wrong[known] = noise.wrong
+        noise = replace(noise, wrong=wrong)
+    return noise, ""
+
+
 def _margin(facts: TrainingFacts) -> np.ndarray:
-    rows = np.arange(len(facts.labels))
-    others = facts.probabilities.copy()
-    others[rows, facts.labels] = -1
-    return np.asarray(others.max(axis=1) - facts.probabilities[rows, facts.labels], dtype=np.float64)
+    margins = np.empty(len(facts.labels))
+    for part in row_parts(*facts.probabilities.shape):
+        others, labels = facts.probabilities[part].copy(), facts.labels[part]
+        rows = np.arange(len(labels))
+        given = others[rows, labels]
+        others[rows, labels] = -1
+        margins[part] = others.max(axis=1) - given
+    return margins
 
 
 def _gradient_signals(

@@ -58,8 +58,8 @@ def vote(rows: Tensor, similarity: Tensor, targets: Tensor, classes: int) -> Ten
     """
     weight = similarity.clamp_min(0).square()
     weight = weight / weight.mean(dim=1, keepdim=True).clamp_min(1e-12)
-    votes = similarity.new_zeros(len(rows), classes).scatter_add_(1, targets[rows], weight) + PRIOR
-    return (votes / votes.sum(dim=1, keepdim=True)).log()
+    votes = similarity.new_zeros(len(rows), classes).scatter_add_(1, targets[rows], weight).add_(PRIOR)
+    return votes.div_(votes.sum(dim=1, keepdim=True)).log_()
 
 
 def distance(features: Tensor, rows: Tensor) -> Tensor:

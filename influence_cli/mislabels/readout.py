@@ -26,6 +26,9 @@ RIDGES = tuple(10.0 ** (power / 2) for power in range(-12, 5))
 FLOOR = 1e-4
 # Examples, and columns, per matrix product.
 CHUNK, COLUMNS = 8_192, 256
+# Outputs [examples, C] that the ridge and the temperature are chosen by: with more, evenly spread examples; and outputs
+# held at once besides those that are kept.
+TRIED, HELD = 2**23, 2**21
 # Leading principal components for the neighbours and the logistic readout.
 COMPONENTS = 64
 
@@ -36,7 +39,6 @@ class Readout:
 
     Attributes:
         outputs: ŷ₋ᵢ, float32 [n, C].
-        log_probabilities: log softmax(temperature · ŷ₋ᵢ), float32 [n, C].
         ridge: chosen among ``RIDGES`` by the likelihood of the labels.
         temperature: fitted by the same likelihood.
         leverage: hᵢ, float32 [n].
@@ -47,13 +49,17 @@ class Readout:
     """
 
     outputs: Tensor
-    log_probabilities: Tensor
     ridge: float
     temperature: float
     leverage: Tensor
     dimension: float
     floored: int
     components: Tensor
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """Give log softmax(temperature · ŷ₋ᵢ), float32 [n, C]."""
+        return log_softmax_(self.outputs.clone(), self.temperature)
 
 
 def leave_one_out(features: Tensor, targets: Tensor, classes: int) -> Readout:
@@ -74,30 +80,34 @@ def leave_one_out(features: Tensor, targets: Tensor, classes: int) -> Readout:
     if n < 3:
         raise InfluenceError(f"a leave-one-out readout needs at least 3 examples, but there are {n}")
     turned, values, weights, mean = _regression(features, targets, classes)
-    onehot = functional.one_hot(targets, classes).to(features)
     ridges = [multiple * float(values.mean()) for multiple in RIDGES]
-    best: tuple[float, float, float, Tensor, Tensor] | None = None
+    every = -(-n * classes // TRIED)
+    some, labels = turned[::every], targets[::every]
+    best: tuple[float, float, float] | None = None
     temperature, step = 1.0, max(1, COLUMNS // classes)
     for start in range(0, len(ridges), step):  # one pass over the examples per group of ridges that fits
         tried = ridges[start : start + step]
         inverse = (1 / (values[:, None] + torch.tensor(tried, dtype=values.dtype, device=values.device))).to(features)
         columns = (inverse[:, :, None] * weights[:, None, :]).flatten(1)
-        outputs = mean + torch.cat([part @ columns for part in torch.split(turned, CHUNK)]).view(n, -1, classes)
-        leverages = 1 / n + torch.cat([part.square() @ inverse for part in torch.split(turned, CHUNK)]) / n
+        outputs = mean.repeat(len(tried)) + torch.cat([part @ columns for part in torch.split(some, CHUNK)])
+        leverages = _leverage(some, inverse, n)
         for number, ridge in enumerate(tried):
-            leverage = leverages[:, number]
-            left = (1 - leverage).clamp_min(FLOOR)[:, None]
-            without = (outputs[:, number] - leverage[:, None] * onehot) / left
-            temperature = fit_temperature(without, targets, temperature)
-            loss = float(functional.cross_entropy(temperature * without, targets))
+            without = _without(outputs[:, number * classes :][:, :classes], leverages[:, number], labels)
+            temperature = fit_temperature(without, labels, temperature)
+            loss = float(functional.cross_entropy(temperature * without, labels))
             if best is None or loss < best[0]:
-                best = (loss, ridge, temperature, without, leverage)
+                best = (loss, ridge, temperature)
     if best is None:
         raise ValueError("there are ridges")
-    _, ridge, temperature, without, leverage = best
+    _, ridge, temperature = best
+    inverse = (1 / (values[:, None] + ridge)).to(features)
+    leverage = _leverage(turned, inverse, n)[:, 0]
+    outputs = torch.empty(n, classes, dtype=features.dtype, device=features.device)
+    for rows in row_parts(n, classes):
+        torch.mm(turned[rows], inverse * weights, out=outputs[rows])
+        _without(outputs[rows].add_(mean), leverage[rows], targets[rows])
     return Readout(
-        without,
-        (temperature * without).log_softmax(dim=1),
+        outputs,
         ridge,
         temperature,
         leverage,
@@ -105,6 +115,31 @@ def leave_one_out(features: Tensor, targets: Tensor, classes: int) -> Readout:
         int((1 - leverage < FLOOR).sum()),
         turned[:, :COMPONENTS] / values[:COMPONENTS].sqrt().to(features),
     )
+
+
+def row_parts(n: int, classes: int) -> Iterator[slice]:
+    """Divide n rows of C numbers into parts of at most ``HELD`` numbers, or of a row."""
+    step = max(1, HELD // classes)
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
+
+
+def log_softmax_(outputs: Tensor, temperature: float = 1.0) -> Tensor:
+    """Turn outputs [n, C] into log softmax(temperature · outputs), in their place."""
+    for rows in row_parts(*outputs.shape):
+        outputs[rows] = (temperature * outputs[rows]).log_softmax(dim=1)
+    return outputs
+
+
+def _leverage(turned: Tensor, inverse: Tensor, n: int) -> Tensor:
+    """Give hᵢ for each ridge [rows, ridges]."""
+    return 1 / n + torch.cat([part.square() @ inverse for part in torch.split(turned, CHUNK)]) / n
+
+
+def _without(outputs: Tensor, leverage: Tensor, targets: Tensor) -> Tensor:
+    """Turn ŷᵢ into ŷ₋ᵢ, in its place: (ŷᵢ − hᵢyᵢ)/(1 − hᵢ)."""
+    outputs[torch.arange(len(targets), device=targets.device), targets] -= leverage
+    return outputs.div_((1 - leverage).clamp_min(FLOOR)[:, None])
 
 
 def fit_temperature(outputs: Tensor, targets: Tensor, start: float = 1.0) -> float:
@@ -115,10 +150,14 @@ def fit_temperature(outputs: Tensor, targets: Tensor, start: float = 1.0) -> flo
     given = outputs.gather(1, targets[:, None])[:, 0]
     temperature = max(start, 1e-3)
     for _ in range(50):
-        soft = (temperature * outputs).softmax(dim=1)
-        mean = (soft * outputs).sum(dim=1)
-        variance = (soft * outputs.square()).sum(dim=1) - mean.square()
-        step = float((mean - given).mean()) / max(float(variance.mean()), 1e-12)
+        slope = curve = 0.0
+        for rows in row_parts(*outputs.shape):
+            some = outputs[rows]
+            product = (temperature * some).softmax(dim=1).mul_(some)
+            mean = product.sum(dim=1)
+            slope += float((mean - given[rows]).sum()) / len(outputs)
+            curve += float((product.mul_(some).sum(dim=1) - mean.square()).sum()) / len(outputs)
+        step = slope / max(curve, 1e-12)
         # Far from the optimum a Newton step may overshoot; doubling or halving at most keeps it in range.
         following = min(2 * temperature, max(temperature / 2, temperature - step))
         if abs(following - temperature) <= 1e-4 * temperature or not 1e-6 < following < 1e6:
@@ -153,9 +192,11 @@ def _regression(features: Tensor, targets: Tensor, classes: int) -> tuple[Tensor
     values, vectors = (part[0] for part in eigenpairs((moment / n)[None]))
     used = values > 1e-9 * values[0]
     values, vectors = values[used], vectors[:, used].to(features)
-    onehot = functional.one_hot(targets, classes).to(features)
-    mean = onehot.mean(dim=0)
+    mean = torch.bincount(targets, minlength=classes).to(features) / n
     turned = torch.empty(n, len(values), dtype=features.dtype, device=features.device)
     for part, rows in zip(standardised(), torch.split(turned, CHUNK), strict=True):
         torch.mm(part, vectors, out=rows)
-    return turned, values, turned.T @ (onehot - mean) / n, mean
+    weights = torch.zeros(len(values), classes, dtype=features.dtype, device=features.device)
+    for rows_ in row_parts(n, classes):
+        weights += turned[rows_].T @ (functional.one_hot(targets[rows_], classes).to(features) - mean)
+    return turned, values, weights / n, mean

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 PAGE = 500
 # Duplicate pairs, unusual images and pairs of classes on one page.
 SHOWN = 20
+# Classes of which the run file has the whole table of given and true labels; of more it has the pairs alone.
+JOINT = 1_000
 # Similar images shown next to each one.
 NEIGHBOURS = 5
 
@@ -74,7 +76,7 @@ def mislabels_page(
         "suggested: the likeliest class"
         + (
             ", judged without the given label."
-            if result.probabilities_by_source and signal not in ("loss", "margin")
+            if result.log_probabilities and signal not in ("loss", "margin")
             else "."
         ),
         "A high score is a reason to look, not a verdict: rare images with correct labels score high too.",
@@ -95,6 +97,7 @@ def mislabels_page(
         *_data_issues(result, split, classes),
     ]
     tables, charts = sweep_parts(session)
+    scored = ~np.isnan(result.score)
     return Page(
         title="influence mislabels",
         sentence=sentence(session, tasks, stores, f"{len(result.order):,} {split.name} labels ranked by {signal}"),
@@ -102,7 +105,12 @@ def mislabels_page(
         classes=_class_table(result, classes),
         sections=tuple(sections),
         histogram=histogram(
-            "Scores by label", f"score by {signal}", result.score, result.facts.labels, classes, (0.0, 1.0)
+            "Scores by label",
+            f"score by {signal}",
+            result.score[scored],
+            result.facts.labels[scored],
+            classes,
+            (0.0, 1.0),
         ),
         charts=(*_recovery_chart(session, signal), *charts),
         tables=(*_truth_table(session), *_noise_table(session), *tables),
@@ -126,19 +134,19 @@ def _desk_key(split: Split, classes: Sequence[str]) -> str:
 def noise_record(result: Mislabels, noise: Noise, classes: Sequence[str]) -> NoiseRecord:
     """Gather the estimate of the label noise for the run file: rate, count, pairs of classes, expected precision."""
     n = len(noise.wrong)
-    off = noise.joint.copy()
-    np.fill_diagonal(off, 0)
-    order = np.argsort(-off, axis=None, kind="stable")
-    pairs = [divmod(int(at), len(classes)) for at in order if off.flat[at] * n >= 0.5]
+    given, true = np.nonzero(noise.joint * n >= 0.5)
+    given, true = given[given != true], true[given != true]
+    counts = noise.joint[given, true]
+    order = np.argsort(-counts, kind="stable")
     expected = noise.expected_precision(result.order)
     cuts = sorted({max(1, round(n * share)) for share in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)} | {max(1, noise.count)})
     return NoiseRecord(
         noise.rate,
         noise.count,
         tuple(ExpectedPrecision(cut, float(expected[cut - 1])) for cut in cuts),
-        tuple(WrongLabels(classes[a], classes[b], round(float(off[a, b]) * n)) for a, b in pairs),
+        tuple(WrongLabels(classes[given[at]], classes[true[at]], round(float(counts[at]) * n)) for at in order),
         tuple(classes),
-        noise.joint.tolist(),
+        noise.joint.tolist() if len(classes) <= JOINT else None,
     )
 
 
@@ -163,7 +171,8 @@ def _card(
 ) -> Card:
     facts = result.facts
     index, label, suggested = int(facts.indices[row]), int(facts.labels[row]), int(result.suggested[row])
-    differs = suggested != label
+    differs, judged = suggested not in (label, -1), not np.isnan(result.score[row])
+    likely = f"{classes[suggested]} ({result.confidence[row]:.0%})" if suggested >= 0 else "not judged"
     title = (f"{number}. " if number else "") + classes[label] + (f" → {classes[suggested]}?" if differs else "")
     return Card(
         image=example_thumbnail(split, index),
@@ -171,8 +180,8 @@ def _card(
         title=title,
         facts=(
             *((("", note),) if note else ()),
-            ("suggested", f"{classes[suggested]} ({result.leading_probabilities[row, suggested]:.0%})"),
-            ("score", f"{result.score[row]:.4f}"),
+            ("suggested", likely),
+            *((("score", f"{result.score[row]:.4f}"),) if judged else ()),
             ("loss", f"{facts.losses[row]:.4g}"),
             ("index", str(index)),
             *path_fact(split, index),
@@ -180,9 +189,11 @@ def _card(
         tone="suspect" if differs else "plain",
         group=classes[label],
         neighbours=tuple(
-            _neighbour(result, split, classes, row, int(other)) for other in result.evidence.nearest[row, :NEIGHBOURS]
+            _neighbour(result, split, classes, row, int(other))
+            for other in result.evidence.nearest[row, :NEIGHBOURS]
+            if other >= 0
         ),
-        review=Review(index, split.path(index), classes[label], classes[suggested]),
+        review=Review(index, split.path(index), classes[label], classes[suggested if suggested >= 0 else label]),
     )
 
 
@@ -214,7 +225,7 @@ def _data_issues(result: Mislabels, split: Split, classes: Sequence[str]) -> lis
 
 def _class_table(result: Mislabels, classes: Sequence[str]) -> PageTable:
     facts, rows = result.facts, []
-    differs = result.suggested != facts.labels
+    differs = (result.suggested != facts.labels) & (result.suggested >= 0)
     flagged = np.zeros(len(facts.labels), dtype=bool)
     flagged[result.flagged] = True
     for number, name in enumerate(classes):

@@ -27,6 +27,7 @@ from influence_cli.passes.probe import checkpoint_warnings, near_chance
 from influence_cli.precompute.budget import row_bytes
 from influence_cli.precompute.cost import estimate
 from influence_cli.precompute.decide import decide
+from influence_cli.precompute.overlap import find_overlap
 from influence_cli.precompute.prepared import store_path
 from influence_cli.runtime.terminal import Terminal, duration, or_silent
 from influence_cli.store.store import Store
@@ -90,6 +91,8 @@ def check_run(
     terminal = or_silent(terminal)
     tasks = load_tasks(config, terminal)
     findings = _data_findings(tasks[0])
+    if tasks[0].test is not None:
+        findings.append(_overlap_finding(tasks[0], tasks[0].test, terminal, full=full))
     for number, task in enumerate(tasks):
         if len(tasks) > 1:
             findings.append(Finding("checkpoint", str(task.checkpoint)))
@@ -111,6 +114,16 @@ def _data_findings(task: Task) -> list[Finding]:
         none = "; they have no labels" if task.test.is_unlabelled else ""
         findings.append(Finding("test examples", len(task.test), f"of {len(task.test.source)}{none}"))
     return [*findings, Finding("device", str(task.device))]
+
+
+def _overlap_finding(task: Task, test: Split, terminal: Terminal, *, full: bool) -> Finding:
+    with terminal.status("comparing test and training examples"):
+        overlap = find_overlap(task.train, test, full=full)
+    if text := overlap.warning(task.train, test, f"{len(test):,} test examples", task.classes):
+        terminal.warn(text)
+    how = "not compared: reading them takes long; --full does" if overlap.compared == "nothing" else ""
+    count = None if how else len(overlap.pairs)
+    return Finding("test examples among the training examples", count, how or f"by their {overlap.compared}")
 
 
 def _task_findings(

@@ -41,7 +41,7 @@ def in_dialect(rows: Iterable[Mapping[str, object]], dialect: str) -> Iterator[d
             yield {
                 "index": row["index"],
                 "is_label_issue": row["flagged"],
-                "label_score": 1.0 - float(str(row["score"])),
+                "label_score": None if row["score"] is None else 1.0 - float(str(row["score"])),
                 "given_label": row["label"],
                 "predicted_label": row["suggested"],
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isnan
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,7 +14,10 @@ COLUMNS = ("rank", "index", "path", "label", "suggested", "confidence", "score",
 
 
 def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], count: int) -> Iterator[dict[str, object]]:
-    """Give the rows of the ranking, most suspicious first, with every signal and whether the label is flagged."""
+    """Give the rows of the ranking, most suspicious first, with every signal and whether the label is flagged.
+
+    A label that is not judged has neither score nor suggestion.
+    """
     facts, self_influence, flagged = result.facts, result.signals.get("self-influence"), len(result.flagged)
     for number, row in enumerate(result.order[:count], start=1):
         index, suggested = int(facts.indices[row]), int(result.suggested[row])
@@ -22,14 +26,18 @@ def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], cou
             "index": index,
             "path": split.path(index),
             "label": classes[int(facts.labels[row])],
-            "suggested": classes[suggested],
-            "confidence": float(result.leading_probabilities[row, suggested]),
-            "score": float(result.score[row]),
+            "suggested": classes[suggested] if suggested >= 0 else None,
+            "confidence": _number(result.confidence[row]),
+            "score": _number(result.score[row]),
             "loss": float(facts.losses[row]),
             "self_influence": None if self_influence is None else float(self_influence[row]),
             "flagged": number <= flagged,
-            **{signal_column(name): float(values[row]) for name, values in result.signals.items()},
+            **{signal_column(name): _number(values[row]) for name, values in result.signals.items()},
         }
+
+
+def _number(value: float) -> float | None:
+    return None if isnan(value) else float(value)
 
 
 def signal_column(name: str) -> str:

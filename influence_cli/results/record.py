@@ -130,14 +130,14 @@ class WrongLabels:
 
 @dataclass(frozen=True)
 class NoiseRecord:
-    """The estimate of the label noise; joint[a][b] is the share of examples labelled a that are really b."""
+    """The estimate of the label noise; joint[a][b] is the share of examples labelled a that are really b, or None."""
 
     rate: float
     count: int
     expected_precision: tuple[ExpectedPrecision, ...]
     pairs: tuple[WrongLabels, ...]
     classes: tuple[str, ...]
-    joint: list[list[float]]
+    joint: list[list[float]] | None
 
 
 @dataclass(frozen=True)

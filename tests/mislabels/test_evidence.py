@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from influence_cli.config.load import load_config
 from influence_cli.data.batches import read_batches
+from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError
-from influence_cli.mislabels.evidence import WITH_MODEL, WITHOUT, Evidence, gather_evidence, pool
+from influence_cli.mislabels.evidence import WITH_MODEL, WITHOUT, Evidence, gather_evidence
+from influence_cli.mislabels.pooling import pool
 from influence_cli.model.task import Task, load_tasks
 from influence_cli.runtime.terminal import Terminal
 from tests.conftest import Command
@@ -159,11 +161,46 @@ def relabelled(task: Task, labels: np.ndarray) -> Task:
     return replace(task, train=replace(task.train, labels=labels))
 
 
-def test_a_class_of_two_examples_is_named(task: Task) -> None:
+def test_a_class_of_two_examples_is_left_out_as_if_they_were_excluded(
+    task: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels = task.train.labels.copy()
-    own = np.flatnonzero(labels == 3)
-    labels[own[2:]] = 4
-    assert f"these have fewer: {task.classes[3]} (2)" in refusal(relabelled(task, labels)).message
+    few = np.flatnonzero(labels == 3)
+    labels[few[2:]] = 4
+    rare = relabelled(task, labels)
+    found = gather_evidence([rare], rare.train, Terminal(), skip=False)
+    assert found is not None
+    assert f"come last without a score: {task.classes[3]} (2)" in capsys.readouterr().err
+    assert np.flatnonzero(~found.judged).tolist() == few[:2].tolist()
+    others = take(rare.train, np.setdiff1d(rare.train.indices, few[:2]))
+    without = gathered(replace(rare, train=others))
+    for name, values in found.log_probabilities.items():
+        assert np.isnan(values[~found.judged]).all()
+        assert values[found.judged] == pytest.approx(without.log_probabilities[name], abs=1e-4)
+    assert found.summary == pytest.approx(without.summary, rel=1e-3)
+    # Neighbours are numbered among all rows.
+    assert (found.nearest[~found.judged] == -1).all()
+    assert found.nearest.max() == len(labels) - 1
+    same = np.flatnonzero(found.judged)[without.nearest[:, 0]] == found.nearest[found.judged][:, 0]
+    assert same.mean() > 0.99
+
+
+def test_classes_that_are_all_too_small_are_refused(task: Task) -> None:
+    some = take(task.train, np.concatenate([np.flatnonzero(task.train.labels == c)[:2] for c in range(10)]))
+    found = gathered(replace(task, train=some))
+    assert found.obstacle is not None
+    assert f"these have fewer: {task.classes[0]} (2), " in found.obstacle.message
+
+
+def test_a_readout_that_guesses_makes_no_diagnosis(task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model knows random labels by heart, and nothing else says anything of them."""
+    labels = np.random.default_rng(0).permutation(task.train.labels)
+    batch = next(read_batches(task.train, task.train.indices, len(task.train)))
+    by_heart = replace(relabelled(task, labels), model=Memory(batch.inputs, torch.from_numpy(labels)).eval())
+    found = gather_evidence([by_heart], by_heart.train, Terminal(), skip=False)
+    assert found is not None
+    assert (found.informed, found.memorised) == (False, False)
+    assert "it is not known whether the model has memorised its labels" in capsys.readouterr().err
 
 
 def test_one_class_alone_is_refused(task: Task) -> None:

@@ -133,16 +133,20 @@ def test_a_rare_class_and_a_single_one_are_named(
     own = np.flatnonzero(labels == 3)
     labels[own[2:]] = 4
     words = relabelled(project, labels)
-    done = influence("mislabels", *words, cwd=project, code=2)
-    assert "the leave-one-out readout needs at least 3 examples per class" in done.err
-    assert "Dress (2)" in done.err
-    # What does not stand on a readout goes on, and says what it lacks.
-    for option in (("--top", "auto"), ("--fail-above", "3")):
-        done = influence("mislabels", "--signal", "loss", *option, *words, cwd=project, code=2)
-        assert f"{option[0]}{' auto' if option[1] == 'auto' else ''}: the number of wrong labels" in done.err
-    done = influence("mislabels", "--signal", "loss", *words, cwd=project)
-    assert "warning: no readout: the leave-one-out readout needs at least 3 examples per class" in done.err
-    assert len(done.out.splitlines()) == 10
+    done = influence("mislabels", "--all", "--format", "json", "--signals", *words, cwd=project)
+    rows = json.loads(done.out)
+    assert "these have fewer and are not judged, they come last without a score: Dress (2)" in done.err
+    assert [row["index"] for row in rows[-2:]] == own[:2].tolist()
+    for row in rows:
+        rare = row["index"] in own[:2]
+        assert (row["label"] == "Dress") == rare
+        for name in ("score", "suggested", "confidence", "signal_combined", "signal_readout"):
+            assert (row[name] is None) == rare
+        assert row["loss"] == pytest.approx(row["signal_loss"])
+    last = influence("mislabels", "--all", "--format", "csv", *words, cwd=project).out.splitlines()[-1]
+    assert last.split(",")[3:7] == ["Dress", "", "", ""]
+    options = ("--report", "page.html", "--plot", "plot.png", "--top", "auto")
+    influence("mislabels", "--signal", "loss", *options, *words, cwd=project)
     done = influence("mislabels", *relabelled(project, np.full(320, 5)), cwd=project, code=2)
     assert "all 320 labels are" in done.err
 

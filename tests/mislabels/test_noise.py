@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import comb
+
 import numpy as np
 import pytest
 
-from influence_cli.mislabels.noise import estimate_noise
+from influence_cli.mislabels.noise import SIGNIFICANCE, beats_guessing, calibrated, estimate_noise
 
 
 def drawn(n: int, rate: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,3 +67,32 @@ def test_a_class_without_labels_does_not_break_it() -> None:
     assert np.isfinite(noise.wrong).all()
     assert noise.wrong.min() >= 0
     assert noise.wrong.max() <= 1
+
+
+def test_the_probabilities_of_each_block_of_classes_are_those_of_the_whole_table() -> None:
+    """Two groups of classes that are never taken for each other, against one inverse of all of Q."""
+    parts = [drawn(2_000, 0.2, seed) for seed in (1, 2)]
+    apart = np.full((2_000, 4), -40.0)
+    log_p = np.concatenate([np.hstack([parts[0][0], apart]), np.hstack([apart, parts[1][0]])])
+    given = np.concatenate([parts[0][1], parts[1][1] + 4])
+    noise = estimate_noise(log_p, given)
+    assert not noise.joint[:4, 4:].any()
+    assert noise.joint[:4, :4].all()
+    channel = noise.joint / noise.joint.sum(axis=0)
+    true = np.clip(calibrated(log_p, given) @ np.linalg.inv(channel).T, 0, None)
+    joined = true * channel[given]
+    right = 1 - joined[np.arange(4_000), given] / joined.sum(axis=1)
+    assert noise.wrong == pytest.approx(right, abs=1e-9)
+
+
+def test_better_than_guessing_is_an_exact_binomial_test() -> None:
+    for sizes in ([8, 8, 8], [20, 10], [1] * 40):
+        labels = np.repeat(np.arange(len(sizes)), sizes)
+        n = len(labels)
+        share = Fraction(int(np.bincount(labels).max()), n)
+        tails = [
+            sum(comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(right, n + 1)) for right in range(n + 1)
+        ]
+        for right, tail in enumerate(tails):
+            assert beats_guessing(right, labels) == (tail < SIGNIFICANCE)
+    assert not beats_guessing(5, np.zeros(5, dtype=np.int64))

@@ -291,8 +291,16 @@ def test_a_class_with_one_image_is_ranked_and_named_where_that_is_too_few(influe
     influence("check", cwd=tiny)
     influence("gradients", "-q", cwd=tiny)
     assert len(rows_of(influence("rank", 0, "--all", cwd=tiny))) == 17
-    said = refusal(influence, tiny, "mislabels")
-    assert "the leave-one-out readout needs at least 3 examples per class; these have fewer: a (1)" in said
+    done = influence("mislabels", "--all", cwd=tiny)
+    assert "these have fewer and are not judged, they come last without a score: a (1)" in done.err
+    rows = rows_of(done)
+    assert [row["label"] for row in rows if row["score"] is None] == ["a"]
+    assert rows[-1]["label"] == "a"
+    explained = rows_of(influence("mislabels", "--explain", 0, cwd=tiny))
+    assert {row["name"]: row["value"] is None for row in explained}["readout"]
+    assert {row["kind"] for row in explained} == {"signal"}
+    (tiny / "truth.csv").write_text("index,true_label\n0,b\n5,c\n")
+    assert "2 of 17 labels are wrong" in influence("mislabels", "--truth", "truth.csv", cwd=tiny).err
     assert len(rows_of(influence("mislabels", "--all", "--signal", "loss", cwd=tiny))) == 17
 
 

@@ -1,0 +1,57 @@
+"""Several opinions on labels to one: a log-linear pool, p ∝ Π pₖ^wₖ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from influence_cli.mislabels.readout import row_parts
+
+
+def combined(weights: Tensor, heard: Sequence[Tensor]) -> Tensor:
+    """Give log p ∝ Σ wₖ log pₖ, [n, C]."""
+    total = torch.empty(heard[0].shape)
+    for rows in row_parts(*heard[0].shape):
+        total[rows] = torch.einsum("k,knc->nc", weights, torch.stack([each[rows] for each in heard])).log_softmax(dim=1)
+    return total
+
+
+def pool(log_probabilities: Sequence[Tensor] | Tensor, targets: Tensor) -> Tensor:
+    """Find the weights of a log-linear pool, p ∝ Π pₖ^wₖ, that make the targets likeliest, w ≥ 0.
+
+    The negative log-likelihood is convex in w: its slope is the mean of E_p[log pₖ] − log pₖ(target), its curvature
+    the mean covariance under p. Newton steps; an opinion whose weight would be negative is left out.
+
+    Args:
+        log_probabilities: [n, C] of each of k sources.
+        targets: int64 [n].
+
+    Returns:
+        w [k].
+    """
+    count, sources = len(targets), len(log_probabilities)
+    heard = torch.ones(sources, dtype=torch.bool)
+    weights = torch.full((sources,), 1 / sources, dtype=torch.float64)
+    given = torch.stack([each[torch.arange(count), targets] for each in log_probabilities]).double().mean(dim=1)
+    for _ in range(50):
+        slope, curve = -given, torch.zeros(sources, sources, dtype=torch.float64)
+        for rows in row_parts(*log_probabilities[0].shape):
+            logs = torch.stack([each[rows] for each in log_probabilities]).double()
+            soft = torch.einsum("k,knc->nc", weights, logs).softmax(dim=1)
+            mean = (soft * logs).sum(dim=2)
+            slope = slope + mean.sum(dim=1) / count
+            curve += (torch.einsum("nc,knc,lnc->kl", soft, logs, logs) - mean @ mean.T) / count
+        step = torch.zeros_like(weights)
+        curve = curve[heard][:, heard] + 1e-9 * torch.eye(int(heard.sum()), dtype=torch.float64)
+        step[heard] = torch.linalg.solve(curve, slope[heard])
+        following = weights - step
+        if bool((following < 0).any()) and int(heard.sum()) > 1:
+            heard[int(following.argmin())] = False
+            weights = torch.where(heard, weights, 0)
+            continue
+        weights = following.clamp_min(0)
+        if float(step.abs().max()) < 1e-6:
+            break
+    return weights.float()
