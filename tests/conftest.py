@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
+import gc
 import os
 import shutil
 import subprocess
@@ -87,6 +88,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_parser_and_speed(one_thread: None) -> None:
     """Build the parser and measure this machine once, not for every command that runs in this process."""
     fork_server.keep_parser_and_speed()
+    gc.freeze()  # torch's objects need not be looked through again
 
 
 @pytest.fixture(autouse=True, scope="session")
