@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import fnmatch
+import gc
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from PIL import Image
 from torch import nn
 
 from tests.support import fork_server
+from tests.support.copies import copied
 from tests.support.public_data import shared as shared  # for the tests
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def build():
 
 
 def run_influence(
-    *words: str | Path, cwd: Path, stdin: str | None = None, code: int = 0
+    *words: str | Path, cwd: Path, stdin: str | None = None, code: int = 0, hook: tuple[object, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, a fork of fork_server.py, and check its exit code."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("INFLUENCE_")}
@@ -65,6 +67,7 @@ def run_influence(
         text=True,
         env=environment,
         check=False,
+        hook=hook,
     )
     assert done.returncode == code, f"{words} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
@@ -82,9 +85,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_parser() -> None:
-    """Build the parser of the command line once, not for every command that runs in this process."""
-    fork_server.keep_parser()
+def one_parser_and_speed(one_thread: None) -> None:
+    """Build the parser and measure this machine once, not for every command that runs in this process."""
+    fork_server.keep_parser_and_speed()
+    gc.freeze()  # torch's objects need not be looked through again
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -150,9 +154,10 @@ def stored(one_thread: None, trained: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def project(trained: Path, tmp_path: Path) -> Path:
+def project(trained: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the project that a test may change."""
-    return Path(shutil.copytree(trained, tmp_path / "project"))
+    with copied(trained, tmp_path / "project") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -164,9 +169,10 @@ def small_made(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def tiny(small_made: Path, tmp_path: Path) -> Path:
+def tiny(small_made: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the project of tests/support/small_project.py that a test may change."""
-    return Path(shutil.copytree(small_made, tmp_path / "project"))
+    with copied(small_made, tmp_path / "project") as folder:
+        yield folder
 
 
 def edit(project: Path, old: str, new: str) -> None:
@@ -233,7 +239,10 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """The whole demo, run once as a user would, by one of the processes that test at a time; do not change it."""
+    """The demo with a quarter of its images, run once, by one of the processes that test at a time; do not change it.
+
+    tests/demo runs all of it as a user would.
+    """
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "demo"
     folder.mkdir(exist_ok=True)
@@ -241,7 +250,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not err.exists():
-            done = run_influence("demo", "project", cwd=folder)
+            done = run_influence("demo", "project", cwd=folder, hook=("be_small_demo",))
             out.write_text(done.stdout)
             err.write_text(done.stderr)
     return Demo(folder / "project", out.read_text(), err.read_text())

@@ -250,7 +250,9 @@ def test_an_error_that_nobody_foresaw_ends_with_2_and_one_line(influence: Comman
 def test_debug_shows_the_traceback_of_an_error_and_keeps_its_exit_code(
     tmp_path: Path, debug: dict[str, str], shown: bool
 ) -> None:
-    done = subprocess.run([*INFLUENCE, "check"], cwd=tmp_path, capture_output=True, text=True, env=environment(**debug))
+    done = fork_server.run(
+        [*INFLUENCE, "check"], cwd=tmp_path, capture_output=True, text=True, env=environment(**debug)
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert "there is no config influence.yaml" in done.stderr
@@ -308,10 +310,9 @@ def test_a_reader_of_stderr_that_has_gone_is_no_error(stored: Path) -> None:
 
 
 def test_head_takes_its_line_and_the_pipeline_succeeds(stored: Path) -> None:
-    line = f"{shlex.join(INFLUENCE)} rank 0:40 --all -q | head -1"
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", line], cwd=stored, capture_output=True, text=True, env=environment()
-    )
+    words = ["bash", "-o", "pipefail", "-c", "influence rank 0:40 --all -q | head -1"]
+    shell = fork_server.path(environment())
+    done = subprocess.run(words, cwd=stored, capture_output=True, text=True, env=shell)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""

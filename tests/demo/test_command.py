@@ -11,41 +11,62 @@ from PIL import Image
 
 from influence_cli.demo.project import CLASSES, read_images, write_project
 from tests.conftest import Command, Demo, run_influence, shared
+from tests.support.fork_hooks import DEMO
 
 
-def test_it_writes_a_whole_project(demo: Demo) -> None:
-    assert len(list(demo.folder.glob("train/*/*.png"))) == 5000
-    assert len(list(demo.folder.glob("test/*/*.png"))) == 1000
-    names = {path.name for path in demo.folder.iterdir()}
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The whole demo, as a user would type it."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_influence("demo", "project", cwd=folder)
+    return Demo(folder / "project", done.stdout, done.stderr)
+
+
+@pytest.fixture(params=["demo", pytest.param("whole", marks=pytest.mark.slow)])
+def made(request: pytest.FixtureRequest) -> Demo:
+    """The demo: with a quarter of its images, or whole."""
+    result: Demo = request.getfixturevalue(request.param)
+    return result
+
+
+def sizes(made: Demo) -> tuple[int, int]:
+    return DEMO if "whole" not in made.folder.parent.name else (5000, 1000)
+
+
+def test_it_writes_a_whole_project(made: Demo) -> None:
+    train, test = sizes(made)
+    assert len(list(made.folder.glob("train/*/*.png"))) == train
+    assert len(list(made.folder.glob("test/*/*.png"))) == test
+    names = {path.name for path in made.folder.iterdir()}
     assert {"truth.csv", "model.py", "influence.yaml", "model.pt", "influence.h5", "LICENSE.fashion-mnist"} <= names
-    assert "MIT" in (demo.folder / "LICENSE.fashion-mnist").read_text()
+    assert "MIT" in (made.folder / "LICENSE.fashion-mnist").read_text()
 
 
-def test_truth_names_the_moved_images_by_their_position(demo: Demo) -> None:
+def test_truth_names_the_moved_images_by_their_position(made: Demo) -> None:
     from torchvision.datasets import ImageFolder
 
-    data = ImageFolder(demo.folder / "train")
-    rows = list(csv.DictReader((demo.folder / "truth.csv").read_text().splitlines()))
-    assert len({row["index"] for row in rows}) == 500
+    data = ImageFolder(made.folder / "train")
+    rows = list(csv.DictReader((made.folder / "truth.csv").read_text().splitlines()))
+    assert len({row["index"] for row in rows}) == sizes(made)[0] // 10
     for row in rows:
         path, label = data.samples[int(row["index"])]
-        assert path == str(demo.folder / row["path"])
+        assert path == str(made.folder / row["path"])
         assert data.classes[label] == row["label"] != row["true_label"]
         assert row["true_label"] in CLASSES
 
 
-def test_it_runs_the_commands_and_says_what_is_next(demo: Demo) -> None:
-    shown = [line for line in demo.err.splitlines() if line.startswith("$ influence ")]
+def test_it_runs_the_commands_and_says_what_is_next(made: Demo) -> None:
+    shown = [line for line in made.err.splitlines() if line.startswith("$ influence ")]
     assert [line.split()[2] for line in shown] == ["check", "gradients", "rank", "mislabels"]
-    *_, cd, pipeline, relabel, aggregate, train = demo.err.splitlines()
+    *_, cd, pipeline, relabel, aggregate, train = made.err.splitlines()
     assert cd == "  cd project"
     assert all(line.startswith("  influence ") for line in (pipeline, relabel, aggregate, train))
     assert " | " in pipeline
     assert "decisions.csv" in relabel
-    assert (demo.folder / "rank.html").stat().st_size > 10_000
-    assert "influence rank" in (demo.folder / "rank.html").read_text()
-    assert "misclassified" not in demo.out
-    assert "Traceback" not in demo.err
+    assert (made.folder / "rank.html").stat().st_size > 10_000
+    assert "influence rank" in (made.folder / "rank.html").read_text()
+    assert "misclassified" not in made.out
+    assert "Traceback" not in made.err
 
 
 def found_at_a_tenth(err: str) -> dict[str, float]:
@@ -55,16 +76,16 @@ def found_at_a_tenth(err: str) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_self_influence_finds_the_moved_images_far_above_chance(demo: Demo) -> None:
+def test_self_influence_finds_the_moved_images_far_above_chance(whole: Demo) -> None:
     """EK-FAC's at small λ ranks rare images beside wrong labels, so it finds fewer than the exact one of the head."""
-    found = found_at_a_tenth(demo.err)
+    found = found_at_a_tenth(whole.err)
     assert found["random"] == 0.1
     assert found["self-influence"] > 0.7
     assert found["loss"] > 0.8
     assert found["combined"] > 0.85
     words = ("-s", "curvature.method=explicit", "-s", "gradients.layers=['9']", "-s", "gradients.store=head.h5")
-    done = run_influence("mislabels", "--truth", "truth.csv", *words, cwd=demo.folder)
-    (demo.folder / "head.h5").unlink()
+    done = run_influence("mislabels", "--truth", "truth.csv", *words, cwd=whole.folder)
+    (whole.folder / "head.h5").unlink()
     assert found_at_a_tenth(done.stderr)["self-influence"] > 0.8
 
 

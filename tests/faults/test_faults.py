@@ -30,7 +30,13 @@ def test_a_fault_applies_once_and_its_tests_are_there(fault: Fault) -> None:
     assert changed != text
     if path.suffix == ".py":
         compile(changed, str(path), "exec")
-    assert len(nodes_of(fault, ROOT)) == len(set(fault.tests)) > 0
+    nodes = nodes_of(fault, ROOT)
+    assert len(nodes) == len(set(fault.tests)) > 0
+    # make test has to kill it.
+    for file, name in (node.split("::") for node in nodes):
+        code = (ROOT / file).read_text()
+        assert not re.search(rf"^@pytest\.mark\.slow\n(?:@.*\n)*def {name}\(", code, flags=re.MULTILINE), name
+        assert not re.search(r"^pytestmark = .*slow", code, flags=re.MULTILINE), file
 
 
 def small(folder: Path) -> Path:

@@ -102,6 +102,7 @@ def test_parameters_that_are_left_out_are_counted_and_named(influence: Command, 
     assert "parameters left out (2): 2.weight, 2.bias" in done.err
 
 
+@pytest.mark.quick("*-explicit ggn", "*-cg ggn")
 @pytest.mark.parametrize(
     ("words", "curvature"),
     [

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -24,6 +24,7 @@ from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import Rows, Store
 from tests.conftest import Command, edit
 from tests.support import fork_server
+from tests.support.copies import copied
 
 SLOW = """
 import time
@@ -121,9 +122,10 @@ def use_memory(project: Path) -> None:
 
 
 @pytest.fixture
-def filled(stored: Path, tmp_path: Path) -> Path:
+def filled(stored: Path, tmp_path: Path) -> Iterator[Path]:
     """A project with a complete store, which a test may change."""
-    return Path(shutil.copytree(stored, tmp_path / "project"))
+    with copied(stored, tmp_path / "project") as folder:
+        yield folder
 
 
 # --- what the store holds
@@ -380,6 +382,7 @@ DAMAGE = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick("*-70", "inputs-*", "checksums-*", "basis-*", "spectrum-*", "header-*")
 @pytest.mark.parametrize(("name", "width", "at", "row"), DAMAGE)
 def test_a_flipped_bit_is_found_and_the_advice_mends_it(
     influence: Command, filled: Path, name: str, width: int, at: int, row: int

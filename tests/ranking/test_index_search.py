@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from influence_cli.ranking.index_search import Spent, pair_products
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import Store
 from tests.conftest import Command, edit
+from tests.support.copies import copied
 from tests.support.small_project import flip, place_of, refusal
 
 Row = dict[str, str]
@@ -39,9 +40,10 @@ def check_same(found: list[Row], exact: list[Row]) -> None:
 
 
 @pytest.fixture
-def indexed(stored: Path, tmp_path: Path) -> Path:
+def indexed(stored: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the project with a complete store, for an index."""
-    return Path(shutil.copytree(stored, tmp_path / "project"))
+    with copied(stored, tmp_path / "project") as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -28,12 +28,14 @@ from influence_cli.passes.probe import SAMPLE
 from influence_cli.runtime import distributed
 from influence_cli.store.store import READ, SKIPPED, Store
 from tests.conftest import Command, edit
+from tests.support.copies import copied
 from tests.support.ranks import Job, run
 from tests.support.small_project import EKFAC, N, make, with_training
 
 # Rows of the store of most tests here: its last block is not full.
 UNEVEN = 5
 # Columns with a row an example; a file in one piece has some more, to fill its last block.
+
 COLUMNS = ("coordinates", "scales", "losses", "outputs", "labels", "indices", "state")
 
 # A fit of a dozen batches.
@@ -58,9 +60,10 @@ def made(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(made: Path, tmp_path: Path) -> Path:
+def project(made: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of it that a test may change."""
-    return Path(shutil.copytree(made, tmp_path / "project"))
+    with copied(made, tmp_path / "project") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,7 @@ def errors(done: Job) -> list[str]:
     return [line for line in "".join(done.err).splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.quick("explicit", "ekfac-*", "float16")
 @pytest.mark.parametrize(
     ("ranks", "block", "deep", "words"),
     [
@@ -164,6 +168,7 @@ def test_a_job_makes_the_store_that_one_process_makes(
         assert after[name].tobytes() == before[name].tobytes(), name
 
 
+@pytest.mark.quick("all-matrix", "stdin-aggregate", "on-the-fly-*", "train")
 @pytest.mark.parametrize(
     ("ranks", "words", "stdin"),
     [

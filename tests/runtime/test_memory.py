@@ -349,6 +349,7 @@ def test_a_fit_that_does_not_fit_is_halved(influence: Command, project: Path, mo
     assert np.allclose(values[0], values[1], rtol=1e-3, atol=1e-6 * values[0].max())
 
 
+@pytest.mark.quick("64-16")
 @pytest.mark.parametrize(("first", "then"), [(64, 16), (16, 64)])
 def test_an_interrupted_fit_may_go_on_with_less_or_more_memory(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, first: int, then: int

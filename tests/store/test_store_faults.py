@@ -28,6 +28,7 @@ from influence_cli.store import layout
 from influence_cli.store.layout import Layout, create
 from influence_cli.store.store import READ, Rows, Store
 from tests.conftest import Command, edit
+from tests.support.copies import copied
 from tests.support.small_project import BLOCK, BLOCKS, EKFAC, MODEL, N, flip, make
 
 MEMORY = """
@@ -51,9 +52,10 @@ def small(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def filled(small: Path, tmp_path: Path) -> Path:
+def filled(small: Path, tmp_path: Path) -> Iterator[Path]:
     """The project with its complete store, which a test may change."""
-    return Path(shutil.copytree(small, tmp_path / "project"))
+    with copied(small, tmp_path / "project") as folder:
+        yield folder
 
 
 @pytest.fixture

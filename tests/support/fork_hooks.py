@@ -11,8 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from influence_cli import metrics
 from influence_cli.curvature import ekfac
+from influence_cli.demo import project
 from influence_cli.metrics import bootstrap_lds
 from influence_cli.precompute import fill_store, fit_file
 from influence_cli.retrain import training
@@ -26,6 +29,8 @@ WORK = {
     "training": (training.Again, "outcomes", lambda words: 0),
 }
 CLONE_NEWNET = 0x40000000
+# Training and test images of a small demo.
+DEMO = 800, 300
 
 
 def be_rank(log: str, rank: int, job: dict[str, Any]) -> None:
@@ -89,3 +94,11 @@ def be_on(host: str) -> None:
     with Path("/var/run/netns", host).open() as namespace:
         if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
             raise OSError(ctypes.get_errno(), f"cannot enter {host}")
+
+
+def be_small_demo() -> None:
+    """Have `influence demo` take fewer images, the same share of every class."""
+    images, labels = project.read_images()
+    kept = np.r_[: DEMO[0], project.TRAIN : project.TRAIN + DEMO[1]]
+    project.read_images = lambda: (images[kept], labels[kept])
+    project.TRAIN = DEMO[0]

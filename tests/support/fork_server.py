@@ -41,6 +41,8 @@ ROOT = Path(__file__).parents[2]
 AT_START = ("PYTHONUTF8", "PYTHONIOENCODING", "PYTHONCOERCECLOCALE", "LC_ALL", "LC_CTYPE", "LANG")
 # Modules that are not imported beforehand: what starts, and a file that is copied into a project.
 LEFT_OUT = ("__main__", "project_model")
+# What the command of a word imports when it runs, seconds of it: imported before the first fork that has the word.
+LATE = {"mislabels": ("cleanlab.count", "pandas"), "--plot": ("matplotlib.figure",)}
 # What the installed script does.
 INSTALLED = """
 import sys
@@ -189,7 +191,9 @@ def start(locale: tuple[str | None, ...]) -> Path:
         cwd=folder,
         stdin=subprocess.PIPE,  # closes when this process ends, however it does: so does the server
         stdout=subprocess.PIPE,
-        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        # The last: pyarrow, which pandas imports, starts a thread else.
+        env=environment
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "JE_ARROW_MALLOC_CONF": "background_thread:false"},
         start_new_session=True,
     )
     assert server.stdin is not None
@@ -234,22 +238,42 @@ def load() -> None:
     for module in pkgutil.walk_packages(influence_cli.__path__, "influence_cli."):
         if not module.name.endswith(LEFT_OUT):
             importlib.import_module(module.name)
-    keep_parser()
     torch.set_num_threads(1)
+    keep_parser_and_speed()
+    check_alone()
+
+
+def load_late(words: list[str]) -> None:
+    """Import what the command of these words would import in each of its forks."""
+    for word in [word for word in LATE if any(word in other for other in words)]:
+        for module in LATE.pop(word):
+            importlib.import_module(module)
+        check_alone()
+
+
+def check_alone() -> None:
+    """Check that this process has one thread, and keep the garbage collector from touching what forks share."""
     tasks = Path("/proc/self/task")
     assert not tasks.exists() or len(list(tasks.iterdir())) == 1, "a fork would lack the other threads"
     gc.collect()
     gc.freeze()
 
 
-def keep_parser() -> None:
-    """Make typer build the parser of the command line only once: it takes a tenth of a second."""
+def keep_parser_and_speed() -> None:
+    """Build the parser of the command line once, and measure the speed of this machine once, not for every command.
+
+    The one takes a tenth of a second, the other a third for every store.
+    """
+    import torch
     import typer.main
 
     from influence_cli.cli import app
+    from influence_cli.precompute import cost
 
     typer.main.get_command = cache(typer.main.get_command)
     typer.main.get_command(app)
+    cost._operations_a_second = cache(cost._operations_a_second)
+    cost._operations_a_second(torch.device("cpu"))
 
 
 def answer(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
@@ -285,6 +309,7 @@ def answer(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
             elif key.fileobj is listener:
                 line = listener.accept()[0]
                 request, streams = receive(line)
+                load_late(request["words"])
                 pid = os.fork()
                 if pid == 0:
                     signal.set_wakeup_fd(-1)

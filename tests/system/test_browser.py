@@ -48,11 +48,17 @@ def desk_page(classes: tuple[str, ...] = ("ant", "bee", "cat"), key: str = "k", 
     return Page("desk", "S", ("M",), table, sections, None, (), (), (), "influence mislabels", "{}", desk)
 
 
-@pytest.fixture
-def desk(visit: Visit, tmp_path: Path) -> Opened:
-    path = tmp_path / "desk.html"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of `desk_page`; do not change it."""
+    path = tmp_path_factory.mktemp("desk") / "desk.html"
     write_page(desk_page(), path)
-    return visit(path)
+    return path
+
+
+@pytest.fixture
+def desk(visit: Visit, written: Path) -> Opened:
+    return visit(written)
 
 
 def rows_of(text: str) -> list[list[str]]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from influence_cli.runtime import disk
 from influence_cli.store.store import Store
 from tests.conftest import Command, edit
 from tests.support import relabel_project
+from tests.support.copies import copied
 from tests.support.crash_points import STORE, State, watch
 from tests.support.relabel_project import decide
 from tests.support.small_project import BLOCKS, EKFAC, flip, make, place_of, with_training
@@ -59,9 +59,10 @@ def small(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(small: Path, tmp_path: Path) -> Path:
+def project(small: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy that a test may change."""
-    return Path(shutil.copytree(small, tmp_path / "project"))
+    with copied(small, tmp_path / "project") as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ The targets are those of fuzz/targets.py, which `make fuzz` also runs by coverag
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
@@ -19,9 +20,10 @@ from fuzz.targets import CLASSES, PATHS, SEEDS, TARGETS, YAML, folder, forged, r
 from influence_cli.errors import InfluenceError, one_line
 from influence_cli.relabel.decisions import COLUMNS, DECISIONS
 
-# The same inputs on every run: what fails once fails always.
-few = settings(derandomize=True, deadline=None, max_examples=40, database=None)
-many = settings(few, max_examples=150)
+# The same inputs on every run: what fails once fails always. `make test-slow` takes more of them.
+MORE = 3 if os.environ.get("INFLUENCE_TEST_EXAMPLES") == "more" else 1
+few = settings(derandomize=True, deadline=None, max_examples=15 * MORE, database=None)
+many = settings(few, max_examples=50 * MORE)
 
 SOUP = st.binary(max_size=200)
 # Bytes that mean something to one of the readers.
@@ -106,7 +108,7 @@ def places(values: Any, keys: tuple[str | int, ...] = ()) -> list[tuple[str | in
 
 
 @pytest.mark.parametrize("keys", places(WHOLE), ids=lambda keys: ".".join(map(str, keys)))
-@settings(few, max_examples=12)
+@settings(few, max_examples=4 * MORE)
 @given(value=VALUES)
 def test_any_value_of_any_key_is_read_or_refused(keys: tuple[str | int, ...], value: Any) -> None:
     text = json.dumps(value, allow_nan=True).replace("NaN", ".nan").replace("Infinity", ".inf")

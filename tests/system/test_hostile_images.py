@@ -116,6 +116,7 @@ def test_a_test_image_that_cannot_be_read_is_named_and_can_be_skipped(
     influence("rank", "5", "misclassified", "--top", 1, "--skip-unreadable", cwd=tiny)
 
 
+@pytest.mark.quick("size alone", "text", "postscript", "16 bits, TIFF", "link to nothing")
 @pytest.mark.parametrize("name", BAD)
 def test_an_image_file_that_cannot_be_read_is_named_and_can_be_skipped(
     influence: Command, tiny: Path, name: str

@@ -1,4 +1,4 @@
-"""The commands of README and docs run as they stand, in the demo project, of whose images a quarter is kept.
+"""The commands of README and docs run as they stand, in the demo project with a quarter of its images.
 
 Blocks marked ``sh`` are such commands; a block that needs something else has no language. Beside that: README and docs
 are linked, and every page says what it answers.
@@ -13,13 +13,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from torchvision.datasets import ImageFolder
 
 from tests.conftest import Demo, run_influence
 from tests.support import fork_server
+from tests.support.copies import copied
+from tests.support.fork_hooks import DEMO
 
 ROOT = Path(__file__).parents[2]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -60,32 +62,20 @@ SLOW = (
 
 # As it is installed; the others are forks of one process.
 INSTALLED = next(line for line in LINES if line.endswith("| head -1"))
-# Training images of a quarter of the demo.
-TRAINING = 1250
 
 
 @pytest.fixture(scope="module")
-def project(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(shutil.copytree(demo.folder, tmp_path_factory.mktemp("readme") / "demo"))
-    for split, every in (("train", 4), ("test", 2)):
-        for path in (path for kind in sorted((folder / split).iterdir()) for path in sorted(kind.iterdir())):
-            if int(path.stem) % every and not path.match("test/Shirt/050*.png"):
-                path.unlink()
-    with (folder / "truth.csv").open() as file:
-        wrong = {row["path"]: row for row in csv.DictReader(file)}
-    kept = ImageFolder(folder / "train").samples
-    with (folder / "truth.csv").open("w") as truth, (folder / "decisions.csv").open("w") as decisions:
-        truth.write(",".join(next(iter(wrong.values()))) + "\n")
-        # What a person would have saved from the page.
-        decisions.write("index,path,label,new_label,decision\n")
-        for index, (path, _) in enumerate(kept):
-            row = wrong.get(str(Path(path).relative_to(folder)))
-            if row is not None:
-                line = ",".join([str(index), *list(row.values())[1:]])
-                truth.write(f"{line}\n")
-                decisions.write(f"{line},relabel\n")
-    run_influence("gradients", "--overwrite", cwd=folder)
-    return folder
+def project(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with copied(demo.folder, tmp_path_factory.mktemp("readme") / "demo") as folder:
+        # Names as they are in the whole demo, for a line that takes some by their names.
+        for number, path in enumerate(sorted((folder / "test" / "Shirt").iterdir())[:5]):
+            path.rename(path.with_name(f"0500{number}.png"))
+        with (folder / "truth.csv").open() as truth, (folder / "decisions.csv").open("w") as decisions:
+            # What a person would have saved from the page.
+            decisions.write("index,path,label,new_label,decision\n")
+            for row in csv.reader(truth.readlines()[1:]):
+                decisions.write(",".join(row) + ",relabel\n")
+        yield folder
 
 
 def test_there_are_commands() -> None:
@@ -130,15 +120,15 @@ def test_it_runs_as_typed(line: str, project: Path) -> None:
         import h5py
 
         with h5py.File(project / "scores.h5") as file:
-            assert any(data.shape == (1, TRAINING) for data in file.values())
+            assert any(data.shape == (1, DEMO[0]) for data in file.values())
     if "suspects.csv" in line:
-        assert len((project / "suspects.csv").read_text().split()) > 0.08 * TRAINING
+        assert len((project / "suspects.csv").read_text().split()) > 0.08 * DEMO[0]
 
 
 def test_the_python_example_prints_what_the_command_does(project: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / "formats.md").read_text(), flags=re.DOTALL)
     (code,) = (block for block in blocks if "from influence_cli import" in block)
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    done = fork_server.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
     rows = run_influence("mislabels", "--top", "50", cwd=project).stdout.splitlines()
     assert re.findall(r"\d+", done.stdout) == [str(json.loads(row)["index"]) for row in rows]
     assert done.stderr == ""
