@@ -104,6 +104,10 @@ def _steps(value: Any) -> Any:
     raise ValueError("expected a list of steps, a name such as ./file.py:evaluation, or {processor: FOLDER}")
 
 
+def _is_mapping(value: Any) -> str:
+    return "mapping" if isinstance(value, dict) else "number"
+
+
 def _loss(value: Any) -> Any:
     return {"factory": value} if isinstance(value, str) else value
 
@@ -114,6 +118,12 @@ class _Section(BaseModel):
 
 # Strict mode does not accept a string as a Path, and YAML has only strings.
 _Path = Annotated[Path, BeforeValidator(_path)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# λ₂ of all parameters, or by pattern of their names; the first match counts.
+_Penalty = Annotated[
+    Annotated[_NotNegative, Tag("number")] | Annotated[dict[str, _NotNegative], Field(min_length=1), Tag("mapping")],
+    Discriminator(_is_mapping),
+]
 _Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_numbers)]
 
 
@@ -289,7 +299,7 @@ class Config(_Section):
     path: Path
     model: ModelConfig
     loss: Annotated[LossConfig, BeforeValidator(_loss)] = LossConfig(factory="cross_entropy")
-    l2: float = Field(default=0.0, ge=0)
+    l2: _Penalty = 0.0
     train: DataConfig
     test: DataConfig | None = None
     gradients: GradientsConfig = GradientsConfig()

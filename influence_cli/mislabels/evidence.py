@@ -109,7 +109,7 @@ def gather_evidence(
         targets = torch.from_numpy(activations.targets)
         losses.append(_losses(task, split, activations, targets))
         models.append(activations.outputs.log_softmax(dim=1))
-        if not task.convex_loss:  # the losses that are known read the outputs as a softmax does
+        if not task.softmax_loss:
             fits.append(_fit_by_loss(task, activations.outputs, targets))
         soft.append(activations.outputs.softmax(dim=1))
         obstacle = _obstacle(activations, task.classes)

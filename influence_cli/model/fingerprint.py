@@ -25,6 +25,7 @@ MEANING = {
     "layers": "the tracked layers",
     "loss": "the loss",
     "basis": "the curvature",
+    "l2": "l2, which differs between parameters",
     "seed": "the seed of the curvature's draws",
     "precision": "the precision of the layer pass",
     "store_dtype": "gradients.store_dtype",

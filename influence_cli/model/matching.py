@@ -42,7 +42,7 @@ def match(
     where = config.where("model", "factory")
     index, outputs = _first_outputs(model, train, device, where)
     names = _class_names(train, test, outputs.shape[1], config, one_logit=has_one_logit(model))
-    refuse_sigmoid(model, outputs, lambda: _spread_outputs(model, train, device), where)
+    refuse_sigmoid(model, outputs, lambda: spread_outputs(model, train, device, SPREAD)[1], where)
     if config.loss.factory == "cross_entropy":
         refuse_probabilities(model, outputs, where)
     loss = loss_for(configured, outputs.shape[1], one_logit=has_one_logit(model))
@@ -113,18 +113,22 @@ def _other_arguments(forward: Callable[..., object]) -> list[str]:
     return [repr(parameter.name) for parameter in others if parameter.default is parameter.empty]
 
 
-def _spread_outputs(model: nn.Module, train: Split, device: torch.device) -> Tensor:
-    """Run examples from all over the training set: [k, C]."""
-    chosen = np.unique(np.linspace(0, len(train) - 1, min(SPREAD, len(train))).astype(np.int64))
-    outputs = []
-    for index in train.indices[chosen].tolist():
+def spread_outputs(model: nn.Module, train: Split, device: torch.device, count: int) -> tuple[np.ndarray, Tensor]:
+    """Run labelled examples from all over the training set and its classes: their positions [k], and outputs [k, C]."""
+    order = train.indices[np.argsort(train.labels[train.indices], kind="stable")]
+    chosen = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(np.int64))
+    kept, outputs = [], list[Tensor]()
+    for index in order[chosen].tolist():
         try:
             image, _ = raw_item(train, index)
         except InfluenceError:
+            if index == order[chosen[-1]] and not outputs:
+                raise  # none of them can be read
             continue
         with torch.no_grad():
             outputs.append(logits_of(model(to_input(train, image, train.title(index))[None].to(device))))
-    return torch.cat(outputs)
+        kept.append(index)
+    return np.array(kept, dtype=np.int64), torch.cat(outputs)
 
 
 def _class_names(train: Split, test: Split | None, outputs: int, config: Config, *, one_logit: bool) -> tuple[str, ...]:

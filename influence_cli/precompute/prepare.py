@@ -16,10 +16,10 @@ import torch
 
 from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import Choice, choose_curvature
-from influence_cli.curvature.coordinates import Basis, Blocks, Joint, vector_coordinates
+from influence_cli.curvature.coordinates import Basis, Blocks, Joint, mixed_layers, vector_coordinates
 from influence_cli.curvature.spectrum import Spectrum
 from influence_cli.data.batches import Batch
-from influence_cli.errors import InfluenceError, few, human_bytes
+from influence_cli.errors import InfluenceError, counted, few, human_bytes
 from influence_cli.model.network import flatten
 from influence_cli.model.task import Task, set_precision
 from influence_cli.passes.batch_size import plan_batch
@@ -99,6 +99,7 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
         batch.inputs,
         config.where("curvature", "method"),
     )
+    _check_l2(config, task, choice, terminal)
     if choice.note:
         terminal.detail(choice.note)
     for names, what in (
@@ -111,6 +112,32 @@ def decide(config: Config, task: Task, terminal: Terminal) -> tuple[Choice, Batc
     if network.obstacle:
         terminal.say(f"torch.func cannot differentiate the model: {network.obstacle}")
     return choice, batch
+
+
+def _check_l2(config: Config, task: Task, choice: Choice, terminal: Terminal) -> None:
+    """Refuse an l2 by parameter where the curvature or the ensemble has one number for all; say what EK-FAC does.
+
+    Raises:
+        InfluenceError: as said, or no pattern matches a tracked parameter.
+    """
+    l2, where = task.objective.over(choice.network), config.where("l2")
+    if isinstance(l2, float):
+        return
+    if choice.method == "fisher" or config.model.ensemble == "source":
+        what = "curvature fisher" if choice.method == "fisher" else "model.ensemble source"
+        raise InfluenceError(
+            f"{where}: {what} takes one l2 for all tracked parameters, but it differs between them",
+            "use curvature.method: explicit, arnoldi, ekfac, kfac, cg, nystrom, lissa or neumann"
+            if choice.method == "fisher"
+            else "use model.ensemble: mean, or one number for l2",
+        )
+    if choice.is_layered:
+        mixed = mixed_layers(choice.network, l2)
+        if mixed:
+            terminal.say(
+                f"l2 differs inside {counted(len(mixed), 'layer')} ({few(mixed, 3)}): {choice.method} takes it along each of its "
+                "directions, without what mixes them; explicit and cg are exact in l2"
+            )
 
 
 def _rest_way(choice: Choice) -> str:
@@ -161,8 +188,14 @@ def prepare(
         if len(todo):
             remove_fits(path)  # a kill can leave it next to a store with the whole curvature
             fill_store(task, choice.network, basis, path, todo, terminal, skip=skip_unreadable)
-    prepared = _prepared(task, choice, path, basis, spectrum, settings_of(config, number), started)
+    prepared = _prepared(task, choice, path, basis, spectrum, _settings(config, number, task), started)
     return _remark(prepared, terminal, a_run=config.model.is_one_run)
+
+
+def _settings(config: Config, number: int, task: Task) -> InverseSettings:
+    """Give what is asked of the inverse; a step along the trainer's mean is n/D of one along the plain mean."""
+    settings = settings_of(config, number)
+    return replace(settings, time=settings.time / task.objective.factor)
 
 
 def _to_do(task: Task, path: Path, wanted: dict[str, str], upkeep: Upkeep) -> tuple[bool, bool, bool]:
@@ -213,7 +246,7 @@ def stored_basis(path: Path, choice: Choice, task: Task, *, whole: bool = False)
         names = [*store.names("factor."), *store.names("basis"), *store.names("spectrum")]
         arrays = {name: values for name in names if (values := store.array(name)) is not None}
         chosen = None if whole else store.array("kept")
-    return open_basis(Fitted(arrays, store.facts), choice, chosen, task.device)
+    return open_basis(Fitted(arrays, store.facts), choice, chosen, task.device, task.objective.over(choice.network))
 
 
 def _without_rows(
@@ -229,7 +262,7 @@ def _without_rows(
 ) -> Prepared:
     """Fit the curvature and keep it in the store's file, without rows."""
     started = time.perf_counter()
-    path, settings = store_path(config, number), settings_of(config, number)
+    path, settings = store_path(config, number), _settings(config, number, task)
     size = distributed.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
     known = known_curvature(choice, path, wanted) if choice.has_basis else Fitted()
     if known is not None:
@@ -245,7 +278,8 @@ def _without_rows(
                 terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), without rows")
             remove_fits(path)
             fitted = handed_round(fitted)
-    basis, spectrum = open_basis(fitted, choice, None, task.device) if choice.has_basis else (None, None)
+    l2 = task.objective.over(choice.network)
+    basis, spectrum = open_basis(fitted, choice, None, task.device, l2) if choice.has_basis else (None, None)
     return Prepared(
         task,
         choice,
@@ -274,12 +308,14 @@ def _prepared(
     summary = distributed.from_first(lambda: _summary(path))
     mean = torch.from_numpy(summary[:-1]).to(task.device, torch.float32)
     theta = flatten([parameter.detach() for parameter in choice.network.parameters().values()])
+    l2 = task.objective.over(choice.network)
+    decay = theta * (l2 if isinstance(l2, float) else l2.to(theta))
     if isinstance(basis, Joint):
-        slope = basis.vectors @ mean + task.l2 * theta
+        slope = basis.vectors @ mean + decay
     elif isinstance(basis, Blocks):
-        slope = mean + task.l2 * vector_coordinates(choice.network, basis, theta[None])[0]
+        slope = mean + vector_coordinates(choice.network, basis, decay[None])[0]
     else:
-        slope = mean + task.l2 * theta
+        slope = mean + decay
     seconds = time.perf_counter() - started
     return Prepared(
         task,

@@ -86,7 +86,7 @@ def sweep_influence(
         top: how many of each effect are compared.
         terminal: progress.
     """
-    columns = [_columns(inverse, prepared.task.l2) for prepared, inverse in zip(stores, inverses, strict=True)]
+    columns = [_columns(inverse, _beside(prepared)) for prepared, inverse in zip(stores, inverses, strict=True)]
     usable = [n for n in range(len(MULTIPLES)) if all(divisions[n] is not None for divisions, _ in columns)]
     m = len(gradients[0])
     with ExitStack() as stack:
@@ -114,7 +114,7 @@ def sweep_self_influence(
         top: how many are compared.
         terminal: progress.
     """
-    columns = [_columns(inverse, prepared.task.l2) for prepared, inverse in zip(stores, inverses, strict=True)]
+    columns = [_columns(inverse, _beside(prepared)) for prepared, inverse in zip(stores, inverses, strict=True)]
     usable = [n for n in range(len(MULTIPLES)) if all(divisions[n] is not None for divisions, _ in columns)]
 
     def stream(prepared: Prepared, inverse: Division, at: Sequence[Division | None]) -> Iterator[Piece]:
@@ -145,6 +145,12 @@ def verdict(rows: Sequence[AtDamping], top: int) -> str:
     least = min((row.overlap for row in near if row.overlap is not None), default=0.0)
     word = "stable" if least >= STABLE else "fragile"
     return f"{word} here: at least {least:.0%} of the first {top:,} stay the same from a tenth of λ to ten times λ"
+
+
+def _beside(prepared: Prepared) -> float:
+    """Give the number that is multiplied where λ is 0: l2; the smallest one above 0 if it differs by parameter."""
+    l2 = prepared.task.objective.over(prepared.choice.network)
+    return l2 if isinstance(l2, float) else float(l2[l2 > 0].min())
 
 
 def _columns(inverse: Division, l2: float) -> tuple[list[Division | None], list[tuple[str, str | None]]]:

@@ -57,12 +57,12 @@ class Problem:
     Attributes:
         examples: the training examples.
         loss: (outputs [b, C], targets [b]) to losses [b], of float64.
-        l2: λ₂.
+        l2: λ₂ of all weights, or of each, float64 [C, d].
     """
 
     examples: Outputs
     loss: Loss
-    l2: float
+    l2: float | Tensor
 
     @property
     def n(self) -> int:
@@ -70,10 +70,13 @@ class Problem:
         return len(self.examples.targets)
 
 
-def make_problem(network: Network, layer: nn.Linear, batches: Iterable[Batch], l2: float) -> Problem:
-    """Run the training examples up to the output layer."""
+def make_problem(network: Network, layer: nn.Linear, batches: Iterable[Batch], l2: float | Tensor) -> Problem:
+    """Run the training examples up to the output layer; l2 is one number, or one per tracked parameter [p]."""
     loss = copy.deepcopy(network.loss).double() if isinstance(network.loss, nn.Module) else network.loss
     examples = outputs_of(network, layer, batches)
+    if isinstance(l2, Tensor):
+        parts = [l2[network.slots[name]].view(layer.out_features, -1) for name in _in_order(network)]
+        l2 = torch.cat(parts, dim=1).to(examples.a)
     return Problem(examples, PaddedLoss(loss) if examples.one_logit else loss, l2)
 
 
@@ -104,6 +107,11 @@ def start_of(network: Network, layer: nn.Linear, like: Tensor) -> Tensor:
     parts = [layer.weight] if weight else []
     parts += [layer.bias[:, None]] if bias else []
     return torch.cat([part.detach().to(like) for part in parts], dim=1)
+
+
+def _in_order(network: Network) -> list[str]:
+    """Give the tracked names as W has them: the weight, then the bias."""
+    return sorted(network.names, key=lambda name: name.rpartition(".")[2] == "bias")
 
 
 def _tracked(network: Network) -> tuple[bool, bool]:
@@ -330,7 +338,7 @@ def value_at(problem: Problem, w: Tensor, row: int | None) -> float:
         losses = problem.loss(examples.a @ w.T + examples.fixed, examples.targets)
         if row is not None:
             losses[row] = 0
-        return float(losses.sum() / problem.n + problem.l2 / 2 * w.square().sum())
+        return float(losses.sum() / problem.n + (problem.l2 * w.square()).sum() / 2)
 
 
 def typical_gradient(problem: Problem, w: Tensor) -> float:
@@ -340,7 +348,7 @@ def typical_gradient(problem: Problem, w: Tensor) -> float:
         a = examples.a[place]
         slopes = _slopes(problem.loss, a @ w.T + examples.fixed[place], examples.targets[place])
         total += float((slopes.square().sum(dim=1) * a.square().sum(dim=1)).sum())
-    return math.sqrt(total / problem.n) + problem.l2 * float(w.norm())
+    return math.sqrt(total / problem.n) + float((problem.l2 * w).norm())
 
 
 def factor_of(problem: Problem, w: Tensor) -> Tensor:
@@ -362,7 +370,7 @@ def factor_of(problem: Problem, w: Tensor) -> Tensor:
         for e in range(c):
             hessian[e, :, c] = hessian[c, :, e].T
     flat = hessian.view(classes * width, classes * width) / problem.n
-    flat.diagonal().add_(problem.l2)
+    flat.diagonal().add_(problem.l2.reshape(-1) if isinstance(problem.l2, Tensor) else problem.l2)
     ridge = 0.0
     while True:
         factor: Tensor

@@ -153,7 +153,7 @@ def train(
     model: nn.Module,
     data: Pairs,
     *,
-    l2: float,
+    l2: float | dict[str, float],
     seed: int,
     what: str,
     progress: Progress = lambda *_: None,
@@ -164,7 +164,7 @@ def train(
         training: the function.
         model: where it starts.
         data: (input, label) pairs.
-        l2: λ₂ of the objective.
+        l2: λ₂ of the objective: a number, or by pattern of parameter names, as in the config.
         seed: for all randomness in it.
         what: names this training in an error: ``subset 3 (seed 17)``.
         progress: called with (done, all).
@@ -314,7 +314,7 @@ class Again:
         self,
         model: nn.Module,
         rows: np.ndarray,
-        l2: float,
+        l2: float | dict[str, float],
         seed: int,
         what: str,
         progress: Callable[[float], None],

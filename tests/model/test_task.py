@@ -134,7 +134,7 @@ def test_a_task_holds_what_the_config_says(project: Path) -> None:
     state = torch.load(project / "model.pt")
     assert torch.equal(task.model.weight, state["weight"])
     assert not task.model.training
-    assert (task.l2, task.seed, task.n) == (0.25, 5, 8)
+    assert (task.objective.l2_of("weight"), task.seed, task.n) == (0.25, 5, 8)
     assert (len(task.train), len(task.test_split())) == (8, 5)
     assert (task.train.name, task.test_split().name) == ("train", "test")
     assert task.classes == ("0", "1", "2")
