@@ -61,6 +61,8 @@ def measure_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> LossShape:
     random = scales[:, None] * torch.randn(len(labels), classes, generator=generator)
     f = torch.cat([random.to(outputs.device), outputs.detach().float()])
     y = torch.cat([labels.to(outputs.device), targets.to(outputs.device)])
+    exact = _takes_float64(loss, f, y)
+    f = f.double() if exact else f
     try:
         convex = _slopes_rise(loss, f, y)
         weights = class_weights(loss, classes, f)
@@ -72,7 +74,7 @@ def measure_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> LossShape:
             smallest, largest = values[:, 0], values[:, -1]
             convex = bool((smallest >= -ROUNDING * largest.max().clamp_min(1e-30)).all())
             curved = float((largest[moderate[chosen]] > LEAST_CURVATURE).double().mean())
-            smooth = convex and curved >= CURVED and _takes_float64(loss, f, y)
+            smooth = convex and curved >= CURVED and exact
     except Exception:  # not defined for some label or output: nothing is known of it
         return LossShape(convex=False, smooth=False, weights=None)
     return LossShape(convex, smooth, weights)
@@ -84,7 +86,7 @@ def class_weights(loss: Loss, classes: int, like: Tensor) -> Tensor | None:
     Args:
         loss: (outputs [b, C], targets [b]) to losses [b].
         classes: C.
-        like: a tensor on the device of the loss.
+        like: a tensor on the device and of the precision of the loss.
 
     Returns:
         w [C] ≥ 0, float64, on the CPU; None for another loss, or one weight for all classes.
@@ -95,7 +97,7 @@ def class_weights(loss: Loss, classes: int, like: Tensor) -> Tensor | None:
     labels = torch.arange(classes, device=like.device)
     ratios = []
     for scale in (0.5, 1.0, 1.0, 2.0):
-        f = (scale * torch.randn(classes, classes, generator=generator)).to(like.device)
+        f = (scale * torch.randn(classes, classes, generator=generator)).to(like)
         with torch.no_grad():
             ratios.append(
                 (loss(f, labels).double() / functional.cross_entropy(f.double(), labels, reduction="none")).cpu()

@@ -211,6 +211,25 @@ def explain_objective(task: Task, seen: Measured) -> str:
     return explained.text if explained.verdict in ("factor", "plain", "decay", "layers") else ""
 
 
+def objective_hint(config: Config, task: Task, terminal: Terminal) -> str:
+    """Say which part of the objective is the likely cause where retraining disagrees with influence.
+
+    Args:
+        config: the run's config.
+        task: the checkpoint that was compared.
+        terminal: progress of one pass over the training examples.
+    """
+    network = decide(config, task, Terminal(quiet=True))[0].network
+    seen = measure(task, task.train, network, terminal, full=True, skip=True, gradients=True)
+    explained = explain(seen.parts, len(task.train), dict(task.objective.rules), scale=task.objective.factor)
+    if explained.verdict == "minimum":
+        return (
+            "likely cause: the training function. The checkpoint is at a minimum of the objective in the config, so "
+            "loss and l2 fit it; another loss, class weights or weight decay there, or a stop before the minimum?"
+        )
+    return f"likely cause: {explained.text}" if explained.text else ""
+
+
 def _ways(network: Network) -> str:
     """Say how example gradients are computed, and of how many parameters."""
     rest = sum(network.model.get_parameter(name).numel() for name in network.rest)

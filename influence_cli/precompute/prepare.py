@@ -135,8 +135,8 @@ def _check_l2(config: Config, task: Task, choice: Choice, terminal: Terminal) ->
         mixed = mixed_layers(choice.network, l2)
         if mixed:
             terminal.say(
-                f"l2 differs inside {counted(len(mixed), 'layer')} ({few(mixed, 3)}): {choice.method} takes it along each of its "
-                "directions, without what mixes them; explicit and cg are exact in l2"
+                f"l2 differs inside {counted(len(mixed), 'layer')} ({few(mixed, 3)}): {choice.method} takes it along "
+                "each of its directions, without what mixes them; explicit and cg are exact in l2"
             )
 
 
