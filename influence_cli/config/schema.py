@@ -231,7 +231,8 @@ class DataConfig(_Section):
 
     One of ``dataset``, ``csv``, ``folder`` and ``huggingface`` names it; ``args`` are those of ``dataset``, or of the
     ``datasets`` library. ``image`` and ``label`` name columns, ``split`` the examples in use, and ``root`` is the
-    folder that the paths of a list are in.
+    folder that the paths of a list are in. ``weights``, a column of the list or a file, says how often each training
+    example counts.
     """
 
     dataset: str = ""
@@ -245,6 +246,7 @@ class DataConfig(_Section):
     args: dict[str, Any] = {}
     labels: _Path | None = None
     exclude: _Path | None = None
+    weights: str | None = Field(default=None, min_length=1)
     n: int | None = Field(default=None, ge=1)
     classes: Annotated[Any, BeforeValidator(_classes)] = None
     transform: (

@@ -17,7 +17,7 @@ from influence_cli.data.class_outputs import decide, in_outputs, map_classes, re
 from influence_cli.data.described import described, in_order, innermost, listed_labels
 from influence_cli.data.huggingface import HubImages, choose_split, is_hub_set, load_hub_set
 from influence_cli.data.image_files import Strays, look_through, refuse_no_classes, stray_remarks, without_strays
-from influence_cli.data.label_files import read_indices, read_labels
+from influence_cli.data.label_files import check_weights, read_indices, read_labels, read_numbers
 from influence_cli.data.listed_images import ListedImages
 from influence_cli.data.split import ClassOutputs, Split, raw_item
 from influence_cli.data.transforms import build_transform
@@ -99,10 +99,31 @@ def load_split(
         indices = np.setdiff1d(indices, read_indices(section.exclude, len(source), where("exclude"), split.paths))
         if not len(indices):
             raise InfluenceError(f"{where('exclude')}: {section.exclude} leaves no {name} example")
-    split = replace(split, labels=labels, indices=indices)
+    weights = None if section.weights is None else _weights(config, section, source, where("weights"), split.paths)
+    split = replace(split, labels=labels, indices=indices, weights=weights)
     if given is not None:
         refuse_missing(split, own, classes, given)
     return split
+
+
+def _weights(config: Config, section: DataConfig, source: Any, where: str, paths: Sequence[str] | None) -> np.ndarray:
+    """Read the weights of the training examples: a column of the list, or else a file beside the config.
+
+    Raises:
+        InfluenceError: neither exists, or a weight is no finite number ≥ 0.
+    """
+    name = str(section.weights)
+    column = source.column(name) if isinstance(source, ListedImages) else None
+    if column is not None:
+        return check_weights(column, where, f"column {name!r} of {section.csv}")
+    path = config.folder / name
+    if not path.is_file():
+        columns = f"nor a column of {section.csv}" if isinstance(source, ListedImages) else "(.npy, .csv or .txt)"
+        raise InfluenceError(
+            f"{where}: train.weights is {name!r}: there is no such file {columns}",
+            "give one number per training example, in the order of the data set",
+        )
+    return check_weights(read_numbers(path, len(source), where, paths), where, str(path.name))
 
 
 def _open(

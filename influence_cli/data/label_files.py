@@ -106,6 +106,53 @@ def read_labels(
     return _known(result, classes, path, where)
 
 
+def read_numbers(path: Path, length: int, where: str, paths: Sequence[str] | None = None) -> list[str] | np.ndarray:
+    """Read one number per example: a ``.npy``, a ``.txt`` of lines, or the column ``weight`` of a ``.csv``.
+
+    A ``.csv`` has one row per example, or ``index,weight`` for each of them.
+
+    Raises:
+        InfluenceError: unreadable, or another number of them than examples.
+    """
+    given: list[str] | np.ndarray
+    if path.suffix == ".txt":
+        given = path.read_text().split()
+    else:
+        content = _read(path, where)
+        given = content if not isinstance(content, Table) else content.columns[content.column(("weight", "weights"))]
+        index_column = content.index_column() if isinstance(content, Table) else None
+        if isinstance(content, Table) and index_column is not None:
+            indices = content.indices(index_column, length, paths)
+            _refuse_repeats(content, indices)
+            given = [given[row] for row in np.argsort(indices).tolist()]
+    if len(given) != length:
+        raise InfluenceError(
+            f"{where}: {path.name} has {len(given)} weights, but the data set has {length} examples",
+            "give one number per training example, in the order of the data set",
+        )
+    return given
+
+
+def check_weights(given: Sequence[str] | np.ndarray, where: str, what: str) -> np.ndarray:
+    """Give weights of examples as float64.
+
+    Raises:
+        InfluenceError: one of them is no finite number ≥ 0.
+    """
+    weights = np.empty(len(given))
+    for place, value in enumerate(given):
+        try:
+            weights[place] = float(value)
+        except (TypeError, ValueError):
+            weights[place] = np.nan
+        if not 0 <= weights[place] < np.inf:
+            raise InfluenceError(
+                f"{where}: the weight of training example {place} is {quoted(str(value))} in {what}",
+                "weights are finite numbers ≥ 0: how often the example counts in training",
+            )
+    return weights
+
+
 @dataclass(frozen=True)
 class Truth:
     """What is known about the labels of a data set.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class Split:
         source_classes: class names in the source's own numbering, whatever ``train.classes`` says.
         class_outputs: the model's output of each of the source's own labels, where ``train.classes`` says it.
         given_classes: how the training examples read that.
+        weights: how often each example counts in the training objective, float64 [len(source)]; None for once.
     """
 
     name: str
@@ -79,6 +81,12 @@ class Split:
     source_classes: tuple[str, ...] | None = None
     class_outputs: dict[int, int] | None = None
     given_classes: ClassOutputs | None = None
+    weights: np.ndarray | None = None
+
+    @cached_property
+    def slots(self) -> np.ndarray | None:
+        """Give the place of each example's weight among the different weights, from 1 on; None without weights."""
+        return None if self.weights is None else 1 + np.unique(self.weights, return_inverse=True)[1]
 
     @property
     def is_unlabelled(self) -> bool:

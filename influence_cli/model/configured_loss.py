@@ -27,6 +27,7 @@ from influence_cli.errors import InfluenceError, describe, did_you_mean
 from influence_cli.model.heads import OneLogitLoss
 from influence_cli.model.losses import LEAST_TEMPERATURE, TEMPERATURE, hinge, smooth_hinge
 from influence_cli.model.outputs import Loss
+from influence_cli.model.sample_weights import WeightedLoss
 
 PLAIN = "cross_entropy"
 BINARY = "binary_cross_entropy_with_logits"
@@ -218,7 +219,7 @@ def _divisor(loss: nn.CrossEntropyLoss) -> dict[str, Any]:
 
 def own_loss(loss: Loss) -> Loss:
     """Give the loss that the config names, out of what was put around it."""
-    while isinstance(loss, OneLogitLoss | BoundLoss):
+    while isinstance(loss, OneLogitLoss | BoundLoss | WeightedLoss):
         loss = loss.loss
     return loss
 

@@ -25,6 +25,7 @@ from influence_cli.model.matching import match, spread_outputs
 from influence_cli.model.measured_loss import LossShape, measure_loss
 from influence_cli.model.objective import Objective, example_shares
 from influence_cli.model.outputs import Loss, logits_of
+from influence_cli.model.sample_weights import weighted
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal, or_silent
 
@@ -132,11 +133,12 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
         output = "" if config.model.output is None else repr(config.model.output)
         # Where the factory gives the weights, it stands for them.
         path = Path(config.model.factory) if source is None else source.file
+        by_example = "" if train.weights is None else " by train.weights"
         tasks.append(
             Task(
                 model,
-                loss,
-                configured.name,
+                weighted(loss, train, device),
+                configured.name + by_example,
                 train,
                 test,
                 classes,
@@ -170,12 +172,14 @@ def _objective(
     """Find what the trainer's mean divides by; the terminal is told where that is not n."""
     labels = train.labels[train.indices]
     shares = example_shares(labels, shape.weights, configured.ignored)
+    if train.weights is not None:
+        shares = train.weights[train.indices] * (1.0 if shares is None else shares)
     rules = tuple(config.l2.items()) if isinstance(config.l2, dict) else (("*", config.l2),)
     objective = Objective(rules, shares, config.where("l2"))
     if shares is not None and not float(shares.sum()) > 0:
         raise InfluenceError(
-            f"{configured.where}: the class weights of the training examples add up to {shares.sum():g}",
-            "some class with training examples needs a weight above 0",
+            f"{configured.where}: the weights of the training examples add up to {shares.sum():g}",
+            "some training example needs a weight above 0",
         )
     if terminal is not None and configured.ignored is not None:
         count = int((labels == configured.ignored).sum())
@@ -186,6 +190,11 @@ def _objective(
             f"class weights {listed}{', …' if len(shape.weights) > 8 else ''}: the mean divides by their sum over the "
             f"training examples, {objective.factor * len(train):.6g} (n = {len(train):,}), as torch's does; against a "
             f"mean over n that makes l2 {objective.text()}"
+        )
+    if terminal is not None and train.weights is not None:
+        terminal.say(
+            f"train.weights: the mean divides by their sum, {objective.factor * len(train):.6g} (n = {len(train):,}); "
+            f"{int((train.weights[train.indices] == 0).sum()):,} training examples have the weight 0"
         )
     return objective
 
@@ -260,7 +269,7 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, *, sk
         batches = readable_batches(split, share, 256, tasks[0].loading, skip=skip, tell=terminal.warn)
         for batch in batches:
             predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
-            wrong.append(batch.indices[(predicted != batch.targets).numpy()])
+            wrong.append(batch.indices[(predicted != batch.labels).numpy()])
             advance(len(batch))
     positions = np.concatenate(distributed.gathered(np.concatenate(wrong)))
     terminal.say(f"{len(positions):,} of {len(split):,} test examples are misclassified")

@@ -17,6 +17,7 @@ from influence_cli.data.batches import Batch, read_batches, readable_batches
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.model.network import Network, evaluate, owner_of
+from influence_cli.model.sample_weights import plain_losses
 from influence_cli.model.task import Task, load_tasks
 from influence_cli.passes.batch_size import plan_batch
 from influence_cli.passes.contractions import cheapest, positions
@@ -335,8 +336,8 @@ def measure(
             else:
                 part, outputs = evaluate(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part)
-            right += int((outputs.argmax(dim=1).cpu() == batch.targets).sum())
-            losses += float(part.sum())
+            right += int((outputs.argmax(dim=1).cpu() == batch.labels).sum())
+            losses += float(plain_losses(network.loss, outputs, batch.targets, part).sum())
             count += len(batch)
             advance(len(batch))
     if not count:

@@ -228,6 +228,11 @@ def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
         return EXACT if choice.output is not None else SAMPLED
     if task.convex_loss:
         return ROOT
+    if task.train.weights is not None:
+        raise InfluenceError(
+            f"loss {task.loss_name} is not convex in the outputs: curvature {choice.method} would square train.weights",
+            "use curvature.method: explicit or cg, with curvature.matrix: hessian",
+        )
     terminal.warn(
         f"loss {task.loss_name} is not convex in the outputs: curvature {choice.method} uses the empirical Fisher "
         "(given labels), which does not approximate the Hessian; use a convex loss for scores with a unit"

@@ -24,6 +24,7 @@ DEPENDS = (
     "files",
     "examples",
     "transform",
+    "example_weights",
     "output",
     "layers",
     "loss",

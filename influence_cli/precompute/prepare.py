@@ -121,6 +121,11 @@ def _check_l2(config: Config, task: Task, choice: Choice, terminal: Terminal) ->
         InfluenceError: as said, or no pattern matches a tracked parameter.
     """
     l2, where = task.objective.over(choice.network), config.where("l2")
+    if task.train.weights is not None and (choice.method == "fisher" or choice.matrix == "empirical"):
+        raise InfluenceError(
+            f"{config.where('train', 'weights')}: curvature {choice.method} {choice.matrix} squares the weights",
+            "use curvature.matrix: ggn, with curvature.method: explicit, ekfac or cg",
+        )
     if isinstance(l2, float):
         return
     if choice.method == "fisher" or config.model.ensemble == "source":

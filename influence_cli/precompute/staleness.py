@@ -25,7 +25,7 @@ def check_code(task: Task, choice: Choice, store: Store, block: int) -> None:
     batch = next(read_batches(task.train, store.column("indices")[rows], len(rows)))
     if len(batch) != len(rows):
         return
-    losses, outputs = evaluate(choice.network, batch.inputs, batch.targets)
+    losses, outputs = evaluate(choice.network, batch.inputs, batch.labels)
     for name, now in (("outputs", outputs), ("losses", losses)):
         then = torch.from_numpy(store.column(name)[rows])
         if not torch.allclose(now.float().cpu(), then, rtol=1e-2, atol=1e-3 * float(then.abs().max()) + 1e-6):

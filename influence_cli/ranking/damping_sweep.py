@@ -22,6 +22,7 @@ from influence_cli.influence.inverse import Division
 from influence_cli.influence.scores import removal, require_finite
 from influence_cli.influence.streams import Piece, averaged, of_all, stored_pieces, training_products
 from influence_cli.metrics import pearson, spearman
+from influence_cli.model.sample_weights import own_rise
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
 
@@ -123,7 +124,7 @@ def sweep_self_influence(
 
         def work(where: slice, block: np.ndarray) -> Piece:
             rows = torch.from_numpy(block).to(task.device)
-            values = [each.self_influence(rows) for each in swept]
+            values = [own_rise(each.self_influence(rows), task.train, where) for each in swept]
             return where, removal(torch.stack([*values, rows.square().sum(dim=1)]), task.n).cpu().numpy()
 
         with terminal.progress(len(task.train), f"scanning {prepared.path.name}") as advance:

@@ -86,6 +86,11 @@ def load_training(config: Config) -> Training:
         InfluenceError: the config names none, it does not exist, or cannot be called as ``FORM``.
     """
     section = config.training
+    if section is not None and config.train.weights is not None:
+        raise InfluenceError(
+            f"{config.where('train', 'weights')}: a training function gets (input, label) pairs, without train.weights",
+            "verify --loo on an output layer under a convex loss retrains with them, by Newton steps",
+        )
     if section is None:
         raise InfluenceError(
             f"{config.path.name}: retraining needs a training function, but the config names none",

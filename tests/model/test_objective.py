@@ -251,3 +251,116 @@ def test_shares_are_the_weights_of_the_labels() -> None:
     assert objective.factor == 9 / 4
     assert objective.without(np.array([1]), 4) == 9 / 5
     assert Objective().without(np.array([1, 2]), 4) == 2
+
+
+COUNTS = torch.tensor([1.0, 0.0, 2.0, 0.25, 3.5] * 12, dtype=torch.float64)
+
+
+def counted(v: Tensor, kept: Tensor = COUNTS) -> Tensor:
+    losses = cross_entropy(outputs(v, TRAIN[0]), TRAIN[1], reduction="none")
+    return (losses * kept).sum() / COUNTS.sum() + L2 / 2 * v.square().sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("counts.npy", ()),
+        ("counts.txt", ("curvature.method=cg",)),
+        pytest.param("counts.csv", ("curvature.matrix=hessian",), marks=pytest.mark.slow),
+    ],
+)
+def test_an_example_counts_as_often_as_its_weight_says(
+    influence: Command, tmp_path: Path, name: str, words: tuple[str, ...]
+) -> None:
+    v = write(tmp_path, counted)
+    texts = [f"{count:g}" for count in COUNTS.tolist()]
+    np.save(tmp_path / "counts.npy", COUNTS.numpy())
+    (tmp_path / "counts.txt").write_text("\n".join(texts))
+    (tmp_path / "counts.csv").write_text("\n".join(["weight", *texts]))
+    got = scores(influence, tmp_path, f"train.weights={name}", *words)
+    assert agree(got, reference(v, EVEN, torch.full((15,), L2, dtype=torch.float64), COUNTS))
+    assert not got[:, COUNTS.numpy() == 0].any()
+
+
+def test_weights_are_in_the_losses_of_no_row_and_in_every_retraining(influence: Command, tmp_path: Path) -> None:
+    v = write(tmp_path, counted)
+    np.save(tmp_path / "counts.npy", COUNTS.numpy())
+    given = ("-s", "train.weights=counts.npy")
+    done = influence("check", *given, cwd=tmp_path)
+    assert (
+        f"divides by their sum, {float(COUNTS.sum()):.6g} (n = 60); 12 training examples have the weight 0" in done.err
+    )
+    assert "nothing looks wrong" in done.err
+    losses = cross_entropy(outputs(v, TRAIN[0]), TRAIN[1], reduction="none")
+    (mean,) = [row["value"] for row in map(json.loads, done.out.splitlines()) if row["item"] == "mean training loss"]
+    assert mean == pytest.approx(float(losses.mean()), rel=1e-5)
+    for row in map(json.loads, influence("verify", 0, "--loo", 4, *given, cwd=tmp_path).out.splitlines()):
+        kept = COUNTS.clone()
+        kept[row["index"]] = 0
+        w = minimum(lambda v, kept=kept: counted(v, kept))  # type: ignore[misc]
+        both = [cross_entropy(outputs(u, TEST[0][:1]), TEST[1][:1]) for u in (w, v)]
+        assert row["actual"] == pytest.approx(float(both[0] - both[1]), rel=1e-4)
+        assert row["loss"] == pytest.approx(float(losses[row["index"]]), rel=1e-4)
+
+
+def test_self_influence_is_on_the_loss_without_the_weight(influence: Command, tmp_path: Path) -> None:
+    """Removing example i takes wᵢ gᵢ out of the objective; its own loss has the gradient gᵢ."""
+    v = write(tmp_path, counted)
+    np.save(tmp_path / "counts.npy", COUNTS.numpy())
+    words = ("--signal", "self-influence", "--all", "-s", "train.weights=counts.npy")
+    rows = [json.loads(line) for line in influence("mislabels", *words, cwd=tmp_path).out.splitlines()]
+    train = torch.func.jacrev(lambda v: cross_entropy(outputs(v, TRAIN[0]), TRAIN[1], reduction="none"))(v)
+    inverse = torch.linalg.inv(torch.func.hessian(counted)(v))
+    want = COUNTS * ((train @ inverse) * train).sum(dim=1) / COUNTS.sum()
+    got = torch.tensor([row["self_influence"] for row in sorted(rows, key=lambda row: row["index"])])
+    assert torch.allclose(got.double(), want, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1\n" * 59 + "-1", "the weight of training example 59 is '-1' in counts.txt"),
+        ("nan\n" * 60, "the weight of training example 0 is 'nan' in counts.txt"),
+        ("1\n" * 59 + "many", "the weight of training example 59 is 'many' in counts.txt"),
+        ("1\n" * 59, "counts.txt has 59 weights, but the data set has 60 examples"),
+        ("0\n" * 60, "the weights of the training examples add up to 0"),
+    ],
+)
+def test_weights_that_are_none_are_refused(influence: Command, tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, counted)
+    (tmp_path / "counts.txt").write_text(text)
+    done = influence("rank", 0, "-s", "train.weights=counts.txt", cwd=tmp_path, code=2)
+    assert message in " ".join(done.err.split())
+
+
+def test_other_weights_are_another_store(influence: Command, tmp_path: Path) -> None:
+    write(tmp_path, counted)
+    np.save(tmp_path / "counts.npy", COUNTS.numpy())
+    influence("gradients", cwd=tmp_path)
+    done = influence("rank", 0, "-s", "train.weights=counts.npy", cwd=tmp_path, code=2)
+    assert "train.weights; the loss (cross_entropy in the store" in " ".join(done.err.split())
+    done = influence("rank", 0, "-s", "train.weights=none.npy", cwd=tmp_path, code=2)
+    assert "there is no such file" in done.err
+
+
+def test_weights_may_be_a_column_of_the_list(influence: Command, tiny: Path) -> None:
+    """As if they were a file of one number per example, in the order of the list."""
+    files = sorted((tiny / "train").rglob("*.png"))
+    lines = [f"{path.relative_to(tiny)},{path.parent.name},{1 + number % 3}" for number, path in enumerate(files)]
+    (tiny / "list.csv").write_text("\n".join(["path,label,often", *lines]))
+    np.save(tiny / "often.npy", 1 + np.arange(len(files)) % 3)
+    transform = "[{Grayscale: {num_output_channels: 1}}, ToImage, {ToDtype: {dtype: float32, scale: true}}]"
+    found = []
+    for weights in ("often", "often.npy"):
+        words = [
+            f"train={{csv: list.csv, weights: {weights}, transform: {transform}}}",
+            f"gradients.store={weights}.h5",
+        ]
+        given = [part for word in words for part in ("-s", word)]
+        influence("rank", 0, "--matrix", "scores.h5", *given, cwd=tiny)
+        with h5py.File(tiny / "scores.h5") as file:
+            found.append(np.asarray(file["influence"][:]))
+    assert np.array_equal(*found)
+    bad = [f"train={{csv: list.csv, weights: path, transform: {transform}}}", "gradients.store=bad.h5"]
+    done = influence("rank", 0, *[part for word in bad for part in ("-s", word)], cwd=tiny, code=2)
+    assert "the weight of training example 0 is 'train/a/000.png' in column 'path' of" in " ".join(done.err.split())
