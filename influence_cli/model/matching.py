@@ -18,6 +18,8 @@ from influence_cli.model.outputs import Loss, logits_of
 
 # Examples that may be unreadable before the first; examples that a probability is told from a logit by.
 TRIED, SPREAD = 8, 32
+# Labels of examples that a loss leaves out, by custom and by torch's default.
+IGNORED = (-1, -100)
 
 
 def match(
@@ -178,6 +180,9 @@ def _refuse_outside(split: Split, outputs: int, said: str) -> None:
     if len(values) <= outputs and split.name == "train" and split.class_outputs is None:
         pairs = ", ".join(f"{value}: {number}" for number, value in enumerate(values[:4].tolist()))
         hint = f"if each label is one output, train.classes: {{{pairs}{', …' if len(values) > 4 else ''}}} says which"
+    if split.name == "train" and int(split.labels[index]) in IGNORED:
+        count = int((used == split.labels[index]).sum())
+        hint = f"a loss ignores such examples ({count} here), so they have no influence: list them under train.exclude"
     raise InfluenceError(
         f"{split.where}: {split.title(index)} has the label {split.labels[index]}, but the model has {said}, "
         f"so labels are 0 to {outputs - 1}",

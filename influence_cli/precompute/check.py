@@ -212,16 +212,20 @@ def explain_objective(task: Task, seen: Measured) -> str:
     return explained.text if explained.verdict in ("factor", "plain", "decay", "layers") else ""
 
 
-def objective_hint(config: Config, task: Task, terminal: Terminal) -> str:
-    """Say which part of the objective is the likely cause where retraining disagrees with influence.
+def objective_hint(config: Config, task: Task, terminal: Terminal, *, poor: bool) -> str:
+    """Say which objective was trained, if the gradient shows it, or what else may be why retraining disagrees.
 
     Args:
         config: the run's config.
         task: the checkpoint that was compared.
         terminal: progress of one pass over the training examples.
+        poor: whether retraining disagrees with influence: then a likely cause is always named.
     """
     network = decide(config, task, Terminal(quiet=True))[0].network
     seen = measure(task, task.train, network, terminal, full=True, skip=True, gradients=True)
+    known = explain_objective(task, seen)
+    if known or not poor:
+        return f"{'likely cause: ' if poor else ''}{known}" if known else ""
     explained = explain(seen.parts, len(task.train), dict(task.objective.rules), scale=task.objective.factor)
     if explained.verdict == "minimum":
         return (

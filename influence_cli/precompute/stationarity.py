@@ -108,7 +108,10 @@ def explain(
             "the gradient is far from 0 in every layer: usual after augmentation, dropout or early stopping; if there "
             "was none of these, check loss, l2 and the transform",
         )
-    return Explanation("unclear", "")
+    return Explanation(
+        "unclear",
+        "the gradient is small but not 0: training stopped before its minimum, or augmentation or dropout moved that",
+    )
 
 
 def _without_decay(parts: Sequence[Part], seen: Sequence[Part], rules: Mapping[str, float], noise: float) -> str:

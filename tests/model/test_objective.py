@@ -218,6 +218,19 @@ def test_leaving_out_retrains_with_l2_by_parameter(influence: Command, tmp_path:
         assert row["actual"] == pytest.approx(float(both[0] - both[1]), rel=1e-4)
 
 
+def test_verify_names_the_part_of_the_objective_that_is_another_one(influence: Command, tmp_path: Path) -> None:
+    """The checkpoint is that of a summed loss. Newton steps go to the minimum of the config, and agree with it."""
+    write(
+        tmp_path, lambda v: cross_entropy(outputs(v, TRAIN[0]), TRAIN[1], reduction="sum") + L2 / 2 * v.square().sum()
+    )
+    line = "the gradient is zero if the mean loss is multiplied by c = 60: a summed loss; write l2: 0.00016666"
+    done = influence("verify", 0, "--loo", 6, cwd=tmp_path)
+    assert line in " ".join(done.err.split())
+    assert line in " ".join(influence("check", cwd=tmp_path).err.split())
+    done = influence("check", "-s", f"l2={L2 / N}", cwd=tmp_path)
+    assert "nothing looks wrong" in done.err
+
+
 def test_a_parameter_without_a_pattern_is_named(influence: Command, tmp_path: Path) -> None:
     write(tmp_path, torch_mean(EVEN))
     done = influence("rank", 0, "-s", 'l2={"*bias": 0}', cwd=tmp_path, code=2)
