@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Correlations from which estimates count as right and as roughly right; how far a slope may be from 1.
 RIGHT, ROUGHLY, NEARLY_ONE = 0.99, 0.8, 0.05
+# From this far on the objective may be another one.
+FACTOR = 0.5
 
 
 def command(
@@ -177,6 +179,10 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
     effects, session.run.scores, session.run.newton = result.left_out, result.scores, result.newton
     session.run.fits = tuple(_describe(session, left_out, stores[0]) for left_out in effects)
     emit(session, loo_rows(stores[0], effects, facts), LOO_COLUMNS)
+    poor = any(_is_poor(left_out) for left_out in effects)
+    # Newton steps minimise the objective of the config, whatever was trained: they cannot disagree with it.
+    if poor or result.newton is not None:
+        _hint(session, tasks[0], poor=poor)
     if plot is not None:
         r, slope, _ = effects[0].fit()
         scatter(plot, effects[0].estimated, effects[0].actual, r, slope)
@@ -227,6 +233,21 @@ def _verdict(r: float, slope: float, prepared: Prepared) -> str:
     )
 
 
+def _is_poor(left_out: LeftOut) -> bool:
+    """Say whether estimated and actual effects disagree, in order or by a factor."""
+    r, slope, _ = left_out.fit()
+    return len(left_out.rows) > 2 and not (r >= ROUGHLY and abs(slope - 1) <= FACTOR)
+
+
+def _hint(session: Session, task: Task, *, poor: bool) -> None:
+    """Say which part of the objective may be another one than the config's."""
+    from influence_cli.precompute.check import objective_hint
+
+    text = objective_hint(session.config, task, session.terminal, poor=poor)
+    if text:
+        session.terminal.warn(text)
+
+
 def _finite(value: float) -> float | None:
     import math
 
@@ -265,9 +286,10 @@ def _lds(
     from influence_cli.retrain.lds import datamodeling_score
     from influence_cli.retrain.retraining import Retraining
 
+    tasks = load(session)
     lds = datamodeling_score(
         methods,
-        load(session),
+        tasks,
         retraining=Retraining(session.config),
         subsets=subsets,
         repeats=repeats,
@@ -277,6 +299,8 @@ def _lds(
     )
     session.run.datamodeling = DatamodelingRecord(lds.training_seconds, lds.records, lds.agreement())
     _describe_lds(session, lds)
+    if lds.mean(0)[1] <= 0 and not session.config.model.is_one_run:
+        _hint(session, tasks[-1], poor=True)
     emit(session, lds_rows(lds), LDS_COLUMNS)
 
 

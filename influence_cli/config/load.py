@@ -71,6 +71,8 @@ def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config
         raise first_mistake(error, values, places, _known) from error
     if config.test is not None and config.test.n is not None:
         raise InfluenceError(f"{places[('test', 'n')]}: test.n has no meaning", "n belongs under train")
+    if config.test is not None and config.test.weights is not None:
+        raise InfluenceError(f"{places[('test', 'weights')]}: test.weights has no meaning", "they belong under train")
 
     def where(*keys: str) -> str:
         return place_of(keys, places)

@@ -104,6 +104,10 @@ def _steps(value: Any) -> Any:
     raise ValueError("expected a list of steps, a name such as ./file.py:evaluation, or {processor: FOLDER}")
 
 
+def _is_mapping(value: Any) -> str:
+    return "mapping" if isinstance(value, dict) else "number"
+
+
 def _loss(value: Any) -> Any:
     return {"factory": value} if isinstance(value, str) else value
 
@@ -114,6 +118,12 @@ class _Section(BaseModel):
 
 # Strict mode does not accept a string as a Path, and YAML has only strings.
 _Path = Annotated[Path, BeforeValidator(_path)]
+_NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# λ₂ of all parameters, or by pattern of their names; the first match counts.
+_Penalty = Annotated[
+    Annotated[_NotNegative, Tag("number")] | Annotated[dict[str, _NotNegative], Field(min_length=1), Tag("mapping")],
+    Discriminator(_is_mapping),
+]
 _Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_numbers)]
 
 
@@ -221,7 +231,8 @@ class DataConfig(_Section):
 
     One of ``dataset``, ``csv``, ``folder`` and ``huggingface`` names it; ``args`` are those of ``dataset``, or of the
     ``datasets`` library. ``image`` and ``label`` name columns, ``split`` the examples in use, and ``root`` is the
-    folder that the paths of a list are in.
+    folder that the paths of a list are in. ``weights``, a column of the list or a file, says how often each training
+    example counts.
     """
 
     dataset: str = ""
@@ -235,6 +246,7 @@ class DataConfig(_Section):
     args: dict[str, Any] = {}
     labels: _Path | None = None
     exclude: _Path | None = None
+    weights: str | None = Field(default=None, min_length=1)
     n: int | None = Field(default=None, ge=1)
     classes: Annotated[Any, BeforeValidator(_classes)] = None
     transform: (
@@ -289,7 +301,7 @@ class Config(_Section):
     path: Path
     model: ModelConfig
     loss: Annotated[LossConfig, BeforeValidator(_loss)] = LossConfig(factory="cross_entropy")
-    l2: float = Field(default=0.0, ge=0)
+    l2: _Penalty = 0.0
     train: DataConfig
     test: DataConfig | None = None
     gradients: GradientsConfig = GradientsConfig()

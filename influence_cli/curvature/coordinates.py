@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from influence_cli.curvature.blocks import Kept
+from influence_cli.curvature.blocks import Block, Kept
 from influence_cli.model.network import Network, loss_slopes
 from influence_cli.passes.contractions import rotated, turned_sides
 from influence_cli.passes.gradient_products import layer_matrices, layer_number, loose_gradients
@@ -244,6 +244,39 @@ def _kronecker_squares(
         return torch.einsum("bgr,grs,bgs->b", left, weight, right).double()
     parts = [part.square().flatten(1) @ weight.flatten() for part in rotated(network, layer, calls, *basis)]
     return torch.cat(parts).double()
+
+
+def block_penalties(network: Network, blocks: Sequence[Block], l2: Tensor) -> Tensor:
+    """Give the diagonal of Pᵀ diag(l2) P in a basis per layer: float64 [count], one number per coordinate.
+
+    It is all of that matrix where l2 is the same for all parameters of a block. Elsewhere the rest is left out, as
+    EK-FAC does with the curvature.
+
+    Args:
+        network: the model.
+        blocks: all of them, with whole bases.
+        l2: λ₂ of each parameter, float64 [p].
+    """
+    parts = []
+    for block in blocks:
+        if block.kind == "kronecker":
+            q_out, q_in = (side.double().cpu().square() for side in block.sides())
+            table = layer_matrices(network, block.name, l2[None])[0]
+            parts.append((q_out.transpose(1, 2) @ table @ q_in).reshape(-1))
+            continue
+        own = torch.cat([l2[network.slots[name]] for name in block.names])
+        parts.append(own if block.vectors is None else own @ block.vectors.double().cpu().square())
+    return torch.cat(parts)
+
+
+def mixed_layers(network: Network, l2: Tensor) -> list[str]:
+    """Name the layers whose parameters share a block but not λ₂."""
+    names = [[part for part in (layer.weight, layer.bias) if part] for layer in network.layers]
+    return [
+        layer.name or "the model"
+        for layer, parts in zip(network.layers, names, strict=True)
+        if len({float(l2[network.slots[name]][0]) for name in parts}) > 1
+    ]
 
 
 def parameter_vectors(network: Network, basis: Basis, left: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from influence_cli.model.network import Network, loss_slopes
 from influence_cli.model.outputs import output_curvature
 
 # How the draws are made.
-SAMPLED, EXACT, ROOT, CHECKED_ROOT, EMPIRICAL = "sampled", "exact", "root", "checked root", "empirical"
+SAMPLED, EXACT, ROOT, EMPIRICAL = "sampled", "exact", "root", "empirical"
 
 
 # Examples that share a generator: making one per draw would take longer than the layer pass.
@@ -32,13 +32,9 @@ def draws(
         outputs: f [b, C].
         targets: the given labels [b].
         how: ``sampled``, one label drawn from the softmax; ``exact``, every label weighted by its probability;
-            ``root``, S^{1/2}ε with random signs ε, for a loss known to be convex in f; ``checked root``, the same for
-            one of which nothing is known; ``empirical``, the given labels.
+            ``root``, S^{1/2}ε with random signs ε, for a loss that is convex in f; ``empirical``, the given labels.
         seed: of all draws.
         indices: int64 [b], the examples' positions: each gets the same draw in any batch and stage.
-
-    Raises:
-        ValueError: S has a negative eigenvalue under ``checked root``.
     """
     f = outputs.detach().float()
     if how == EMPIRICAL:
@@ -57,9 +53,6 @@ def draws(
     else:
         matrix = output_curvature(network.loss, f, targets.to(f.device)).double()
         values, vectors = torch.linalg.eigh(matrix)
-        # If a whole batch is in the flat part of a convex loss, no scale separates rounding from a negative eigenvalue.
-        if how == CHECKED_ROOT and float(values.min()) < -1e-6 * float(values.abs().max()):
-            raise ValueError("the loss is not convex in the outputs")
         signs = (uniforms(seed, indices, f.shape[1]) < 0.5).to(f.device, torch.float64).mul(2).sub(1)
         scaled = vectors * values.clamp_min(0).sqrt()[:, None, :]
         yield torch.einsum("bcd,bd->bc", scaled, signs).to(f.dtype)
@@ -80,10 +73,3 @@ def uniforms(seed: int, indices: np.ndarray, width: int) -> Tensor:
 def part_seed(seed: int, number: int) -> int:
     """Give the seed of one part of a random procedure."""
     return (seed * 1_000_003 + number) % 2**63
-
-
-def is_convex(network: Network, outputs: Tensor, targets: Tensor) -> bool:
-    """Say whether the loss is convex in the outputs, on these examples."""
-    matrix = output_curvature(network.loss, outputs.detach().float(), targets.to(outputs.device)).double()
-    values = torch.linalg.eigvalsh(matrix)
-    return float(values.min()) >= -1e-6 * max(float(values.abs().max()), 1e-30)

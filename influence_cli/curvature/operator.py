@@ -46,7 +46,11 @@ def hold(batches: Iterable[Batch], device: torch.device, batch: int) -> Examples
 
 
 def mean_product(
-    network: Network, examples: Examples, matrix: str, shift: float, on_examples: Callable[[int], None] = lambda _: None
+    network: Network,
+    examples: Examples,
+    matrix: str,
+    shift: float | Tensor,
+    on_examples: Callable[[int], None] = lambda _: None,
 ) -> Callable[[Tensor], Tensor]:
     """Make V ↦ V (H + shift·I), H the mean over all examples: batches are summed inside the product, never inverted.
 
@@ -56,7 +60,7 @@ def mean_product(
         network: the model.
         examples: the training examples.
         matrix: ``ggn`` or ``hessian``.
-        shift: l2 + λ.
+        shift: l2 + λ, of all parameters or of each [p].
         on_examples: called with the number of examples that each step has finished.
     """
 
@@ -74,7 +78,7 @@ def mean_product(
 
 
 def batch_product(
-    network: Network, examples: Examples, matrix: str, shift: float, seed: int
+    network: Network, examples: Examples, matrix: str, shift: float | Tensor, seed: int
 ) -> Callable[[Tensor], Tensor]:
     """Make V ↦ V (H_B + shift·I) with the next mini-batch B of a seeded shuffle: unbiased for the mean product."""
     source = _shuffled(len(examples), examples.batch, seed)
@@ -91,7 +95,7 @@ def largest_batch_eigenvalue(
     network: Network,
     examples: Examples,
     matrix: str,
-    shift: float,
+    shift: float | Tensor,
     seed: int,
     precondition: Callable[[Tensor], Tensor] | None = None,
     batches: int = 4,

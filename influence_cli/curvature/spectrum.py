@@ -12,6 +12,9 @@ from torch import Tensor
 from influence_cli.curvature.blocks import Block, groups, joined
 from influence_cli.curvature.damping import Damping
 
+# What is left of a trace after its eigenvalues are subtracted, relative to it, is rounding up to here.
+ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class Group:
@@ -22,17 +25,19 @@ class Group:
         size: parameters.
         trace: ΣΛ over all of them, including what is not kept.
         whole: every Λ of the group if they are known, otherwise None.
+        penalty: the part of the trace that is l2, where Λ contains it.
     """
 
     name: str
     size: int
     trace: float
     whole: Tensor | None
+    penalty: float = 0.0
 
     @property
     def mean(self) -> float:
-        """Give the mean eigenvalue."""
-        return self.trace / max(1, self.size)
+        """Give the mean eigenvalue, without l2."""
+        return (self.trace - self.penalty) / max(1, self.size)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Spectrum:
                 continue
             group_values = self.values[self.owner == number]
             beyond = max(0.0, group.trace - float(group_values.clamp_min(0).sum()))
+            beyond = beyond if beyond > ROUNDING * abs(group.trace) else 0.0
             whole += effective_dimension(group_values, l2 + value) + (beyond / (l2 + value) if beyond else 0.0)
         return kept, whole
 
@@ -86,20 +92,32 @@ class Spectrum:
         return dimension(self.values), whole
 
 
-def joint(values: Tensor, *, size: int, trace: float, smallest: float) -> Spectrum:
+def joint(values: Tensor, *, size: int, trace: float, smallest: float, penalty: float = 0.0) -> Spectrum:
     """Describe the kept part of a joint basis."""
     owner = torch.zeros(len(values), dtype=torch.int64)
-    return Spectrum(values.double(), owner, (Group("", size, trace, None),), smallest)
+    return Spectrum(values.double(), owner, (Group("", size, trace, None, penalty),), smallest)
 
 
-def layered(blocks: Sequence[Block], chosen: np.ndarray | None) -> Spectrum:
-    """Describe the chosen coordinates of one basis per layer (None: all of them)."""
+def layered(blocks: Sequence[Block], chosen: np.ndarray | None, penalties: Tensor | None = None) -> Spectrum:
+    """Describe the chosen coordinates of one basis per layer (None: all of them).
+
+    Args:
+        blocks: all of them.
+        chosen: positions of the coordinates in use.
+        penalties: l2 of every coordinate, where it differs: it becomes a part of Λ.
+    """
     values, owner = joined(blocks).double(), torch.from_numpy(groups(blocks)).long()
+    values = values if penalties is None else values + penalties
+    parts = torch.split(values, [block.count for block in blocks])
+    least = 0.0 if penalties is None else float(penalties.min())
     if chosen is not None:
         index = torch.from_numpy(chosen)
         values, owner = values[index], owner[index]
-    described = tuple(Group(block.name, block.size, block.trace, block.values) for block in blocks)
-    return Spectrum(values, owner, described, 0.0)
+    described = tuple(
+        Group(block.name, block.size, block.trace, block.values if penalties is None else part)
+        for block, part in zip(blocks, parts, strict=True)
+    )
+    return Spectrum(values, owner, described, least)
 
 
 def relaxation(spectrum: Tensor, time: float) -> Tensor:

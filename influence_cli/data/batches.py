@@ -17,6 +17,9 @@ from influence_cli.data.split import Split, label_conflict, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.runtime import work
 
+# A target of a weighted training example is label + SLOT · place of its weight (model/sample_weights.py).
+SLOT = 2**32
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -24,7 +27,7 @@ class Batch:
 
     Attributes:
         inputs: [b, …] on the CPU.
-        targets: int64 [b].
+        targets: int64 [b]: labels, with the place of a weight where the training examples have weights.
         indices: int64 [b], positions in the data set.
         unreadable: position and reason of the examples that could not be read (not among the others).
     """
@@ -37,6 +40,11 @@ class Batch:
     def __len__(self) -> int:
         """Count the examples that could be read."""
         return len(self.indices)
+
+    @property
+    def labels(self) -> Tensor:
+        """Give the labels: int64 [b]."""
+        return self.targets % SLOT if bool((self.targets >= SLOT).any()) else self.targets
 
     def digest(self) -> int:
         """Hash inputs, labels and positions (xxh3, 64 bits), to detect that the data of a store has changed."""
@@ -206,7 +214,8 @@ def _collate(split: Split, read: _Read) -> Batch:
             "all inputs need one shape: add {Resize: {size: [224, 224]}} to the transform",
         )
     indices = np.array(read.indices, dtype=np.int64)
-    return Batch(read.inputs, torch.from_numpy(split.labels[indices]), indices, read.unreadable)
+    targets = split.labels[indices] if split.slots is None else split.labels[indices] + SLOT * split.slots[indices]
+    return Batch(read.inputs, torch.from_numpy(targets), indices, read.unreadable)
 
 
 def refuse_unreadable(batch: Batch) -> None:
@@ -249,4 +258,4 @@ def readable_batches(
 def labelled_inputs(split: Split) -> Iterator[tuple[Tensor, int]]:
     """Give (input, label) pairs of all examples in use, as a training loop takes them."""
     for batch in readable_batches(split, split.indices, 256, skip=False):
-        yield from zip(batch.inputs, batch.targets.tolist(), strict=True)
+        yield from zip(batch.inputs, batch.labels.tolist(), strict=True)

@@ -25,7 +25,7 @@ from influence_cli.data.class_outputs import (
 from influence_cli.data.described import described, in_order, innermost, listed_labels
 from influence_cli.data.huggingface import HubImages, choose_split, is_hub_set, load_hub_set
 from influence_cli.data.image_files import Strays, look_through, refuse_no_classes, stray_remarks, without_strays
-from influence_cli.data.label_files import given_labels, known_labels, read_indices
+from influence_cli.data.label_files import given_labels, known_labels, read_indices, read_weights
 from influence_cli.data.listed_images import ListedImages
 from influence_cli.data.split import (
     ClassOutputs,
@@ -98,12 +98,10 @@ def load_split(
     if len(source) == 0:
         raise InfluenceError(f"{where()}: the {name} data set is empty", "check its args")
     description = described(source, config.folder)
-    for remark in remarks:
-        or_silent(terminal).warn(f"{where()}: {remark}")
-    for remark in description.remarks:
-        or_silent(terminal).say(f"{where()}: {remark}")
+    for tell, told in ((or_silent(terminal).warn, remarks), (or_silent(terminal).say, description.remarks)):
+        for remark in told:
+            tell(f"{where()}: {remark}")
     transform, transform_text = build_transform(config, name, section, factory)
-    classes = description.classes
     split = Split(
         name=name,
         source=source,
@@ -111,15 +109,15 @@ def load_split(
         labels=np.full(len(source), -1, dtype=np.int64),
         indices=np.arange(len(source), dtype=np.int64),
         paths=description.paths,
-        classes=classes,
+        classes=description.classes,
         mapping=description.mapping,
         where=where(),
         transform_text=transform_text,
         folder=None if Path.cwd() == config.folder else config.folder,
         files=description.files,
     )
-    listed = listed_labels(source)
-    split = _with_item_labels(split, listed, or_silent(terminal), stated=section.labels is not None)
+    stated = section.labels is not None
+    split = _with_item_labels(split, listed_labels(source), or_silent(terminal), stated=stated)
     classes = split.classes
     split = replace(split, source_classes=tuple(in_order(split.mapping) or classes or ()))
     labels = own = source_labels(split)
@@ -133,8 +131,7 @@ def load_split(
             "by their names"
         )
     if given is not None:
-        split = replace(split, labels=own)
-        split = replace(map_classes(split, given), given_classes=given)
+        split = replace(map_classes(replace(split, labels=own), given), given_classes=given)
         labels = in_outputs(own, split.class_outputs or {})
     if section.labels is not None:
         at, given_there = given_labels(section.labels, len(source), split.classes, where("labels"), split.paths)
@@ -154,7 +151,10 @@ def load_split(
         indices = np.setdiff1d(indices, read_indices(section.exclude, len(source), where("exclude"), split.paths))
         if not len(indices):
             raise InfluenceError(f"{where('exclude')}: {section.exclude} leaves no {name} example")
-    split = replace(split, labels=labels, indices=indices)
+    weights = (
+        None if section.weights is None else read_weights(config.folder, section, source, where("weights"), split.paths)
+    )
+    split = replace(split, labels=labels, indices=indices, weights=weights)
     if given is not None:
         refuse_missing(split, own, classes, given)
     return split

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from influence_cli.config.schema import DataConfig
+from influence_cli.data.listed_images import ListedImages
 from influence_cli.data.tables import (
     CLASS_NUMBER,
     LARGEST,
@@ -111,6 +114,80 @@ def given_labels(
     else:
         given = _whole_numbers(content, path, where)
     return np.arange(length), _as_long_as(given, length, path, where)
+
+
+def read_numbers(path: Path, length: int, where: str, paths: Sequence[str] | None = None) -> list[str] | np.ndarray:
+    """Read one number per example: a ``.npy``, a ``.txt`` of lines, or the column ``weight`` of a ``.csv``.
+
+    A ``.csv`` has one row per example, or ``index,weight`` for each of them.
+
+    Raises:
+        InfluenceError: unreadable, or another number of them than examples.
+    """
+    given: list[str] | np.ndarray
+    if path.suffix == ".txt":
+        given = path.read_text().split()
+    else:
+        content = _read(path, where)
+        given = content if not isinstance(content, Table) else content.columns[content.column(("weight", "weights"))]
+        index_column = content.index_column() if isinstance(content, Table) else None
+        if isinstance(content, Table) and index_column is not None:
+            indices = content.indices(index_column, length, paths)
+            _refuse_repeats(content, indices)
+            given = [given[row] for row in np.argsort(indices).tolist()]
+    if len(given) != length:
+        raise InfluenceError(
+            f"{where}: {path.name} has {len(given)} weights, but the data set has {length} examples",
+            "give one number per training example, in the order of the data set",
+        )
+    return given
+
+
+def read_weights(folder: Path, section: DataConfig, source: Any, where: str, paths: Sequence[str] | None) -> np.ndarray:
+    """Read the weights of the training examples: a column of the list, or else a file beside the config.
+
+    Args:
+        folder: of the config.
+        section: whose ``weights`` they are.
+        source: the data set.
+        where: the config's line.
+        paths: of the examples, if they have any.
+
+    Raises:
+        InfluenceError: neither exists, or a weight is no finite number ≥ 0.
+    """
+    name = str(section.weights)
+    column = source.column(name) if isinstance(source, ListedImages) else None
+    if column is not None:
+        return check_weights(column, where, f"column {name!r} of {section.csv}")
+    path = folder / name
+    if not path.is_file():
+        columns = f"nor a column of {section.csv}" if isinstance(source, ListedImages) else "(.npy, .csv or .txt)"
+        raise InfluenceError(
+            f"{where}: train.weights is {name!r}: there is no such file {columns}",
+            "give one number per training example, in the order of the data set",
+        )
+    return check_weights(read_numbers(path, len(source), where, paths), where, str(path.name))
+
+
+def check_weights(given: Sequence[str] | np.ndarray, where: str, what: str) -> np.ndarray:
+    """Give weights of examples as float64.
+
+    Raises:
+        InfluenceError: one of them is no finite number ≥ 0.
+    """
+    weights = np.empty(len(given))
+    for place, value in enumerate(given):
+        try:
+            weights[place] = float(value)
+        except (TypeError, ValueError):
+            weights[place] = np.nan
+        if not 0 <= weights[place] < np.inf:
+            raise InfluenceError(
+                f"{where}: the weight of training example {place} is {quoted(str(value))} in {what}",
+                "weights are finite numbers ≥ 0: how often the example counts in training",
+            )
+    return weights
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class ListedImages:
         others = [name for name in table.header if name != label_column or name == image]
         image_column = pick_column(others, image, IMAGE_NAMES, "image", table.file)
         rows = _rows_of_split(table, split)
+        self._file, self._split = path, split
         folder = path.absolute().parent if root is None else Path(root)
         cells = _column(table, image_column)
         paths, self.remarks = _image_paths(table, [cells[row] for row in rows], rows, folder, image_column)
@@ -71,6 +72,14 @@ class ListedImages:
         self.samples = list(zip(paths, self.targets.tolist(), strict=True))
         self.classes = None if names is None else list(names)
         self.class_to_idx = None if names is None else {word: number for number, word in enumerate(names)}
+
+    def column(self, name: str) -> list[str] | None:
+        """Give another column of the rows in use; None if the table has none of this name."""
+        table = read_list(self._file)
+        if name not in table.header:
+            return None
+        cells = _column(table, name)
+        return [cells[row] for row in _rows_of_split(table, self._split)]
 
     def __len__(self) -> int:
         """Count the rows in use."""

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class Split:
         item_labels: int64 [len(source)], the label that each item gives, in the source's own numbering and before
             overrides; None where nothing was read or listed.
         overridden: bool [len(source)], where ``labels`` of the config replaces it; None for nowhere.
+        weights: how often each example counts in the training objective, float64 [len(source)]; None for once.
     """
 
     name: str
@@ -88,6 +90,12 @@ class Split:
     opened: tuple[Path, ...] = ()
     item_labels: np.ndarray | None = None
     overridden: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    @cached_property
+    def slots(self) -> np.ndarray | None:
+        """Give the place of each example's weight among the different weights, from 1 on; None without weights."""
+        return None if self.weights is None else 1 + np.unique(self.weights, return_inverse=True)[1]
 
     @property
     def is_unlabelled(self) -> bool:

@@ -136,7 +136,7 @@ def _source_inverse(
     prepared: Prepared, segment: int, checkpoint_time: float, time: float, scale: float, terminal: Terminal
 ) -> SourcePart:
     """Make it for one checkpoint: ``checkpoint_time`` is its η·K, ``time`` that of its whole segment."""
-    spectrum, basis, network, l2 = prepared.spectrum, prepared.basis, prepared.choice.network, prepared.task.l2
+    spectrum, basis, network, l2 = prepared.spectrum, prepared.basis, prepared.choice.network, prepared.l2
     if spectrum is None or basis is None:
         raise ValueError("a curvature without a spectrum, which the config refuses")
     device = prepared.task.device

@@ -305,11 +305,12 @@ def _convex(prepared: Prepared) -> bool:
 
 
 def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, terminal: Terminal) -> Spectral:
-    l2 = prepared.task.l2
+    l2 = prepared.l2
     damping = choose_damping(
         given,
         convex=_convex(prepared),
-        l2=l2,
+        # Where Λ contains l2, its smallest value takes the place of l2: above 0 no direction needs λ.
+        l2=l2 or (max(0.0, spectrum.smallest) if prepared.choice.is_joint else 0.0),
         matrix=prepared.choice.matrix,
         smallest=spectrum.smallest,
         means=[group.mean for group in spectrum.groups],
@@ -317,7 +318,7 @@ def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, termin
         layered=prepared.choice.is_layered,
     )
     inverse = Spectral(spectrum, damping, l2)
-    announce(damping, l2, terminal)
+    announce(damping, prepared.task.objective, terminal)
     _, whole = spectrum.dimension(damping, l2)
     kept, size = inverse.summary.kept, prepared.choice.network.size
     terminal.say(f"The store keeps {kept:.0%} of the signal.")
@@ -345,13 +346,13 @@ def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -
     damping = choose_damping(
         given,
         convex=_convex(prepared),
-        l2=task.l2,
+        l2=prepared.l2,
         matrix="empirical",
         smallest=0.0,
         means=[moment.trace / network.size],
         largest=float(moment.values[0]),
     )
-    inverse = StoredMoment(moment, damping, task.l2)
-    announce(damping, task.l2, terminal)
+    inverse = StoredMoment(moment, damping, prepared.l2)
+    announce(damping, task.objective, terminal)
     terminal.detail(f"effective dimension {inverse.effective_dimension:,.1f} of at most {len(moment.values):,}")
     return inverse

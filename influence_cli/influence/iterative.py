@@ -13,6 +13,7 @@ from influence_cli.curvature.operator import Examples, batch_product, hold, larg
 from influence_cli.curvature.preconditioner import heaviest_rows, row_preconditioner
 from influence_cli.data.batches import readable_batches
 from influence_cli.errors import InfluenceError
+from influence_cli.model.objective import Objective
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal, duration
 from influence_cli.solvers.cg import Product, SolveInfo, check_limits, conjugate_gradients
@@ -50,7 +51,7 @@ class Iterative:
 
     Attributes:
         apply: gradients [m, p] to s_test [m, p].
-        shift: l2 + λ.
+        shift: l2 + λ; the mean where l2 differs between parameters.
         damping: λ and its reason.
         smallest: min Λ of a Hessian, an estimate from inside its spectrum; None where it was not measured.
         solves: what the solver did, one entry per call.
@@ -69,7 +70,8 @@ class _System:
 
     prepared: Prepared
     examples: Examples
-    shift: float
+    shift: float | Tensor
+    floor: float
     precondition: Product | None
     scale: float
     tolerance: float
@@ -120,7 +122,10 @@ def make_iterative(
     like = next(network.model.parameters()).detach()
     indefinite = matrix == "hessian" and not convex
     smallest = mean = largest = 0.0
-    if indefinite or (given == "auto" and not (convex and task.l2 > 0)):
+    l2 = task.objective.over(network)
+    # λ = 0 is right if l2 determines what the data do not: all of it, or all that a gradient can have.
+    least = l2 if isinstance(l2, float) else float(l2.max() if convex and task.curved_loss else l2.min())
+    if indefinite or (given == "auto" and not (convex and least > 0)):
         with terminal.status("measuring the spectrum's ends (Lanczos)"):
             smallest, mean, largest = lanczos(
                 mean_product(network, examples, matrix, 0.0), network.size, like=like, seed=task.seed
@@ -130,26 +135,27 @@ def make_iterative(
     damping = choose_damping(
         given,
         convex=convex,
-        l2=task.l2,
+        l2=least,
         matrix=matrix,
         smallest=smallest,
         means=[mean],
         largest=largest,
         layered=False,
     )
-    shift = task.l2 + damping.values[0]
-    check_poles(smallest if indefinite else 0.0, shift)
-    announce(damping, task.l2, terminal)
+    shift = l2 + damping.values[0] if isinstance(l2, float) else (l2 + damping.values[0]).to(like)
+    check_poles(smallest if indefinite else 0.0, least + damping.values[0])
+    announce(damping, task.objective, terminal)
+    floor = shift if isinstance(shift, float) else float(shift.mean())
     precondition = None
-    if choice.is_preconditioned and shift > 0:
+    if choice.is_preconditioned and floor > 0:
         with terminal.status("computing the preconditioner"):
-            precondition = row_preconditioner(heaviest_rows(network, examples), shift)
+            precondition = row_preconditioner(heaviest_rows(network, examples), floor)
     with terminal.status("measuring the largest eigenvalue (power iteration)"):
         scale = MARGIN * largest_batch_eigenvalue(
             network, examples, matrix, shift, task.seed, precondition if method == "neumann" else None
         )
-    system = _System(prepared, examples, shift, precondition, scale, tolerance, most)
-    iterative = Iterative(lambda vectors: vectors, shift, damping, smallest if indefinite else None)
+    system = _System(prepared, examples, shift, floor, precondition, scale, tolerance, most)
+    iterative = Iterative(lambda vectors: vectors, floor, damping, smallest if indefinite else None)
 
     def apply(vectors: Tensor) -> Tensor:
         _forecast(system, vectors, terminal)
@@ -162,9 +168,9 @@ def make_iterative(
     return replace(iterative, apply=apply)
 
 
-def announce(damping: Damping, l2: float, terminal: Terminal) -> None:
+def announce(damping: Damping, objective: Objective, terminal: Terminal) -> None:
     """Print λ in absolute units and its reason."""
-    terminal.say(f"damping λ = {damping.text()} ({damping.reason}); l2 = {l2:g}")
+    terminal.say(f"damping λ = {damping.text()} ({damping.reason}); l2 = {objective.text()}")
     if damping.advice:
         terminal.warn(damping.advice)
 
@@ -232,7 +238,7 @@ def _forecast(system: _System, vectors: Tensor, terminal: Terminal) -> None:
     spent = time.perf_counter() - started
     count = system.max_iterations
     if method != "neumann":
-        count = min(count, expected_products(method, system.scale, system.shift, system.tolerance))
+        count = min(count, expected_products(method, system.scale, system.floor, system.tolerance))
     seconds = count * spent * (1.0 if system.is_series else len(examples) / examples.batch)
     terminal.say(
         f"{method} for {len(vectors)} right-hand sides: at most about {count:,} products with the curvature "

@@ -25,7 +25,7 @@ class StoreRecord:
         parameters: how many are tracked.
         parameters_left_out: how many of the model's parameters have no curvature.
         coordinates: numbers that are kept of each gradient.
-        l2: of the training objective.
+        l2: of the training objective, against the plain mean of the losses: a number, or one per parameter.
         n: training examples of that objective.
         damping: λ in absolute units: a number, or one per layer; None for ``identity``.
         damping_reason: why it is that λ.
@@ -44,7 +44,7 @@ class StoreRecord:
     parameters: int
     parameters_left_out: int
     coordinates: int
-    l2: float
+    l2: float | dict[str, float]
     n: int
     damping: float | dict[str, float] | None
     damping_reason: str | None
@@ -90,7 +90,7 @@ def describe_run(
             parameters=prepared.choice.network.size,
             parameters_left_out=len(prepared.choice.network.left_out),
             coordinates=prepared.width,
-            l2=prepared.task.l2,
+            l2=_l2(prepared),
             n=prepared.task.n,
             damping=_damping(inverse),
             damping_reason=inverse.damping.reason if inverse.damping else None,
@@ -110,6 +110,13 @@ def describe_run(
                 "λ is large relative to the spectrum; use a smaller curvature.damping"
             )
     return ScoreRecord(records, correlation)
+
+
+def _l2(prepared: Prepared) -> float | dict[str, float]:
+    """Give λ₂: a number, or one per parameter."""
+    objective, network = prepared.task.objective, prepared.choice.network
+    l2 = objective.over(network)
+    return l2 if isinstance(l2, float) else {name: objective.l2_of(name) for name in network.names}
 
 
 def _damping(inverse: Inverse) -> float | dict[str, float] | None:

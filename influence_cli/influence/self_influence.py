@@ -30,6 +30,7 @@ from influence_cli.influence.streams import (
 )
 from influence_cli.influence.test_gradients import mean_gradients
 from influence_cli.influence.test_selection import Selected
+from influence_cli.model.sample_weights import own_rise
 from influence_cli.model.task import measure_loading
 from influence_cli.passes.finite import check_finite, check_gradients
 from influence_cli.passes.gradient_products import squared_norms
@@ -108,7 +109,7 @@ def gradient_norms(stores: Sequence[Prepared], split: Split, terminal: Terminal,
                 split, indices, prepared.batch, prepared.task.loading, skip=skip, tell=terminal.warn
             )
             for batch in batches:
-                squares, losses, _ = squared_norms(network, batch.inputs, batch.targets)
+                squares, losses, _ = squared_norms(network, batch.inputs, batch.labels)
                 check_finite(split, batch, losses, squares[:, None])
                 at = rows_of(indices, batch.indices)
                 share_norms[at] = squares.double().sqrt().cpu().numpy()
@@ -144,6 +145,7 @@ def _streamed_self_influences(
             for prepared, inverse in zip(stores, inverses, strict=True):
                 rows, losses, _ = prepared.coordinates(batch.inputs, batch.targets)
                 check_gradients(split, batch, losses, rows)
-                influences[at] += removal(inverse.self_influence(rows), prepared.task.n).cpu().numpy() / len(stores)
+                values = own_rise(inverse.self_influence(rows), split, rows_of(split.indices, batch.indices))
+                influences[at] += removal(values, prepared.task.n).cpu().numpy() / len(stores)
             advance(len(batch))
     return np.concatenate(distributed.gathered(influences))

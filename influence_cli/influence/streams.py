@@ -21,6 +21,7 @@ from influence_cli.influence.example_facts import TrainingFacts, empty_facts
 from influence_cli.influence.inverse import ClosedForm, Spectral
 from influence_cli.influence.normalise import Norms
 from influence_cli.influence.scores import removal
+from influence_cli.model.sample_weights import own_rise, plain_losses
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import check_finite
 from influence_cli.passes.gradient_products import products
@@ -87,7 +88,8 @@ def stored_self_influence(prepared: Prepared, inverse: ClosedForm, terminal: Ter
 
     def work(where: slice, block: np.ndarray) -> Piece:
         rows = torch.from_numpy(block).to(task.device)
-        return where, removal(inverse.self_influence(rows), task.n)[None].cpu().numpy()
+        values = own_rise(inverse.self_influence(rows), task.train, where)
+        return where, removal(values, task.n)[None].cpu().numpy()
 
     here = distributed.share(len(task.train))
     with terminal.progress(here.stop - here.start, f"scanning {prepared.path.name}") as advance:
@@ -137,6 +139,7 @@ def direct_products(
             if size is not None:
                 values = torch.cat([values, size(batch).to(values)[:, None]], dim=1)
             check_finite(task.train, batch, losses, values)
+            losses = plain_losses(network.loss, outputs, batch.targets, losses)
             at = _note(task, facts, batch.indices, losses, outputs, share)
             yield from rows.pieces(at, values.T.cpu().numpy())
             advance(len(batch))
@@ -153,7 +156,9 @@ def direct_self_influence(
         for batch in _batches(prepared, terminal, skip=skip):
             values, losses, outputs = values_of(batch)
             check_finite(task.train, batch, losses, values[:, None])
+            losses = plain_losses(task.loss, outputs, batch.targets, losses)
             at = _note(task, facts, batch.indices, losses, outputs, share)
+            values = own_rise(values, task.train, at)
             yield from places.pieces(at, removal(values, task.n)[None].cpu().numpy())
             advance(len(batch))
     yield from places.rest(1)

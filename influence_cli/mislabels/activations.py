@@ -93,7 +93,7 @@ def activations(
             _refuse_not_finite(parts[name][-1], batch, title)
         parts[OUTPUTS].append(outputs.float().cpu())
         indices.append(batch.indices)
-        targets.append(batch.targets.numpy())
+        targets.append(batch.labels.numpy())
         hashes.append([xxhash.xxh3_64_intdigest(np.ascontiguousarray(one).data) for one in batch.inputs.numpy()])
         on_examples(len(batch))
     if not parts:

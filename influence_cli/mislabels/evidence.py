@@ -133,7 +133,7 @@ def gather_evidence(
         judged = judged | (obstacle is not None)
         seen = activations if judged.all() else _some(activations, judged)
         targets = torch.from_numpy(seen.targets)
-        if not task.convex_loss:  # the losses that are known read the outputs as a softmax does
+        if not task.softmax_loss:
             fits.append(_fit_by_loss(task, seen.outputs, targets))
         if obstacle is None:
             if number == 0 and not judged.all():

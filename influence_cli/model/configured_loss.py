@@ -27,6 +27,7 @@ from influence_cli.errors import InfluenceError, describe, did_you_mean
 from influence_cli.model.heads import OneLogitLoss
 from influence_cli.model.losses import LEAST_TEMPERATURE, TEMPERATURE, hinge, smooth_hinge
 from influence_cli.model.outputs import Loss
+from influence_cli.model.sample_weights import WeightedLoss
 
 PLAIN = "cross_entropy"
 BINARY = "binary_cross_entropy_with_logits"
@@ -45,19 +46,24 @@ class ConfiguredLoss:
         loss: (outputs, targets) to losses.
         name: for fingerprints and reports.
         written: as the config writes it, without its arguments.
-        convex: whether it is known to be convex in the outputs.
+        convex: whether it is known to be convex in the outputs; None for a loss of the user's own, which is measured
+            (model/measured_loss.py).
         reads: ``CLASSES``, ``LOGIT``, ``LOG_PROBABILITIES`` or ``OWN``.
         from_library: whether it is one of torch or torchvision, whose targets for one logit are numbers like it.
         where: the config's line.
+        weights: class weights w [C] by whose sum over the examples the loss's own mean divides; None for n.
+        ignored: the label whose examples that mean leaves out; None if there is none.
     """
 
     loss: Loss
     name: str
     written: str
-    convex: bool
+    convex: bool | None
     reads: str
     from_library: bool
     where: str
+    weights: Tensor | None = None
+    ignored: int | None = None
 
 
 def load_loss(config: Config) -> ConfiguredLoss:
@@ -95,21 +101,30 @@ def load_loss(config: Config) -> ConfiguredLoss:
             reads=LOG_PROBABILITIES,
             from_library=True,
             where=where(),
+            **_divisor(made),
         )
     if factory is functional.cross_entropy:
         factory = nn.CrossEntropyLoss
     from_library = str(getattr(factory, "__module__", "")).split(".")[0] in ("torch", "torchvision")
     if isinstance(factory, type):
         made = call(factory, given, config.folder, name, where)
-        # Softmax cross-entropy is convex in the logits, smoothed and weighted included.
-        convex = isinstance(made, nn.CrossEntropyLoss)
+        # Softmax cross-entropy is convex in the logits, smoothed and weighted included; a subclass may compute more.
+        known = isinstance(made, nn.CrossEntropyLoss) and type(made).forward is nn.CrossEntropyLoss.forward
+        reads = CLASSES if isinstance(made, nn.CrossEntropyLoss) else OWN
         return ConfiguredLoss(
-            made, title, name, convex=convex, reads=CLASSES if convex else OWN, from_library=from_library, where=where()
+            made,
+            title,
+            name,
+            convex=True if known else None,
+            reads=reads,
+            from_library=from_library,
+            where=where(),
+            **(_divisor(made) if known else {}),
         )
     bound: Loss = bind(factory, given, name, where)
     if any(isinstance(value, Tensor) for value in given.values()):
         bound = BoundLoss(factory, given)
-    return ConfiguredLoss(bound, title, name, convex=False, reads=OWN, from_library=from_library, where=where())
+    return ConfiguredLoss(bound, title, name, convex=None, reads=OWN, from_library=from_library, where=where())
 
 
 def loss_for(configured: ConfiguredLoss, outputs: int, *, one_logit: bool) -> Loss:
@@ -202,9 +217,14 @@ def refuse_logits(configured: ConfiguredLoss, outputs: Tensor) -> None:
         )
 
 
+def _divisor(loss: nn.CrossEntropyLoss) -> dict[str, Any]:
+    """Say what torch's own mean divides by: Σ w_y over the examples whose label is not ignored."""
+    return {"weights": loss.weight, "ignored": loss.ignore_index if loss.ignore_index >= 0 else None}
+
+
 def own_loss(loss: Loss) -> Loss:
     """Give the loss that the config names, out of what was put around it."""
-    while isinstance(loss, OneLogitLoss | BoundLoss):
+    while isinstance(loss, OneLogitLoss | BoundLoss | WeightedLoss):
         loss = loss.loss
     return loss
 

@@ -26,8 +26,16 @@ def data_fingerprint(split: Split) -> dict[str, str]:
         "count": f"{len(split)} {xxhash.xxh3_64_hexdigest(split.indices.tobytes())}",
         "labels": xxhash.xxh3_64_hexdigest(split.labels[split.indices].tobytes()),
         "transform": split.transform_text,
+        **_weights(split),
         **({"examples": _sample(split)} if files is None else {"files": files}),
     }
+
+
+def _weights(split: Split) -> dict[str, str]:
+    """Describe the weights of the examples, where there are any."""
+    if split.weights is None:
+        return {}
+    return {"example_weights": xxhash.xxh3_64_hexdigest(split.weights[split.indices].tobytes())}
 
 
 def _status(path: Path) -> os.stat_result:

@@ -21,17 +21,19 @@ MEANING = {
     "files": "the training files (a path, size or time of change)",
     "examples": "the training examples themselves",
     "transform": "train.transform",
+    "example_weights": "train.weights",
     "output": "which of the model's outputs the logits are (model.output)",
     "layers": "the tracked layers",
     "loss": "the loss",
     "basis": "the curvature",
+    "l2": "l2, which differs between parameters",
     "seed": "the seed of the curvature's draws",
     "precision": "the precision of the layer pass",
     "store_dtype": "gradients.store_dtype",
     "versions": "the versions of torch or torchvision",
 }
 
-_DATA = ("count", "labels", "files", "examples", "transform")
+_DATA = ("count", "labels", "files", "examples", "transform", "example_weights")
 # What the parts of ``splits_fingerprint`` are called.
 DATA_MEANING = {
     **{f"train.{part}": MEANING[part] for part in _DATA},

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_cli.config.schema import Config
-from influence_cli.data.split import Split, raw_item, to_input
+from influence_cli.data.split import Split, raw_item, spread, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.model.configured_loss import ConfiguredLoss, check_loss, loss_for, refuse_logits
 from influence_cli.model.guard import settle
@@ -21,6 +21,8 @@ from influence_cli.runtime.fence import fenced
 
 # Examples that may be unreadable before the first; examples that a probability is told from a logit by.
 TRIED, SPREAD = 8, 32
+# Labels of examples that a loss leaves out, by custom and by torch's default.
+IGNORED = (-1, -100)
 
 
 def match(
@@ -45,7 +47,7 @@ def match(
     where = config.where("model", "factory")
     index, outputs = _first_outputs(model, train, device, where)
     names = _class_names(train, test, outputs.shape[1], config, one_logit=has_one_logit(model))
-    refuse_sigmoid(model, outputs, lambda: torch.cat([outputs, *_spread_outputs(model, train, device)]), where)
+    refuse_sigmoid(model, outputs, lambda: spread_outputs(model, train, device, SPREAD)[1], where)
     if config.loss.factory == "cross_entropy":
         refuse_probabilities(model, outputs, where)
     loss = loss_for(configured, outputs.shape[1], one_logit=has_one_logit(model))
@@ -118,18 +120,21 @@ def _other_arguments(forward: Callable[..., object]) -> list[str]:
     return [repr(parameter.name) for parameter in others if parameter.default is parameter.empty]
 
 
-def _spread_outputs(model: nn.Module, train: Split, device: torch.device) -> list[Tensor]:
-    """Run examples from all over the training set, those that can be read: [1, C] each."""
-    chosen = np.unique(np.linspace(0, len(train) - 1, min(SPREAD, len(train))).astype(np.int64))
-    outputs = []
-    for index in train.indices[chosen].tolist():
+def spread_outputs(model: nn.Module, train: Split, device: torch.device, count: int) -> tuple[np.ndarray, Tensor]:
+    """Run labelled examples from all over the training set and its classes: their positions [k], and outputs [k, C]."""
+    chosen = spread(train, count)
+    kept, outputs = [], list[Tensor]()
+    for index in chosen.tolist():
         try:
             image, _ = raw_item(train, index)
         except InfluenceError:
+            if index == chosen[-1] and not outputs:
+                raise  # none of them can be read
             continue  # unreadable: the pass over the data names it, and the others decide
         with torch.no_grad():
             outputs.append(logits_of(model(to_input(train, image, train.title(index))[None].to(device))))
-    return outputs
+        kept.append(index)
+    return np.array(kept, dtype=np.int64), torch.cat(outputs)
 
 
 def _class_names(train: Split, test: Split | None, outputs: int, config: Config, *, one_logit: bool) -> tuple[str, ...]:
@@ -179,6 +184,9 @@ def _refuse_outside(split: Split, outputs: int, said: str) -> None:
     if len(values) <= outputs and split.name == "train" and split.class_outputs is None:
         pairs = ", ".join(f"{value}: {number}" for number, value in enumerate(values[:4].tolist()))
         hint = f"if each label is one output, train.classes: {{{pairs}{', …' if len(values) > 4 else ''}}} says which"
+    if split.name == "train" and int(split.labels[index]) in IGNORED:
+        count = int((used == split.labels[index]).sum())
+        hint = f"a loss ignores such examples ({count} here), so they have no influence: list them under train.exclude"
     raise InfluenceError(
         f"{split.where}: {split.title(index)} has the label {split.labels[index]}, but the model has {said}, "
         f"so labels are 0 to {outputs - 1}",

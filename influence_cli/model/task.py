@@ -21,15 +21,22 @@ from influence_cli.data.datasets import load_splits
 from influence_cli.data.loader_plan import plan_loading
 from influence_cli.data.split import Split, refuse_unlabelled
 from influence_cli.errors import InfluenceError
-from influence_cli.model.configured_loss import load_loss
+from influence_cli.model.configured_loss import ConfiguredLoss, load_loss
 from influence_cli.model.guard import Guard, add_guard
 from influence_cli.model.heads import add_head, make_head
-from influence_cli.model.matching import match
+from influence_cli.model.losses import may_lack_curvature
+from influence_cli.model.matching import match, spread_outputs
+from influence_cli.model.measured_loss import LossShape, measure_loss
+from influence_cli.model.objective import Objective, example_shares
 from influence_cli.model.outputs import Loss, logits_of
+from influence_cli.model.sample_weights import weighted
 from influence_cli.model.side_files import side_files
 from influence_cli.runtime import distributed, work
 from influence_cli.runtime.opened_files import noting_opened
 from influence_cli.runtime.terminal import Terminal, or_silent
+
+# Examples whose outputs a loss is measured at.
+MEASURED = 8
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,17 @@ class Task:
         train: training examples.
         test: test examples, or None.
         classes: class names by output number.
-        l2: λ₂ of the training objective.
         n: number of training examples that the checkpoint was trained on.
         checkpoint: the file or folder of the weights; what the config calls the factory, if that returns them.
         device: where the model is.
-        convex_loss: whether the loss is known to be convex in the outputs.
+        convex_loss: whether the loss is convex in the outputs: known, or measured.
         seed: for everything random here.
         explained: whether predictions and losses of this checkpoint are reported: independent models report their
             mean, a run only its last checkpoint.
+        smooth_loss: whether Newton steps in float64 can minimise it, too.
+        softmax_loss: whether it reads the outputs as a softmax does.
+        curved_loss: whether its slopes lie in the range of its curvature, as those of a cross-entropy do.
+        objective: what is minimised, and what the trainer's mean divides by.
         output: ``model.output``, which of the model's outputs the logits are; empty if the config does not say.
         code: the user's code that makes model, loss, examples and transform.
         side_files: files besides the examples that this code reads.
@@ -64,7 +74,6 @@ class Task:
     train: Split
     test: Split | None
     classes: tuple[str, ...]
-    l2: float
     n: int
     checkpoint: Path
     device: torch.device
@@ -74,6 +83,10 @@ class Task:
     output: str = ""
     code: UserCode = field(default_factory=UserCode, compare=False)
     side_files: tuple[Path, ...] = field(default=(), compare=False)
+    smooth_loss: bool = True
+    softmax_loss: bool = True
+    curved_loss: bool = True
+    objective: Objective = field(default_factory=Objective, compare=False)
     measured: list[Loading] = field(default_factory=list, compare=False, repr=False)
     looked: list[Any] = field(default_factory=list, compare=False, repr=False)
 
@@ -122,6 +135,8 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
         model = trained_model(lambda: build_model(config), source, where, terminal)
         model.to(device).eval()
         classes, loss = match(model, train, test, configured, config)
+        shape = _shape(model, train, configured, loss, device)
+        objective = _objective(config, train, configured, shape, terminal if number == 0 else None)
         n = config.train.n if config.train.n is not None else len(train)
         if n < len(train):
             raise InfluenceError(
@@ -132,8 +147,30 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
         output = "" if config.model.output is None else repr(config.model.output)
         # Where the factory gives the weights, it stands for them.
         path = Path(config.model.factory) if source is None else source.file
-        rest = (device, configured.convex, config.seed, explained, output, code, beside)
-        tasks.append(Task(model, loss, configured.name, train, test, classes, config.l2, n, path, *rest))
+        by_example = "" if train.weights is None else " by train.weights"
+        tasks.append(
+            Task(
+                model,
+                weighted(loss, train, device),
+                configured.name + by_example,
+                train,
+                test,
+                classes,
+                n,
+                path,
+                device,
+                shape.convex,
+                config.seed,
+                explained,
+                output,
+                code,
+                beside,
+                smooth_loss=shape.smooth,
+                softmax_loss=configured.convex is True or shape.weights is not None,
+                curved_loss=not may_lack_curvature(loss, configured.name) or shape.weights is not None,
+                objective=objective,
+            )
+        )
     work.trials[:] = [_trial(task) for task in tasks]
     return tasks
 
@@ -157,6 +194,47 @@ def user_code(config: Config) -> UserCode:
     given = {"model.factory": model.factory, "model.args": model.args, "train.dataset": train.dataset}
     names = (model.factory, config.loss.factory, train.dataset, *steps)
     return UserCode(names, given | {"train.args": train.args}, config.folder)
+
+
+def _shape(model: nn.Module, train: Split, configured: ConfiguredLoss, loss: Loss, device: torch.device) -> LossShape:
+    """Say what is known of the loss, or measure it at random outputs and at those of examples from all over the set."""
+    if configured.convex is not None:
+        return LossShape(configured.convex, configured.convex and configured.name != "hinge", configured.weights)
+    indices, outputs = spread_outputs(model, train, device, MEASURED)
+    return measure_loss(loss, outputs, torch.from_numpy(train.labels[indices]))
+
+
+def _objective(
+    config: Config, train: Split, configured: ConfiguredLoss, shape: LossShape, terminal: Terminal | None
+) -> Objective:
+    """Find what the trainer's mean divides by; the terminal is told where that is not n."""
+    labels = train.labels[train.indices]
+    shares = example_shares(labels, shape.weights, configured.ignored)
+    if train.weights is not None:
+        shares = train.weights[train.indices] * (1.0 if shares is None else shares)
+    rules = tuple(config.l2.items()) if isinstance(config.l2, dict) else (("*", config.l2),)
+    objective = Objective(rules, shares, config.where("l2"))
+    if shares is not None and not float(shares.sum()) > 0:
+        raise InfluenceError(
+            f"{configured.where}: the weights of the training examples add up to {shares.sum():g}",
+            "some training example needs a weight above 0",
+        )
+    if terminal is not None and configured.ignored is not None:
+        count = int((labels == configured.ignored).sum())
+        terminal.say(f"{count:,} training examples have the ignored label {configured.ignored}: their influence is 0")
+    if terminal is not None and shape.weights is not None:
+        listed = ", ".join(f"{float(weight):.4g}" for weight in shape.weights[:8])
+        terminal.say(
+            f"class weights {listed}{', …' if len(shape.weights) > 8 else ''}: the mean divides by their sum over the "
+            f"training examples, {objective.factor * len(train):.6g} (n = {len(train):,}), as torch's does; against a "
+            f"mean over n that makes l2 {objective.text()}"
+        )
+    if terminal is not None and train.weights is not None:
+        terminal.say(
+            f"train.weights: the mean divides by their sum, {objective.factor * len(train):.6g} (n = {len(train):,}); "
+            f"{int((train.weights[train.indices] == 0).sum()):,} training examples have the weight 0"
+        )
+    return objective
 
 
 def measure_loading(task: Task, terminal: Terminal) -> None:
@@ -248,7 +326,7 @@ def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, *, sk
         batches = readable_batches(split, share, 256, tasks[0].loading, skip=skip, tell=terminal.warn)
         for batch in batches:
             predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
-            wrong.append(batch.indices[(predicted != batch.targets).numpy()])
+            wrong.append(batch.indices[(predicted != batch.labels).numpy()])
             advance(len(batch))
     positions = np.concatenate(distributed.gathered(np.concatenate(wrong)))
     terminal.say(f"{len(positions):,} of {len(split):,} test examples are misclassified")

@@ -119,7 +119,7 @@ def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]
         prepared, scores = stores[0], session.run.scores
         method = prepared.choice.method + ("" if prepared.choice.method == "identity" else f" {prepared.choice.matrix}")
         text += f"; curvature {method} over {prepared.choice.network.size:,} parameters"
-        text += _damping_text(scores.stores[0].damping if scores else None) + f", l2 = {task.l2:g}"
+        text += _damping_text(scores.stores[0].damping if scores else None) + f", l2 = {task.objective.text()}"
     return text + f"; {session.seconds:.1f} s."
 
 

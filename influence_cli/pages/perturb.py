@@ -42,7 +42,7 @@ def perturb_page(
     """
     prepared = stores[0]
     task, index = prepared.task, int(batch.indices[0])
-    label = task.classes[int(batch.targets[0])]
+    label = task.classes[int(batch.labels[0])]
     sections = []
     for one in effects[:SHOWN]:
         numbers = [("influence", f"{one.influence:+.3g}")]

@@ -76,7 +76,9 @@ def choose_coordinates(config: Config, task: Task, choice: Choice, fitted: Fitte
         return np.arange(k)
     blocks = fitted.blocks()
     fits = max(len(blocks), (room - fitted.bytes()) // _column_bytes(config, task))
-    return largest(blocks, min(coordinates_wanted(blocks, task.l2), fits))
+    l2 = task.objective.over(choice.network)
+    least = l2 if isinstance(l2, float) else float(l2.min())
+    return largest(blocks, min(coordinates_wanted(blocks, least), fits))
 
 
 def coordinates_wanted(blocks: Sequence[Block], l2: float) -> int:

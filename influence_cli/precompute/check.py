@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from influence_cli.data.batches import Batch, read_batches, readable_batches
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.model.network import Network, evaluate, owner_of
+from influence_cli.model.sample_weights import plain_losses
 from influence_cli.model.task import Task, load_tasks
 from influence_cli.passes.batch_size import plan_batch
 from influence_cli.passes.contractions import cheapest, positions
@@ -29,6 +30,7 @@ from influence_cli.precompute.cost import estimate
 from influence_cli.precompute.decide import decide
 from influence_cli.precompute.overlap import find_overlap
 from influence_cli.precompute.prepared import store_path
+from influence_cli.precompute.stationarity import Part, explain
 from influence_cli.runtime.terminal import Terminal, duration, or_silent
 from influence_cli.store.store import Store
 
@@ -62,6 +64,7 @@ class Measured:
         gradient_norm: ‖∇R + l2·θ̂‖ over the tracked parameters.
         typical_norm: root mean square of ‖gᵢ‖.
         count: examples.
+        parts: the gradient in each tracked parameter.
     """
 
     accuracy: float
@@ -69,6 +72,7 @@ class Measured:
     gradient_norm: float
     typical_norm: float
     count: int
+    parts: tuple[Part, ...] = ()
 
 
 def check_run(
@@ -144,8 +148,12 @@ def _task_findings(
         Finding("typical gradient norm", train.typical_norm, "of one example"),
     ]
     sampled = train.count if train.count < len(task.train) else None
-    # A run's checkpoints need no minimum.
-    norm = 0.0 if config.model.is_one_run else train.gradient_norm
+    findings += objective_findings(train.parts)
+    explained = explain_objective(task, train)
+    # A run's checkpoints need no minimum; where the pattern says what was trained, that is the warning.
+    norm = 0.0 if config.model.is_one_run or explained else train.gradient_norm
+    if explained and not config.model.is_one_run:
+        terminal.warn(explained)
     for text in checkpoint_warnings(train.accuracy, len(task.classes), norm, train.typical_norm, sampled):
         terminal.warn(text)
     if task.test is not None and not task.test.is_unlabelled:
@@ -173,6 +181,71 @@ def _task_findings(
         free = human_bytes(shutil.disk_usage(folder).free)
         terminal.warn(f"{folder} has {free} free, but the store needs up to {human_bytes(need)}")
     return findings
+
+
+def objective_findings(parts: Sequence[Part]) -> list[Finding]:
+    """Give how far each layer is from the minimum: ‖∇R + l2·θ‖, relative to the larger of its two parts."""
+    layers: dict[str, list[Part]] = {}
+    for part in parts:
+        layers.setdefault(owner_of(part.name) or part.name, []).append(part)
+    findings = []
+    for name, inside in layers.items():
+        left, slope, decay, typical = (
+            math.sqrt(sum(value(part) ** 2 for part in inside)) for value in (Part.left, _slope, _decay, _typical)
+        )
+        unit = f"‖∇R + l2·θ‖, relative to the larger of ‖∇R‖ = {slope:.3g} and ‖l2·θ‖ = {decay:.3g}"
+        most = max(slope, decay)
+        value = left / most if most > 0 else 0.0
+        findings.append(Finding(f"objective in {name}", value, f"{unit}; one example: {typical:.3g}"))
+    return findings
+
+
+def _slope(part: Part) -> float:
+    return part.slope
+
+
+def _decay(part: Part) -> float:
+    return part.l2 * part.size
+
+
+def _typical(part: Part) -> float:
+    return part.typical
+
+
+def explain_objective(task: Task, seen: Measured) -> str:
+    """Say which objective was trained where the pattern of the gradient shows it; empty where it does not.
+
+    Args:
+        task: model and data.
+        seen: of its training examples, with gradients.
+    """
+    noise = 2 / math.sqrt(seen.count) if seen.count < len(task.train) else 0.0
+    rules, scale = dict(task.objective.rules), task.objective.factor
+    explained = explain(seen.parts, len(task.train), rules, scale=scale, noise=noise)
+    return explained.text if explained.verdict in ("factor", "plain", "decay", "layers") else ""
+
+
+def objective_hint(config: Config, task: Task, terminal: Terminal, *, poor: bool) -> str:
+    """Say which objective was trained, if the gradient shows it, or what else may be why retraining disagrees.
+
+    Args:
+        config: the run's config.
+        task: the checkpoint that was compared.
+        terminal: progress of one pass over the training examples.
+        poor: whether retraining disagrees with influence: then a likely cause is always named.
+    """
+    network = decide(config, task, Terminal(quiet=True))[0].network
+    seen = measure(task, task.train, network, terminal, full=True, skip=True, gradients=True)
+    known = explain_objective(task, seen)
+    if known or not poor:
+        return f"{'likely cause: ' if poor else ''}{known}" if known else ""
+    explained = explain(seen.parts, len(task.train), dict(task.objective.rules), scale=task.objective.factor)
+    if explained.verdict == "minimum":
+        return (
+            "likely cause: the training function. The checkpoint is at a minimum of the objective in the config, so "
+            "loss and l2 fit it; another loss, class weights or weight decay there, or a stop before the minimum?"
+        )
+    return f"likely cause: {explained.text}" if explained.text else ""
 
 
 def _ways(network: Network) -> str:
@@ -250,7 +323,8 @@ def measure(
     chosen = split.indices
     if not full and len(split) > SAMPLE:
         chosen = np.sort(np.random.default_rng(task.seed).choice(split.indices, SAMPLE, replace=False))
-    right, losses, squares, count = 0, 0.0, 0.0, 0
+    right, losses, count = 0, 0.0, 0
+    squares = dict.fromkeys(network.slots, 0.0)
     # For a large model a few example gradients must suffice for the typical norm; the mean is still exact.
     each = network.size if gradients and network.size <= EVERY_NORM else 0
     # A large model fills the memory itself: no float64 sum, and one example gradient at a time.
@@ -264,7 +338,9 @@ def measure(
                 grads, part, outputs = example_gradients(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part, grads)
                 total += grads.sum(dim=0).cpu().double()
-                squares, normed = squares + float(grads.double().square().sum()), normed + len(batch)
+                normed += len(batch)
+                for name, place in network.slots.items():
+                    squares[name] += _square(grads[:, place])
             elif gradients:
                 slope, part, outputs = summed_gradient(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part)
@@ -272,27 +348,34 @@ def measure(
                 del slope
                 if not normed:
                     normed = min(FEW_NORMS, len(batch))
-                    squares = sum(_gradient_square(network, batch, row) for row in range(normed))
+                    for row in range(normed):
+                        _add_squares(squares, network, batch, row)
             else:
                 part, outputs = evaluate(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part)
-            right += int((outputs.argmax(dim=1).cpu() == batch.targets).sum())
-            losses += float(part.sum())
+            right += int((outputs.argmax(dim=1).cpu() == batch.labels).sum())
+            losses += float(plain_losses(network.loss, outputs, batch.targets, part).sum())
             count += len(batch)
             advance(len(batch))
     if not count:
         raise InfluenceError(f"{split.where}: no {split.name} example of the sample could be read")
-    norm = 0.0
+    parts = []
     for name, place in network.slots.items() if gradients else ():
-        theta = network.model.get_parameter(name).detach().reshape(-1).cpu().double()
-        norm += _square(total[place].double() / count + task.l2 * theta)
-    return Measured(right / count, losses / count, math.sqrt(norm), float(np.sqrt(squares / max(1, normed))), count)
+        parameter = network.model.get_parameter(name).detach()
+        theta, slope = parameter.reshape(-1).cpu().double(), total[place].double() / count
+        l2, typical = task.objective.l2_of(name), math.sqrt(squares[name] / max(1, normed))
+        product, plain = float(slope @ theta), parameter.ndim <= 1
+        parts.append(Part(name, float(slope.norm()), float(theta.norm()), l2, product, typical, plain))
+    norm = math.sqrt(sum(part.left() ** 2 for part in parts))
+    typical = math.sqrt(sum(part.typical**2 for part in parts))
+    return Measured(right / count, losses / count, norm, typical, count, tuple(parts))
 
 
-def _gradient_square(network: Network, batch: Batch, row: int) -> float:
-    """Give ‖g‖² of one example of a batch, in float64 per parameter, without a copy of all of them."""
+def _add_squares(squares: dict[str, float], network: Network, batch: Batch, row: int) -> None:
+    """Add ‖g‖² of one example of a batch, in float64 per parameter, without a copy of all of them."""
     one = example_gradients(network, batch.inputs[row : row + 1], batch.targets[row : row + 1])[0][0]
-    return sum(_square(one[place]) for place in network.slots.values())
+    for name, place in network.slots.items():
+        squares[name] += _square(one[place])
 
 
 def _square(vector: torch.Tensor) -> float:

@@ -12,8 +12,9 @@ from typing import Any
 
 from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import Choice, choose_curvature
+from influence_cli.curvature.coordinates import mixed_layers
 from influence_cli.data.batches import Batch
-from influence_cli.errors import few
+from influence_cli.errors import InfluenceError, counted, few
 from influence_cli.model.network import Layer, Network, track
 from influence_cli.model.task import Task, set_precision
 from influence_cli.passes.coverage import make_network
@@ -54,6 +55,7 @@ def decide(
         batch.inputs,
         config.where("curvature", "method"),
     )
+    _check_l2(config, task, choice, terminal)
     if choice.note:
         terminal.detail(choice.note)
     for names, what in (
@@ -66,6 +68,37 @@ def decide(
     if network.obstacle:
         terminal.say(f"torch.func cannot differentiate the model: {network.obstacle}")
     return choice, batch
+
+
+def _check_l2(config: Config, task: Task, choice: Choice, terminal: Terminal) -> None:
+    """Refuse an l2 by parameter where the curvature or the ensemble has one number for all; say what EK-FAC does.
+
+    Raises:
+        InfluenceError: as said, or no pattern matches a tracked parameter.
+    """
+    l2, where = task.objective.over(choice.network), config.where("l2")
+    if task.train.weights is not None and (choice.method == "fisher" or choice.matrix == "empirical"):
+        raise InfluenceError(
+            f"{config.where('train', 'weights')}: curvature {choice.method} {choice.matrix} squares the weights",
+            "use curvature.matrix: ggn, with curvature.method: explicit, ekfac or cg",
+        )
+    if isinstance(l2, float):
+        return
+    if choice.method == "fisher" or config.model.ensemble == "source":
+        what = "curvature fisher" if choice.method == "fisher" else "model.ensemble source"
+        raise InfluenceError(
+            f"{where}: {what} takes one l2 for all tracked parameters, but it differs between them",
+            "use curvature.method: explicit, arnoldi, ekfac, kfac, cg, nystrom, lissa or neumann"
+            if choice.method == "fisher"
+            else "use model.ensemble: mean, or one number for l2",
+        )
+    if choice.is_layered:
+        mixed = mixed_layers(choice.network, l2)
+        if mixed:
+            terminal.say(
+                f"l2 differs inside {counted(len(mixed), 'layer')} ({few(mixed, 3)}): {choice.method} takes it along "
+                "each of its directions, without what mixes them; explicit and cg are exact in l2"
+            )
 
 
 def _rest_way(choice: Choice) -> str:

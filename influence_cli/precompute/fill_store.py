@@ -21,6 +21,7 @@ from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
 from influence_cli.data.split import rows_of
 from influence_cli.errors import InfluenceError, Stopped, human_bytes
 from influence_cli.model.network import Network
+from influence_cli.model.sample_weights import plain_losses
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import check_gradients
 from influence_cli.precompute.row_check import RowCheck, checked_rows, make_row_check, rows_or_autograd
@@ -219,6 +220,7 @@ def block_rows(
         if part.stop >= len(batch):
             before_last()
         values, losses, outputs = coordinates(network, basis, batch.inputs[part], batch.targets[part])
+        losses = plain_losses(network.loss, outputs, batch.targets[part], losses)
         piece = Batch(batch.inputs[part], batch.targets[part], batch.indices[part])
         some = checked[(checked >= start) & (checked < part.stop)] - start
         values, wrong = rows_or_autograd(check, piece, values, some)

@@ -71,6 +71,7 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
         "layers": f"{choice.network.size} {xxhash.xxh3_64_hexdigest(' '.join(choice.network.names).encode())}",
         "loss": task.loss_name,
         "basis": f"{choice.method} {choice.matrix}" if choice.has_basis else "raw gradients",
+        **_penalty(task, choice),
         # Which examples choose a basis per layer, and which labels are drawn for them.
         **({"seed": str(task.seed)} if choice.is_layered else {}),
         "precision": choice.network.precision,
@@ -79,6 +80,14 @@ def fingerprint(task: Task, choice: Choice, store_dtype: str) -> dict[str, str]:
         CODE: json.dumps(task.code.parts(), sort_keys=True),
         SIDE_FILES: json.dumps(stamps(task.side_files, task.code.folder), sort_keys=True),
     }
+
+
+def _penalty(task: Task, choice: Choice) -> dict[str, str]:
+    """Describe l2 where it is a part of the matrix that is decomposed: a joint basis, l2 by parameter."""
+    l2 = task.objective.over(choice.network)
+    if isinstance(l2, float) or not choice.is_joint:
+        return {}
+    return {"l2": xxhash.xxh3_64_hexdigest(l2.numpy().tobytes())}
 
 
 def differing(stored: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:

@@ -17,14 +17,12 @@ from influence_cli.curvature.blocks import Block, describe, to_arrays
 from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.ekfac import STAGES, Thinning, Watch, catch_up, fit, remainders
 from influence_cli.curvature.explicit import curvature_matrix, eigenbasis
-from influence_cli.curvature.fisher_draws import CHECKED_ROOT, EMPIRICAL, EXACT, ROOT, SAMPLED, is_convex
+from influence_cli.curvature.fisher_draws import EMPIRICAL, EXACT, ROOT, SAMPLED
 from influence_cli.curvature.kronecker_plan import SAMPLED_AT_LEAST, factor_bytes, make_plan, sample_sizes
 from influence_cli.curvature.operator import hold, mean_product
 from influence_cli.curvature.progress import Progress
 from influence_cli.data.batches import Batch, read_batches, refuse_unreadable
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.model.losses import may_lack_curvature
-from influence_cli.model.network import evaluate
 from influence_cli.model.task import Task, measure_loading, set_precision, training_batches
 from influence_cli.passes.finite import refuse_culprit, refuse_product
 from influence_cli.passes.layers import forward
@@ -72,16 +70,22 @@ def fit_curvature(
     matrix, what = _compute_matrix(task, choice, path, fingerprint, terminal, skip=skip)
     if not distributed.is_first():
         return Fitted(facts=facts)  # the first process decomposes it, and writes the store
+    l2 = task.objective.over(choice.network)
+    if not isinstance(l2, float):
+        matrix.diagonal().add_(l2.to(matrix))
     with terminal.status(f"eigenvectors of the {what} matrix"):
         basis, spectrum = eigenbasis(matrix)
     # A hinge has slope without curvature: only l2 + λ divides there, so no direction can be left out.
-    lacking = may_lack_curvature(task.loss, task.loss_name)
-    k = len(spectrum) if lacking else _enough(spectrum, max(task.l2, 0.0))
+    k = len(spectrum)
+    if task.curved_loss and isinstance(l2, float):
+        k = _enough(spectrum, max(l2, 0.0))
+    elif task.curved_loss and not isinstance(l2, float):
+        k = _determined(spectrum, basis, l2)
     arrays = {"spectrum": spectrum[:k].cpu().numpy(), "basis": basis[:, :k].float().cpu().numpy()}
-    return Fitted(
-        arrays,
-        facts | {"smallest": float(spectrum[-1]), "trace": float(spectrum.sum()), "largest": float(spectrum[0])},
-    )
+    if not isinstance(l2, float):
+        spectrum = spectrum[:k]  # the rest is rounding
+    smallest = float(spectrum[-1])
+    return Fitted(arrays, facts | {"smallest": smallest, "trace": float(spectrum.sum()), "largest": float(spectrum[0])})
 
 
 def _fit_layers(
@@ -224,10 +228,11 @@ def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
         return EXACT if choice.output is not None else SAMPLED
     if task.convex_loss:
         return ROOT
-    batch = next(training_batches(task, skip=True, size=8))
-    outputs = evaluate(choice.network, batch.inputs, batch.targets)[1]
-    if is_convex(choice.network, outputs, batch.targets):
-        return CHECKED_ROOT
+    if task.train.weights is not None:
+        raise InfluenceError(
+            f"loss {task.loss_name} is not convex in the outputs: curvature {choice.method} would square train.weights",
+            "use curvature.method: explicit or cg, with curvature.matrix: hessian",
+        )
     terminal.warn(
         f"loss {task.loss_name} is not convex in the outputs: curvature {choice.method} uses the empirical Fisher "
         "(given labels), which does not approximate the Hessian; use a convex loss for scores with a unit"
@@ -242,7 +247,8 @@ def _fit_arnoldi(
     measure_loading(task, terminal)
     examples = hold(training_batches(task, skip=skip), task.device, batch)
     like = next(network.model.parameters()).detach()
-    product = mean_product(network, examples, choice.matrix, 0.0)
+    l2 = task.objective.over(network)
+    product = mean_product(network, examples, choice.matrix, 0.0 if isinstance(l2, float) else l2.to(like))
     free = available_bytes(task.device)
     with terminal.progress(0, "Arnoldi: products with the curvature") as advance:
         try:
@@ -285,6 +291,20 @@ def _compute_matrix(
         disk.remove(file)  # nothing to resume from
         refuse_product(task.train, choice.network, training_batches(task, skip=skip), choice.matrix)
     return matrix, what
+
+
+def _determined(spectrum: Tensor, basis: Tensor, l2: Tensor) -> int:
+    """Count the directions of H + diag(l2), largest first, without those at the end that nothing determines.
+
+    Along these there is neither curvature nor l2: the shift that is common to unpenalised biases of a softmax, for one.
+    No gradient of a cross-entropy has a component there.
+    """
+    k, floor = len(spectrum), 1e-6 * float(spectrum[0].abs())
+    penalty = l2.to(basis) @ basis.square()
+    least = 1e-3 * float(l2[l2 > 0].min())
+    while k > 1 and abs(float(spectrum[k - 1])) <= floor and float(penalty[k - 1]) <= least:
+        k -= 1
+    return k
 
 
 def _enough(spectrum: Tensor, shift: float) -> int:

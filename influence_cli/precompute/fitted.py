@@ -12,7 +12,7 @@ import torch
 
 from influence_cli.curvature.blocks import Block, from_arrays, keep
 from influence_cli.curvature.choice import Choice
-from influence_cli.curvature.coordinates import Basis, Blocks, Joint
+from influence_cli.curvature.coordinates import Basis, Blocks, Joint, block_penalties
 from influence_cli.curvature.spectrum import Spectrum, joint, layered
 from influence_cli.errors import InfluenceError
 from influence_cli.precompute.fingerprint import CODE, code_drift
@@ -25,10 +25,12 @@ DEPENDS = (
     "files",
     "examples",
     "transform",
+    "example_weights",
     "output",
     "layers",
     "loss",
     "basis",
+    "l2",
     "seed",
     "versions",
     "code",
@@ -95,7 +97,7 @@ def first_columns(fitted: Fitted, k: int) -> Fitted:
 
 
 def open_basis(
-    fitted: Fitted, choice: Choice, chosen: np.ndarray | None, device: torch.device
+    fitted: Fitted, choice: Choice, chosen: np.ndarray | None, device: torch.device, l2: float | torch.Tensor = 0.0
 ) -> tuple[Basis, Spectrum]:
     """Give the basis of the chosen coordinates, on the device, and their spectrum.
 
@@ -105,13 +107,17 @@ def open_basis(
         chosen: int64 [k], positions of the coordinates of one basis per layer, or None for all; of a joint basis the
             first ``len(chosen)``.
         device: where the basis goes.
+        l2: λ₂; [p] if it differs between parameters: it is then a part of Λ (a joint basis was fitted with it).
     """
     if choice.is_layered:
         blocks = fitted.blocks()
-        return Blocks(tuple(keep(blocks, chosen, device))), layered(blocks, chosen)
+        penalties = None if isinstance(l2, float) else block_penalties(choice.network, blocks, l2)
+        return Blocks(tuple(keep(blocks, chosen, device))), layered(blocks, chosen, penalties)
     k = len(fitted.arrays["spectrum"]) if chosen is None else len(chosen)
     vectors = torch.from_numpy(fitted.arrays["basis"][:, :k]).to(device)
     values = torch.from_numpy(np.array(fitted.arrays["spectrum"][:k]))
     facts = fitted.facts
     size = choice.network.size
-    return Joint(vectors), joint(values, size=size, trace=float(facts["trace"]), smallest=float(facts["smallest"]))
+    penalty = 0.0 if isinstance(l2, float) else float(l2.sum())
+    trace, smallest = float(facts["trace"]), float(facts["smallest"])
+    return Joint(vectors), joint(values, size=size, trace=trace, smallest=smallest, penalty=penalty)

@@ -114,7 +114,11 @@ def _lay_out(
     k = size if chosen is None else len(chosen)
     if choice.is_joint:
         fitted = first_columns(fitted, k)
-    basis = open_basis(fitted, choice, chosen, task.device)[0] if choice.has_basis else None
+    basis = (
+        open_basis(fitted, choice, chosen, task.device, task.objective.over(choice.network))[0]
+        if choice.has_basis
+        else None
+    )
     examples = plan_batch(choice.network, batch.inputs, k, config.gradients.block)
     # A whole batch is tried before the file exists, so that a store's batch size always fits the memory.
     _, examples = halving(lambda count: _trial(choice, basis, batch, count), examples, terminal.warn)

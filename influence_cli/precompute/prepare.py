@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -167,8 +167,14 @@ def _prepare(
         if len(todo):
             remove_fits(path)  # a kill can leave it next to a store with the whole curvature
             fill_store(task, choice.network, basis, path, todo, terminal, skip=skip_unreadable)
-    prepared = _prepared(task, choice, path, basis, spectrum, settings_of(config, number), started)
+    prepared = _prepared(task, choice, path, basis, spectrum, _settings(config, number, task), started)
     return _remark(prepared, terminal, a_run=config.model.is_one_run)
+
+
+def _settings(config: Config, number: int, task: Task) -> InverseSettings:
+    """Give what is asked of the inverse; a step along the trainer's mean is n/D of one along the plain mean."""
+    settings = settings_of(config, number)
+    return replace(settings, time=settings.time / task.objective.factor)
 
 
 def _to_do(task: Task, path: Path, wanted: dict[str, str], upkeep: Upkeep) -> tuple[bool, bool, bool]:
@@ -226,7 +232,7 @@ def stored_basis(path: Path, choice: Choice, task: Task, *, whole: bool = False)
         names = [*store.names("factor."), *store.names("basis"), *store.names("spectrum")]
         arrays = {name: values for name in names if (values := store.array(name)) is not None}
         chosen = None if whole else store.array("kept")
-    return open_basis(Fitted(arrays, store.facts), choice, chosen, task.device)
+    return open_basis(Fitted(arrays, store.facts), choice, chosen, task.device, task.objective.over(choice.network))
 
 
 def _basis_of(path: Path, choice: Choice, task: Task) -> Basis:
@@ -246,7 +252,7 @@ def _without_rows(
 ) -> Prepared:
     """Fit the curvature and keep it in the store's file, without rows."""
     started = time.perf_counter()
-    path, settings = store_path(config, number), settings_of(config, number)
+    path, settings = store_path(config, number), _settings(config, number, task)
     size = distributed.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
     known = known_curvature(choice, path, wanted) if choice.has_basis else Fitted()
     if known is not None:
@@ -262,7 +268,8 @@ def _without_rows(
                 terminal.say(f"wrote the curvature to {path} ({human_bytes(path.stat().st_size)}), without rows")
             remove_fits(path)
             fitted = handed_round(fitted)
-    basis, spectrum = open_basis(fitted, choice, None, task.device) if choice.has_basis else (None, None)
+    l2 = task.objective.over(choice.network)
+    basis, spectrum = open_basis(fitted, choice, None, task.device, l2) if choice.has_basis else (None, None)
     return Prepared(
         task,
         choice,
@@ -291,12 +298,14 @@ def _prepared(
     summary = distributed.from_first(lambda: _summary(path))
     mean = torch.from_numpy(summary[:-1]).to(task.device, torch.float32)
     theta = flatten([parameter.detach() for parameter in choice.network.parameters().values()])
+    l2 = task.objective.over(choice.network)
+    decay = theta * (l2 if isinstance(l2, float) else l2.to(theta))
     if isinstance(basis, Joint):
-        slope = basis.vectors @ mean + task.l2 * theta
+        slope = basis.vectors @ mean + decay
     elif isinstance(basis, Blocks):
-        slope = mean + task.l2 * vector_coordinates(choice.network, basis, theta[None])[0]
+        slope = mean + vector_coordinates(choice.network, basis, decay[None])[0]
     else:
-        slope = mean + task.l2 * theta
+        slope = mean + decay
     seconds = time.perf_counter() - started
     return Prepared(
         task,

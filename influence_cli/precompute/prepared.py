@@ -70,6 +70,17 @@ class Prepared:
         return coordinates(self.choice.network, self.basis, inputs, targets)
 
     @property
+    def has_one_l2(self) -> bool:
+        """Say whether λ₂ is the same for all tracked parameters."""
+        return isinstance(self.task.objective.over(self.choice.network), float)
+
+    @property
+    def l2(self) -> float:
+        """Give the λ₂ that is added to every Λ: 0 where it differs between parameters, because Λ then contains it."""
+        l2 = self.task.objective.over(self.choice.network)
+        return l2 if isinstance(l2, float) else 0.0
+
+    @property
     def width(self) -> int:
         """Count the numbers in a row."""
         return self.choice.network.size if self.basis is None else self.basis.width

@@ -137,7 +137,7 @@ def _first_difference(
     """Compare outputs and losses; give the row with the largest difference, and what differs."""
     size = int(store.facts["batch"])
     pieces = [
-        evaluate(choice.network, batch.inputs[start : start + size], batch.targets[start : start + size])
+        evaluate(choice.network, batch.inputs[start : start + size], batch.labels[start : start + size])
         for start in range(0, len(batch), size)
     ]
     edited = bool(drift) and choice.network.precision == "float32"

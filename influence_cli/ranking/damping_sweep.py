@@ -22,6 +22,7 @@ from influence_cli.influence.inverse import Division
 from influence_cli.influence.scores import removal, require_finite
 from influence_cli.influence.streams import Piece, averaged, of_all, stored_pieces, training_products
 from influence_cli.metrics import pearson, spearman
+from influence_cli.model.sample_weights import own_rise
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
 
@@ -86,7 +87,7 @@ def sweep_influence(
         top: how many of each effect are compared.
         terminal: progress.
     """
-    columns = [_columns(inverse, prepared.task.l2) for prepared, inverse in zip(stores, inverses, strict=True)]
+    columns = [_columns(inverse, _beside(prepared)) for prepared, inverse in zip(stores, inverses, strict=True)]
     usable = [n for n in range(len(MULTIPLES)) if all(divisions[n] is not None for divisions, _ in columns)]
     m = len(gradients[0])
     with ExitStack() as stack:
@@ -114,7 +115,7 @@ def sweep_self_influence(
         top: how many are compared.
         terminal: progress.
     """
-    columns = [_columns(inverse, prepared.task.l2) for prepared, inverse in zip(stores, inverses, strict=True)]
+    columns = [_columns(inverse, _beside(prepared)) for prepared, inverse in zip(stores, inverses, strict=True)]
     usable = [n for n in range(len(MULTIPLES)) if all(divisions[n] is not None for divisions, _ in columns)]
 
     def stream(prepared: Prepared, inverse: Division, at: Sequence[Division | None]) -> Iterator[Piece]:
@@ -123,7 +124,7 @@ def sweep_self_influence(
 
         def work(where: slice, block: np.ndarray) -> Piece:
             rows = torch.from_numpy(block).to(task.device)
-            values = [each.self_influence(rows) for each in swept]
+            values = [own_rise(each.self_influence(rows), task.train, where) for each in swept]
             return where, removal(torch.stack([*values, rows.square().sum(dim=1)]), task.n).cpu().numpy()
 
         with terminal.progress(len(task.train), f"scanning {prepared.path.name}") as advance:
@@ -145,6 +146,12 @@ def verdict(rows: Sequence[AtDamping], top: int) -> str:
     least = min((row.overlap for row in near if row.overlap is not None), default=0.0)
     word = "stable" if least >= STABLE else "fragile"
     return f"{word} here: at least {least:.0%} of the first {top:,} stay the same from a tenth of λ to ten times λ"
+
+
+def _beside(prepared: Prepared) -> float:
+    """Give the number that is multiplied where λ is 0: l2; the smallest one above 0 if it differs by parameter."""
+    l2 = prepared.task.objective.over(prepared.choice.network)
+    return l2 if isinstance(l2, float) else float(l2[l2 > 0].min())
 
 
 def _columns(inverse: Division, l2: float) -> tuple[list[Division | None], list[tuple[str, str | None]]]:

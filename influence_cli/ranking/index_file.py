@@ -118,7 +118,7 @@ def belongings(prepared: Prepared, inverse: Inverse) -> dict[str, Any]:
         "fingerprint": fingerprint,
         "rows": rows,
         "method": prepared.choice.method,
-        "l2": prepared.task.l2,
+        "l2": prepared.l2 if prepared.has_one_l2 else prepared.task.objective.text(),
         "damping": list(inverse.damping.values) if inverse.damping else [],
     }
 

@@ -53,7 +53,7 @@ def perturb_rows(
             "test_loss": test.loss,
             "index": index,
             "path": split.path(index),
-            "label": classes[int(batch.targets[0])],
+            "label": classes[int(batch.labels[0])],
             "influence": one.influence,
             "delta": delta,
             "estimated": one.estimated,

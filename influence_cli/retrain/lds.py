@@ -147,7 +147,9 @@ def datamodeling_score(
         repeat, subset = jobs[job]
         seed = seed_of(retraining.seed, ON_HALVES, subset, repeat)
         what = f"subset {subset}, repeat {repeat} (seed {seed}, {n // 2:,} examples)"
-        return again.outcomes(retraining.fresh_model(seed, task.device), halves[subset], task.l2, seed, what, progress)
+        return again.outcomes(
+            retraining.fresh_model(seed, task.device), halves[subset], task.objective.trainer_l2(), seed, what, progress
+        )
 
     terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings per half: {repeats}")
     results = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")

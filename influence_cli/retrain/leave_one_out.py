@@ -91,8 +91,9 @@ def leave_one_out(
 
     Half of them are the most influential on the test example, half are drawn from the rest. An output layer under a
     convex loss is retrained by Newton steps in float64, from its minimum (but see ``by_newton``). Everything else is
-    retrained by the training function, from the checkpoint, with l2·n/(n − 1), so that the objective is that of n
-    examples minus one. The change is relative to a training with the same seed that leaves nothing out.
+    retrained by the training function, from the checkpoint, with l2·D/(D without it), D what the mean divides by
+    (n, if nothing weights it), so that the objective is that of all examples minus one. The change is relative to a
+    training with the same seed that leaves nothing out.
 
     Args:
         stores: what was prepared, for one checkpoint.
@@ -192,7 +193,8 @@ def trained_changes(
 ) -> np.ndarray:
     """Give the rise of each test loss with each omission, by the training function.
 
-    It continues from the checkpoint, with l2·n/(examples left), so that the objective is that of n examples minus some.
+    It continues from the checkpoint, with l2·D/(D without them), D what the trainer's mean divides by (n, if nothing
+    weights it), so that the objective is that of all examples minus some.
     The change is relative to a training with the same seed that leaves nothing out.
 
     Args:
@@ -224,7 +226,9 @@ def trained_changes(
         seed = seed_of(retraining.seed, WITHOUT, repeat)
         model = retraining.trained_model(task).train()
         title = f"the training {one.title} (seed {seed})"
-        return again.outcomes(model, kept, task.l2 * n / len(kept), seed, title, progress)
+        return again.outcomes(
+            model, kept, task.objective.trainer_l2(task.objective.without(one.rows, n)), seed, title, progress
+        )
 
     results = do_all(folder, list(jobs), run_one, terminal, what)
     order = rows_of(task.test_split().indices, np.array([test.index for test in tests], dtype=np.int64))

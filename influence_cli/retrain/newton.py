@@ -57,12 +57,12 @@ class Problem:
     Attributes:
         examples: the training examples.
         loss: (outputs [b, C], targets [b]) to losses [b], of float64.
-        l2: λ₂.
+        l2: λ₂ of all weights, or of each, float64 [C, d].
     """
 
     examples: Outputs
     loss: Loss
-    l2: float
+    l2: float | Tensor
 
     @property
     def n(self) -> int:
@@ -70,10 +70,13 @@ class Problem:
         return len(self.examples.targets)
 
 
-def make_problem(network: Network, layer: nn.Linear, batches: Iterable[Batch], l2: float) -> Problem:
-    """Run the training examples up to the output layer."""
+def make_problem(network: Network, layer: nn.Linear, batches: Iterable[Batch], l2: float | Tensor) -> Problem:
+    """Run the training examples up to the output layer; l2 is one number, or one per tracked parameter [p]."""
     examples = outputs_of(network, layer, batches)
     loss = _in_float64(network.loss, examples.targets.device)
+    if isinstance(l2, Tensor):
+        parts = [l2[network.slots[name]].view(layer.out_features, -1) for name in _in_order(network)]
+        l2 = torch.cat(parts, dim=1).to(examples.a)
     return Problem(examples, PaddedLoss(loss) if examples.one_logit else loss, l2)
 
 
@@ -81,14 +84,9 @@ def _in_float64(loss: Loss, device: torch.device) -> Loss:
     """Give a loss whose own numbers, such as class weights, are in float64; the loss itself stays as it is."""
     if not isinstance(loss, nn.Module):
         return loss
-    module, state = loss, {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
+    state = {**dict(loss.named_parameters()), **dict(loss.named_buffers())}
     state = {name: value.to(device).double() if value.is_floating_point() else value for name, value in state.items()}
-
-    def exact(outputs: Tensor, targets: Tensor) -> Tensor:
-        losses: Tensor = functional_call(module, state, (outputs, targets))
-        return losses
-
-    return exact
+    return lambda outputs, targets: functional_call(loss, state, (outputs, targets))
 
 
 def outputs_of(network: Network, layer: nn.Linear, batches: Iterable[Batch]) -> Outputs:
@@ -118,6 +116,11 @@ def start_of(network: Network, layer: nn.Linear, like: Tensor) -> Tensor:
     parts = [layer.weight] if weight else []
     parts += [layer.bias[:, None]] if bias else []
     return torch.cat([part.detach().to(like) for part in parts], dim=1)
+
+
+def _in_order(network: Network) -> list[str]:
+    """Give the tracked names as W has them: the weight, then the bias."""
+    return sorted(network.names, key=lambda name: name.rpartition(".")[2] == "bias")
 
 
 def _tracked(network: Network) -> tuple[bool, bool]:
@@ -344,7 +347,7 @@ def value_at(problem: Problem, w: Tensor, row: int | None) -> float:
         losses = problem.loss(examples.a @ w.T + examples.fixed, examples.targets)
         if row is not None:
             losses[row] = 0
-        return float(losses.sum() / problem.n + problem.l2 / 2 * w.square().sum())
+        return float(losses.sum() / problem.n + (problem.l2 * w.square()).sum() / 2)
 
 
 def typical_gradient(problem: Problem, w: Tensor) -> float:
@@ -354,7 +357,7 @@ def typical_gradient(problem: Problem, w: Tensor) -> float:
         a = examples.a[place]
         slopes = _slopes(problem.loss, a @ w.T + examples.fixed[place], examples.targets[place])
         total += float((slopes.square().sum(dim=1) * a.square().sum(dim=1)).sum())
-    return math.sqrt(total / problem.n) + problem.l2 * float(w.norm())
+    return math.sqrt(total / problem.n) + float((problem.l2 * w).norm())
 
 
 def factor_of(problem: Problem, w: Tensor) -> Tensor:
@@ -376,7 +379,7 @@ def factor_of(problem: Problem, w: Tensor) -> Tensor:
         for e in range(c):
             hessian[e, :, c] = hessian[c, :, e].T
     flat = hessian.view(classes * width, classes * width) / problem.n
-    flat.diagonal().add_(problem.l2)
+    flat.diagonal().add_(problem.l2.reshape(-1) if isinstance(problem.l2, Tensor) else problem.l2)
     ridge = 0.0
     while True:
         factor: Tensor

@@ -95,6 +95,6 @@ def _hessian_product(problem: Problem, w: Tensor) -> Callable[[Tensor], Tensor]:
         change = (examples.a @ rows.reshape(-1, width).T).view(problem.n, len(rows), classes)
         curved = change @ curvature  # symmetric in the classes
         products = (curved.flatten(1).T @ examples.a).view(len(rows), -1)
-        return products / problem.n + problem.l2 * rows
+        return products / problem.n + rows * (problem.l2.reshape(-1) if isinstance(problem.l2, Tensor) else problem.l2)
 
     return product

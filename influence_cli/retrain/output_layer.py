@@ -28,8 +28,7 @@ def is_convex(prepared: Prepared) -> bool:
     """Say whether the tracked parameters are an output layer under a convex loss, small enough for Newton steps."""
     choice, task = prepared.choice, prepared.task
     # The hinge is convex but has no curvature for a Newton step.
-    smooth = task.convex_loss and task.loss_name != "hinge"
-    return choice.output is not None and smooth and choice.network.size <= MAX_PARAMETERS
+    return choice.output is not None and task.convex_loss and task.smooth_loss and choice.network.size <= MAX_PARAMETERS
 
 
 def by_newton(prepared: Prepared, retraining: Retraining) -> bool:
@@ -114,7 +113,7 @@ def to_minimum(prepared: Prepared, layer: nn.Linear, terminal: Terminal) -> tupl
     task, network = prepared.task, prepared.choice.network
     with terminal.status("training the output layer to its minimum (Newton)"):
         batches = readable_batches(task.train, task.train.indices, BATCH, skip=False)
-        problem = make_problem(network, layer, batches, task.l2)
+        problem = make_problem(network, layer, batches, task.objective.over(network))
         w, before, after = minimise(problem, start_of(network, layer, problem.examples.a))
     terminal.say(f"gradient norm {before:.1e} at the checkpoint, {after:.1e} after Newton steps in float64")
     return problem, w, NewtonRecord(before, after)

@@ -101,6 +101,6 @@ class Retraining:
             "model": f"{config.model.factory} {source_hash(build, config.model.args)}{output}",
             "loss": f"{task.loss_name} {source_hash(own_loss(task.loss), config.loss.args)}",
             "torch": torch.__version__,
-            "l2": repr(task.l2),
+            "l2": repr(task.objective.trainer_l2()),
             "seed": str(config.seed),
         }

@@ -37,6 +37,8 @@ BATCH = 256
 SOLVED, NEARLY = 1e-3, 0.1
 # ‖∇R + l2·θ‖ relative to a single gradient, up to which the checkpoint is a minimum, and near one.
 MINIMUM, NEAR = 1e-3, 0.1
+# Of ‖∇L‖², what is outside the kept coordinates only by rounding.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,11 @@ def _residual(
 
 def _shift(prepared: Prepared, damping: Damping) -> Tensor:
     """Give l2 + λ per parameter: float64 [p], or [1] if it is one number."""
-    l2 = prepared.task.l2
-    if not isinstance(prepared.basis, Blocks):
-        return torch.tensor([l2 + damping.values[0]], dtype=torch.float64)
     network = prepared.choice.network
-    shift = torch.full((network.size,), l2, dtype=torch.float64)
+    l2 = prepared.task.objective.over(network)
+    if not isinstance(prepared.basis, Blocks):
+        return torch.as_tensor(l2, dtype=torch.float64).reshape(-1) + damping.values[0]
+    shift = torch.zeros(network.size, dtype=torch.float64) + l2
     for kept, value in zip(prepared.basis.kept, damping.values, strict=True):
         for name in kept.block.names:
             shift[network.slots[name]] += value
@@ -177,15 +179,17 @@ def _energy(
         _, (every,) = test_gradients([whole], selected, "label", terminal, skip=False)
         if spectrum is None:
             raise ValueError("a basis per layer has a spectrum")
-        shift = spectrum.shift(inverse.damping, prepared.task.l2)
+        shift = spectrum.shift(inverse.damping, prepared.l2)
         solved = preconditioned(every.double(), spectrum.values.to(every.device), shift.to(every.device))
         share, bound = float((kept / (solved * every).sum(dim=1).cpu().clamp_min(1e-300)).mean()), ""
     else:
         plain = replace(prepared, basis=None, spectrum=None)
         _, (v,) = test_gradients([plain], selected, "label", terminal, skip=False)
-        outside = (v.double().square().sum(dim=1) - rows.double().square().sum(dim=1)).clamp_min(0).cpu()
+        whole_square = v.double().square().sum(dim=1)
+        outside = (whole_square - rows.double().square().sum(dim=1)).cpu()
+        outside = outside.where(outside > ROUNDING * whole_square.cpu(), 0.0)
         # Directions outside have at most the smallest kept curvature, and at least λ.
-        least = float(inverse.shift.min())
+        least = max(float(inverse.shift.min()), 1e-300)
         share, bound = float((kept / (kept + outside / least).clamp_min(1e-300)).mean()), ", at least"
     share = min(1.0, share)
     if share > 0.9:

@@ -144,7 +144,9 @@ def retrain_kept(
         by, repeat = jobs[job]
         seed, rows = seed_of(retraining.seed, KEPT, repeat), kept[by, repeat]
         what = f"what {by} keeps, repeat {repeat} (seed {seed}, {len(rows):,} examples)"
-        return again.outcomes(retraining.fresh_model(seed, task.device), rows, task.l2, seed, what, progress)
+        return again.outcomes(
+            retraining.fresh_model(seed, task.device), rows, task.objective.trainer_l2(), seed, what, progress
+        )
 
     results = dict(
         zip(kept, do_all(folder, list(jobs), run_one, terminal, "retraining on the kept examples"), strict=True)

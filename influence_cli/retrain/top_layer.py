@@ -75,7 +75,7 @@ def top_layer(task: Task, terminal: Terminal | None = None) -> TopLayer:
     """
     terminal = or_silent(terminal)
     check_whole(task)
-    if not task.convex_loss or task.loss_name == "hinge":
+    if not (task.convex_loss and task.smooth_loss):
         raise InfluenceError(
             f"the attack trains the top layer to its minimum: {task.loss_name} is not known to be convex and smooth",
             "it works under cross_entropy and smooth_hinge",
@@ -91,7 +91,7 @@ def top_layer(task: Task, terminal: Terminal | None = None) -> TopLayer:
                 advance(len(batch))
 
         train = readable_batches(task.train, task.train.indices, BATCH, skip=False)
-        problem = make_problem(network, layer, told(train), task.l2)
+        problem = make_problem(network, layer, told(train), task.objective.over(network))
         tests = outputs_of(network, layer, told(readable_batches(test, test.indices, BATCH, skip=False)))
     with terminal.status("training the top layer to its minimum (Newton)"):
         start = start_of(network, layer, problem.examples.a)

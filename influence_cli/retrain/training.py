@@ -88,6 +88,11 @@ def load_training(config: Config) -> Training:
         InfluenceError: the config names none, it does not exist, or cannot be called as ``FORM``.
     """
     section = config.training
+    if section is not None and config.train.weights is not None:
+        raise InfluenceError(
+            f"{config.where('train', 'weights')}: a training function gets (input, label) pairs, without train.weights",
+            "verify --loo on an output layer under a convex loss retrains with them, by Newton steps",
+        )
     if section is None:
         raise InfluenceError(
             f"{config.path.name}: retraining needs a training function, but the config names none",
@@ -155,7 +160,7 @@ def train(
     model: nn.Module,
     data: Pairs,
     *,
-    l2: float,
+    l2: float | dict[str, float],
     seed: int,
     what: str,
     progress: Progress = lambda *_: None,
@@ -166,7 +171,7 @@ def train(
         training: the function.
         model: where it starts.
         data: (input, label) pairs.
-        l2: λ₂ of the objective.
+        l2: λ₂ of the objective: a number, or by pattern of parameter names, as in the config.
         seed: for all randomness in it.
         what: names this training in an error: ``subset 3 (seed 17)``.
         progress: called with (done, all).
@@ -317,7 +322,7 @@ class Again:
         self,
         model: nn.Module,
         rows: np.ndarray,
-        l2: float,
+        l2: float | dict[str, float],
         seed: int,
         what: str,
         progress: Callable[[float], None],

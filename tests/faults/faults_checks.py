@@ -128,8 +128,8 @@ FAULTS = (
     Fault(
         name="left-out-regulariser",
         file="loo.py",
-        old="task.l2 * n / len(kept)",
-        new="task.l2",
+        old="task.objective.trainer_l2(task.objective.without(one.rows, n))",
+        new="task.objective.trainer_l2()",
         why="a training without an example minimises another objective",
         tests=("test_a_network_is_retrained_by_its_training_function",),
     ),

@@ -134,7 +134,7 @@ def test_a_task_holds_what_the_config_says(project: Path) -> None:
     state = torch.load(project / "model.pt")
     assert torch.equal(task.model.weight, state["weight"])
     assert not task.model.training
-    assert (task.l2, task.seed, task.n) == (0.25, 5, 8)
+    assert (task.objective.l2_of("weight"), task.seed, task.n) == (0.25, 5, 8)
     assert (len(task.train), len(task.test_split())) == (8, 5)
     assert (task.train.name, task.test_split().name) == ("train", "test")
     assert task.classes == ("0", "1", "2")
@@ -719,11 +719,11 @@ GOOD_LOSSES = [
     ("loss: hinge", "hinge", [1.0, 0.0], True),
     ("loss: smooth_hinge", "smooth_hinge", [1 + 0.001 * math.log(2), 0.001 * math.log(2)], True),
     ("loss: {factory: smooth_hinge, args: {temperature: 1}}", "{'temperature': 1}", HINGE, True),
-    ("loss: ./losses.py:squares", "./losses.py:squares", [1.0, 1.0], False),
-    ("loss: {factory: ./losses.py:squares, args: {alpha: 3}}", "./losses.py:squares {'alpha': 3}", [3.0, 3.0], False),
-    ("loss: ./losses.py:Scaled", "./losses.py:Scaled", [1.0, 1.0], False),
-    ("loss: {factory: ./losses.py:Scaled, args: {alpha: 0.5}}", "{'alpha': 0.5}", [0.5, 0.5], False),
-    ("loss: {factory: ./losses.py:Weighted, args: {weights: [2.0, 1.0, 4.0]}}", "{", [4.0, 2.0], False),
+    ("loss: ./losses.py:squares", "./losses.py:squares", [1.0, 1.0], True),
+    ("loss: {factory: ./losses.py:squares, args: {alpha: 3}}", "./losses.py:squares {'alpha': 3}", [3.0, 3.0], True),
+    ("loss: ./losses.py:Scaled", "./losses.py:Scaled", [1.0, 1.0], True),
+    ("loss: {factory: ./losses.py:Scaled, args: {alpha: 0.5}}", "{'alpha': 0.5}", [0.5, 0.5], True),
+    ("loss: {factory: ./losses.py:Weighted, args: {weights: [2.0, 1.0, 4.0]}}", "{", [4.0, 2.0], True),
 ]  # fmt: skip
 
 
@@ -735,7 +735,7 @@ def test_a_loss_by_name_by_class_or_from_a_file_gives_one_number_an_example(
     task = load(project, extra=extra)
     assert task.loss(OUT, TARGETS).tolist() == pytest.approx(expected, abs=1e-6)
     assert name in task.loss_name
-    # Nothing is known of a function that is named: None stands for either.
+    # Measured where the loss is the user's own: squares are convex. None stands for either.
     assert convex is None or task.convex_loss is convex
 
 

@@ -42,7 +42,7 @@ def task_of(model: nn.Module) -> Task:
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
-    rest = {"l2": 0.0, "n": 1, "checkpoint": Path("model.pt"), "device": torch.device("cpu"), "seed": 0}
+    rest = {"n": 1, "checkpoint": Path("model.pt"), "device": torch.device("cpu"), "seed": 0}
     data = {"train": None, "test": None, "classes": tuple("abcd"), "convex_loss": True, "loss_name": "cross_entropy"}
     return Task(model=model.eval(), loss=loss, **rest, **data)  # type: ignore[arg-type]
 

@@ -219,3 +219,23 @@ def test_formats_hold_the_same_findings(influence: Command, project: Path) -> No
 
 def test_the_next_command_is_named(influence: Command, project: Path) -> None:
     assert "nothing looks wrong; next: influence gradients" in influence("check", cwd=project).err
+
+
+def test_where_retraining_disagrees_the_likely_cause_is_named(project: Path) -> None:
+    """At the minimum of the config's objective it is the training; far from it, an early stop; else that objective."""
+    from influence_cli import load_config
+    from influence_cli.model.task import load_tasks
+    from influence_cli.precompute.check import objective_hint
+    from influence_cli.runtime.terminal import Terminal
+
+    def hint(*overrides: str, poor: bool = True) -> str:
+        config = load_config(project / "influence.yaml", list(overrides))
+        return objective_hint(config, load_tasks(config)[0], Terminal(quiet=True), poor=poor)
+
+    assert hint().startswith("likely cause: the training function. The checkpoint is at a minimum")
+    assert hint(poor=False) == ""
+    assert "is multiplied by c = 0.5: a weighted or summed loss, or another l2; write l2: 0.01" in hint("l2=0.005")
+    assert "training had weight decay; write l2: 0.01" in hint("l2=0", poor=False)
+    scale_weights(project, 0.6)
+    assert "the gradient is small but not 0: training stopped before its minimum" in hint()
+    assert hint(poor=False) == ""
