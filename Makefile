@@ -54,9 +54,9 @@ data: $(VENV)/.installed
 	$(BIN)/python bench/public_data.py build/data
 
 # A file at a time on every core, in their order: else a long file of few tests runs last and alone. One thread each, for
-# threads that share cores wait for each other.
+# threads that share cores wait for each other. Compiled modules are kept, whatever the shell says: many processes start.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -rP

@@ -154,6 +154,9 @@ def _alone(argv: list[str], what: str) -> Iterator[None]:
             hook = optimizers.register_optimizer_step_pre_hook(lambda *_: _say_trains(what))
             stack.callback(hook.remove)
         stack.enter_context(fenced(argv))
+        # Two edits within a second, of the same length, have one time of change and size: a cached module would be old.
+        stack.callback(setattr, sys, "dont_write_bytecode", sys.dont_write_bytecode)
+        sys.dont_write_bytecode = True
         yield
 
 

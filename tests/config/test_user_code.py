@@ -26,7 +26,6 @@ _COUNTER = itertools.count()
 def clean_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget the modules and import paths of a test when it ends."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -430,3 +429,15 @@ def test_every_moved_name_leads_somewhere(tmp_path: Path, old: str) -> None:
 def test_a_name_that_did_not_move_is_left_alone() -> None:
     assert new_name("influence_cli.load_config") is None
     assert new_name("torchvision.parquet_images.ParquetImages") is None
+
+
+def test_no_compiled_copy_is_kept_of_code_that_may_be_edited(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / f"{name}_helper.py").write_text("value = 1\n")
+    path = tmp_path / f"{name}.py"
+    path.write_text(f"from {name}_helper import value\n")
+    assert import_object(f"./{name}.py:value", tmp_path, "here") == 1
+    assert not list(tmp_path.rglob("*.pyc"))
+    assert sys.dont_write_bytecode is False
