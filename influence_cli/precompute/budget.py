@@ -25,6 +25,11 @@ def row_bytes(config: Config, task: Task, choice: Choice) -> int:
     return store_layout(config, task, size).bytes() + (4 * size * size if choice.is_joint else 0)
 
 
+def most_columns(config: Config, task: Task, choice: Choice) -> int:
+    """Bound the numbers per row from above: all p coordinates, or what the budget allows."""
+    return max(1, min(choice.network.size, config.gradients.budget // _column_bytes(config, task)))
+
+
 def store_layout(config: Config, task: Task, k: int) -> Layout:
     """Give the shape of a store with k numbers per row."""
     return Layout(len(task.train), k, len(task.classes), config.gradients.block, config.gradients.store_dtype)

@@ -25,7 +25,7 @@ from influence_cli.passes.finite import check_finite
 from influence_cli.passes.gradients import example_gradients, summed_gradient
 from influence_cli.passes.layers import forward
 from influence_cli.passes.probe import checkpoint_warnings, near_chance
-from influence_cli.precompute.budget import row_bytes
+from influence_cli.precompute.budget import most_columns, row_bytes
 from influence_cli.precompute.cost import estimate
 from influence_cli.precompute.decide import decide
 from influence_cli.precompute.overlap import find_overlap
@@ -164,7 +164,8 @@ def _task_findings(
     path = store_path(config, number)
     need = min(row_bytes(config, task, choice), config.gradients.budget)
     examples = plan_batch(network, batch.inputs, 0 if choice.has_basis else network.size, config.gradients.block)
-    plan = estimate(task, choice, batch, examples)
+    width = most_columns(config, task, choice)
+    plan = estimate(task, choice, batch, size=examples, block=config.gradients.block, width=width)
     matrix = f" {choice.matrix}" if choice.method not in ("identity", "fisher") else ""
     findings += [
         Finding("curvature", f"{choice.method}{matrix}"),

@@ -13,8 +13,11 @@ from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network, loss_slopes
 from influence_cli.model.task import Task
 from influence_cli.passes.batch_size import example_bytes
+from influence_cli.passes.coverage import COMPARED, NUMBERS
 from influence_cli.passes.gradients import add_products, rest_products
 from influence_cli.passes.layers import forward
+from influence_cli.passes.probe import SAMPLE
+from influence_cli.precompute.row_check import DIRECTIONS
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,15 @@ class Estimate:
 
     Attributes:
         seconds: curvature and gradients together; right within a factor of two or so.
-        memory: peak bytes in addition to the model and the data set.
+        memory: peak bytes at most, in addition to the model and the data set: what the layer pass holds, the inputs of
+            two blocks, the fit of the curvature or the rows of a block, and before that the probe.
     """
 
     seconds: float
     memory: int
 
 
-def estimate(task: Task, choice: Choice, batch: Batch, size: int = 32) -> Estimate:
+def estimate(task: Task, choice: Choice, batch: Batch, *, size: int, block: int, width: int) -> Estimate:
     """Time a layer pass over a few examples and one matrix product, and extrapolate to all of the work.
 
     Args:
@@ -38,34 +42,39 @@ def estimate(task: Task, choice: Choice, batch: Batch, size: int = 32) -> Estima
         choice: curvature and tracked parameters.
         batch: a few training examples.
         size: examples that go through the layer pass at once.
+        block: rows in a block of the store.
+        width: numbers in a row, at most.
     """
     p, n, classes = choice.network.size, len(task.train), len(task.classes)
-    size = min(size, 32)
-    example = _seconds_an_example(choice, batch, size)
+    timed = min(size, 32)
+    example = _seconds_an_example(choice, batch, timed)
     rate = _operations_a_second(task.device)
-    seconds = n * example
-    memory = size * example_bytes(choice.network, batch.inputs) + 8 * p
+    seconds, fit = n * example, 8 * p
     if choice.is_layered:
-        passes, eigenvectors, factors = layered_work(choice.network)
+        passes, eigenvectors, fit = layered_work(choice.network)
         seconds += 2 * n * (example + 2 * passes / rate) + 40 * eigenvectors / rate
-        memory += factors
     elif choice.method == "arnoldi":
         seconds += 200 * 3 * n * example
-        memory += 4 * 200 * p
+        fit = 4 * 200 * p
     elif choice.is_joint:
         if choice.output is not None:
-            width = choice.output.in_features + 1
-            seconds += n * example + classes * (classes + 1) * n * width**2 / rate
+            columns = choice.output.in_features + 1
+            seconds += n * example + classes * (classes + 1) * n * columns**2 / rate
         elif choice.matrix == "ggn":
             seconds += n * example * classes + 2 * n * classes * p**2 / rate
         else:
             seconds += 2 * n * p * example
         # Eigenvectors in float64 at half the rate, about 10 p³ operations; then the projection on all of them.
         seconds += 20 * p**3 / rate + 2 * n * p**2 / rate
-        memory += 4 * 8 * p**2
-    else:
-        memory += 3 * 4 * p * size
-    return Estimate(seconds, memory)
+        fit = 4 * 8 * p**2
+    layer_pass = size * example_bytes(choice.network, batch.inputs)
+    inputs = 2 * block * batch.inputs[0].numel() * 4
+    # Rows of a block: computed, joined, and written while the next ones are computed. A basis per layer keeps few
+    # coordinates; how many is known only after the fit, and its factors are larger.
+    rows = 0 if choice.is_layered else 3 * 4 * block * width
+    fill = rows + 4 * DIRECTIONS * p + (fit if choice.has_basis else 0)
+    probe = 3 * 4 * min(COMPARED * p, NUMBERS) + SAMPLE * batch.inputs[0].numel() * 4
+    return Estimate(seconds, max(layer_pass + inputs + max(fit, fill), probe))
 
 
 def layered_work(network: Network) -> tuple[float, float, int]:

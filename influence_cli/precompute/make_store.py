@@ -24,7 +24,7 @@ from influence_cli.model.data_fingerprint import data_fingerprint
 from influence_cli.model.network import Network
 from influence_cli.model.task import Task
 from influence_cli.passes.batch_size import plan_batch
-from influence_cli.precompute.budget import check_budget, choose_coordinates, row_bytes, store_layout
+from influence_cli.precompute.budget import check_budget, choose_coordinates, most_columns, row_bytes, store_layout
 from influence_cli.precompute.cost import estimate
 from influence_cli.precompute.decide import describe_network
 from influence_cli.precompute.fingerprint import differing
@@ -85,7 +85,8 @@ def make_store(
     check_budget(config, task, choice)
     disk.check_space(path, most)
     examples = distributed.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
-    plan = estimate(task, choice, batch, examples)
+    width = most_columns(config, task, choice)
+    plan = estimate(task, choice, batch, size=examples, block=config.gradients.block, width=width)
     several = f" on {distributed.size()} processes" if distributed.size() > 1 else ""
     terminal.say(
         f"making {path}: {len(task.train):,} training examples, {size:,} parameters, at most "
