@@ -53,7 +53,7 @@ FAULTS = (
         file="randomness.py",
         old="for _ in range(REPETITIONS if drawn() else 1):",
         new="for _ in range(1):",
-        why="a dropout of one in a thousand passes for most seeds",
+        why="a dropout of one number in ten thousand passes for most seeds",
         tests=("test_dropout_that_eval_mode_does_not_switch_off",),
     ),
     Fault(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import h5py
@@ -336,3 +337,16 @@ def test_whether_labels_are_memorised_is_told_by_the_loss_of_the_config(
         assert evidence["model_loss"] < 1e-3
     else:
         assert evidence["model_loss"] == pytest.approx(right, abs=1e-6)
+
+
+def test_the_table_of_situations_names_tests_that_exist_and_counts_its_rows() -> None:
+    """docs/reliability.md: a row per situation, held by a test; the verdicts above add up to the rows."""
+    root = Path(__file__).parents[2]
+    section = (
+        (root / "docs" / "reliability.md").read_text().partition("## Reported situations")[2].partition("\n## ")[0]
+    )
+    rows = re.findall(r"^\| [A-Z](?:, [A-Z])* \|.*\| `(test_\w+)` \|$", section, re.MULTILINE)
+    tests = "".join(path.read_text() for path in (root / "tests").rglob("test_*.py"))
+    assert [name for name in rows if f"def {name}(" not in tests] == []
+    counts = re.findall(r"^\|[^|]*\| (\d+) \| (\d+) \|$", section, re.MULTILINE)
+    assert sum(int(before) for before, _ in counts) == sum(int(now) for _, now in counts) == len(rows)
