@@ -1,4 +1,4 @@
-"""All planted faults, by theme: estimates, layers, the store, what is read, what is written, what judges."""
+"""All planted faults, by theme: estimates, layers, the store, what is read, what is written, what judges, reports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import faults_estimates
 import faults_input
 import faults_layers
 import faults_output
+import faults_situations
 import faults_store
 
 FAULTS = (
@@ -16,4 +17,5 @@ FAULTS = (
     *faults_input.FAULTS,
     *faults_output.FAULTS,
     *faults_checks.FAULTS,
+    *faults_situations.FAULTS,
 )

@@ -8,8 +8,8 @@ FAULTS = (
     Fault(
         name="leverage",
         file="readout.py",
-        old="(outputs[:, number] - leverage[:, None] * onehot) / left",
-        new="(outputs[:, number] - leverage[:, None] * onehot)",
+        old="return outputs.div_((1 - leverage).clamp_min(FLOOR)[:, None])",
+        new="return outputs",
         why="what a readout says without an example is not divided by 1 − h",
         tests=("test_outputs_are_those_of_regressions_without_the_example",),
     ),
@@ -40,8 +40,8 @@ FAULTS = (
     Fault(
         name="memorised",
         file="evidence.py",
-        old='split.name == "train" and summary["model_loss"] < MEMORISED * summary["readout_loss"]',
-        new='split.name == "train" and summary["model_loss"] > MEMORISED * summary["readout_loss"]',
+        old='on == "train" and informed and summary["model_loss"] < MEMORISED * summary["readout_loss"]',
+        new='on == "train" and informed and summary["model_loss"] > MEMORISED * summary["readout_loss"]',
         why="a model that has learned wrong labels by heart is heard as evidence",
         tests=("test_the_model_is_heard_unless_it_has_memorised",),
     ),

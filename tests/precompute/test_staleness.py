@@ -121,6 +121,17 @@ def test_an_edited_loss_is_refused_and_named_though_only_the_last_class_feels_it
     assert np.array_equal(coordinates(mine / "influence.h5"), coordinates(mine / "new.h5"))
 
 
+def test_few_examples_show_an_edit_that_the_last_class_alone_feels(
+    influence: Command, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is sorted by class: its first quarter knows nothing of the last class."""
+    monkeypatch.setattr(staleness, "EXAMPLES", 6)
+    forget(mine)
+    influence("gradients", "-q", cwd=mine)
+    change(mine, "losses.py", "5.0]", "50.0]")
+    assert "the code in losses.py changed since the store was made, and the loss" in refusal(influence, mine, "rank", 0)
+
+
 EDITS = {
     "imported": ("helper.py", "1.0 * losses", "1.01 * losses", "helper.py", "loss"),
     # A branch that most examples do not take: of the 24 only the brightest.
