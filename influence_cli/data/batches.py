@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -134,8 +135,13 @@ def read_batches(
     for read in _watched(split, indices, size, loader):
         batch = _collate(split, read)
         batch = replace(batch, inputs=batch.inputs.pin_memory()) if loading.pin and workers and len(batch) else batch
-        with work.examples(partial(_title, split, batch)):
+        with computing(split, batch):
             yield batch
+
+
+def computing(split: Split, batch: Batch) -> AbstractContextManager[None]:
+    """Say that the examples of a batch are in work, for the name of the one on which the user's code fails."""
+    return work.examples(partial(_title, split, batch))
 
 
 def _title(split: Split, batch: Batch) -> str:

@@ -184,7 +184,7 @@ def _refuse_outside(split: Split, outputs: int, said: str) -> None:
     if len(values) <= outputs and split.name == "train" and split.class_outputs is None:
         pairs = ", ".join(f"{value}: {number}" for number, value in enumerate(values[:4].tolist()))
         hint = f"if each label is one output, train.classes: {{{pairs}{', …' if len(values) > 4 else ''}}} says which"
-    if split.name == "train" and int(split.labels[index]) in IGNORED:
+    elif split.name == "train" and int(split.labels[index]) in IGNORED:
         count = int((used == split.labels[index]).sum())
         hint = f"a loss ignores such examples ({count} here), so they have no influence: list them under train.exclude"
     raise InfluenceError(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.data.batches import Batch, read_batches
+from influence_cli.data.batches import Batch, computing, read_batches
 from influence_cli.data.split import Split, spread
 from influence_cli.errors import InfluenceError
 from influence_cli.model.configured_loss import check_loss
@@ -20,6 +20,7 @@ from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task
 from influence_cli.passes.finite import check_finite
 from influence_cli.passes.randomness import refuse_random_items, refuse_random_outputs
+from influence_cli.runtime import work
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Examples whose ways through the model are compared, whose outputs are looked at, and that stand for a small batch.
@@ -68,12 +69,13 @@ def look(task: Task, terminal: Terminal | None = None, *, known: bool = False) -
                 what = f"{split.where}: the {split.name} data set draws random numbers ({drawn})"
                 terminal.warn(f"{what}, though no reading differed")
     sample = _sample(task.train, FEW if known else SAMPLE)
-    outputs, drawn = _check_outputs(task, sample)
+    with computing(task.train, sample), work.during("the first look at examples"):
+        outputs, drawn = _check_outputs(task, sample)
+        _check_losses(task, sample, outputs)
     if drawn:
         terminal.warn(
             f"model ({task.checkpoint.name}): it draws random numbers in eval mode ({drawn}), though no output differed"
         )
-    _check_losses(task, sample, outputs)
     made = Looked(sample, _rows(sample, np.linspace(0, len(sample) - 1, min(FEW, len(sample)))))
     task.looked.append(made)
     return made

@@ -13,13 +13,13 @@ from typing import Any
 from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import Choice, choose_curvature
 from influence_cli.curvature.coordinates import mixed_layers
-from influence_cli.data.batches import Batch
+from influence_cli.data.batches import Batch, computing
 from influence_cli.errors import InfluenceError, counted, few
 from influence_cli.model.network import Layer, Network, track
 from influence_cli.model.task import Task, set_precision
 from influence_cli.passes.coverage import make_network
 from influence_cli.passes.probe import look
-from influence_cli.runtime import distributed
+from influence_cli.runtime import distributed, work
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import Store
 
@@ -43,7 +43,9 @@ def decide(
     known = None if path is None or slow else distributed.from_first(lambda: remembered_description(path, network))
     batch = look(task, terminal, known=known is not None).few
     if known is None:
-        network = make_network(network, look(task).sample.inputs, slow)
+        sample = look(task).sample
+        with computing(task.train, sample), work.during("the first look at gradients"):
+            network = make_network(network, sample.inputs, slow)
     else:
         network = remembered_network(network, known)
     network = replace(network, precision=config.precision)

@@ -10,8 +10,8 @@ from influence_cli.errors import InfluenceError
 
 Trial = Callable[[Any, Any], object]
 
-# Marks the notes that ``during`` leaves on an exception (PEP 678).
-_DURING = "during "
+# Mark the notes that ``during`` and ``examples`` leave on an exception (PEP 678).
+_DURING, _AT = "during ", "at "
 # Runs of model and loss on (inputs, targets) of one example, one per checkpoint that was loaded last.
 trials: list[Trial] = []
 # Names of the examples that are being computed, the latest last.
@@ -39,6 +39,10 @@ def examples(name: Callable[[], str]) -> Iterator[None]:
     _examples.append(name)
     try:
         yield
+    except Exception as error:
+        if not isinstance(error, InfluenceError):
+            error.add_note(_AT + name())
+        raise
     finally:
         _examples.remove(name)
 
@@ -57,6 +61,7 @@ def fails_alone(inputs: Any, targets: Any) -> bool:
 
 def where_it_stopped(error: BaseException) -> tuple[str, str]:
     """Give the example, or the examples, and the innermost part of the work at which an exception came; or nothing."""
-    notes = (str(note) for note in getattr(error, "__notes__", ()))
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
     part = next((note.removeprefix(_DURING) for note in notes if note.startswith(_DURING)), "")
-    return _examples[-1]() if _examples else "", part
+    at = next((note.removeprefix(_AT) for note in notes if note.startswith(_AT)), "")
+    return at or (_examples[-1]() if _examples else ""), part

@@ -20,7 +20,7 @@ from tests.support import brightness
 KEYS = {
     "": {"model", "loss", "l2", "train", "test", "gradients", "curvature", "training", "device", "precision", "seed"},
     "model": {"factory", "args", "checkpoint", "output", "ensemble", "learning_rates", "steps", "segments"},
-    "train": {"dataset", "args", "labels", "exclude", "classes", "n", "transform"},
+    "train": {"dataset", "args", "labels", "exclude", "weights", "classes", "n", "transform"},
     "test": {"dataset", "args"},
     "gradients": {"store", "layers", "budget", "store_dtype", "block"},
     "curvature": {"method", "matrix", "damping", "tolerance", "max_iterations"},
