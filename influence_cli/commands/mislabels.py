@@ -202,7 +202,8 @@ def command(
     if report is not None:
         _write_report(session, tasks, stores, result, split, count, signal, report)
     else:
-        session.terminal.say("next: influence mislabels --top auto --report mislabels.html shows the images")
+        top = "" if result.noise is None else "--top auto "  # which an estimate is needed for
+        session.terminal.say(f"next: influence mislabels {top}--report mislabels.html shows the images")
     if fail_above is not None:
         _fail_above(session, len(result.flagged), fail_above)
 
