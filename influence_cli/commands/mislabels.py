@@ -350,8 +350,7 @@ def _score(session: Session, result: Mislabels, known: Truth) -> None:
         true = known.true[facts.indices][wrong]
         shares = {**result.log_probabilities, "loss": facts.probabilities}
         right = {name: float((likeliest(values[wrong]) == true).mean()) for name, values in shares.items()}
-        memorised = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
-        session.run.memorised_share = memorised
+        session.run.memorised_share = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
     # A label that is not judged comes last.
     signals = {name: np.where(np.isnan(values), -np.inf, values) for name, values in result.signals.items()}
     table = qualities(signals, wrong, right)
