@@ -202,7 +202,8 @@ def command(
     if report is not None:
         _write_report(session, tasks, stores, result, split, count, signal, report)
     else:
-        session.terminal.say("next: influence mislabels --top auto --report mislabels.html shows the images")
+        top = "" if result.noise is None else "--top auto "  # which an estimate is needed for
+        session.terminal.say(f"next: influence mislabels {top}--report mislabels.html shows the images")
     if fail_above is not None:
         _fail_above(session, len(result.flagged), fail_above)
 
@@ -349,8 +350,7 @@ def _score(session: Session, result: Mislabels, known: Truth) -> None:
         true = known.true[facts.indices][wrong]
         shares = {**result.log_probabilities, "loss": facts.probabilities}
         right = {name: float((likeliest(values[wrong]) == true).mean()) for name, values in shares.items()}
-        memorised = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
-        session.run.memorised_share = memorised
+        session.run.memorised_share = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
     # A label that is not judged comes last.
     signals = {name: np.where(np.isnan(values), -np.inf, values) for name, values in result.signals.items()}
     table = qualities(signals, wrong, right)

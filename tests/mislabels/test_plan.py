@@ -109,6 +109,7 @@ def test_no_estimate_is_made_where_the_evidence_contradicts_most_labels(influenc
     done = influence("mislabels", "--top", 1, cwd=folder)
     assert "no estimate of wrong labels: the evidence contradicts" in done.err
     assert "labels are wrong" not in done.err
+    assert "next: influence mislabels --report mislabels.html" in done.err
     said = refusal(influence, folder, "mislabels", "--top", "auto")
     assert "--top auto: the number of wrong labels cannot be estimated here: the evidence contradicts" in said
 

@@ -155,7 +155,7 @@ def test_a_curvature_of_layers_is_refused_where_no_layer_sees_every_example(infl
     assert "curvature.method: identity" in told
 
 
-@pytest.mark.quick("auto")
+@pytest.mark.quick("ekfac")
 @pytest.mark.parametrize("method", ["auto", "ekfac"])
 def test_a_model_of_bags_has_a_curvature_and_the_gradients_of_autograd(
     influence: Command, tmp_path: Path, method: str
