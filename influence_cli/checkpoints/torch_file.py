@@ -88,8 +88,9 @@ def read_torch_bytes(content: mmap.mmap | bytearray, path: Path, where: str) -> 
         if left is not None:
             raise InfluenceError(f"{where}: {path} is {left[0]}", left[1]) from error
         if isinstance(error, zipfile.BadZipFile):
-            whole = "the end of the archive is missing or damaged"
-            raise InfluenceError(f"{where}: {path} is cut short: {whole}", "copy or download it again") from error
+            cut = "it is cut short, the end of the archive is missing or damaged"
+            message = f"{where}: {path} is not a readable checkpoint: {cut}"
+            raise InfluenceError(message, "copy or download it again") from error
         said = str(error) if type(error) is ValueError else describe(error)
         raise InfluenceError(f"{where}: {path} is not a readable checkpoint: {said[:160]}", SAVE) from error
 

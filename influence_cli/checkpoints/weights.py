@@ -270,7 +270,7 @@ def _fit(
 
 
 def place_of(tensor: Tensor) -> tuple[object, ...]:
-    """Give what two names of one tensor share; an empty or meta tensor, whose place says nothing, shares it with none."""
+    """Give what two names of one tensor share; an empty tensor shares it with no other."""
     place = tensor.data_ptr() or id(tensor)
     return place, tensor.shape, tensor.stride()
 

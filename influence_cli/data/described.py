@@ -237,7 +237,7 @@ def folders_hint(one: Collection[str], other: Collection[str]) -> str:
         other
     ):
         return (
-            "the names look alike, but their accents are written in two ways (Unicode NFC and NFD, as after a copy from "
-            "macOS): rename the folders of one set"
+            "the names look alike, but their accents are written in two ways (Unicode NFC and NFD, as after a copy "
+            "from macOS): rename the folders of one set"
         )
     return "train and test need the same class folders, so that a number means the same class"

@@ -98,7 +98,7 @@ def _run(model: nn.Module, tensor: Tensor, device: torch.device, title: str, whe
     except Exception as error:
         if "more than 1 value per channel" in str(error):  # of torch's batch norm, for a batch of one example
             raise InfluenceError(
-                f"{where}: an example's output depends on the rest of its batch: {describe(error)}",
+                f"{where}: the model's output for an example depends on the rest of its batch: {describe(error)}",
                 "such a model has no per-example gradient; BatchNorm without running statistics causes this",
             ) from error
         missing = _other_arguments(model.forward)

@@ -136,7 +136,7 @@ def _refuse_backward_alone(network: Network, inputs: Tensor, names: Collection[s
         with torch.enable_grad(), recurrent_backward(network.model):
             outputs = logits_of(network.model(inputs))
             if outputs.requires_grad:
-                outputs.sum().backward()
+                outputs.sum().backward()  # type: ignore[no-untyped-call]
         parameters = network.parameters()
         alone = [name for name in network.names if name in names and parameters[name].grad is not None]
     finally:
