@@ -15,6 +15,7 @@ from torch import Tensor
 from influence_cli.checkpoints.restricted_pickle import Stand
 from influence_cli.checkpoints.torch_file import read_torch_bytes, read_torch_file, unpickle
 from influence_cli.errors import InfluenceError, describe
+from influence_cli.runtime import disk
 
 # What transformers and accelerate write, in the order in which they read it.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -56,6 +57,10 @@ def read_part(path: Path, where: str) -> object:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
+        with path.open("rb") as file:
+            left = disk.stand_in(file.read(64))
+        if left is not None:
+            raise InfluenceError(f"{where}: {path} is {left[0]}", left[1]) from error
         raise InfluenceError(f"{where}: {path} cannot be read: {describe(error)}") from error
 
 

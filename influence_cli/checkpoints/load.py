@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,17 @@ from influence_cli.checkpoints.folder import read_folder, read_index, read_part
 from influence_cli.checkpoints.libraries import by_library, is_adapter, with_adapter
 from influence_cli.checkpoints.restricted_pickle import Stand, entries_of
 from influence_cli.checkpoints.torch_file import SAVE, ArchiveError, read_torch_file
-from influence_cli.checkpoints.weights import NESTS, Fit, choose, find_modules, find_weights, fits, narrowed, told
+from influence_cli.checkpoints.weights import (
+    NESTS,
+    Fit,
+    choose,
+    find_modules,
+    find_weights,
+    fits,
+    narrowed,
+    place_of,
+    told,
+)
 from influence_cli.config.schema import CheckpointConfig
 from influence_cli.errors import InfluenceError, counted, few, one_line, typed_path
 from influence_cli.runtime.terminal import Terminal, or_silent
@@ -190,10 +200,23 @@ def load_checkpoint(model: nn.Module, wanted: CheckpointConfig, where: str, term
         raise InfluenceError(
             f"{where}: {wanted.file} holds NaN or infinity in {few(broken)}", "use an earlier checkpoint"
         )
+    _refuse_untied(taken, state, where, wanted.file)
     whole = OrderedDict(taken.values)
     # Some modules read the version that torch keeps with the weights; the keys fit, so the model's own is right.
     whole._metadata = whole_state._metadata  # type: ignore[attr-defined]
     model.load_state_dict(whole, strict=False)
+
+
+def _refuse_untied(taken: Fit, state: Mapping[str, torch.Tensor], where: str, path: Path) -> None:
+    """Refuse other values under two names that are one tensor in the model: only the last of them would stay."""
+    first: dict[tuple[object, ...], str] = {}
+    for key, value in taken.values.items():
+        other = first.setdefault(place_of(state[key]), key)
+        if other != key and not torch.equal(value, taken.values[other]):
+            raise InfluenceError(
+                f"{where}: {other} and {key} differ in {path}, but are one tensor in the model",
+                "the model that was trained does not tie them: do not tie them in model.factory either",
+            )
 
 
 def _refuse_lazy(model: nn.Module, where: str) -> None:

@@ -84,6 +84,13 @@ def read_torch_bytes(content: mmap.mmap | bytearray, path: Path, where: str) -> 
     except InfluenceError:
         raise
     except Exception as error:  # a damaged pickle can fail anywhere in the reader
+        left = disk.stand_in(bytes(content[:64]))
+        if left is not None:
+            raise InfluenceError(f"{where}: {path} is {left[0]}", left[1]) from error
+        if isinstance(error, zipfile.BadZipFile):
+            cut = "it is cut short, the end of the archive is missing or damaged"
+            message = f"{where}: {path} is not a readable checkpoint: {cut}"
+            raise InfluenceError(message, "copy or download it again") from error
         said = str(error) if type(error) is ValueError else describe(error)
         raise InfluenceError(f"{where}: {path} is not a readable checkpoint: {said[:160]}", SAVE) from error
 

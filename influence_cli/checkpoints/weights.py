@@ -258,12 +258,21 @@ def _fit(
         else:
             left_out.append(name)
     bad = {text.split(" ", 1)[0] for text in misshapen}
+    # Weights that are one tensor in the model need one name in the file: safetensors keeps no more of them.
+    given = {place_of(model_state[key]) for key in values}
     missing = [
         f"{key} ({candidate.others[key]} in the file)" if key in candidate.others else key
-        for key in model_state
+        for key, value in model_state.items()
         if key not in values and key not in bad and not key.endswith("num_batches_tracked")
+        if place_of(value) not in given
     ]
     return Fit(candidate, prefix, names, values, missing, unexpected, misshapen, left_out)
+
+
+def place_of(tensor: Tensor) -> tuple[object, ...]:
+    """Give what two names of one tensor share; an empty tensor shares it with no other."""
+    place = tensor.data_ptr() or id(tensor)
+    return place, tensor.shape, tensor.stride()
 
 
 def _difference(key: str, value: Tensor, expected: Tensor) -> str:

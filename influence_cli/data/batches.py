@@ -214,10 +214,14 @@ def _collate(split: Split, read: _Read) -> Batch:
         raise read.conflict
     if read.odd is not None:
         index, shape = read.odd
+        first = list(read.inputs.shape[1:])
+        channels = len(shape) == len(first) and shape[1:] == first[1:]
         raise InfluenceError(
-            f"{split.where}: {split.title(index)} has the shape {shape}, but {split.title(read.indices[0])} "
-            f"has {list(read.inputs.shape[1:])}",
-            "all inputs need one shape: add {Resize: {size: [224, 224]}} to the transform",
+            f"{split.where}: {split.title(index)} has the shape {shape}, but "
+            f"{split.title(read.indices[0])} has {first}",
+            "all inputs need as many channels: add RGB as the first step of the transform"
+            if channels
+            else "all inputs need one shape: add {Resize: {size: [224, 224]}} to the transform",
         )
     indices = np.array(read.indices, dtype=np.int64)
     targets = split.labels[indices] if split.slots is None else split.labels[indices] + SLOT * split.slots[indices]

@@ -22,7 +22,7 @@ from influence_cli.data.class_outputs import (
     read_class_outputs,
     refuse_missing,
 )
-from influence_cli.data.described import described, in_order, innermost, listed_labels
+from influence_cli.data.described import described, folders_hint, in_order, innermost, listed_labels
 from influence_cli.data.huggingface import HubImages, choose_split, is_hub_set, load_hub_set
 from influence_cli.data.image_files import Strays, look_through, refuse_no_classes, stray_remarks, without_strays
 from influence_cli.data.label_files import given_labels, known_labels, read_indices, read_weights
@@ -396,5 +396,5 @@ def _check_mapping(train: Split, test: Split, *, only_shared: bool) -> None:
         raise InfluenceError(
             f"{test.where}: class_to_idx differs between train and test: "
             + ("; ".join(only) or f"different numbers for {', '.join(moved[:6])}"),
-            "train and test need the same class folders, so that a number means the same class",
+            folders_hint(train.mapping, test.mapping),
         )

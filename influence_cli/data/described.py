@@ -5,10 +5,11 @@ A ``Subset`` has those of the examples that it takes, a ``ConcatDataset`` those 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -223,3 +224,20 @@ def in_order(mapping: dict[Any, Any] | None) -> tuple[str, ...] | None:
     if not mapping or sorted(map(str, mapping.values())) != sorted(map(str, range(len(mapping)))):
         return None
     return tuple(str(name) for name, _ in sorted(mapping.items(), key=lambda pair: int(pair[1])))
+
+
+def folders_hint(one: Collection[str], other: Collection[str]) -> str:
+    """Say what two sets with other class folders need; of names that only look alike, what is different.
+
+    Args:
+        one: the names of one set's classes.
+        other: those of the other set.
+    """
+    if {normalize("NFC", name) for name in one} == {normalize("NFC", name) for name in other} and set(one) != set(
+        other
+    ):
+        return (
+            "the names look alike, but their accents are written in two ways (Unicode NFC and NFD, as after a copy "
+            "from macOS): rename the folders of one set"
+        )
+    return "train and test need the same class folders, so that a number means the same class"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import chdir, nullcontext
+from contextlib import chdir, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from influence_cli.data.file_sets import DataFiles
 from influence_cli.data.image_files import lost_depth
 from influence_cli.data.tables import LABEL_NAMES
 from influence_cli.errors import InfluenceError, describe
+from influence_cli.runtime.disk import stand_in
 from influence_cli.runtime.fence import item_modes, set_item_modes
 
 
@@ -140,7 +141,7 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # sys.exit() and exceptions of one's own kind too
-        raise InfluenceError(f"{split.title(index)} cannot be read: {describe(error)}") from error
+        raise InfluenceError(f"{split.title(index)} cannot be read: {_reason(split, index, error)}") from error
     finally:
         set_item_modes(modes)
     if isinstance(item, dict):
@@ -161,6 +162,17 @@ def raw_item(split: Split, index: int) -> tuple[Any, Any]:
     if path and (lost := lost_depth(path, image)):
         raise InfluenceError(f"{split.title(index)} cannot be read: {lost}")
     return image, label
+
+
+def _reason(split: Split, index: int, error: BaseException) -> str:
+    """Say why an example cannot be read; of a file that holds something else, what that is and what gives the file."""
+    path = split.path(index)
+    with suppress(OSError, ValueError):
+        with Path(path or "").open("rb") as file:
+            left = stand_in(file.read(64))
+        if left is not None:
+            return f"it is {left[0]} ({left[1]})"
+    return describe(error)
 
 
 def label_number(split: Split, index: int, label: Any) -> int:

@@ -98,6 +98,11 @@ def _run(model: nn.Module, tensor: Tensor, device: torch.device, title: str, whe
         at = "" if error.message.startswith(where.rpartition(":")[0]) else f"{where}: "
         raise InfluenceError(f"{at}{error.message}", error.hint) from error
     except Exception as error:
+        if "more than 1 value per channel" in str(error):  # of torch's batch norm, for a batch of one example
+            raise InfluenceError(
+                f"{where}: the model's output for an example depends on the rest of its batch: {describe(error)}",
+                "such a model has no per-example gradient; BatchNorm without running statistics causes this",
+            ) from error
         missing = _other_arguments(model.forward)
         raise InfluenceError(
             f"{where}: the model fails on {title} of shape {list(tensor.shape[1:])}: {describe(error)}",

@@ -48,8 +48,14 @@ def make_network(network: Network, inputs: Tensor, slow: Collection[str] = ()) -
         outputs = logits_of(network.model(inputs))
     # Random slopes: the loss's own slopes may be zero for a fitted example.
     slopes = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-    truth, reached = example_by_example(plain, inputs, slopes)
+    try:
+        truth, reached = example_by_example(plain, inputs, slopes)
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise _recomputed() from error
+        raise
     reached |= _reached(plain, sample, set(network.names) - reached)
+    _refuse_backward_alone(plain, inputs, set(network.names) - reached)
     if not reached:
         _refuse_unreached(network, inputs)
     reached |= set(slow)
@@ -113,6 +119,40 @@ def example_by_example(
                     place[network.slots[name]] = (part.to_dense() if part.is_sparse else part).reshape(-1)
                     reached.add(name)
     return out, reached
+
+
+def _refuse_backward_alone(network: Network, inputs: Tensor, names: Collection[str]) -> None:
+    """Refuse parameters that ``backward`` reaches and ``torch.autograd.grad`` does not: their gradients would be zero.
+
+    Training is done by ``backward``. A part of the model that runs its own ``backward`` inside, as a reentrant
+    checkpoint of activations does, gives its parameters nothing else.
+    """
+    if not names:
+        return
+    kept = {parameter: parameter.grad for parameter in network.model.parameters()}
+    try:
+        for parameter in kept:
+            parameter.grad = None
+        with torch.enable_grad(), recurrent_backward(network.model):
+            outputs = logits_of(network.model(inputs))
+            if outputs.requires_grad:
+                outputs.sum().backward()  # type: ignore[no-untyped-call]
+        parameters = network.parameters()
+        alone = [name for name in network.names if name in names and parameters[name].grad is not None]
+    finally:
+        for parameter, grad in kept.items():
+            parameter.grad = grad
+    if alone:
+        raise _recomputed(alone)
+
+
+def _recomputed(names: Sequence[str] = ()) -> InfluenceError:
+    what = f" to {few(names)}" if names else ""
+    return InfluenceError(
+        f"no gradient of a single example passes{what} through a part of the model that is recomputed in the backward "
+        "pass (torch.utils.checkpoint with use_reentrant=True)",
+        "write checkpoint(…, use_reentrant=False), or checkpoint only if self.training",
+    )
 
 
 def _refuse_unreached(network: Network, inputs: Tensor) -> None:

@@ -217,6 +217,26 @@ def check_space(path: Path, need: int) -> None:
     )
 
 
+def stand_in(head: bytes) -> tuple[str, str] | None:
+    """Say what a clone or a download has left in place of a file, by its first bytes.
+
+    Args:
+        head: the first bytes of the file, some 64 of them.
+
+    Returns:
+        What it is, and what gives the file itself; None for anything else.
+    """
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"version https://git-lfs.github.com/"):
+        return "a pointer of Git LFS, not the file itself", "fetch it: git lfs pull"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return (
+            "a web page, not the file itself",
+            "download it again: the link leads to a page, such as one for logging in",
+        )
+    return None
+
+
 def failure(error: Exception, path: Path, size: int) -> str:
     """Say why a write failed and, for a full disk, how much space is missing.
 
