@@ -5,6 +5,8 @@ They are spread over the classes and over the set: a data set is sorted by class
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +29,8 @@ from influence_cli.runtime.terminal import Terminal, or_silent
 SAMPLE, LOOKED, FEW = 100, 32, 8
 # Examples that are read twice where nothing is known yet.
 READ_TWICE = 64
+# Of the examples of each class, this share has to agree on an output, before predictions tell the order; of so many.
+AGREED, LEAST = 0.6, 3
 # Numbers that the inputs of a sample may have: 2^26, 256 MB.
 NUMBERS = 2**26
 
@@ -154,7 +158,13 @@ def _check_losses(task: Task, sample: Batch, outputs: Tensor) -> None:
 
 
 def checkpoint_warnings(
-    accuracy: float, classes: int, gradient_norm: float, typical_norm: float, examples: int | None = None
+    accuracy: float,
+    classes: int,
+    gradient_norm: float,
+    typical_norm: float,
+    examples: int | None = None,
+    *,
+    order: str = "",
 ) -> list[str]:
     """Say what makes every later number doubtful: accuracy near chance, or a point that is not a minimum.
 
@@ -164,9 +174,12 @@ def checkpoint_warnings(
         gradient_norm: ‖∇R + l2·θ̂‖.
         typical_norm: root mean square of ‖gᵢ‖.
         examples: how many were sampled, or None for all.
+        order: what ``other_order`` says of them.
     """
     warnings = []
-    if near_chance(accuracy, classes):
+    if order:
+        warnings.append(f"training accuracy {accuracy:.1%}, but {order}")
+    elif near_chance(accuracy, classes):
         warnings.append(
             f"training accuracy {accuracy:.1%} is near chance: check the transform, the class order and the checkpoint"
         )
@@ -176,6 +189,53 @@ def checkpoint_warnings(
             "unaffected; if training did not stop early, check l2 and the transform"
         )
     return warnings
+
+
+def by_predictions(classes: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> dict[str, int] | None:
+    """Read the output of each class from what the model says of its examples.
+
+    Args:
+        classes: names by class number.
+        labels: int64 [n], class numbers of the data.
+        predicted: int64 [n], outputs.
+
+    Returns:
+        The output by class name; None unless every class has at least three examples, most of which agree, and no two
+        classes share an output.
+    """
+    wide = int(max(predicted.max(initial=0) + 1, len(classes)))
+    pairs, counts = np.unique(labels.astype(np.int64) * wide + predicted, return_counts=True)
+    best: dict[int, tuple[int, int, int]] = {}
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        number, output = divmod(pair, wide)
+        most, of, total = best.get(number, (0, 0, 0))
+        best[number] = (*((count, output) if count > most else (most, of)), total + count)
+    outputs: dict[str, int] = {}
+    for number, name in enumerate(classes):
+        most, output, total = best.get(number, (0, 0, 0))
+        if total < LEAST or most < AGREED * total:
+            return None
+        outputs[name] = output
+    return outputs if len(set(outputs.values())) == len(outputs) else None
+
+
+def other_order(classes: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> str:
+    """Say which order of the classes the predictions fit, if it is another one than the data set's.
+
+    Args:
+        classes: names by output number.
+        labels: int64 [n].
+        predicted: int64 [n], outputs.
+    """
+    outputs = by_predictions(classes, labels, predicted)
+    if outputs is None or list(outputs.values()) == list(range(len(classes))):
+        return ""
+    moved = sum(number != output for number, output in enumerate(outputs.values()))
+    written = ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {output}" for name, output in outputs.items())
+    return (
+        f"the predictions fit another order of the classes ({moved} of {len(classes)} have another output): if the "
+        f"model was trained with it, write train.classes: {{{written}}}"
+    )
 
 
 def near_chance(accuracy: float, classes: int) -> bool:

@@ -24,7 +24,7 @@ from influence_cli.passes.contractions import cheapest, positions
 from influence_cli.passes.finite import check_finite
 from influence_cli.passes.gradients import example_gradients, summed_gradient
 from influence_cli.passes.layers import forward
-from influence_cli.passes.probe import checkpoint_warnings, near_chance
+from influence_cli.passes.probe import checkpoint_warnings, near_chance, other_order
 from influence_cli.precompute.budget import most_columns, row_bytes
 from influence_cli.precompute.cost import estimate
 from influence_cli.precompute.decide import decide
@@ -65,6 +65,7 @@ class Measured:
         typical_norm: root mean square of ‖gᵢ‖.
         count: examples.
         parts: the gradient in each tracked parameter.
+        order: what ``other_order`` says of the predictions.
     """
 
     accuracy: float
@@ -73,6 +74,7 @@ class Measured:
     typical_norm: float
     count: int
     parts: tuple[Part, ...] = ()
+    order: str = ""
 
 
 def check_run(
@@ -154,7 +156,8 @@ def _task_findings(
     norm = 0.0 if config.model.is_one_run or explained else train.gradient_norm
     if explained and not config.model.is_one_run:
         terminal.warn(explained)
-    for text in checkpoint_warnings(train.accuracy, len(task.classes), norm, train.typical_norm, sampled):
+    numbers = (train.accuracy, len(task.classes), norm, train.typical_norm, sampled)
+    for text in checkpoint_warnings(*numbers, order=train.order):
         terminal.warn(text)
     if task.test is not None and not task.test.is_unlabelled:
         test = measure(task, task.test, network, terminal, full=full, skip=skip, gradients=False)
@@ -324,7 +327,7 @@ def measure(
     chosen = split.indices
     if not full and len(split) > SAMPLE:
         chosen = np.sort(np.random.default_rng(task.seed).choice(split.indices, SAMPLE, replace=False))
-    right, losses, count = 0, 0.0, 0
+    losses, seen = 0.0, list[tuple[np.ndarray, np.ndarray]]()
     squares = dict.fromkeys(network.slots, 0.0)
     # For a large model a few example gradients must suffice for the typical norm; the mean is still exact.
     each = network.size if gradients and network.size <= EVERY_NORM else 0
@@ -354,12 +357,13 @@ def measure(
             else:
                 part, outputs = evaluate(network, batch.inputs, batch.targets)
                 check_finite(split, batch, part)
-            right += int((outputs.argmax(dim=1).cpu() == batch.labels).sum())
+            seen.append((batch.labels.numpy(), outputs.argmax(dim=1).cpu().numpy()))
             losses += float(plain_losses(network.loss, outputs, batch.targets, part).sum())
-            count += len(batch)
             advance(len(batch))
-    if not count:
+    if not seen:
         raise InfluenceError(f"{split.where}: no {split.name} example of the sample could be read")
+    labels, predicted = (np.concatenate(part) for part in zip(*seen, strict=True))
+    count, accuracy = len(labels), float((labels == predicted).mean())
     parts = []
     for name, place in network.slots.items() if gradients else ():
         parameter = network.model.get_parameter(name).detach()
@@ -369,7 +373,8 @@ def measure(
         parts.append(Part(name, float(slope.norm()), float(theta.norm()), l2, product, typical, plain))
     norm = math.sqrt(sum(part.left() ** 2 for part in parts))
     typical = math.sqrt(sum(part.typical**2 for part in parts))
-    return Measured(right / count, losses / count, norm, typical, count, tuple(parts))
+    order = other_order(task.classes, labels, predicted) if gradients else ""
+    return Measured(accuracy, losses / count, norm, typical, count, tuple(parts), order)
 
 
 def _add_squares(squares: dict[str, float], network: Network, batch: Batch, row: int) -> None:

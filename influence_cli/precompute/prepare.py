@@ -25,7 +25,7 @@ from influence_cli.model.network import flatten
 from influence_cli.model.task import Task
 from influence_cli.passes.batch_size import plan_batch
 from influence_cli.passes.layers import UnevenError
-from influence_cli.passes.probe import checkpoint_warnings
+from influence_cli.passes.probe import checkpoint_warnings, other_order
 from influence_cli.precompute.decide import decide
 from influence_cli.precompute.fill_store import fill_store
 from influence_cli.precompute.fingerprint import compare, fingerprint
@@ -348,7 +348,7 @@ def _remark(prepared: Prepared, terminal: Terminal, *, a_run: bool) -> Prepared:
     task = prepared.task
     with Store.open(prepared.path) as store:
         state, labels, summary = store.column("state"), store.column("labels"), store.summary()
-        right = predicted_classes([store]) == labels
+        predicted = predicted_classes([store])
     skipped = int((state == SKIPPED).sum())
     if skipped:
         terminal.warn(
@@ -357,11 +357,13 @@ def _remark(prepared: Prepared, terminal: Terminal, *, a_run: bool) -> Prepared:
     read = state == READ
     if not read.any():
         raise InfluenceError(f"{task.train.where}: no training example could be read")
-    accuracy = float(right[read].mean())
+    accuracy = float((predicted == labels)[read].mean())
+    order = other_order(task.classes, labels[read], predicted[read])
     typical = float(np.sqrt(summary[-1])) if summary is not None else 0.0
     norm = 0.0 if a_run else prepared.gradient_norm or 0.0
     if norm and task.explained:
         terminal.detail(f"‖∇R + l2·θ‖ = {norm:.3g} over the tracked parameters; a typical gradient is {typical:.3g}")
-    for text in checkpoint_warnings(accuracy, len(task.classes), norm, typical) if task.explained else ():
-        terminal.warn(text)
+    if task.explained:
+        for text in checkpoint_warnings(accuracy, len(task.classes), norm, typical, order=order):
+            terminal.warn(text)
     return prepared

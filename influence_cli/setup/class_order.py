@@ -10,14 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from influence_cli.errors import InfluenceError, few
 from influence_cli.setup.guesses import ModelGuess
-
-# Of the examples of each class, this share has to agree on an output, before predictions tell the order.
-AGREED = 0.6
-LEAST = 3
 
 
 @dataclass(frozen=True)
@@ -87,30 +81,6 @@ def match(classes: Sequence[str], names: Sequence[str]) -> dict[str, int] | None
     if any(len(numbers) != 1 for numbers in matched.values()):
         return None
     outputs = {name: next(iter(numbers)) for name, numbers in matched.items()}
-    return outputs if len(set(outputs.values())) == len(outputs) else None
-
-
-def by_predictions(classes: Sequence[str], labels: np.ndarray, predicted: np.ndarray) -> dict[str, int] | None:
-    """Read the output of each class from what the model says of its examples.
-
-    Args:
-        classes: names by class number.
-        labels: int64 [n], class numbers of the data.
-        predicted: int64 [n], outputs.
-
-    Returns:
-        The output by class name; None unless every class has at least three examples, most of which agree, and no two
-        classes share an output.
-    """
-    outputs: dict[str, int] = {}
-    for number, name in enumerate(classes):
-        mine = predicted[labels == number]
-        if len(mine) < LEAST:
-            return None
-        values, counts = np.unique(mine, return_counts=True)
-        if counts.max() < AGREED * len(mine):
-            return None
-        outputs[name] = int(values[counts.argmax()])
     return outputs if len(set(outputs.values())) == len(outputs) else None
 
 

@@ -23,10 +23,10 @@ from influence_cli.data.transforms import build_transform
 from influence_cli.errors import InfluenceError, few
 from influence_cli.model.heads import ProbabilitiesError, take_head
 from influence_cli.model.task import Task, build_model, load_tasks
-from influence_cli.passes.probe import near_chance
+from influence_cli.passes.probe import by_predictions, near_chance
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.setup.architecture import guess_model
-from influence_cli.setup.class_order import Order, by_number, by_predictions, guess_order
+from influence_cli.setup.class_order import Order, by_number, guess_order
 from influence_cli.setup.data_form import guess_data
 from influence_cli.setup.fitting import logits_beside
 from influence_cli.setup.guesses import TransformGuess

@@ -149,3 +149,21 @@ def test_mislabels_refuses_probabilities(influence: Command, tiny: Path) -> None
 def test_mislabels_refuses_outputs_that_depend_on_the_batch(influence: Command, tiny: Path) -> None:
     with_model(tiny, OF_A_BATCH)
     assert "depends on the rest of its batch" in influence("mislabels", cwd=tiny, code=2).err
+
+
+def test_classes_that_the_model_was_trained_with_in_another_order(influence: Command, tiny: Path) -> None:
+    """The weights of the last layer are turned by one class: nothing else is wrong with the model."""
+    import torch
+
+    state = torch.load(tiny / "model.pt", weights_only=True)
+    torch.save({name: value.roll(1, dims=0) for name, value in state.items()}, tiny / "model.pt")
+    said = "the predictions fit another order of the classes (3 of 3 have another output)"
+    written = 'train.classes: {"a": 1, "b": 2, "c": 0}'
+    for words in (("check",), ("rank", "0")):
+        done = influence(*words, cwd=tiny)
+        assert said in done.err
+        assert written in done.err
+    edit(tiny, "train:\n", "train:\n  classes: " + written.partition(": ")[2] + "\n")
+    again = influence("rank", "0", "-s", "gradients.store=again.h5", cwd=tiny)
+    assert "another order" not in again.err
+    assert "near chance" not in again.err

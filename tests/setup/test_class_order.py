@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from influence_cli.errors import InfluenceError
-from influence_cli.setup.class_order import by_number, by_predictions, guess_order, match
+from influence_cli.passes.probe import by_predictions
+from influence_cli.setup.class_order import by_number, guess_order, match
 from influence_cli.setup.guesses import ModelGuess
 
 
