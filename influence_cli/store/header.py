@@ -99,8 +99,11 @@ def _read_seal(raw: BinaryIO) -> bytes:
 
 def _read_settled(raw: BinaryIO, end: int) -> dict[str, str]:
     """Read what was written behind the file; nothing where that is not whole, as after a kill."""
+    more = min(os.fstat(raw.fileno()).st_size - end, LARGEST_SEAL)
+    if more <= 0:
+        return {}
     raw.seek(end)
-    body, _, rest = raw.read(LARGEST_SEAL).partition(b"\n")
+    body, _, rest = raw.read(more).partition(b"\n")
     settled = _object(body) if rest[:16] == xxhash.xxh3_64_hexdigest(body).encode() else {}
     return {name: part for name, part in settled.items() if isinstance(part, str)}
 

@@ -119,8 +119,9 @@ def test_a_store_is_read_where_hdf5_finds_no_locks(tmp_path: Path, monkeypatch: 
         file["x"] = 1
     monkeypatch.setattr(header.h5py, "File", Lockless)
     monkeypatch.setattr(header, "_read_seal", lambda _: b"")
-    monkeypatch.setattr(header, "_check_seal", lambda *_: None)
+    monkeypatch.setattr(header, "_check_seal", lambda *_: 0)
+    monkeypatch.setattr(header, "_read_settled", lambda *_: {})
     monkeypatch.setattr(header, "_read_header", lambda file, *_: {"x": int(file["x"][()])})
     raw, file, read = header.open_file(tmp_path / "store.h5")
     with raw, file:
-        assert read == {"x": 1}
+        assert read == {"x": 1, "end": 0, "settled": {}}

@@ -1010,6 +1010,7 @@ def test_a_write_that_fails_is_told_and_its_block_is_not_done(tmp_path: Path) ->
 @pytest.mark.parametrize("dtype", HALF_STEP)
 def test_any_hdf5_tool_reads_it(tmp_path: Path, dtype: str) -> None:
     path = make(tmp_path / "s.h5", dtype)
+    stored = scanned(path)
     with h5py.File(path) as file:
         assert file.attrs["format"] == "influence-store"
         assert file.attrs["version"] == 1
@@ -1021,7 +1022,7 @@ def test_any_hdf5_tool_reads_it(tmp_path: Path, dtype: str) -> None:
         values = rows[:N].astype(np.float32)
         if dtype != "float32":
             values = values * file["scales"][:N][:, None]
-        assert np.array_equal(values, scanned(path))
+        assert np.array_equal(values, stored)
         assert file["flags"][:].tolist() == [1, 1, 1]
         assert np.array_equal(file["labels"][:N], LABELS)
         assert np.array_equal(file["indices"][:N], INDICES)

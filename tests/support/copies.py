@@ -33,11 +33,12 @@ def copied(project: Path, to: Path) -> Iterator[Path]:
         images.append(source)
         os.link(source, target)
 
-    yield Path(shutil.copytree(project, to, copy_function=copy))
-    for path in images:
-        content, before = _KEPT[path]
-        now = os.stat(path)  # noqa: PTH116
-        if (now.st_size, now.st_mtime_ns, now.st_mode) != (before.st_size, before.st_mtime_ns, before.st_mode):
-            Path(path).write_bytes(content)
-            Path(path).chmod(before.st_mode)
+    try:
+        yield Path(shutil.copytree(project, to, copy_function=copy))
+    finally:
+        for path in map(Path, images):
+            content, before = _KEPT[str(path)]
+            if path.read_bytes() != content:  # whatever its size and times say
+                path.write_bytes(content)
+            path.chmod(before.st_mode)
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
