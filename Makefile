@@ -60,7 +60,7 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -rP
-	INFLUENCE_TEST_EXAMPLES=more $(BIN)/python -m pytest tests/system/test_fuzz.py
+	INFLUENCE_TEST_EXAMPLES=more $(BIN)/python -m pytest tests/system/test_fuzz.py tests/system/test_crash_points.py
 
 # Beside $(VENV), as the fuzzer is: timm, transformers and others, which tests/ecosystem trains and saves with.
 $(ECOSYSTEM)/.installed: requirements-ecosystem.lock $(VENV)/.installed

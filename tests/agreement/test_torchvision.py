@@ -204,8 +204,8 @@ def test_every_model_is_here() -> None:
     assert not marked & set(FAST)
 
 
-@pytest.mark.quick("resnet18", "mobilenet_v3_small")
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.quick("mobilenet_v3_small")
 def test_check_passes_and_gradients_equal_autograd(influence: Command, tmp_path: Path, name: str) -> None:
     args, size = arguments(name), image_size(name)
     torch.manual_seed(0)
@@ -214,6 +214,7 @@ def test_check_passes_and_gradients_equal_autograd(influence: Command, tmp_path:
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.slow
 def test_small_transformers_equal_autograd(influence: Command, tmp_path: Path, name: str) -> None:
     args = {"num_classes": CLASSES, **SMALL[name]}
     torch.manual_seed(0)

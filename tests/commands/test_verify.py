@@ -92,8 +92,8 @@ def test_a_checkpoint_that_is_no_minimum_is_called_that(influence: Command, proj
     assert "not a minimum" in str(rows[0]["meaning"])
 
 
-@pytest.mark.quick("ekfac", "explicit")
 @pytest.mark.parametrize("method", ["ekfac", "explicit", "cg", "identity"])
+@pytest.mark.quick("ekfac")
 def test_residual_and_energy_are_those_of_a_dense_computation(influence: Command, project: Path, method: str) -> None:
     """The GGN of all 500 parameters by autograd, and s_test taken from the command's own scores."""
     edit(project, "gradients: {block: 64}", "gradients: {block: 64, budget: 400kB}")
@@ -188,6 +188,7 @@ def left_out_by_lbfgs(project: Path, test: int, indices: list[int]) -> np.ndarra
     return np.array([loss_without(index) for index in indices]) - before
 
 
+@pytest.mark.slow
 def test_leaving_one_out_is_what_retraining_gives(influence: Command, project: Path) -> None:
     done = influence("verify", "--loo", 9, "--plot", "loo.svg", "-o", "loo.csv", cwd=project)
     rows: list[dict[str, object]] = list(csv.DictReader((project / "loo.csv").read_text().splitlines()))  # type: ignore[arg-type]
@@ -213,6 +214,7 @@ def test_leaving_one_out_is_what_retraining_gives(influence: Command, project: P
     assert "r = 0.99" in (project / "loo.svg").read_text()
 
 
+@pytest.mark.slow
 def test_several_tests_and_files_are_left_out_for(influence: Command, project: Path) -> None:
     file = next((project / "test" / "Bag").glob("*.png"))
     rows = rows_of(influence("verify", 3, file, "--loo", 4, cwd=project))
@@ -434,6 +436,7 @@ def test_of_two_processes_one_is_killed_and_the_numbers_are_the_same(
     assert rows_of(again) == rows
 
 
+@pytest.mark.slow
 def test_more_subsets_use_what_is_there_and_another_seed_does_not(
     scored: tuple[Path, list[dict[str, object]], str], influence: Command, tmp_path: Path
 ) -> None:

@@ -141,6 +141,7 @@ def as_shards(project: Path) -> Config:
     return as_data_files(project, "influence_cli.data.tar_images.TarImages", "{0}-*.tar")
 
 
+@pytest.mark.slow
 def test_every_command_says_the_same_as_of_the_image_folder(influence: Command, tmp_path: Path) -> None:
     path = re.compile(r".*/(train|test)-00\d\.tar#[\w -]+/\d{5}\.png")
     assert_same_results(influence, tmp_path, as_shards, path)

@@ -194,6 +194,7 @@ def test_tracin_of_few_steps_is_the_derivative_through_training(small_made: Path
     assert np.allclose(found, truth, rtol=0.03, atol=0.03 * np.abs(truth).max())
 
 
+@pytest.mark.slow
 def test_blocks_carry_a_vector_from_one_basis_to_the_next(tiny: Path) -> None:
     """EK-FAC of two layers, a part of the coordinates kept: the same through dense matrices PΛPᵀ."""
     from influence_cli.curvature.coordinates import Blocks, full_vectors
@@ -287,6 +288,7 @@ def rows_of(out: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
+@pytest.mark.slow
 def test_rank_both_ways_and_on_the_fly_is_the_same(by_source: Path, influence: Command) -> None:
     done = influence("rank", 2, "--all", cwd=by_source)
     stored = {int(str(row["index"])): float(str(row["influence"])) for row in rows_of(done.out)}
@@ -315,6 +317,7 @@ def alone_words() -> tuple[str, ...]:
     return tuple(part for word in words for part in ("-s", word))
 
 
+@pytest.mark.slow
 def test_groups_and_select_are_sums_of_the_same_influence(by_source: Path, influence: Command) -> None:
     found = scores(by_source, store="influence.h5")
     rows = rows_of(influence("groups", "0:", cwd=by_source).out)

@@ -32,8 +32,8 @@ def test_the_series_needs_what_its_slowest_direction_needs() -> None:
     assert (1 - shift) ** count == pytest.approx(TOLERANCES["lissa"], rel=0.1)
 
 
-@pytest.mark.quick("cg", "nystrom")
 @pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.quick("cg")
 def test_it_is_said_and_a_long_one_is_warned_of(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -82,8 +82,8 @@ def test_a_solve_is_described_on_stderr_and_in_the_run_file(influence: Command, 
     assert "did not converge" not in done.err
 
 
-@pytest.mark.quick("cg", "nystrom")
 @pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.quick("cg")
 def test_not_to_converge_is_a_warning_and_strictly_an_error(influence: Command, project: Path, method: str) -> None:
     words = ("rank", 0, "-s", f"curvature.method={method}", "-s", "curvature.tolerance=1e-12", "-o", "out.csv")
     words += ("-s", "curvature.max_iterations=2", "-s", "l2=0.0001", "-s", "curvature.damping=0")
@@ -104,8 +104,8 @@ def test_strict_holds_for_mislabels_and_for_the_other_way_round(influence: Comma
         assert "did not converge" in influence(*command, *words, "--strict", cwd=project, code=2).err
 
 
-@pytest.mark.quick("cg", "nystrom")
 @pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.quick("cg")
 def test_a_negative_eigenvalue_is_measured_and_outweighed(influence: Command, project: Path, method: str) -> None:
     use_network(project)
     words = ("rank", 0, "-s", f"curvature.method={method}", "-s", "curvature.matrix=hessian", "-s", "l2=0")

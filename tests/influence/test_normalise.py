@@ -85,9 +85,9 @@ def test_scores_are_those_of_the_dense_formulas(influence: Command, project: Pat
         assert np.abs(found).max() <= 1 + 1e-5
 
 
-@pytest.mark.quick("explicit-relatif", "identity-cosine")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["explicit", "identity"])
+@pytest.mark.quick("ekfac*")
 def test_on_the_fly_gives_the_same(influence: Command, project: Path, method: str, kind: str) -> None:
     words = ("rank", 3, "--all", "--normalise", kind, "-s", f"curvature.method={method}", "-s", "curvature.damping=0.0")
     stored = rows_of(influence(*words, cwd=project).out)
@@ -168,6 +168,7 @@ def test_outliers_lead_fewer_lists(influence: Command, project: Path) -> None:
         assert fewer < planted, kind
 
 
+@pytest.mark.slow
 def test_of_several_checkpoints_the_means_are_divided(influence: Command, project: Path) -> None:
     (project / "one.pt").write_bytes((project / "model.pt").read_bytes())
     save_minimum(project, l2=0.1)

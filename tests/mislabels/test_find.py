@@ -224,6 +224,7 @@ def test_without_a_spectrum_there_is_no_self_influence(influence: Command, noisy
     assert {row["self_influence"] for row in csv.DictReader(io.StringIO(text))} == {""}
 
 
+@pytest.mark.slow
 def test_several_checkpoints_are_averaged(influence: Command, noisy: Noisy, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(noisy.folder, tmp_path / "project"))
     state = torch.load(folder / "model.pt")

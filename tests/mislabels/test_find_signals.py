@@ -55,6 +55,7 @@ def test_a_store_of_something_else_is_left_alone_with_a_warning(
     assert (project / "influence.h5").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_gradient_norm_is_that_of_the_example_gradient(influence: Command, folder: Path, truth: Exact) -> None:
     for on, wanted in (("train", truth), ("test", exact(folder, "test"))):
         table = ranked(influence, folder, "--on", on, "--signal", "gradient-norm", "--signals")

@@ -150,6 +150,7 @@ def test_the_binomial_interval_is_wilsons() -> None:
 # The attack
 
 
+@pytest.mark.slow
 def test_an_attack_raises_the_loss_inside_the_ball_with_the_layer_at_its_minimum(
     top: TopLayer, scale: PixelScale
 ) -> None:

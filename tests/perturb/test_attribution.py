@@ -191,6 +191,7 @@ def test_the_page_shows_it_beside_each_test_image(influence: Command, stored: Pa
     assert "checkpoints" not in text.partition("<pre>")[0]
 
 
+@pytest.mark.slow
 def test_of_several_checkpoints_the_first_is_explained(influence: Command, project: Path) -> None:
     (project / "other.pt").write_bytes((project / "model.pt").read_bytes())
     edit(project, "checkpoint: model.pt", "checkpoint: [model.pt, other.pt]")

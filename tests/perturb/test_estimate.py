@@ -116,6 +116,7 @@ def test_a_gradient_without_a_derivative_is_an_error() -> None:
 # Against retraining
 
 
+@pytest.mark.slow
 def test_estimates_are_the_changes_that_training_again_brings(project: Path) -> None:
     """Softmax regression on real images: many images, three kinds of change, one at a time, by Newton in float64."""
     from influence_cli import Terminal, load_config, load_tasks, prepare_all
@@ -229,6 +230,7 @@ def test_every_method_has_a_slope_and_exact_ones_agree(influence: Command, proje
     assert slopes("identity").any()
 
 
+@pytest.mark.slow
 def test_several_checkpoints_are_averaged(influence: Command, project: Path) -> None:
     from tests.conftest import save_minimum
 

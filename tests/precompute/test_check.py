@@ -150,6 +150,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_project(tmp_path_factory.mktemp("large") / "project", train=600)
 
 
+@pytest.mark.slow
 def test_a_sample_is_seeded_and_near_the_whole(influence: Command, large: Path) -> None:
     one, again = findings(influence, large), findings(influence, large)
     other = findings(influence, large, "-s", "seed=1")

@@ -35,10 +35,10 @@ gradients: {{block: 128, layers: {layers}}}
 """
 
 
-@pytest.mark.quick("identity*")
 @pytest.mark.parametrize(
     ("method", "hidden", "layers"), [("identity", 256, '["*"]'), ("ekfac", 512, '["*"]'), ("explicit", 256, '["3"]')]
 )
+@pytest.mark.slow
 def test_the_memory_announced_is_that_of_the_peak(
     method: str, hidden: int, layers: str, influence: Command, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_rank_and_mislabels_say_what_was_kept(influence: Command, project: Path)
     assert rows[0]["self_influence"] >= rows[1]["self_influence"] >= rows[2]["self_influence"] > 0
 
 
+@pytest.mark.slow
 def test_the_whole_basis_on_the_fly_equals_a_store_of_it(influence: Command, project: Path) -> None:
     """A budget for every coordinate is no option, so λ is made tiny: d_eff is then nearly all of them."""
     words = ("-s", "curvature.damping=0.05")
@@ -155,8 +156,8 @@ def test_on_the_fly_rows_are_those_of_any_other_run(influence: Command, project:
         assert row["loss"] == pytest.approx(by_index[row["index"]]["loss"], rel=1e-4)
 
 
-@pytest.mark.quick("explicit")
 @pytest.mark.parametrize("method", ["identity", "explicit", "cg"])
+@pytest.mark.quick("identity*", "cg*")
 def test_on_the_fly_equals_the_store_for_other_methods(
     influence: Command, trained: Path, tmp_path: Path, method: str
 ) -> None:
@@ -179,6 +180,7 @@ def test_on_the_fly_equals_the_store_for_other_methods(
     assert [both[0][i] for i in range(320)] == pytest.approx([both[1][i] for i in range(320)], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_several_checkpoints_on_the_fly_are_averaged(influence: Command, project: Path) -> None:
     import torch
 
@@ -319,6 +321,7 @@ def test_another_convex_loss_has_a_root_of_its_curvature(influence: Command, pro
     assert "is not convex in the outputs: curvature ekfac uses the empirical Fisher" in " ".join(done.err.split())
 
 
+@pytest.mark.slow
 def test_int8_and_float16_rows_keep_the_scores(influence: Command, project: Path) -> None:
     exact = matrix(influence, project, "0:4")
     for dtype, tolerance in (("float16", 1e-2), ("int8", 0.1)):
@@ -346,6 +349,7 @@ def test_check_prints_the_plan_of_each_layer(influence: Command, project: Path) 
         assert min(kept) >= 1
 
 
+@pytest.mark.slow
 def test_bf16_is_close_and_has_a_store_of_its_own(influence: Command, project: Path) -> None:
     exact = matrix(influence, project, 3)[0]
     refused = influence("rank", 3, "--precision", "bf16", cwd=project, code=2)

@@ -73,6 +73,7 @@ def test_rank_at_every_damping_is_the_command_with_that_damping(project: Path, i
     assert dimensions == sorted(dimensions, reverse=True)
 
 
+@pytest.mark.slow
 def test_self_influence_at_every_damping_is_the_command_with_that_damping(project: Path, influence: Command) -> None:
     words: list[object] = ["mislabels", "--signal", "self-influence"]
     found = swept(influence, project, "mislabels", "--top", 10, "-s", f"curvature.damping={LAM}")

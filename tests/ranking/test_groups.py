@@ -196,6 +196,7 @@ def test_on_the_fly_and_without_what_cannot_be_read(influence: Command, project:
 # Retraining
 
 
+@pytest.mark.slow
 def test_removing_a_group_for_real_is_in_proportion_to_its_influence(influence: Command, project: Path) -> None:
     """Of real images: forty groups of 8, whose removal is a small step; and the actual effects of a float64 LBFGS."""
     site = sites(project, values=18)
@@ -214,6 +215,7 @@ def test_removing_a_group_for_real_is_in_proportion_to_its_influence(influence: 
         assert row["actual"] == pytest.approx(truth, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_network_is_retrained_without_groups_by_its_training_function(influence: Command, project: Path) -> None:
     (project / "model.py").write_text(
         "import torch\nfrom torch import nn\n\n\ndef build():\n"

@@ -230,6 +230,7 @@ def test_excluded_examples_do_not_appear(influence: Command, project: Path) -> N
     assert not {0, 5, 319} & {row["index"] for row in rows}
 
 
+@pytest.mark.slow
 def test_float16_rows_keep_the_scores(influence: Command, project: Path) -> None:
     exact = scores(influence, project, "0:4")
     half = scores(influence, project, "0:4", "-s", "gradients.store_dtype=float16", "-s", "gradients.store=half.h5")

@@ -48,8 +48,8 @@ def test_a_file_of_its_kind_that_appears_when_complete(tmp_path: Path, suffix: s
         assert {"class 0", "class 1", "class 2"} <= set(words(tmp_path / "a.svg"))
 
 
-@pytest.mark.quick("png")
 @pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.quick("svg")
 def test_the_same_numbers_give_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     draw(tmp_path / f"a.{suffix}", 5)
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
@@ -137,6 +137,7 @@ def test_a_plot_that_cannot_be_made_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.hint == "pip install 'influence-cli[plot]'"
 
 
+@pytest.mark.slow
 def test_mislabels_draws_scores_and_recovery(influence: Command, project: Path) -> None:
     (project / "truth.csv").write_text("index\n" + "\n".join(map(str, range(40))))
     done = influence("mislabels", "--plot", "a.svg", "--truth", "truth.csv", cwd=project)

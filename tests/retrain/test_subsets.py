@@ -107,6 +107,7 @@ def test_the_ways_to_choose() -> None:
             kept_rows(np.arange(4), keep)
 
 
+@pytest.mark.slow
 def test_retraining_compares_all_ways_on_the_other_half_of_the_test_set(
     influence: Command, trained: Path, tmp_path: Path
 ) -> None:

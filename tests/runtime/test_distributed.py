@@ -198,7 +198,6 @@ def test_rank_gives_the_rows_of_one_process(
                 np.testing.assert_allclose(own[name][()], others[name][()], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.quick("signals", "on-test")
 @pytest.mark.parametrize(
     ("ranks", "words"),
     [
@@ -208,6 +207,7 @@ def test_rank_gives_the_rows_of_one_process(
         pytest.param(2, ("--signal", "self-influence", "-s", "model.checkpoint=[model.pt, second.pt]"), id="two"),
     ],
 )
+@pytest.mark.quick("signals")
 def test_mislabels_gives_the_rows_of_one_process(
     pair: tuple[Path, Path], job: Run, influence: Command, ranks: int, words: tuple[str, ...]
 ) -> None:
@@ -359,8 +359,8 @@ def assert_ended(done: Job, killed: int) -> None:
     assert "another process of this job has ended" in told or -6 in done.codes, told
 
 
-@pytest.mark.quick("1")
 @pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.slow
 def test_a_job_goes_on_after_a_kill_in_mid_fill(
     tmp_path: Path, project: Path, whole: Path, job: Run, killed: int
 ) -> None:
@@ -434,6 +434,7 @@ def test_ctrl_c_keeps_what_is_done_and_is_told_once(project: Path, whole: Path, 
     assert_same_store(project / "influence.h5", whole)
 
 
+@pytest.mark.slow
 def test_a_job_that_is_started_again_begins_anew(project: Path, whole: Path, job: Run) -> None:
     """It meets where it met before: the addresses there are those of processes that are gone, the counts theirs."""
     words = ("gradients", "-s", "gradients.block=1")

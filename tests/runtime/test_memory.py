@@ -349,8 +349,8 @@ def test_a_fit_that_does_not_fit_is_halved(influence: Command, project: Path, mo
     assert np.allclose(values[0], values[1], rtol=1e-3, atol=1e-6 * values[0].max())
 
 
-@pytest.mark.quick("64-16")
 @pytest.mark.parametrize(("first", "then"), [(64, 16), (16, 64)])
+@pytest.mark.slow
 def test_an_interrupted_fit_may_go_on_with_less_or_more_memory(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, first: int, then: int
 ) -> None:
@@ -537,6 +537,7 @@ def iterations_of(solver: str, product: Callable[[Tensor], Tensor], size: int, c
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says how much memory is resident")
 @pytest.mark.parametrize(("solver", "matrix", "rounds"), [("cg", "ggn", 2), ("lissa", "hessian", 8)])
+@pytest.mark.quick("cg-ggn-2")
 def test_iterations_leave_nothing_behind(
     solver: str, matrix: str, rounds: int, smallest: tuple[Network, Tensor, Tensor]
 ) -> None:

@@ -204,8 +204,8 @@ def bare() -> dict[str, str]:
     return kept | ascii_only | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.quick("mislabels*")
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.quick("rank*")
 def test_it_needs_no_home_no_locale_no_terminal_and_no_stdin(stored: Path, words: tuple[str, ...]) -> None:
     done = shell(f"setsid -w influence {' '.join(words)} <&-", stored, bare())
     assert done.code == 0, done.err

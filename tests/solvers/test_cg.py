@@ -206,6 +206,7 @@ def test_a_product_that_is_not_finite_gives_no_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.quick("cg*", "neumann")
 def test_random_problems(name: str) -> None:
     """Positive definite ones, of condition up to 1e4, converge by themselves; indefinite ones are reported as such."""
     # A series takes thousands of products where CG takes tens.

@@ -44,6 +44,12 @@ class Moments:
     found: dict[tuple[tuple[str, bytes | str | None], ...], int] = field(default_factory=dict)
     _last: State = field(default_factory=dict)
 
+    def tried(self) -> list[tuple[tuple[tuple[str, bytes | str | None], ...], int]]:
+        """Give the moments that a test tries: every second one, all of them in `make test-slow`."""
+        every = 1 if os.environ.get("INFLUENCE_TEST_EXAMPLES") == "more" else 2
+        moments = list(self.found.items())
+        return moments[::every] if len(moments) > 12 else moments
+
     def paths(self) -> list[Path]:
         """List the files and folders that count, but for the lock: a folder before what is in it."""
         found = {path for pattern in self.patterns for path in self.folder.glob(pattern) if path.suffix != ".lock"}

@@ -380,6 +380,7 @@ def test_rank_gallery_shows_the_right_images(stored: Path, influence: Command, v
     assert f"{sums[largest]:+.2g}" in bars
 
 
+@pytest.mark.slow
 def test_two_hundred_images_stay_under_five_megabytes(
     stored: Path, influence: Command, visit: Visit, tmp_path: Path
 ) -> None:
@@ -392,6 +393,7 @@ def test_two_hundred_images_stay_under_five_megabytes(
     assert gallery.locator(".frame img").count() == 200
 
 
+@pytest.mark.slow
 def test_with_the_truth_the_recovery_stands_below_the_histogram(
     stored: Path, influence: Command, visit: Visit, tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_the_first_line_is_the_command_that_runs_it(name: str) -> None:
         for name in NAMES
     ],
 )
+@pytest.mark.quick("ensemble.yaml", "*demo*")
 def test_check_accepts_it(influence: Command, tmp_path: Path, mnist: Path, name: str) -> None:
     overrides = [word for text in lay_out(name, tmp_path, mnist) for word in ("-s", text)]
     done = influence("check", "-c", name, *overrides, cwd=tmp_path)

@@ -106,7 +106,7 @@ def test_gradients_lose_one_block_at_most(influence: Command, project: Path, mon
     assert moments.read() == {"influence.h5": whole}
     assert len(moments.found) > 10 * BLOCKS
     flags = set()
-    for content, before in moments.found.items():
+    for content, before in moments.tried():
         moments.put(content)
         kept = 0
         if "influence.h5" in dict(content):
@@ -137,7 +137,7 @@ def test_a_repair_lets_no_damage_get_under_a_checksum(
         moments = watch(patch, project, lambda: 0)
         influence("gradients", "--repair", "-q", cwd=project)
     assert moments.read() == {"influence.h5": whole}
-    for content in moments.found:
+    for content, _ in moments.tried():
         moments.put(content)
         influence("gradients", "--repair", "-q", cwd=project)
         assert moments.read() == {"influence.h5": whole}
@@ -248,7 +248,7 @@ def check_verify(
     whole = moments.read()
     assert len(trained) == total == sum(name.endswith(".npz") for name in whole)
     assert not any(name.endswith(".part") for name in whole)
-    for content, before in moments.found.items():
+    for content, before in moments.tried():
         moments.put(content)
         trained.clear()
         influence("verify", *words, "-q", "-o", "rows.csv", cwd=project)
@@ -296,7 +296,7 @@ def test_label_files_change_together(
     assert not any(name.startswith(".") for name in whole)
     assert len(moments.found) > 15
     finished = 0
-    for content in moments.found:
+    for content, _ in moments.tried():
         moments.put(content)
         state = dict(content)
         note = any(name.endswith("changes.json") for name in state)
@@ -348,7 +348,7 @@ def check_moves(
     whole = moments.read()
     assert len(made) == MOVES
     finished = 0
-    for content, before in moments.found.items():
+    for content, before in moments.tried():
         moments.put(content)
         made.clear()
         batches = read_log(images / "moves.log.csv")
