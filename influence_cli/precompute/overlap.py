@@ -101,7 +101,7 @@ def copies_in_store(path: Path, train: Split, images: Sequence[Any], outputs: Te
     Returns:
         A position of the data set for each, or None.
     """
-    found: list[int | None] = [None] * len(images)
+    copies: list[int | None] = [None] * len(images)
     hashes = [pixel_hash(image) for image in images]
     given = outputs.numpy().astype(np.float32)
     reads = CHANCE * len(images)
@@ -117,13 +117,13 @@ def copies_in_store(path: Path, train: Split, images: Sequence[Any], outputs: Te
                 near = order[first:last]
                 near = np.sort(near[(np.abs(rows[near] - given[at]) <= slack[at]).all(axis=1)])
                 for row in near:
-                    if found[at] is not None or hashes[at] is None or reads == 0:
+                    if copies[at] is not None or hashes[at] is None or reads == 0:
                         break
                     reads -= 1
                     index = int(indices[start + row])
                     if _hash_of(train, index) == hashes[at]:
-                        found[at] = index
-    return found
+                        copies[at] = index
+    return copies
 
 
 def pixel_hash(image: Any) -> str | None:

@@ -40,11 +40,11 @@ def warn_of_copies(stores: Sequence[Prepared], selected: Sequence[Selected], ter
     read = [(item, *one) for item in chosen if (one := _read(task, item)) is not None]
     if not read:
         return
-    found = copies_in_store(
+    copies = copies_in_store(
         prepared.path, task.train, [image for _, image, _ in read], torch.cat([o for *_, o in read])
     )
-    pairs = [(item.index, copy) for (item, *_), copy in zip(read, found, strict=True) if copy is not None]
-    files = [(item.file, copy) for (item, *_), copy in zip(read, found, strict=True) if item.file and copy is not None]
+    pairs = [(item.index, copy) for (item, *_), copy in zip(read, copies, strict=True) if copy is not None]
+    files = [(item.file, copy) for (item, *_), copy in zip(read, copies, strict=True) if item.file and copy is not None]
     for file, copy in files[:1]:
         more = f", and {len(files) - 1:,} more of the given files are training examples" if len(files) > 1 else ""
         terminal.warn(
