@@ -204,12 +204,16 @@ def _room() -> int:
 
 
 def _offsets() -> dict[int, tuple[str, int]]:
-    """Give the path and the place of every file that this process has open: forked processes share the place."""
+    """Give the path and the place of every file that this process reads from: forked processes share the place.
+
+    A log that stdout or stderr goes to moves as well, by whatever is said meanwhile.
+    """
     places = {}
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # closed since
             number = int(link.name)
-            if stat.S_ISREG(os.fstat(number).st_mode):
+            flags = int(Path(f"/proc/self/fdinfo/{number}").read_text().split("flags:")[1].split()[0], 8)
+            if stat.S_ISREG(os.fstat(number).st_mode) and number > 2 and flags & os.O_ACCMODE != os.O_WRONLY:
                 places[number] = (str(link.readlink()), os.lseek(number, 0, os.SEEK_CUR))
     return places
 

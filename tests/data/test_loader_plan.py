@@ -304,3 +304,16 @@ def test_a_store_is_the_same_to_the_byte_whoever_reads(
     done = influence("gradients", "-v", cwd=tiny)
     assert done.err.count("2 loader processes, 4 batches ready in each: one example takes") == 1
     assert store.read_bytes() == content
+
+
+def test_a_log_that_grows_meanwhile_is_no_file_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "log").open("w") as log:
+
+        class Said(Numbers):
+            def __getitem__(self, index: int) -> tuple[Tensor, int]:
+                print("read", file=log, flush=True)
+                return super().__getitem__(index)
+
+        assert loader_plan._obstacle(split_of(Said(100)), Loading(2)) == ""

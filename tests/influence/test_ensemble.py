@@ -340,6 +340,7 @@ def test_self_influence_of_tracin_is_a_sum_over_checkpoints(by_tracin: Path, inf
     assert order == expected.argsort(descending=True).tolist()
 
 
+@pytest.mark.slow
 def test_mislabels_goes_by_the_last_checkpoint_under_source(by_source: Path, influence: Command) -> None:
     harm = -scores(by_source, store="influence.h5").mean(axis=0)
     rows = rows_of(influence("mislabels", "--signal", "test-influence", "--all", cwd=by_source).out)

@@ -97,6 +97,7 @@ def test_not_to_converge_is_a_warning_and_strictly_an_error(influence: Command, 
     assert not (project / "out.csv").exists()
 
 
+@pytest.mark.slow
 def test_strict_holds_for_mislabels_and_for_the_other_way_round(influence: Command, project: Path) -> None:
     words = ("-s", "curvature.method=cg", "-s", "curvature.max_iterations=1", "-s", "curvature.tolerance=1e-12")
     influence("mislabels", "--signal", "test-influence", *words, cwd=project)

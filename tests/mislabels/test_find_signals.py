@@ -26,6 +26,7 @@ def truth(folder: Path) -> Exact:
     return exact(folder)
 
 
+@pytest.mark.slow
 def test_the_default_needs_no_store_and_takes_one_that_is_there(
     influence: Command, trained: Path, truth: Exact, tmp_path: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_test_influence_is_the_mean_fall_of_the_test_losses(influence: Command, 
     assert table["index"][0] == influence_of_each.argmin()
 
 
+@pytest.mark.slow
 def test_tracin_is_the_mean_square_of_the_norm_over_checkpoints(
     influence: Command, folder: Path, truth: Exact, tmp_path: Path
 ) -> None:

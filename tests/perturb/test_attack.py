@@ -315,6 +315,7 @@ def test_a_training_image_can_be_named(influence: Command, sharp: Path, top: Top
     assert number(row, "moved") == pytest.approx(0.15, abs=0.01)
 
 
+@pytest.mark.slow
 def test_attackable_rows(influence: Command, sharp: Path) -> None:
     done = influence("perturb", "--attackable", "--top", 3, cwd=sharp)
     rows = rows_of(done)

@@ -123,6 +123,7 @@ def test_the_last_convolution_is_the_last_that_runs(task: Task, image: torch.Ten
 
 
 @pytest.mark.parametrize("method", ["integrated-gradients", "grad-cam", "occlusion"])
+@pytest.mark.quick("gradient*", "saliency*")
 def test_it_leaves_the_model_alone_and_bounds_its_batches(task: Task, method: str) -> None:
     sizes = []
     task.model.first.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))

@@ -102,7 +102,6 @@ def test_parameters_that_are_left_out_are_counted_and_named(influence: Command, 
     assert "parameters left out (2): 2.weight, 2.bias" in done.err
 
 
-@pytest.mark.quick("*-explicit ggn", "*-cg ggn")
 @pytest.mark.parametrize(
     ("words", "curvature"),
     [
@@ -112,6 +111,7 @@ def test_parameters_that_are_left_out_are_counted_and_named(influence: Command, 
         (("-s", "curvature.method=cg"), "cg ggn"),
     ],
 )
+@pytest.mark.quick("words0*")
 def test_the_store_is_planned_and_not_made(
     influence: Command, project: Path, words: tuple[str, ...], curvature: str
 ) -> None:
@@ -168,6 +168,7 @@ def test_a_sample_is_seeded_and_near_the_whole(influence: Command, large: Path) 
         assert sample["mean training loss"][0] == pytest.approx(exact["loss"], abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_sample_is_no_warning_but_a_slope_is(influence: Command, large: Path, tmp_path: Path) -> None:
     assert "warning" not in influence("check", cwd=large).err
     project = Path(shutil.copytree(large, tmp_path / "project"))

@@ -85,6 +85,7 @@ def test_auto_is_ekfac_past_explicit(influence: Command, project: Path) -> None:
     assert not (project / "influence.h5.fit").exists()
 
 
+@pytest.mark.slow
 def test_rank_and_mislabels_say_what_was_kept(influence: Command, project: Path) -> None:
     done = influence("rank", 3, "-o", "r.csv", "-v", cwd=project)
     assert "of each layer)" in done.err
@@ -141,6 +142,7 @@ def test_the_whole_basis_on_the_fly_equals_a_store_of_it(influence: Command, pro
     assert [found[i] for i in range(192)] == pytest.approx(values, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_on_the_fly_rows_are_those_of_any_other_run(influence: Command, project: Path) -> None:
     lines = influence("rank", 3, 7, "--on-the-fly", "--top", 4, cwd=project).out.splitlines()
     rows = [json.loads(line) for line in lines]
@@ -157,7 +159,7 @@ def test_on_the_fly_rows_are_those_of_any_other_run(influence: Command, project:
 
 
 @pytest.mark.parametrize("method", ["identity", "explicit", "cg"])
-@pytest.mark.quick("identity*", "cg*")
+@pytest.mark.quick("identity*")
 def test_on_the_fly_equals_the_store_for_other_methods(
     influence: Command, trained: Path, tmp_path: Path, method: str
 ) -> None:
@@ -192,6 +194,7 @@ def test_several_checkpoints_on_the_fly_are_averaged(influence: Command, project
     assert np.allclose(matrix(influence, project, 3, "--on-the-fly", *words), (one + two) / 2, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_factors_are_used_again_when_only_labels_change(influence: Command, project: Path) -> None:
     influence("gradients", cwd=project)
     with Store.open(project / "influence.h5") as store:
@@ -211,6 +214,7 @@ def test_factors_are_used_again_when_only_labels_change(influence: Command, proj
     assert "reusing the curvature in" not in influence("gradients", "--overwrite", "-v", *words, cwd=project).err
 
 
+@pytest.mark.slow
 def test_a_curvature_from_an_on_the_fly_run_serves_the_store(influence: Command, project: Path) -> None:
     influence("rank", 3, "--on-the-fly", "-q", cwd=project)
     assert "reusing the curvature in" in influence("gradients", "-v", cwd=project).err
@@ -331,6 +335,7 @@ def test_int8_and_float16_rows_keep_the_scores(influence: Command, project: Path
         assert (project / f"{dtype}.h5").stat().st_size < (project / "influence.h5").stat().st_size
 
 
+@pytest.mark.slow
 def test_check_prints_the_plan_of_each_layer(influence: Command, project: Path) -> None:
     found = {row["item"]: row for row in map(json.loads, influence("check", cwd=project).out.splitlines())}
     assert found["layer 0"]["value"] == "8 ⊗ 10"

@@ -382,7 +382,7 @@ DAMAGE = [
 ]  # fmt: skip
 
 
-@pytest.mark.quick("*-70", "inputs-*", "checksums-*", "basis-*", "spectrum-*", "header-*")
+@pytest.mark.quick("coordinates-*-70", "labels-*-70", "checksums-*", "spectrum-*", "header-*")
 @pytest.mark.parametrize(("name", "width", "at", "row"), DAMAGE)
 def test_a_flipped_bit_is_found_and_the_advice_mends_it(
     influence: Command, filled: Path, name: str, width: int, at: int, row: int

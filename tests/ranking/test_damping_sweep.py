@@ -34,8 +34,8 @@ def swept(command: Command, project: Path, *words: object, code: int = 0) -> dic
     return found
 
 
-@pytest.mark.quick("ekfac")
 @pytest.mark.parametrize("method", ["explicit", "ekfac", "fisher"])
+@pytest.mark.quick("explicit*")
 def test_rank_at_every_damping_is_the_command_with_that_damping(project: Path, influence: Command, method: str) -> None:
     setting = ["-s", f"curvature.method={method}"]
     found = swept(influence, project, "rank", 3, 5, "--top", 7, "-s", f"curvature.damping={LAM}", *setting)

@@ -191,6 +191,7 @@ def test_misclassified_are_those_that_the_model_gets_wrong(influence: Command, p
     assert all(row["test_label"] != row["test_predicted"] for row in rows)
 
 
+@pytest.mark.slow
 def test_a_list_of_checkpoints_is_averaged(influence: Command, project: Path) -> None:
     (project / "one.pt").write_bytes((project / "model.pt").read_bytes())
     save_minimum(project, l2=0.1)
@@ -259,6 +260,7 @@ def test_the_page_shows_the_images_of_the_rows_in_their_order(influence: Command
         assert np.array_equal(image, np.asarray(Image.open(project / file).convert("L")))
 
 
+@pytest.mark.slow
 def test_a_solver_leaves_out_only_what_the_store_left_out(influence: Command, project: Path) -> None:
     bad = sorted((project / "train" / "Bag").iterdir())[2]
     bad.write_bytes(bad.read_bytes()[:90])

@@ -152,6 +152,7 @@ def test_mislabels_draws_scores_and_recovery(influence: Command, project: Path) 
     )
 
 
+@pytest.mark.slow
 def test_rank_draws_all_training_examples(influence: Command, stored: Path, tmp_path: Path) -> None:
     influence("rank", 3, "--top", 2, "--plot", tmp_path / "one.svg", cwd=stored)
     assert any(re.fullmatch(r"#3: .+, predicted .+ \(\d+%\)", word) for word in words(tmp_path / "one.svg"))

@@ -173,6 +173,7 @@ def save(path: Path, rows: list[Row]) -> None:
         write_rows(rows, RANK, "csv", stream)
 
 
+@pytest.mark.slow
 def test_without_files_the_images_come_from_the_configs_data_sets(pair: Path, stored: Path, influence: Command) -> None:
     influence("compare", "a.csv", "b.csv", "--distance", "-o", "files.csv", cwd=pair)
     for name in ("a.csv", "b.csv"):

@@ -75,6 +75,7 @@ def test_the_file_is_what_a_config_takes_and_holds_what_was_left_out_before(infl
     assert "144" in done.out
 
 
+@pytest.mark.slow
 def test_on_the_fly_gives_the_same(influence: Command, project: Path) -> None:
     stored = influence("select", "-q", "--format", "csv", cwd=project).out
     (project / "influence.h5").unlink()

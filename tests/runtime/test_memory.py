@@ -331,6 +331,7 @@ def test_a_first_batch_that_does_not_fit_is_halved(
     assert used == [16] * 4
 
 
+@pytest.mark.slow
 def test_a_fit_that_does_not_fit_is_halved(influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("gradients", "-s", "curvature.method=ekfac", "-s")
     influence(*words, "gradients.store=whole.h5", cwd=project)

@@ -94,6 +94,7 @@ def error_of(err: str) -> str:
 
 
 @pytest.mark.parametrize("words", [*COMMANDS, ("--version",), ("rank", "--help")], ids=" ".join)
+@pytest.mark.quick("rank*")
 def test_a_closed_stdout_is_an_error_before_any_work(trained: Path, words: tuple[str, ...]) -> None:
     before = set(trained.iterdir())
     done = shell(f"influence {' '.join(words)} >&-", trained)
@@ -222,6 +223,7 @@ def test_it_needs_no_home_no_locale_no_terminal_and_no_stdin(stored: Path, words
     [(COMMANDS[0], {"helpful": 2, "harmful": 2}), (COMMANDS[1], {".png": 2})],
     ids=["rank", "mislabels"],
 )
+@pytest.mark.quick("rank*")
 def test_twenty_columns_of_ascii_without_colour_lose_no_row(
     stored: Path, words: tuple[str, ...], counts: dict[str, int]
 ) -> None:

@@ -180,6 +180,7 @@ def test_undo_goes_back_step_by_step(desk: Opened) -> None:
     assert undo.is_disabled()
 
 
+@pytest.mark.slow
 def test_decisions_outlive_the_tab_and_the_page(desk: Opened, visit: Visit, tmp_path: Path) -> None:
     desk.card(1).get_by_text("→ cat").click()
     desk.tab.reload()
@@ -352,6 +353,7 @@ def test_mislabels_gallery_shows_the_right_images(
     assert opened.tab.locator(".scroll h2").first.inner_text() == "Classes"
 
 
+@pytest.mark.slow
 def test_rank_gallery_shows_the_right_images(stored: Path, influence: Command, visit: Visit, tmp_path: Path) -> None:
     report, rows, every = tmp_path / "why.html", tmp_path / "rows.csv", tmp_path / "all.csv"
     influence("rank", 3, "--top", 4, "--report", report, "-o", rows, cwd=stored)

@@ -126,6 +126,7 @@ def test_gradients_lose_one_block_at_most(influence: Command, project: Path, mon
     assert flags == set(range(BLOCKS + 1))
 
 
+@pytest.mark.slow
 def test_a_repair_lets_no_damage_get_under_a_checksum(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

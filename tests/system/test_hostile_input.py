@@ -109,6 +109,7 @@ CONFIGS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.slow
 def test_a_config_without_measure_is_one_line(influence: Command, tiny: Path, name: str) -> None:
     write, message = CONFIGS[name]
     write(tiny / "big.yaml")
