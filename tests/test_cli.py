@@ -215,6 +215,7 @@ def test_stdout_is_data_and_stderr_is_all_else(influence: Command, stored: Path,
 
 
 @pytest.mark.parametrize("words", [("rank", 3), ("mislabels",), ("check",), ("gradients",), ("gradients", "--fsck")])
+@pytest.mark.quick("words0", "words1")
 def test_quiet_says_nothing_and_gives_the_same_data(
     influence: Command, stored: Path, words: tuple[object, ...]
 ) -> None:

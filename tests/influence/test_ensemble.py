@@ -132,6 +132,7 @@ def test_source_is_the_derivative_through_training(followed: tuple[Path, np.ndar
 
 
 @pytest.mark.parametrize("segments", [None, 2, 1])
+@pytest.mark.quick("None", "2")
 def test_source_is_its_formula(followed: tuple[Path, np.ndarray], segments: int | None) -> None:
     folder, _ = followed
     values = [*run_of(folder, *SOURCE), *([f"model.segments={segments}"] if segments else [])]
@@ -351,6 +352,7 @@ def test_mislabels_goes_by_the_last_checkpoint_under_source(by_source: Path, inf
 
 
 @pytest.mark.parametrize("kind", ["mean", "tracin", "source"])
+@pytest.mark.quick("mean")
 def test_lds_has_a_row_for_every_number_of_checkpoints(
     kind: str, request: pytest.FixtureRequest, influence: Command
 ) -> None:

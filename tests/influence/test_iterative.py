@@ -129,6 +129,7 @@ def test_a_negative_eigenvalue_is_measured_and_outweighed(influence: Command, pr
 
 
 @pytest.mark.parametrize("method", SOLVERS)
+@pytest.mark.quick("cg")
 def test_no_damping_of_a_singular_matrix_is_refused(influence: Command, project: Path, method: str) -> None:
     for matrix in ("ggn", "hessian"):
         words = ("-s", f"curvature.method={method}", "-s", f"curvature.matrix={matrix}", "-s", "curvature.damping=0")

@@ -126,6 +126,7 @@ def measured(order: np.ndarray, wrong: np.ndarray) -> tuple[float, float, list[f
 
 
 @pytest.mark.parametrize("words", [(), *(("--signal", name) for name in (*SIGNALS, *OPINIONS))])
+@pytest.mark.quick("words0", "words4")
 def test_wrong_labels_are_found_better_than_at_random(influence: Command, noisy: Noisy, words: tuple[str, ...]) -> None:
     table = ranked(influence, noisy.folder, *words)
     precision, area, found = measured(table["index"], noisy.wrong)
@@ -173,6 +174,7 @@ def test_the_test_set_is_ranked_as_if_its_examples_were_added(influence: Command
 
 @pytest.mark.parametrize("on", ["train", "test"])
 @pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.quick("margin-train", "self-influence-test")
 def test_a_signal_orders_the_examples_and_its_score_is_a_share(
     influence: Command, noisy: Noisy, signal: str, on: str
 ) -> None:
@@ -250,8 +252,8 @@ def right_share(table: dict[str, np.ndarray], noisy: Noisy, form: str) -> list[f
     return [float(np.mean([suggested[index] == label for index, label in true.items()]))]
 
 
-@pytest.mark.quick("true_label", "index.npy")
 @pytest.mark.parametrize("form", ["true_label", "index", "true.npy", "index.npy"])
+@pytest.mark.quick("true_label")
 def test_truth_measures_every_signal(influence: Command, noisy: Noisy, tmp_path: Path, form: str) -> None:
     file = noisy.folder / "truth.csv"
     data = ImageFolder(noisy.folder / "train")
@@ -323,6 +325,7 @@ def test_fail_above_takes_no_negative_number(influence: Command, noisy: Noisy) -
 
 
 @pytest.mark.parametrize(("words", "count"), [((), 10), (("--top", 3), 3), (("--top", 1000), 320), (("--all",), 320)])
+@pytest.mark.quick("words0*", "words3*")
 def test_top_and_all_say_how_many(influence: Command, noisy: Noisy, words: tuple[object, ...], count: int) -> None:
     rows = rows_of(influence("mislabels", *words, cwd=noisy.folder).out)
     assert len(rows) == count

@@ -167,6 +167,7 @@ def ranked(project: Path, store: str, *values: str) -> tuple[np.ndarray, Mislabe
         ("curvature.method=cg", "curvature.tolerance=1e-8"),
     ],
 )
+@pytest.mark.quick("values0", "values2", "values6")
 def test_all_numbers_are_those_of_the_twin_with_two_outputs(project: Path, values: tuple[str, ...]) -> None:
     influence, labels = ranked(project, "one.h5", *values)
     expected, of_twin = ranked(project, "two.h5", *TWIN, *values)

@@ -153,6 +153,7 @@ def test_rows_are_the_gradients_in_the_eigenbasis_of_the_ggn(influence: Command,
 
 
 @pytest.mark.parametrize("method", ["identity", *SOLVERS])
+@pytest.mark.quick("identity", "cg")
 def test_methods_without_a_basis_keep_raw_gradients(influence: Command, project: Path, method: str) -> None:
     influence("gradients", "-s", f"curvature.method={method}", cwd=project)
     gradients, losses, _, _ = closed_form(project)
@@ -175,6 +176,7 @@ def test_every_checkpoint_has_a_store_of_its_own(influence: Command, project: Pa
 
 
 @pytest.mark.parametrize("words", [("gradients",), ("rank", 0), ("mislabels", "--signal", "self-influence")])
+@pytest.mark.quick("words0")
 def test_size_and_time_are_announced_before_anything_is_written(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...]
 ) -> None:
@@ -252,6 +254,7 @@ def test_a_resume_computes_only_the_missing_blocks(influence: Command, filled: P
 @pytest.mark.parametrize(
     "words", [("gradients",), ("rank", 0, "--top", 1), ("mislabels", "--signal", "self-influence", "--top", 1)]
 )
+@pytest.mark.quick("words0", "words1")
 def test_every_command_finishes_what_is_missing(influence: Command, filled: Path, words: tuple[object, ...]) -> None:
     before = contents(filled / "influence.h5")
     clear(filled / "influence.h5", 0, 3)

@@ -139,6 +139,7 @@ def planned(folder: Path) -> Callable[[], LoggedBatch]:
 
 @pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("then", ["go on", "undo"])
+@pytest.mark.quick("go on-True", "undo-True")
 def test_a_kill_at_any_step_can_be_continued_or_undone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, torn: bool, then: str
 ) -> None:

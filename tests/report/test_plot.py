@@ -78,6 +78,7 @@ def test_many_labels_share_a_row(tmp_path: Path, classes: int, rows: int) -> Non
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.quick("svg")
 def test_no_class_name_breaks_a_plot_or_vanishes(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     with warnings.catch_warnings():

@@ -257,10 +257,10 @@ def whole(network: Network, inputs: Tensor, targets: Tensor, matrix: str) -> Ten
     return curvature_matrix(network, [Batch(inputs, targets, positions)], matrix)
 
 
-@pytest.mark.quick("*cg-*", "nystrom-*", "lissa-hessian-*", "neumann-ggn-*")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("matrix", ["ggn", "hessian"])
 @pytest.mark.parametrize("method", ["plain cg", "cg", "nystrom", "lissa", "neumann"])
+@pytest.mark.quick("cg-*", "lissa-hessian-dtype0", "neumann-ggn-dtype0", "nystrom-ggn-dtype0")
 def test_it_agrees_with_a_direct_solve_on_a_network(method: str, matrix: str, dtype: torch.dtype) -> None:
     network, inputs, targets = small_network(dtype)
     exact = whole(network, inputs, targets, matrix)

@@ -170,6 +170,7 @@ OF_BLOCKS = ("checksums", "inputs", "labels", "indices", "losses", "outputs", "s
 
 
 @pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.quick("checksums*", "labels*", "coordinates*", "seal*", "header*", "spectrum*")
 def test_a_flipped_byte_is_told_before_a_number_is_printed(
     influence: Command, filled: Path, small: Path, computed: list[int], region: str
 ) -> None:

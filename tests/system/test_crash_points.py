@@ -193,6 +193,7 @@ def test_a_fit_loses_one_batch_at_most(
 
 
 @pytest.mark.parametrize("call", [2, 3, 8, 12])
+@pytest.mark.quick("3", "8")
 def test_ctrl_c_in_the_midst_of_a_batch_counts_no_half_of_it_twice(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:

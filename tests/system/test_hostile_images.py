@@ -77,8 +77,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str, str]] = {
 }
 
 
-@pytest.mark.quick("bomb", "truncated", "postscript", "16 bits", "link to itself")
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.quick("truncated*", "bomb*")
 def test_a_training_image_that_cannot_be_read_is_named_and_can_be_skipped(
     influence: Command, tiny: Path, name: str
 ) -> None:
@@ -97,8 +97,8 @@ def test_a_training_image_that_cannot_be_read_is_named_and_can_be_skipped(
     assert len(done.out.splitlines()) == 23
 
 
-@pytest.mark.quick("larger bomb", "zero bytes", "real numbers")
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.quick("zero*")
 def test_a_test_image_that_cannot_be_read_is_named_and_can_be_skipped(
     influence: Command, tiny: Path, name: str
 ) -> None:

@@ -305,8 +305,8 @@ def test_a_class_with_one_image_is_ranked_and_named_where_that_is_too_few(influe
     assert len(rows_of(influence("mislabels", "--all", "--signal", "loss", cwd=tiny))) == 17
 
 
-@pytest.mark.quick("explicit", "ekfac", "identity", "cg")
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.quick("explicit")
 def test_one_training_image_gives_numbers(influence: Command, tiny: Path, method: str) -> None:
     keep(tiny, "b/001")
     words = ("-s", f"curvature.method={method}", "-s", "curvature.max_iterations=2000")

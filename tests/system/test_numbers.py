@@ -235,7 +235,7 @@ def test_block_size_loader_processes_and_threads_change_nothing(
 
 
 @pytest.mark.parametrize(("method", "threads"), [*((method, 1) for method in METHODS), ("explicit", 2), ("ekfac", 2)])
-@pytest.mark.quick("ekfac-2", "cg*")
+@pytest.mark.quick("ekfac-2")
 def test_the_same_command_twice_gives_the_same_bytes(
     influence: Command, small: Path, tmp_path: Path, method: str, threads: int
 ) -> None:

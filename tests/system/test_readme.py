@@ -60,6 +60,8 @@ SLOW = (
     "select --keep",
 )
 
+# The README's; `make test-slow` runs those of docs as well.
+SHOWN = README.read_text()
 # As it is installed; the others are forks of one process.
 INSTALLED = next(line for line in LINES if line.endswith("| head -1"))
 
@@ -84,7 +86,12 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [pytest.param(line, marks=pytest.mark.slow) if any(part in line for part in SLOW) else line for line in LINES],
+    [
+        pytest.param(line, marks=pytest.mark.slow)
+        if (line not in SHOWN and line != INSTALLED) or any(part in line for part in SLOW)
+        else line
+        for line in LINES
+    ],
 )
 def test_it_runs_as_typed(line: str, project: Path) -> None:
     if "jq" in line and shutil.which("jq") is None:
