@@ -182,7 +182,7 @@ def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Pat
     poor = any(_is_poor(left_out) for left_out in effects)
     # Newton steps minimise the objective of the config, whatever was trained: they cannot disagree with it.
     if poor or result.newton is not None:
-        _hint(session, tasks[0], poor=poor)
+        _hint(session, tasks, 0, poor=poor)
     if plot is not None:
         r, slope, _ = effects[0].fit()
         scatter(plot, effects[0].estimated, effects[0].actual, r, slope)
@@ -239,11 +239,11 @@ def _is_poor(left_out: LeftOut) -> bool:
     return len(left_out.rows) > 2 and not (r >= ROUGHLY and abs(slope - 1) <= FACTOR)
 
 
-def _hint(session: Session, task: Task, *, poor: bool) -> None:
-    """Say which part of the objective may be another one than the config's."""
+def _hint(session: Session, tasks: list[Task], number: int, *, poor: bool) -> None:
+    """Say which part of the objective of a checkpoint may be another one than the config's."""
     from influence_cli.precompute.check import objective_hint
 
-    text = objective_hint(session.config, task, session.terminal, poor=poor)
+    text = objective_hint(session.config, number, tasks[number], session.terminal, poor=poor)
     if text:
         session.terminal.warn(text)
 
@@ -300,7 +300,7 @@ def _lds(
     session.run.datamodeling = DatamodelingRecord(lds.training_seconds, lds.records, lds.agreement())
     _describe_lds(session, lds)
     if lds.mean(0)[1] <= 0 and not session.config.model.is_one_run:
-        _hint(session, tasks[-1], poor=True)
+        _hint(session, tasks, len(tasks) - 1, poor=True)
     emit(session, lds_rows(lds), LDS_COLUMNS)
 
 

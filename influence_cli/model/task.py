@@ -65,7 +65,8 @@ class Task:
         code: the user's code that makes model, loss, examples and transform.
         side_files: files besides the examples that this code reads.
         measured: who reads the data, once ``measure_loading`` has found that out.
-        looked: the examples that passes/probe.py has looked at, once it has.
+        looked: how this checkpoint has been looked at (passes/probe.py): ``known`` or not.
+        samples: the examples that were read for that, by the same; all checkpoints share them.
     """
 
     model: nn.Module
@@ -88,7 +89,8 @@ class Task:
     curved_loss: bool = True
     objective: Objective = field(default_factory=Objective, compare=False)
     measured: list[Loading] = field(default_factory=list, compare=False, repr=False)
-    looked: list[Any] = field(default_factory=list, compare=False, repr=False)
+    looked: set[bool] = field(default_factory=set, compare=False, repr=False)
+    samples: dict[bool, Batch] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def loading(self) -> Loading:
@@ -129,7 +131,7 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
     code, beside = user_code(config), side_files(config, train, [*train.opened, *opened.files()])
     if isinstance(configured.loss, nn.Module):
         configured.loss.to(device)
-    tasks = []
+    tasks, samples = [], dict[bool, Batch]()
     for number, source in enumerate(config.model.sources):
         where = config.where("model", "checkpoint", number)
         model = trained_model(lambda: build_model(config), source, where, terminal)
@@ -169,6 +171,7 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
                 softmax_loss=configured.convex is True or shape.weights is not None,
                 curved_loss=not may_lack_curvature(loss, configured.name) or shape.weights is not None,
                 objective=objective,
+                samples=samples,
             )
         )
     work.trials[:] = [_trial(task) for task in tasks]

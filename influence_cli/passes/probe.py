@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,20 +35,7 @@ AGREED, LEAST = 0.6, 3
 NUMBERS = 2**26
 
 
-@dataclass(frozen=True)
-class Looked:
-    """Examples that a task was looked at with.
-
-    Attributes:
-        sample: up to ``SAMPLE`` readable training examples, spread over the classes.
-        few: up to ``FEW`` of them, two at least: a batch to plan and measure with.
-    """
-
-    sample: Batch
-    few: Batch
-
-
-def look(task: Task, terminal: Terminal | None = None, *, known: bool = False) -> Looked:
+def look(task: Task, terminal: Terminal | None = None, *, known: bool = False) -> Batch:
     """Check data, model and loss of a task on examples; further calls of the same task do nothing.
 
     Every command does this before its first number.
@@ -58,21 +45,19 @@ def look(task: Task, terminal: Terminal | None = None, *, known: bool = False) -
         terminal: told of what draws random numbers without an effect.
         known: whether a complete store of the task exists, whose outputs are compared as well: fewer examples are read.
 
+    Returns:
+        Up to ``SAMPLE`` readable training examples (``FEW`` if ``known``), spread over the classes; two at least.
+
     Raises:
         InfluenceError: a random transform, outputs that are random or depend on the rest of the batch, probabilities
             where logits are expected, a loss of the wrong shape, not finite, or that depends on the rest of the batch.
     """
-    if task.looked:
-        return task.looked[0]  # type: ignore[no-any-return]
-    terminal = or_silent(terminal)
-    for split in (task.train, task.test):
-        if split is not None:
-            some = FEW if known or split is task.test else READ_TWICE
-            drawn = refuse_random_items(split, spread(split, some))
-            if drawn:
-                what = f"{split.where}: the {split.name} data set draws random numbers ({drawn})"
-                terminal.warn(f"{what}, though no reading differed")
-    sample = _sample(task.train, FEW if known else SAMPLE)
+    terminal, known = or_silent(terminal), known and False not in task.samples
+    if known not in task.samples:
+        task.samples[known] = _read(task, terminal, known=known)
+    sample = task.samples[known]
+    if known in task.looked:
+        return sample
     with computing(task.train, sample), work.during("the first look at examples"):
         outputs, drawn = _check_outputs(task, sample)
         _check_losses(task, sample, outputs)
@@ -80,9 +65,25 @@ def look(task: Task, terminal: Terminal | None = None, *, known: bool = False) -
         terminal.warn(
             f"model ({task.checkpoint.name}): it draws random numbers in eval mode ({drawn}), though no output differed"
         )
-    made = Looked(sample, _rows(sample, np.linspace(0, len(sample) - 1, min(FEW, len(sample)))))
-    task.looked.append(made)
-    return made
+    task.looked.add(known)
+    return sample
+
+
+def few_of(sample: Batch) -> Batch:
+    """Choose up to ``FEW`` examples, evenly: a batch to plan and measure with."""
+    return _rows(sample, _evenly(len(sample), FEW))
+
+
+def _read(task: Task, terminal: Terminal, *, known: bool) -> Batch:
+    """Read the examples, and refuse a data set that is random."""
+    for split in (task.train, task.test):
+        if split is not None:
+            some = FEW if known or split is task.test else READ_TWICE
+            drawn = refuse_random_items(split, spread(split, some))
+            if drawn:
+                what = f"{split.where}: the {split.name} data set draws random numbers ({drawn})"
+                terminal.warn(f"{what}, though no reading differed")
+    return _sample(task.train, FEW if known else SAMPLE)
 
 
 def _sample(split: Split, count: int) -> Batch:
@@ -99,11 +100,15 @@ def _sample(split: Split, count: int) -> Batch:
     if not len(batch):
         raise InfluenceError(f"{split.where}: no training example can be read: {batch.unreadable[0][1]}")
     # Two copies of one example show as much as two examples.
-    return batch if len(batch) > 1 else _rows(batch, np.zeros(2))
+    return batch if len(batch) > 1 else _rows(batch, np.zeros(2, dtype=np.int64))
+
+
+def _evenly(count: int, most: int) -> np.ndarray:
+    """Choose up to so many of some rows, evenly, the first and the last among them."""
+    return np.linspace(0, count - 1, min(most, count)).astype(np.int64)
 
 
 def _rows(batch: Batch, rows: np.ndarray) -> Batch:
-    rows = rows.astype(np.int64)
     return replace(batch, inputs=batch.inputs[rows], targets=batch.targets[rows], indices=batch.indices[rows])
 
 
@@ -119,13 +124,13 @@ def _check_outputs(task: Task, sample: Batch) -> tuple[Tensor, str]:
         with torch.no_grad():
             return logits_of(task.model(inputs))
 
-    looked = inputs[_looked(len(inputs))]
+    looked = inputs[_evenly(len(inputs), LOOKED)]
     outputs, drawn = refuse_random_outputs(run, looked, where)
     if not bool(outputs.isfinite().all()):
         row = int(torch.nonzero(~outputs.isfinite().all(dim=1))[0])
-        title = task.train.title(int(sample.indices[int(_looked(len(inputs))[row])]))
+        title = task.train.title(int(sample.indices[_evenly(len(inputs), LOOKED)[row]]))
         raise InfluenceError(f"{where}: the model gives NaN or infinity on {title}")
-    few = torch.linspace(0, len(looked) - 1, min(FEW, len(looked))).long()
+    few = _evenly(len(looked), FEW)
     alone = torch.cat([run(looked[row : row + 1]) for row in few.tolist()])
     if not torch.allclose(outputs[few], alone, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()) + 1e-6):
         raise InfluenceError(
@@ -137,14 +142,9 @@ def _check_outputs(task: Task, sample: Batch) -> tuple[Tensor, str]:
     return outputs, drawn
 
 
-def _looked(count: int) -> Tensor:
-    return torch.linspace(0, count - 1, min(LOOKED, count)).long()
-
-
 def _check_losses(task: Task, sample: Batch, outputs: Tensor) -> None:
     """Refuse a loss that is not one finite number per example, or not the example's alone."""
-    rows = _looked(len(sample))
-    looked = _rows(sample, rows.numpy())
+    looked = _rows(sample, _evenly(len(sample), LOOKED))
     targets = looked.targets.to(outputs.device)
     losses = check_loss(task.loss, task.loss_name, outputs, targets)
     check_finite(task.train, looked, losses)

@@ -30,11 +30,13 @@ from influence_cli.precompute.cost import estimate
 from influence_cli.precompute.decide import decide
 from influence_cli.precompute.overlap import find_overlap
 from influence_cli.precompute.prepared import store_path
-from influence_cli.precompute.stationarity import Part, explain
+from influence_cli.precompute.stationarity import Explanation, Part, explain
 from influence_cli.runtime.terminal import Terminal, duration, or_silent
 from influence_cli.store.store import Store
 
 SAMPLE = 512
+# What the gradient of the objective may show that is worth a warning by itself.
+SHOWN = ("factor", "plain", "decay", "layers")
 # Up to this many parameters, gradients of all sampled examples are computed; beyond, only a few.
 EVERY_NORM, FEW_NORMS = 1_000_000, 4
 
@@ -195,25 +197,14 @@ def objective_findings(parts: Sequence[Part]) -> list[Finding]:
     findings = []
     for name, inside in layers.items():
         left, slope, decay, typical = (
-            math.sqrt(sum(value(part) ** 2 for part in inside)) for value in (Part.left, _slope, _decay, _typical)
+            math.hypot(*values)
+            for values in zip(*((part.left(), part.slope, part.decay, part.typical) for part in inside), strict=True)
         )
         unit = f"‖∇R + l2·θ‖, relative to the larger of ‖∇R‖ = {slope:.3g} and ‖l2·θ‖ = {decay:.3g}"
         most = max(slope, decay)
         value = left / most if most > 0 else 0.0
         findings.append(Finding(f"objective in {name}", value, f"{unit}; one example: {typical:.3g}"))
     return findings
-
-
-def _slope(part: Part) -> float:
-    return part.slope
-
-
-def _decay(part: Part) -> float:
-    return part.l2 * part.size
-
-
-def _typical(part: Part) -> float:
-    return part.typical
 
 
 def explain_objective(task: Task, seen: Measured) -> str:
@@ -223,27 +214,31 @@ def explain_objective(task: Task, seen: Measured) -> str:
         task: model and data.
         seen: of its training examples, with gradients.
     """
+    explained = _explanation(task, seen)
+    return explained.text if explained.verdict in SHOWN else ""
+
+
+def _explanation(task: Task, seen: Measured) -> Explanation:
     noise = 2 / math.sqrt(seen.count) if seen.count < len(task.train) else 0.0
     rules, scale = dict(task.objective.rules), task.objective.factor
-    explained = explain(seen.parts, len(task.train), rules, scale=scale, noise=noise)
-    return explained.text if explained.verdict in ("factor", "plain", "decay", "layers") else ""
+    return explain(seen.parts, len(task.train), rules, scale=scale, noise=noise)
 
 
-def objective_hint(config: Config, task: Task, terminal: Terminal, *, poor: bool) -> str:
+def objective_hint(config: Config, number: int, task: Task, terminal: Terminal, *, poor: bool) -> str:
     """Say which objective was trained, if the gradient shows it, or what else may be why retraining disagrees.
 
     Args:
         config: the run's config.
-        task: the checkpoint that was compared.
+        number: which of its checkpoints was compared.
+        task: that checkpoint and its data.
         terminal: progress of one pass over the training examples.
         poor: whether retraining disagrees with influence: then a likely cause is always named.
     """
-    network = decide(config, task, Terminal(quiet=True))[0].network
+    network = decide(config, task, Terminal(quiet=True), store_path(config, number))[0].network
     seen = measure(task, task.train, network, terminal, full=True, skip=True, gradients=True)
-    known = explain_objective(task, seen)
-    if known or not poor:
-        return f"{'likely cause: ' if poor else ''}{known}" if known else ""
-    explained = explain(seen.parts, len(task.train), dict(task.objective.rules), scale=task.objective.factor)
+    explained = _explanation(task, seen)
+    if not poor:
+        return explained.text if explained.verdict in SHOWN else ""
     if explained.verdict == "minimum":
         return (
             "likely cause: the training function. The checkpoint is at a minimum of the objective in the config, so "

@@ -18,7 +18,7 @@ from influence_cli.errors import InfluenceError, counted, few
 from influence_cli.model.network import Layer, Network, track
 from influence_cli.model.task import Task, set_precision
 from influence_cli.passes.coverage import make_network
-from influence_cli.passes.probe import look
+from influence_cli.passes.probe import few_of, look
 from influence_cli.runtime import distributed, work
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.store.store import Store
@@ -41,9 +41,9 @@ def decide(
     set_precision("float32")
     network = track(task.model, task.loss, config.gradients.layers, where)
     known = None if path is None or slow else distributed.from_first(lambda: remembered_description(path, network))
-    batch = look(task, terminal, known=known is not None).few
+    sample = look(task, terminal, known=known is not None)
+    batch = few_of(sample)
     if known is None:
-        sample = look(task).sample
         with computing(task.train, sample), work.during("the first look at gradients"):
             network = make_network(network, sample.inputs, slow)
     else:

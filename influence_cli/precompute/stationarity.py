@@ -44,6 +44,11 @@ class Part:
     typical: float
     plain: bool
 
+    @property
+    def decay(self) -> float:
+        """Give ‖l2·θ‖."""
+        return self.l2 * self.size
+
     def left(self, factor: float = 1.0, l2: float | None = None) -> float:
         """Compute ‖c·∇R + l2·θ‖."""
         l2 = self.l2 if l2 is None else l2
@@ -82,7 +87,7 @@ def explain(
         scale: D/n, λ₂ of the parts relative to that of the rules.
         noise: relative error of a mean over a sample, as a share of a typical gradient; 0 for all examples.
     """
-    seen = [part for part in parts if max(part.slope, part.l2 * part.size) > max(NOTHING, noise) * part.typical]
+    seen = [part for part in parts if max(part.slope, part.decay) > max(NOTHING, noise) * part.typical]
     if not seen or all(part.is_zero(noise) for part in parts):
         return Explanation("minimum", "")
     factor = _factor(seen)
@@ -143,7 +148,7 @@ def _with_decay(parts: Sequence[Part], seen: Sequence[Part], scale: float, noise
 
 def _factor(parts: Sequence[Part]) -> float | None:
     """Find c > 0 that minimises Σ‖c·∇R + l2·θ‖², each tensor relative to its own parts; None without l2."""
-    scales = [max(part.slope, part.l2 * part.size, 1e-300) ** -2 for part in parts]
+    scales = [max(part.slope, part.decay, 1e-300) ** -2 for part in parts]
     below = sum(scale * part.slope**2 for scale, part in zip(scales, parts, strict=True))
     above = -sum(scale * part.l2 * part.product for scale, part in zip(scales, parts, strict=True))
     return above / below if below > 0 and above > 0 else None

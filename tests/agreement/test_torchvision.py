@@ -24,7 +24,7 @@ from influence_cli.model.network import track
 from influence_cli.model.task import load_tasks
 from influence_cli.passes.coverage import make_network
 from influence_cli.passes.gradients import example_gradients
-from influence_cli.passes.probe import look
+from influence_cli.passes.probe import few_of, look
 from tests.conftest import Command, shared
 
 NAMES = torchvision.models.list_models(module=torchvision.models)
@@ -235,7 +235,7 @@ def checked(influence: Command, folder: Path, name: str, args: dict[str, object]
     assert 0 < found["mean training loss"] < 10
 
     task = load_tasks(load_config(folder / "influence.yaml"))[0]
-    batch = look(task).few
+    batch = few_of(look(task))
     network = make_network(track(task.model, task.loss, ["*"], "test"), batch.inputs)
     assert not network.obstacle
     inputs, targets = batch.inputs[:2], batch.targets[:2]

@@ -232,7 +232,7 @@ def test_where_retraining_disagrees_the_likely_cause_is_named(project: Path) -> 
 
     def hint(*overrides: str, poor: bool = True) -> str:
         config = load_config(project / "influence.yaml", list(overrides))
-        return objective_hint(config, load_tasks(config)[0], Terminal(quiet=True), poor=poor)
+        return objective_hint(config, 0, load_tasks(config)[0], Terminal(quiet=True), poor=poor)
 
     assert hint().startswith("likely cause: the training function. The checkpoint is at a minimum")
     assert hint(poor=False) == ""
