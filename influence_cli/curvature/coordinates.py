@@ -175,8 +175,10 @@ def full_vectors(network: Network, basis: Blocks, values: Tensor) -> Tensor:
     return out
 
 
-def vector_coordinates(network: Network, basis: Blocks, vectors: Tensor) -> Tensor:
+def vector_coordinates(network: Network, basis: Basis, vectors: Tensor) -> Tensor:
     """Project vectors over the parameters on the kept coordinates, Pᵀv: [m, p] to [m, k]."""
+    if not isinstance(basis, Blocks):
+        return vectors if basis is None else vectors @ basis.vectors
     parts = []
     for kept in basis.kept:
         block = kept.block

@@ -92,9 +92,7 @@ class SourcePart:
 
     def project(self, vectors: Tensor) -> Tensor:
         """Project vectors over the parameters [m, p] on the checkpoint's coordinates [m, k]."""
-        if isinstance(self.basis, Blocks):
-            return vector_coordinates(self.network, self.basis, vectors)
-        return vectors @ self.basis.vectors
+        return vector_coordinates(self.network, self.basis, vectors)
 
     def carry(self, vectors: Tensor) -> Tensor:
         """Carry vectors over the parameters [m, p] at the end of its part of the run to those at its beginning."""

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.curvature.coordinates import Basis, Joint, coordinates, parameter_vectors, vector_coordinates
+from influence_cli.curvature.coordinates import Basis, parameter_vectors, vector_coordinates
 from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network, loss_slopes, owner_of
 from influence_cli.model.outputs import logits_of
 from influence_cli.passes.coverage import example_by_example
-from influence_cli.passes.gradients import summed_gradient
+from influence_cli.passes.gradients import example_gradients, summed_gradient
 
 # One example in so many is checked, and one at least per block.
 EVERY = 256
@@ -82,20 +82,11 @@ def rows_or_autograd(check: RowCheck, batch: Batch, values: Tensor, rows: np.nda
     if float(difference.square().mean().sqrt()) <= allowed:
         return values, ""
     truth = _in_the_batch(network, batch, rows)
-    if float((project(network, basis, truth) - given).norm()) <= allowed:
+    if float((vector_coordinates(network, basis, truth) - given).norm()) <= allowed:
         return values, ""  # a unit at its kink: rounding differs between two batches, and each gradient is right
     plain = replace(network, layers=(), rest=network.names, vectorised=False, unused=())
-    grads = torch.cat(
-        [coordinates(plain, None, x[None], y[None])[0] for x, y in zip(batch.inputs, batch.targets, strict=True)]
-    )
-    return project(network, basis, grads), _culprit(network, batch, rows, truth)
-
-
-def project(network: Network, basis: Basis, vectors: Tensor) -> Tensor:
-    """Turn vectors over the parameters [m, p] into coordinates [m, k]."""
-    if basis is None:
-        return vectors
-    return vectors @ basis.vectors if isinstance(basis, Joint) else vector_coordinates(network, basis, vectors)
+    grads = example_gradients(plain, batch.inputs, batch.targets)[0]
+    return vector_coordinates(network, basis, grads), _culprit(network, batch, rows, truth)
 
 
 def _in_the_batch(network: Network, batch: Batch, rows: np.ndarray) -> Tensor:
@@ -108,6 +99,6 @@ def _in_the_batch(network: Network, batch: Batch, rows: np.ndarray) -> Tensor:
 
 def _culprit(network: Network, batch: Batch, rows: np.ndarray, truth: Tensor) -> str:
     """Name the module whose part of the example gradients differs most from autograd's."""
-    grads = coordinates(network, None, batch.inputs, batch.targets)[0][torch.from_numpy(rows).to(truth.device)]
+    grads = example_gradients(network, batch.inputs, batch.targets)[0][torch.from_numpy(rows).to(truth.device)]
     worst = max(network.names, key=lambda name: float((grads - truth)[:, network.slots[name]].norm()))
     return owner_of(worst) or worst
