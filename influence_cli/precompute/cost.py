@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -48,7 +49,7 @@ def estimate(task: Task, choice: Choice, batch: Batch, *, size: int, block: int,
     p, n, classes = choice.network.size, len(task.train), len(task.classes)
     timed = min(size, 32)
     example = _seconds_an_example(choice, batch, timed)
-    rate = _operations_a_second(task.device)
+    rate = operations_a_second(task.device)
     seconds, fit = n * example, 8 * p
     if choice.is_layered:
         passes, eigenvectors, fit = layered_work(choice.network)
@@ -110,11 +111,14 @@ def _seconds_an_example(choice: Choice, batch: Batch, size: int) -> float:
     return best / size
 
 
-def _operations_a_second(device: torch.device) -> float:
-    matrix = torch.ones(1024, 1024, device=device)
+@cache
+def operations_a_second(device: torch.device) -> float:
+    """Measure the operations per second of a matrix product in float32, once per process and device."""
+    side = 512 if device.type == "cpu" else 1024  # enough to be busy with
+    matrix = torch.ones(side, side, device=device)
     best = float("inf")
     for _ in range(3):
         started = time.perf_counter()
         float((matrix @ matrix)[0, 0])
         best = min(best, time.perf_counter() - started)
-    return 2 * 1024**3 / best
+    return 2 * side**3 / best

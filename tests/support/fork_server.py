@@ -272,8 +272,7 @@ def keep_parser_and_speed() -> None:
 
     typer.main.get_command = cache(typer.main.get_command)
     typer.main.get_command(app)
-    cost._operations_a_second = cache(cost._operations_a_second)
-    cost._operations_a_second(torch.device("cpu"))
+    cost.operations_a_second(torch.device("cpu"))
 
 
 def answer(listener: socket.socket) -> tuple[dict[str, Any], list[int]]:
