@@ -290,7 +290,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     shown = 1 if options.aggregate or options.report is None else min(len(selected), SHOWN)
     held = KeptInfluence(shown, len(facts.indices)) if drawn else None
 
-    common: dict[str, Any] = {name: getattr(options, name) for name in ("count", "target", "aggregate")}
+    common: dict[str, Any] = {"count": options.count, "target": options.target, "aggregate": options.aggregate}
     common |= {"facts": facts, "terminal": session.terminal}
 
     def ranked(sinks: Sequence[Sink]) -> Iterator[RankedGroup]:

@@ -44,6 +44,9 @@ from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Their data sets and transforms open no file besides those of the examples.
 LIBRARIES = ("torch", "torchvision")
+# Examples whose label is compared with the list; sets up to this size are read for their labels where the two differ,
+# and of larger ones so many examples.
+PROBES, READABLE, SAMPLED = 64, 60_000, 2_048
 
 
 def load_splits(config: Config, terminal: Terminal | None = None) -> tuple[Split, Split | None]:
@@ -299,11 +302,6 @@ def _with_item_labels(split: Split, listed: np.ndarray | None, terminal: Termina
     )
     names = split if kept else replace(split, classes=None, mapping=None)
     return replace(names, item_labels=items)
-
-
-# Examples whose label is compared with the list; sets up to this size are read for their labels where the two differ,
-# and of larger ones so many examples.
-PROBES, READABLE, SAMPLED = 64, 60_000, 2_048
 
 
 def _gives_its_list(source: Any) -> bool:

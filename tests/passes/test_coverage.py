@@ -12,29 +12,23 @@ from influence_cli.model.network import track
 from influence_cli.passes.coverage import make_network
 from influence_cli.passes.gradients import example_gradients
 from influence_cli.passes.layers import UnevenError
+from tests.support.routed import Routed
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(outputs, targets, reduction="none")
 
 
-class Routed(nn.Module):
-    """A mixture of experts: each example goes through the expert of its largest input alone."""
+class Headed(Routed):
+    """A mixture of experts with a layer that all examples pass."""
 
     def __init__(self) -> None:
-        super().__init__()
         torch.manual_seed(0)
-        self.experts = nn.ModuleList(nn.Linear(4, 3) for _ in range(3))
+        super().__init__()
         self.head = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        way = x[:, :3].argmax(1)
-        out = x.new_zeros(len(x), 3)
-        for number, expert in enumerate(self.experts):
-            rows = (way == number).nonzero()[:, 0]
-            if len(rows):
-                out = out.index_put((rows,), expert(x[rows]))
-        return self.head(out)
+        return self.head(super().forward(x))
 
 
 def examples(count: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +54,7 @@ def test_experts_that_see_some_of_the_examples(order: str) -> None:
     if order == "shuffled":
         chosen = torch.randperm(60, generator=torch.Generator().manual_seed(2))
         inputs, targets = inputs[chosen], targets[chosen]
-    model = Routed().eval()
+    model = Headed().eval()
     network = make_network(track(model, loss, ("*",), "layers"), inputs)
     assert network.unused == ()
     assert [layer.name for layer in network.layers] == ["head"]
@@ -70,7 +64,7 @@ def test_experts_that_see_some_of_the_examples(order: str) -> None:
 
 def test_a_sample_that_misses_an_expert_and_a_batch_that_does_not() -> None:
     inputs, targets = examples(60)
-    network = make_network(track(Routed().eval(), loss, ("*",), "layers"), inputs[:20])
+    network = make_network(track(Headed().eval(), loss, ("*",), "layers"), inputs[:20])
     assert {"experts.1.weight", "experts.2.bias"} <= set(network.unused)
     with pytest.raises(UnevenError, match=r"layer experts\.0 saw 10 rows for 20 examples"):
         example_gradients(network, inputs[10:30], targets[10:30])

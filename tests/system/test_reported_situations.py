@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.conftest import Command, edit
+from tests.support import routed
 from tests.support.small_project import refusal
 
 CONFIG = """
@@ -23,48 +24,8 @@ train: {dataset: ./project.py:train}
 test: {dataset: ./project.py:test}
 gradients: {block: 16}
 """
-# Each example goes through one of three experts; the examples are sorted by class, and so by expert.
-ROUTED = """
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
-
-
-def points(seed, n, order="sorted"):
-    g = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) * 3 // n
-    x = 0.3 * torch.randn(n, 4, generator=g) + 1.5 * nn.functional.one_hot(y, 4).float()
-    at = torch.randperm(n, generator=g) if order == "shuffled" else torch.arange(n)
-    return x[at], y[at]
-
-
-def train(order="sorted"):
-    return TensorDataset(*points(0, 60, order))
-
-
-def test():
-    return TensorDataset(*points(1, 12))
-
-
-class Routed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.experts = nn.ModuleList(nn.Linear(4, 3) for _ in range(3))
-
-    def forward(self, x):
-        way = x[:, :3].argmax(1)
-        out = x.new_zeros(len(x), 3)
-        for number, expert in enumerate(self.experts):
-            rows = (way == number).nonzero()[:, 0]
-            if len(rows):
-                out = out.index_put((rows,), expert(x[rows]))
-        return out
-
-
-def build():
-    torch.manual_seed(0)
-    return Routed()
-"""
+# Each example goes through one of three experts.
+ROUTED = Path(routed.__file__).read_text()
 # An example is a bag of five images, which the layers see as five rows.
 BAGS = """
 import torch
