@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from influence_cli.replay.forward import Advance, ignore, moments
 from influence_cli.replay.network import TrainedNetwork
 from influence_cli.replay.run import Run, State
@@ -53,4 +54,3 @@ def replay(network: TrainedNetwork, run: Run, end: State, advance: Advance = ign
             end = State(parameters, slots, kept_share * end.buffers)
             advance(1)
     return slopes.numpy()
-

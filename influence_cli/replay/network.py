@@ -1,4 +1,4 @@
-"""The network as it trains: losses, the mean gradient, and what a replay needs of a batch, as functions of flat vectors.
+"""The network as it trains: losses, the mean gradient, and what a replay needs of a batch, of flat vectors.
 
 For a batch and vectors c the replay needs Hc, H the Hessian of the batch's mean loss, and the inner products gᵢᵀc of
 all its examples' gradients. Both are tangents of one thing, the losses with their mean's gradient, along c (Pearlmutter
@@ -97,7 +97,7 @@ class TrainedNetwork:
         Returns:
             The gradient [p] of the mean loss, the losses [b], and the buffers [q] after the pass.
         """
-        parameters = state.parameters.detach().requires_grad_(True)
+        parameters = state.parameters.detach().requires_grad_()
         buffers = {name: value.clone() for name, value in _views(self._buffers, state.buffers).items()}
         with torch.enable_grad(), self._training():
             losses = self._losses(parameters, buffers, inputs, targets)
@@ -121,10 +121,10 @@ class TrainedNetwork:
         at_once = self._vectors_at_once(taken.inputs)
         size = batch if self.mixes_examples else max(1, min(batch, batch * at_once // len(vectors)))
         curved, inner = torch.zeros_like(vectors), []
-        for inputs, targets in zip(taken.inputs.split(size), taken.targets.split(size), strict=True):
+        for inputs, targets in zip(torch.split(taken.inputs, size), torch.split(taken.targets, size), strict=True):
             rows = [
                 self._products(state, inputs, targets, some, batch)
-                for some in vectors.split(max(1, min(len(vectors), at_once * batch // size)))
+                for some in torch.split(vectors, max(1, min(len(vectors), at_once * batch // size)))
             ]
             curved += torch.cat([product for product, _ in rows])
             inner.append(torch.cat([each for _, each in rows]))
@@ -143,7 +143,7 @@ class TrainedNetwork:
             return each.sum() / divisor, each
 
         def along(vector: Tensor) -> tuple[Tensor, Tensor]:
-            _, tangents = jvp(grad(losses, has_aux=True), (state.parameters,), (vector,))
+            tangents: tuple[Tensor, Tensor] = jvp(grad(losses, has_aux=True), (state.parameters,), (vector,))[1]
             return tangents
 
         with self._training(), without_averages(self._norms.values()), differentiable_attention():
@@ -154,8 +154,9 @@ class TrainedNetwork:
         """Compute Σ weights[j, i] gᵢ over a batch: [K, p] for weights [K, b]."""
         buffers = _views(self._buffers, state.buffers)
         with self._training(), without_averages(self._norms.values()), differentiable_attention():
-            _, pull, *_ = vjp(lambda theta: self._losses(theta, buffers, taken.inputs, taken.targets), state.parameters)
-            return vmap(lambda each: pull(each)[0], randomness="same")(weights).detach()
+            pull = vjp(lambda theta: self._losses(theta, buffers, taken.inputs, taken.targets), state.parameters)[1]
+            sums: Tensor = vmap(lambda each: pull(each)[0], randomness="same")(weights)
+        return sums.detach()
 
     def measure(self, parameters: Tensor, buffers: Tensor, inputs: Tensor) -> Tensor:
         """Give the outputs [b, C] in eval mode at θ and buffers, differentiable in both and in the inputs."""
@@ -181,11 +182,12 @@ class TrainedNetwork:
     def pull_averages(self, state: State, taken: Taken, cotangents: Tensor) -> Tensor:
         """Pull derivatives in the running averages after a step [K, q] back to the parameters before it [K, p]."""
         with self._training(), without_averages(self._norms.values()):
-            _, pull = vjp(lambda theta: self._batch_averages(theta, state, taken.inputs), state.parameters)
-            return vmap(lambda each: pull(each)[0], randomness="same")(cotangents).detach()
+            pull = vjp(lambda theta: self._batch_averages(theta, state, taken.inputs), state.parameters)[1]
+            pulled: Tensor = vmap(lambda each: pull(each)[0], randomness="same")(cotangents)
+        return pulled.detach()
 
     def push_averages(self, state: State, taken: Taken, tangents: Tensor) -> Tensor:
-        """Give the change of the running averages after a step [K, q] for changes of the parameters before it [K, p]."""
+        """Give the change of the running averages after a step [K, q] for one of the parameters before it [K, p]."""
         with self._training(), without_averages(self._norms.values()):
 
             def along(tangent: Tensor) -> Tensor:
@@ -194,7 +196,8 @@ class TrainedNetwork:
                 )[1]
                 return changed
 
-            return vmap(along, randomness="same")(tangents).detach()
+            pushed: Tensor = vmap(along, randomness="same")(tangents)
+        return pushed.detach()
 
     def _batch_averages(self, parameters: Tensor, state: State, inputs: Tensor) -> Tensor:
         """Give what a batch adds to each running average [q]: its momentum times the mean or variance of the batch."""

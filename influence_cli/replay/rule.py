@@ -1,7 +1,7 @@
 """One step of an optimiser, what a change before it becomes after it, and the transposed of that.
 
-SGD and Adam are elementwise but for clipping, so each coordinate has a small Jacobian of its own. With G the gradient of
-the batch's mean loss, t the number of steps before this one, and g = clip(G) + decay·θ (AdamW: clip(G)):
+SGD and Adam are elementwise but for clipping, so each coordinate has a small Jacobian of its own. With G the gradient
+of the batch's mean loss, t the number of steps before this one, and g = clip(G) + decay·θ (AdamW: clip(G)):
 
     SGD     m' = μ m + g                                            θ' = θ − η (m', or g + μ m' with Nesterov)
     Adam    m' = β₁ m + (1 − β₁) g,  v' = β₂ v + (1 − β₂) g²        θ' = θ − η m̂ / (√(v̂ + ε_root) + ε)
@@ -84,7 +84,6 @@ class Rule:
             tangents: the changes of the three, [K, p] each.
         """
         moved, moved_slots, moved_gradient = tangents
-        scale = self._scale(gradient)
         g_ = self._clip_derivative(gradient, moved_gradient)
         if self.kind != "adamw":
             g_ = g_ + self.decay * moved
@@ -93,8 +92,8 @@ class Rule:
                 return moved - self.rate * g_, ()
             m_ = self.momentum * moved_slots[0] + g_
             return moved - self.rate * (g_ + self.momentum * m_ if self.nesterov else m_), (m_,)
-        by_first, by_second = self._adam_slopes(slots, self._decayed(parameters, gradient * scale))
-        g = self._decayed(parameters, gradient * scale)
+        g = self._decayed(parameters, gradient * self._scale(gradient))
+        by_first, by_second = self._adam_slopes(slots, g)
         m_ = self.momentum * moved_slots[0] + (1 - self.momentum) * g_
         v_ = self.second * moved_slots[1] + 2 * (1 - self.second) * g * g_
         return self._shrink() * moved + by_first * m_ + by_second * v_, (m_, v_)
@@ -177,4 +176,5 @@ class Rule:
             return vectors
         # clip(G) = c G/(‖G‖ + 1e-6)
         along = (vectors @ gradient)[..., None] / (norm * (norm + CLIP_EPS))
-        return scale * (vectors - along * gradient)
+        clipped: Tensor = scale * (vectors - along * gradient)
+        return clipped

@@ -26,7 +26,6 @@ from influence_cli.precompute.decide import decide
 from influence_cli.precompute.prepare import prepare_all
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import RankOptions, rank_into_sinks, rank_training
-from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder, turn
 from influence_cli.retrain.retraining import Retraining
 from influence_cli.retrain.training import (
     CHOSEN,
@@ -36,9 +35,10 @@ from influence_cli.retrain.training import (
     check_whole,
     half,
     job_of,
-    seed_of,
 )
 from influence_cli.runtime import distributed
+from influence_cli.runtime.jobs import Arrays, Job, do_all, open_folder, turn
+from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from influence_cli.checkpoints.libraries import is_adapter, with_adapter
 from influence_cli.checkpoints.load import in_float32
 from influence_cli.config.schema import Config
+from influence_cli.config.source_code import object_hash
 from influence_cli.config.user_code import import_object
 from influence_cli.model.configured_loss import own_loss
 from influence_cli.model.fingerprint import splits_fingerprint
@@ -25,7 +26,6 @@ from influence_cli.retrain.training import (
     fresh_model,
     held_batches,
     load_training,
-    source_hash,
     training_pairs,
 )
 
@@ -98,8 +98,8 @@ class Retraining:
         return {
             **splits_fingerprint(task),
             "training": f"{self.training.name} {self.training.source}",
-            "model": f"{config.model.factory} {source_hash(build, config.model.args)}{output}",
-            "loss": f"{task.loss_name} {source_hash(own_loss(task.loss), config.loss.args)}",
+            "model": f"{config.model.factory} {object_hash(build, config.model.args)}{output}",
+            "loss": f"{task.loss_name} {object_hash(own_loss(task.loss), config.loss.args)}",
             "torch": torch.__version__,
             "l2": repr(task.objective.trainer_l2()),
             "seed": str(config.seed),

@@ -7,9 +7,7 @@ retraining is the same in any process at any time.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
-import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from influence_cli.config.schema import Config
+from influence_cli.config.source_code import object_hash
 from influence_cli.config.user_code import bind, import_object
 from influence_cli.data.batches import Batch, labelled_inputs, readable_batches
 from influence_cli.data.split import Split, raw_item, to_input
@@ -32,9 +30,10 @@ from influence_cli.model.guard import add_guard, settle_as, take_guard
 from influence_cli.model.heads import add_head, take_head
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, build_model
-from influence_cli.retrain.jobs import Arrays, Job
 from influence_cli.runtime.fence import fenced
+from influence_cli.runtime.jobs import Arrays, Job
 from influence_cli.runtime.memory import available_bytes
+from influence_cli.runtime.seeds import seed_all
 
 FORM = "train(model, data, *, l2, seed, progress)"
 # Keywords that verify gives; the config gives the others.
@@ -110,7 +109,7 @@ def load_training(config: Config) -> Training:
             raise InfluenceError(f"{where('args', key)}: {key} cannot be set in the config", f"verify calls {FORM}")
     function = bind(imported, section.args, section.factory, where)
     _check_signature(imported, section.args, f"{where()}: {section.factory}")
-    return Training(function, section.factory, where(), config.folder, source_hash(imported, section.args))
+    return Training(function, section.factory, where(), config.folder, object_hash(imported, section.args))
 
 
 def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name: str) -> None:
@@ -127,22 +126,6 @@ def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name
         ) from error
 
 
-def source_hash(target: Any, args: Mapping[str, Any]) -> str:
-    """Hash the file of a factory, a function or an object's class, and its arguments, to detect changes."""
-    while isinstance(target, functools.partial):
-        target = target.func
-    source = target if inspect.isroutine(target) or inspect.isclass(target) else type(target)
-    state = xxhash.xxh3_128(f"{source.__qualname__} {sorted(args.items())!r}".encode())
-    with contextlib.suppress(TypeError, OSError):  # built in, or without a file
-        state.update(Path(inspect.getsourcefile(source) or "").read_bytes())
-    return state.hexdigest()
-
-
-def seed_of(*numbers: int) -> int:
-    """Mix numbers into a seed that every library accepts: in [0, 2³²)."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 def half(seed: int, subset: int, n: int) -> np.ndarray:
     """Draw a random half of n examples: ⌊n/2⌋ rows, rising; the same however many subsets there are."""
     generator = np.random.default_rng([seed, subset])
@@ -151,7 +134,7 @@ def half(seed: int, subset: int, n: int) -> np.ndarray:
 
 def fresh_model(config: Config, seed: int, device: torch.device) -> nn.Module:
     """Make an untrained model whose start depends on the seed alone."""
-    _seed_all(seed)
+    seed_all(seed)
     return build_model(config).to(device)
 
 
@@ -186,7 +169,7 @@ def train(
     # The user's function takes what the user's model returns.
     head, guard = take_head(model), take_guard(model)
     device = next(model.parameters()).device
-    _seed_all(seed)
+    seed_all(seed)
     try:
         # stdout is for data, not for the output of a training function.
         with fenced(), contextlib.chdir(training.folder), contextlib.redirect_stdout(sys.stderr), torch.enable_grad():
@@ -220,12 +203,6 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "not there"
-
-
-def _seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def example_outcomes(

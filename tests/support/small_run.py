@@ -71,7 +71,9 @@ def small_network(*, norm: bool = False, dropout: float = 0.0, dtype: torch.dtyp
     torch.manual_seed(3)
     layers = [nn.Conv2d(1, 4, 3), *([nn.BatchNorm2d(4)] if norm else []), nn.GELU(), nn.AvgPool2d(2), nn.Flatten()]
     model = nn.Sequential(*layers, *([nn.Dropout(dropout)] if dropout else []), nn.Linear(16, 3)).to(dtype).train()
-    return TrainedNetwork(model, lambda outputs, targets: nn.functional.cross_entropy(outputs, targets, reduction="none"))
+    return TrainedNetwork(
+        model, lambda outputs, targets: nn.functional.cross_entropy(outputs, targets, reduction="none")
+    )
 
 
 def measure(network: TrainedNetwork, run: SmallRun, state: State) -> Tensor:
