@@ -129,13 +129,13 @@ def command(
 def _self_check(session: Session, words: list[str], *, on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.ensemble import refuse_source
-    from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.replay.prepare import prepare_scores
     from influence_cli.retrain.self_check import check_estimates
 
     refuse_source(session.config.model.ensemble, "verify without --lds", "there is no s_test to check")
     tasks = load(session)
     selected = _select(session, tasks, words)
-    stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
+    stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
     checks = check_estimates(stores, selected, terminal=session.terminal)
     emit(session, (vars(line) for line in checks), CHECK_COLUMNS)
     session.terminal.say("next: influence verify --loo 20 (a convex model), or influence verify --lds (any network)")
@@ -158,14 +158,14 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
 def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, *, on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
-    from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.replay.prepare import prepare_scores
     from influence_cli.report.plot import scatter
     from influence_cli.retrain.leave_one_out import leave_one_out
     from influence_cli.retrain.retraining import Retraining
 
     tasks = load(session)
     selected = _select(session, tasks, words)
-    stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
+    stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
     facts = training_facts(stores)
     result = leave_one_out(
         stores,

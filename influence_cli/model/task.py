@@ -135,9 +135,7 @@ def load_tasks(config: Config, terminal: Terminal | None = None, *, trained: boo
     tasks, samples = [], dict[bool, Batch]()
     for number, source in enumerate(config.model.sources):
         where = config.where("model", "checkpoint", number)
-        model = (
-            trained_model(lambda: build_model(config), source, where, terminal) if trained else build_model(config)
-        )
+        model = trained_model(lambda: build_model(config), source, where, terminal) if trained else build_model(config)
         model.to(device).eval()
         classes, loss = match(model, train, test, configured, config)
         shape = _shape(model, train, configured, loss, device)
