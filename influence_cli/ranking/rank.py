@@ -184,8 +184,8 @@ def _rank_replayed(
     skip = options.skip_unreadable
     groups: Iterable[tuple[list[TestFacts], np.ndarray]]
     if mean:
-        tests, values = replayed_mean(task, effects, selected, target, terminal, skip=skip)
-        groups = [(tests, values[None])]
+        averaged_tests, row = replayed_mean(task, effects, selected, target, terminal, skip=skip)
+        groups = [(averaged_tests, row[None])]
     else:
         groups = replayed_groups(task, effects, selected, target, terminal, skip=skip)
     for group, values in groups:
@@ -232,8 +232,8 @@ def rank_tests(
     check_train(split, index)
     if (effects := stores[0].effects) is not None:
         row = int(np.searchsorted(split.indices, index))
-        tests, result = replayed_tests(stores[0].task, effects, row, target, terminal, skip=skip_unreadable)
-        return RankedTests(tests, result, describe_run(stores, make_inverses(stores, terminal), None, terminal))
+        all_tests, result = replayed_tests(stores[0].task, effects, row, target, terminal, skip=skip_unreadable)
+        return RankedTests(all_tests, result, describe_run(stores, make_inverses(stores, terminal), None, terminal))
     inverses = make_inverses(stores, terminal, strict=strict)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)
