@@ -5,10 +5,13 @@ It does because a fresh model is made by the config's factory, and a kept retrai
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +19,7 @@ from influence_cli.checkpoints.libraries import is_adapter, with_adapter
 from influence_cli.checkpoints.load import in_float32
 from influence_cli.config.schema import Config
 from influence_cli.config.user_code import import_object
+from influence_cli.errors import InfluenceError
 from influence_cli.model.configured_loss import own_loss
 from influence_cli.model.fingerprint import splits_fingerprint
 from influence_cli.model.task import Task, build_model
@@ -28,6 +32,22 @@ from influence_cli.retrain.training import (
     source_hash,
     training_pairs,
 )
+
+
+class Steps(Protocol):
+    """A training that is run step by step."""
+
+    def train_without(self, rows: np.ndarray, repeat: int, progress: Callable[[float], None]) -> nn.Module:
+        """Train without some of the examples in use.
+
+        Args:
+            rows: int64, those that have the weight 0; empty for none.
+            repeat: 0 for the run itself, its seed, order and start; others for other ones.
+            progress: called with the finished share, in [0, 1].
+
+        Returns:
+            The trained model, in eval mode.
+        """
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,22 @@ class Retraining:
             InfluenceError: as of ``training``.
         """
         _ = self.training
+
+    def steps(self, _task: Task) -> Steps | None:
+        """Give the training that is run step by step; None where the config names only a training function."""
+        return None
+
+    def check_steps(self, option: str) -> None:
+        """Refuse what only a training that is run step by step can do, before any work.
+
+        Raises:
+            InfluenceError: the config has no recipe.
+        """
+        raise InfluenceError(
+            f"{option} leaves examples out of the batches that they were in, which needs training.recipe: a training "
+            "function decides its own batches",
+            "describe the training in the config, training: {recipe: …}; or train from other seeds, without " + option,
+        )
 
     def fresh_model(self, seed: int, device: torch.device) -> nn.Module:
         """Make an untrained model whose start depends on the seed alone."""
