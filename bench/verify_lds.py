@@ -33,7 +33,8 @@ from influence_cli.model.task import load_tasks
 from influence_cli.retrain.lds import Datamodeling, datamodeling_score, left_out
 from influence_cli.retrain.random_subsets import LdsPlan
 from influence_cli.retrain.retraining import Retraining
-from influence_cli.retrain.training import HALVES, half, seed_of
+from influence_cli.retrain.training import HALVES, half
+from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal
 
 MODELS, SUBSETS, REPEATS, TESTS = 5, 100, 2, 300

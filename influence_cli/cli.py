@@ -27,6 +27,7 @@ from influence_cli.commands import (
     rank,
     relabel,
     select,
+    train,
     verify,
 )
 from influence_cli.config import moved
@@ -198,6 +199,7 @@ for _name, _module in (
     ("demo", command),
     ("init", init),
     ("check", check),
+    ("train", train),
     ("gradients", gradients),
     ("rank", rank),
     ("groups", groups),

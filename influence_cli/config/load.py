@@ -19,6 +19,7 @@ from influence_cli.config.schema import (
     GradientsConfig,
     LossConfig,
     ModelConfig,
+    RecipeConfig,
     TrainingConfig,
     place_of,
 )
@@ -227,5 +228,7 @@ def _known(keys: Sequence[str | int]) -> list[str]:
         return [name for name in Config.model_fields if name != "path"]
     if tuple(keys[:2]) == ("model", "checkpoint"):
         return list(CheckpointConfig.model_fields)
+    if tuple(keys) == ("training", "recipe"):
+        return list(RecipeConfig.model_fields)
     section = sections.get(str(keys[0])) if len(keys) == 1 else None
     return list(section.model_fields) if section is not None else []

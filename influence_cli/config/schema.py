@@ -124,6 +124,7 @@ _Penalty = Annotated[
     Annotated[_NotNegative, Tag("number")] | Annotated[dict[str, _NotNegative], Field(min_length=1), Tag("mapping")],
     Discriminator(_is_mapping),
 ]
+_Share = Annotated[float, Field(ge=0, lt=1)]
 _Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_numbers)]
 
 
@@ -213,17 +214,49 @@ class LossConfig(_Section):
     args: dict[str, Any] = {}
 
 
-class TrainingConfig(_Section):
-    """How the checkpoint was trained, for `influence verify`, which retrains.
+class RecipeConfig(_Section):
+    """A training that `influence train` runs, step by step (replay/recipe.py).
 
-    ``factory`` names a function ``train(model, data, *, l2, seed, progress)`` that returns the trained model:
-    ``model`` a fresh one (or, to leave single examples out, the checkpoint) on its device; ``data`` a sequence of
-    (input, label), the input as the transform gives it; ``l2`` the λ₂ of λ₂/2·‖θ‖² in the mean objective; ``seed``
-    of all that is random in it; ``progress`` takes (done, all), as often as it likes. ``args`` are further keywords.
+    ``lr`` is the largest η of the schedule; ``warmup`` is in epochs; ``eps_root`` stands under Adam's root, so that it
+    has a derivative at 0; ``augment`` are steps on the input as ``train.transform`` gives it. The loss is the mean of
+    the config's over a batch; ``weight_decay`` takes the place of ``l2``.
     """
 
-    factory: str
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float | None = Field(default=None, ge=0, lt=1)
+    nesterov: bool = False
+    betas: Annotated[tuple[_Share, _Share], BeforeValidator(_listed)] | None = None
+    eps: float = Field(default=1e-8, ge=0, allow_inf_nan=False)
+    eps_root: float = Field(default=1e-10, ge=0, allow_inf_nan=False)
+    weight_decay: _NotNegative = 0.0
+    schedule: Literal["constant", "cosine", "step", "one-cycle"] = "constant"
+    warmup: _NotNegative = 0.0
+    batch: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+    clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    augment: Annotated[
+        tuple[Annotated[TransformStep, BeforeValidator(_step)], ...], BeforeValidator(lambda value: _steps(value) or ())
+    ] = ()
+    precision: Literal["float32", "float64"] = "float32"
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+
+
+class TrainingConfig(_Section):
+    """How the checkpoint was trained: a recipe, which `influence train` runs, the record of a loop, or a function.
+
+    ``record`` is the folder that `influence_cli.Recorder` wrote in a training loop. ``factory`` names a function
+    ``train(model, data, *, l2, seed, progress)`` that returns the trained model: ``model`` a fresh one (or, to leave
+    single examples out, the checkpoint) on its device; ``data`` a sequence of (input, label), the input as the
+    transform gives it; ``l2`` the λ₂ of λ₂/2·‖θ‖² in the mean objective; ``seed`` of all that is random in it;
+    ``progress`` takes (done, all), as often as it likes. ``args`` are further keywords.
+    """
+
+    factory: str = ""
     args: dict[str, Any] = {}
+    recipe: RecipeConfig | None = None
+    record: _Path | None = None
 
 
 class DataConfig(_Section):
@@ -288,6 +321,7 @@ class CurvatureConfig(_Section):
         "nystrom",
         "lissa",
         "neumann",
+        "replay",
     ] = "auto"
     matrix: Literal["ggn", "hessian", "empirical"] = "ggn"
     damping: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"

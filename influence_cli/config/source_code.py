@@ -6,6 +6,9 @@ A source is hashed as Python reads it: comments, docstrings and layout do not co
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
+import inspect
 import json
 import os
 import sys
@@ -196,3 +199,14 @@ def _parsed(file: Path, _changed: int, _size: int) -> ast.Module | None:
 
 def _hash(text: str | bytes) -> str:
     return xxhash.xxh3_64_hexdigest(text.encode(errors="surrogatepass") if isinstance(text, str) else text)
+
+
+def object_hash(target: Any, args: Mapping[str, Any]) -> str:
+    """Hash the file of a factory, a function or an object's class, and its arguments, to detect changes."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    source = target if inspect.isroutine(target) or inspect.isclass(target) else type(target)
+    state = xxhash.xxh3_128(f"{source.__qualname__} {sorted(args.items())!r}".encode())
+    with contextlib.suppress(TypeError, OSError):  # built in, or without a file
+        state.update(Path(inspect.getsourcefile(source) or "").read_bytes())
+    return state.hexdigest()

@@ -62,6 +62,17 @@ def build_transform(config: Config, name: str, section: DataConfig, factory: Any
     return _joined(steps, section.transform), "; ".join(texts)
 
 
+def build_steps(given: tuple[TransformStep, ...], folder: Path, where: Callable[[int], str]) -> Step | None:
+    """Make a list of steps one transform; None if it is empty.
+
+    Args:
+        given: the steps.
+        folder: that relative paths start from.
+        where: the config's line of each step, for errors.
+    """
+    return _joined([_make(step, folder, where(number))[0] for number, step in enumerate(given)], given)
+
+
 def _joined(steps: list[Step], given: tuple[TransformStep, ...]) -> Step | None:
     if len(steps) == 1 and not _is_torchvision_name(given[0]):
         return steps[0]  # as its maker gave it, with the attributes that say what it does

@@ -110,12 +110,13 @@ class Task:
         return split
 
 
-def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
+def load_tasks(config: Config, terminal: Terminal | None = None, *, trained: bool = True) -> list[Task]:
     """Load everything that the config names: one task per checkpoint, the data shared by all of them.
 
     Args:
         config: the run's config.
         terminal: told what was guessed, what was left out, and which weights of a checkpoint were taken.
+        trained: with weights; otherwise as the factory makes the model, for a training to come.
 
     Raises:
         InfluenceError: at the config's line, for anything that does not exist, fit or load.
@@ -134,7 +135,7 @@ def load_tasks(config: Config, terminal: Terminal | None = None) -> list[Task]:
     tasks, samples = [], dict[bool, Batch]()
     for number, source in enumerate(config.model.sources):
         where = config.where("model", "checkpoint", number)
-        model = trained_model(lambda: build_model(config), source, where, terminal)
+        model = trained_model(lambda: build_model(config), source, where, terminal) if trained else build_model(config)
         model.to(device).eval()
         classes, loss = match(model, train, test, configured, config)
         shape = _shape(model, train, configured, loss, device)

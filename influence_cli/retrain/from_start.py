@@ -18,7 +18,6 @@ import xxhash
 from influence_cli.data.batches import Batch
 from influence_cli.model.guard import settle_as
 from influence_cli.model.task import Task
-from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder
 from influence_cli.retrain.retraining import Retraining, Steps
 from influence_cli.retrain.training import (
     FROM_START,
@@ -28,8 +27,9 @@ from influence_cli.retrain.training import (
     example_outcomes,
     held_batches,
     job_of,
-    seed_of,
 )
+from influence_cli.runtime.jobs import Arrays, Job, do_all, open_folder
+from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal
 
 NOTHING = np.empty(0, dtype=np.int64)

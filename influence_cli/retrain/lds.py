@@ -28,11 +28,12 @@ from influence_cli.precompute.decide import decide
 from influence_cli.precompute.prepare import prepare_all
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import RankOptions, rank_into_sinks, rank_training
-from influence_cli.retrain.jobs import turn
 from influence_cli.retrain.random_subsets import PARK, LdsPlan, subset_trainings
 from influence_cli.retrain.retraining import Retraining
-from influence_cli.retrain.training import CHOSEN, seed_of
+from influence_cli.retrain.training import CHOSEN
 from influence_cli.runtime import distributed
+from influence_cli.runtime.jobs import turn
+from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 

@@ -23,7 +23,6 @@ from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import RankOptions, rank_into_sinks, rank_training
 from influence_cli.ranking.sinks import KeptInfluence
-from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder
 from influence_cli.retrain.newton import losses_under, without_each
 from influence_cli.retrain.output_layer import AtMinimum, NewtonRecord, at_minimum, by_newton, check_trainable, one_task
 from influence_cli.retrain.retraining import Retraining
@@ -32,9 +31,10 @@ from influence_cli.retrain.training import (
     MEANING,
     WITHOUT,
     job_of,
-    seed_of,
 )
 from influence_cli.runtime import distributed
+from influence_cli.runtime.jobs import Arrays, Job, do_all, open_folder
+from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 

@@ -13,7 +13,6 @@ from influence_cli.errors import InfluenceError, counted
 from influence_cli.influence.measure import LOSS
 from influence_cli.model.task import Task
 from influence_cli.retrain.from_start import FromStart, from_start
-from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder
 from influence_cli.retrain.retraining import Retraining
 from influence_cli.retrain.training import (
     DROPPED,
@@ -22,13 +21,15 @@ from influence_cli.retrain.training import (
     ON_HALVES,
     Again,
     check_whole,
+    example_outcomes,
     half,
     job_of,
     measured,
     needed,
-    seed_of,
     some_rows,
 )
+from influence_cli.runtime.jobs import Arrays, Job, do_all, open_folder
+from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal
 
 
@@ -54,6 +55,8 @@ class LdsPlan:
     same_run: bool = False
 
 
+# How far a loss may be from that of the checkpoint, in nats, where the same run is trained again.
+SAME = 0.01
 # As Park et al. have it, with fewer subsets.
 PARK = LdsPlan()
 
@@ -157,7 +160,22 @@ def _train_in_same_run(runs: FromStart, dropped: list[np.ndarray], plan: LdsPlan
         dropped, 1, needs=needed(plan.measure), terminal=terminal, what="the same run without some examples"
     )
     base, *values = [measured(arrays, plan.measure) for arrays in results]
+    _compare_with_checkpoint(runs, base, plan.measure, terminal)
     return Measured(np.array(values)[None], base, _seconds(results))
+
+
+def _compare_with_checkpoint(runs: FromStart, base: np.ndarray, measure: str, terminal: Terminal) -> None:
+    """Warn where the run with all examples does not end in the checkpoint, whose influence is compared with it."""
+    task = runs.task
+    if not task.explained:
+        return
+    own = measured(example_outcomes(task, task.model, runs.tests, task.test_split(), "the checkpoint"), measure)
+    largest = float(np.abs(own - base).max())
+    if largest > SAME:
+        terminal.warn(
+            f"the run does not end in the checkpoint: the {measure} of a test example differs by up to {largest:.3g}; "
+            "influence train --overwrite makes the checkpoint of this recipe"
+        )
 
 
 def _seconds(results: list[Arrays]) -> float:

@@ -6,7 +6,7 @@ It does because a fresh model is made by the config's factory, and a kept retrai
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -18,20 +18,28 @@ from torch import nn
 from influence_cli.checkpoints.libraries import is_adapter, with_adapter
 from influence_cli.checkpoints.load import in_float32
 from influence_cli.config.schema import Config
+from influence_cli.config.source_code import object_hash
 from influence_cli.config.user_code import import_object
 from influence_cli.errors import InfluenceError
 from influence_cli.model.configured_loss import own_loss
 from influence_cli.model.fingerprint import splits_fingerprint
 from influence_cli.model.task import Task, build_model
+from influence_cli.replay.forward import run_again
+from influence_cli.replay.network import TrainedNetwork
+from influence_cli.replay.open import recipe_run
+from influence_cli.replay.recipe import make_recipe
+from influence_cli.replay.recipe_run import RecipeRun
+from influence_cli.replay.run import State
 from influence_cli.retrain.training import (
+    REPEATED,
     Again,
     Training,
     fresh_model,
     held_batches,
     load_training,
-    source_hash,
     training_pairs,
 )
+from influence_cli.runtime.seeds import seed_of
 
 
 class Steps(Protocol):
@@ -48,6 +56,50 @@ class Steps(Protocol):
         Returns:
             The trained model, in eval mode.
         """
+
+
+@dataclass(frozen=True)
+class RecipeSteps:
+    """Runs a recipe again without some examples, which is a ``Steps``.
+
+    Attributes:
+        config: with a recipe.
+        task: its data.
+    """
+
+    config: Config
+    task: Task
+    _starts: dict[int, tuple[TrainedNetwork, RecipeRun, State]] = field(default_factory=dict, repr=False)
+
+    def train_without(self, rows: np.ndarray, repeat: int, progress: Callable[[float], None]) -> nn.Module:
+        """Run all steps with weight 0 for some examples; order, randomness and divisors stay."""
+        if repeat not in self._starts:
+            network, run = recipe_run(self._config_of(repeat), self.task)
+            self._starts.clear()
+            self._starts[repeat] = network, run, network.first_state(run.recipe.rule(0).slots)
+        network, run, start = self._starts[repeat]
+        weights, done = np.ones(run.examples), 0
+        weights[rows] = 0
+
+        def advance(steps: int) -> None:
+            nonlocal done
+            done += steps
+            progress(done / run.steps)
+
+        network.load(run_again(network, run, weights, advance, start))
+        # One of the precision of the other models; and the next run needs this one.
+        model = build_model(self.config).to(self.task.device)
+        model.load_state_dict(network.model.state_dict())
+        return model.eval()
+
+    def _config_of(self, repeat: int) -> Config:
+        """Give the config of the run itself, or of one from another seed."""
+        training = self.config.training
+        if repeat == 0 or training is None or training.recipe is None:
+            return self.config
+        seed = seed_of(training.recipe.seed, REPEATED, repeat)
+        recipe = training.recipe.model_copy(update={"seed": seed})
+        return self.config.model_copy(update={"training": training.model_copy(update={"recipe": recipe})})
 
 
 @dataclass(frozen=True)
@@ -93,9 +145,14 @@ class Retraining:
         """
         _ = self.training
 
-    def steps(self, _task: Task) -> Steps | None:
-        """Give the training that is run step by step; None where the config names only a training function."""
-        return None
+    @property
+    def has_recipe(self) -> bool:
+        """Say whether the config describes a training that is run step by step."""
+        return self.config.training is not None and self.config.training.recipe is not None
+
+    def steps(self, task: Task) -> Steps | None:
+        """Give the training that is run step by step; None where the config has no recipe."""
+        return RecipeSteps(self.config, task) if self.has_recipe else None
 
     def check_steps(self, option: str) -> None:
         """Refuse what only a training that is run step by step can do, before any work.
@@ -103,11 +160,13 @@ class Retraining:
         Raises:
             InfluenceError: the config has no recipe.
         """
-        raise InfluenceError(
-            f"{option} leaves examples out of the batches that they were in, which needs training.recipe: a training "
-            "function decides its own batches",
-            "describe the training in the config, training: {recipe: …}; or train from other seeds, without " + option,
-        )
+        if not self.has_recipe:
+            raise InfluenceError(
+                f"{option} leaves examples out of the batches that they were in, which needs training.recipe: a "
+                "training function decides its own batches",
+                "describe the training in the config, training: {recipe: …}; or train from other seeds, without "
+                f"{option}",
+            )
 
     def fresh_model(self, seed: int, device: torch.device) -> nn.Module:
         """Make an untrained model whose start depends on the seed alone."""
@@ -133,10 +192,17 @@ class Retraining:
         output = "" if config.model.output is None else f" output {config.model.output}"
         return {
             **splits_fingerprint(task),
-            "training": f"{self.training.name} {self.training.source}",
-            "model": f"{config.model.factory} {source_hash(build, config.model.args)}{output}",
-            "loss": f"{task.loss_name} {source_hash(own_loss(task.loss), config.loss.args)}",
+            "training": " ".join(self._trained_by(task)),
+            "model": f"{config.model.factory} {object_hash(build, config.model.args)}{output}",
+            "loss": f"{task.loss_name} {object_hash(own_loss(task.loss), config.loss.args)}",
             "torch": torch.__version__,
             "l2": repr(task.objective.trainer_l2()),
             "seed": str(config.seed),
         }
+
+    def _trained_by(self, task: Task) -> list[str]:
+        """Describe what the config says of training: a recipe, a function, or both."""
+        recipe = [make_recipe(self.config, len(task.train)).described()] if self.has_recipe else []
+        if recipe and not (self.config.training and self.config.training.factory):
+            return recipe
+        return [self.training.name, self.training.source, *recipe]

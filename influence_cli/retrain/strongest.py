@@ -22,7 +22,8 @@ from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import RankOptions, rank_into_sinks, rank_training
 from influence_cli.ranking.sinks import KeptInfluence
 from influence_cli.retrain.from_start import FromStart
-from influence_cli.retrain.training import CHOSEN, DROPPED, measured, needed, seed_of, some_rows
+from influence_cli.retrain.training import CHOSEN, DROPPED, measured, needed, some_rows
+from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 

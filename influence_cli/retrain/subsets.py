@@ -15,15 +15,15 @@ import xxhash
 from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError
 from influence_cli.model.task import Task
-from influence_cli.retrain.jobs import Arrays, Job, do_all, open_folder
 from influence_cli.retrain.retraining import Retraining
 from influence_cli.retrain.training import (
     CHOSEN,
     KEPT,
     MEANING,
     check_whole,
-    seed_of,
 )
+from influence_cli.runtime.jobs import Arrays, Job, do_all, open_folder
+from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Ways to choose the examples to leave out; ``all`` leaves nothing out.

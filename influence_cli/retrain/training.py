@@ -7,9 +7,7 @@ retraining is the same in any process at any time.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
-import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from influence_cli.config.schema import Config
+from influence_cli.config.source_code import object_hash
 from influence_cli.config.user_code import bind, import_object
 from influence_cli.data.batches import Batch, labelled_inputs, readable_batches
 from influence_cli.data.split import Split, raw_item, to_input
@@ -34,15 +32,16 @@ from influence_cli.model.heads import add_head, take_head
 from influence_cli.model.losses import negative_margin
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, build_model
-from influence_cli.retrain.jobs import Arrays, Job
 from influence_cli.runtime.fence import fenced
+from influence_cli.runtime.jobs import Arrays, Job
 from influence_cli.runtime.memory import available_bytes
+from influence_cli.runtime.seeds import seed_all
 
 FORM = "train(model, data, *, l2, seed, progress)"
 # Keywords that verify gives; the config gives the others.
 OURS = ("l2", "seed", "progress")
 # The purposes of seeds, so that different purposes never share one.
-HALVES, ON_HALVES, WITHOUT, CHOSEN, KEPT, FROM_START, DROPPED = 1, 2, 3, 4, 5, 6, 7
+HALVES, ON_HALVES, WITHOUT, CHOSEN, KEPT, FROM_START, DROPPED, REPEATED = 1, 2, 3, 4, 5, 6, 7, 8
 # Share of the free memory for the inputs that every retraining reads.
 HELD_SHARE = 0.5
 BATCH = 256
@@ -95,7 +94,7 @@ def load_training(config: Config) -> Training:
             f"{config.where('train', 'weights')}: a training function gets (input, label) pairs, without train.weights",
             "verify --loo on an output layer under a convex loss retrains with them, by Newton steps",
         )
-    if section is None:
+    if section is None or not section.factory:
         raise InfluenceError(
             f"{config.path.name}: retraining needs a training function, but the config names none",
             f"add training: {{factory: ./model.py:train}}, a function {FORM} that returns the trained model",
@@ -112,7 +111,7 @@ def load_training(config: Config) -> Training:
             raise InfluenceError(f"{where('args', key)}: {key} cannot be set in the config", f"verify calls {FORM}")
     function = bind(imported, section.args, section.factory, where)
     _check_signature(imported, section.args, f"{where()}: {section.factory}")
-    return Training(function, section.factory, where(), config.folder, source_hash(imported, section.args))
+    return Training(function, section.factory, where(), config.folder, object_hash(imported, section.args))
 
 
 def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name: str) -> None:
@@ -129,22 +128,6 @@ def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name
         ) from error
 
 
-def source_hash(target: Any, args: Mapping[str, Any]) -> str:
-    """Hash the file of a factory, a function or an object's class, and its arguments, to detect changes."""
-    while isinstance(target, functools.partial):
-        target = target.func
-    source = target if inspect.isroutine(target) or inspect.isclass(target) else type(target)
-    state = xxhash.xxh3_128(f"{source.__qualname__} {sorted(args.items())!r}".encode())
-    with contextlib.suppress(TypeError, OSError):  # built in, or without a file
-        state.update(Path(inspect.getsourcefile(source) or "").read_bytes())
-    return state.hexdigest()
-
-
-def seed_of(*numbers: int) -> int:
-    """Mix numbers into a seed that every library accepts: in [0, 2³²)."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 def half(seed: int, subset: int, n: int) -> np.ndarray:
     """Draw a random half of n examples: ⌊n/2⌋ rows, rising; the same however many subsets there are."""
     return some_rows(seed, subset, n, n // 2)
@@ -158,7 +141,7 @@ def some_rows(seed: int, subset: int, n: int, size: int) -> np.ndarray:
 
 def fresh_model(config: Config, seed: int, device: torch.device) -> nn.Module:
     """Make an untrained model whose start depends on the seed alone."""
-    _seed_all(seed)
+    seed_all(seed)
     return build_model(config).to(device)
 
 
@@ -193,7 +176,7 @@ def train(
     # The user's function takes what the user's model returns.
     head, guard = take_head(model), take_guard(model)
     device = next(model.parameters()).device
-    _seed_all(seed)
+    seed_all(seed)
     try:
         # stdout is for data, not for the output of a training function.
         with fenced(), contextlib.chdir(training.folder), contextlib.redirect_stdout(sys.stderr), torch.enable_grad():
@@ -227,12 +210,6 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "not there"
-
-
-def _seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def example_outcomes(task: Task, model: nn.Module, batches: Iterable[Batch], split: Split, what: str) -> Arrays:

@@ -21,7 +21,8 @@ from torch import nn
 
 from influence_cli.metrics import bootstrap_lds, pearson, slope, spearman
 from influence_cli.retrain.lds import Datamodeling
-from influence_cli.retrain.training import HALVES, half, seed_of
+from influence_cli.retrain.training import HALVES, half
+from influence_cli.runtime.seeds import seed_of
 from tests.conftest import Command, Ended, edit, save_minimum
 from tests.support import fork_server
 

@@ -15,7 +15,7 @@ from torch import nn
 from influence_cli.metrics import spearman
 from influence_cli.model.task import Task
 from influence_cli.retrain.retraining import Retraining
-from influence_cli.retrain.training import seed_of
+from influence_cli.runtime.seeds import seed_of
 from tests.conftest import Command
 from tests.retrain.test_strongest import inputs
 from tests.support.small_project import with_training

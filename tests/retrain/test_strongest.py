@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 
 from influence_cli import load_config, load_tasks
 from influence_cli.retrain.strongest import drawn_over_classes
-from influence_cli.retrain.training import seed_of
+from influence_cli.runtime.seeds import seed_of
 from tests.conftest import Command
 from tests.support.small_project import with_training
 

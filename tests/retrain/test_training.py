@@ -6,7 +6,8 @@ import numpy as np
 
 from influence_cli.retrain.lds import left_out
 from influence_cli.retrain.subsets import kept_rows
-from influence_cli.retrain.training import CHOSEN, HALVES, KEPT, ON_HALVES, WITHOUT, half, seed_of
+from influence_cli.retrain.training import CHOSEN, HALVES, KEPT, ON_HALVES, WITHOUT, half
+from influence_cli.runtime.seeds import seed_of
 
 
 def test_every_training_has_a_seed_of_its_own() -> None:

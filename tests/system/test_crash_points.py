@@ -27,9 +27,9 @@ from influence_cli.precompute import fill_store, fit, fit_file
 from influence_cli.relabel import move_log
 from influence_cli.relabel.move_log import read_log
 from influence_cli.retrain import lds, training
-from influence_cli.retrain.jobs import Arrays
 from influence_cli.retrain.training import Again
 from influence_cli.runtime import disk
+from influence_cli.runtime.jobs import Arrays
 from influence_cli.store.store import Store
 from tests.conftest import Command, edit
 from tests.support import relabel_project

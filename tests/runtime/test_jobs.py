@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from influence_cli.errors import InfluenceError, Stopped
-from influence_cli.retrain.jobs import Arrays, Job, count_files, do_all, open_folder, read, turn
 from influence_cli.retrain.training import source_hash
+from influence_cli.runtime.jobs import Arrays, Job, count_files, do_all, open_folder, read, turn
 from influence_cli.runtime.terminal import Terminal
 from tests.support import fork_server
 
@@ -27,7 +27,7 @@ WORKER = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from influence_cli.retrain.jobs import Job, do_all, open_folder
+from influence_cli.runtime.jobs import Job, do_all, open_folder
 from influence_cli.runtime.terminal import Terminal
 
 folder, name, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
@@ -164,7 +164,7 @@ def test_a_killed_process_leaves_no_claim_behind(tmp_path: Path) -> None:
 def test_a_turn_is_one_process_at_a_time(tmp_path: Path) -> None:
     folder = opened(tmp_path)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom influence_cli.retrain.jobs import turn\n"
+        "import sys\nfrom pathlib import Path\nfrom influence_cli.runtime.jobs import turn\n"
         "with turn(Path(sys.argv[1]), wait=False) as mine:\n    print(mine)"
     )
     words = [sys.executable, "-c", code, str(folder)]
