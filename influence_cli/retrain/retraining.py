@@ -1,4 +1,4 @@
-"""What the config says of training again: the only file of this package, beside ``lds``, that a config enters.
+"""What the config says of training again: a config enters this file, ``recipe_training`` and ``lds`` alone.
 
 It does because a fresh model is made by the config's factory, and a kept retraining is recognised by what made it.
 """
@@ -6,7 +6,7 @@ It does because a fresh model is made by the config's factory, and a kept retrai
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -24,14 +24,9 @@ from influence_cli.errors import InfluenceError
 from influence_cli.model.configured_loss import own_loss
 from influence_cli.model.fingerprint import splits_fingerprint
 from influence_cli.model.task import Task, build_model
-from influence_cli.replay.forward import run_again
-from influence_cli.replay.network import TrainedNetwork
-from influence_cli.replay.open import recipe_run
 from influence_cli.replay.recipe import make_recipe
-from influence_cli.replay.recipe_run import RecipeRun
-from influence_cli.replay.run import State
+from influence_cli.retrain.recipe_training import RecipeSteps, recipe_training
 from influence_cli.retrain.training import (
-    REPEATED,
     Again,
     Training,
     fresh_model,
@@ -39,7 +34,6 @@ from influence_cli.retrain.training import (
     load_training,
     training_pairs,
 )
-from influence_cli.runtime.seeds import seed_of
 
 
 class Steps(Protocol):
@@ -56,50 +50,6 @@ class Steps(Protocol):
         Returns:
             The trained model, in eval mode.
         """
-
-
-@dataclass(frozen=True)
-class RecipeSteps:
-    """Runs a recipe again without some examples, which is a ``Steps``.
-
-    Attributes:
-        config: with a recipe.
-        task: its data.
-    """
-
-    config: Config
-    task: Task
-    _starts: dict[int, tuple[TrainedNetwork, RecipeRun, State]] = field(default_factory=dict, repr=False)
-
-    def train_without(self, rows: np.ndarray, repeat: int, progress: Callable[[float], None]) -> nn.Module:
-        """Run all steps with weight 0 for some examples; order, randomness and divisors stay."""
-        if repeat not in self._starts:
-            network, run = recipe_run(self._config_of(repeat), self.task)
-            self._starts.clear()
-            self._starts[repeat] = network, run, network.first_state(run.recipe.rule(0).slots)
-        network, run, start = self._starts[repeat]
-        weights, done = np.ones(run.examples), 0
-        weights[rows] = 0
-
-        def advance(steps: int) -> None:
-            nonlocal done
-            done += steps
-            progress(done / run.steps)
-
-        network.load(run_again(network, run, weights, advance, start))
-        # One of the precision of the other models; and the next run needs this one.
-        model = build_model(self.config).to(self.task.device)
-        model.load_state_dict(network.model.state_dict())
-        return model.eval()
-
-    def _config_of(self, repeat: int) -> Config:
-        """Give the config of the run itself, or of one from another seed."""
-        training = self.config.training
-        if repeat == 0 or training is None or training.recipe is None:
-            return self.config
-        seed = seed_of(training.recipe.seed, REPEATED, repeat)
-        recipe = training.recipe.model_copy(update={"seed": seed})
-        return self.config.model_copy(update={"training": training.model_copy(update={"recipe": recipe})})
 
 
 @dataclass(frozen=True)
@@ -143,7 +93,13 @@ class Retraining:
         Raises:
             InfluenceError: as of ``training``.
         """
-        _ = self.training
+        if self.has_function:
+            _ = self.training
+
+    @property
+    def has_function(self) -> bool:
+        """Say whether a training function retrains, or else its absence is to be reported: not if there is a recipe."""
+        return not self.has_recipe or bool(self.config.training and self.config.training.factory)
 
     @property
     def has_recipe(self) -> bool:
@@ -183,7 +139,8 @@ class Retraining:
 
     def again(self, task: Task) -> Again:
         """Import the training function, and read what every retraining reads."""
-        return Again(task, self.training, training_pairs(task.train), held_batches(task.labelled_tests()))
+        training = self.training if self.has_function else recipe_training(self.config, task)
+        return Again(task, training, training_pairs(task.train), held_batches(task.labelled_tests()))
 
     def made_of(self, task: Task) -> dict[str, str]:
         """Describe what retrainings depend on, part by part; a checkpoint is no part of a training from scratch."""
@@ -203,6 +160,4 @@ class Retraining:
     def _trained_by(self, task: Task) -> list[str]:
         """Describe what the config says of training: a recipe, a function, or both."""
         recipe = [make_recipe(self.config, len(task.train)).described()] if self.has_recipe else []
-        if recipe and not (self.config.training and self.config.training.factory):
-            return recipe
-        return [self.training.name, self.training.source, *recipe]
+        return [self.training.name, self.training.source, *recipe] if self.has_function else recipe

@@ -78,6 +78,7 @@ def measured(project: Path, model: nn.Module, *, margin: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize("measure", ["loss", "margin"])
+@pytest.mark.quick("loss")
 def test_the_same_run_is_compared_in_order_and_in_size(
     influence: Command, tiny: Path, run: WholeBatch, tmp_path: Path, measure: str
 ) -> None:

@@ -50,6 +50,7 @@ def losses_by_hand(project: Path, without: list[int], seed: int, *, margin: bool
 
 
 @pytest.mark.parametrize("measure", ["loss", "margin"])
+@pytest.mark.quick("margin")
 def test_both_arms_have_the_seed_and_the_start_of_the_training_with_all(
     influence: Command, tiny: Path, tmp_path: Path, measure: str
 ) -> None:

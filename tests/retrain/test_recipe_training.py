@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from influence_cli import Retraining, load_config, load_tasks
+from influence_cli.model.task import build_model
 from influence_cli.replay.recipe import make_recipe
-from influence_cli.retrain.retraining import RecipeSteps
+from influence_cli.retrain.recipe_training import RecipeSteps, recipe_training
+from influence_cli.retrain.training import train, training_pairs
 from influence_cli.runtime.seeds import seed_of
 from tests.conftest import Command
 from tests.retrain.test_strongest import inputs
@@ -28,13 +30,13 @@ def run(tiny: Path) -> Path:
     return tiny
 
 
-def by_torch(project: Path, without: list[int], seed: int) -> nn.Module:
+def by_torch(project: Path, without: list[int], seed: int, some: slice = slice(None)) -> nn.Module:
     """Train in the recipe's order; what is left out counts 0 in a batch whose divisor stays."""
-    recipe = make_recipe(load_config(project / "influence.yaml", [f"training.recipe.seed={seed}"]), 24)
-    x, y = inputs(project / "train")
+    x, y = (each[some] for each in inputs(project / "train"))
+    recipe = make_recipe(load_config(project / "influence.yaml", [f"training.recipe.seed={seed}"]), len(x))
     torch.manual_seed(recipe.seed(1))
     model = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
-    weights = torch.ones(24)
+    weights = torch.ones(len(x))
     weights[without] = 0
     optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
     for step in range(recipe.steps):
@@ -60,6 +62,20 @@ def test_a_recipe_without_some_examples_is_torchs_run_with_their_weights_at_0(ru
             for name, value in model.state_dict().items():
                 torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
     assert max(shares) == pytest.approx(1)
+
+
+def test_a_recipe_is_a_training_function_where_there_is_no_other(influence: Command, run: Path) -> None:
+    config = load_config(run / "influence.yaml")
+    (task,) = load_tasks(config)
+    training, pairs = recipe_training(config, task), training_pairs(task.train)[4:17]
+    torch.manual_seed(make_recipe(load_config(run / "influence.yaml", ["training.recipe.seed=5"]), 13).seed(1))
+    start = build_model(config)
+    model = train(training, start, pairs, l2=0.0, seed=5, what="it")
+    expected = by_torch(run, [], 5, slice(4, 17)).state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+    done = influence("verify", "--lds", "--subsets", 3, "--repeats", 1, "-s", "curvature.damping=0.01", cwd=run)
+    assert json.loads(done.out)["subsets"] == 3
 
 
 def test_verify_runs_the_recipe_again(influence: Command, run: Path) -> None:
