@@ -139,8 +139,8 @@ def command(
     processes that run the same command. After a kill, run the same command to resume. With several checkpoints --lds
     has one row per number of checkpoints (for one run: the last ones), and gain is what one more adds.
 
-    All train by the recipe or with the function of the config (training:). One exception: --loo retrains an output layer
-    under a convex loss by itself. For an SVM that smooth_hinge explains it uses training:, if there is one.
+    All train by the recipe or with the function of the config (training:). One exception: --loo retrains an output
+    layer under a convex loss by itself. For an SVM that smooth_hinge explains it uses training:, if there is one.
 
     Examples:
 
