@@ -155,9 +155,9 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.data.label_files import class_number
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.group_files import group_by_class, read_groups
     from influence_cli.ranking.groups import group_influence, labelled, verdict
+    from influence_cli.replay.prepare import prepare_scores
     from influence_cli.retrain.leave_groups_out import check_retrain
     from influence_cli.retrain.retraining import Retraining
 
@@ -171,7 +171,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     else:
         grouping = read_groups(options.metadata, options.by, train)
     selected = labelled(selected_tests(session, tasks, words, target=options.target), options.of, classes)
-    stores = prepare_all(
+    stores = prepare_scores(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
     if options.retrain:

@@ -247,14 +247,15 @@ def _stores(
 ) -> Sequence[Prepared]:
     """Prepare the stores that a signal needs. If no signal needs one, take those that are already complete."""
     from influence_cli.mislabels.find import GRADIENTS
-    from influence_cli.precompute.prepare import all_complete, prepare_all
+    from influence_cli.precompute.prepare import all_complete
+    from influence_cli.replay.prepare import prepare_scores
     from influence_cli.runtime.terminal import Terminal
 
     if on_the_fly or set(wanted) & set(GRADIENTS):
-        return prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
+        return prepare_scores(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
     try:
         if all_complete(session.config):
-            return prepare_all(session.config, tasks, Terminal(quiet=True), skip_unreadable=skip)
+            return prepare_scores(session.config, tasks, Terminal(quiet=True), skip_unreadable=skip)
     except InfluenceError as error:
         session.terminal.warn(f"no self_influence: {error.message}")
     return []

@@ -212,7 +212,7 @@ def _perturb(
     from influence_cli.perturb.estimate import perturb_image
     from influence_cli.perturb.files import check_image, write_map
     from influence_cli.perturb.inputs import read_training_image
-    from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.replay.prepare import prepare_scores
 
     tasks = load(session)
     check_target(target, tasks[0].classes)
@@ -230,7 +230,7 @@ def _perturb(
         )
     # Only the inverse curvature is needed, on all its coordinates, so no rows are stored. Fisher is made from the rows.
     rows = session.config.curvature.method == "fisher"
-    stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=not rows)
+    stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=not rows)
     result = perturb_image(
         stores,
         index,

@@ -268,11 +268,11 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.pages.parts import SHOWN
     from influence_cli.pages.rank import FirstGroup
     from influence_cli.perturb.attribution import check_attribution, check_model
-    from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.copies import warn_of_copies
     from influence_cli.ranking.index_search import rank_approximate
     from influence_cli.ranking.rank import RankOptions, rank_training
     from influence_cli.ranking.sinks import KeptInfluence, matrix_file
+    from influence_cli.replay.prepare import prepare_scores
 
     check_attribution(options.attribution)
     tasks = load(session)
@@ -280,7 +280,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     if options.attribution is not None:
         check_model(tasks[0], options.attribution)
     selected = selected_tests(session, tasks, tests, target=options.target, skip=options.skip)
-    stores = prepare_all(
+    stores = prepare_scores(
         session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
     )
     warn_of_copies(stores, selected, session.terminal)
@@ -378,13 +378,13 @@ def _rank_tests(session: Session, train: int, target: str, count: int | None, *,
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.precompute.prepare import prepare_all
     from influence_cli.ranking.rank import check_train, rank_tests
+    from influence_cli.replay.prepare import prepare_scores
 
     tasks = load(session)
     check_target(target, tasks[0].classes)
     check_train(tasks[0].train, train)
-    stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip)
+    stores = prepare_scores(session.config, tasks, session.terminal, skip_unreadable=skip)
     ranked = rank_tests(
         stores,
         train,

@@ -153,10 +153,10 @@ def _usefulness(session: Session, tasks: list[Task], *, on_the_fly: bool, skip: 
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.run_facts import describe_run
     from influence_cli.influence.self_influence import harm_to_tests
-    from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.replay.prepare import prepare_scores
 
     tasks[0].labelled_tests()  # before any work
-    stores = prepare_all(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
+    stores = prepare_scores(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
     inverses = make_inverses(stores, session.terminal)
     facts = training_facts(stores)
     usefulness = -harm_to_tests(stores, inverses, session.terminal, skip=skip, facts=facts)

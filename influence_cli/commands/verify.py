@@ -174,13 +174,13 @@ def command(
 def _self_check(session: Session, words: list[str], *, on_the_fly: bool) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.ensemble import refuse_source
-    from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.replay.prepare import prepare_scores
     from influence_cli.retrain.self_check import check_estimates
 
     refuse_source(session.config.model.ensemble, "verify without --lds", "there is no s_test to check")
     tasks = load(session)
     selected = _select(session, tasks, words)
-    stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
+    stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
     checks = check_estimates(stores, selected, terminal=session.terminal)
     emit(session, (vars(line) for line in checks), CHECK_COLUMNS)
     session.terminal.say("next: influence verify --loo 20 (a convex model), or influence verify --lds (any network)")
@@ -203,7 +203,7 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
 def _loo(session: Session, count: int, asked: VerifyOptions) -> None:
     from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
-    from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.replay.prepare import prepare_scores
     from influence_cli.report.plot import scatter
     from influence_cli.results.verify_words import describe_left_out, is_poor
     from influence_cli.retrain.leave_one_out import leave_one_out
@@ -211,7 +211,7 @@ def _loo(session: Session, count: int, asked: VerifyOptions) -> None:
 
     tasks = load(session)
     selected = _select(session, tasks, asked.words)
-    stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=asked.on_the_fly)
+    stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=asked.on_the_fly)
     facts = training_facts(stores)
     result = leave_one_out(
         stores,
@@ -262,7 +262,8 @@ def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods:
             config = load_config(path, [*(set_ or []), f"curvature.method={name}"])
         except InfluenceError as error:
             raise InfluenceError(f"--methods {methods}: {error.message.partition(': ')[2]}", error.hint) from error
-        if name != method:
+        # A replay has no store; the record of its run is beside that of the config.
+        if name not in (method, "replay"):
             store = config.gradients.store
             named = store.with_name(f"{store.stem}.{name}{store.suffix}")
             config = config.model_copy(update={"gradients": config.gradients.model_copy(update={"store": named})})
@@ -313,7 +314,7 @@ def _top(session: Session, amount: Amount, asked: VerifyOptions) -> None:
     from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.measure import check_measure
     from influence_cli.metrics import pearson, slope
-    from influence_cli.precompute.prepare import prepare_all
+    from influence_cli.replay.prepare import prepare_scores
     from influence_cli.report.plot import scatter
     from influence_cli.results.verify_words import top_words
     from influence_cli.retrain.from_start import from_start
@@ -328,7 +329,7 @@ def _top(session: Session, amount: Amount, asked: VerifyOptions) -> None:
     selected = selected or drawn_over_classes(split, asked.tests or TOP_TESTS, session.config.seed)
     check_positions(selected, split)
     runs = from_start(Retraining(session.config), task)
-    stores = prepare_all(session.config, tasks, session.terminal, on_the_fly=asked.on_the_fly)
+    stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=asked.on_the_fly)
     found = without_strongest(
         stores,
         selected,

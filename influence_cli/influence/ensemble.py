@@ -46,6 +46,7 @@ from influence_cli.influence.inverse import (
     Division,
     Inverse,
     Summary,
+    Unrolled,
     make_closed_form,
     make_division,
     make_identity,
@@ -229,6 +230,8 @@ def make_inverses(
     """Choose λ and make the inverse curvature of every checkpoint; with ``strict`` a solver must converge."""
     terminal = or_silent(terminal)
     given = stores[0].settings
+    if stores[0].effects is not None:
+        return [Unrolled() for _ in stores]
     if given.ensemble == "source":
         return list(source_inverses(stores, terminal))
     if given.ensemble == "tracin":

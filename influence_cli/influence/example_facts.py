@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
+from influence_cli.data.batches import readable_batches
+from influence_cli.data.split import rows_of
+from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import exchange
@@ -110,8 +114,23 @@ def add_up(facts: TrainingFacts) -> None:
     facts.read[:] = exchange.sum_array(facts.read.astype(np.uint8)) > 0
 
 
+def passed_facts(task: Task) -> TrainingFacts:
+    """Fill in the facts of the training examples by a pass forwards."""
+    facts = empty_facts(task)
+    for batch in readable_batches(task.train, task.train.indices, 256, task.loading, skip=False):
+        rows = rows_of(task.train.indices, batch.indices)
+        with torch.no_grad():
+            outputs = logits_of(task.model(batch.inputs.to(task.device)))
+            facts.losses[rows] = task.loss(outputs, batch.targets.to(task.device)).float().cpu().numpy()
+            facts.probabilities[rows] = outputs.softmax(dim=1).float().cpu().numpy()
+        facts.read[rows] = True
+    return facts
+
+
 def training_facts(stores: Sequence[Prepared]) -> TrainingFacts:
     """Give what is known about the training examples: from the stores, or empty, to be filled in on the fly."""
+    if stores[0].effects is not None:
+        return passed_facts(stores[0].task)
     if stores[0].on_the_fly:
         return empty_facts(stores[0].task)
     return stored_facts(stores)

@@ -247,6 +247,29 @@ class Solver:
         return self.iterative.apply(rows)
 
 
+@dataclass(frozen=True)
+class Unrolled:
+    """No inverse curvature: a run that is replayed gives influence itself."""
+
+    @property
+    def shift(self) -> float:
+        """Give 0: there is no curvature."""
+        return 0.0
+
+    @property
+    def damping(self) -> None:
+        """Give None: there is no λ."""
+
+    @property
+    def summary(self) -> Summary:
+        """Give what the run file says about it: nothing is left out."""
+        return Summary()
+
+    def apply(self, rows: Tensor) -> Tensor:  # noqa: ARG002 (as of every Inverse)
+        """Refuse: there is no inverse."""
+        raise ValueError("a replayed run has no inverse curvature")
+
+
 # Methods that give the inverse at another λ, and those that give the self-influence of each example, without a solve.
 Division = Spectral | StoredMoment
 ClosedForm = Identity | Division

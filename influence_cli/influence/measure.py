@@ -23,6 +23,8 @@ def measured_by(prepared: Prepared, measure: str) -> Prepared:
     """Give a checkpoint as test examples are measured under it: their gradients are those of the measure."""
     if measure == LOSS:
         return prepared
+    if prepared.effects is not None:
+        return replace(prepared, effects=prepared.effects.on_margins())
     network = replace(prepared.choice.network, loss=negative_margin)
     return replace(prepared, choice=replace(prepared.choice, network=network))
 

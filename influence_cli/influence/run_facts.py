@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from influence_cli.influence.inverse import Inverse
-from influence_cli.precompute.prepared import Prepared
+from influence_cli.precompute.prepared import Prepared, RunSummary
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.solvers.cg import SolveInfo
 
@@ -63,10 +63,12 @@ class ScoreRecord:
         stores: one per checkpoint.
         identity_correlation: the correlation of influence with plain gradient similarity; NaN where the scores have
             none, None where it was not measured.
+        run: of a training run that was replayed; None for others.
     """
 
     stores: tuple[StoreRecord, ...]
     identity_correlation: float | None = None
+    run: RunSummary | None = None
 
 
 def describe_run(
@@ -109,7 +111,8 @@ def describe_run(
                 f"the curvature has almost no effect here (correlation {correlation:.3f} with identity): "
                 "λ is large relative to the spectrum; use a smaller curvature.damping"
             )
-    return ScoreRecord(records, correlation)
+    effects = stores[0].effects
+    return ScoreRecord(records, correlation, None if effects is None else effects.summary)
 
 
 def _l2(prepared: Prepared) -> float | dict[str, float]:

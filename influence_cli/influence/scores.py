@@ -43,6 +43,11 @@ def removal(product: Array, n: int) -> Array:
     return product / n
 
 
+def weight_removal(slopes: Array) -> Array:
+    """Turn the derivative of a loss in an example's weight into influence: a removal takes a unit of weight from it."""
+    return -slopes
+
+
 def perturbation(product: Array, n: int) -> Array:
     """Turn s_testᵀ(∂g/∂x)δ into the estimated rise of the loss if x becomes x + δ: − (1/n) s_testᵀ(∂g/∂x)δ.
 

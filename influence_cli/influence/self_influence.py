@@ -19,6 +19,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import solved_vectors, test_stores
 from influence_cli.influence.example_facts import TrainingFacts, empty_facts, explained
 from influence_cli.influence.inverse import ClosedForm, Inverse
+from influence_cli.influence.replayed import replayed_mean
 from influence_cli.influence.scores import removal, require_finite
 from influence_cli.influence.streams import (
     Piece,
@@ -76,6 +77,9 @@ def harm_to_tests(
     """
     test = stores[0].task.labelled_tests()
     chosen = [Selected(int(index), None, int(test.labels[index])) for index in test.indices]
+    if (effects := stores[0].effects) is not None:
+        _, influence = replayed_mean(stores[0].task, effects, chosen, "label", terminal, skip=skip)
+        return -influence
     size = 8 * min(256, min(prepared.batch for prepared in stores))
     groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     seen, means = mean_gradients(test_stores(stores, inverses), groups, "label", terminal, skip=skip)

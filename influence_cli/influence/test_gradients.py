@@ -16,6 +16,7 @@ from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import TestFacts
 from influence_cli.influence.test_selection import Selected
+from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, mean_probabilities
 from influence_cli.passes.finite import check_gradients
 from influence_cli.precompute.prepared import Prepared
@@ -51,21 +52,7 @@ def test_gradients(
                 blocks.append(gradients)
                 if prepared.task.explained:
                     losses += part.float().cpu() / share
-            split = tasks[0].test
-            for j, item in enumerate(chosen):
-                path = str(item.file) if item.file is not None else split.path(item.index or 0) if split else None
-                facts.append(
-                    TestFacts(
-                        item.index,
-                        path,
-                        item.label,
-                        int(predicted[j]),
-                        int(targets[j]),
-                        float(losses[j]),
-                        float(soft[j, predicted[j]]),
-                        float(soft[j, targets[j]]),
-                    )
-                )
+            facts += _test_facts(tasks[0], chosen, soft, targets, losses)
             advance(len(batch))
     coordinates = [torch.cat(blocks) if blocks else torch.empty(0) for blocks in rows]
     if distributed.size() > 1:
@@ -74,6 +61,39 @@ def test_gradients(
         whole = [[part for part in blocks if len(part)] for blocks in parts]
         coordinates = [torch.cat(blocks).to(tasks[0].device) if blocks else torch.empty(0) for blocks in whole]
     return facts, coordinates
+
+
+def _test_facts(
+    task: Task, chosen: Sequence[Selected], soft: Tensor, targets: Tensor, losses: Tensor
+) -> list[TestFacts]:
+    """Put together what is known about test examples: their probabilities [m, C], targets [m] and losses [m]."""
+    split, predicted = task.test, soft.argmax(dim=1)
+    return [
+        TestFacts(
+            item.index,
+            str(item.file) if item.file is not None else split.path(item.index or 0) if split else None,
+            item.label,
+            int(predicted[j]),
+            int(targets[j]),
+            float(losses[j]),
+            float(soft[j, predicted[j]]),
+            float(soft[j, targets[j]]),
+        )
+        for j, item in enumerate(chosen)
+    ]
+
+
+def explained_tests(
+    task: Task, selected: Sequence[Selected], target: str, terminal: Terminal, *, skip: bool
+) -> Iterator[tuple[list[TestFacts], Tensor, Tensor]]:
+    """Read test examples without their gradients: their facts, inputs [m, …] and the classes that are explained [m]."""
+    for batch, chosen in selected_batches(task, selected, 256, terminal, skip=skip):
+        with torch.no_grad():
+            outputs = logits_of(task.model(batch.inputs.to(task.device)))
+            soft = outputs.softmax(dim=1).cpu()
+            targets = explained_classes(target, task.classes, chosen, soft.argmax(dim=1))
+            losses = task.loss(outputs, targets.to(task.device)).cpu()
+        yield _test_facts(task, chosen, soft, targets, losses), batch.inputs, targets
 
 
 def mean_gradients(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from influence_cli.config.schema import Config
@@ -13,6 +15,7 @@ from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.curvature.spectrum import Spectrum
 from influence_cli.errors import near_path
 from influence_cli.model.task import Task
+from influence_cli.runtime.terminal import Advance
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,46 @@ class InverseSettings:
 
 
 @dataclass(frozen=True)
+class RunSummary:
+    """What is known of a training run that gives influence itself.
+
+    Attributes:
+        steps: of the run.
+        agreement: r of what it predicts and what trainings without 1% gave; None where that was not measured.
+        slope: of what they gave on what it predicts.
+        verdict: both in a sentence.
+    """
+
+    steps: int
+    agreement: float | None
+    slope: float | None
+    verdict: str
+
+
+class Effects(Protocol):
+    """Influence from another source than gradients and a curvature: a training run that is replayed."""
+
+    @property
+    def summary(self) -> RunSummary:
+        """Give what is known of the run."""
+
+    def on_margins(self) -> Effects:
+        """Give the same of margins with their sign changed in place of losses."""
+
+    def slopes(self, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
+        """Give the derivatives of the losses of test examples in the weights of the training examples [m, n]."""
+
+    def mean_slopes(self, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
+        """Give the derivatives of their mean loss [n]."""
+
+    def slopes_of(self, row: int, inputs: Tensor, targets: Tensor) -> np.ndarray:
+        """Give the derivatives of the losses of test examples in the weight of one training example [m]."""
+
+    def input_slopes(self, row: int, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
+        """Give the derivatives of the losses of test examples in the numbers of one training image [m, …]."""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A curvature and, unless it is used on the fly, a complete store.
 
@@ -52,6 +95,7 @@ class Prepared:
             minimum; None on the fly.
         seconds: what this call spent on curvature and gradients.
         settings: how its inverse curvature is made.
+        effects: what gives influence in the place of gradients and curvature; None for these.
     """
 
     task: Task
@@ -64,6 +108,7 @@ class Prepared:
     gradient_norm: float | None
     seconds: float
     settings: InverseSettings
+    effects: Effects | None = None
 
     def coordinates(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the coordinates [b, k] of some examples' gradients, their losses [b] and outputs [b, C]."""

@@ -6,7 +6,7 @@ all pairs.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from influence_cli.influence.example_facts import TestFacts, TrainingFacts, add_
 from influence_cli.influence.inverse import Inverse
 from influence_cli.influence.measure import LOSS, measured_by
 from influence_cli.influence.normalise import NONE, Norms, test_norms
+from influence_cli.influence.replayed import replayed_groups, replayed_mean, replayed_tests
 from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.scores import Running, Strongest, influence, merged, relative, removal, require_finite
 from influence_cli.influence.streams import averaged, of_all, training_products
@@ -145,6 +146,8 @@ def rank_training(
         At the end, what is known of the run (λ, effective dimension, residuals, correlation with ``identity``).
     """
     terminal = or_silent(terminal)
+    if stores[0].effects is not None:
+        return (yield from _rank_replayed(stores, selected, facts, count, target, terminal, options, mean=aggregate))
     inverses = make_inverses(stores, terminal, strict=options.strict)
     asked = [measured_by(prepared, options.measure) for prepared in test_stores(stores, inverses)]
     # The numbers for sinks from other processes are held until all of them have arrived.
@@ -164,6 +167,38 @@ def rank_training(
         correlation = measured if correlation is None else correlation
         yield RankedGroup(tests, strongest)
     return describe_run(stores, inverses, correlation, terminal)
+
+
+def _rank_replayed(
+    stores: Sequence[Prepared],
+    selected: Sequence[Selected],
+    facts: TrainingFacts,
+    count: int | None,
+    target: str,
+    terminal: Terminal,
+    options: RankOptions,
+    *,
+    mean: bool,
+) -> Generator[RankedGroup, None, ScoreRecord]:
+    """Rank by a run that is replayed: it gives influence on all training examples at once."""
+    task, effects = stores[0].task, measured_by(stores[0], options.measure).effects
+    if effects is None:
+        raise ValueError("no run to replay")
+    skip = options.skip_unreadable
+    groups: Iterable[tuple[list[TestFacts], np.ndarray]]
+    if mean:
+        tests, values = replayed_mean(task, effects, selected, target, terminal, skip=skip)
+        groups = [(tests, values[None])]
+    else:
+        groups = replayed_groups(task, effects, selected, target, terminal, skip=skip)
+    for group, values in groups:
+        running = Running(len(values), count)
+        running.add(np.arange(len(facts.indices)), values)
+        for sink in options.sinks:
+            sink.begin([None] if mean else group)
+            sink.add(slice(0, values.shape[1]), values)
+        yield RankedGroup(group, running.results())
+    return describe_run(stores, make_inverses(stores, terminal), None, terminal)
 
 
 def rank_into_sinks(groups: Generator[RankedGroup, None, ScoreRecord]) -> tuple[list[TestFacts], ScoreRecord]:
@@ -198,6 +233,10 @@ def rank_tests(
     terminal = or_silent(terminal)
     split = stores[0].task.train
     check_train(split, index)
+    if (effects := stores[0].effects) is not None:
+        row = int(np.searchsorted(split.indices, index))
+        tests, result = replayed_tests(stores[0].task, effects, row, target, terminal, skip=skip_unreadable)
+        return RankedTests(tests, result, describe_run(stores, make_inverses(stores, terminal), None, terminal))
     inverses = make_inverses(stores, terminal, strict=strict)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)

@@ -13,12 +13,35 @@ are differentiated. States between the kept ones are rebuilt, one stretch at a t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from influence_cli.replay.forward import Advance, ignore, moments
 from influence_cli.replay.network import TrainedNetwork
-from influence_cli.replay.run import Run, State
+from influence_cli.replay.run import Run, State, Taken
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A step on the way back.
+
+    Attributes:
+        step: its number.
+        state: before it.
+        taken: what it took.
+        vectors: c [K, p], the derivatives of the measures in the gradient of the batch's mean loss.
+        averages: the derivatives in the buffers after the step [K, q].
+    """
+
+    step: int
+    state: State
+    taken: Taken
+    vectors: Tensor
+    averages: Tensor
 
 
 def replay(network: TrainedNetwork, run: Run, end: State, advance: Advance = ignore) -> np.ndarray:
@@ -34,23 +57,50 @@ def replay(network: TrainedNetwork, run: Run, end: State, advance: Advance = ign
         float64 [K, n]: how much each measure would rise per unit of weight. Leaving an example out takes a whole unit
         of weight from it: to first order the measure then rises by *minus* this.
     """
-    kept_share = network.kept_share.to(end.buffers)
     slopes = torch.zeros(len(end.parameters), run.examples, dtype=torch.float64)
+    for pulled, inner in _backwards(network, run, end):
+        rows = pulled.taken.rows
+        slopes.index_add_(1, torch.from_numpy(rows), (inner / len(rows)).double().cpu())
+        advance(1)
+    return slopes.numpy()
+
+
+def replay_inputs(network: TrainedNetwork, run: Run, end: State, row: int, advance: Advance = ignore) -> np.ndarray:
+    """Give the derivative of measures of the end in the numbers of one training image: float64 [K, …].
+
+    The image is changed wherever the run takes it. Its inputs must not be augmented.
+    """
+    total: Tensor | None = None
+    for pulled, _ in _backwards(network, run, end):
+        places = np.flatnonzero(pulled.taken.rows == row)
+        if len(places):
+            with run.randomness(pulled.step):
+                slopes = network.input_slopes(
+                    pulled.state, pulled.taken, pulled.vectors, pulled.averages, torch.from_numpy(places)
+                )
+            total = slopes if total is None else total + slopes
+        advance(1)
+    if total is None:
+        raise ValueError("the run never takes this image")
+    return total.double().cpu().numpy()
+
+
+def _backwards(network: TrainedNetwork, run: Run, end: State) -> Iterator[tuple[Pulled, Tensor]]:
+    """Carry derivatives from the last step to the first: each step, with the products gᵢᵀc [K, b] of its examples."""
+    kept_share = network.kept_share.to(end.buffers)
     for start, stop in reversed(list(zip(run.kept, run.kept[1:], strict=False))):
         stretch = list(moments(network, run, start, stop))
         for step in range(stop - 1, start - 1, -1):
             moment = stretch.pop()
-            taken, state = moment.taken, moment.state
-            parameters, slots, pulled = taken.rule.pull(
+            taken, state = run.taken(step), moment.state
+            parameters, slots, vectors = taken.rule.pull(
                 state.parameters, state.slots, moment.gradient, (end.parameters, end.slots)
             )
             with run.randomness(step):
-                curved, inner = network.products(state, taken, pulled)
+                curved, inner = network.products(state, taken, vectors)
             parameters = parameters + curved
             if network.mixes_examples:
                 with run.randomness(step):
                     parameters = parameters + network.pull_averages(state, taken, end.buffers)
-            slopes.index_add_(1, torch.from_numpy(taken.rows), (inner / len(taken.rows)).double().cpu())
+            yield Pulled(step, state, taken, vectors, end.buffers), inner
             end = State(parameters, slots, kept_share * end.buffers)
-            advance(1)
-    return slopes.numpy()

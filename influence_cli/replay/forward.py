@@ -21,10 +21,9 @@ def ignore(_count: int) -> None:
 
 @dataclass(frozen=True)
 class Moment:
-    """A step with the state before it, and the gradient [p] that it took."""
+    """The state before a step, and the gradient [p] that it took."""
 
     state: State
-    taken: Taken
     gradient: Tensor
 
 
@@ -72,7 +71,7 @@ def moments(network: TrainedNetwork, run: Run, start: int, stop: int) -> Iterato
         taken = run.taken(step)
         with run.randomness(step):
             after, gradient, _ = take_step(network, state, taken)
-        yield Moment(state, taken, gradient)
+        yield Moment(state, gradient)
         state = after
 
 

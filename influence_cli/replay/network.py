@@ -150,6 +150,39 @@ class TrainedNetwork:
             curved, inner = vmap(along, randomness="same")(vectors)
         return curved.detach(), inner.detach()
 
+    def input_slopes(self, state: State, taken: Taken, vectors: Tensor, averages: Tensor, places: Tensor) -> Tensor:
+        """Give the derivative in some inputs of a batch of what a step passes on, summed over them.
+
+        Args:
+            state: before the step.
+            taken: the batch.
+            vectors: c [K, p]; the mean loss's derivative along each is differentiated.
+            averages: derivatives of a measure in the running averages after the step [K, q].
+            places: int64, of the inputs in the batch.
+
+        Returns:
+            [K, …], in the shape of an input.
+        """
+        # Where examples do not change each other's loss, the others have no part in it.
+        chosen = taken.inputs[places], taken.targets[places]
+        whole = (taken.inputs, taken.targets)
+        inputs, targets = whole if self.mixes_examples else chosen
+        buffers, batch = _views(self._buffers, state.buffers), len(taken.targets)
+
+        def passed(some: Tensor, vector: Tensor, average: Tensor) -> Tensor:
+            def mean(parameters: Tensor) -> Tensor:
+                return self._losses(parameters, buffers, some, targets).sum() / batch
+
+            moved: Tensor = jvp(mean, (state.parameters,), (vector,))[1]
+            if self.mixes_examples:
+                moved = moved + self._batch_averages(state.parameters, state, some) @ average
+            return moved
+
+        with self._training(), without_averages(self._norms.values()), differentiable_attention():
+            slopes: Tensor = vmap(grad(passed), in_dims=(None, 0, 0), randomness="same")(inputs, vectors, averages)
+        slopes = slopes[:, places] if self.mixes_examples else slopes
+        return slopes.sum(dim=1).detach()
+
     def example_gradient(self, state: State, taken: Taken, weights: Tensor) -> Tensor:
         """Compute Σ weights[j, i] gᵢ over a batch: [K, p] for weights [K, b]."""
         buffers = _views(self._buffers, state.buffers)

@@ -36,11 +36,21 @@ def outcomes(task: Task, network: TrainedNetwork, state: State, positions: np.nd
 
 def loss_changes(task: Task, network: TrainedNetwork, state: State, moved: State, positions: np.ndarray) -> np.ndarray:
     """Compute the derivatives of test losses at a state along K changes of it: float64 [K, m]."""
-    columns = []
-    for inputs, labels in batches(task, positions, state):
+    parts = [
+        changes_of(task, network, state, moved, inputs, labels) for inputs, labels in batches(task, positions, state)
+    ]
+    return np.concatenate(parts, axis=1)
 
-        def losses(parameters: Tensor, buffers: Tensor, inputs: Tensor = inputs, labels: Tensor = labels) -> Tensor:
-            return task.loss(network.measure(parameters, buffers, inputs), labels)
+
+def changes_of(
+    task: Task, network: TrainedNetwork, state: State, moved: State, inputs: Tensor, targets: Tensor
+) -> np.ndarray:
+    """Do the same for inputs [m, …] and the classes [m] whose loss counts."""
+    columns = []
+    for x, y in zip(torch.split(inputs, BATCH), torch.split(targets, BATCH), strict=True):
+
+        def losses(parameters: Tensor, buffers: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+            return task.loss(network.measure(parameters, buffers, x.to(state.parameters)), y.to(task.device))
 
         point = (state.parameters, state.buffers)
         rows = [

@@ -25,9 +25,9 @@ from influence_cli.influence.test_selection import Selected
 from influence_cli.metrics import bootstrap_change_fits, bootstrap_lds, change_fits, lds
 from influence_cli.model.task import Task
 from influence_cli.precompute.decide import decide
-from influence_cli.precompute.prepare import prepare_all
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import RankOptions, rank_into_sinks, rank_training
+from influence_cli.replay.prepare import REPLAY, prepare_scores
 from influence_cli.retrain.random_subsets import PARK, LdsPlan, subset_trainings
 from influence_cli.retrain.retraining import Retraining
 from influence_cli.retrain.training import CHOSEN
@@ -141,7 +141,8 @@ def datamodeling_score(
     if plan.tests > len(split):
         terminal.say(f"using all {len(split):,} test examples: there are fewer than {plan.tests:,}")
     for config in methods.values():  # report what cannot be estimated before anything is trained
-        decide(config, task, Terminal(quiet=True))
+        if config.curvature.method != REPLAY:
+            decide(config, task, Terminal(quiet=True))
     # One of several commands makes the stores while the others start training; a job's processes make them together.
     stores: dict[str, list[Prepared]] = {}
     with turn(folder, wait=False) if distributed.is_first() else nullcontext(enter_result=False) as mine:
@@ -197,7 +198,7 @@ def left_out(kept: Sequence[np.ndarray], n: int) -> np.ndarray:
 def _prepare(
     methods: Mapping[str, Config], tasks: Sequence[Task], *, on_the_fly: bool, terminal: Terminal
 ) -> dict[str, list[Prepared]]:
-    return {name: prepare_all(config, tasks, terminal, on_the_fly=on_the_fly) for name, config in methods.items()}
+    return {name: prepare_scores(config, tasks, terminal, on_the_fly=on_the_fly) for name, config in methods.items()}
 
 
 def _predictions(

@@ -100,3 +100,10 @@ def test_verify_runs_the_recipe_again(influence: Command, run: Path) -> None:
         losses = nn.functional.cross_entropy(base(test[0]), test[1], reduction="none").numpy()
     with np.load(run / "influence.retrained" / "from-start" / "all_0.npz") as file:
         assert file["losses"] == pytest.approx(losses, rel=1e-4, abs=1e-5)
+    for measure in ("loss", "margin"):
+        done = influence(*words, "--methods", "replay,ekfac", "--measure", measure, cwd=run)
+        replay, _ = [json.loads(line) for line in done.out.splitlines()]
+        assert replay["method"] == "replay"
+        # One image of 24, in a run that answers smoothly: order and size.
+        assert replay["pearson"] > 0.95
+        assert replay["slope"] == pytest.approx(1, abs=0.3)

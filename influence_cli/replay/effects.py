@@ -1,0 +1,167 @@
+"""Influence from a run: the derivatives of test losses in the training examples, kept once they are computed."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from influence_cli.model.losses import negative_margin
+from influence_cli.precompute.prepared import RunSummary
+from influence_cli.replay.backward import replay, replay_inputs
+from influence_cli.replay.forward import follow_weights
+from influence_cli.replay.open import Replayed
+from influence_cli.replay.outcomes import changes_of
+from influence_cli.replay.run import State
+from influence_cli.replay.verdict import Verdict
+from influence_cli.runtime import disk, distributed
+from influence_cli.runtime.memory import available_bytes
+from influence_cli.runtime.terminal import Advance
+
+# Measures that go back through the run at once, and the share of the free memory for their vectors.
+BLOCK, FREE_SHARE = 64, 0.25
+
+
+@dataclass(frozen=True)
+class RunEffects:
+    """The influence that a run gives; it is an ``Effects``.
+
+    Attributes:
+        replayed: the run.
+        verdict: how far its numbers can be trusted; None where that is not measured.
+    """
+
+    replayed: Replayed
+    verdict: Verdict | None
+    _last: list[State] = field(default_factory=list, repr=False)
+
+    @property
+    def summary(self) -> RunSummary:
+        """Give what is known of the run."""
+        steps = self.replayed.run.steps
+        if self.verdict is None:
+            return RunSummary(steps, None, None, "")
+        return RunSummary(steps, self.verdict.agreement, self.verdict.slope, self.verdict.sentence())
+
+    @property
+    def last(self) -> State:
+        """Give the last state."""
+        if not self._last:
+            self._last.append(self.replayed.run.state(self.replayed.run.steps))
+        return self._last[0]
+
+    def on_margins(self) -> RunEffects:
+        """Give the same of margins with their sign changed; they are kept under another name."""
+        task = replace(self.replayed.task, loss=negative_margin, loss_name="margin")
+        return replace(self, replayed=replace(self.replayed, task=task))
+
+    def slopes(self, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
+        """Give the derivatives of the losses of test examples in the weights of the training examples [m, n].
+
+        What is kept is read. The others go back through the run in blocks, and the processes of a job share them.
+        """
+        keys = [self._key("loss", inputs[at : at + 1], targets[at : at + 1]) for at in range(len(targets))]
+        missing = np.array([at for at, key in enumerate(keys) if not self._path(key).exists()], dtype=np.int64)
+        advance(len(keys) - len(missing))
+        missing = np.array(distributed.from_first(missing.tolist), dtype=np.int64)
+        mine = missing[distributed.share(len(missing))]
+        for block in np.array_split(mine, max(1, -(-len(mine) // self._block()))) if len(mine) else []:
+            end = self._ends(inputs[block], targets[block])
+            for at, row in zip(block, self._replay(end, len(block), advance), strict=True):
+                self._write(keys[at], row)
+        distributed.barrier()
+        return np.stack([self._read(key) for key in keys])
+
+    def mean_slopes(self, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
+        """Give the derivatives of the mean loss of test examples [n]: one replay, however many they are."""
+        key = self._key("mean", inputs, targets)
+        if distributed.from_first(lambda: not self._path(key).exists()) and distributed.is_first():
+            total: State | None = None
+            for start in range(0, len(targets), BLOCK):
+                end = self._ends(inputs[start : start + BLOCK], targets[start : start + BLOCK])
+                sums = State(end.parameters.sum(dim=0, keepdim=True), end.slots, end.buffers.sum(dim=0, keepdim=True))
+                total = sums if total is None else _added(total, sums)
+            if total is None:
+                raise ValueError("no test example")
+            slots = tuple(torch.zeros_like(total.parameters) for _ in self.last.slots)
+            mean = State(total.parameters / len(targets), slots, total.buffers / len(targets))
+            self._write(key, self._replay(mean, 1, advance)[0])
+        distributed.barrier()
+        return self._read(key)
+
+    def slopes_of(self, row: int, inputs: Tensor, targets: Tensor) -> np.ndarray:
+        """Give the derivatives of the losses of test examples in the weight of one training example [m].
+
+        The example is followed forwards through the run, so all test examples together cost one pass.
+        """
+        run, network = self.replayed.run, self.replayed.network
+        weights = np.zeros((1, run.examples))
+        weights[0, row] = 1
+        last, moved = follow_weights(network, run, weights)
+        changes = changes_of(self.replayed.task, network, last, moved, inputs, targets)
+        return np.asarray(changes[0])
+
+    def input_slopes(self, row: int, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
+        """Give the derivatives of the losses of test examples in the numbers of one training image [m, …]."""
+        run, network, parts = self.replayed.run, self.replayed.network, []
+        for start in range(0, len(targets), BLOCK):
+            end = self._ends(inputs[start : start + BLOCK], targets[start : start + BLOCK])
+            parts.append(replay_inputs(network, run, end, row))
+            advance(len(end.parameters))
+        return np.concatenate(parts)
+
+    def _replay(self, end: State, tests: int, advance: Advance) -> np.ndarray:
+        run = self.replayed.run
+        return replay(self.replayed.network, run, end, lambda steps: advance(tests * steps / run.steps))
+
+    def _ends(self, inputs: Tensor, targets: Tensor) -> State:
+        """Give the derivatives of losses in the last state."""
+        task, network, last = self.replayed.task, self.replayed.network, self.last
+        rows: list[Tensor] = []
+        averages: list[Tensor] = []
+        for x, y in zip(inputs, targets, strict=True):
+            parameters = last.parameters.detach().clone().requires_grad_()
+            buffers = last.buffers.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                outputs = network.measure(parameters, buffers, x[None].to(last.parameters))
+                loss = task.loss(outputs, y[None].to(task.device)).sum()
+                slopes = torch.autograd.grad(loss, (parameters, buffers), allow_unused=True, materialize_grads=True)
+            rows.append(slopes[0])
+            averages.append(slopes[1])
+        all_rows = torch.stack(rows)
+        return State(all_rows, tuple(torch.zeros_like(all_rows) for _ in last.slots), torch.stack(averages))
+
+    def _block(self) -> int:
+        """Bound the measures of a block by the memory for their vectors: parameters, slots, gradient and product."""
+        each = self.last.parameters.element_size() * self.replayed.network.size * 2 * (3 + len(self.last.slots))
+        each += 8 * self.replayed.run.examples
+        free = available_bytes(self.replayed.task.device)
+        return max(1, min(BLOCK, int(FREE_SHARE * free / each)))
+
+    def _key(self, measure: str, inputs: Tensor, targets: Tensor) -> str:
+        state = xxhash.xxh3_128(f"{measure} {self.replayed.task.loss_name} {inputs.shape}".encode())
+        state.update(inputs.contiguous().cpu().numpy().tobytes())
+        state.update(targets.cpu().numpy().tobytes())
+        return state.hexdigest()
+
+    def _path(self, key: str) -> Path:
+        return self.replayed.record.folder / "replays" / f"{key}.npy"
+
+    def _read(self, key: str) -> np.ndarray:
+        values: np.ndarray = np.load(self._path(key), allow_pickle=False)
+        return values
+
+    def _write(self, key: str, slopes: np.ndarray) -> None:
+        path, content = self._path(key), io.BytesIO()
+        np.save(content, slopes)
+        disk.make_folder(path.parent)
+        disk.write_whole(path, content.getvalue())
+
+
+def _added(one: State, other: State) -> State:
+    return State(one.parameters + other.parameters, one.slots, one.buffers + other.buffers)
