@@ -127,7 +127,7 @@ def top_words(found: StrongestLeftOut, n: int) -> Iterator[str]:
     rise = "loss rises" if found.measure == "loss" else "margin log(p/(1 − p)) falls"
     (actual, _, _), (random, _, _), (value, low, high) = means.values()
     yield (
-        f"Trained without its {count:,} strongest helpful images ({count / n:.2g} of all), a test example's {rise} by "
+        f"Trained without its {count:,} strongest helpful images ({count / n:.1%} of all), a test example's {rise} by "
         f"{actual:.3g}; without {count:,} random ones by {random:.3g}."
     )
     repeats = f" and {len(found.actual)} repeats" if len(found.actual) > 1 else ""
