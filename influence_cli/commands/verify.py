@@ -154,7 +154,7 @@ def command(
 
       influence verify --top 1% --tests 10
     """
-    from influence_cli.commands.session import begin
+    from influence_cli.results.session import begin
 
     asked = VerifyOptions(
         tests or [], loo, lds, top, subsets, repeats, number, drop, same_run, measure, methods, plot, on_the_fly
@@ -172,9 +172,9 @@ def command(
 
 
 def _self_check(session: Session, words: list[str], *, on_the_fly: bool) -> None:
-    from influence_cli.commands.session import emit, load
     from influence_cli.influence.ensemble import refuse_source
     from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.results.session import emit, load
     from influence_cli.retrain.self_check import check_estimates
 
     refuse_source(session.config.model.ensemble, "verify without --lds", "there is no s_test to check")
@@ -188,8 +188,8 @@ def _self_check(session: Session, words: list[str], *, on_the_fly: bool) -> None
 
 def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
     """Resolve TEST. The default is the first misclassified test example, or the first one if none is misclassified."""
-    from influence_cli.commands.session import selected_tests
     from influence_cli.model.task import misclassified
+    from influence_cli.results.session import selected_tests
 
     if not words:
         wrong = misclassified(tasks, session.terminal)
@@ -201,10 +201,10 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
 
 
 def _loo(session: Session, count: int, asked: VerifyOptions) -> None:
-    from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.replay.prepare import prepare_scores
     from influence_cli.report.plot import scatter
+    from influence_cli.results.session import emit, load
     from influence_cli.results.verify_words import describe_left_out, is_poor
     from influence_cli.retrain.leave_one_out import leave_one_out
     from influence_cli.retrain.retraining import Retraining
@@ -272,8 +272,8 @@ def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods:
 
 
 def _lds(session: Session, methods: dict[str, Config], asked: VerifyOptions) -> None:
-    from influence_cli.commands.session import emit, load
     from influence_cli.report.plot import scatter
+    from influence_cli.results.session import emit, load
     from influence_cli.results.verify_words import lds_words
     from influence_cli.retrain.lds import datamodeling_score
     from influence_cli.retrain.random_subsets import LdsPlan
@@ -311,11 +311,11 @@ def _lds(session: Session, methods: dict[str, Config], asked: VerifyOptions) -> 
 
 
 def _top(session: Session, amount: Amount, asked: VerifyOptions) -> None:
-    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.measure import check_measure
     from influence_cli.metrics import pearson, slope
     from influence_cli.replay.prepare import prepare_scores
     from influence_cli.report.plot import scatter
+    from influence_cli.results.session import emit, load, selected_tests
     from influence_cli.results.verify_words import top_words
     from influence_cli.retrain.from_start import from_start
     from influence_cli.retrain.retraining import Retraining

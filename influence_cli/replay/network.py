@@ -7,8 +7,10 @@ all its examples' gradients. Both are tangents of one thing, the losses with the
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -24,6 +26,11 @@ from influence_cli.replay.run import State, Taken
 # Numbers that the vectors of one pass may hold, counted as inputs × vectors × how much wider a network is inside: so
 # few stay in the cache, and the allocator gives them back to the next pass.
 HELD_NUMBERS, WIDER = 2**22, 32
+
+# Forward mode imports this at its first use, and it warns of torch's own use of torch.jit.
+with warnings.catch_warnings(), suppress(ImportError):
+    warnings.simplefilter("ignore")
+    importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from influence_cli.replay.recipe_run import RecipeRun
 from influence_cli.replay.record import Record
 from influence_cli.replay.run import Run, State
 from influence_cli.runtime import disk
+from influence_cli.runtime.memory import reuse_freed
 from influence_cli.runtime.seeds import seed_all
 
 MEANING = {
@@ -67,6 +68,7 @@ def recipe_run(config: Config, task: Task) -> tuple[TrainedNetwork, RecipeRun]:
     Raises:
         InfluenceError: no recipe, or one that contradicts itself.
     """
+    reuse_freed()
     recipe = make_recipe(config, len(task.train))
     seed_all(recipe.seed(START))
     model = build_model(config).to(task.device, recipe.dtype)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from influence_cli.config.source_code import object_hash
 from influence_cli.errors import InfluenceError, Stopped
-from influence_cli.retrain.training import object_hash
 from influence_cli.runtime.jobs import Arrays, Job, count_files, do_all, open_folder, read, turn
 from influence_cli.runtime.terminal import Terminal
 from tests.support import fork_server
