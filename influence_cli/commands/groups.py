@@ -17,6 +17,7 @@ from influence_cli.commands.options import (
     OnTheFly,
     Output,
     Precision,
+    Proxy,
     Quiet,
     Report,
     Set,
@@ -24,6 +25,7 @@ from influence_cli.commands.options import (
     Strict,
     Top,
     Verbose,
+    given,
     refuse_together,
     with_precision,
 )
@@ -80,6 +82,7 @@ def command(
     format: Format = None,
     output: Output = None,
     report: Report = None,
+    proxy: Proxy = False,
     on_the_fly: OnTheFly = False,
     precision: Precision = None,
     skip_unreadable: SkipUnreadable = False,
@@ -102,6 +105,8 @@ def command(
       influence groups --metadata sites.csv --by site --retrain
 
       influence groups 17 24 --each --format csv
+
+      influence groups --proxy
     """
     from influence_cli.report.html import check_page
     from influence_cli.results.session import begin
@@ -117,6 +122,13 @@ def command(
         message="--retrain trains on every example, so it cannot be combined with --skip-unreadable",
         hint="list the unreadable examples under train.exclude",
     )
+    refuse_together(
+        proxy,
+        given(on_the_fly, retrain, skip_unreadable, strict),
+        message="--proxy replays a run of its own: it cannot be combined with --on-the-fly, --retrain, --strict or "
+        "--skip-unreadable",
+        hint="leave one of them out",
+    )
     check_page(report)
     session = begin(
         config,
@@ -128,8 +140,8 @@ def command(
         files=(report,),
     )
     options = _Options(
-        by, metadata, of, target, each, retrain, repeats, None if all_ else top, report, on_the_fly, skip_unreadable,
-        strict,
+        by, metadata, of, target, each, retrain, repeats, None if all_ else top, report, proxy, on_the_fly,
+        skip_unreadable, strict,
     )  # fmt: skip
     _groups(session, tests or ["misclassified"], options)
 
@@ -145,6 +157,7 @@ class _Options:
     repeats: int
     count: int | None
     report: Path | None
+    proxy: bool
     on_the_fly: bool
     skip: bool
     strict: bool
@@ -156,8 +169,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.ranking.group_files import group_by_class, read_groups
     from influence_cli.ranking.groups import group_influence, labelled, verdict
-    from influence_cli.replay.prepare import prepare_scores
-    from influence_cli.results.session import emit, load, selected_tests
+    from influence_cli.results.session import emit, load, prepare, selected_tests
     from influence_cli.retrain.leave_groups_out import check_retrain
     from influence_cli.retrain.retraining import Retraining
 
@@ -171,9 +183,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     else:
         grouping = read_groups(options.metadata, options.by, train)
     selected = labelled(selected_tests(session, tasks, words, target=options.target), options.of, classes)
-    stores = prepare_scores(
-        session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
-    )
+    stores = prepare(session, tasks, proxy=options.proxy, skip=options.skip, on_the_fly=options.on_the_fly)
     if options.retrain:
         check_retrain(stores, selected, grouping, Retraining(session.config))
     facts = training_facts(stores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from influence_cli.errors import InfluenceError, did_you_mean
+from influence_cli.errors import InfluenceError, did_you_mean, require_extra
 from influence_cli.report.dialects import DIALECTS
 
 ConfigFile = Annotated[
@@ -80,6 +81,13 @@ Precision = Annotated[
     str | None,
     typer.Option(
         "--precision", metavar="float32|tf32|bf16", help="Precision of the layer pass; the same as -s precision=…"
+    ),
+]
+Proxy = Annotated[
+    bool,
+    typer.Option(
+        "--proxy",
+        help="Answer by a small smooth network that is trained on the same images, and whose run is replayed.",
     ),
 ]
 SkipUnreadable = Annotated[
@@ -210,6 +218,43 @@ def refuse_mislabels(
 
     check_plot(plot)
     check_page(report)
+
+
+def refuse_approximate(beside: Mapping[str, bool]) -> None:
+    """Refuse what an index cannot give, before any work.
+
+    Args:
+        beside: options that need more than an index has, and whether they were given.
+    """
+    named = [name for name, is_given in beside.items() if is_given]
+    if named:
+        raise InfluenceError(
+            f"--approximate finds only the strongest influences: it cannot be combined with {' or '.join(named)}",
+            "leave one of them out",
+        )
+    require_extra("faiss", "index", "--approximate")
+
+
+def refuse_proxy(*, proxy: bool, aggregate: bool, others: tuple[bool, ...]) -> None:
+    """Refuse what a proxy cannot say of single predictions, and what needs a store.
+
+    Args:
+        proxy: --proxy.
+        aggregate: --aggregate.
+        others: options of rank that need a store or a solver.
+    """
+    if proxy and not aggregate:
+        raise InfluenceError(
+            "--proxy answers for the mean of test images, not for single predictions: another network makes others",
+            "add --aggregate",
+        )
+    refuse_together(
+        proxy,
+        given(*others),
+        message="--proxy replays a run of its own: it cannot be combined with --approximate, --damping-sweep, "
+        "--normalise, --on-the-fly, --strict or --skip-unreadable",
+        hint="leave one of them out",
+    )
 
 
 @dataclass(frozen=True)

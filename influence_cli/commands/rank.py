@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from influence_cli.commands.options import (
     Output,
     Plot,
     Precision,
+    Proxy,
     Quiet,
     Report,
     Set,
@@ -27,10 +28,12 @@ from influence_cli.commands.options import (
     Top,
     Verbose,
     given,
+    refuse_approximate,
+    refuse_proxy,
     refuse_together,
     with_precision,
 )
-from influence_cli.errors import InfluenceError, require_extra
+from influence_cli.errors import InfluenceError
 from influence_cli.results.rank_rows import COLUMNS, rank_rows, test_rows
 from influence_cli.runtime import distributed
 
@@ -97,6 +100,7 @@ def command(
         ),
     ] = "none",
     damping_sweep: DampingSweep = False,
+    proxy: Proxy = False,
     on_the_fly: OnTheFly = False,
     approximate: Annotated[
         bool,
@@ -122,6 +126,8 @@ def command(
       ls bad/*.png | influence rank - --format tsv
 
       influence rank 0:100 --aggregate --report why.html
+
+      influence rank misclassified --aggregate --proxy
 
       influence rank 17 --normalise relatif
 
@@ -163,19 +169,23 @@ def command(
         "--damping-sweep",
         hint="leave one of them out",
     )
+    beside = {
+        "--all": all_,
+        "--matrix": matrix is not None,
+        "--report": report is not None,
+        "--plot": plot is not None,
+        "--normalise": normalise != "none",
+        "--damping-sweep": damping_sweep,
+        "--on-the-fly": on_the_fly,
+        "--train": train is not None,
+    }
     if approximate:
-        _check_approximate(
-            {
-                "--all": all_,
-                "--matrix": matrix is not None,
-                "--report": report is not None,
-                "--plot": plot is not None,
-                "--normalise": normalise != "none",
-                "--damping-sweep": damping_sweep,
-                "--on-the-fly": on_the_fly,
-                "--train": train is not None,
-            }
-        )
+        refuse_approximate(beside)
+    refuse_proxy(
+        proxy=proxy,
+        aggregate=aggregate,
+        others=(on_the_fly, damping_sweep, normalise != "none", approximate, strict, skip_unreadable),
+    )
     check_plot(plot)
     check_page(report)
     session = begin(
@@ -220,26 +230,12 @@ def command(
             normalise,
             damping_sweep,
             skip_unreadable,
+            proxy,
             on_the_fly,
             approximate,
             strict,
         )
         _rank(session, tests or [], options)
-
-
-def _check_approximate(given: Mapping[str, bool]) -> None:
-    """Refuse what an index cannot give, before any work.
-
-    Args:
-        given: options that need more than an index has, and whether they were.
-    """
-    named = [name for name, is_given in given.items() if is_given]
-    if named:
-        raise InfluenceError(
-            f"--approximate finds only the strongest influences: it cannot be combined with {' or '.join(named)}",
-            "leave one of them out",
-        )
-    require_extra("faiss", "index", "--approximate")
 
 
 @dataclass(frozen=True)
@@ -256,6 +252,7 @@ class _Options:
     normalise: str
     sweep: bool
     skip: bool
+    proxy: bool
     on_the_fly: bool
     approximate: bool
     strict: bool
@@ -271,8 +268,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.ranking.index_search import rank_approximate
     from influence_cli.ranking.rank import RankOptions, rank_training
     from influence_cli.ranking.sinks import KeptInfluence, matrix_file
-    from influence_cli.replay.prepare import prepare_scores
-    from influence_cli.results.session import emit, load, selected_tests
+    from influence_cli.results.session import emit, load, prepare, selected_tests
 
     check_attribution(options.attribution)
     tasks = load(session)
@@ -280,9 +276,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     if options.attribution is not None:
         check_model(tasks[0], options.attribution)
     selected = selected_tests(session, tasks, tests, target=options.target, skip=options.skip)
-    stores = prepare_scores(
-        session.config, tasks, session.terminal, skip_unreadable=options.skip, on_the_fly=options.on_the_fly
-    )
+    stores = prepare(session, tasks, proxy=options.proxy, skip=options.skip, on_the_fly=options.on_the_fly)
     warn_of_copies(stores, selected, session.terminal)
     facts = training_facts(stores)
     kept: list[RankedGroup] = []

@@ -110,8 +110,12 @@ def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]
         )
     else:
         source = task.checkpoint.name + (f" and {len(tasks) - 1} more" if len(tasks) > 1 else "")
+    if session.run.proxy is not None:
+        network = f"{session.run.proxy} in the place of {config.model.factory}"
+    else:
+        network = f"{config.model.factory} from {source}"
     text = (
-        f"{config.model.factory} from {source}"
+        network
         + f", {_data_name(config)}: {len(task.train):,} training examples of {len(task.classes)} classes"
         + (f"; {method}" if method else "")
     )

@@ -201,12 +201,23 @@ class DistanceRecord:
     numbers: dict[str, float | int | None]
 
 
+@dataclass(frozen=True)
+class SelectionRecord:
+    """How images were left out: by what, why by that, and in how many rounds."""
+
+    by: str
+    why: str
+    rounds: int
+
+
 @dataclass
 class RunRecord:
     """What a command noted about its run so far; None means not noted.
 
     Attributes:
         normalise: what influence is ranked by, of ``rank --normalise``.
+        proxy: what network the numbers are of, where it is not the user's.
+        selection: how ``select`` left images out.
         processes: of the job, where there are several.
         damping_sweep: the ranking at other λ.
         scores: stores, λ, residuals and likeness to plain gradient similarity.
@@ -233,6 +244,8 @@ class RunRecord:
     """
 
     normalise: str | None = None
+    proxy: str | None = None
+    selection: SelectionRecord | None = None
     processes: int | None = None
     damping_sweep: SweepRecord | None = None
     scores: ScoreRecord | None = None
@@ -263,7 +276,9 @@ def record_facts(record: RunRecord) -> dict[str, object]:
     # The sweep of mislabels comes after everything else that it finds, that of rank before its scores.
     sweeps_last = record.evidence is not None
     return {
-        **_noted(normalise=record.normalise, processes=record.processes),
+        **_noted(
+            normalise=record.normalise, proxy=record.proxy, selection=record.selection, processes=record.processes
+        ),
         **({} if sweeps_last else _noted(damping_sweep=record.damping_sweep)),
         **_of_scores(record.scores),
         **_noted(

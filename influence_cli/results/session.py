@@ -22,6 +22,7 @@ from influence_cli.runtime.terminal import Terminal
 if TYPE_CHECKING:
     from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
+    from influence_cli.precompute.prepared import Prepared
     from influence_cli.report.html import Page
 
 
@@ -128,6 +129,32 @@ def selected_tests(
     )
     refuse_without_label(selected, test, target)
     return selected
+
+
+def prepare(
+    session: Session,
+    tasks: Sequence[Task],
+    *,
+    proxy: bool = False,
+    skip: bool = False,
+    on_the_fly: bool = False,
+) -> list[Prepared]:
+    """Give what a command scores with, and note a proxy in the run.
+
+    Args:
+        session: the command's.
+        tasks: from ``load``.
+        proxy: of ``--proxy``.
+        skip: go on without unreadable examples.
+        on_the_fly: store no gradients.
+    """
+    from influence_cli.replay.prepare import prepare_proxy, prepare_scores, proxy_words
+
+    if not proxy:
+        return prepare_scores(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
+    prepared = prepare_proxy(session.config, tasks[0], session.terminal)
+    session.run.proxy = proxy_words(prepared)
+    return [prepared]
 
 
 def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:

@@ -13,8 +13,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
+from influence_cli import load_config, load_tasks
 from influence_cli.errors import InfluenceError
-from influence_cli.retrain.subsets import Kept, compare_kept, kept_rows, order_by
+from influence_cli.metrics import spearman
+from influence_cli.replay.forward import run_again
+from influence_cli.replay.open import Replayed, open_run
+from influence_cli.replay.outcomes import outcomes
+from influence_cli.retrain.subsets import Kept, compare_kept, kept_rows, leave_out_in_rounds, order_by
 from tests.commands.test_verify import with_training
 from tests.conftest import Command, edit
 
@@ -58,6 +63,9 @@ def test_the_least_useful_by_a_dense_computation_are_left_out(influence: Command
     assert all(Path(row["path"]).is_file() for row in written)
     harmful = sum(row["usefulness"] < 0 for row in rows)
     assert 0 < harmful <= 32
+    assert (
+        "leaving out by influence: the config has no training.recipe; --proxy asks a small smooth network" in done.err
+    )
     assert f"left out 32 of 320 training examples by influence; {harmful} of them are harmful" in done.err
     assert "wrote selected.csv (32 examples)" in done.err
 
@@ -118,7 +126,7 @@ def test_retraining_compares_all_ways_on_the_other_half_of_the_test_set(
     assert [(row["by"], row["keep"], row["examples"], row["repeats"]) for row in rows] == [
         ("all", 1.0, 320, 2), ("influence", 0.6, 192, 2), ("loss", 0.6, 192, 2), ("random", 0.6, 192, 2)
     ]  # fmt: skip
-    assert "influence is measured on 40 test examples, accuracy on the other 40" in done.err
+    assert "images are chosen on 40 test examples, accuracy is measured on the other 40" in done.err
     assert not (folder / "selected.csv").exists()
     for row in rows:
         assert 0.3 < row["lowest"] <= row["accuracy"] <= row["highest"] <= 1
@@ -152,6 +160,12 @@ BAD = [
     (("--by", "margin"), "--by margin: no such way to select"),
     (("--exclude", "out.npy"), "the file must be .csv"),
     (("--retrain", "--by", "loss"), "--retrain compares all ways"),
+    (("--proxy", "--by", "loss"), "--proxy is by replay: it cannot be combined with --by loss"),
+    (("--rounds", "2", "--by", "random"), "--rounds 2 is by replay: it cannot be combined with --by random"),
+    (("--rounds", "2"), "--rounds 2 needs a run to replay: the config has no training.recipe"),
+    (("--by", "replay"), "there is no training.recipe"),
+    (("--by", "replay", "--on-the-fly"), "--by replay replays a run: it cannot be combined with --on-the-fly"),
+    (("--proxy", "--rounds", "99", "--keep", "0.9"), "--rounds 99: --keep 0.9 leaves out 32 training examples"),
     (("--retrain",), "retraining needs a training function, but the config names none"),
     (("-s", "test=null"), "the config has no test data set"),
     (("--exclude", "influence.yaml.csv"), "influence.yaml.csv exists"),
@@ -168,3 +182,107 @@ def test_bad_input_is_told_in_a_line_and_writes_nothing(
     assert message in done.err
     assert not (project / "selected.csv").exists()
     assert (project / "influence.yaml.csv").read_text() == "kept\n"
+
+
+RECIPE = "training: {recipe: {optimizer: sgd, lr: 0.002, momentum: 0.9, batch: 12, epochs: 8, schedule: cosine}}\n"
+
+
+@pytest.fixture
+def recorded(influence: Command, tiny: Path) -> Path:
+    """The tiny project with a recipe whose run is recorded, and smooth: 24 images of three classes."""
+    config = tiny / "influence.yaml"
+    config.write_text(config.read_text().replace("l2: 0.01", "l2: 0.0") + RECIPE)
+    influence("train", "--overwrite", "-q", cwd=tiny)
+    return tiny
+
+
+def opened(project: Path) -> Replayed:
+    config = load_config(project / "influence.yaml")
+    return open_run(config, load_tasks(config)[0])
+
+
+def mean_loss_without(replayed: Replayed, rows: list[int]) -> float:
+    """Run the whole training again without some rows, and give the mean loss of the test examples."""
+    weights = np.ones(replayed.run.examples)
+    weights[rows] = 0
+    last = run_again(replayed.network, replayed.run, weights)
+    losses, _ = outcomes(replayed.task, replayed.network, last, replayed.task.labelled_tests().indices)
+    return float(losses.mean())
+
+
+def test_a_smooth_recorded_run_chooses_as_running_it_again_without_each_image(
+    influence: Command, recorded: Path
+) -> None:
+    done = influence("select", "--keep", "0.05", "-o", "rows.jsonl", cwd=recorded)
+    assert "leaving out by replay: this run answers to its data (r 1.00" in done.err
+    assert "left out 23 of 24 training examples by replay" in done.err
+    facts = json.loads((recorded / "rows.jsonl.run.json").read_text())
+    assert (facts["selection"]["by"], facts["selection"]["rounds"]) == ("replay", 1)
+    rows = [json.loads(line) for line in (recorded / "rows.jsonl").read_text().splitlines()]
+
+    replayed = opened(recorded)
+    base = mean_loss_without(replayed, [])
+    actual = np.array([mean_loss_without(replayed, [row]) - base for row in range(24)])
+
+    assert spearman(np.array([row["usefulness"] for row in rows]), actual[[row["index"] for row in rows]]) > 0.99
+    # Nothing is trained again, and no store was made.
+    assert not (recorded / "influence.h5").exists()
+    again = influence("select", "--keep", "0.05", "--by", "replay", "--force", cwd=recorded)
+    assert [json.loads(line) for line in again.out.splitlines()] == rows
+    assert "measuring once" not in again.err
+
+
+def test_in_rounds_the_recipe_trains_on_what_is_left(influence: Command, recorded: Path) -> None:
+    first = influence("select", "--keep", "0.75", cwd=recorded).out.splitlines()
+    done = influence("select", "--keep", "0.5", "--rounds", 2, "--force", cwd=recorded).out.splitlines()
+    assert done[:6] == first
+    rest = sorted({*range(24)} - {json.loads(line)["index"] for line in first})
+    influence("select", "--keep", "0.75", "--force", "--exclude", "first.csv", "-q", cwd=recorded)
+    # The second round is the first one of a run that was trained on the rest.
+    words = ("-s", "train.exclude=first.csv", "-s", "gradients.store=rest.h5", "-s", "model.checkpoint=rest.pt")
+    influence("train", "-q", *words, cwd=recorded)
+    second = influence("select", "--keep", "0.67", "--by", "replay", "--exclude", "b.csv", *words, cwd=recorded)
+    rows = [json.loads(line) for line in second.out.splitlines()]
+    assert [row["index"] for row in rows] == [json.loads(line)["index"] for line in done[6:]]
+    assert {row["index"] for row in rows} < set(rest)
+    for row, line in zip(rows, done[6:], strict=True):
+        assert row["usefulness"] == pytest.approx(json.loads(line)["usefulness"], rel=1e-5)
+
+
+def test_parts_are_left_out_one_after_another() -> None:
+    asked: list[list[int]] = []
+
+    def again(rows: np.ndarray) -> np.ndarray:
+        asked.append(rows.tolist())
+        return -rows.astype(float)  # now the last ones are the least useful
+
+    usefulness = np.arange(10.0)
+    found = leave_out_in_rounds(usefulness, np.zeros(10, dtype=int), 0.5, 3, again)
+    assert found.order.tolist() == [0, 1, 9, 8, 7, 6, 5, 4, 3, 2][:10]
+    assert asked == [[2, 3, 4, 5, 6, 7, 8, 9], [2, 3, 4, 5, 6, 7, 8]]
+    assert found.usefulness[:2].tolist() == [0.0, 1.0]
+    assert found.usefulness[2:].tolist() == [-2, -3, -4, -5, -6, -7, -8, -9]
+    assert usefulness.tolist() == list(range(10))
+
+
+def test_a_run_that_is_not_recorded_or_chaotic_is_not_asked_by_default(influence: Command, recorded: Path) -> None:
+    words = ("select", "--keep", "0.5", "--force", "-s", "curvature.damping=0.01")
+    done = influence(*words, "-s", "training.recipe.epochs=9", cwd=recorded)
+    assert "leaving out by influence: influence.run records another run; what differs: training.recipe" in done.err
+    influence(*words, cwd=recorded)
+    for part in (recorded / "influence.run").glob("verdict-*/without_*.npz"):
+        with np.load(part) as file:
+            arrays = dict(file)
+        np.savez(part, **{**arrays, "losses": np.random.default_rng(0).random(len(arrays["losses"]))})
+    done = influence(*words, cwd=recorded)
+    assert "leaving out by influence: this run is chaotic (r " in done.err
+    assert "left out 12 of 24 training examples by influence" in done.err
+
+
+def test_retraining_compares_replay_too(influence: Command, recorded: Path) -> None:
+    words = ("select", "--keep", "0.5", "--retrain", "--repeats", 1, "-s", "curvature.damping=0.01")
+    done = influence(*words, cwd=recorded)
+    rows = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["by"] for row in rows] == ["all", "replay", "influence", "loss", "random"]
+    assert [row["examples"] for row in rows] == [24, 12, 12, 12, 12]
+    assert "(loss" in done.err.splitlines()[-1].split("replay ")[-1]
