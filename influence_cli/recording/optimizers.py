@@ -163,7 +163,9 @@ def read_optimizer(model: nn.Module, optimizer: Optimizer) -> OptimizerReader:
         raise InfluenceError("the optimizer has taken more steps for some parameters than for others", "begin anew")
     nesterov = kind == "sgd" and bool(_one(groups, "nesterov"))
     order = tuple(places[id(value)] for value in parameters.values())
-    return OptimizerReader(optimizer, kind, nesterov, parameters, order, counts.pop())
+    reader = OptimizerReader(optimizer, kind, nesterov, parameters, order, counts.pop())
+    reader.settings(0)
+    return reader
 
 
 def _refuse_unknown(groups: Sequence[dict[str, Any]]) -> None:

@@ -315,10 +315,11 @@ def _parting(network: TrainedNetwork, squares: Tensor, first: State, rebuilt: St
     """Name the parameter that differs by most of what it may, with what differs; None where all is the same."""
     places = torch.finfo(recorded.parameters.dtype).eps * LAST_PLACES
     least = NOISE**2 * float(squares.mean())
-    worst, most = None, 1.0
+    worst, most, noisy = None, 1.0, False
     for name in network.names:
         slot = network.slot(name)
         if not float(squares[slot].mean()) > least:
+            noisy = True
             continue
         pairs = [("", rebuilt.parameters, recorded.parameters, first.parameters)]
         pairs += [
@@ -331,7 +332,8 @@ def _parting(network: TrainedNetwork, squares: Tensor, first: State, rebuilt: St
             share = float((one[slot] - other[slot]).norm()) / allowed
             if not share <= most:
                 worst, most = f"{what}{name}", share
-    if len(recorded.buffers):
+    # Averages follow what such noise adds to the inputs of a BatchNorm, which takes it off again.
+    if len(recorded.buffers) and not noisy:
         allowed = SAME * float((recorded.buffers - first.buffers).norm()) + places * float(recorded.buffers.norm())
         if not float((rebuilt.buffers - recorded.buffers).norm()) <= allowed and worst is None:
             worst = "the running averages"

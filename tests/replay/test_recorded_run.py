@@ -78,7 +78,7 @@ def test_a_recorded_loop_is_rebuilt(name: str, tmp_path: Path) -> None:
     assert replayed.run.steps == STEPS
     assert list(replayed.run.kept) == [0, 2, 4, 6, 8, 10, 12, 13]
     parameters, slots = largest_differences(replayed)
-    assert parameters < 1e-6
+    assert parameters < (1e-5 if "adam" in name else 1e-6)
     assert slots < 2e-5
     assert len({replayed.run.taken(step).rule.momentum for step in range(STEPS)}) > 1 or not cycled
 
@@ -176,15 +176,13 @@ def test_other_labels_and_examples_are_named(tmp_path: Path) -> None:
     assert "labels are not those of the recorded loop" in refused(folder)
     for path in sorted((folder / "train" / "c").iterdir())[1:]:
         path.unlink()
-    assert f"recorded with {N} labels, but the data set has {N - 7} examples" in refused(
-        folder
-    ) or "trained on example" in (refused(folder))
+    assert f"the loop trained on example {N - 1}, but the data set has {N - 7}" in refused(folder)
 
 
 def test_an_example_that_the_config_leaves_out_is_named(tmp_path: Path) -> None:
     folder = recorded(tmp_path)
-    (folder / "exclude.txt").write_text("5\n")
-    edit(folder, "  args: {root: train}", "  exclude: exclude.txt\n  args: {root: train}")
+    np.save(folder / "exclude.npy", [5])
+    edit(folder, "  args: {root: train}", "  exclude: exclude.npy\n  args: {root: train}")
     assert "the loop trained on example 5, which the config leaves out" in refused(folder)
 
 
@@ -209,9 +207,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_not_the_end_is_refused(tmp_path: Path) -> None:
     folder = recorded(tmp_path)
     weights = torch.load(folder / "model.pt")
-    torch.save({**weights, "3.bias": weights["3.bias"] + 1}, folder / "model.pt")
+    torch.save({**weights, "4.bias": weights["4.bias"] + 1}, folder / "model.pt")
     message = refused(folder)
-    assert "model.pt is not the end of the recorded run: 3.bias differs by" in message
+    assert "model.pt is not the end of the recorded run: 4.bias differs by" in message
     assert "the record has 13 steps" in message
 
 
