@@ -187,7 +187,7 @@ def _open_recorded(config: Config, task: Task, terminal: Terminal) -> Replayed:
     run = recorded_run(facts, record, Examples(task.train, first.parameters.dtype, task.device, task.loading))
     check_states(run.steps, len(run.kept), first, config.gradients.budget, config.where("gradients", "budget"))
     model = build_model(config).to(task.device, first.parameters.dtype)
-    prepare_model(model, facts, record)
+    prepare_model(model, facts, record, first)
     network = trained_network(model, task.loss)
     set_modes(model, facts)
     cut = "" if facts.steps is not None else ", and was cut off: recorder.close() keeps the last state"

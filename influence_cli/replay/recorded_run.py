@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.recording.facts import LABELS, Facts, read_facts
-from influence_cli.recording.passes import trace_of
+from influence_cli.recording.passes import floating_buffers, trace_of
 from influence_cli.recording.step_files import RECORD_ANEW, StepFiles
 from influence_cli.replay.examples import Examples
 from influence_cli.replay.forward import take_step
@@ -227,8 +227,14 @@ def _check_labels(record: Record, split: Split, positions: np.ndarray) -> None:
         )
 
 
-def prepare_model(model: nn.Module, facts: Facts, record: Record) -> None:
+def prepare_model(model: nn.Module, facts: Facts, record: Record, first: State) -> None:
     """Let a fresh model of the config train what the loop trained.
+
+    Args:
+        model: from the factory.
+        facts: of the loop.
+        record: for messages.
+        first: the first state.
 
     Raises:
         InfluenceError: the loop's model has other parameters.
@@ -241,6 +247,14 @@ def prepare_model(model: nn.Module, facts: Facts, record: Record) -> None:
                 f"{record.shown}: the loop trained {name} {list(shape)}, which is {there} in the config's model",
                 "give model.factory the model that was recorded; Recorder takes it without wrappers",
             )
+    buffers = sum(value.numel() for value in floating_buffers(model).values())
+    unknown = {*facts.still} - {name for name, _ in model.named_modules()}
+    if buffers != len(first.buffers) or unknown:
+        what = f"has no module {min(unknown)}" if unknown else f"has {buffers:,} numbers in buffers"
+        raise InfluenceError(
+            f"{record.shown}: the config's model {what}, unlike the loop's (buffers of {len(first.buffers):,} numbers)",
+            "give model.factory the model that was recorded",
+        )
     trained = {name for name, _, _ in facts.parameters}
     for name, value in model.named_parameters():
         value.requires_grad_(name in trained)

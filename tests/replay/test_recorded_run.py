@@ -260,6 +260,16 @@ def test_noise_before_a_batch_norm_is_no_other_run(tmp_path: Path) -> None:
     assert opened(tmp_path).run.steps == 40
 
 
+def test_another_model_is_named(tmp_path: Path) -> None:
+    folder = recorded(tmp_path)
+    edit(folder, "args: {}", "args: {norm: true}")
+    torch.save(build(folder, norm=True).state_dict(), folder / "model.pt")
+    assert "the loop trained 0.bias [4], which is missing in the config's model" in refused(folder)
+    edit(folder, "norm: true", "norm: true, noise: true")
+    torch.save(build(folder, norm=True, noise=True).state_dict(), folder / "model.pt")
+    assert "the loop trained 3.weight" in refused(folder) or "4.weight" in refused(folder)
+
+
 def test_what_was_checked_is_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = recorded(tmp_path)
     opened(folder)
