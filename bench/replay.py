@@ -249,7 +249,7 @@ def print_lds(given: argparse.Namespace) -> None:
 def print_recipes(given: argparse.Namespace) -> None:
     """Measure many recipes briefly."""
     print(
-        "| recipe | batch | Spearman, Pearson, slope (95%) | Spearman with the GGN | verdict's r | seconds of a training |\n"
+        "| recipe | batch | Spearman, Pearson, slope (95%) | Spearman, GGN | verdict r | seconds |\n"
         "|---|--:|---|--:|--:|--:|"
     )
     for name, settings in (("SGD, momentum .9", SMOOTH), ("AdamW", ADAM)):
