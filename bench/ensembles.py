@@ -30,6 +30,7 @@ import lds_retrain
 from influence_cli.config.load import load_config
 from influence_cli.model.task import load_tasks
 from influence_cli.retrain.lds import Datamodeling, datamodeling_score
+from influence_cli.retrain.random_subsets import LdsPlan
 from influence_cli.retrain.retraining import Retraining
 from influence_cli.runtime.terminal import Terminal
 
@@ -183,8 +184,8 @@ def main() -> None:
         # The retrainings lie beside the store of this config; all the others take them from there.
         base = load_config(work / "mean.yaml", [f"gradients.store={work / 'influence'}.h5"])
         found[name] = datamodeling_score(
-            {name: config}, load_tasks(config), retraining=Retraining(base), subsets=SUBSETS, repeats=1,
-            tests=TESTS, on_the_fly=True, terminal=Terminal(),
+            {name: config}, load_tasks(config), retraining=Retraining(base), plan=LdsPlan(SUBSETS, 1, TESTS),
+            on_the_fly=True, terminal=Terminal(),
         )  # fmt: skip
         print(f"{name}: {time.process_time() - started:.0f} CPU seconds so far", file=sys.stderr)
     report(found)

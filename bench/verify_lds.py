@@ -31,6 +31,7 @@ from influence_cli.curvature import damping
 from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.model.task import load_tasks
 from influence_cli.retrain.lds import Datamodeling, datamodeling_score, left_out
+from influence_cli.retrain.random_subsets import LdsPlan
 from influence_cli.retrain.retraining import Retraining
 from influence_cli.retrain.training import HALVES, half
 from influence_cli.runtime.seeds import seed_of
@@ -104,9 +105,7 @@ def scores(work: Path, config: str, methods: dict[str, str], multiple: float = 1
             configs,
             load_tasks(base),
             retraining=Retraining(base),
-            subsets=SUBSETS,
-            repeats=REPEATS,
-            tests=TESTS,
+            plan=LdsPlan(SUBSETS, REPEATS, TESTS),
             terminal=terminal,
         )
     finally:

@@ -33,6 +33,7 @@ _HOMES = {
     "check_estimates": "retrain.self_check",
     "leave_one_out": "retrain.leave_one_out",
     "datamodeling_score": "retrain.lds",
+    "LdsPlan": "retrain.random_subsets",
     "perturb_image": "perturb.estimate",
     "attack_prediction": "perturb.attack",
     "rank_attackable": "perturb.attack",

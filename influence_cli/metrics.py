@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from influence_cli.errors import InfluenceError
+
+# Below this share of its size a row of numbers does not vary.
+ROUNDING = 1e-12
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -121,14 +124,49 @@ def bootstrap_lds(predicted: Sequence[np.ndarray], actual: np.ndarray, draws: in
     """
     methods, truth = [_Sorted(values) for values in predicted], _Sorted(actual)
     tests, subsets = np.shape(actual)
-    generator, scores = np.random.default_rng(seed), np.empty((draws, len(methods)))
-    for draw in range(draws):
-        # A sample is represented by how often each is drawn, so nothing is sorted again.
-        often = np.bincount(generator.integers(0, tests, tests), minlength=tests)
-        weights = np.bincount(generator.integers(0, subsets, subsets), minlength=subsets)
+    scores = np.empty((draws, len(methods)))
+    for draw, (often, weights) in enumerate(_resamples(tests, subsets, draws, seed)):
         right = truth.ranks(weights)
         scores[draw] = [often @ _correlations(method.ranks(weights), right, weights) / tests for method in methods]
     return scores
+
+
+def change_fits(predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """Say how well predicted changes of each test example's loss are the actual ones, in proportion and in size.
+
+    Args:
+        predicted: [tests, subsets], changes.
+        actual: [tests, subsets], changes.
+
+    Returns:
+        [2, tests]: Pearson's correlation over the subsets, and the slope Σxy/Σx² of actual on predicted through the
+        origin, 1 where the sizes are right. 0 where it is undefined, because every value is the same (or 0).
+    """
+    return _change_fits(predicted, actual, np.ones(np.shape(actual)[1], dtype=np.int64))
+
+
+def bootstrap_change_fits(
+    predicted: Sequence[np.ndarray], actual: np.ndarray, draws: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Resample subsets and test examples, and compute the means of ``change_fits`` of each method.
+
+    The draws are those of ``bootstrap_lds`` with the same seed.
+
+    Args:
+        predicted: [tests, subsets] of each method.
+        actual: [tests, subsets].
+        draws: bootstrap samples.
+        seed: of the draws.
+
+    Returns:
+        [draws, 2, methods].
+    """
+    tests, subsets = np.shape(actual)
+    means = np.empty((draws, 2, len(predicted)))
+    for draw, (often, weights) in enumerate(_resamples(tests, subsets, draws, seed)):
+        for number, values in enumerate(predicted):
+            means[draw, :, number] = _change_fits(values, actual, weights) @ often / tests
+    return means
 
 
 def bootstrap_means(values: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
@@ -148,6 +186,19 @@ def bootstrap_means(values: np.ndarray, draws: int = 1000, seed: int = 0) -> np.
         # A sample is represented by how often each is drawn, so no row is copied.
         means[draw] = np.bincount(generator.integers(0, rows, rows), minlength=rows) @ values / rows
     return means
+
+
+def bootstrap_both_ways(values: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """Resample repeats and test examples with replacement, and compute the mean of each quantity: [draws, quantities].
+
+    Args:
+        values: [quantities, repeats, tests].
+        draws: bootstrap samples.
+        seed: of the draws.
+    """
+    _, repeats, tests = values.shape
+    pairs = _resamples(tests, repeats, draws, seed)
+    return np.array([values @ often @ weights / (tests * repeats) for often, weights in pairs])
 
 
 def least_by_chance(values: np.ndarray, members: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
@@ -191,6 +242,25 @@ def _groups(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
     return order, np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
+
+
+def _resamples(tests: int, columns: int, draws: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draw test examples and columns with replacement: how often each is drawn, so nothing is copied or sorted."""
+    generator = np.random.default_rng(seed)
+    for _ in range(draws):
+        often = np.bincount(generator.integers(0, tests, tests), minlength=tests)
+        yield often, np.bincount(generator.integers(0, columns, columns), minlength=columns)
+
+
+def _change_fits(predicted: np.ndarray, actual: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Give Pearson's correlation and the slope through the origin of each row, each column weighted: [2, tests]."""
+    xx, yy, xy = (product @ weights for product in (np.square(predicted), np.square(actual), predicted * actual))
+    slopes = np.divide(xy, xx, out=np.zeros(len(xx)), where=xx > 0)
+    a, b = (values - (values @ weights / weights.sum())[:, None] for values in (predicted, actual))
+    size = np.sqrt((np.square(a) @ weights) * (np.square(b) @ weights))
+    # The mean of equal numbers may be off by a rounding: what is left of them then is no variation.
+    varies = size > ROUNDING * np.sqrt(xx * yy)
+    return np.array([np.divide((a * b) @ weights, size, out=np.zeros(len(a)), where=varies), slopes])
 
 
 def _midranks(values: np.ndarray) -> np.ndarray:

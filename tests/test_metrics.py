@@ -15,7 +15,10 @@ from influence_cli.errors import InfluenceError
 from influence_cli.metrics import (
     auroc,
     average_precision,
+    bootstrap_both_ways,
+    bootstrap_change_fits,
     bootstrap_lds,
+    change_fits,
     intercept,
     lds,
     pearson,
@@ -240,3 +243,40 @@ def test_the_bootstrap_of_lds_equals_a_plain_loop(predictions: tuple[np.ndarray,
         for value, method in zip(draw, (predicted, other), strict=True):
             scores = [spearman(method[t, columns], actual[t, columns]) for t in rows]
             assert value == pytest.approx(np.mean(np.nan_to_num(scores)), abs=1e-12)
+
+
+def test_changes_are_fitted_row_by_row_through_the_origin() -> None:
+    generator = np.random.default_rng(0)
+    predicted = generator.normal(size=(4, 9))
+    actual = 0.5 * predicted + 0.1 * generator.normal(size=(4, 9))
+    found = change_fits(predicted, actual)
+    assert found[0] == pytest.approx([np.corrcoef(x, y)[0, 1] for x, y in zip(predicted, actual, strict=True)])
+    lines = [np.linalg.lstsq(x[:, None], y, rcond=None)[0][0] for x, y in zip(predicted, actual, strict=True)]
+    assert found[1] == pytest.approx(lines)
+    # Predictions that are right but for a constant have a correlation of 1, and no slope of 1.
+    assert change_fits(predicted[:1] + 10, actual[:1])[1][0] != pytest.approx(found[1][0], rel=0.1)
+    still = np.full((1, 9), 0.1)
+    assert change_fits(still, actual[:1])[0].tolist() == [0.0]
+    assert change_fits(0 * still, actual[:1]).tolist() == [[0.0], [0.0]]
+
+
+def test_resampled_fits_are_those_of_copied_columns_and_pair_with_the_ranks() -> None:
+    generator = np.random.default_rng(1)
+    first, second, actual = generator.normal(size=(3, 5, 7))
+    found = bootstrap_change_fits([first, second], actual, draws=3, seed=2)
+    ranks = bootstrap_lds([first, second], actual, draws=3, seed=2)
+    draws = np.random.default_rng(2)
+    for draw in range(3):
+        rows, columns = draws.integers(0, 5, 5), draws.integers(0, 7, 7)
+        for number, values in enumerate((first, second)):
+            again = [part[rows][:, columns] for part in (values, actual)]
+            assert found[draw, :, number] == pytest.approx(change_fits(*again).mean(axis=1))
+            assert ranks[draw, number] == pytest.approx(lds(*again).mean())
+
+
+def test_repeats_and_tests_are_both_resampled() -> None:
+    values = np.random.default_rng(3).normal(size=(2, 3, 4))
+    found, draws = bootstrap_both_ways(values, draws=5, seed=4), np.random.default_rng(4)
+    for draw in range(5):
+        tests, repeats = draws.integers(0, 4, 4), draws.integers(0, 3, 3)
+        assert found[draw] == pytest.approx(values[:, repeats][:, :, tests].mean(axis=(1, 2)))

@@ -41,7 +41,7 @@ def command(
 
       influence check -s curvature.method=identity --format json
     """
-    from influence_cli.commands.session import begin, emit
+    from influence_cli.results.session import begin, emit
 
     session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, format=format, output=output)
     from influence_cli.precompute.check import check_run

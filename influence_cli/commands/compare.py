@@ -80,9 +80,9 @@ def command(
 
       influence compare svm.csv deep.csv --distance --report pair.html
     """
-    from influence_cli.commands.session import begin_without_config, emit
     from influence_cli.results.compare import compare_results, comparison_rows
     from influence_cli.results.reader import read_result
+    from influence_cli.results.session import begin_without_config, emit
     from influence_cli.runtime.outputs import refuse_clashes, run_file
 
     used = [
@@ -118,7 +118,7 @@ def command(
     rows = comparison_rows(comparisons, first.kind, None if distances is None else distances.columns)
     emit(session, rows, COLUMNS if distances is None else (*COLUMNS, *DISTANCE_COLUMNS))
     if report is not None and page is not None:
-        from influence_cli.commands.session import write_report
+        from influence_cli.results.session import write_report
 
         write_report(session, page, report)
 

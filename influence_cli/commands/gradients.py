@@ -55,7 +55,7 @@ def command(
 
       influence gradients --compact
     """
-    from influence_cli.commands.session import begin, load
+    from influence_cli.results.session import begin, load
     from influence_cli.runtime import distributed
 
     session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, rows=False)

@@ -103,8 +103,8 @@ def command(
 
       influence groups 17 24 --each --format csv
     """
-    from influence_cli.commands.session import begin
     from influence_cli.report.html import check_page
+    from influence_cli.results.session import begin
 
     if metadata is None and by not in (None, "class"):
         raise InfluenceError(
@@ -151,13 +151,13 @@ class _Options:
 
 
 def _groups(session: Session, words: list[str], options: _Options) -> None:
-    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.data.label_files import class_number
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.ranking.group_files import group_by_class, read_groups
     from influence_cli.ranking.groups import group_influence, labelled, verdict
     from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.results.session import emit, load, selected_tests
     from influence_cli.retrain.leave_groups_out import check_retrain
     from influence_cli.retrain.retraining import Retraining
 
@@ -204,8 +204,8 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     if truth:
         session.terminal.say(truth)
     if options.report is not None:
-        from influence_cli.commands.session import write_report
         from influence_cli.pages.groups import groups_page
+        from influence_cli.results.session import write_report
 
         page = groups_page(session, stores, influence, facts, doubt.first, sentence, actual, options.count)
         write_report(session, page, options.report)

@@ -25,8 +25,8 @@ def command(
 
       influence index && influence rank 17 --approximate
     """
-    from influence_cli.commands.session import begin, load
     from influence_cli.errors import require_extra
+    from influence_cli.results.session import begin, load
 
     require_extra("faiss", "index", "influence index")
     session = begin(config, set_, quiet=quiet, verbose=verbose, rows=False)

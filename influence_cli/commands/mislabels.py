@@ -118,7 +118,7 @@ def command(
 
       influence mislabels --fail-above 100 -q > /dev/null || echo "too many suspicious labels"
     """
-    from influence_cli.commands.session import begin, emit, load
+    from influence_cli.results.session import begin, emit, load
 
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
@@ -210,7 +210,7 @@ def command(
 
 def _emit(session: Session, rows: Iterator[dict[str, object]], extra: Sequence[str]) -> None:
     """Write the rows, in the dialect that was asked for or with extra columns."""
-    from influence_cli.commands.session import emit
+    from influence_cli.results.session import emit
 
     if session.format in DIALECTS:
         emit(session, in_dialect(rows, session.format), DIALECT_COLUMNS[session.format])
@@ -228,8 +228,8 @@ def _write_report(
     signal: str,
     report: Path,
 ) -> None:
-    from influence_cli.commands.session import write_report
     from influence_cli.pages.mislabels import PAGE, mislabels_page
+    from influence_cli.results.session import write_report
 
     page = mislabels_page(session, tasks, stores, result, split, min(count, PAGE), signal)
     write_report(session, page, report)
@@ -247,14 +247,13 @@ def _stores(
 ) -> Sequence[Prepared]:
     """Prepare the stores that a signal needs. If no signal needs one, take those that are already complete."""
     from influence_cli.mislabels.find import GRADIENTS
-    from influence_cli.precompute.prepare import all_complete
-    from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.replay.prepare import prepare_scores, stores_complete
     from influence_cli.runtime.terminal import Terminal
 
     if on_the_fly or set(wanted) & set(GRADIENTS):
         return prepare_scores(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)
     try:
-        if all_complete(session.config):
+        if stores_complete(session.config):
             return prepare_scores(session.config, tasks, Terminal(quiet=True), skip_unreadable=skip)
     except InfluenceError as error:
         session.terminal.warn(f"no self_influence: {error.message}")

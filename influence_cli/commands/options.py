@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, did_you_mean
 from influence_cli.report.dialects import DIALECTS
 
 ConfigFile = Annotated[
@@ -120,6 +123,51 @@ def rows_to_show(top: str) -> int | None:
     return int(top)
 
 
+@dataclass(frozen=True)
+class Amount:
+    """How many training examples: a share of them, or a count.
+
+    Attributes:
+        option: with its value, for messages.
+        share: in (0, 1), or None.
+        count: ≥ 1, or None.
+    """
+
+    option: str
+    share: float | None = None
+    count: int | None = None
+
+    def of(self, n: int) -> int:
+        """Give the count of n training examples; the share is rounded to the nearest.
+
+        Raises:
+            InfluenceError: it is none of them, or all.
+        """
+        count = round((self.share or 0.0) * n) if self.count is None else self.count
+        if not 0 < count < n:
+            raise InfluenceError(
+                f"{self.option}: that is {'none' if count < 1 else 'all'} of {n:,} training examples",
+                "give a share that leaves some in and some out, such as 1%",
+            )
+        return count
+
+
+def read_amount(option: str, text: str) -> Amount:
+    """Read ``1%``, ``0.01`` or a count.
+
+    Raises:
+        InfluenceError: it is none of these.
+    """
+    shown, number = f"{option} {text}", text.strip().removesuffix("%")
+    with suppress(ValueError):
+        if text.strip().isdecimal() and int(number) > 0:
+            return Amount(shown, count=int(number))
+        share = float(number) / (100 if number != text.strip() else 1)
+        if 0 < share < 1:
+            return Amount(shown, share=share)
+    raise InfluenceError(f"{shown}: not a share above 0 and below 1, and not a count", f"{option} 1%, 0.01, or 20")
+
+
 def refuse_mislabels(
     on: str,
     explain: int | None,
@@ -162,3 +210,91 @@ def refuse_mislabels(
 
     check_plot(plot)
     check_page(report)
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What `influence verify` was asked for; None where an option was not given.
+
+    Attributes:
+        words: TEST.
+        loo: --loo.
+        lds: --lds.
+        top: --top.
+        subsets: --subsets.
+        repeats: --repeats.
+        tests: --tests.
+        drop: --drop.
+        same_run: --same-run.
+        measure: --measure.
+        methods: --methods.
+        plot: --plot.
+        on_the_fly: --on-the-fly.
+    """
+
+    words: list[str]
+    loo: int | None
+    lds: bool
+    top: str | None
+    subsets: int | None
+    repeats: int | None
+    tests: int | None
+    drop: str | None
+    same_run: bool
+    measure: str
+    methods: str | None
+    plot: Path | None
+    on_the_fly: bool
+
+
+def refuse_verify(asked: VerifyOptions) -> None:
+    """Refuse options of `influence verify` that cannot be combined, values that mean nothing, an impossible plot."""
+    from influence_cli.report.plot import check_plot
+
+    kinds = {"--loo": asked.loo, "--lds": asked.lds, "--top": asked.top}
+    for one, other in combinations(kinds, 2):
+        refuse_together(
+            kinds[one], kinds[other], message=f"{one} and {other} are two commands", hint="run one after the other"
+        )
+    refuse_together(
+        asked.lds,
+        asked.words,
+        message="--lds draws random test examples, so it takes no TEST",
+        hint="--tests N says how many",
+    )
+    refuse_together(
+        asked.top,
+        asked.words,
+        asked.tests,
+        message="--tests draws test examples, but TEST names them",
+        hint="leave one of them out",
+    )
+    refuse_together(
+        asked.same_run,
+        asked.repeats,
+        message="--same-run has one seed, so it takes no --repeats",
+        hint="more --subsets narrow the interval",
+    )
+    if asked.plot is not None and not given(asked.loo, asked.top, asked.same_run):
+        raise InfluenceError(
+            "--plot needs --loo, --top or --same-run: it draws estimated against actual effects", "add --loo 40"
+        )
+    if asked.methods is not None and not asked.lds:
+        raise InfluenceError("--methods needs --lds", "influence verify --lds --methods ekfac,identity")
+    for option, value in (("--same-run", asked.same_run), ("--drop", asked.drop), ("--subsets", asked.subsets)):
+        if given(value) and not asked.lds:
+            raise InfluenceError(f"{option} needs --lds", "influence verify --lds")
+    measures = ("loss", "margin")
+    if asked.measure not in measures:
+        raise InfluenceError(
+            f"--measure {asked.measure}: not loss and not margin", did_you_mean(asked.measure, measures)
+        )
+    for option, value in (("--measure margin", asked.measure == "margin"), ("--tests", asked.tests)):
+        if given(value) and not given(asked.lds, asked.top):
+            raise InfluenceError(f"{option} needs --lds or --top", "influence verify --top 1%")
+    if asked.repeats is not None and not given(*kinds.values()):
+        raise InfluenceError("--repeats needs --loo, --lds or --top", "influence verify --loo 40")
+    for option, text in (("--top", asked.top), ("--drop", asked.drop)):
+        if text is not None:
+            read_amount(option, text)
+    check_plot(asked.plot)

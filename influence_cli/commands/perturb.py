@@ -148,9 +148,9 @@ def command(
 
       influence perturb --attack --test 17 --images 2 --to attack
     """
-    from influence_cli.commands.session import begin
     from influence_cli.perturb.files import check_map
     from influence_cli.report.html import check_page
+    from influence_cli.results.session import begin
 
     refuse_together(
         attack, attackable, message="--attack and --attackable are two commands", hint="run one after the other"
@@ -207,12 +207,12 @@ def _perturb(
     report: Path | None,
     strict: bool,
 ) -> None:
-    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.perturb.estimate import perturb_image
     from influence_cli.perturb.files import check_image, write_map
     from influence_cli.perturb.inputs import read_training_image
     from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.results.session import emit, load, selected_tests
 
     tasks = load(session)
     check_target(target, tasks[0].classes)
@@ -250,8 +250,8 @@ def _perturb(
         write_map(map_, batch.inputs[0], effects[0].slope, scale)
         session.terminal.say(f"wrote {map_}{' (first test example)' if len(effects) > 1 else ''}")
     if report is not None:
-        from influence_cli.commands.session import write_report
         from influence_cli.pages.perturb import perturb_page
+        from influence_cli.results.session import write_report
 
         page = perturb_page(session, stores, batch, effects, scale, name)
         write_report(session, page, report)

@@ -37,11 +37,11 @@ class AttackOptions:
 
 def run_attack(session: Session, options: AttackOptions) -> None:
     """Attack every selected test prediction, one after another."""
-    from influence_cli.commands.session import emit, load
     from influence_cli.metrics import binomial_interval
     from influence_cli.model.task import only_task
     from influence_cli.perturb.attack import attack_prediction, check_attack
     from influence_cli.perturb.inputs import read_training_image
+    from influence_cli.results.session import emit, load
     from influence_cli.retrain.top_layer import top_layer
 
     task = only_task(load(session), ONE)
@@ -77,10 +77,10 @@ def run_attack(session: Session, options: AttackOptions) -> None:
 
 def run_attackable(session: Session, options: AttackOptions) -> None:
     """Rank the test predictions that a single training image could flip."""
-    from influence_cli.commands.session import emit, load
     from influence_cli.data.split import rows_of
     from influence_cli.model.task import only_task
     from influence_cli.perturb.attack import check_attack, rank_attackable
+    from influence_cli.results.session import emit, load
     from influence_cli.retrain.top_layer import top_layer
 
     task = only_task(load(session), ONE)
@@ -128,7 +128,7 @@ def _scale(task: Task, pixels: tuple[str | None, str | None]) -> PixelScale:
 
 
 def _positions(task: Task, session: Session, words: list[str]) -> list[int]:
-    from influence_cli.commands.session import selected_tests
+    from influence_cli.results.session import selected_tests
 
     positions = []
     for item in selected_tests(session, [task], words):

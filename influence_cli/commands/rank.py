@@ -129,9 +129,9 @@ def command(
 
       influence index && influence rank 17 --approximate
     """
-    from influence_cli.commands.session import begin
     from influence_cli.report.html import check_page
     from influence_cli.report.plot import check_plot
+    from influence_cli.results.session import begin
 
     if (train is None) == (not tests):
         raise InfluenceError(
@@ -262,7 +262,6 @@ class _Options:
 
 
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
-    from influence_cli.commands.session import emit, load, selected_tests
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.pages.parts import SHOWN
@@ -273,6 +272,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.ranking.rank import RankOptions, rank_training
     from influence_cli.ranking.sinks import KeptInfluence, matrix_file
     from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.results.session import emit, load, selected_tests
 
     check_attribution(options.attribution)
     tasks = load(session)
@@ -335,9 +335,9 @@ def _draw(
     options: _Options,
 ) -> None:
     """Draw the plot and the page that were asked for."""
-    from influence_cli.commands.session import write_report
     from influence_cli.pages.rank import plot_title, rank_page
     from influence_cli.report.plot import plot_influence
+    from influence_cli.results.session import write_report
 
     classes, aggregate = stores[0].task.classes, options.aggregate
     if options.plot is not None:
@@ -375,11 +375,11 @@ def _sweep(
 
 
 def _rank_tests(session: Session, train: int, target: str, count: int | None, *, skip: bool, strict: bool) -> None:
-    from influence_cli.commands.session import emit, load
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.ranking.rank import check_train, rank_tests
     from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.results.session import emit, load
 
     tasks = load(session)
     check_target(target, tasks[0].classes)

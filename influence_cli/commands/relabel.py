@@ -92,7 +92,7 @@ def command(
 
       influence relabel --undo
     """
-    from influence_cli.commands.session import begin, begin_without_config
+    from influence_cli.results.session import begin, begin_without_config
 
     if on not in ("train", "test"):
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
@@ -139,11 +139,11 @@ def command(
 
 
 def _write(session: Session, file: Path, on: str, log: Path, outputs: Sequence[Path], *, force: bool) -> None:
-    from influence_cli.commands.session import emit
     from influence_cli.relabel.checks import last_moves, refuse_open_moves, refuse_outputs
     from influence_cli.relabel.decisions import COLUMNS
     from influence_cli.relabel.labels import configured_labels, decision_rows, label_files
     from influence_cli.relabel.moves import manifest, plan_moves
+    from influence_cli.results.session import emit
     from influence_cli.runtime.transaction import take_back, write_together
 
     moves = outputs[0].with_name("moves.csv" if on == "train" else "test-moves.csv")
@@ -245,12 +245,12 @@ def _say_next(session: Session, result: Relabelled, on: str, outputs: Sequence[P
 
 
 def _move(session: Session, file: Path, on: str, log: Path) -> None:
-    from influence_cli.commands.session import emit
     from influence_cli.relabel.checks import last_moves, refuse_named_files, refuse_open_moves
     from influence_cli.relabel.labels import configured_labels
     from influence_cli.relabel.move_log import open_log
     from influence_cli.relabel.moves import COLUMNS as MOVED
     from influence_cli.relabel.moves import DROPPED, apply_plan, continue_moves, plan_moves
+    from influence_cli.results.session import emit
     from influence_cli.runtime.outputs import refuse_clashes
 
     say, config = session.terminal.say, session.config
@@ -289,10 +289,10 @@ def _move(session: Session, file: Path, on: str, log: Path) -> None:
 
 
 def _undo(session: Session, log: Path, config: Path) -> None:
-    from influence_cli.commands.session import emit
     from influence_cli.relabel.move_log import last_open, read_log
     from influence_cli.relabel.moves import COLUMNS as MOVED
     from influence_cli.relabel.moves import undo_moves
+    from influence_cli.results.session import emit
     from influence_cli.runtime.outputs import refuse_clashes
 
     used = [(log, "the log of moves"), (config.parent / LOG, "the log of moves"), (config, "the config")]

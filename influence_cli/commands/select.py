@@ -90,7 +90,7 @@ def command(
 
       influence select --keep 0.8 --retrain --repeats 3
     """
-    from influence_cli.commands.session import begin, load
+    from influence_cli.results.session import begin, load
 
     if by not in BY:
         raise InfluenceError(f"--by {by}: no such way to select", did_you_mean(by, BY))
@@ -121,8 +121,8 @@ def _write(
 ) -> None:
     import numpy as np
 
-    from influence_cli.commands.session import emit
     from influence_cli.relabel.labels import exclusion_file
+    from influence_cli.results.session import emit
     from influence_cli.retrain.subsets import kept_rows, order_by
     from influence_cli.runtime.transaction import write_together
 
@@ -182,7 +182,7 @@ def _rows(task: Task, rows: np.ndarray, usefulness: np.ndarray, losses: np.ndarr
 
 
 def _retrain(session: Session, tasks: list[Task], keep: float, repeats: int, *, on_the_fly: bool, skip: bool) -> None:
-    from influence_cli.commands.session import emit
+    from influence_cli.results.session import emit
     from influence_cli.retrain.retraining import Retraining
     from influence_cli.retrain.subsets import compare_kept, order_by, retrain_kept, split_tests
 

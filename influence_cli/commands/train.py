@@ -30,7 +30,7 @@ def command(
 
       influence train && influence rank misclassified -s curvature.method=replay
     """
-    from influence_cli.commands.session import begin
+    from influence_cli.results.session import begin
 
     session = begin(config, set_, quiet=quiet, verbose=verbose, rows=False)
     from influence_cli.errors import human_bytes, near_path

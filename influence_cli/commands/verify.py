@@ -9,6 +9,7 @@ import typer
 
 from influence_cli.commands.options import (
     DEFAULT_CONFIG,
+    Amount,
     ConfigFile,
     Format,
     OnTheFly,
@@ -17,25 +18,30 @@ from influence_cli.commands.options import (
     Quiet,
     Set,
     Verbose,
-    refuse_together,
+    VerifyOptions,
+    read_amount,
+    refuse_verify,
 )
 from influence_cli.errors import InfluenceError
-from influence_cli.results.record import DatamodelingRecord, FitRecord, LeftOutRecord
-from influence_cli.results.verify_rows import CHECK_COLUMNS, LDS_COLUMNS, LOO_COLUMNS, lds_rows, loo_rows
+from influence_cli.results.record import DatamodelingRecord, TopRecord
+from influence_cli.results.verify_rows import (
+    CHECK_COLUMNS,
+    LDS_COLUMNS,
+    LOO_COLUMNS,
+    TOP_COLUMNS,
+    lds_rows,
+    loo_rows,
+    top_rows,
+)
 
 if TYPE_CHECKING:
     from influence_cli.config.schema import Config
     from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
-    from influence_cli.precompute.prepared import Prepared
     from influence_cli.results.run import Session
-    from influence_cli.retrain.lds import Datamodeling
-    from influence_cli.retrain.leave_one_out import LeftOut
 
-# Correlations from which estimates count as right and as roughly right; how far a slope may be from 1.
-RIGHT, ROUGHLY, NEARLY_ONE = 0.99, 0.8, 0.05
-# From this far on the objective may be another one.
-FACTOR = 0.5
+# Subsets and test examples of --lds, test examples of --top; what a subset leaves out in the same run.
+SUBSETS, LDS_TESTS, TOP_TESTS, SAME_RUN_DROP = 100, 300, 5, "1%"
 
 
 def command(
@@ -58,17 +64,56 @@ def command(
         bool,
         typer.Option("--lds", help="Train on random halves: gives the linear datamodeling score, for any network."),
     ] = False,
-    subsets: Annotated[int, typer.Option("--subsets", min=3, metavar="M", help="With --lds: random halves.")] = 100,
+    top: Annotated[
+        str | None,
+        typer.Option(
+            "--top",
+            metavar="K|K%",
+            help="Train without the K (or K%) strongest helpful images of a test example, and without random ones.",
+        ),
+    ] = None,
+    subsets: Annotated[
+        int | None,
+        typer.Option("--subsets", min=3, metavar="M", help=f"With --lds: random subsets (default {SUBSETS})."),
+    ] = None,
     repeats: Annotated[
         int | None,
         typer.Option(
             "--repeats",
             min=1,
             metavar="R",
-            help="Trainings per half (--lds, default 2) or per example (--loo, default 1).",
+            help="Trainings per subset (--lds, default 2), example (--loo, 1) or set of images (--top, 1).",
         ),
     ] = None,
-    number: Annotated[int, typer.Option("--tests", min=1, metavar="N", help="With --lds: test examples.")] = 300,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "--tests",
+            min=1,
+            metavar="N",
+            help=f"Test examples: random ones (--lds, default {LDS_TESTS}), or over the classes (--top, {TOP_TESTS}).",
+        ),
+    ] = None,
+    drop: Annotated[
+        str | None,
+        typer.Option(
+            "--drop", metavar="K|K%", help="With --lds: leave K (or K%) out per subset. Default: half; 1% in one run."
+        ),
+    ] = None,
+    same_run: Annotated[
+        bool,
+        typer.Option(
+            "--same-run", help="With --lds: train with the seed, order and start of the run itself (training.recipe)."
+        ),
+    ] = False,
+    measure: Annotated[
+        str,
+        typer.Option(
+            "--measure",
+            metavar="loss|margin",
+            help="With --lds or --top: measure the loss, or log(p/(1 − p)) of the label with its sign changed.",
+        ),
+    ] = "loss",
     methods: Annotated[
         str | None,
         typer.Option(
@@ -86,15 +131,16 @@ def command(
 ) -> None:
     """Check whether influence holds for this model and data.
 
-    Without --loo and --lds nothing is trained. The command then measures how well s_test is solved, whether the
+    Without --loo, --lds and --top nothing is trained. The command then measures how well s_test is solved, whether the
     checkpoint is at a minimum, and how much of the score the store keeps.
 
-    --loo compares estimated with actual changes of a loss. --lds is the test for deep networks. Its trainings are kept
-    and shared by all processes that run the same command. After a kill, run the same command to resume. With several
-    checkpoints there is one row per number of checkpoints (for one run: the last ones), and gain is what one more adds.
+    --loo compares estimated with actual changes of a loss. --lds is the test for deep networks. --top says what the
+    strongest helpful images are worth: how far a loss rises without them. Trainings are kept and shared by all
+    processes that run the same command. After a kill, run the same command to resume. With several checkpoints --lds
+    has one row per number of checkpoints (for one run: the last ones), and gain is what one more adds.
 
-    Both train with the training function of the config (training:). One exception: --loo retrains an output layer under
-    a convex loss by itself. For an SVM that smooth_hinge explains it uses training:, if there is one.
+    All train by the recipe or with the function of the config (training:). One exception: --loo retrains an output
+    layer under a convex loss by itself. For an SVM that smooth_hinge explains it uses training:, if there is one.
 
     Examples:
 
@@ -103,33 +149,32 @@ def command(
       influence verify 17 --loo 40 --plot loo.svg
 
       influence verify --lds --subsets 100 --repeats 2 --methods ekfac,identity
-    """
-    from influence_cli.commands.session import begin
-    from influence_cli.report.plot import check_plot
 
-    refuse_together(loo, lds, message="--loo and --lds are two commands", hint="run one after the other")
-    refuse_together(
-        lds, tests, message="--lds draws random test examples, so it takes no TEST", hint="--tests N says how many"
+      influence verify --lds --drop 5% --measure margin
+
+      influence verify --top 1% --tests 10
+    """
+    from influence_cli.results.session import begin
+
+    asked = VerifyOptions(
+        tests or [], loo, lds, top, subsets, repeats, number, drop, same_run, measure, methods, plot, on_the_fly
     )
-    if plot is not None and loo is None:
-        raise InfluenceError("--plot needs --loo: it draws estimated against actual effects", "add --loo 40")
-    if methods is not None and not lds:
-        raise InfluenceError("--methods needs --lds", "influence verify --lds --methods ekfac,identity")
-    check_plot(plot)
+    refuse_verify(asked)
     session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output, files=(plot,))
     if lds:
-        compared = _method_configs(session.config, config, set_, methods)
-        _lds(session, compared, subsets, 2 if repeats is None else repeats, number, on_the_fly=on_the_fly)
+        _lds(session, _method_configs(session.config, config, set_, methods), asked)
+    elif top is not None:
+        _top(session, read_amount("--top", top), asked)
     elif loo is not None:
-        _loo(session, tests or [], loo, 1 if repeats is None else repeats, plot, on_the_fly=on_the_fly)
+        _loo(session, loo, asked)
     else:
-        _self_check(session, tests or [], on_the_fly=on_the_fly)
+        _self_check(session, asked.words, on_the_fly=on_the_fly)
 
 
 def _self_check(session: Session, words: list[str], *, on_the_fly: bool) -> None:
-    from influence_cli.commands.session import emit, load
     from influence_cli.influence.ensemble import refuse_source
     from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.results.session import emit, load
     from influence_cli.retrain.self_check import check_estimates
 
     refuse_source(session.config.model.ensemble, "verify without --lds", "there is no s_test to check")
@@ -143,8 +188,8 @@ def _self_check(session: Session, words: list[str], *, on_the_fly: bool) -> None
 
 def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
     """Resolve TEST. The default is the first misclassified test example, or the first one if none is misclassified."""
-    from influence_cli.commands.session import selected_tests
     from influence_cli.model.task import misclassified
+    from influence_cli.results.session import selected_tests
 
     if not words:
         wrong = misclassified(tasks, session.terminal)
@@ -155,88 +200,40 @@ def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selec
     return selected_tests(session, tasks, words)
 
 
-def _loo(session: Session, words: list[str], count: int, repeats: int, plot: Path | None, *, on_the_fly: bool) -> None:
-    from influence_cli.commands.session import emit, load
+def _loo(session: Session, count: int, asked: VerifyOptions) -> None:
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.replay.prepare import prepare_scores
     from influence_cli.report.plot import scatter
+    from influence_cli.results.session import emit, load
+    from influence_cli.results.verify_words import describe_left_out, is_poor
     from influence_cli.retrain.leave_one_out import leave_one_out
     from influence_cli.retrain.retraining import Retraining
 
     tasks = load(session)
-    selected = _select(session, tasks, words)
-    stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=on_the_fly)
+    selected = _select(session, tasks, asked.words)
+    stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=asked.on_the_fly)
     facts = training_facts(stores)
     result = leave_one_out(
         stores,
         selected,
         retraining=Retraining(session.config),
         count=count,
-        repeats=repeats,
+        repeats=asked.repeats or 1,
         facts=facts,
         terminal=session.terminal,
     )
     effects, session.run.scores, session.run.newton = result.left_out, result.scores, result.newton
-    session.run.fits = tuple(_describe(session, left_out, stores[0]) for left_out in effects)
+    session.run.fits = tuple(describe_left_out(left_out, stores[0], session.terminal) for left_out in effects)
     emit(session, loo_rows(stores[0], effects, facts), LOO_COLUMNS)
-    poor = any(_is_poor(left_out) for left_out in effects)
+    poor = any(is_poor(left_out) for left_out in effects)
     # Newton steps minimise the objective of the config, whatever was trained: they cannot disagree with it.
     if poor or result.newton is not None:
         _hint(session, tasks, 0, poor=poor)
-    if plot is not None:
+    if asked.plot is not None:
         r, slope, _ = effects[0].fit()
-        scatter(plot, effects[0].estimated, effects[0].actual, r, slope)
+        scatter(asked.plot, effects[0].estimated, effects[0].actual, r, slope)
         more = " (first test example)" if len(effects) > 1 else ""
-        session.terminal.say(f"wrote {plot}{more}")
-
-
-def _describe(session: Session, left_out: LeftOut, prepared: Prepared) -> LeftOutRecord:
-    """Say how well estimated and actual effects on one test example agree, and what that means."""
-    classes, say = prepared.task.classes, session.terminal.say
-    test, k = left_out.test, len(left_out.rows)
-    parts = {
-        "all": slice(None),
-        "most influential": slice(0, left_out.influential),
-        "random": slice(left_out.influential, None),
-    }
-    fits = []
-    name = f"test example {test.index}" if test.index is not None else str(test.path)
-    say(f"{name}, loss of {classes[test.target]}: estimated against actual effect of {k:,} left-out training examples")
-    for title, part in parts.items():
-        size = len(left_out.rows[part])
-        r, b, a = left_out.fit(part)
-        if size > 2:
-            say(f"  {title} ({size:,}): r = {r:.6f}, actual = {a:+.2e} + {b:.4f} × estimated")
-        fits.append(FitRecord(_finite(r), _finite(b), _finite(a), size))
-    if k > 2:
-        say(f"  {_verdict(*left_out.fit()[:2], prepared)}")
-    return LeftOutRecord(test.index, test.path, *fits)
-
-
-def _verdict(r: float, slope: float, prepared: Prepared) -> str:
-    if r >= RIGHT and abs(slope - 1) <= NEARLY_ONE:
-        return "influence is accurate here, in size too"
-    if r >= RIGHT:
-        reason = (
-            "with few training examples one example has more than a first-order effect, and λ shrinks the estimate"
-            if slope > 1
-            else "a training that stops before its minimum goes only part of the way"
-        )
-        return f"influence is proportional here: the actual effect is {slope:.2f} times the estimate ({reason})"
-    if r >= ROUGHLY:
-        return "influence is roughly right here: trust the order, not each number"
-    if prepared.choice.output is not None and prepared.task.convex_loss:
-        return "influence does not predict retraining here: run influence verify to see why"
-    return (
-        "influence does not predict single retrainings here; that alone says little, because a deep network takes "
-        "another path without one example: --lds is the test"
-    )
-
-
-def _is_poor(left_out: LeftOut) -> bool:
-    """Say whether estimated and actual effects disagree, in order or by a factor."""
-    r, slope, _ = left_out.fit()
-    return len(left_out.rows) > 2 and not (r >= ROUGHLY and abs(slope - 1) <= FACTOR)
+        session.terminal.say(f"wrote {asked.plot}{more}")
 
 
 def _hint(session: Session, tasks: list[Task], number: int, *, poor: bool) -> None:
@@ -246,12 +243,6 @@ def _hint(session: Session, tasks: list[Task], number: int, *, poor: bool) -> No
     text = objective_hint(session.config, number, tasks[number], session.terminal, poor=poor)
     if text:
         session.terminal.warn(text)
-
-
-def _finite(value: float) -> float | None:
-    import math
-
-    return value if math.isfinite(value) else None
 
 
 def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods: str | None) -> dict[str, Config]:
@@ -271,7 +262,8 @@ def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods:
             config = load_config(path, [*(set_ or []), f"curvature.method={name}"])
         except InfluenceError as error:
             raise InfluenceError(f"--methods {methods}: {error.message.partition(': ')[2]}", error.hint) from error
-        if name != method:
+        # A replay has no store; the record of its run is beside that of the config.
+        if name not in (method, "replay"):
             store = config.gradients.store
             named = store.with_name(f"{store.stem}.{name}{store.suffix}")
             config = config.model_copy(update={"gradients": config.gradients.model_copy(update={"store": named})})
@@ -279,52 +271,86 @@ def _method_configs(loaded: Config, path: Path, set_: list[str] | None, methods:
     return configs
 
 
-def _lds(
-    session: Session, methods: dict[str, Config], subsets: int, repeats: int, tests: int, *, on_the_fly: bool
-) -> None:
-    from influence_cli.commands.session import emit, load
+def _lds(session: Session, methods: dict[str, Config], asked: VerifyOptions) -> None:
+    from influence_cli.report.plot import scatter
+    from influence_cli.results.session import emit, load
+    from influence_cli.results.verify_words import lds_words
     from influence_cli.retrain.lds import datamodeling_score
+    from influence_cli.retrain.random_subsets import LdsPlan
     from influence_cli.retrain.retraining import Retraining
 
+    retraining = Retraining(session.config)
+    if asked.same_run:
+        retraining.check_steps("--same-run")
     tasks = load(session)
-    lds = datamodeling_score(
-        methods,
-        tasks,
-        retraining=Retraining(session.config),
-        subsets=subsets,
-        repeats=repeats,
-        tests=tests,
-        on_the_fly=on_the_fly,
-        terminal=session.terminal,
+    drop = asked.drop or (SAME_RUN_DROP if asked.same_run else None)
+    plan = LdsPlan(
+        asked.subsets or SUBSETS,
+        asked.repeats or (1 if asked.same_run else 2),
+        asked.tests or LDS_TESTS,
+        None if drop is None else read_amount("--drop", drop).of(len(tasks[0].train)),
+        asked.measure,
+        asked.same_run,
     )
-    session.run.datamodeling = DatamodelingRecord(lds.training_seconds, lds.records, lds.agreement())
-    _describe_lds(session, lds)
-    if lds.mean(0)[1] <= 0 and not session.config.model.is_one_run:
+    lds = datamodeling_score(
+        methods, tasks, retraining=retraining, plan=plan, on_the_fly=asked.on_the_fly, terminal=session.terminal
+    )
+    session.run.datamodeling = DatamodelingRecord(
+        lds.training_seconds, lds.records, lds.agreement(), lds.left_out, plan.measure, plan.same_run
+    )
+    for sentence, is_warning in lds_words(lds):
+        (session.terminal.warn if is_warning else session.terminal.say)(sentence)
+    if lds.mean(0)[1] <= 0 and not session.config.model.is_one_run and plan.measure == "loss":
         _hint(session, tasks, len(tasks) - 1, poor=True)
     emit(session, lds_rows(lds), LDS_COLUMNS)
+    if asked.plot is not None:
+        (r, _, _), (slope, _, _) = lds.fit(0)
+        heading = f"the same run without {lds.left_out:,} images, {len(lds.tests):,} test examples"
+        scatter(asked.plot, lds.predicted[0, -1].ravel(), lds.actual[0].ravel(), r, slope, heading=heading)
+        session.terminal.say(f"wrote {asked.plot}")
 
 
-def _describe_lds(session: Session, lds: Datamodeling) -> None:
-    say = session.terminal.say
-    say(
-        f"linear datamodeling score: rank correlation (Spearman), over {lds.actual.shape[2]:,} halves, between the "
-        f"summed influence of the left-out examples and the actual loss; mean over {len(lds.tests):,} test examples, "
-        "95% interval by bootstrap over both"
+def _top(session: Session, amount: Amount, asked: VerifyOptions) -> None:
+    from influence_cli.influence.measure import check_measure
+    from influence_cli.metrics import pearson, slope
+    from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.report.plot import scatter
+    from influence_cli.results.session import emit, load, selected_tests
+    from influence_cli.results.verify_words import top_words
+    from influence_cli.retrain.from_start import from_start
+    from influence_cli.retrain.retraining import Retraining
+    from influence_cli.retrain.strongest import check_positions, drawn_over_classes, without_strongest
+
+    tasks = load(session)
+    task, n = tasks[0], len(tasks[0].train)
+    check_measure(task, asked.measure)
+    count, split = amount.of(n), task.labelled_tests()
+    selected = selected_tests(session, tasks, asked.words) if asked.words else []
+    selected = selected or drawn_over_classes(split, asked.tests or TOP_TESTS, session.config.seed)
+    check_positions(selected, split)
+    runs = from_start(Retraining(session.config), task)
+    stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=asked.on_the_fly)
+    found = without_strongest(
+        stores,
+        selected,
+        runs=runs,
+        count=count,
+        repeats=asked.repeats or 1,
+        measure=asked.measure,
+        terminal=session.terminal,
     )
-    agreement = lds.agreement()
-    if agreement is not None:
-        say(f"one half of the repeats scores {agreement:.3f} on the other: noise in the losses limits every method")
-    for number, name in enumerate(lds.methods):
-        value, low, high = lds.mean(number)
-        if low <= 0:
-            session.terminal.warn(
-                f"{name}: {value:.3f} ({low:.3f} to {high:.3f}) may be chance; more --subsets narrow the interval"
-            )
-        if number:
-            value, low, high = lds.difference(number)
-            verdict = "better than" if low > 0 else "worse than" if high < 0 else "not measurably different from"
-            say(f"{name} is {verdict} {lds.methods[0]}: difference {value:+.3f} ({low:+.3f} to {high:+.3f})")
-        for at in range(1, lds.scores.shape[1]):
-            value, low, high = lds.gain(number, at)
-            verdict = "improves" if low > 0 else "worsens" if high < 0 else "does not measurably change"
-            say(f"{name}: checkpoint {at + 1} {verdict} the score: {value:+.3f} ({low:+.3f} to {high:+.3f})")
+    session.run.scores = found.scores
+    estimated = float(found.estimated.mean())
+    means = found.means()
+    session.run.top = TopRecord(
+        count, len(found.tests), len(found.actual), found.measure, estimated, **means, training_seconds=found.seconds
+    )
+    for sentence in top_words(found, n):
+        session.terminal.say(sentence)
+    emit(session, top_rows(task.classes, found), TOP_COLUMNS)
+    if asked.plot is not None:
+        actual = found.actual.mean(axis=0)
+        line = pearson(found.estimated, actual), slope(found.estimated, actual)
+        heading = f"without the {count:,} strongest images, {len(found.tests):,} test examples"
+        scatter(asked.plot, found.estimated, actual, *line, heading=heading)
+        session.terminal.say(f"wrote {asked.plot}")

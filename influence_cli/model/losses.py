@@ -72,6 +72,24 @@ def _excess(outputs: Tensor, targets: Tensor) -> Tensor:
     return (1 + (outputs - label_scores)).masked_fill(label, 0.0)
 
 
+def negative_margin(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Compute −log(p_y/(1 − p_y)) = log Σ_{j≠y} exp f_j − f_y, the margin of a softmax with its sign changed.
+
+    log(p_y/(1 − p_y)) is what TRAK (Park et al. 2023, section 3), SOURCE and ASTRA measure in place of the loss: it has
+    no ceiling where the loss ends at 0. With this sign a rise is bad, as that of a loss is.
+
+    Args:
+        outputs: f [b, C], logits, C ≥ 2.
+        targets: y [b].
+
+    Returns:
+        [b], in nats; below 0 where the label is likelier than all other classes together.
+    """
+    label = torch.arange(outputs.shape[1], device=outputs.device) == targets[:, None]
+    others = outputs.masked_fill(label, -torch.inf).logsumexp(dim=1)
+    return others - outputs.gather(1, targets[:, None])[:, 0]
+
+
 def may_lack_curvature(loss: Loss, name: str) -> bool:
     """Say whether the loss may have a slope along a direction in which it has no curvature, as a hinge has.
 

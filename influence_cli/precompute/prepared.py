@@ -63,6 +63,9 @@ class Effects(Protocol):
     def summary(self) -> RunSummary:
         """Give what is known of the run."""
 
+    def on_margins(self) -> Effects:
+        """Give the same of margins with their sign changed in place of losses."""
+
     def slopes(self, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
         """Give the derivatives of the losses of test examples in the weights of the training examples [m, n]."""
 

@@ -23,6 +23,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.influence.ensemble import make_inverses, solved_vectors, source_parts, test_stores
 from influence_cli.influence.example_facts import TestFacts, TrainingFacts, add_up, explained
 from influence_cli.influence.inverse import Inverse
+from influence_cli.influence.measure import LOSS, measured_by
 from influence_cli.influence.normalise import NONE, Norms, test_norms
 from influence_cli.influence.replayed import replayed_groups, replayed_mean, replayed_tests
 from influence_cli.influence.run_facts import ScoreRecord, describe_run
@@ -86,12 +87,14 @@ class RankOptions:
         sinks: take every number as well.
         strict: a solver that does not converge is an error.
         normalise: rank by influence (``none``), or by a score of influence/normalise.py; sinks take influence.
+        measure: influence on what: the ``loss`` of a test example, or its ``margin`` with the sign changed.
     """
 
     skip_unreadable: bool = False
     sinks: Sequence[Sink] = ()
     strict: bool = False
     normalise: str = NONE
+    measure: str = LOSS
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def rank_training(
     if stores[0].effects is not None:
         return (yield from _rank_replayed(stores, selected, facts, count, target, terminal, options, mean=aggregate))
     inverses = make_inverses(stores, terminal, strict=options.strict)
-    asked = test_stores(stores, inverses)
+    asked = [measured_by(prepared, options.measure) for prepared in test_stores(stores, inverses)]
     # The numbers for sinks from other processes are held until all of them have arrived.
     takes = distributed.size() > 1 and any(distributed.gathered(bool(options.sinks)))
     size = group_size([*stores, *asked], None if count is None or takes else 2 * count)
@@ -178,14 +181,14 @@ def _rank_replayed(
     mean: bool,
 ) -> Generator[RankedGroup, None, ScoreRecord]:
     """Rank by a run that is replayed: it gives influence on all training examples at once."""
-    task, effects = stores[0].task, stores[0].effects
+    task, effects = stores[0].task, measured_by(stores[0], options.measure).effects
     if effects is None:
         raise ValueError("no run to replay")
     skip = options.skip_unreadable
     groups: Iterable[tuple[list[TestFacts], np.ndarray]]
     if mean:
-        tests, values = replayed_mean(task, effects, selected, target, terminal, skip=skip)
-        groups = [(tests, values[None])]
+        averaged_tests, row = replayed_mean(task, effects, selected, target, terminal, skip=skip)
+        groups = [(averaged_tests, row[None])]
     else:
         groups = replayed_groups(task, effects, selected, target, terminal, skip=skip)
     for group, values in groups:
@@ -232,8 +235,8 @@ def rank_tests(
     check_train(split, index)
     if (effects := stores[0].effects) is not None:
         row = int(np.searchsorted(split.indices, index))
-        tests, result = replayed_tests(stores[0].task, effects, row, target, terminal, skip=skip_unreadable)
-        return RankedTests(tests, result, describe_run(stores, make_inverses(stores, terminal), None, terminal))
+        all_tests, result = replayed_tests(stores[0].task, effects, row, target, terminal, skip=skip_unreadable)
+        return RankedTests(all_tests, result, describe_run(stores, make_inverses(stores, terminal), None, terminal))
     inverses = make_inverses(stores, terminal, strict=strict)
     batch = next(read_batches(split, np.array([index]), 1))
     refuse_unreadable(batch)

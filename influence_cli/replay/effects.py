@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from influence_cli.model.losses import negative_margin
 from influence_cli.precompute.prepared import RunSummary
 from influence_cli.replay.backward import replay, replay_inputs
 from influence_cli.replay.forward import follow_weights
@@ -53,6 +54,11 @@ class RunEffects:
         if not self._last:
             self._last.append(self.replayed.run.state(self.replayed.run.steps))
         return self._last[0]
+
+    def on_margins(self) -> RunEffects:
+        """Give the same of margins with their sign changed; they are kept under another name."""
+        task = replace(self.replayed.task, loss=negative_margin, loss_name="margin")
+        return replace(self, replayed=replace(self.replayed, task=task))
 
     def slopes(self, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
         """Give the derivatives of the losses of test examples in the weights of the training examples [m, n].

@@ -7,8 +7,10 @@ all its examples' gradients. Both are tangents of one thing, the losses with the
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,8 +23,14 @@ from influence_cli.model.outputs import Loss, logits_of
 from influence_cli.replay.norms import Norm, averaging_norms, inputs_of, momentum_of, plain_norms, without_averages
 from influence_cli.replay.run import State, Taken
 
-# Numbers of activations that vectors of one pass may hold, counted as inputs × vectors × this.
-HELD_NUMBERS, WIDER = 2**26, 32
+# Numbers that the vectors of one pass may hold, counted as inputs × vectors × how much wider a network is inside: so
+# few stay in the cache, and the allocator gives them back to the next pass.
+HELD_NUMBERS, WIDER = 2**22, 32
+
+# Forward mode imports this at its first use, and it warns of torch's own use of torch.jit.
+with warnings.catch_warnings(), suppress(ImportError):
+    warnings.simplefilter("ignore")
+    importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,9 @@ class TrainedNetwork:
             return tangents
 
         with self._training(), without_averages(self._norms.values()), differentiable_attention():
+            if len(vectors) == 1:  # which costs half of what it does under vmap
+                product, products = along(vectors[0])
+                return product[None].detach(), products[None].detach()
             curved, inner = vmap(along, randomness="same")(vectors)
         return curved.detach(), inner.detach()
 

@@ -25,6 +25,7 @@ from influence_cli.replay.record import Record, check_states
 from influence_cli.replay.recorded_run import check_rebuilt, prepare_model, recorded_facts, recorded_run, set_modes
 from influence_cli.replay.run import Run, State
 from influence_cli.runtime import disk
+from influence_cli.runtime.memory import reuse_freed
 from influence_cli.runtime.seeds import seed_all
 from influence_cli.runtime.terminal import Terminal, or_silent
 
@@ -71,6 +72,7 @@ def recipe_run(config: Config, task: Task) -> tuple[TrainedNetwork, RecipeRun]:
     Raises:
         InfluenceError: no recipe, or one that contradicts itself.
     """
+    reuse_freed()
     recipe = make_recipe(config, len(task.train))
     if config.training is not None and config.training.record is not None:
         raise InfluenceError(

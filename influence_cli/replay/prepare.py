@@ -10,7 +10,7 @@ from influence_cli.curvature.choice import Choice
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import track
 from influence_cli.model.task import Task
-from influence_cli.precompute.prepare import prepare_all
+from influence_cli.precompute.prepare import all_complete, prepare_all
 from influence_cli.precompute.prepared import Prepared, settings_of
 from influence_cli.replay.effects import RunEffects
 from influence_cli.replay.open import open_run
@@ -33,6 +33,11 @@ def refuse_replay(config: Config, option: str, why: str) -> None:
     """
     if config.curvature.method == REPLAY:
         raise InfluenceError(f"{option}: {why} under curvature.method replay", "-s curvature.method=auto")
+
+
+def stores_complete(config: Config) -> bool:
+    """Say whether every checkpoint has a store with all its rows; a run that is replayed has none."""
+    return config.curvature.method != REPLAY and all_complete(config)
 
 
 def prepare_scores(

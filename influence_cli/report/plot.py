@@ -109,7 +109,9 @@ def plot_influence(
         bottom.locator_params(axis="x", nbins=7)
 
 
-def scatter(path: Path, estimated: np.ndarray, actual: np.ndarray, r: float, slope: float) -> None:
+def scatter(
+    path: Path, estimated: np.ndarray, actual: np.ndarray, r: float, slope: float, *, heading: str | None = None
+) -> None:
     """Draw estimated against actual effects of leaving examples out, with the line where both are equal.
 
     Args:
@@ -118,6 +120,7 @@ def scatter(path: Path, estimated: np.ndarray, actual: np.ndarray, r: float, slo
         actual: [k], the rise of the loss by retraining.
         r: their linear correlation.
         slope: of actual on estimated.
+        heading: what was left out; by default as many examples as there are points.
 
     Raises:
         InfluenceError: the file cannot be written.
@@ -131,7 +134,7 @@ def scatter(path: Path, estimated: np.ndarray, actual: np.ndarray, r: float, slo
         across, up = zip(*points, strict=True)
         axes.scatter(across, up, s=18, color="#0b57a4", alpha=0.6, linewidths=0, zorder=2)
         axes.set(xlim=chart.across, ylim=chart.up, xlabel=chart.x, ylabel=chart.y)
-        axes.set_title(chart.heading)
+        axes.set_title(chart.heading if heading is None else heading)
         axes.text(0.04, 0.9, chart.note, transform=axes.transAxes, va="top")
         axes.legend(loc="upper left", frameon=False)
         axes.grid(color="#d9dce0", linewidth=0.6)

@@ -69,11 +69,33 @@ class LeftOutRecord:
 
 @dataclass(frozen=True)
 class DatamodelingRecord:
-    """Linear datamodeling scores: what trainings took, the run of each method, and how repeatable the losses are."""
+    """Linear datamodeling scores: what trainings took, the run of each method, and how repeatable the losses are.
+
+    The last three say what was trained and measured: examples that each subset leaves out, the measure, and whether all
+    trainings are the run itself but for these examples.
+    """
 
     training_seconds: float
     methods: dict[str, ScoreRecord]
     agreement_of_repeats: float | None
+    left_out: int = 0
+    measure: str = "loss"
+    same_run: bool = False
+
+
+@dataclass(frozen=True)
+class TopRecord:
+    """Training without the strongest images: the mean rises with their 95% intervals, (value, low, high) each."""
+
+    left_out: int
+    tests: int
+    repeats: int
+    measure: str
+    estimated: float
+    actual: tuple[float, float, float]
+    random: tuple[float, float, float]
+    difference: tuple[float, float, float]
+    training_seconds: float
 
 
 @dataclass(frozen=True)
@@ -195,6 +217,7 @@ class RunRecord:
         verdict: which group drives the errors.
         fits: of ``verify --loo``, one per test example.
         datamodeling: of ``verify --lds``.
+        top: of ``verify --top``.
         evidence: what speaks for and against labels.
         issues: data issues beyond single labels.
         noise: how many labels are wrong.
@@ -220,6 +243,7 @@ class RunRecord:
     verdict: str | None = None
     fits: tuple[LeftOutRecord, ...] | None = None
     datamodeling: DatamodelingRecord | None = None
+    top: TopRecord | None = None
     evidence: EvidenceRecord | None = None
     issues: DataIssuesRecord | None = None
     noise: NoiseRecord | None = None
@@ -252,6 +276,7 @@ def record_facts(record: RunRecord) -> dict[str, object]:
         ),
         **_of_datamodeling(record.datamodeling),
         **_noted(
+            top=record.top,
             evidence=record.evidence and {**record.evidence.summary, "memorised": record.evidence.memorised},
             besides=record.issues,
             noise=record.noise,
@@ -317,6 +342,7 @@ def _of_datamodeling(score: DatamodelingRecord | None) -> dict[str, object]:
         "training_seconds": score.training_seconds,
         "methods": {name: _of_scores(scores) for name, scores in score.methods.items()},
         "agreement_of_repeats": score.agreement_of_repeats,
+        "trained": {"left_out": score.left_out, "measure": score.measure, "same_run": score.same_run},
     }
 
 

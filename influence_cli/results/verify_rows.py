@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from influence_cli.precompute.prepared import Prepared
     from influence_cli.retrain.lds import Datamodeling
     from influence_cli.retrain.leave_one_out import LeftOut
+    from influence_cli.retrain.strongest import StrongestLeftOut
 
 CHECK_COLUMNS = ("item", "value", "unit", "meaning")
 LOO_COLUMNS = (
@@ -41,6 +42,26 @@ LDS_COLUMNS = (
     "gain",
     "gain_low",
     "gain_high",
+    "left_out",
+    "measure",
+    "pearson",
+    "pearson_low",
+    "pearson_high",
+    "slope",
+    "slope_low",
+    "slope_high",
+)
+TOP_COLUMNS = (
+    "test",
+    "test_path",
+    "test_label",
+    "test_predicted",
+    "left_out",
+    "estimated",
+    "actual",
+    "random",
+    "repeats",
+    "measure",
 )
 
 
@@ -69,7 +90,8 @@ def loo_rows(prepared: Prepared, effects: Sequence[LeftOut], facts: TrainingFact
 def lds_rows(lds: Datamodeling) -> Iterator[dict[str, object]]:
     """Give the rows of --lds: one per method and number of checkpoints; the row with all checkpoints comes last.
 
-    difference is to the first method with as many checkpoints, gain to the same method with one fewer.
+    difference is to the first method with as many checkpoints, gain to the same method with one fewer. pearson
+    and slope are of the same run alone.
     """
     repeats, tests, subsets = lds.actual.shape
     none = (None, None, None)
@@ -78,6 +100,7 @@ def lds_rows(lds: Datamodeling) -> Iterator[dict[str, object]]:
             value, low, high = lds.mean(number, at)
             difference = lds.difference(number, at) if number else none
             gain = lds.gain(number, at) if at else none
+            pearson, slope = lds.fit(number, at) or (none, none)
             yield {
                 "method": name,
                 "lds": value,
@@ -89,4 +112,26 @@ def lds_rows(lds: Datamodeling) -> Iterator[dict[str, object]]:
                 "tests": tests,
                 "checkpoints": at + 1,
                 **dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True)),
+                "left_out": lds.left_out,
+                "measure": lds.plan.measure,
+                **dict(zip(("pearson", "pearson_low", "pearson_high"), pearson, strict=True)),
+                **dict(zip(("slope", "slope_low", "slope_high"), slope, strict=True)),
             }
+
+
+def top_rows(classes: Sequence[str], found: StrongestLeftOut) -> Iterator[dict[str, object]]:
+    """Give the rows of --top: one per test example; the rises are means over the repeats."""
+    actual, random = found.actual.mean(axis=0), found.random.mean(axis=0)
+    for number, test in enumerate(found.tests):
+        yield {
+            "test": test.index,
+            "test_path": test.path,
+            "test_label": classes[test.target],
+            "test_predicted": classes[test.predicted],
+            "left_out": found.rows.shape[1],
+            "estimated": float(found.estimated[number]),
+            "actual": float(actual[number]),
+            "random": float(random[number]),
+            "repeats": len(found.actual),
+            "measure": found.measure,
+        }

@@ -1,7 +1,8 @@
-"""`influence verify --lds`: train from scratch on random halves, and rank their losses by influence.
+"""`influence verify --lds`: train without random examples, and predict the losses by influence.
 
 The linear datamodeling score (Park et al. 2023, "TRAK"): a half leaves out many examples, so their effect is larger
-than the randomness of a training.
+than the randomness of a training. In the same run (Engstrom et al. 2025, "MAGIC") nothing is random but which examples
+are missing, so a hundredth of them is enough, and the change of a loss has a size to compare with.
 
 With several checkpoints, every number of them is scored by the same retrainings, so the gain of each is a paired
 difference: the first 1, 2, … of independent models, and the last ones of a run, which ends in the explained model.
@@ -9,7 +10,7 @@ difference: the first 1, 2, … of independent models, and the last ones of a ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -18,26 +19,20 @@ import numpy as np
 from influence_cli.config.schema import Config
 from influence_cli.influence.ensemble import alone, last_checkpoints, times_of
 from influence_cli.influence.example_facts import TestFacts, training_facts
+from influence_cli.influence.measure import check_measure
 from influence_cli.influence.run_facts import ScoreRecord
 from influence_cli.influence.test_selection import Selected
-from influence_cli.metrics import bootstrap_lds, lds
+from influence_cli.metrics import bootstrap_change_fits, bootstrap_lds, change_fits, lds
 from influence_cli.model.task import Task
 from influence_cli.precompute.decide import decide
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.rank import RankOptions, rank_into_sinks, rank_training
 from influence_cli.replay.prepare import REPLAY, prepare_scores
+from influence_cli.retrain.random_subsets import PARK, LdsPlan, subset_trainings
 from influence_cli.retrain.retraining import Retraining
-from influence_cli.retrain.training import (
-    CHOSEN,
-    HALVES,
-    MEANING,
-    ON_HALVES,
-    check_whole,
-    half,
-    job_of,
-)
+from influence_cli.retrain.training import CHOSEN
 from influence_cli.runtime import distributed
-from influence_cli.runtime.jobs import Arrays, Job, do_all, open_folder, turn
+from influence_cli.runtime.jobs import turn
 from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal, or_silent
 
@@ -51,11 +46,17 @@ class Datamodeling:
         tests: int64 [m], positions of the test examples.
         predicted: [methods, checkpoints, m, subsets], the summed influence of what each subset leaves out, by 1, 2, …
             checkpoints.
-        actual: [repeats, m, subsets], the loss after training on each.
+        actual: [repeats, m, subsets], the measure of each test example after training on each; in the same run, its
+            change from that of the run itself.
         scores: [methods, checkpoints, m], Spearman's correlation over the subsets, of the loss averaged over repeats.
         draws: [1,000, methods, checkpoints], mean scores of bootstrap samples of subsets and tests.
         training_seconds: what all trainings took.
         records: what is known of the run of each method, by its name.
+        plan: what was trained and measured.
+        left_out: how many examples each subset leaves out.
+        fits: in the same run: [2, methods, checkpoints, m], Pearson's correlation over the subsets, and the slope of
+            actual on predicted through the origin; otherwise None.
+        fit_draws: [1,000, 2, methods, checkpoints], their means of the same bootstrap samples; None likewise.
     """
 
     methods: tuple[str, ...]
@@ -66,6 +67,10 @@ class Datamodeling:
     draws: np.ndarray
     training_seconds: float
     records: dict[str, ScoreRecord]
+    plan: LdsPlan = PARK
+    left_out: int = 0
+    fits: np.ndarray | None = None
+    fit_draws: np.ndarray | None = None
 
     def mean(self, method: int, at: int = -1) -> tuple[float, float, float]:
         """Give a method's score and its 95% interval, by the checkpoints up to ``at``."""
@@ -80,6 +85,13 @@ class Datamodeling:
         """Give the gain of a method's score by checkpoint ``at`` > 0, and its 95% interval, from the same draws."""
         mean = float((self.scores[method, at] - self.scores[method, at - 1]).mean())
         return _interval(mean, self.draws[:, method, at] - self.draws[:, method, at - 1])
+
+    def fit(self, method: int, at: int = -1) -> list[tuple[float, float, float]]:
+        """Give Pearson's correlation and the slope of a method in the same run, and their 95% intervals; else none."""
+        if self.fits is None or self.fit_draws is None:
+            return []
+        means = self.fits[:, method, at].mean(axis=1)
+        return [_interval(float(mean), self.fit_draws[:, k, method, at]) for k, mean in enumerate(means)]
 
     def agreement(self) -> float | None:
         """Give the score of one half of the repeats on the other: how repeatable the losses themselves are."""
@@ -98,93 +110,87 @@ def datamodeling_score(
     tasks: Sequence[Task],
     *,
     retraining: Retraining,
-    subsets: int = 100,
-    repeats: int = 2,
-    tests: int = 300,
+    plan: LdsPlan = PARK,
     on_the_fly: bool = False,
     terminal: Terminal | None = None,
 ) -> Datamodeling:
-    """Score methods by how well they rank the losses of trainings on random halves.
+    """Score methods by how well they rank the losses of trainings without random examples.
 
     Park et al. 2023, section 2: for test example t, Spearman's correlation over subsets S between Σ_{i∉S}
     influence[t, i] and the mean loss of t over trainings on S. The score of a method is the mean over test examples.
+    In the same run the sizes are compared as well.
 
     Args:
         methods: a config each, by name; they differ in what estimates influence, not in model or data. Their stores
             are prepared here, when the folder of the retrainings is known to fit.
         tasks: the checkpoints.
         retraining: of the run: its training function, its seed, and the retrainings beside its store.
-        subsets: M, random halves of the training examples.
-        repeats: R, trainings on each, from scratch.
-        tests: N, test examples, drawn once.
+        plan: what is trained and measured.
         on_the_fly: store no gradients.
         terminal: progress.
 
     Raises:
-        InfluenceError: no training function, one that fails, a store that cannot be made, too few examples.
+        InfluenceError: nothing in the config trains, a training that fails, a store that cannot be made, too few
+            examples, or a loss without a margin.
     """
     terminal = or_silent(terminal)
     task = tasks[0]
-    check_whole(task)
-    split, n = task.labelled_tests(), len(task.train)
-    if tests > len(split):
-        terminal.say(f"using all {len(split):,} test examples: there are fewer than {tests:,}")
-    again = retraining.again(task)
+    check_measure(task, plan.measure)
+    trainings = subset_trainings(retraining, task, plan)
+    split, folder = task.labelled_tests(), trainings.folder
+    if plan.tests > len(split):
+        terminal.say(f"using all {len(split):,} test examples: there are fewer than {plan.tests:,}")
     for config in methods.values():  # report what cannot be estimated before anything is trained
         if config.curvature.method != REPLAY:
             decide(config, task, Terminal(quiet=True))
-    folder = retraining.folder / "halves"
-    open_folder(folder, retraining.made_of(task), MEANING)
     # One of several commands makes the stores while the others start training; a job's processes make them together.
     stores: dict[str, list[Prepared]] = {}
     with turn(folder, wait=False) if distributed.is_first() else nullcontext(enter_result=False) as mine:
         if distributed.from_first(lambda: mine):
             stores = _prepare(methods, tasks, on_the_fly=on_the_fly, terminal=terminal)
-    halves = [half(seed_of(retraining.seed, HALVES), subset, n) for subset in range(subsets)]
-    keys = [(repeat, subset) for repeat in range(repeats) for subset in range(subsets)]
-    jobs = {job_of(f"half_{subset:05d}", repeat, subset): (repeat, subset) for repeat, subset in keys}
-
-    def run_one(job: Job, progress: Callable[[float], None]) -> Arrays:
-        repeat, subset = jobs[job]
-        seed = seed_of(retraining.seed, ON_HALVES, subset, repeat)
-        what = f"subset {subset}, repeat {repeat} (seed {seed}, {n // 2:,} examples)"
-        return again.outcomes(
-            retraining.fresh_model(seed, task.device), halves[subset], task.objective.trainer_l2(), seed, what, progress
-        )
-
-    terminal.say(f"{subsets:,} random halves of {n:,} training examples; trainings per half: {repeats}")
-    results = do_all(folder, list(jobs), run_one, terminal, "retraining on halves")
+    after = trainings.train(terminal)
     generator = np.random.default_rng(seed_of(retraining.seed, CHOSEN))
-    chosen = np.sort(generator.choice(len(split), min(tests, len(split)), replace=False))
-    actual = np.array([arrays["losses"][chosen] for arrays in results])
-    actual = actual.reshape(repeats, subsets, len(chosen)).swapaxes(1, 2)
-    removed = left_out(halves, n)
+    chosen = np.sort(generator.choice(len(split), min(plan.tests, len(split)), replace=False))
+    actual = after.values[:, :, chosen].swapaxes(1, 2)
+    if after.base is not None:
+        actual = actual - after.base[chosen, None]
     positions = split.indices[chosen]
     selected = [Selected(int(index), None, int(split.labels[index])) for index in positions]
     if not stores:
         with turn(folder, wait=True) if distributed.is_first() else nullcontext():
             distributed.barrier()
             stores = _prepare(methods, tasks, on_the_fly=on_the_fly, terminal=terminal)
-    predictions = [_predictions(stores[name], selected, removed, terminal, name) for name in methods]
-    predicted = np.array([sums for sums, _ in predictions])
+    removed = left_out(trainings.kept, len(task.train))
+    sums = [_predictions(stores[name], selected, removed, plan.measure, terminal, name) for name in methods]
+    predicted = np.array([values for values, _ in sums])
     mean, (methods_, counts) = actual.mean(axis=0), predicted.shape[:2]
     flat = list(predicted.reshape(methods_ * counts, *mean.shape))
-    return Datamodeling(
+    scores = Datamodeling(
         tuple(methods),
         positions,
         predicted,
         actual,
         np.array([lds(values, mean) for values in flat]).reshape(methods_, counts, -1),
         bootstrap_lds(flat, mean).reshape(-1, methods_, counts),
-        float(sum(arrays["seconds"] for arrays in results)),
-        {name: record for name, (_, record) in zip(methods, predictions, strict=True)},
+        after.seconds,
+        {name: record for name, (_, record) in zip(methods, sums, strict=True)},
+        plan,
+        len(task.train) - len(trainings.kept[0]),
+    )
+    if after.base is None:
+        return scores
+    fits = np.stack([change_fits(values, mean) for values in flat], axis=1)
+    return replace(
+        scores,
+        fits=fits.reshape(2, methods_, counts, -1),
+        fit_draws=bootstrap_change_fits(flat, mean).reshape(-1, 2, methods_, counts),
     )
 
 
-def left_out(halves: Sequence[np.ndarray], n: int) -> np.ndarray:
-    """Say which of n training examples each half leaves out: [subsets, n], 1 or 0."""
-    removed = np.ones((len(halves), n))
-    for subset, rows in enumerate(halves):
+def left_out(kept: Sequence[np.ndarray], n: int) -> np.ndarray:
+    """Say which of n training examples each subset leaves out: [subsets, n], 1 or 0."""
+    removed = np.ones((len(kept), n))
+    for subset, rows in enumerate(kept):
         removed[subset, rows] = 0
     return removed
 
@@ -199,6 +205,7 @@ def _predictions(
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
     removed: np.ndarray,
+    measure: str,
     terminal: Terminal,
     name: str,
 ) -> tuple[np.ndarray, ScoreRecord]:
@@ -211,7 +218,7 @@ def _predictions(
 
     def sums(used: Sequence[Prepared], what: str) -> np.ndarray:
         terminal.say(f"{name}: influence on {len(selected):,} test examples{what}")
-        values, record = _sums(used, selected, removed, terminal)
+        values, record = _sums(used, selected, removed, measure, terminal)
         records.append(record)
         return values
 
@@ -236,12 +243,14 @@ def _sums(
     stores: Sequence[Prepared],
     selected: Sequence[Selected],
     removed: np.ndarray,
+    measure: str,
     terminal: Terminal,
 ) -> tuple[np.ndarray, ScoreRecord]:
     """Sum influence over what each subset leaves out, from a stream: [tests, subsets]."""
     sums, facts = _Removed(removed), training_facts(stores)
+    options = RankOptions(sinks=[sums], measure=measure)
     _, record = rank_into_sinks(
-        rank_training(stores, selected, facts=facts, count=1, terminal=terminal, options=RankOptions(sinks=[sums]))
+        rank_training(stores, selected, facts=facts, count=1, terminal=terminal, options=options)
     )
     return np.concatenate(sums.parts), record
 

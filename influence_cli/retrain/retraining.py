@@ -1,14 +1,17 @@
-"""What the config says of training again: the only file of this package, beside ``lds``, that a config enters.
+"""What the config says of training again: a config enters this file, ``recipe_training`` and ``lds`` alone.
 
 It does because a fresh model is made by the config's factory, and a kept retraining is recognised by what made it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,9 +20,12 @@ from influence_cli.checkpoints.load import in_float32
 from influence_cli.config.schema import Config
 from influence_cli.config.source_code import object_hash
 from influence_cli.config.user_code import import_object
+from influence_cli.errors import InfluenceError
 from influence_cli.model.configured_loss import own_loss
 from influence_cli.model.fingerprint import splits_fingerprint
 from influence_cli.model.task import Task, build_model
+from influence_cli.replay.recipe import make_recipe
+from influence_cli.retrain.recipe_training import RecipeSteps, recipe_training
 from influence_cli.retrain.training import (
     Again,
     Training,
@@ -28,6 +34,22 @@ from influence_cli.retrain.training import (
     load_training,
     training_pairs,
 )
+
+
+class Steps(Protocol):
+    """A training that is run step by step."""
+
+    def train_without(self, rows: np.ndarray, repeat: int, progress: Callable[[float], None]) -> nn.Module:
+        """Train without some of the examples in use.
+
+        Args:
+            rows: int64, those that have the weight 0; empty for none.
+            repeat: 0 for the run itself, its seed, order and start; others for other ones.
+            progress: called with the finished share, in [0, 1].
+
+        Returns:
+            The trained model, in eval mode.
+        """
 
 
 @dataclass(frozen=True)
@@ -71,7 +93,36 @@ class Retraining:
         Raises:
             InfluenceError: as of ``training``.
         """
-        _ = self.training
+        if self.has_function:
+            _ = self.training
+
+    @property
+    def has_function(self) -> bool:
+        """Say whether a training function retrains, or else its absence is to be reported: not if there is a recipe."""
+        return not self.has_recipe or bool(self.config.training and self.config.training.factory)
+
+    @property
+    def has_recipe(self) -> bool:
+        """Say whether the config describes a training that is run step by step."""
+        return self.config.training is not None and self.config.training.recipe is not None
+
+    def steps(self, task: Task) -> Steps | None:
+        """Give the training that is run step by step; None where the config has no recipe."""
+        return RecipeSteps(self.config, task) if self.has_recipe else None
+
+    def check_steps(self, option: str) -> None:
+        """Refuse what only a training that is run step by step can do, before any work.
+
+        Raises:
+            InfluenceError: the config has no recipe.
+        """
+        if not self.has_recipe:
+            raise InfluenceError(
+                f"{option} leaves examples out of the batches that they were in, which needs training.recipe: a "
+                "training function decides its own batches",
+                "describe the training in the config, training: {recipe: …}; or train from other seeds, without "
+                f"{option}",
+            )
 
     def fresh_model(self, seed: int, device: torch.device) -> nn.Module:
         """Make an untrained model whose start depends on the seed alone."""
@@ -88,7 +139,8 @@ class Retraining:
 
     def again(self, task: Task) -> Again:
         """Import the training function, and read what every retraining reads."""
-        return Again(task, self.training, training_pairs(task.train), held_batches(task.labelled_tests()))
+        training = self.training if self.has_function else recipe_training(self.config, task)
+        return Again(task, training, training_pairs(task.train), held_batches(task.labelled_tests()))
 
     def made_of(self, task: Task) -> dict[str, str]:
         """Describe what retrainings depend on, part by part; a checkpoint is no part of a training from scratch."""
@@ -97,10 +149,15 @@ class Retraining:
         output = "" if config.model.output is None else f" output {config.model.output}"
         return {
             **splits_fingerprint(task),
-            "training": f"{self.training.name} {self.training.source}",
+            "training": " ".join(self._trained_by(task)),
             "model": f"{config.model.factory} {object_hash(build, config.model.args)}{output}",
             "loss": f"{task.loss_name} {object_hash(own_loss(task.loss), config.loss.args)}",
             "torch": torch.__version__,
             "l2": repr(task.objective.trainer_l2()),
             "seed": str(config.seed),
         }
+
+    def _trained_by(self, task: Task) -> list[str]:
+        """Describe what the config says of training: a recipe, a function, or both."""
+        recipe = [make_recipe(self.config, len(task.train)).described()] if self.has_recipe else []
+        return [self.training.name, self.training.source, *recipe] if self.has_function else recipe

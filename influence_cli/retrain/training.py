@@ -25,9 +25,11 @@ from influence_cli.config.user_code import bind, import_object
 from influence_cli.data.batches import Batch, labelled_inputs, readable_batches
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
+from influence_cli.influence.measure import MARGIN
 from influence_cli.model.fingerprint import DATA_MEANING
 from influence_cli.model.guard import add_guard, settle_as, take_guard
 from influence_cli.model.heads import add_head, take_head
+from influence_cli.model.losses import negative_margin
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, build_model
 from influence_cli.runtime.fence import fenced
@@ -39,7 +41,7 @@ FORM = "train(model, data, *, l2, seed, progress)"
 # Keywords that verify gives; the config gives the others.
 OURS = ("l2", "seed", "progress")
 # The purposes of seeds, so that different purposes never share one.
-HALVES, ON_HALVES, WITHOUT, CHOSEN, KEPT = 1, 2, 3, 4, 5
+HALVES, ON_HALVES, WITHOUT, CHOSEN, KEPT, FROM_START, DROPPED, REPEATED = 1, 2, 3, 4, 5, 6, 7, 8
 # Share of the free memory for the inputs that every retraining reads.
 HELD_SHARE = 0.5
 BATCH = 256
@@ -92,7 +94,7 @@ def load_training(config: Config) -> Training:
             f"{config.where('train', 'weights')}: a training function gets (input, label) pairs, without train.weights",
             "verify --loo on an output layer under a convex loss retrains with them, by Newton steps",
         )
-    if section is None:
+    if section is None or not section.factory:
         raise InfluenceError(
             f"{config.path.name}: retraining needs a training function, but the config names none",
             f"add training: {{factory: ./model.py:train}}, a function {FORM} that returns the trained model",
@@ -128,8 +130,13 @@ def _check_signature(function: Callable[..., Any], args: Mapping[str, Any], name
 
 def half(seed: int, subset: int, n: int) -> np.ndarray:
     """Draw a random half of n examples: ⌊n/2⌋ rows, rising; the same however many subsets there are."""
+    return some_rows(seed, subset, n, n // 2)
+
+
+def some_rows(seed: int, subset: int, n: int, size: int) -> np.ndarray:
+    """Draw ``size`` of n rows at random, rising; the same however many subsets there are."""
     generator = np.random.default_rng([seed, subset])
-    return np.sort(generator.choice(n, n // 2, replace=False))
+    return np.sort(generator.choice(n, size, replace=False))
 
 
 def fresh_model(config: Config, seed: int, device: torch.device) -> nn.Module:
@@ -205,28 +212,45 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "not there"
 
 
-def example_outcomes(
-    task: Task, model: nn.Module, batches: Iterable[Batch], split: Split, what: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the loss of every example of a split under a model, float64 [m], and whether it is predicted correctly.
+def example_outcomes(task: Task, model: nn.Module, batches: Iterable[Batch], split: Split, what: str) -> Arrays:
+    """Measure every example of a split under a model.
+
+    Returns:
+        ``losses`` float64 [m], ``margins`` float64 [m], log(p_y/(1 − p_y)) of the label in a softmax of the outputs,
+        and ``right`` bool [m], whether it is predicted correctly.
 
     Raises:
-        InfluenceError: one of them is NaN or infinite; it names the training and the example.
+        InfluenceError: a loss is NaN or infinite; it names the training and the example.
     """
-    all_losses, right = [], []
+    parts: dict[str, list[np.ndarray]] = {"losses": [], "margins": [], "right": []}
     for batch in batches:
+        targets = batch.targets.to(task.device)
         with torch.no_grad():
             outputs = logits_of(model(batch.inputs.to(task.device)))
-            losses = task.loss(outputs, batch.targets.to(task.device)).double().cpu().numpy()
+            losses = task.loss(outputs, targets).double().cpu().numpy()
+            # A label that the loss ignores may be no class.
+            known = targets.clamp(0, outputs.shape[1] - 1)
+            margins = torch.where(known == targets, -negative_margin(outputs.double(), known), torch.nan)
         bad = np.flatnonzero(~np.isfinite(losses))
         if len(bad):
             raise InfluenceError(
                 f"{what} gave a model whose loss on {split.title(int(batch.indices[bad[0]]))} is NaN or infinite",
                 "the training function diverges there: use a smaller learning rate, or check what it does",
             )
-        all_losses.append(losses)
-        right.append((outputs.argmax(dim=1).cpu() == batch.targets).numpy())
-    return np.concatenate(all_losses), np.concatenate(right)
+        parts["losses"].append(losses)
+        parts["margins"].append(margins.cpu().numpy())
+        parts["right"].append((outputs.argmax(dim=1).cpu() == batch.targets).numpy())
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def measured(outcomes: Arrays, measure: str) -> np.ndarray:
+    """Give what a measure is of the test examples [m], a rise bad: the loss, or the margin with the sign changed."""
+    return -outcomes["margins"] if measure == MARGIN else outcomes["losses"]
+
+
+def needed(measure: str) -> str:
+    """Name what a measure reads of a kept retraining: files from before margins were measured have none."""
+    return "margins" if measure == MARGIN else "losses"
 
 
 class _Reading(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -304,7 +328,7 @@ class Again:
         what: str,
         progress: Callable[[float], None],
     ) -> Arrays:
-        """Train on some rows: losses of all test examples [m], which are predicted correctly [m], and the seconds."""
+        """Train on some rows, and give what ``example_outcomes`` measures of all test examples, and the seconds."""
         started = time.perf_counter()
         changes = _changes(self.pairs)
         trained = train(
@@ -323,8 +347,8 @@ class Again:
                 "write x = x - mean instead of x -= mean",
             )
         settle_as(trained, self.task.model)
-        losses, right = example_outcomes(self.task, trained, self.tests, self.task.test_split(), what)
-        return {"losses": losses, "right": right, "seconds": np.array(time.perf_counter() - started)}
+        outcomes = example_outcomes(self.task, trained, self.tests, self.task.test_split(), what)
+        return {**outcomes, "seconds": np.array(time.perf_counter() - started)}
 
 
 def _changes(pairs: Pairs) -> int:

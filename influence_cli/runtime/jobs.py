@@ -94,6 +94,8 @@ def do_all(
     run: Callable[[Job, Callable[[float], None]], Arrays],
     terminal: Terminal,
     what: str,
+    *,
+    needs: str | None = None,
 ) -> list[Arrays]:
     """Do every job once, in this process or in others that work on the folder, and give all results.
 
@@ -103,6 +105,7 @@ def do_all(
         run: does one; gets a function to call with the finished share, in [0, 1].
         terminal: progress.
         what: the bar's title.
+        needs: an array without which a result is done again: files of an earlier release have fewer.
 
     Returns:
         The arrays of each job, in order.
@@ -111,7 +114,12 @@ def do_all(
         InfluenceError: from ``run``, saying what is kept; or a file cannot be written.
     """
     shown = near_path(folder)
-    left, timed, waiting = [job for job in jobs if read(folder, job) is None], False, False
+
+    def is_done(job: Job) -> bool:
+        arrays = read(folder, job)
+        return arrays is not None and (needs is None or needs in arrays)
+
+    left, timed, waiting = [job for job in jobs if not is_done(job)], False, False
     if len(left) < len(jobs):
         terminal.say(f"{len(jobs) - len(left):,} of {len(jobs):,} retrainings are already in {shown}")
     try:
@@ -125,12 +133,16 @@ def do_all(
             while left:
                 before = len(left)
                 for job in list(left):
-                    if read(folder, job) is not None:  # another process has finished it
+                    if is_done(job):  # another process has finished it
                         advance(1)
                     elif locks.take_byte(claims, job.number, wait=False):
                         started = time.perf_counter()
                         try:
-                            _do(folder, job, run, advance)
+                            # Another process may have finished it between the check and the claim.
+                            if is_done(job):
+                                advance(1)
+                            else:
+                                _do(folder, job, run, advance)
                         finally:
                             locks.give_byte(claims, job.number)
                         if not timed and len(left) > 1:
@@ -164,10 +176,6 @@ def do_all(
 
 
 def _do(folder: Path, job: Job, run: Callable[[Job, Callable[[float], None]], Arrays], advance: Advance) -> None:
-    # Another process may have finished it between the check and the claim.
-    if read(folder, job) is not None:
-        advance(1)
-        return
     shown = 0.0
 
     def part(share: float) -> None:

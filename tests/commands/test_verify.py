@@ -493,7 +493,7 @@ def test_the_interval_of_a_difference_is_paired() -> None:
     [
         (("--loo", "4", "--lds"), "--loo and --lds are two commands"),
         (("3", "--lds"), "--lds draws random test examples"),
-        (("--plot", "a.svg"), "--plot needs --loo: it draws estimated against actual"),
+        (("--plot", "a.svg"), "--plot needs --loo, --top or --same-run: it draws estimated"),
         (("--methods", "ekfac"), "--methods needs --lds"),
         (("--lds", "--methods", "ekfac,ekfca"), "curvature.method is 'ekfca': expected"),
         (("--lds", "--methods", "ekfac,ekfac"), "ekfac is listed twice"),

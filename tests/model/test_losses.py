@@ -15,7 +15,7 @@ from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.explicit import curvature_matrix
 from influence_cli.curvature.fisher_draws import ROOT, draws
 from influence_cli.data.batches import Batch
-from influence_cli.model.losses import hinge, smooth_hinge
+from influence_cli.model.losses import hinge, negative_margin, smooth_hinge
 from influence_cli.model.network import Network, loss_slopes, track
 from influence_cli.model.outputs import output_curvature
 from influence_cli.precompute.fitted import curvature_fingerprint
@@ -248,3 +248,17 @@ def test_without_curvature_and_without_l2_there_is_no_inverse(influence: Command
 def test_a_single_output_has_no_margin() -> None:
     with pytest.raises(ValueError, match="two or more classes"):
         hinge(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))
+
+
+def test_the_margin_is_that_of_a_softmax_and_has_no_ceiling() -> None:
+    outputs, targets = torch.randn(6, 4, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1, 2, 3, 0, 1])
+    p = outputs.softmax(dim=1).gather(1, targets[:, None])[:, 0]
+    values = negative_margin(outputs, targets)
+    torch.testing.assert_close(values, -(p / (1 - p)).log())
+    (slopes,) = torch.autograd.grad(values.sum(), outputs)
+    (of_loss,) = torch.autograd.grad(-p.log().sum(), outputs)
+    torch.testing.assert_close(slopes, of_loss / (1 - p.detach())[:, None])
+    # Where 1 − p is 0 in float32, the margin is still right.
+    sure = torch.tensor([[200.0, 0.0, -1e4]])
+    assert float(negative_margin(sure, torch.tensor([0]))) == pytest.approx(-200)
+    assert float(negative_margin(sure, torch.tensor([2]))) == pytest.approx(10_200)

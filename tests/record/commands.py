@@ -272,6 +272,9 @@ VERIFY = _group(
     influence verify --lds --subsets 3 --repeats 1 --tests 5 -s 'training.args={epochs: 1}'
     influence verify --lds --subsets 3 --repeats 1 --tests 5 -s 'training.args={epochs: 1}' --methods explicit,identity -o lds.csv
     influence verify --lds --subsets 4 --repeats 1 --tests 5 -s 'training.args={epochs: 2}' -q
+    influence verify --lds --drop 10% --measure margin --subsets 3 --repeats 1 --tests 5 -s 'training.args={epochs: 1}'
+    influence verify --top 2% --tests 2 -s 'training.args={epochs: 1}' --format csv -o top.csv --plot top.png
+    influence verify 17 --top 3 --measure margin -s 'training.args={epochs: 1}'
     influence select --keep 0.5
     influence select --keep 0.5
     influence select --keep 0.9 --by loss --exclude kept.csv --format csv

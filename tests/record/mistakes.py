@@ -87,6 +87,11 @@ LINES = """
     influence verify 17 --lds
     influence verify 17 --plot a.png
     influence verify --methods ekfac
+    influence verify --lds --same-run
+    influence verify --top 200%
+    influence verify --top 1% --lds
+    influence verify --measure margin
+    influence verify --drop 5%
     influence verify --lds --methods ekfac,ekfac
     influence verify --lds --methods none-such
     influence verify --lds -s training=null

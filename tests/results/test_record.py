@@ -83,6 +83,7 @@ def test_what_retraining_found_keeps_its_keys() -> None:
     assert facts["retrain"] == {"groups": 2, "verdict": "retraining agrees"}
     assert facts["methods"] == {"ekfac": {"identity_correlation": 0.5, "stores": []}}
     assert facts["agreement_of_repeats"] is None
+    assert facts["trained"] == {"left_out": 0, "measure": "loss", "same_run": False}
     assert facts["fits"] == [
         {"test": 17, "test_path": None} | dict.fromkeys(("all", "most influential", "random"), vars(fit))
     ]

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from influence_cli.config.source_code import object_hash
 from influence_cli.errors import InfluenceError, Stopped
-from influence_cli.retrain.training import source_hash
 from influence_cli.runtime.jobs import Arrays, Job, count_files, do_all, open_folder, read, turn
 from influence_cli.runtime.terminal import Terminal
 from tests.support import fork_server
@@ -189,7 +189,7 @@ def test_a_hash_of_code_follows_its_file_and_its_arguments_alone(
         spec.loader.exec_module(module)
         # As losses are: a function, one with its arguments bound, an object of a class.
         return [
-            source_hash(found, {"rate": rate})
+            object_hash(found, {"rate": rate})
             for found in (module.one, functools.partial(module.one, rate=rate), module.Loss())
         ]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from influence_cli import (
+    LdsPlan,
     Retraining,
     Terminal,
     check_estimates,
@@ -56,7 +57,7 @@ def test_no_public_function_prints_without_a_terminal(project: Path, capfd: pyte
     assert check_estimates(stores, selected)
     retraining = Retraining(config)
     assert leave_one_out(stores, selected, retraining=retraining, count=2).left_out
-    assert datamodeling_score({"auto": config}, tasks, retraining=retraining, subsets=2, repeats=1, tests=2).tests.size
+    assert datamodeling_score({"auto": config}, tasks, retraining=retraining, plan=LdsPlan(2, 1, 2)).tests.size
     assert perturb_image(stores, 0, selected).effects
     rank_attackable(top_layer(task), [0, 1], pixel_scale(task.train))
     assert capfd.readouterr() == ("", "")
