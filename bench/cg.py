@@ -28,8 +28,9 @@ import cg_retrain
 import lds_retrain
 import public_data
 
+from influence_cli.checkpoints.optimizer_state import adam_slowness
 from influence_cli.curvature.blocks import Block
-from influence_cli.curvature.damping import C_EXACT, C, TrainingTime
+from influence_cli.curvature.damping import C_EXACT, C, TrainingTime, adam_time
 from influence_cli.curvature.ekfac import fit
 from influence_cli.curvature.operator import Examples, kept_mean_product
 from influence_cli.curvature.preconditioner import (
@@ -64,20 +65,20 @@ class Truth:
     summed: Tensor  # Σ gᵢ over the images that each half leaves out, float64 [halves, p]
     actual: np.ndarray  # float64 [t, halves]
     l2: float
-    time: TrainingTime | None  # η·K of the checkpoint's own training, by layer
+    time: TrainingTime  # η·K of the checkpoint's own training, by layer
 
 
 def load(folder: Path) -> Truth:
     """Read a folder of lds_retrain.py or of cg_retrain.py; it may still lack halves."""
     if (folder / "data.npz").exists():
         found = lds_retrain.load(folder, public_data.need("fashion-mnist"))
-        model, l2 = found.model, found.l2
+        model, l2, recipe = found.model, found.l2, lds_retrain.RECIPES[found.net]
         x, y = found.train_inputs, torch.from_numpy(found.choice.given)
         test_x, test_y = found.test_inputs, torch.from_numpy(found.choice.test_labels)
         membership, losses = found.membership, found.losses
         name = "the demo's CNN, 10,000 Fashion-MNIST images"
     else:
-        model, l2 = cg_retrain.build().eval(), cg_retrain.RECIPE.l2
+        model, l2, recipe = cg_retrain.build().eval(), cg_retrain.RECIPE.l2, cg_retrain.RECIPE
         model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
         (x, y), (test_x, test_y) = cg_retrain.images("train"), cg_retrain.images("test")
         paths = sorted(folder.glob("subset_*.npz"))
@@ -86,6 +87,7 @@ def load(folder: Path) -> Truth:
             with np.load(path) as file:
                 membership[row, file["positions"]], losses[row] = True, file["losses"]
         name = f"ResNet-8, {len(y):,} CIFAR-10 images"
+    time = training_time(folder, model, recipe, x, y)
     loss = partial(nn.functional.cross_entropy, reduction="none")
     network = make_network(track(model, loss, ("*",), "layers"), x[:8])
     summed = torch.zeros(len(membership), network.size, dtype=torch.float64)
@@ -94,7 +96,26 @@ def load(folder: Path) -> Truth:
         part = slice(at, at + BATCH)
         summed += left_out[:, part] @ example_gradients(network, x[part], y[part])[0].detach()
     v = example_gradients(network, test_x, test_y)[0].detach()
-    return Truth(name, network, Examples(x, y, BATCH), v, summed, losses.T.astype(np.float64), l2, None)
+    return Truth(name, network, Examples(x, y, BATCH), v, summed, losses.T.astype(np.float64), l2, time)
+
+
+def training_time(folder: Path, model: nn.Module, recipe: lds_retrain.Recipe, x: Tensor, y: Tensor) -> TrainingTime:
+    """Give η·K by layer, from Adam's second moments: the checkpoint is trained once more, from the same seed."""
+    path = folder / "with-optimiser.pt"
+    if not path.exists():
+        torch.manual_seed(0)
+        left: dict[str, object] = {}
+        again = lds_retrain.minimise(recipe.build(), recipe, x, y, 0, left=left)
+        pairs = zip(again.state_dict().values(), model.state_dict().values(), strict=True)
+        if not all(torch.allclose(one.float(), other.float(), atol=1e-3) for one, other in pairs):
+            print("the checkpoint was not trained again to the same weights", file=sys.stderr)
+        torch.save({"model": again.state_dict(), "optimizer": left}, path)
+    slowness = adam_slowness(path, model, str(path))
+    # The mean of a rate that falls to 0 by a cosine is half of it.
+    whole = recipe.rate / 2 * recipe.epochs * -(-len(y) // recipe.batch)
+    if slowness is None:
+        raise ValueError(f"{path} has no second moments")
+    return adam_time(whole, *slowness)
 
 
 def sample(truth: Truth, count: int) -> Examples:
@@ -169,7 +190,7 @@ def few(truth: Truth, images: int, count: int, *, training: bool = False) -> Sol
     network, examples = truth.network, sample(truth, images)
     blocks = layers_of(network, examples)
     values = [C_EXACT * block.mean for block in blocks]
-    if training and truth.time is not None:
+    if training:
         values = list(truth.time.damping([block.name for block in blocks]).values)
         print(
             f"λ of training {min(values):.3g} to {max(values):.3g}; "
@@ -219,7 +240,7 @@ def compare(truth: Truth, rows: Sequence[str], whole_tests: int) -> None:
     if "products" in rows:
         for count in (1, 2, 5, 10):
             table.add(f"the same, {counted(count, 'product')}", partial(few, truth, SAMPLE, count))
-    if "training" in rows and truth.time is not None:
+    if "training" in rows:
         table.add("the same, `damping: training`", partial(few, truth, SAMPLE, 3, training=True))
     if "whole" in rows:
         table.add("`cg` before", lambda: whole(truth, 1e-2), whole_tests)

@@ -109,7 +109,7 @@ def numbers_per_example(network: Network, inputs: Tensor) -> int:
     total = classes * classes + classes * sum(widths(network, network.rest))
     for number, layer in enumerate(network.layers):
         if number in alone:
-            total += layer.inputs + classes * layer.outputs
+            total += (layer.inputs if layer.weight else 0) + classes * layer.outputs
         elif number in ran:
             total += classes * sum(widths(network, layer.names))
     return total
