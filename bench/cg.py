@@ -12,6 +12,7 @@ passes that need no test image), then seconds per test. What was chosen by these
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -61,7 +62,9 @@ class Truth:
     name: str
     network: Network
     examples: Examples
+    tests: Examples
     v: Tensor  # gradients of the test losses [t, p]
+    left_out: Tensor  # which images each half leaves out, float32 [halves, n]
     summed: Tensor  # Σ gᵢ over the images that each half leaves out, float64 [halves, p]
     actual: np.ndarray  # float64 [t, halves]
     l2: float
@@ -96,7 +99,18 @@ def load(folder: Path) -> Truth:
         part = slice(at, at + BATCH)
         summed += left_out[:, part] @ example_gradients(network, x[part], y[part])[0].detach()
     v = example_gradients(network, test_x, test_y)[0].detach()
-    return Truth(name, network, Examples(x, y, BATCH), v, summed, losses.T.astype(np.float64), l2, time)
+    return Truth(
+        name,
+        network,
+        Examples(x, y, BATCH),
+        Examples(test_x, test_y, BATCH),
+        v,
+        left_out,
+        summed,
+        losses.T.astype(np.float64),
+        l2,
+        time,
+    )
 
 
 def training_time(folder: Path, model: nn.Module, recipe: lds_retrain.Recipe, x: Tensor, y: Tensor) -> TrainingTime:
@@ -153,11 +167,14 @@ class Table:
         s, note = apply(self.truth.v[:tests])
         spent = (time.process_time() - ready) / len(s)
         predicted = (s.double() @ self.truth.summed.T).numpy()
+        self.take(name, predicted, f"{ready - started:.0f} | {spent:.3f} | {note}")
+
+    def take(self, name: str, predicted: np.ndarray, note: str = " | | ") -> None:
+        """Print the row of what was predicted."""
         self.predicted[name] = predicted
-        score = lds(predicted, self.truth.actual[:tests]).mean()
+        score = lds(predicted, self.truth.actual[: len(predicted)]).mean()
         low, high = np.quantile(self.draws([name])[:, 0], [0.025, 0.975])
-        cells = f"{score:.3f} | {low:.3f} to {high:.3f} | {ready - started:.0f} | {spent:.3f} | {note}"
-        print(f"| {name} | {cells} |", flush=True)
+        print(f"| {name} | {score:.3f} | {low:.3f} to {high:.3f} | {note} |", flush=True)
 
     def draws(self, names: Sequence[str]) -> np.ndarray:
         """Draw halves and tests: the scores of each name, [draws, names]; of the tests that all of them have."""
@@ -224,7 +241,21 @@ def whole(truth: Truth, tolerance: float) -> Solve:
     return solve
 
 
-def compare(truth: Truth, rows: Sequence[str], whole_tests: int) -> None:
+def kronfluence(truth: Truth, python: Path, work: Path) -> dict[str, np.ndarray]:
+    """Let kronfluence score the demo's CNN, in an environment of its own (bench/compare.py --install makes it)."""
+    work.mkdir(exist_ok=True)
+    (x, y), (test_x, test_y) = ((part.inputs, part.targets) for part in (truth.examples, truth.tests))
+    np.savez(work / "case.npz", x=x.numpy(), y=y.numpy(), test_x=test_x.numpy(), test_y=test_y.numpy())
+    torch.save(truth.network.model.state_dict(), work / "model-0.pt")
+    script = Path(__file__).parent / "peers" / "score_lds.py"
+    if not (work / "kronfluence.npz").exists():
+        subprocess.run([python, script, "kronfluence", work], check=True, stdout=sys.stderr)
+    with np.load(work / "kronfluence.npz") as file:
+        scores = {name: file[name] for name in file.files if "models" not in name}
+    return {name: (values @ truth.left_out.numpy().T).astype(np.float64) for name, values in scores.items()}
+
+
+def compare(truth: Truth, rows: Sequence[str], whole_tests: int, peers: dict[str, np.ndarray]) -> None:
     """Print the tables of one network."""
     table, new = Table(truth), f"`cg`, 3 products, {SAMPLE:,} images"
     if "ekfac" in rows:
@@ -244,6 +275,8 @@ def compare(truth: Truth, rows: Sequence[str], whole_tests: int) -> None:
         table.add("the same, `damping: training`", partial(few, truth, SAMPLE, 3, training=True))
     if "whole" in rows:
         table.add("`cg` before", lambda: whole(truth, 1e-2), whole_tests)
+    for name, predicted in peers.items():
+        table.take(name, predicted)
     names = list(table.predicted)
     table.differences([(new, name) for name in names if name != new])
 
@@ -254,10 +287,15 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--rows", default="ekfac,few,images,products,training,whole", help="which rows")
     parser.add_argument("--whole-tests", type=int, default=60, help="test images of the earlier default")
+    parser.add_argument("--kronfluence", type=Path, help="a Python that has it; for the demo's CNN alone")
     words = parser.parse_args()
     torch.set_num_threads(1)
     for folder in words.folders:
-        compare(load(folder), words.rows.split(","), words.whole_tests)
+        truth = load(folder)
+        peers = {}
+        if words.kronfluence is not None and (folder / "data.npz").exists():
+            peers = kronfluence(truth, words.kronfluence.absolute(), (folder / "kronfluence").absolute())
+        compare(truth, words.rows.split(","), words.whole_tests, peers)
 
 
 if __name__ == "__main__":

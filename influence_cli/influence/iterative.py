@@ -48,6 +48,8 @@ TOLERANCES = {"cg": 1e-5, "nystrom": 1e-5, "lissa": 1e-3, "neumann": 1e-3}
 ITERATIONS = {"cg": 1_000, "nystrom": 1_000, "lissa": 40_000, "neumann": 10_000}
 # Products of `cg` without a tolerance or a limit.
 PRODUCTS = 3
+# Examples of a product that is timed.
+TIMED = 32
 # A solver that may take longer than this, in seconds, gives a warning before it starts.
 LONG = 300.0
 
@@ -152,11 +154,13 @@ def _three_products(prepared: Prepared, given: float | str, terminal: Terminal) 
     """Make the default of `cg`: a few products with the GGN of a sample, from 0, preconditioned by EK-FAC."""
     examples = _training_examples(prepared, sample=True)
     shift = choose_shift(prepared, examples, given, convex=False, layered=True, terminal=terminal)
-    product = _ggn_product(prepared, examples, shift.total, terminal)
+    product, kept = _ggn_product(prepared, examples, shift.total, terminal)
     precondition = _block_preconditioner(prepared, shift)
     iterative = Iterative(lambda vectors: vectors, shift.total, shift.damping, shift.groups)
 
     def apply(vectors: Tensor) -> Tensor:
+        if not kept:
+            _forecast_rebuilt(prepared, examples, vectors, terminal)
         with terminal.progress(PRODUCTS, "products with the curvature") as advance:
             solution, info = few_products(
                 product, vectors, PRODUCTS, precondition=precondition, on_iteration=lambda *_: advance(1)
@@ -172,16 +176,21 @@ def _three_products(prepared: Prepared, given: float | str, terminal: Terminal) 
     return replace(iterative, apply=apply)
 
 
-def _ggn_product(prepared: Prepared, examples: Examples, shift: float | Tensor, terminal: Terminal) -> Product:
-    """Multiply with the GGN; its Jacobian is kept where it fits the memory, and rebuilt in every product elsewhere."""
+def _ggn_product(
+    prepared: Prepared, examples: Examples, shift: float | Tensor, terminal: Terminal
+) -> tuple[Product, bool]:
+    """Multiply with the GGN; its Jacobian is kept where it fits the memory, and rebuilt in every product elsewhere.
+
+    Returns:
+        The product, and whether the Jacobian is kept.
+    """
     network = prepared.choice.network
     like = next(network.model.parameters()).detach()
     moved = shift if isinstance(shift, float) else shift.to(like)
     if not fits_kept(network, examples):
-        terminal.detail("the Jacobian does not fit into the memory: it is rebuilt for every product")
-        return mean_product(network, examples, "ggn", moved)
+        return mean_product(network, examples, "ggn", moved), False
     with terminal.progress(len(examples) // distributed.size(), "the Jacobian of the outputs") as advance:
-        return kept_mean_product(network, examples, moved, like.dtype, advance)
+        return kept_mean_product(network, examples, moved, like.dtype, advance), True
 
 
 def _block_preconditioner(prepared: Prepared, shift: SystemShift) -> Product:
@@ -218,7 +227,7 @@ def _solver(
             network, examples, matrix, moved, task.seed, precondition if method in ("cg", "neumann") else None
         )
     if method in ("cg", "nystrom") and matrix == "ggn":
-        product = _ggn_product(prepared, examples, shift.total, terminal)
+        product, _ = _ggn_product(prepared, examples, shift.total, terminal)
     else:
         product = mean_product(network, examples, matrix, moved)
     # The preconditioned matrix has no eigenvalue below about 1.
@@ -320,6 +329,24 @@ def _seconds(work: Product, vectors: Tensor) -> float:
     started = time.perf_counter()
     float(work(vectors)[0, 0])
     return time.perf_counter() - started
+
+
+def _forecast_rebuilt(prepared: Prepared, examples: Examples, vectors: Tensor, terminal: Terminal) -> None:
+    """Say how long three products take whose Jacobian is rebuilt, from one with some examples."""
+    few = Examples(examples.inputs[:TIMED], examples.targets[:TIMED], TIMED)
+    network = prepared.choice.network
+    product = mean_product(network, few, "ggn", 0.0)
+    product(vectors[:1])  # the first call also warms up
+    seconds = PRODUCTS * _seconds(product, vectors) * len(examples) / len(few)
+    terminal.say(
+        f"cg for {len(vectors)} right-hand sides: {PRODUCTS} products, {duration(seconds)}; the Jacobian of "
+        f"{len(examples):,} examples does not fit into the memory"
+    )
+    if seconds > LONG:
+        terminal.warn(
+            f"cg may take {duration(seconds)}: curvature.method: ekfac needs no products, and fewer layers "
+            "(gradients.layers) need less memory; Ctrl-C keeps the store"
+        )
 
 
 def _report(info: SolveInfo, damping: Damping, most: int, *, strict: bool, terminal: Terminal) -> None:
