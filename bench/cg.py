@@ -33,7 +33,7 @@ from influence_cli.checkpoints.optimizer_state import adam_slowness
 from influence_cli.curvature.blocks import Block
 from influence_cli.curvature.damping import C_EXACT, C, TrainingTime, adam_time
 from influence_cli.curvature.ekfac import fit
-from influence_cli.curvature.operator import Examples, kept_mean_product
+from influence_cli.curvature.operator import Examples, fits_kept, kept_mean_product, mean_product
 from influence_cli.curvature.preconditioner import (
     block_preconditioner,
     by_parameter,
@@ -47,7 +47,7 @@ from influence_cli.metrics import bootstrap_lds, lds
 from influence_cli.model.network import Network, track
 from influence_cli.passes.coverage import make_network
 from influence_cli.passes.gradients import example_gradients
-from influence_cli.solvers.cg import conjugate_gradients, few_products
+from influence_cli.solvers.cg import Product, conjugate_gradients, few_products
 
 BATCH, DRAWS = 256, 400
 # Numbers of images that are compared; those beyond a network's own count are all of them.
@@ -202,6 +202,13 @@ def by_layers(truth: Truth, multiple: float) -> Solve:
     return lambda v: (inverse(v), "")
 
 
+def ggn_product(network: Network, examples: Examples, shift: float | Tensor) -> Product:
+    """Multiply with the GGN, its Jacobian kept where it fits the memory, as the command does."""
+    if fits_kept(network, examples):
+        return kept_mean_product(network, examples, shift, torch.float32)
+    return mean_product(network, examples, "ggn", shift)
+
+
 def few(truth: Truth, images: int, count: int, *, training: bool = False) -> Solve:
     """The exact GGN of some images, λ of each layer, a number of products preconditioned by EK-FAC."""
     network, examples = truth.network, sample(truth, images)
@@ -217,7 +224,7 @@ def few(truth: Truth, images: int, count: int, *, training: bool = False) -> Sol
     shifts = [truth.l2 + value for value in values]
     precondition = block_preconditioner(network, blocks, shifts)
     shift = by_parameter(network, blocks, shifts).float()
-    product = kept_mean_product(network, examples, shift, torch.float32)
+    product = ggn_product(network, examples, shift)
 
     def solve(v: Tensor) -> tuple[Tensor, str]:
         s, info = few_products(product, v, count, precondition=precondition)
@@ -232,10 +239,10 @@ def whole(truth: Truth, tolerance: float) -> Solve:
     trace = sum(block.trace for block in layers_of(network, sample(truth, 2_048)))
     shift = truth.l2 + C_EXACT * trace / network.size
     precondition = row_preconditioner(heaviest_rows(network, examples), shift)
-    product = kept_mean_product(network, examples, shift, torch.float32)
+    product = ggn_product(network, examples, shift)
 
     def solve(v: Tensor) -> tuple[Tensor, str]:
-        s, info = conjugate_gradients(product, v, precondition=precondition, tolerance=tolerance, max_iterations=60)
+        s, info = conjugate_gradients(product, v, precondition=precondition, tolerance=tolerance, max_iterations=20)
         return s, f"{info.residual:.0e}, {info.iterations} products"
 
     return solve
