@@ -143,8 +143,7 @@ class TrainedNetwork:
                 raise
             raise InfluenceError(
                 f"a replay differentiates the network twice, but torch has no derivative of {missing[1]}",
-                "replace the layer it belongs to: nn.SiLU for nn.Hardswish, nn.Sigmoid for nn.Hardsigmoid; or use "
-                "curvature.method: ekfac",
+                "replace the layer it belongs to: nn.Sigmoid for nn.Hardsigmoid, say; or use curvature.method: ekfac",
             ) from error
 
     def _in_parts(self, state: State, taken: Taken, vectors: Tensor) -> tuple[Tensor, Tensor]:
