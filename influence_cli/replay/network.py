@@ -256,7 +256,8 @@ class TrainedNetwork:
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
-            with self._training(), plain_norms(self.model), differentiable_attention():
+            # In eval mode no counter changes, and within a transform none could be put back.
+            with plain_norms(self.model), differentiable_attention():
                 return logits_of(functional_call(self.model, values, (inputs,)))
         finally:
             for module, mode in modes.items():

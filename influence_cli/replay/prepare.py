@@ -72,7 +72,7 @@ def prepare_scores(
     if on_the_fly:
         raise InfluenceError("--on-the-fly: a replay stores no gradients in any case", "leave it out")
     started, (task,) = time.perf_counter(), tasks
-    replayed = open_run(config, task)
+    replayed = open_run(config, task, terminal)
     verdict = measure_verdict(replayed, terminal)
     (terminal.say if verdict.trusted else terminal.warn)(verdict.sentence())
     network = track(task.model, task.loss, ("*",), where)
