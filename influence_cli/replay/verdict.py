@@ -84,7 +84,8 @@ def measure_verdict(replayed: Replayed, terminal: Terminal) -> Verdict:
     if missing:
         terminal.say(
             f"measuring once whether this run answers smoothly to its data: {TRAININGS} trainings without "
-            f"{draws[0].sum():,.0f} random images, and one pass forwards (about {3 * TRAININGS + 2} trainings in all); kept"
+            f"{draws[0].sum():,.0f} random images, and one pass forwards (about {3 * TRAININGS + 2} trainings in all), "
+            "which are kept"
         )
     disk.make_folder(folder)
     work, terminal = _work(replayed, draws), terminal if missing else Terminal(quiet=True)
