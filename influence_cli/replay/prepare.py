@@ -20,19 +20,45 @@ from influence_cli.runtime.terminal import Terminal, or_silent
 REPLAY = "replay"
 
 
-def refuse_replay(config: Config, option: str, why: str) -> None:
-    """Refuse what a replay cannot give, before any work.
+def check_options(
+    config: Config, terminal: Terminal, *, skip: bool = False, on_the_fly: bool = False, strict: bool = False
+) -> None:
+    """Refuse options that a replay cannot follow, before any work; one that changes nothing is said.
 
     Args:
         config: of the run.
-        option: such as ``--normalise``.
-        why: what a replay does not have.
+        terminal: takes the warning.
+        skip: ``--skip-unreadable``.
+        on_the_fly: ``--on-the-fly``.
+        strict: ``--strict``.
+
+    Raises:
+        InfluenceError: ``curvature.method`` is ``replay``, and it cannot do that.
+    """
+    if config.curvature.method != REPLAY:
+        return
+    if skip:
+        raise InfluenceError(
+            "--skip-unreadable: a replay takes the steps of the run, which read every training image",
+            "list unreadable images under train.exclude, and train again: influence train",
+        )
+    if on_the_fly:
+        raise InfluenceError("--on-the-fly: a replay stores no gradients in any case", "leave it out")
+    if strict:
+        terminal.warn("--strict is not used: a replay solves nothing that could fail to converge")
+
+
+def refuse_replay(config: Config, command: str, instead: str) -> None:
+    """Refuse a command that needs a store or a curvature, before any work.
 
     Raises:
         InfluenceError: ``curvature.method`` is ``replay``.
     """
     if config.curvature.method == REPLAY:
-        raise InfluenceError(f"{option}: {why} under curvature.method replay", "-s curvature.method=auto")
+        raise InfluenceError(
+            f"{config.where('curvature', 'method')}: {command}, but under curvature.method replay there is none",
+            instead,
+        )
 
 
 def stores_complete(config: Config) -> bool:
@@ -63,19 +89,13 @@ def prepare_scores(
     terminal = or_silent(terminal)
     if config.curvature.method != REPLAY:
         return prepare_all(config, tasks, terminal, skip_unreadable=skip_unreadable, on_the_fly=on_the_fly)
-    where = config.where("curvature", "method")
-    if len(tasks) > 1:
-        raise InfluenceError(
-            f"{where}: a replay explains the checkpoint at the end of a run, but model.checkpoint names {len(tasks)}",
-            "name the last one alone",
-        )
-    if on_the_fly:
-        raise InfluenceError("--on-the-fly: a replay stores no gradients in any case", "leave it out")
+    check_options(config, terminal, skip=skip_unreadable, on_the_fly=on_the_fly)
+    _warn_of_unused(config, terminal)
     started, (task,) = time.perf_counter(), tasks
     replayed = open_run(config, task)
     verdict = measure_verdict(replayed, terminal)
     (terminal.say if verdict.trusted else terminal.warn)(verdict.sentence())
-    network = track(task.model, task.loss, ("*",), where)
+    network = track(task.model, task.loss, ("*",), config.where("curvature", "method"))
     choice = Choice(REPLAY, "hessian", network, None)
     return [
         Prepared(
@@ -92,3 +112,18 @@ def prepare_scores(
             effects=RunEffects(replayed, verdict),
         )
     ]
+
+
+def _warn_of_unused(config: Config, terminal: Terminal) -> None:
+    """Name the keys that say something of a curvature, which a replay does not have."""
+    curvature = config.curvature
+    given = {
+        "curvature.damping": curvature.damping != "auto",
+        "curvature.tolerance": curvature.tolerance is not None,
+        "curvature.max_iterations": curvature.max_iterations is not None,
+        "precision": config.precision != "float32",
+    }
+    unused = [name for name, is_given in given.items() if is_given]
+    if unused:
+        verb = "is" if len(unused) == 1 else "are"
+        terminal.warn(f"{', '.join(unused)} {verb} not used: a replay follows training.recipe alone")
