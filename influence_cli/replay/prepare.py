@@ -1,23 +1,27 @@
-"""Give what a command scores with: a store with its curvature, or a run that is replayed."""
+"""Give what a command scores with, a store or a run that is replayed; say what a run is, and what it cannot give."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
-from influence_cli.config.schema import Config
+from influence_cli.config.schema import Config, RecipeConfig
 from influence_cli.curvature.choice import Choice
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.model.network import track
 from influence_cli.model.task import Task
+from influence_cli.precompute.check import Finding
 from influence_cli.precompute.prepare import all_complete, prepare_all
 from influence_cli.precompute.prepared import Prepared, settings_of
 from influence_cli.replay.effects import RunEffects
-from influence_cli.replay.open import open_run
-from influence_cli.replay.verdict import measure_verdict
+from influence_cli.replay.open import Replayed, open_run
+from influence_cli.replay.recipe import Recipe, make_recipe
+from influence_cli.replay.verdict import TRAININGS, kept_verdict, measure_verdict
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 REPLAY = "replay"
+# What `check` says of a recipe beside its optimiser, where it is not the default.
+SHOWN = ("momentum", "nesterov", "betas", "weight_decay", "schedule", "warmup", "clip", "label_smoothing", "precision")
 
 
 def check_options(
@@ -127,3 +131,78 @@ def _warn_of_unused(config: Config, terminal: Terminal) -> None:
     if unused:
         verb = "is" if len(unused) == 1 else "are"
         terminal.warn(f"{', '.join(unused)} {verb} not used: a replay follows training.recipe alone")
+
+
+def run_findings(config: Config, tasks: Sequence[Task], terminal: Terminal) -> list[Finding]:
+    """Look at the recipe of a config and the record of its run; measure the verdict if the method is replay.
+
+    Args:
+        config: of the run.
+        tasks: one per checkpoint.
+        terminal: warnings, and the progress of what is measured.
+
+    Returns:
+        Findings in reading order; none without a recipe or a record.
+
+    Raises:
+        InfluenceError: the recipe contradicts itself; under ``curvature.method: replay`` also where the run cannot be
+            replayed.
+    """
+    training, findings = config.training, list[Finding]()
+    if training is None or (training.recipe is None and training.record is None) or len(tasks) != 1:
+        return findings
+    if training.recipe is not None:
+        recipe = make_recipe(config, len(tasks[0].train))
+        epochs = f"{recipe.settings.epochs:,} epochs of {recipe.steps_per_epoch:,}"
+        findings += [Finding("recipe", _described(recipe.settings)), Finding("steps of the run", recipe.steps, epochs)]
+        _warn_of_decay(config, recipe, terminal)
+    try:
+        replayed = open_run(config, tasks[0])
+    except InfluenceError as error:
+        if config.curvature.method == REPLAY:
+            raise
+        # Other methods do not need the run.
+        return [*findings, Finding("record of the run", None, error.message)]
+    size = sum(path.stat().st_size for path in replayed.record.folder.rglob("*") if path.is_file())
+    states = f"complete, {len(replayed.run.kept):,} states of {replayed.run.steps:,} steps"
+    findings.append(Finding("record of the run", str(replayed.record.shown), f"{states}, {human_bytes(size)}"))
+    return [*findings, _verdict_finding(config, replayed, terminal)]
+
+
+def _verdict_finding(config: Config, replayed: Replayed, terminal: Terminal) -> Finding:
+    measured = config.curvature.method == REPLAY
+    verdict = measure_verdict(replayed, terminal) if measured else kept_verdict(replayed)
+    if verdict is None:
+        cost = f"about {2 * TRAININGS + 2} trainings, once: influence check -s curvature.method=replay"
+        return Finding("verdict on the run", None, f"not measured yet; {cost}")
+    (terminal.say if verdict.trusted else terminal.warn)(verdict.sentence())
+    return Finding("verdict on the run", verdict.agreement, "r of predicted and actual changes of the test losses")
+
+
+def _described(given: RecipeConfig) -> str:
+    """Give the recipe in a line: what is not said has its default."""
+    parts = [f"{given.optimizer}, lr {given.lr:g}, batch {given.batch:,}"]
+    for key in SHOWN:
+        value = getattr(given, key)
+        if value != RecipeConfig.model_fields[key].default:
+            parts.append(f"{key} {value}")
+    if given.augment:
+        parts.append(f"augment {', '.join(step.name for step in given.augment)}")
+    return ", ".join(parts)
+
+
+def _warn_of_decay(config: Config, recipe: Recipe, terminal: Terminal) -> None:
+    """Warn where the l2 of the other methods is not what the recipe trains with."""
+    decay, kind = recipe.settings.weight_decay, recipe.settings.optimizer
+    where = config.where("training", "recipe", "weight_decay")
+    if kind == "adamw":
+        if decay and config.l2:
+            terminal.warn(
+                f"{where}: adamw shrinks the weights beside the loss, so no l2 describes it; l2 holds for the other "
+                "curvature methods alone"
+            )
+    elif isinstance(config.l2, float | int) and float(config.l2) != decay:
+        terminal.warn(
+            f"{where}: the recipe trains with weight_decay {decay:g}, but l2 is {float(config.l2):g}; a replay "
+            f"follows the recipe, every other method l2: make them equal (l2: {decay:g})"
+        )
