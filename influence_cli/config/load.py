@@ -30,7 +30,7 @@ from influence_cli.errors import InfluenceError, describe, did_you_mean, near_pa
 MAX_BYTES = 100_000
 # Arguments of these names are paths, taken relative to the YAML file.
 PATH_NAME = re.compile(r"(^|_)(root|path|dir|directory|folder|file|filename)s?$", re.IGNORECASE)
-OWN_PATHS = {("model", "checkpoint"), ("train", "classes"), ("gradients", "store")} | {
+OWN_PATHS = {("model", "checkpoint"), ("train", "classes"), ("gradients", "store"), ("training", "record")} | {
     (section, key) for section in ("train", "test") for key in ("csv", "folder", "root", "labels", "exclude")
 }
 # These may be a path, or a name on the Hub, which has a slash too.

@@ -52,7 +52,7 @@ def first_mistake(
     if kind == "missing":
         return InfluenceError(f"{where}: {dotted} is missing", "influence init shows a whole config")
     if dotted == "curvature.damping":
-        return InfluenceError(f"{where}: {dotted} is {mistake['input']!r}: expected auto or a number ≥ 0")
+        return InfluenceError(f"{where}: {dotted} is {mistake['input']!r}: expected auto, training or a number ≥ 0")
     given = mistake["input"]
     shown = "empty" if given is None else repr(given)[:80]
     return InfluenceError(f"{where}: {dotted} is {shown}: {_expected(mistake)}", _near(mistake))
@@ -204,7 +204,15 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
     model, kind, count = config.model, config.model.ensemble, config.model.count
     given = {"learning_rates": model.learning_rates, "steps": model.steps}
     first = next((key for key in (*given, "segments") if getattr(model, key)), None)
-    if first is not None and "ensemble" not in model.model_fields_set:
+    by_training = config.curvature.damping == "training"
+    if by_training and not (model.learning_rates and model.steps):
+        absent = "model.learning_rates" if not model.learning_rates else "model.steps"
+        return InfluenceError(
+            f"{where('curvature', 'damping')}: curvature.damping training is 3/(η·K), but {absent} is not given",
+            "set model.learning_rates (the mean η; under momentum β it is η/(1 − β)) and model.steps (all steps of the "
+            "optimiser), or curvature.damping: auto",
+        )
+    if first is not None and "ensemble" not in model.model_fields_set and not by_training:
         return InfluenceError(
             f"{where('model', first)}: model.{first} is given without model.ensemble",
             "set model.ensemble: tracin or source (checkpoints of one run); mean (independent models) does not use it",

@@ -96,7 +96,7 @@ def prepare_scores(
     check_options(config, terminal, skip=skip_unreadable, on_the_fly=on_the_fly)
     _warn_of_unused(config, terminal)
     started, (task,) = time.perf_counter(), tasks
-    replayed = open_run(config, task)
+    replayed = open_run(config, task, terminal)
     verdict = measure_verdict(replayed, terminal)
     (terminal.say if verdict.trusted else terminal.warn)(verdict.sentence())
     network = track(task.model, task.loss, ("*",), config.where("curvature", "method"))

@@ -84,13 +84,15 @@ def measure_verdict(replayed: Replayed, terminal: Terminal) -> Verdict:
     if missing:
         terminal.say(
             f"measuring once whether this run answers smoothly to its data: {TRAININGS} trainings without "
-            f"{draws[0].sum():,.0f} random images, and one pass forwards (about {2 * TRAININGS + 2} trainings); kept"
+            f"{draws[0].sum():,.0f} random images, and one pass forwards (about {3 * TRAININGS + 2} trainings in all), "
+            "which are kept"
         )
     disk.make_folder(folder)
-    arrays = do_all(folder, jobs, _work(replayed, draws), terminal, "trainings without 1%")
-    predicted, base = arrays[0]["changes"], arrays[0]["losses"]
-    actual = np.stack([each["losses"] for each in arrays[1:]]) - base
-    return judge(predicted, actual, int(draws[0].sum()))
+    work, terminal = _work(replayed, draws), terminal if missing else Terminal(quiet=True)
+    (prediction,) = do_all(folder, jobs[:1], work, terminal, "following the run forwards")
+    trainings = do_all(folder, jobs[1:], work, terminal, "trainings without 1%")
+    actual = np.stack([arrays["losses"] for arrays in trainings]) - prediction["losses"]
+    return judge(prediction["changes"], actual, int(draws[0].sum()))
 
 
 def kept_verdict(replayed: Replayed) -> Verdict | None:
