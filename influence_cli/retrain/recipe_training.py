@@ -75,7 +75,7 @@ def recipe_training(config: Config, task: Task) -> Training:
 
     def train(model: nn.Module, data: Pairs, *, seed: int, progress: Progress, **_l2: object) -> nn.Module:
         recipe = replace(given, settings=given.settings.model_copy(update={"seed": seed}), examples=len(data))
-        network = trained_network(model.to(recipe.dtype), task, recipe)
+        network = trained_network(model.to(recipe.dtype), recipe.trained_loss(task.loss))
         state = network.first_state(recipe.rule(0).slots)
         for step in range(recipe.steps):
             rows = recipe.rows(step)
