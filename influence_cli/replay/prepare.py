@@ -14,7 +14,7 @@ from influence_cli.precompute.check import Finding
 from influence_cli.precompute.prepare import all_complete, prepare_all
 from influence_cli.precompute.prepared import Prepared, settings_of
 from influence_cli.replay.effects import RunEffects
-from influence_cli.replay.open import Replayed, open_run
+from influence_cli.replay.open import Replayed, open_run, record_of
 from influence_cli.replay.recipe import Recipe, make_recipe
 from influence_cli.replay.verdict import TRAININGS, kept_verdict, measure_verdict
 from influence_cli.runtime.terminal import Terminal, or_silent
@@ -44,7 +44,7 @@ def check_options(
     if skip:
         raise InfluenceError(
             "--skip-unreadable: a replay takes the steps of the run, which read every training image",
-            "list unreadable images under train.exclude, and train again: influence train",
+            "list unreadable images under train.exclude, and train again",
         )
     if on_the_fly:
         raise InfluenceError("--on-the-fly: a replay stores no gradients in any case", "leave it out")
@@ -130,7 +130,7 @@ def _warn_of_unused(config: Config, terminal: Terminal) -> None:
     unused = [name for name, is_given in given.items() if is_given]
     if unused:
         verb = "is" if len(unused) == 1 else "are"
-        terminal.warn(f"{', '.join(unused)} {verb} not used: a replay follows training.recipe alone")
+        terminal.warn(f"{', '.join(unused)} {verb} not used: a replay follows the run alone")
 
 
 def run_findings(config: Config, tasks: Sequence[Task], terminal: Terminal) -> list[Finding]:
@@ -156,8 +156,11 @@ def run_findings(config: Config, tasks: Sequence[Task], terminal: Terminal) -> l
         epochs = f"{recipe.settings.epochs:,} epochs of {recipe.steps_per_epoch:,}"
         findings += [Finding("recipe", _described(recipe.settings)), Finding("steps of the run", recipe.steps, epochs)]
         _warn_of_decay(config, recipe, terminal)
+    elif config.curvature.method != REPLAY:  # a recorded loop is rebuilt once before it is believed
+        how = "influence check -s curvature.method=replay rebuilds it once, and measures the verdict"
+        return [Finding("record of the run", str(record_of(config).shown), how)]
     try:
-        replayed = open_run(config, tasks[0])
+        replayed = open_run(config, tasks[0], terminal)
     except InfluenceError as error:
         if config.curvature.method == REPLAY:
             raise

@@ -58,3 +58,10 @@ def test_a_budget_that_is_too_small_is_refused_before_training(influence: Comman
     assert "the record of 30 steps keeps 6 states of 664 bytes, 3,984 in all, but gradients.budget is 1,000" in message
     assert "gradients.budget=3984" in message
     assert not (project / "influence.run").exists()
+
+
+def test_a_command_before_the_training_names_it(influence: Command, tmp_path: Path) -> None:
+    message = refusal(influence, make(tmp_path), "check")
+
+    assert "the checkpoint model.pt does not exist yet" in message
+    assert "influence train trains it by training.recipe" in message
