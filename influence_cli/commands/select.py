@@ -106,6 +106,9 @@ def command(
     if exclude is not None and exclude.suffix != ".csv":
         raise InfluenceError(f"--exclude {exclude}: the file must be .csv", "for example --exclude selected.csv")
     session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output)
+    from influence_cli.replay.prepare import check_options
+
+    check_options(session.config, session.terminal, skip=skip_unreadable, on_the_fly=on_the_fly)
     path = session.config.folder / "selected.csv" if exclude is None else exclude
     if not retrain and path.exists() and not force:
         raise InfluenceError(f"{near_path(path)} exists already", "--force replaces it, --exclude FILE names another")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from influence_cli.config.mistakes import data_mistake, ensemble_mistake, first_mistake
+from influence_cli.config.mistakes import data_mistake, ensemble_mistake, first_mistake, replay_mistake
 from influence_cli.config.schema import (
     CheckpointConfig,
     Config,
@@ -82,7 +82,7 @@ def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config
         raise InfluenceError(
             f"{where('test', 'classes')}: test.classes has no meaning", "train.classes holds for the test examples too"
         )
-    mistake = data_mistake(config, where) or ensemble_mistake(config, where)
+    mistake = data_mistake(config, where) or replay_mistake(config, where) or ensemble_mistake(config, where)
     if mistake is not None:
         raise mistake
     if config.model.ensemble == "tracin":

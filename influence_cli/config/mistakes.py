@@ -157,6 +157,43 @@ def data_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | 
     return None
 
 
+def replay_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
+    """Find what contradicts ``curvature.method: replay``: several checkpoints, another matrix, a part of the layers.
+
+    Args:
+        config: every key by itself is right.
+        where: names the line of a key.
+    """
+    if config.curvature.method != "replay":
+        return None
+    model, matrix = config.model, config.curvature.matrix
+    if model.is_one_run:
+        return InfluenceError(
+            f"{where('model', 'ensemble')}: curvature.method replay goes through the run itself, and takes no "
+            f"model.ensemble {model.ensemble}",
+            "remove model.ensemble, and name the last checkpoint alone",
+        )
+    if model.count > 1:
+        return InfluenceError(
+            f"{where('model', 'checkpoint')}: curvature.method replay explains the end of one run, but "
+            f"model.checkpoint names {model.count} files",
+            "name the last one alone",
+        )
+    if matrix == "empirical" or (matrix == "ggn" and "matrix" in config.curvature.model_fields_set):
+        return InfluenceError(
+            f"{where('curvature', 'matrix')}: curvature.method replay has no matrix {matrix}: it differentiates each "
+            "step, which gives the Hessian",
+            "remove curvature.matrix",
+        )
+    if config.gradients.layers != ("*",):
+        return InfluenceError(
+            f"{where('gradients', 'layers')}: curvature.method replay differentiates the whole run, and cannot keep to "
+            "some layers",
+            "remove gradients.layers; what the model's factory freezes stays as it is",
+        )
+    return None
+
+
 def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
     """Find contradictions in what the config says about several checkpoints.
 

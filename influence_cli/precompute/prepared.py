@@ -88,8 +88,20 @@ class Effects(Protocol):
     def slopes_of(self, row: int, inputs: Tensor, targets: Tensor) -> np.ndarray:
         """Give the derivatives of the losses of test examples in the weight of one training example [m]."""
 
-    def input_slopes(self, row: int, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
-        """Give the derivatives of the losses of test examples in the numbers of one training image [m, …]."""
+    def takes_as_it_is(self, row: int, image: Tensor) -> bool:
+        """Say whether every step that takes a training image takes these very numbers: no other, none augmented."""
+
+    def image_slopes(
+        self, row: int, inputs: Tensor, targets: Tensor, advance: Advance
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Give the derivatives of the losses of test examples in the weight of a training image, and in its numbers.
+
+        Returns:
+            [m], and [m, …] in the shape of an input.
+        """
+
+    def rises_with(self, row: int, image: Tensor, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
+        """Train again with another image in the place of a training image: the rise of the losses [m] that happens."""
 
 
 @dataclass(frozen=True)

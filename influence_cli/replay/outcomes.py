@@ -34,6 +34,16 @@ def outcomes(task: Task, network: TrainedNetwork, state: State, positions: np.nd
     return np.concatenate(losses), np.concatenate(right)
 
 
+def losses_of(task: Task, network: TrainedNetwork, state: State, inputs: Tensor, targets: Tensor) -> np.ndarray:
+    """Compute the losses of inputs [m, …] at a state, for the classes [m] whose loss counts: float64 [m]."""
+    losses = []
+    with torch.no_grad():
+        for x, y in zip(torch.split(inputs, BATCH), torch.split(targets, BATCH), strict=True):
+            outputs = network.measure(state.parameters, state.buffers, x.to(state.parameters))
+            losses.append(task.loss(outputs, y.to(task.device)).double().cpu().numpy())
+    return np.concatenate(losses)
+
+
 def loss_changes(task: Task, network: TrainedNetwork, state: State, moved: State, positions: np.ndarray) -> np.ndarray:
     """Compute the derivatives of test losses at a state along K changes of it: float64 [K, m]."""
     parts = [
