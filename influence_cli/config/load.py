@@ -10,7 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from influence_cli.config.mistakes import data_mistake, ensemble_mistake, first_mistake, replay_mistake
+from influence_cli.config.mistakes import (
+    data_mistake,
+    ensemble_mistake,
+    first_mistake,
+    replay_mistake,
+    training_mistake,
+)
 from influence_cli.config.schema import (
     CheckpointConfig,
     Config,
@@ -82,7 +88,8 @@ def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config
         raise InfluenceError(
             f"{where('test', 'classes')}: test.classes has no meaning", "train.classes holds for the test examples too"
         )
-    mistake = data_mistake(config, where) or replay_mistake(config, where) or ensemble_mistake(config, where)
+    checks = (data_mistake, training_mistake, replay_mistake, ensemble_mistake)
+    mistake = next((wrong for check in checks if (wrong := check(config, where)) is not None), None)
     if mistake is not None:
         raise mistake
     if config.model.ensemble == "tracin":

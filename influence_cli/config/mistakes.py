@@ -157,6 +157,18 @@ def data_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | 
     return None
 
 
+def training_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
+    """Find a section ``training`` that does not say what trained the checkpoint."""
+    training = config.training
+    if training is None or training.factory or training.recipe is not None or training.record is not None:
+        return None
+    return InfluenceError(
+        f"{where('training')}: training.factory is missing",
+        "factory: ./model.py:train names a function; recipe: {…} is for influence train; record: FOLDER names what "
+        "influence_cli.Recorder wrote",
+    )
+
+
 def replay_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
     """Find what contradicts ``curvature.method: replay``: several checkpoints, another matrix, a part of the layers.
 
