@@ -34,14 +34,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from influence_cli.config.schema import RecipeConfig
-from influence_cli.replay.backward import replay
-from influence_cli.replay.forward import follow_weights, run_again, take_step
-from influence_cli.replay.network import TrainedNetwork
 from influence_cli.replay.recipe import Recipe
 from influence_cli.replay.recipe_run import RecipeRun, train_run
-from influence_cli.replay.run import State
 from influence_cli.replay.verdict import TRAININGS, judge
 from influence_cli.runtime.memory import reuse_freed
+from influence_cli.steps.backward import replay
+from influence_cli.steps.forward import follow_weights, run_again, take_step
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.run import State
 
 SMOOTH: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "schedule": "cosine"}
 ADAM: dict[str, Any] = {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 1e-2, "schedule": "cosine"}

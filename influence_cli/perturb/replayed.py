@@ -2,7 +2,7 @@
 
 A step that takes x with c_t, the derivative of the test loss in the gradient of its batch's mean loss (|B| images),
 passes (1/|B|) ∇ₓ(gᵢ(θ_t; x)ᵀc_t) on to x: the sum over the steps is the derivative of the test loss at the end of the
-run in the image's numbers (replay/backward.py), and slope · δ the estimated rise of the loss. Nothing is divided by a
+run in the image's numbers (steps/backward.py), and slope · δ the estimated rise of the loss. Nothing is divided by a
 curvature, so there is no sign to turn. Where δ is not small, the run is taken again with x + δ.
 """
 

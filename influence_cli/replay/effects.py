@@ -14,15 +14,15 @@ from torch import Tensor
 
 from influence_cli.model.losses import negative_margin
 from influence_cli.precompute.prepared import RunSummary
-from influence_cli.replay.backward import replay, replay_inputs
-from influence_cli.replay.forward import WithImage, follow_weights, run_again
 from influence_cli.replay.open import Replayed
 from influence_cli.replay.outcomes import changes_of, losses_of
-from influence_cli.replay.run import State
 from influence_cli.replay.verdict import Verdict
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Advance
+from influence_cli.steps.backward import replay, replay_inputs
+from influence_cli.steps.forward import WithImage, follow_weights, run_again
+from influence_cli.steps.run import State
 
 # Measures that go back through the run at once, and the share of the free memory for their vectors.
 BLOCK, FREE_SHARE = 64, 0.25

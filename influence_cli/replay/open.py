@@ -18,16 +18,16 @@ from influence_cli.model.outputs import Loss
 from influence_cli.model.task import Task, build_model
 from influence_cli.recording.step_files import RECORD_ANEW
 from influence_cli.replay.examples import Examples
-from influence_cli.replay.network import TrainedNetwork
 from influence_cli.replay.recipe import START, Recipe, make_recipe
 from influence_cli.replay.recipe_run import RecipeRun
 from influence_cli.replay.record import Record, check_states
 from influence_cli.replay.recorded_run import check_rebuilt, prepare_model, recorded_facts, recorded_run, set_modes
-from influence_cli.replay.run import Run, State
 from influence_cli.runtime import disk
 from influence_cli.runtime.memory import reuse_freed
 from influence_cli.runtime.seeds import seed_all
 from influence_cli.runtime.terminal import Terminal, or_silent
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.run import Run, State
 
 MEANING = {
     **{name: text for name, text in DATA_MEANING.items() if name.startswith("train.")},

@@ -11,8 +11,8 @@ from torch.func import jvp
 
 from influence_cli.data.batches import readable_batches
 from influence_cli.model.task import Task
-from influence_cli.replay.network import TrainedNetwork
-from influence_cli.replay.run import State
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.run import State
 
 BATCH = 256
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from influence_cli.errors import InfluenceError, describe, near_path
 from influence_cli.recording.states import kept_states, read_state, state_path, write_state
-from influence_cli.replay.run import State
 from influence_cli.runtime import disk
+from influence_cli.steps.run import State
 
 FACTS = "run.json"
 AGAIN = "influence train --overwrite runs the recipe again, which gives the same states"

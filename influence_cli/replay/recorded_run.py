@@ -19,12 +19,12 @@ from influence_cli.recording.facts import LABELS, Facts, read_facts
 from influence_cli.recording.passes import floating_buffers, trace_of
 from influence_cli.recording.step_files import RECORD_ANEW, StepFiles
 from influence_cli.replay.examples import Examples
-from influence_cli.replay.forward import take_step
-from influence_cli.replay.network import TrainedNetwork
 from influence_cli.replay.record import Record
-from influence_cli.replay.rule import Rule
-from influence_cli.replay.run import State, Taken
 from influence_cli.runtime import disk
+from influence_cli.steps.forward import take_step
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.rule import Rule
+from influence_cli.steps.run import State, Taken
 
 CHECKED = "checked.json"
 # A parameter parts where its rebuilt value is off by this share of the way that it went between two kept states, and of

@@ -16,13 +16,13 @@ import xxhash
 
 from influence_cli.data.split import spread
 from influence_cli.model.data_fingerprint import data_fingerprint
-from influence_cli.replay.forward import follow_weights, run_again
 from influence_cli.replay.open import Replayed
 from influence_cli.replay.outcomes import loss_changes, outcomes
 from influence_cli.runtime import disk
 from influence_cli.runtime.jobs import Arrays, Job, do_all, read
 from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal
+from influence_cli.steps.forward import follow_weights, run_again
 
 # Trainings without a random share of the examples, and test examples whose losses are compared.
 TRAININGS, SHARE, TESTS = 4, 0.01, 2_000

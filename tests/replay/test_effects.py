@@ -16,9 +16,9 @@ from influence_cli.metrics import pearson, slope
 from influence_cli.model.task import load_tasks
 from influence_cli.replay import effects
 from influence_cli.replay.effects import RunEffects
-from influence_cli.replay.forward import WithImage, run_again
 from influence_cli.replay.open import open_run
 from influence_cli.replay.outcomes import losses_of
+from influence_cli.steps.forward import WithImage, run_again
 from tests.conftest import Command
 from tests.support import ranks
 from tests.support.copies import copied

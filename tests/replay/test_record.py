@@ -10,7 +10,7 @@ import torch
 
 from influence_cli.errors import InfluenceError
 from influence_cli.replay.record import Record, check_budget, kept_steps
-from influence_cli.replay.run import State
+from influence_cli.steps.run import State
 from tests.support.small_project import flip
 
 CPU = torch.device("cpu")

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from influence_cli import InfluenceError
-from influence_cli.replay.backward import replay
-from influence_cli.replay.forward import moments, run_again
 from influence_cli.replay.open import Replayed
-from influence_cli.replay.run import State
+from influence_cli.steps.backward import replay
+from influence_cli.steps.forward import moments, run_again
+from influence_cli.steps.run import State
 from tests.conftest import Command
 from tests.support.recorded_loop import STEPS, N, build, make, opened, record
 from tests.support.small_project import refusal

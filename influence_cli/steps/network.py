@@ -22,9 +22,9 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from influence_cli.errors import InfluenceError
 from influence_cli.model.network import differentiable_attention, recurrent_backward
 from influence_cli.model.outputs import Loss, logits_of
-from influence_cli.replay.norms import Norm, averaging_norms, inputs_of, momentum_of, plain_norms, without_averages
-from influence_cli.replay.run import State, Taken
 from influence_cli.runtime.memory import is_out_of_memory
+from influence_cli.steps.norms import Norm, averaging_norms, inputs_of, momentum_of, plain_norms, without_averages
+from influence_cli.steps.run import State, Taken
 
 # Numbers that the vectors of one pass may hold, counted as inputs × vectors × how much wider a network is inside: so
 # few stay in the cache, and the allocator gives them back to the next pass.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from influence_cli.replay.rule import Rule
+from influence_cli.steps.rule import Rule
 
 CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "sgd": ({"kind": "sgd"}, "SGD", {}),

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.replay.forward import Advance, ignore, moments
-from influence_cli.replay.network import TrainedNetwork
-from influence_cli.replay.run import Run, State, Taken
+from influence_cli.steps.forward import Advance, ignore, moments
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.run import Run, State, Taken
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from influence_cli.errors import InfluenceError
-from influence_cli.replay.backward import replay
-from influence_cli.replay.forward import follow_weights, run_again
+from influence_cli.steps.backward import replay
+from influence_cli.steps.forward import follow_weights, run_again
 from tests.support.small_run import SmallRun, end_of, measure, small_network
 
 RULES: dict[str, dict[str, Any]] = {
