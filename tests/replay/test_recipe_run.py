@@ -77,3 +77,16 @@ def test_a_rate_that_diverges_names_the_step(influence: Command, tmp_path: Path)
     assert "training diverged: the loss of step " in message
     assert "of 30 is not a number" in message
     assert not (project / "model.pt").exists()
+
+
+def test_what_a_kill_leaves_is_continued_with_the_same_bytes(influence: Command, tmp_path: Path) -> None:
+    project = make(tmp_path)
+    influence("train", cwd=project)
+    whole = states(project)
+    for name in ("model.pt", "influence.run/state-000030.h5", "influence.run/state-000024.h5"):
+        (project / name).unlink()
+    (project / "influence.run" / "state-000024.h5.part").write_bytes(b"half")
+
+    influence("train", cwd=project)
+
+    assert states(project) == whole
