@@ -29,7 +29,7 @@ A ?= build/record/old
 B ?= build/record/new
 
 .PHONY: data demo test test-slow test-ecosystem faults record record-compare fuzz lint lock sbom audit
-.PHONY: bench bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
+.PHONY: bench bench-cg bench-lds bench-mislabels bench-solvers bench-verify bench-loop bench-pages clean
 .PHONY: bench-loo bench-paper-hinge bench-paper-understanding bench-paper-attack bench-paper-domain-mismatch
 .PHONY: bench-paper-mislabeled bench-paper-perturbation
 
@@ -156,6 +156,12 @@ bench-mislabels: $(VENV)/.installed
 bench-solvers: $(VENV)/.installed
 	$(BIN)/python bench/solvers.py --model build/cnn.pt
 	$(BIN)/python bench/solvers.py --model build/cnn.pt --images 10000 --most 250
+
+# Three products with the exact GGN beside EK-FAC and a whole solve, by retraining on halves of two networks: an hour.
+bench-cg: $(VENV)/.installed
+	$(BIN)/python bench/lds_retrain.py --net cnn --out build/lds/cnn --subsets 40
+	$(BIN)/python bench/cg_retrain.py --out build/cg/residual --subsets 40
+	$(BIN)/python bench/cg.py build/lds/cnn build/cg/residual
 
 # The loop from suspects to a better model: twelve trainings on one core, about ten minutes.
 bench-loop: $(VENV)/.installed

@@ -148,8 +148,9 @@ def minimise(
     y: Tensor,
     seed: int,
     progress: Callable[[int, int], None] = lambda *_: None,
+    left: dict[str, object] | None = None,
 ) -> nn.Module:
-    """Minimise mean cross-entropy + l2/2·‖θ‖² by Adam with a rate that falls to 0 (cosine)."""
+    """Minimise mean cross-entropy + l2/2·‖θ‖² by Adam, its rate falling to 0 (cosine); ``left`` takes its state."""
     # Channels last halves the time of these small convolutions on one core; the shapes stay as they are.
     model = model.train().to(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -165,6 +166,8 @@ def minimise(
             optimizer.step()
             schedule.step()
         progress(epoch + 1, recipe.epochs)
+    if left is not None:
+        left.update(optimizer.state_dict())
     return model.eval().to(memory_format=torch.contiguous_format)
 
 

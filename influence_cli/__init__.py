@@ -28,6 +28,7 @@ _HOMES = {
     "find_mislabels": "mislabels.find",
     "SignalChoice": "mislabels.find",
     "apply_decisions": "relabel.labels",
+    "Recorder": "recording.recorder",
     "Retraining": "retrain.retraining",
     "check_estimates": "retrain.self_check",
     "leave_one_out": "retrain.leave_one_out",

@@ -33,7 +33,8 @@ def command(
 ) -> None:
     """Load everything, measure a sample, and say what looks wrong.
 
-    Rows list what was measured. Warnings go to stderr, each with its remedy.
+    Rows list what was measured. Warnings go to stderr, each with its remedy. With training.recipe the record of the run
+    is looked at too, and under curvature.method replay its verdict is measured.
 
     Examples:
 
@@ -44,13 +45,23 @@ def command(
     from influence_cli.results.session import begin, emit
 
     session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, format=format, output=output)
+    from influence_cli.model.task import load_tasks
     from influence_cli.precompute.check import check_run
+    from influence_cli.replay.prepare import REPLAY, run_findings
 
-    findings = check_run(session.config, full=full, terminal=session.terminal, skip_unreadable=skip_unreadable)
+    terminal, loaded = session.terminal, session.config
+    with terminal.status("loading model and data"):
+        tasks = load_tasks(loaded, terminal)
+    findings = check_run(loaded, full=full, terminal=terminal, skip_unreadable=skip_unreadable, tasks=tasks)
+    findings += run_findings(loaded, tasks, terminal)
     emit(session, (vars(finding) for finding in findings), ("item", "value", "unit"))
-    warnings = len(session.terminal.warnings)
-    session.terminal.say(
-        f"{warnings} warning{'s' if warnings > 1 else ''} (see above); next: influence gradients"
+    warnings = len(terminal.warnings)
+    if loaded.curvature.method == REPLAY:
+        one, more = "influence rank misclassified", ""
+    else:
+        one, more = "influence gradients", ", or directly influence rank or mislabels"
+    terminal.say(
+        f"{warnings} warning{'s' if warnings > 1 else ''} (see above); next: {one}"
         if warnings
-        else "nothing looks wrong; next: influence gradients, or directly influence rank or mislabels"
+        else f"nothing looks wrong; next: {one}{more}"
     )

@@ -61,9 +61,15 @@ def command(
     session = begin(config, with_precision(set_, precision), quiet=quiet, verbose=verbose, rows=False)
     from influence_cli.errors import human_bytes
     from influence_cli.precompute.prepare import Upkeep, prepare_all
+    from influence_cli.replay.prepare import refuse_replay
     from influence_cli.store.compact import compact as merge
     from influence_cli.store.store import Store
 
+    refuse_replay(
+        session.config,
+        "influence gradients fills a store",
+        "influence rank needs none; for another method: -s curvature.method=auto",
+    )
     stores = prepare_all(
         session.config,
         load(session),

@@ -139,6 +139,9 @@ def command(
         output=output,
         files=(report,),
     )
+    from influence_cli.replay.prepare import check_options
+
+    check_options(session.config, session.terminal, skip=skip_unreadable, on_the_fly=on_the_fly, strict=strict)
     options = _Options(
         by, metadata, of, target, each, retrain, repeats, None if all_ else top, report, proxy, on_the_fly,
         skip_unreadable, strict,

@@ -164,7 +164,7 @@ def command(
         on=on,
         checkpoints=len(tasks),
         tests=tasks[0].test is not None and not tasks[0].test.is_unlabelled,
-        solves=session.config.curvature.method in SOLVERS or session.config.model.ensemble == "source",
+        solves=session.config.curvature.method in (*SOLVERS, "replay") or session.config.model.ensemble == "source",
         probabilities=probabilities is not None,
     )
     if damping_sweep:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from influence_cli.data.batches import Batch
     from influence_cli.model.task import Task
+    from influence_cli.perturb.change import Perturbed
     from influence_cli.perturb.eight_bit import Ball, PixelScale
-    from influence_cli.perturb.estimate import Perturbed
     from influence_cli.results.run import Session
 
 # Test examples that get their own sentence on stderr.
@@ -131,6 +131,9 @@ def command(
     influence of x + δ, for changes that are not small. channel, row and column are the place of the steepest pixel.
     slope is its slope per unit of the model's input.
 
+    Under curvature.method replay, slope goes back through the run, --retrain takes the run again with x + δ, and
+    replaced is empty.
+
     --attack and --attackable train the output layer to its minimum and keep the layers below it (Koh & Liang 2017,
     section 5.2). images are the changed training images. flips counts all test predictions that changed. moved is the
     largest change of a pixel in 8-bit levels. gain is how much one image could lower the margin between the label and
@@ -211,9 +214,11 @@ def _perturb(
     from influence_cli.perturb.estimate import perturb_image
     from influence_cli.perturb.files import check_image, write_map
     from influence_cli.perturb.inputs import read_training_image
-    from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.replay.prepare import REPLAY, check_options, prepare_scores
     from influence_cli.results.session import emit, load, selected_tests
 
+    check_options(session.config, session.terminal, strict=strict)
+    _refuse_augmented(session)
     tasks = load(session)
     check_target(target, tasks[0].classes)
     batch = read_training_image(tasks[0], index)
@@ -228,8 +233,9 @@ def _perturb(
             "--retrain needs a change, and the size of an 8-bit level is not known here",
             "--delta FILE, or --pixel-step",
         )
-    # Only the inverse curvature is needed, on all its coordinates, so no rows are stored. Fisher is made from the rows.
-    rows = session.config.curvature.method == "fisher"
+    # Only the inverse curvature is needed, on all its coordinates, so no rows are stored. Fisher is made from the rows,
+    # and a replay has none.
+    rows = session.config.curvature.method in ("fisher", REPLAY)
     stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=not rows)
     result = perturb_image(
         stores,
@@ -257,6 +263,17 @@ def _perturb(
         write_report(session, page, report)
     elif map_ is None:
         session.terminal.say("next: --map pixels.png shows which pixels matter")
+
+
+def _refuse_augmented(session: Session) -> None:
+    """Refuse a replay of steps that took other images than the training image: its pixels have no slope there."""
+    training, method = session.config.training, session.config.curvature.method
+    if method == "replay" and training is not None and training.recipe is not None and training.recipe.augment:
+        raise InfluenceError(
+            f"{session.config.where('training', 'recipe', 'augment')}: the run trains on augmented images, and a "
+            "replay gives the slopes of these, not of the training image",
+            "-s curvature.method=auto, or a recipe without augment",
+        )
 
 
 def _sentence(one: Perturbed, index: int, delta: str | None) -> str:

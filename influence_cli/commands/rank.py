@@ -198,7 +198,9 @@ def command(
         files=(matrix, report, plot),
     )
     from influence_cli.influence.ensemble import refuse_source
+    from influence_cli.replay.prepare import check_options
 
+    check_options(session.config, session.terminal, skip=skip_unreadable, on_the_fly=on_the_fly, strict=strict)
     method, ensemble = session.config.curvature.method, session.config.model.ensemble
     if normalise != "none":
         from influence_cli.influence.normalise import check_normalise

@@ -133,6 +133,9 @@ def command(
     if exclude is not None and exclude.suffix != ".csv":
         raise InfluenceError(f"--exclude {exclude}: the file must be .csv", "for example --exclude selected.csv")
     session = begin(config, set_, quiet=quiet, verbose=verbose, format=format, output=output)
+    from influence_cli.replay.prepare import check_options
+
+    check_options(session.config, session.terminal, skip=skip_unreadable, on_the_fly=on_the_fly)
     path = session.config.folder / "selected.csv" if exclude is None else exclude
     if not retrain and path.exists() and not force:
         raise InfluenceError(f"{near_path(path)} exists already", "--force replaces it, --exclude FILE names another")
@@ -192,7 +195,8 @@ def _write(session: Session, tasks: list[Task], path: Path, options: _Options) -
 
 def _way(session: Session, tasks: list[Task], options: _Options) -> tuple[str, list[Prepared]]:
     """Decide by what images are left out, say why, and give what measures their usefulness."""
-    from influence_cli.replay.prepare import by_replay, prepare_scores
+    from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.replay.trained import by_replay
     from influence_cli.results.record import SelectionRecord
     from influence_cli.results.session import prepare
 
@@ -207,6 +211,12 @@ def _way(session: Session, tasks: list[Task], options: _Options) -> tuple[str, l
         by, prepared = ("influence", None) if trusted is None else ("replay", [trusted])
         hint = "" if trusted else "; --proxy asks a small smooth network"
         session.terminal.say(f"leaving out by {by}: {why}{hint}")
+    training = session.config.training
+    if by == "replay" and options.rounds > 1 and not options.proxy and (training is None or training.recipe is None):
+        raise InfluenceError(
+            f"--rounds {options.rounds} trains again by training.recipe, but the config names the record of a loop",
+            "leave it out, or add --proxy",
+        )
     if by != "replay" and options.rounds > 1:
         raise InfluenceError(
             f"--rounds {options.rounds} needs a run to replay: {why}", "influence train records one; or add --proxy"
@@ -219,7 +229,7 @@ def _way(session: Session, tasks: list[Task], options: _Options) -> tuple[str, l
 
 def _trusted(session: Session, tasks: list[Task], options: _Options) -> tuple[Prepared | None, str]:
     """Give the recorded run where its numbers can be trusted, and why they can or cannot be asked."""
-    from influence_cli.replay.prepare import prepare_trusted
+    from influence_cli.replay.trained import prepare_trusted
 
     if options.on_the_fly or options.skip:
         return None, "--on-the-fly and --skip-unreadable do not go with a replay"

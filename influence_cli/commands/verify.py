@@ -173,11 +173,16 @@ def command(
 
 def _self_check(session: Session, words: list[str], *, on_the_fly: bool) -> None:
     from influence_cli.influence.ensemble import refuse_source
-    from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.replay.prepare import prepare_scores, refuse_replay
     from influence_cli.results.session import emit, load
     from influence_cli.retrain.self_check import check_estimates
 
     refuse_source(session.config.model.ensemble, "verify without --lds", "there is no s_test to check")
+    refuse_replay(
+        session.config,
+        "verify without --lds, --top or --loo checks the solution s_test",
+        "influence check gives the verdict on the run; influence verify --lds --same-run trains again",
+    )
     tasks = load(session)
     selected = _select(session, tasks, words)
     stores = prepare_scores(session.config, tasks, session.terminal, on_the_fly=on_the_fly)

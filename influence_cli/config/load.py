@@ -10,7 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from influence_cli.config.mistakes import data_mistake, ensemble_mistake, first_mistake
+from influence_cli.config.mistakes import (
+    data_mistake,
+    ensemble_mistake,
+    first_mistake,
+    replay_mistake,
+    training_mistake,
+)
 from influence_cli.config.schema import (
     CheckpointConfig,
     Config,
@@ -30,7 +36,7 @@ from influence_cli.errors import InfluenceError, describe, did_you_mean, near_pa
 MAX_BYTES = 100_000
 # Arguments of these names are paths, taken relative to the YAML file.
 PATH_NAME = re.compile(r"(^|_)(root|path|dir|directory|folder|file|filename)s?$", re.IGNORECASE)
-OWN_PATHS = {("model", "checkpoint"), ("train", "classes"), ("gradients", "store")} | {
+OWN_PATHS = {("model", "checkpoint"), ("train", "classes"), ("gradients", "store"), ("training", "record")} | {
     (section, key) for section in ("train", "test") for key in ("csv", "folder", "root", "labels", "exclude")
 }
 # These may be a path, or a name on the Hub, which has a slash too.
@@ -82,7 +88,8 @@ def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config
         raise InfluenceError(
             f"{where('test', 'classes')}: test.classes has no meaning", "train.classes holds for the test examples too"
         )
-    mistake = data_mistake(config, where) or ensemble_mistake(config, where)
+    checks = (data_mistake, training_mistake, replay_mistake, ensemble_mistake)
+    mistake = next((wrong for check in checks if (wrong := check(config, where)) is not None), None)
     if mistake is not None:
         raise mistake
     if config.model.ensemble == "tracin":

@@ -52,7 +52,7 @@ def first_mistake(
     if kind == "missing":
         return InfluenceError(f"{where}: {dotted} is missing", "influence init shows a whole config")
     if dotted == "curvature.damping":
-        return InfluenceError(f"{where}: {dotted} is {mistake['input']!r}: expected auto or a number ≥ 0")
+        return InfluenceError(f"{where}: {dotted} is {mistake['input']!r}: expected auto, training or a number ≥ 0")
     given = mistake["input"]
     shown = "empty" if given is None else repr(given)[:80]
     return InfluenceError(f"{where}: {dotted} is {shown}: {_expected(mistake)}", _near(mistake))
@@ -157,6 +157,55 @@ def data_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | 
     return None
 
 
+def training_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
+    """Find a section ``training`` that does not say what trained the checkpoint."""
+    training = config.training
+    if training is None or training.factory or training.recipe is not None or training.record is not None:
+        return None
+    return InfluenceError(
+        f"{where('training')}: training.factory is missing",
+        "factory: ./model.py:train names a function; recipe: {…} is for influence train; record: FOLDER names what "
+        "influence_cli.Recorder wrote",
+    )
+
+
+def replay_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
+    """Find what contradicts ``curvature.method: replay``: several checkpoints, another matrix, a part of the layers.
+
+    Args:
+        config: every key by itself is right.
+        where: names the line of a key.
+    """
+    if config.curvature.method != "replay":
+        return None
+    model, matrix = config.model, config.curvature.matrix
+    if model.is_one_run:
+        return InfluenceError(
+            f"{where('model', 'ensemble')}: curvature.method replay goes through the run itself, and takes no "
+            f"model.ensemble {model.ensemble}",
+            "remove model.ensemble, and name the last checkpoint alone",
+        )
+    if model.count > 1:
+        return InfluenceError(
+            f"{where('model', 'checkpoint')}: curvature.method replay explains the end of one run, but "
+            f"model.checkpoint names {model.count} files",
+            "name the last one alone",
+        )
+    if matrix == "empirical" or (matrix == "ggn" and "matrix" in config.curvature.model_fields_set):
+        return InfluenceError(
+            f"{where('curvature', 'matrix')}: curvature.method replay has no matrix {matrix}: it differentiates each "
+            "step, which gives the Hessian",
+            "remove curvature.matrix",
+        )
+    if config.gradients.layers != ("*",):
+        return InfluenceError(
+            f"{where('gradients', 'layers')}: curvature.method replay differentiates the whole run, and cannot keep to "
+            "some layers",
+            "remove gradients.layers; what the model's factory freezes stays as it is",
+        )
+    return None
+
+
 def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
     """Find contradictions in what the config says about several checkpoints.
 
@@ -167,7 +216,15 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
     model, kind, count = config.model, config.model.ensemble, config.model.count
     given = {"learning_rates": model.learning_rates, "steps": model.steps}
     first = next((key for key in (*given, "segments") if getattr(model, key)), None)
-    if first is not None and "ensemble" not in model.model_fields_set:
+    by_training = config.curvature.damping == "training"
+    if by_training and not (model.learning_rates and model.steps):
+        absent = "model.learning_rates" if not model.learning_rates else "model.steps"
+        return InfluenceError(
+            f"{where('curvature', 'damping')}: curvature.damping training is 3/(η·K), but {absent} is not given",
+            "set model.learning_rates (the mean η; under momentum β it is η/(1 − β)) and model.steps (all steps of the "
+            "optimiser), or curvature.damping: auto",
+        )
+    if first is not None and "ensemble" not in model.model_fields_set and not by_training:
         return InfluenceError(
             f"{where('model', first)}: model.{first} is given without model.ensemble",
             "set model.ensemble: tracin or source (checkpoints of one run); mean (independent models) does not use it",

@@ -324,7 +324,7 @@ class CurvatureConfig(_Section):
         "replay",
     ] = "auto"
     matrix: Literal["ggn", "hessian", "empirical"] = "ggn"
-    damping: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
+    damping: Literal["auto", "training"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
     tolerance: float | None = Field(default=None, gt=0, lt=1)
     max_iterations: int | None = Field(default=None, ge=1)
 

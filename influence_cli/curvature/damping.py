@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,6 +15,8 @@ C = 0.1
 # For an exact matrix over all layers. Most of its eigenvalues are almost zero; if λ is as well, the loss is not linear
 # enough: by the same scores 0.1 and 1 times the mean lose to EK-FAC or equal it, 10 times beats it.
 C_EXACT = 10.0
+# The training of `damping: training` counts as so many segments, as SOURCE's does (Bae et al. 2024).
+SEGMENTS = 3.0
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,53 @@ class Damping:
         return f"{min(self.values):.3g} to {max(self.values):.3g} by layer"
 
 
+@dataclass(frozen=True)
+class TrainingTime:
+    """How far training went, which gives a λ without any tuning.
+
+    Attributes:
+        whole: η·K, the rate times the steps; over all parameters where layers differ.
+        by_layer: η·K of each layer by name, where the optimiser gave each a rate of its own (Adam).
+        source: where it is from.
+    """
+
+    whole: float
+    by_layer: Mapping[str, float] = field(default_factory=dict)
+    source: str = "η·K"
+
+    def damping(self, groups: Sequence[str]) -> Damping:
+        """Compute λ = 3/(η K) of each group of coordinates, by name."""
+        times = [self.by_layer.get(name, self.whole) for name in groups]
+        span = f"{min(times):.3g}" if min(times) == max(times) else f"{min(times):.3g} to {max(times):.3g} by layer"
+        return Damping(tuple(map(training_damping, times)), f"training: 3/(η·K), {self.source} = {span}")
+
+
+def adam_time(time: float, by_layer: Mapping[str, float], whole: float) -> TrainingTime:
+    """Give η·K of each layer under Adam: lr·K divided by the layer's mean of √v̂ + ε.
+
+    Args:
+        time: lr·K.
+        by_layer: the mean of √v̂ + ε by layer.
+        whole: that over all parameters.
+    """
+    return TrainingTime(time / whole, {name: time / slow for name, slow in by_layer.items()}, "Adam's η·K")
+
+
+def training_damping(time: float) -> float:
+    """Compute λ = 3/(η K), time = η·K: 1/(η·steps) of one of SOURCE's three segments (ASTRA, Wang et al. 2025).
+
+    η is the rate of plain gradient descent: under momentum β that of the optimiser divided by 1 − β. A direction of
+    curvature Λ has been learned where Λ·η·K is large; below λ it has hardly moved, and removing an example changes it
+    no further.
+
+    Args:
+        time: η·K > 0.
+    """
+    return SEGMENTS / time
+
+
 def choose_damping(
-    given: float | str,
+    given: float | str | Damping,
     *,
     convex: bool,
     l2: float,
@@ -66,7 +113,7 @@ def choose_damping(
     where the basis is; 10 × of a matrix over all layers at once, unless the objective is convex.
 
     Args:
-        given: ``auto``, or λ.
+        given: ``auto``, λ, or that of ``training``, beside which the reason names ``auto``.
         convex: whether the objective is convex in the tracked parameters.
         l2: λ₂.
         matrix: ``ggn``, ``empirical`` or ``hessian``.
@@ -78,6 +125,18 @@ def choose_damping(
     Raises:
         InfluenceError: λ is negative or not finite.
     """
+    if isinstance(given, Damping):
+        auto = choose_damping(
+            "auto",
+            convex=convex,
+            l2=l2,
+            matrix=matrix,
+            smallest=smallest,
+            means=means,
+            largest=largest,
+            layered=layered,
+        )
+        return replace(given, reason=f"{given.reason}; auto: {auto.text()}")
     if not isinstance(given, str):
         if not 0 <= given < np.inf:
             raise InfluenceError(f"a damping of {given:g}: expected auto or a number ≥ 0", "λ = 0 means no damping")

@@ -11,9 +11,15 @@ from torch import Tensor
 
 from influence_cli.data.batches import Batch
 from influence_cli.model.network import Network
+from influence_cli.passes.batch_size import GRADIENT_NUMBERS
 from influence_cli.passes.curvature_products import curvature_product
+from influence_cli.passes.jacobian import keep_jacobian, kept_product, numbers_per_example
 from influence_cli.runtime import distributed, exchange
+from influence_cli.runtime.memory import available_bytes
 from influence_cli.solvers.lanczos import power_iteration
+
+# Share of the free memory for a kept Jacobian; the rest is for vectors, rows of the store and other processes.
+KEPT_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,45 @@ def mean_product(
         return (total / len(examples) + shift * vectors).to(vectors.dtype)
 
     return product
+
+
+def kept_mean_product(
+    network: Network,
+    examples: Examples,
+    shift: float | Tensor,
+    dtype: torch.dtype,
+    on_examples: Callable[[int], None] = lambda _: None,
+) -> Callable[[Tensor], Tensor]:
+    """Make the product of ``mean_product`` with the GGN, the Jacobian computed once here and kept.
+
+    Args:
+        network: the model.
+        examples: the training examples; each process of a job keeps the Jacobian of its part.
+        shift: l2 + λ, of all parameters or of each [p].
+        dtype: of the vectors to come.
+        on_examples: called with the number of examples whose Jacobian is there.
+    """
+    kept = []
+    step = max(1, min(examples.batch, GRADIENT_NUMBERS // numbers_per_example(network, examples.inputs[:1])))
+    for start in range(0, len(examples), step)[distributed.rank() :: distributed.size()]:
+        x, y = examples.inputs[start : start + step], examples.targets[start : start + step]
+        kept.append(keep_jacobian(network, x, y, dtype))
+        on_examples(len(y))
+
+    def product(vectors: Tensor) -> Tensor:
+        total = torch.zeros(vectors.shape, dtype=_accumulator(vectors), device=vectors.device)
+        for part in kept:
+            total += kept_product(network, part, vectors)
+        exchange.sum_tensor(total)
+        return (total / len(examples) + shift * vectors).to(vectors.dtype)
+
+    return product
+
+
+def fits_kept(network: Network, examples: Examples) -> bool:
+    """Say whether the Jacobian of all examples fits into the free memory, in every process of a job."""
+    need = 4 * numbers_per_example(network, examples.inputs[:1]) * len(examples) // distributed.size()
+    return all(distributed.gathered(need <= KEPT_SHARE * available_bytes(network.device())))
 
 
 def batch_product(

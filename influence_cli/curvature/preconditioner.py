@@ -2,8 +2,10 @@
 
 With Sᵢ = Σ_c w_ic u_ic u_icᵀ the curvature of example i's loss in its outputs, the GGN is the mean of r rᵀ over rows
 r = √w_ic Jᵢᵀu_ic. A trained network is sure of most examples: few rows have weight, so some thousands of them hold
-most of the curvature. The preconditioner is exact in their span. EK-FAC's factors would be smaller, but on a trained
-network they need more products than no preconditioner (bench/results/solvers.md).
+most of the curvature. The preconditioner is exact in their span, which a solve to a small residual needs. EK-FAC's
+factors are smaller. At a λ far below the layers' own mean eigenvalue they need more products than no preconditioner
+does (bench/results/solvers.md); at ten times that mean the first products with them hold what predicts retraining
+(bench/results/cg.md).
 
 A preconditioner only needs to be symmetric and positive definite: it changes how many products with the curvature a
 solver needs, not what it finds. So λ is chosen without it, and a Hessian is solved with that of the GGN.
@@ -11,11 +13,13 @@ solver needs, not what it finds. So λ is chosen without it, and a Hessian is so
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from influence_cli.curvature.blocks import Block, joined, keep
+from influence_cli.curvature.coordinates import Blocks, full_vectors, vector_coordinates
 from influence_cli.curvature.operator import Examples
 from influence_cli.model.network import Network, evaluate
 from influence_cli.model.outputs import output_curvature
@@ -82,6 +86,53 @@ def row_preconditioner(rows: Tensor, floor: float) -> Product:
         return (residuals - weights @ rows) / floor
 
     return apply
+
+
+def scaled_row_preconditioner(rows: Tensor, shift: Tensor) -> Product:
+    """Make R ↦ R M⁻¹ with M = Σ r rᵀ + diag(shift): that of the rows of D^(−1/2), between two factors D^(−1/2).
+
+    Args:
+        rows: G [r, p].
+        shift: D, the curvature that is added along each parameter, > 0 [p].
+    """
+    root = shift.rsqrt().to(rows)
+    inner = row_preconditioner(rows * root, 1.0)
+    return lambda residuals: inner(residuals * root) * root
+
+
+def block_preconditioner(network: Network, blocks: Sequence[Block], shifts: Sequence[float]) -> Product:
+    """Make R ↦ R M⁻¹ with M = EK-FAC + shift: P (Λ + shift)⁻¹ Pᵀ, and 1/shift along what a basis leaves out.
+
+    Args:
+        network: the model.
+        blocks: the curvature of each layer.
+        shifts: l2 + λ of each block, > 0.
+    """
+    device = network.device()
+    basis = Blocks(tuple(keep(blocks, None, device)))
+    counts = torch.tensor([block.count for block in blocks])
+    added = torch.repeat_interleave(torch.tensor(shifts, dtype=torch.float64), counts)
+    inverse = 1 / (joined(blocks).double().clamp_min(0) + added)
+    whole = all(block.count == block.size for block in blocks) and not network.unused
+    outside = 1 / by_parameter(network, blocks, shifts)
+    weights = (inverse if whole else inverse - 1 / added).float().to(device)
+    outside = outside.float().to(device)
+
+    def apply(residuals: Tensor) -> Tensor:
+        turned = vector_coordinates(network, basis, residuals.to(weights)) * weights
+        inside = full_vectors(network, basis, turned)
+        return (inside if whole else inside + outside * residuals).to(residuals.dtype)
+
+    return apply
+
+
+def by_parameter(network: Network, blocks: Sequence[Block], values: Sequence[float]) -> Tensor:
+    """Give every parameter the number of its block: float64 [p]; one that no output depends on, the smallest."""
+    numbers = torch.full((network.size,), min(values), dtype=torch.float64)
+    for block, value in zip(blocks, values, strict=True):
+        for name in block.names:
+            numbers[network.slots[name]] = value
+    return numbers
 
 
 def _factor(square: Tensor, floor: float) -> tuple[Tensor, float]:

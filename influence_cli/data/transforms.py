@@ -63,14 +63,14 @@ def build_transform(config: Config, name: str, section: DataConfig, factory: Any
 
 
 def build_steps(given: tuple[TransformStep, ...], folder: Path, where: Callable[[int], str]) -> Step | None:
-    """Make a list of steps one transform; None if it is empty.
+    """Make a list of steps one transform, such as an augmentation: random ones too; None if it is empty.
 
     Args:
         given: the steps.
         folder: that relative paths start from.
         where: the config's line of each step, for errors.
     """
-    return _joined([_make(step, folder, where(number))[0] for number, step in enumerate(given)], given)
+    return _joined([_make(step, folder, where(number), random=True)[0] for number, step in enumerate(given)], given)
 
 
 def _joined(steps: list[Step], given: tuple[TransformStep, ...]) -> Step | None:
@@ -84,12 +84,12 @@ def _joined(steps: list[Step], given: tuple[TransformStep, ...]) -> Step | None:
     return whole
 
 
-def _make(step: TransformStep, folder: Path, at: str) -> tuple[Step, str]:
+def _make(step: TransformStep, folder: Path, at: str, *, random: bool = False) -> tuple[Step, str]:
     """Make one step, and say where it comes from, if that is not torchvision."""
     if step.name == "processor":
         return _processor(step, folder, at)
     if _is_torchvision_name(step):
-        return _torchvision(step, folder, at), ""
+        return _torchvision(step, folder, at, random=random), ""
     called = step.name.endswith("()")
     name = step.name.removesuffix("()")
     given = import_object(name, folder, at)
@@ -143,14 +143,14 @@ def _advice(made: Any, name: str) -> str:
     return "a transform is a function of one image, or an object that can be called with one"
 
 
-def _torchvision(step: TransformStep, folder: Path, at: str) -> Step:
+def _torchvision(step: TransformStep, folder: Path, at: str, *, random: bool) -> Step:
     from torchvision.transforms import v2
 
     made = getattr(v2, step.name, None)
     if not isinstance(made, type):
         known = [word for word in dir(v2) if isinstance(getattr(v2, word), type)]
         raise InfluenceError(f"{at}: torchvision.transforms.v2 has no {step.name!r}", did_you_mean(step.name, known))
-    if step.name.startswith("Random"):
+    if step.name.startswith("Random") and not random:
         raise InfluenceError(
             f"{at}: {step.name} is random: an example's gradient would change with every reading",
             "give the evaluation transform, without augmentation",

@@ -12,8 +12,9 @@ from torch import Tensor
 from influence_cli.curvature.damping import Damping, check_poles, choose_damping
 from influence_cli.curvature.fisher import Moment, stored_moment
 from influence_cli.curvature.spectrum import Spectrum, effective_dimension
-from influence_cli.influence.iterative import Iterative, Limits, announce, make_iterative
+from influence_cli.influence.iterative import Iterative, Limits, make_iterative
 from influence_cli.influence.scores import preconditioned
+from influence_cli.influence.system_shift import announce
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime.terminal import Terminal
 from influence_cli.solvers.cg import SolveInfo
@@ -228,8 +229,8 @@ class Solver:
     iterative: Iterative
 
     @property
-    def shift(self) -> float:
-        """Give l2 + λ."""
+    def shift(self) -> float | Tensor:
+        """Give l2 + λ, of all parameters or of each [p]."""
         return self.iterative.shift
 
     @property
@@ -240,7 +241,8 @@ class Solver:
     @property
     def summary(self) -> Summary:
         """Give what the run file says about it, with the solves so far."""
-        return Summary(smallest=self.iterative.smallest, solves=self.iterative.solves)
+        iterative = self.iterative
+        return Summary(iterative.groups, smallest=iterative.smallest, solves=iterative.solves)
 
     def apply(self, rows: Tensor) -> Tensor:
         """Turn gradients [m, p] into s_test [m, p]."""
@@ -290,7 +292,7 @@ def make_inverse(
 
     Args:
         prepared: a complete store.
-        given: ``curvature.damping``: ``auto`` or λ.
+        given: ``curvature.damping``: ``auto``, ``training`` or λ.
         terminal: where λ, residuals and warnings go.
         limits: when a solver stops.
 
@@ -330,7 +332,7 @@ def _convex(prepared: Prepared) -> bool:
 def _spectral(prepared: Prepared, spectrum: Spectrum, given: float | str, terminal: Terminal) -> Spectral:
     l2 = prepared.l2
     damping = choose_damping(
-        given,
+        prepared.settings.given_damping(given, [group.name for group in spectrum.groups]),
         convex=_convex(prepared),
         # Where Λ contains l2, its smallest value takes the place of l2: above 0 no direction needs λ.
         l2=l2 or (max(0.0, spectrum.smallest) if prepared.choice.is_joint else 0.0),
@@ -367,7 +369,7 @@ def _stored_fisher(prepared: Prepared, given: float | str, terminal: Terminal) -
     with terminal.progress(len(task.train), "second moment of the stored gradients") as advance:
         moment = stored_moment(prepared.path, advance, where="curvature fisher")
     damping = choose_damping(
-        given,
+        prepared.settings.given_damping(given, [""]),
         convex=_convex(prepared),
         l2=prepared.l2,
         matrix="empirical",

@@ -36,6 +36,10 @@ def check_normalise(kind: str, method: str) -> None:
     """
     if kind not in (NONE, *MEANING):
         raise InfluenceError(f"--normalise {kind}: there is no such score", did_you_mean(kind, (NONE, *MEANING)))
+    if kind != NONE and method == "replay":
+        raise InfluenceError(
+            f"--normalise {kind}: a replay has no curvature to measure a norm by", "-s curvature.method=auto"
+        )
     if kind != NONE and method in SOLVERS:
         raise InfluenceError(
             f"--normalise {kind}: under {method} the norm of every training example would need its own solve",

@@ -20,7 +20,7 @@ from influence_cli.data.batches import ALONE, Batch, Loading, readable_batches
 from influence_cli.data.datasets import load_splits
 from influence_cli.data.loader_plan import plan_loading
 from influence_cli.data.split import Split, refuse_unlabelled
-from influence_cli.errors import InfluenceError
+from influence_cli.errors import InfluenceError, near_path
 from influence_cli.model.configured_loss import ConfiguredLoss, load_loss
 from influence_cli.model.guard import Guard, add_guard
 from influence_cli.model.heads import add_head, make_head
@@ -135,6 +135,8 @@ def load_tasks(config: Config, terminal: Terminal | None = None, *, trained: boo
     tasks, samples = [], dict[bool, Batch]()
     for number, source in enumerate(config.model.sources):
         where = config.where("model", "checkpoint", number)
+        if trained and source is not None:
+            _refuse_untrained(config, source.file, where)
         model = trained_model(lambda: build_model(config), source, where, terminal) if trained else build_model(config)
         model.to(device).eval()
         classes, loss = match(model, train, test, configured, config)
@@ -177,6 +179,15 @@ def load_tasks(config: Config, terminal: Terminal | None = None, *, trained: boo
         )
     work.trials[:] = [_trial(task) for task in tasks]
     return tasks
+
+
+def _refuse_untrained(config: Config, checkpoint: Path, where: str) -> None:
+    """Refuse a checkpoint that a recipe has yet to make."""
+    if config.training is not None and config.training.recipe is not None and not checkpoint.exists():
+        raise InfluenceError(
+            f"{where}: the checkpoint {near_path(checkpoint)} does not exist yet",
+            "influence train trains it by training.recipe",
+        )
 
 
 def _trial(task: Task) -> work.Trial:

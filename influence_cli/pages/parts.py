@@ -119,7 +119,11 @@ def sentence(session: Session, tasks: Sequence[Task], stores: Sequence[Prepared]
         + f", {_data_name(config)}: {len(task.train):,} training examples of {len(task.classes)} classes"
         + (f"; {method}" if method else "")
     )
-    if stores:
+    if stores and stores[0].effects is not None:
+        run = stores[0].effects.summary
+        verdict = f"; {run.verdict}" if run.verdict else ""
+        text += f"; by replaying the run: {run.steps:,} steps, {stores[0].choice.network.size:,} parameters{verdict}"
+    elif stores:
         prepared, scores = stores[0], session.run.scores
         method = prepared.choice.method + ("" if prepared.choice.method == "identity" else f" {prepared.choice.matrix}")
         text += f"; curvature {method} over {prepared.choice.network.size:,} parameters"

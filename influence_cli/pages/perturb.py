@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from influence_cli.data.batches import Batch
 from influence_cli.pages.parts import SHOWN, config_text, example_thumbnail, path_fact, sentence, test_card, test_title
+from influence_cli.perturb.change import Perturbed
 from influence_cli.perturb.eight_bit import PixelScale
-from influence_cli.perturb.estimate import Perturbed
 from influence_cli.perturb.files import draw_map
 from influence_cli.pictures import thumbnail
 from influence_cli.precompute.prepared import Prepared
@@ -46,8 +46,10 @@ def perturb_page(
     sections = []
     for one in effects[:SHOWN]:
         numbers = [("influence", f"{one.influence:+.3g}")]
-        if one.estimated is not None and one.replaced is not None:
-            numbers += [("estimated", f"{one.estimated:+.3g}"), ("replaced", f"{one.replaced:+.3g}")]
+        if one.estimated is not None:
+            numbers.append(("estimated", f"{one.estimated:+.3g}"))
+        if one.replaced is not None:
+            numbers.append(("replaced", f"{one.replaced:+.3g}"))
         if one.actual is not None:
             numbers.append(("actual", f"{one.actual:+.3g}"))
         image = Card(
@@ -75,7 +77,8 @@ def perturb_page(
         notes.append(f"{len(effects) - SHOWN} more test examples are in the rows of the result, not on this page.")
     meaning = [
         "The map shows, per pixel of the training image, the estimated rise of the test example's loss if that pixel "
-        "became lighter and the model were trained again (Koh & Liang 2017, section 2.2).",
+        "became lighter and the model were trained again"
+        + (" (Koh & Liang 2017, section 2.2)." if prepared.effects is None else " by the same run."),
     ]
     if delta is not None:
         hidden = "the one that raises the loss most among those that rounding to 8 bits hides"
@@ -83,9 +86,13 @@ def perturb_page(
         meaning += [
             f"The change: {what}.",
             "estimated: the rise of the loss for this change, to first order in the change.",
-            "replaced: the influence of the old image minus that of the changed image, for changes that are not small.",
-            "actual: the rise of the loss after training again.",
         ]
+        if any(one.replaced is not None for one in effects):
+            meaning.append(
+                "replaced: the influence of the old image minus that of the changed image, for changes that are not "
+                "small."
+            )
+        meaning.append("actual: the rise of the loss after training again.")
     return Page(
         title="influence perturb",
         sentence=sentence(session, [prepared.task for prepared in stores], stores),

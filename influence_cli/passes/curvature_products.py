@@ -8,18 +8,15 @@ each vector then takes products with what stands there: a and δ of a linear lay
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from influence_cli.model.network import Layer, Network, differentiable_attention, flatten, recurrent_backward, unflatten
+from influence_cli.model.network import Network, differentiable_attention, flatten, recurrent_backward, unflatten
 from influence_cli.model.outputs import logits_of, output_curvature
 from influence_cli.passes.batch_size import GRADIENT_NUMBERS
-from influence_cli.passes.contractions import flat_gradient, positions
-from influence_cli.passes.layers import Tape, forward
-from influence_cli.passes.sides import sides
+from influence_cli.passes.contractions import positions
+from influence_cli.passes.jacobian import factored, keep_jacobian, kept_product, widths
+from influence_cli.passes.layers import forward
 
 
 def curvature_product(network: Network, inputs: Tensor, targets: Tensor, vectors: Tensor, matrix: str) -> Tensor:
@@ -92,9 +89,9 @@ def _layer_pass_examples(network: Network, inputs: Tensor, count: int) -> int:
     tape = forward(network, inputs[:1])
     calls = tape.backward(torch.zeros_like(tape.outputs))
     classes, one_pass, multiplied, held = tape.outputs.shape[1], 0, 0, 0
-    alone = _factored(network, tape)
+    alone = factored(network, tape)
     for number, (layer, layer_calls) in enumerate(zip(network.layers, calls, strict=False)):
-        size = sum(_widths(network, layer))
+        size = sum(widths(network, layer.names))
         if layer.is_matrix:
             one_pass += positions(layer, layer_calls) * layer.groups * layer.outputs * layer.inputs
         multiplied += size if number in alone else classes * size
@@ -104,93 +101,5 @@ def _layer_pass_examples(network: Network, inputs: Tensor, count: int) -> int:
     return max(1, min(len(inputs), GRADIENT_NUMBERS // held))
 
 
-def _factored(network: Network, tape: Tape) -> set[int]:
-    """Give the numbers of the layers whose J is δ aᵀ: linear ones that are called once, on one position."""
-    calls = [call for call in tape.calls if network.layers[call.layer].kind == "linear"]
-    often = Counter(call.layer for call in calls)
-    return {call.layer for call in calls if often[call.layer] == 1 and call.a.ndim == 2}
-
-
-def _widths(network: Network, layer: Layer) -> list[int]:
-    return [network.slots[name].stop - network.slots[name].start for name in layer.names]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One layer's Jacobian of the outputs.
-
-    Attributes:
-        layer: the layer.
-        a: its inputs [b, K] if it is factored, otherwise None.
-        rows: δ [C, b, O] if it is factored, otherwise J [C, b, numbers of the layer].
-    """
-
-    layer: Layer
-    a: Tensor | None
-    rows: Tensor
-
-
-def _jacobian(network: Network, tape: Tape) -> list[_Part]:
-    """Pull every output back to every layer."""
-    batch, classes = tape.outputs.shape
-    unit = torch.eye(classes, dtype=tape.outputs.dtype, device=tape.outputs.device)
-    alone, parts = _factored(network, tape), dict[int, _Part]()
-    for c in range(classes):
-        calls = tape.backward(unit[c].expand(batch, -1), again=c + 1 < classes)
-        for number, (layer, layer_calls) in enumerate(zip(network.layers, calls, strict=False)):
-            if not layer_calls:
-                continue
-            if number in alone:
-                a, d = (side[:, 0, 0] for side in sides(layer, network.model.get_submodule(layer.name), layer_calls))
-                part = parts.setdefault(number, _Part(layer, a, d.new_zeros(classes, *d.shape)))
-                part.rows[c] = d
-                continue
-            widths = _widths(network, layer)
-            if number not in parts:
-                dtype = torch.promote_types(tape.outputs.dtype, torch.float32)
-                rows = torch.zeros(classes, batch, sum(widths), dtype=dtype, device=tape.outputs.device)
-                parts[number] = _Part(layer, None, rows)
-            views = torch.split(parts[number].rows[c], widths, dim=1)
-            flat_gradient(network, layer, layer_calls, dict(zip(layer.names, views, strict=True)))
-    return list(parts.values())
-
-
 def _layer_pass_product(network: Network, inputs: Tensor, targets: Tensor, vectors: Tensor) -> Tensor:
-    tape = forward(network, inputs)
-    curvature = output_curvature(network.loss, tape.outputs.detach().to(vectors.dtype), targets)
-    parts = _jacobian(network, tape)
-    pushed = sum((_pushed(network, part, vectors) for part in parts), vectors.new_zeros(()))
-    weighted = torch.einsum("bcd,dbm->cbm", curvature, pushed)
-    total = torch.zeros_like(vectors)
-    for part in parts:
-        _add_pulled(network, part, weighted, total)
-    return total
-
-
-def _pushed(network: Network, part: _Part, vectors: Tensor) -> Tensor:
-    """Multiply a layer's J with its part of the vectors: [C, b, m]."""
-    layer, slots = part.layer, network.slots
-    if part.a is None:
-        return part.rows @ torch.cat([vectors[:, slots[name]] for name in layer.names], dim=1).T
-    moved = vectors.new_zeros(len(part.a), len(vectors), layer.outputs)
-    if layer.weight:
-        weights = vectors[:, slots[layer.weight]].reshape(-1, layer.inputs)
-        moved += (part.a @ weights.T).view_as(moved)
-    if layer.bias:
-        moved += vectors[:, slots[layer.bias]]
-    return torch.einsum("cbo,bmo->cbm", part.rows, moved)
-
-
-def _add_pulled(network: Network, part: _Part, weighted: Tensor, total: Tensor) -> None:
-    """Add a layer's Jᵀ times [C, b, m] to its part of the result [m, p]."""
-    layer, slots = part.layer, network.slots
-    if part.a is None:
-        product = weighted.flatten(0, 1).T @ part.rows.flatten(0, 1)
-        for name, part_of in zip(layer.names, torch.split(product, _widths(network, layer), dim=1), strict=True):
-            total[:, slots[name]] += part_of
-        return
-    slopes = torch.einsum("cbm,cbo->bmo", weighted, part.rows)
-    if layer.weight:
-        total[:, slots[layer.weight]] += (slopes.flatten(1).T @ part.a).view(len(total), -1)
-    if layer.bias:
-        total[:, slots[layer.bias]] += slopes.sum(dim=0)
+    return kept_product(network, keep_jacobian(network, inputs, targets, vectors.dtype), vectors)

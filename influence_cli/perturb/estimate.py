@@ -33,7 +33,9 @@ from influence_cli.model.network import Network, differentiable_attention, recur
 from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import only_task
 from influence_cli.passes.gradient_products import products
+from influence_cli.perturb.change import Perturbed
 from influence_cli.perturb.inputs import read_training_image
+from influence_cli.perturb.replayed import replayed_changes
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.retrain.newton import Outputs, Problem, factor_of, losses_under, outputs_of
 from influence_cli.retrain.newton_update import follow
@@ -42,29 +44,6 @@ from influence_cli.retrain.training import check_whole
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 BATCH = 256
-
-
-@dataclass(frozen=True)
-class Perturbed:
-    """What a change of a training image does to the loss of one test example, in that loss's unit.
-
-    Attributes:
-        test: the test example.
-        influence: of the unchanged training image.
-        slope: [C, H, W], the estimated rise of the loss per unit of each input value.
-        delta: δ, of the same shape, or None.
-        estimated: slope · δ.
-        replaced: influence(x) − influence(x + δ): to first order in 1/n, but not in δ.
-        actual: the rise of the loss by retraining; None if that was not requested.
-    """
-
-    test: TestFacts
-    influence: float
-    slope: np.ndarray
-    delta: np.ndarray | None = None
-    estimated: float | None = None
-    replaced: float | None = None
-    actual: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +128,8 @@ def perturb_image(
         selected: which test examples.
         change: from the slope [C, H, W] to a δ of its shape; None for the slope alone.
         target: whose loss is explained, as for ``rank_training``.
-        retrain: retrain an output layer with x + δ, for the actual rise.
+        retrain: retrain an output layer with x + δ, or take the run that is replayed again with it, for the actual
+            rise.
         terminal: progress, λ, residuals, warnings.
         strict: a solver that does not converge is an error.
 
@@ -160,6 +140,11 @@ def perturb_image(
     terminal = or_silent(terminal)
     task = stores[0].task
     batch = read_training_image(task, index)
+    if (run := stores[0].effects) is not None:
+        changes = replayed_changes(task, run, batch, selected, change, target, terminal, retrain=retrain)
+        return _perturbation(
+            changes, describe_run(stores, make_inverses(stores, terminal), None, terminal), None, terminal
+        )
     again = _Again(stores, batch, terminal) if retrain else None
     inverses = make_inverses(stores, terminal, strict=strict)
     effects: list[Perturbed] = []
@@ -179,6 +164,13 @@ def perturb_image(
                 one = replace(one, actual=again.actual(one.delta, number, held))
             effects.append(one)
     record = describe_run(stores, inverses, None, terminal)
+    return _perturbation(effects, record, None if again is None else again.newton, terminal)
+
+
+def _perturbation(
+    effects: list[Perturbed], record: ScoreRecord, newton: NewtonRecord | None, terminal: Terminal
+) -> Perturbation:
+    """Warn of estimates that say little."""
     if any(_bends(one) for one in effects):
         terminal.warn(
             "estimated and replaced differ by more than half: the change is not small for this model, for example "
@@ -189,7 +181,7 @@ def perturb_image(
             "no pixel moves the loss: the derivative is 0 everywhere, for example because the model rounds its "
             "input or the training loss of this image is 0"
         )
-    return Perturbation(effects, record, None if again is None else again.newton)
+    return Perturbation(effects, record, newton)
 
 
 def _estimate(

@@ -80,7 +80,12 @@ class Measured:
 
 
 def check_run(
-    config: Config, *, full: bool = False, terminal: Terminal | None = None, skip_unreadable: bool = False
+    config: Config,
+    *,
+    full: bool = False,
+    terminal: Terminal | None = None,
+    skip_unreadable: bool = False,
+    tasks: Sequence[Task] | None = None,
 ) -> list[Finding]:
     """Load model, checkpoint and data; measure accuracy, loss and gradient on a seeded sample; plan the store.
 
@@ -89,6 +94,7 @@ def check_run(
         full: all examples instead of a sample of 512.
         terminal: progress and warnings.
         skip_unreadable: continue without unreadable examples.
+        tasks: one per checkpoint; None loads them.
 
     Returns:
         Findings in reading order; warnings are in ``terminal.warnings``.
@@ -97,7 +103,7 @@ def check_run(
         InfluenceError: whatever would stop the other commands.
     """
     terminal = or_silent(terminal)
-    tasks = load_tasks(config, terminal)
+    tasks = load_tasks(config, terminal) if tasks is None else tasks
     findings = _data_findings(tasks[0])
     if tasks[0].test is not None:
         findings.append(_overlap_finding(tasks[0], tasks[0].test, terminal, full=full))
@@ -166,6 +172,8 @@ def _task_findings(
         findings.append(Finding("test accuracy", test.accuracy, f"over {test.count:,} examples"))
         if near_chance(test.accuracy, len(task.classes)) and not near_chance(train.accuracy, len(task.classes)):
             terminal.warn(f"test accuracy {test.accuracy:.1%} is near chance: do both sets have the same classes?")
+    if choice.method == "replay":  # a record takes the place of the store
+        return findings
     path = store_path(config, number)
     need = min(row_bytes(config, task, choice), config.gradients.budget)
     examples = plan_batch(network, batch.inputs, 0 if choice.has_basis else network.size, config.gradients.block)

@@ -106,7 +106,7 @@ def _fit_layers(
             f"factors, but {human_bytes(free)} is free",
             "track fewer layers (gradients.layers), or use curvature.method: identity",
         )
-    how = _how(task, choice, terminal)
+    how = choose_draws(task, choice, terminal)
     fit_fingerprint = dict(fingerprint) | {"seed": str(task.seed), "method": choice.method}
     progress = load_progress(file, fit_fingerprint)
     # Progress is counted in batches: resume with the same size, or start over if that does not fit the memory.
@@ -219,7 +219,7 @@ def _sample(task: Task, choice: Choice) -> tuple[np.ndarray, Thinning]:
     return chosen, Thinning({number: count // size for number, size in sizes.items()}, chosen)
 
 
-def _how(task: Task, choice: Choice, terminal: Terminal) -> str:
+def choose_draws(task: Task, choice: Choice, terminal: Terminal) -> str:
     """Choose the draws: labels from the model for cross-entropy, a root of ∇²ℓ for another convex loss."""
     if choice.matrix == "empirical":
         return EMPIRICAL

@@ -43,7 +43,14 @@ from influence_cli.precompute.make_store import (
     make_store,
     remove_fits,
 )
-from influence_cli.precompute.prepared import InverseSettings, Prepared, settings_of, store_path, store_paths
+from influence_cli.precompute.prepared import (
+    InverseSettings,
+    Prepared,
+    settings_of,
+    store_path,
+    store_paths,
+    training_time,
+)
 from influence_cli.precompute.staleness import changed_blocks, check_code
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.terminal import Terminal, or_silent
@@ -150,11 +157,12 @@ def _prepare(
     slow: tuple[str, ...],
 ) -> Prepared:
     started = time.perf_counter()
-    path = store_path(config, number)
+    path, settings = store_path(config, number), _settings(config, number, task)
     choice, batch = decide(config, task, terminal, None if upkeep.overwrite else path, slow)
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
     if on_the_fly:
-        return _without_rows(config, number, task, choice, batch, wanted, terminal, skip=skip_unreadable)
+        without = _without_rows(config, number, task, choice, batch, wanted, terminal, skip=skip_unreadable)
+        return replace(without, settings=settings)
     makes, grows, writes = distributed.from_first(lambda: _to_do(task, path, wanted, upkeep))
     # The writer is alone from here on, so that two that start together do not both fit the curvature.
     with alone(path) if writes else nullcontext():
@@ -167,14 +175,15 @@ def _prepare(
         if len(todo):
             remove_fits(path)  # a kill can leave it next to a store with the whole curvature
             fill_store(task, choice.network, basis, path, todo, terminal, skip=skip_unreadable)
-    prepared = _prepared(task, choice, path, basis, spectrum, _settings(config, number, task), started)
+    prepared = _prepared(task, choice, path, basis, spectrum, settings, started)
     return _remark(prepared, terminal, a_run=config.model.is_one_run)
 
 
 def _settings(config: Config, number: int, task: Task) -> InverseSettings:
     """Give what is asked of the inverse; a step along the trainer's mean is n/D of one along the plain mean."""
     settings = settings_of(config, number)
-    return replace(settings, time=settings.time / task.objective.factor)
+    time = settings.time / task.objective.factor
+    return replace(settings, time=time, training=training_time(config, number, task))
 
 
 def _to_do(task: Task, path: Path, wanted: dict[str, str], upkeep: Upkeep) -> tuple[bool, bool, bool]:
@@ -252,7 +261,7 @@ def _without_rows(
 ) -> Prepared:
     """Fit the curvature and keep it in the store's file, without rows."""
     started = time.perf_counter()
-    path, settings = store_path(config, number), _settings(config, number, task)
+    path = store_path(config, number)
     size = distributed.smallest(plan_batch(choice.network, batch.inputs, 0, config.gradients.block))
     known = known_curvature(choice, path, wanted) if choice.has_basis else Fitted()
     if known is not None:
@@ -280,7 +289,7 @@ def _without_rows(
         batch=size,
         gradient_norm=None,
         seconds=time.perf_counter() - started,
-        settings=settings,
+        settings=settings_of(config, number),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,9 +10,11 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from influence_cli.checkpoints.optimizer_state import adam_slowness
 from influence_cli.config.schema import Config
 from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.coordinates import Basis, coordinates
+from influence_cli.curvature.damping import Damping, TrainingTime, adam_time
 from influence_cli.curvature.spectrum import Spectrum
 from influence_cli.errors import near_path
 from influence_cli.model.task import Task
@@ -23,12 +26,13 @@ class InverseSettings:
     """What the config says of λ, solvers and several checkpoints: what comes after this package reads no config.
 
     Attributes:
-        damping: ``auto`` or λ.
+        damping: ``auto``, ``training`` or λ.
         tolerance: at which relative residual a solver stops; None for its own.
         max_iterations: after how many iterations it stops; None for its own number.
         ensemble: ``mean``, ``tracin`` or ``source``: what several checkpoints are to each other.
         time: η · steps that this checkpoint stands for.
         segments: of SOURCE, over all checkpoints; None for one each.
+        training: how far training went, for ``training``; None for any other λ.
     """
 
     damping: float | str = "auto"
@@ -37,6 +41,15 @@ class InverseSettings:
     ensemble: str = "mean"
     time: float = 1.0
     segments: int | None = None
+    training: TrainingTime | None = None
+
+    def given_damping(self, given: float | str, groups: Sequence[str]) -> float | str | Damping:
+        """Give ``auto`` or λ as it is, and for ``training`` the λ of each group of coordinates, by name."""
+        if given != "training":
+            return given
+        if self.training is None:
+            raise ValueError("curvature.damping is training, but η·K is not known")
+        return self.training.damping(groups)
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,20 @@ class Effects(Protocol):
     def slopes_of(self, row: int, inputs: Tensor, targets: Tensor) -> np.ndarray:
         """Give the derivatives of the losses of test examples in the weight of one training example [m]."""
 
-    def input_slopes(self, row: int, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
-        """Give the derivatives of the losses of test examples in the numbers of one training image [m, …]."""
+    def takes_as_it_is(self, row: int, image: Tensor) -> bool:
+        """Say whether every step that takes a training image takes these very numbers: no other, none augmented."""
+
+    def image_slopes(
+        self, row: int, inputs: Tensor, targets: Tensor, advance: Advance
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Give the derivatives of the losses of test examples in the weight of a training image, and in its numbers.
+
+        Returns:
+            [m], and [m, …] in the shape of an input.
+        """
+
+    def rises_with(self, row: int, image: Tensor, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
+        """Train again with another image in the place of a training image: the rise of the losses [m] that happens."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +167,24 @@ def settings_of(config: Config, number: int) -> InverseSettings:
         model.times()[number],
         model.segments,
     )
+
+
+def training_time(config: Config, number: int, task: Task) -> TrainingTime | None:
+    """Give η·K of a checkpoint's training, where ``curvature.damping`` is ``training``.
+
+    With an Adam state in the checkpoint, each layer has the rate lr / mean(√v̂ + ε).
+
+    Raises:
+        InfluenceError: the state is not that of the model's parameters.
+    """
+    if config.curvature.damping != "training":
+        return None
+    # A step along the trainer's mean is n/D of one along the plain mean.
+    time = config.model.times()[number] / task.objective.factor
+    source = config.model.sources[number]
+    where = config.where("curvature", "damping")
+    slowness = None if source is None else adam_slowness(source.file, task.model, where)
+    return TrainingTime(time) if slowness is None else adam_time(time, *slowness)
 
 
 def store_paths(config: Config) -> list[Path]:

@@ -61,8 +61,8 @@ def check_method(method: str) -> None:
     Raises:
         InfluenceError: at another λ ``method`` would need another solve, or it has no λ.
     """
-    if method in (*SOLVERS, "identity"):
-        what = "has no λ" if method == "identity" else "has no spectrum: every λ needs its own solve"
+    if method in (*SOLVERS, "identity", "replay"):
+        what = "has no λ" if method in ("identity", "replay") else "has no spectrum: every λ needs its own solve"
         raise InfluenceError(
             f"--damping-sweep: {method} {what}",
             "-s curvature.method=auto (or explicit, ekfac, kfac, arnoldi, fisher)",

@@ -77,6 +77,8 @@ def check_method(method: str, what: str) -> None:
         method: ``curvature.method``.
         what: the option, such as ``--approximate``.
     """
+    if method == "replay":
+        raise InfluenceError(f"{what}: a replay has no rows to put into an index", "-s curvature.method=auto")
     if method in SOLVERS:
         raise InfluenceError(
             f"{what}: {method} has no spectrum to precondition index rows with",

@@ -1,4 +1,4 @@
-"""The training run itself: taken again step by step, forwards without some examples and backwards for their effects.
+"""The training run itself: by a recipe or recorded, kept on disk, replayed for the effects of its examples.
 
-Start with ``rule`` (one step of an optimiser), ``network`` (what a batch gives), then ``backward``.
+Start with ``recipe`` (how a run trains), ``open`` (from a config to a run), then ``effects`` and ``verdict``.
 """

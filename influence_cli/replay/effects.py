@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,15 @@ from torch import Tensor
 
 from influence_cli.model.losses import negative_margin
 from influence_cli.precompute.prepared import RunSummary
-from influence_cli.replay.backward import replay, replay_inputs
-from influence_cli.replay.forward import follow_weights
 from influence_cli.replay.open import Replayed
-from influence_cli.replay.outcomes import changes_of
-from influence_cli.replay.run import State
+from influence_cli.replay.outcomes import changes_of, losses_of
 from influence_cli.replay.verdict import Verdict
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Advance
+from influence_cli.steps.backward import replay, replay_inputs
+from influence_cli.steps.forward import WithImage, follow_weights, run_again
+from influence_cli.steps.run import State
 
 # Measures that go back through the run at once, and the share of the free memory for their vectors.
 BLOCK, FREE_SHARE = 64, 0.25
@@ -106,18 +107,43 @@ class RunEffects:
         changes = changes_of(self.replayed.task, network, last, moved, inputs, targets)
         return np.asarray(changes[0])
 
-    def input_slopes(self, row: int, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
-        """Give the derivatives of the losses of test examples in the numbers of one training image [m, …]."""
-        run, network, parts = self.replayed.run, self.replayed.network, []
-        for start in range(0, len(targets), BLOCK):
-            end = self._ends(inputs[start : start + BLOCK], targets[start : start + BLOCK])
-            parts.append(replay_inputs(network, run, end, row))
-            advance(len(end.parameters))
-        return np.concatenate(parts)
+    def takes_as_it_is(self, row: int, image: Tensor) -> bool:
+        """Say whether every step that takes a training image takes these very numbers: no other, none augmented."""
+        run = self.replayed.run
+        for step in range(run.steps):
+            taken = run.taken(step)
+            for place in np.flatnonzero(taken.rows == row):
+                seen = taken.inputs[place]
+                if seen.shape != image.shape or not torch.equal(seen.to(image), image):
+                    return False
+        return True
+
+    def image_slopes(
+        self, row: int, inputs: Tensor, targets: Tensor, advance: Advance
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Give the derivatives of the losses of test examples in the weight of a training image, and in its numbers."""
+        run, size = self.replayed.run, self._block()
+        weights, slopes = [], []
+        for x, y in zip(torch.split(inputs, size), torch.split(targets, size), strict=True):
+            share = len(y) / run.steps
+            weight, slope = replay_inputs(
+                self.replayed.network, run, self._ends(x, y), row, partial(_in_shares, advance, share)
+            )
+            weights.append(weight)
+            slopes.append(slope)
+        return np.concatenate(weights), np.concatenate(slopes)
+
+    def rises_with(self, row: int, image: Tensor, inputs: Tensor, targets: Tensor, advance: Advance) -> np.ndarray:
+        """Train again with another image in the place of a training image: the rise of the losses [m] that happens."""
+        run, network = self.replayed.run, self.replayed.network
+        changed = WithImage(run, row, image)
+        again = run_again(network, changed, np.ones(run.examples), lambda steps: advance(steps / run.steps))
+        after, before = (losses_of(self.replayed.task, network, state, inputs, targets) for state in (again, self.last))
+        return np.asarray(after - before)
 
     def _replay(self, end: State, tests: int, advance: Advance) -> np.ndarray:
         run = self.replayed.run
-        return replay(self.replayed.network, run, end, lambda steps: advance(tests * steps / run.steps))
+        return replay(self.replayed.network, run, end, partial(_in_shares, advance, tests / run.steps))
 
     def _ends(self, inputs: Tensor, targets: Tensor) -> State:
         """Give the derivatives of losses in the last state."""
@@ -165,3 +191,7 @@ class RunEffects:
 
 def _added(one: State, other: State) -> State:
     return State(one.parameters + other.parameters, one.slots, one.buffers + other.buffers)
+
+
+def _in_shares(advance: Advance, share: float, steps: int) -> None:
+    advance(steps * share)

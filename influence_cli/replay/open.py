@@ -14,16 +14,20 @@ from influence_cli.config.user_code import import_object
 from influence_cli.errors import InfluenceError, describe, near_path
 from influence_cli.model.configured_loss import own_loss
 from influence_cli.model.fingerprint import DATA_MEANING, splits_fingerprint
+from influence_cli.model.outputs import Loss
 from influence_cli.model.task import Task, build_model
+from influence_cli.recording.step_files import RECORD_ANEW
 from influence_cli.replay.examples import Examples
-from influence_cli.replay.network import TrainedNetwork
 from influence_cli.replay.recipe import START, Recipe, make_recipe
 from influence_cli.replay.recipe_run import RecipeRun
-from influence_cli.replay.record import Record
-from influence_cli.replay.run import Run, State
+from influence_cli.replay.record import Record, check_states
+from influence_cli.replay.recorded_run import check_rebuilt, prepare_model, recorded_facts, recorded_run, set_modes
 from influence_cli.runtime import disk
 from influence_cli.runtime.memory import reuse_freed
 from influence_cli.runtime.seeds import seed_all
+from influence_cli.runtime.terminal import Terminal, or_silent
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.run import Run, State
 
 MEANING = {
     **{name: text for name, text in DATA_MEANING.items() if name.startswith("train.")},
@@ -57,7 +61,7 @@ class Replayed:
 def record_of(config: Config) -> Record:
     """Name the record of a run: beside the store, ``influence.run`` for ``influence.h5``."""
     if config.training is not None and config.training.record is not None:
-        return Record(config.training.record)
+        return Record(config.training.record, RECORD_ANEW)
     store = config.gradients.store
     return Record(store.with_name(f"{store.stem}.run"))
 
@@ -70,15 +74,20 @@ def recipe_run(config: Config, task: Task) -> tuple[TrainedNetwork, RecipeRun]:
     """
     reuse_freed()
     recipe = make_recipe(config, len(task.train))
+    if config.training is not None and config.training.record is not None:
+        raise InfluenceError(
+            f"{config.where('training', 'record')}: record is of a loop of your own, recipe of influence train",
+            "leave one of them out",
+        )
     seed_all(recipe.seed(START))
     model = build_model(config).to(task.device, recipe.dtype)
-    network = trained_network(model, task, recipe)
+    network = trained_network(model, recipe.trained_loss(task.loss))
     data = Examples(task.train, recipe.dtype, task.device, task.loading)
     return network, RecipeRun(recipe, data, record_of(config))
 
 
-def trained_network(model: nn.Module, task: Task, recipe: Recipe) -> TrainedNetwork:
-    """Give a model in training mode with the loss that a recipe trains.
+def trained_network(model: nn.Module, loss: Loss) -> TrainedNetwork:
+    """Give a model in training mode with the loss whose mean is trained.
 
     Raises:
         InfluenceError: nothing of it is trained, or a BatchNorm averages over all batches.
@@ -91,16 +100,19 @@ def trained_network(model: nn.Module, task: Task, recipe: Recipe) -> TrainedNetw
             )
     if not any(value.requires_grad for value in model.parameters()):
         raise InfluenceError("no parameter of the model is trained: all have requires_grad=False")
-    return TrainedNetwork(model, recipe.trained_loss(task.loss))
+    return TrainedNetwork(model, loss)
 
 
 def made_of(config: Config, task: Task, recipe: Recipe) -> dict[str, str]:
     """Describe what a run by a recipe depends on, part by part."""
+    return {**_depends(config, task), "recipe": recipe.described()}
+
+
+def _depends(config: Config, task: Task) -> dict[str, str]:
     build = import_object(config.model.factory, config.folder, config.where("model", "factory"))
     output = "" if config.model.output is None else f" output {config.model.output}"
     return {
         **{name: value for name, value in splits_fingerprint(task).items() if name.startswith("train.")},
-        "recipe": recipe.described(),
         "model": f"{config.model.factory} {object_hash(build, config.model.args)}{output}",
         "loss": f"{task.loss_name} {object_hash(own_loss(task.loss), config.loss.args)}",
         "torch": torch.__version__,
@@ -128,12 +140,19 @@ def checkpoint_path(config: Config) -> Path:
     return sources[0].file
 
 
-def open_run(config: Config, task: Task) -> Replayed:
+def open_run(config: Config, task: Task, terminal: Terminal | None = None) -> Replayed:
     """Open the run that made a checkpoint.
+
+    Args:
+        config: with ``training.recipe`` or ``training.record``.
+        task: the checkpoint.
+        terminal: told when a recorded loop is compared with its states, once.
 
     Raises:
         InfluenceError: there is no record, it is not finished, or it is another run's: it names what differs.
     """
+    if config.training is not None and config.training.record is not None and config.training.recipe is None:
+        return _open_recorded(config, task, or_silent(terminal))
     network, run = recipe_run(config, task)
     record, checkpoint = run.record, near_path(checkpoint_path(config))
     recorded = record.made_of()
@@ -158,8 +177,42 @@ def open_run(config: Config, task: Task) -> Replayed:
     return Replayed(task, network, run, record)
 
 
-def check_end(network: TrainedNetwork, run: Run, task: Task, checkpoint: Path) -> None:
+def _open_recorded(config: Config, task: Task, terminal: Terminal) -> Replayed:
+    """Open the run of a recorded loop."""
+    record, checkpoint = record_of(config), near_path(checkpoint_path(config))
+    facts = recorded_facts(record, config.where("training", "record"))
+    if config.train.weights is not None:
+        raise InfluenceError(
+            f"{config.where('train', 'weights')}: a replay takes every example alike", "leave train.weights out"
+        )
+    first = record.read(0, torch.device("cpu"))
+    run = recorded_run(facts, record, Examples(task.train, first.parameters.dtype, task.device, task.loading))
+    check_states(run.steps, len(run.kept), first, config.gradients.budget, config.where("gradients", "budget"))
+    model = build_model(config).to(task.device, first.parameters.dtype)
+    prepare_model(model, facts, record, first)
+    network = trained_network(model, task.loss)
+    set_modes(model, facts)
+    cut = "" if facts.steps is not None else ", and was cut off: recorder.close() keeps the last state"
+    check_end(network, run, task, checkpoint, f"the record has {run.steps:,} steps{cut}")
+    check_rebuilt(network, run, _depends(config, task), terminal.say)
+    return Replayed(task, network, run, record)
+
+
+def check_end(
+    network: TrainedNetwork,
+    run: Run,
+    task: Task,
+    checkpoint: Path,
+    hint: str = "influence train --overwrite trains by the recipe, and writes this checkpoint",
+) -> None:
     """Refuse a checkpoint that is not the end of the run.
+
+    Args:
+        network: that was trained.
+        run: with its last state.
+        task: the checkpoint.
+        checkpoint: its file.
+        hint: what makes another one.
 
     Raises:
         InfluenceError: it names the parameter that differs most.
@@ -174,7 +227,7 @@ def check_end(network: TrainedNetwork, run: Run, task: Task, checkpoint: Path) -
     if not most <= SAME:
         raise InfluenceError(
             f"{checkpoint} is not the end of the recorded run: {worst} differs by {most:.1%} of its largest weight",
-            "influence train --overwrite trains by the recipe, and writes this checkpoint",
+            hint,
         )
 
 

@@ -11,8 +11,8 @@ from torch.func import jvp
 
 from influence_cli.data.batches import readable_batches
 from influence_cli.model.task import Task
-from influence_cli.replay.network import TrainedNetwork
-from influence_cli.replay.run import State
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.run import State
 
 BATCH = 256
 
@@ -32,6 +32,16 @@ def outcomes(task: Task, network: TrainedNetwork, state: State, positions: np.nd
             losses.append(task.loss(outputs, labels).double().cpu().numpy())
             right.append((outputs.argmax(dim=1) == labels).cpu().numpy())
     return np.concatenate(losses), np.concatenate(right)
+
+
+def losses_of(task: Task, network: TrainedNetwork, state: State, inputs: Tensor, targets: Tensor) -> np.ndarray:
+    """Compute the losses of inputs [m, …] at a state, for the classes [m] whose loss counts: float64 [m]."""
+    losses = []
+    with torch.no_grad():
+        for x, y in zip(torch.split(inputs, BATCH), torch.split(targets, BATCH), strict=True):
+            outputs = network.measure(state.parameters, state.buffers, x.to(state.parameters))
+            losses.append(task.loss(outputs, y.to(task.device)).double().cpu().numpy())
+    return np.concatenate(losses)
 
 
 def loss_changes(task: Task, network: TrainedNetwork, state: State, moved: State, positions: np.ndarray) -> np.ndarray:

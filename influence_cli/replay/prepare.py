@@ -1,45 +1,68 @@
-"""Give what a command scores with: a store with its curvature, or a run that is replayed."""
+"""Give what a command scores with, a store or a run that is replayed; say what a run is, and what it cannot give."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
-from influence_cli.config.schema import Config
+from influence_cli.config.schema import Config, RecipeConfig
 from influence_cli.curvature.choice import Choice
-from influence_cli.errors import InfluenceError, near_path
+from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.model.network import track
 from influence_cli.model.task import Task
+from influence_cli.precompute.check import Finding
 from influence_cli.precompute.prepare import all_complete, prepare_all
 from influence_cli.precompute.prepared import Prepared, settings_of
 from influence_cli.replay.effects import RunEffects
-from influence_cli.replay.open import Replayed, differing, made_of, open_run, recipe_run
-from influence_cli.replay.outcomes import outcome_line
-from influence_cli.replay.proxy import proxy_config, proxy_task
-from influence_cli.replay.recipe_run import train_run
-from influence_cli.replay.record import Record
-from influence_cli.replay.run import State
-from influence_cli.replay.verdict import Verdict, measure_verdict
+from influence_cli.replay.open import Replayed, open_run, record_of
+from influence_cli.replay.recipe import Recipe, make_recipe
+from influence_cli.replay.verdict import TRAININGS, Verdict, kept_verdict, measure_verdict
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 REPLAY = "replay"
+# What `check` says of a recipe beside its optimiser, where it is not the default.
+SHOWN = ("momentum", "nesterov", "betas", "weight_decay", "schedule", "warmup", "clip", "label_smoothing", "precision")
 
 
-def refuse_replay(config: Config, option: str, why: str) -> None:
-    """Refuse what a replay cannot give, before any work.
+def check_options(
+    config: Config, terminal: Terminal, *, skip: bool = False, on_the_fly: bool = False, strict: bool = False
+) -> None:
+    """Refuse options that a replay cannot follow, before any work; one that changes nothing is said.
 
     Args:
         config: of the run.
-        option: such as ``--normalise``.
-        why: what a replay does not have.
+        terminal: takes the warning.
+        skip: ``--skip-unreadable``.
+        on_the_fly: ``--on-the-fly``.
+        strict: ``--strict``.
+
+    Raises:
+        InfluenceError: ``curvature.method`` is ``replay``, and it cannot do that.
+    """
+    if config.curvature.method != REPLAY:
+        return
+    if skip:
+        raise InfluenceError(
+            "--skip-unreadable: a replay takes the steps of the run, which read every training image",
+            "list unreadable images under train.exclude, and train again",
+        )
+    if on_the_fly:
+        raise InfluenceError("--on-the-fly: a replay stores no gradients in any case", "leave it out")
+    if strict:
+        terminal.warn("--strict is not used: a replay solves nothing that could fail to converge")
+
+
+def refuse_replay(config: Config, command: str, instead: str) -> None:
+    """Refuse a command that needs a store or a curvature, before any work.
 
     Raises:
         InfluenceError: ``curvature.method`` is ``replay``.
     """
     if config.curvature.method == REPLAY:
-        raise InfluenceError(f"{option}: {why} under curvature.method replay", "-s curvature.method=auto")
+        raise InfluenceError(
+            f"{config.where('curvature', 'method')}: {command}, but under curvature.method replay there is none",
+            instead,
+        )
 
 
 def stores_complete(config: Config) -> bool:
@@ -70,16 +93,10 @@ def prepare_scores(
     terminal = or_silent(terminal)
     if config.curvature.method != REPLAY:
         return prepare_all(config, tasks, terminal, skip_unreadable=skip_unreadable, on_the_fly=on_the_fly)
-    where = config.where("curvature", "method")
-    if len(tasks) > 1:
-        raise InfluenceError(
-            f"{where}: a replay explains the checkpoint at the end of a run, but model.checkpoint names {len(tasks)}",
-            "name the last one alone",
-        )
-    if on_the_fly:
-        raise InfluenceError("--on-the-fly: a replay stores no gradients in any case", "leave it out")
+    check_options(config, terminal, skip=skip_unreadable, on_the_fly=on_the_fly)
+    _warn_of_unused(config, terminal)
     started, (task,) = time.perf_counter(), tasks
-    replayed = open_run(config, task)
+    replayed = open_run(config, task, terminal)
     verdict = measure_verdict(replayed, terminal)
     (terminal.say if verdict.trusted else terminal.warn)(verdict.sentence())
     return [prepare_run(config, replayed, verdict, started)]
@@ -111,94 +128,94 @@ def prepare_run(config: Config, replayed: Replayed, verdict: Verdict | None, sta
     )
 
 
-def recorded_run(config: Config, task: Task, terminal: Terminal, what: str, folder: Path | None = None) -> Replayed:
-    """Give the run by a recipe on the task's examples: recorded before, or trained and recorded now.
+def _warn_of_unused(config: Config, terminal: Terminal) -> None:
+    """Name the keys that say something of a curvature, which a replay does not have."""
+    curvature = config.curvature
+    given = {
+        "curvature.damping": curvature.damping != "auto",
+        "curvature.tolerance": curvature.tolerance is not None,
+        "curvature.max_iterations": curvature.max_iterations is not None,
+        "precision": config.precision != "float32",
+    }
+    unused = [name for name, is_given in given.items() if is_given]
+    if unused:
+        verb = "is" if len(unused) == 1 else "are"
+        terminal.warn(f"{', '.join(unused)} {verb} not used: a replay follows the run alone")
+
+
+def run_findings(config: Config, tasks: Sequence[Task], terminal: Terminal) -> list[Finding]:
+    """Look at the recipe of a config and the record of its run; measure the verdict if the method is replay.
 
     Args:
-        config: with a recipe.
-        task: its training examples are those of the run; its model gets the weights at the end.
-        terminal: progress.
-        what: is trained, for the progress.
-        folder: of the record; by default that of the config. A record of another run in it is replaced.
+        config: of the run.
+        tasks: one per checkpoint.
+        terminal: warnings, and the progress of what is measured.
+
+    Returns:
+        Findings in reading order; none without a recipe or a record.
 
     Raises:
-        InfluenceError: the training diverges.
-        Stopped: Ctrl-C; what was kept stays.
+        InfluenceError: the recipe contradicts itself; under ``curvature.method: replay`` also where the run cannot be
+            replayed.
     """
-    network, run = recipe_run(config, task)
-    if folder is not None:
-        run = replace(run, record=Record(folder))
-    wanted, recorded = made_of(config, task, run.recipe), run.record.made_of()
-    if recorded and differing(recorded, wanted):
-        terminal.say(f"{run.record.shown} is of other images or another recipe; it is trained again")
-        run.record.clear()
-        recorded = {}
-    if not recorded:
-        run.record.begin(wanted)
-    if {*run.kept} - {*run.record.kept}:
-        with terminal.progress(run.steps, f"training {what}") as advance:
-            train_run(network, run, lambda steps, _loss: advance(steps))
-    network.load(run.state(run.steps))
-    task.model.load_state_dict(network.model.state_dict())
-    return Replayed(task, network, run, run.record)
-
-
-def prepare_trusted(config: Config, tasks: Sequence[Task], terminal: Terminal) -> tuple[Prepared | None, str]:
-    """Give the recorded run of a config if its numbers can be trusted, and why it can or cannot be asked.
-
-    Args:
-        config: whatever its ``curvature.method`` is.
-        tasks: the checkpoints.
-        terminal: progress.
-    """
-    started, training = time.perf_counter(), config.training
-    if training is None or (training.recipe is None and training.record is None):
-        return None, "the config has no training.recipe"
-    if len(tasks) > 1:
-        return None, f"a run has one checkpoint, but the config names {len(tasks)}"
+    training, findings = config.training, list[Finding]()
+    if training is None or (training.recipe is None and training.record is None) or len(tasks) != 1:
+        return findings
+    if training.recipe is not None:
+        recipe = make_recipe(config, len(tasks[0].train))
+        epochs = f"{recipe.settings.epochs:,} epochs of {recipe.steps_per_epoch:,}"
+        findings += [Finding("recipe", _described(recipe.settings)), Finding("steps of the run", recipe.steps, epochs)]
+        _warn_of_decay(config, recipe, terminal)
+    elif config.curvature.method != REPLAY:  # a recorded loop is rebuilt once before it is believed
+        how = "influence check -s curvature.method=replay rebuilds it once, and measures the verdict"
+        return [Finding("record of the run", str(record_of(config).shown), how)]
     try:
-        replayed = open_run(config, tasks[0])
+        replayed = open_run(config, tasks[0], terminal)
     except InfluenceError as error:
-        return None, error.message
-    verdict = measure_verdict(replayed, terminal)
-    return prepare_run(config, replayed, verdict, started) if verdict.trusted else None, verdict.sentence()
+        if config.curvature.method == REPLAY:
+            raise
+        # Other methods do not need the run.
+        return [*findings, Finding("record of the run", None, error.message)]
+    size = sum(path.stat().st_size for path in replayed.record.folder.rglob("*") if path.is_file())
+    states = f"complete, {len(replayed.run.kept):,} states of {replayed.run.steps:,} steps"
+    findings.append(Finding("record of the run", str(replayed.record.shown), f"{states}, {human_bytes(size)}"))
+    return [*findings, _verdict_finding(config, replayed, terminal)]
 
 
-def by_replay(config: Config) -> Config:
-    """Give a config whose curvature is that of its run, replayed."""
-    return config.model_copy(update={"curvature": config.curvature.model_copy(update={"method": REPLAY})})
+def _verdict_finding(config: Config, replayed: Replayed, terminal: Terminal) -> Finding:
+    measured = config.curvature.method == REPLAY
+    verdict = measure_verdict(replayed, terminal) if measured else kept_verdict(replayed)
+    if verdict is None:
+        cost = f"about {2 * TRAININGS + 2} trainings, once: influence check -s curvature.method=replay"
+        return Finding("verdict on the run", None, f"not measured yet; {cost}")
+    (terminal.say if verdict.trusted else terminal.warn)(verdict.sentence())
+    return Finding("verdict on the run", verdict.agreement, "r of predicted and actual changes of the test losses")
 
 
-def prepare_proxy(config: Config, task: Task, terminal: Terminal | None = None) -> Prepared:
-    """Train the proxy on a task's images, or read its record, and give what a command scores with.
-
-    Args:
-        config: of the user's own network.
-        task: its data are used.
-        terminal: progress; says that the numbers are the proxy's, and its verdict.
-
-    Raises:
-        InfluenceError: as ``proxy_config``.
-    """
-    started, terminal = time.perf_counter(), or_silent(terminal)
-    task.labelled_tests()  # before any work
-    proxied = proxy_config(config, task)
-    replayed = recorded_run(proxied, proxy_task(proxied, task), terminal, "the proxy")
-    verdict = measure_verdict(replayed, terminal)
-    prepared = prepare_run(proxied, replayed, verdict, started)
-    terminal.say(
-        f"these numbers are of {proxy_words(prepared)}, trained on the same images: "
-        f"{outcome_line(replayed.task, replayed.network, last_state(replayed))}"
-    )
-    (terminal.say if verdict.trusted else terminal.warn)(f"the proxy: {verdict.sentence()}")
-    return prepared
+def _described(given: RecipeConfig) -> str:
+    """Give the recipe in a line: what is not said has its default."""
+    parts = [f"{given.optimizer}, lr {given.lr:g}, batch {given.batch:,}"]
+    for key in SHOWN:
+        value = getattr(given, key)
+        if value != RecipeConfig.model_fields[key].default:
+            parts.append(f"{key} {value}")
+    if given.augment:
+        parts.append(f"augment {', '.join(step.name for step in given.augment)}")
+    return ", ".join(parts)
 
 
-def proxy_words(prepared: Prepared) -> str:
-    """Say what answers in the place of the user's network."""
-    return f"a smooth proxy network of {prepared.choice.network.size:,} parameters ({near_path(prepared.path)})"
-
-
-def last_state(replayed: Replayed) -> State:
-    """Give the state at the end of a run."""
-    return replayed.run.state(replayed.run.steps)
+def _warn_of_decay(config: Config, recipe: Recipe, terminal: Terminal) -> None:
+    """Warn where the l2 of the other methods is not what the recipe trains with."""
+    decay, kind = recipe.settings.weight_decay, recipe.settings.optimizer
+    where = config.where("training", "recipe", "weight_decay")
+    if kind == "adamw":
+        if decay and config.l2:
+            terminal.warn(
+                f"{where}: adamw shrinks the weights beside the loss, so no l2 describes it; l2 holds for the other "
+                "curvature methods alone"
+            )
+    elif isinstance(config.l2, float | int) and float(config.l2) != decay:
+        terminal.warn(
+            f"{where}: the recipe trains with weight_decay {decay:g}, but l2 is {float(config.l2):g}; a replay "
+            f"follows the recipe, every other method l2: make them equal (l2: {decay:g})"
+        )

@@ -20,8 +20,8 @@ from influence_cli.config.schema import Config, RecipeConfig
 from influence_cli.data.transforms import build_steps
 from influence_cli.errors import InfluenceError
 from influence_cli.model.outputs import Loss
-from influence_cli.replay.rule import Rule
 from influence_cli.runtime.seeds import seed_of
+from influence_cli.steps.rule import Rule
 
 # The purposes of seeds, so that different purposes never share one.
 START, ORDER, NOISE, AUGMENT = 1, 2, 3, 4

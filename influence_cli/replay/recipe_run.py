@@ -10,12 +10,12 @@ import torch
 
 from influence_cli.errors import InfluenceError, Stopped
 from influence_cli.replay.examples import Examples, augmented
-from influence_cli.replay.forward import take_step
-from influence_cli.replay.network import TrainedNetwork
 from influence_cli.replay.recipe import NOISE, Recipe
 from influence_cli.replay.record import Record, kept_steps
-from influence_cli.replay.run import State, Taken
 from influence_cli.runtime.seeds import seeded
+from influence_cli.steps.forward import take_step
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.run import State, Taken
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,22 @@ A file is there complete or not at all, so a run that was killed goes on from it
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import torch
-import xxhash
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError, describe, near_path
-from influence_cli.replay.run import State
+from influence_cli.recording.states import kept_states, read_state, state_path, write_state
 from influence_cli.runtime import disk
+from influence_cli.steps.run import State
 
 FACTS = "run.json"
-STATE = re.compile(r"state-(\d{6,})\.h5")
+AGAIN = "influence train --overwrite runs the recipe again, which gives the same states"
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,11 @@ class Record:
 
     Attributes:
         folder: it need not exist.
+        again: what makes it again, for the hint about a damaged file.
     """
 
     folder: Path
+    again: str = AGAIN
 
     @property
     def shown(self) -> Path:
@@ -49,10 +48,7 @@ class Record:
     @property
     def kept(self) -> list[int]:
         """Give the numbers of the steps before which a state is kept, rising."""
-        if not self.folder.is_dir():
-            return []
-        matches = (STATE.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        return kept_states(self.folder)
 
     def made_of(self) -> dict[str, str]:
         """Read what the run depends on; empty where there is no record.
@@ -67,9 +63,7 @@ class Record:
             facts = json.loads(path.read_text(encoding="utf-8"))
             return {str(key): str(value) for key, value in facts.items()}
         except (OSError, ValueError, AttributeError) as error:
-            raise InfluenceError(
-                f"{self.shown}/{FACTS} cannot be read: {describe(error)}", "influence train --overwrite trains again"
-            ) from error
+            raise InfluenceError(f"{self.shown}/{FACTS} cannot be read: {describe(error)}", self.again) from error
 
     def begin(self, made_of: Mapping[str, str]) -> None:
         """Make the folder, and write down what the run depends on."""
@@ -78,14 +72,7 @@ class Record:
 
     def write(self, step: int, state: State) -> None:
         """Keep the state before a step."""
-        content = io.BytesIO()
-        vectors = _vectors(state)
-        with h5py.File(content, "w") as file:
-            for name, vector in vectors.items():
-                file.create_dataset(name, data=vector.cpu().numpy())
-            file.attrs["step"] = step
-            file.attrs["checksum"] = _checksum(vectors)
-        disk.write_whole(self._path(step), content.getvalue())
+        write_state(self.folder, step, _vectors(state))
 
     def read(self, step: int, device: torch.device) -> State:
         """Read a kept state.
@@ -93,32 +80,21 @@ class Record:
         Raises:
             InfluenceError: it is missing or damaged.
         """
-        path = self._path(step)
+        path = state_path(self.folder, step)
         try:
-            with h5py.File(path, "r") as file:
-                names = sorted(name for name in file if name.startswith("slot"))
-                vectors = {name: torch.from_numpy(file[name][()]) for name in ("parameters", *names, "buffers")}
-                right = file.attrs["checksum"] == _checksum(vectors)
+            vectors, right = read_state(path)
         except (OSError, KeyError, TypeError, RuntimeError) as error:
-            raise InfluenceError(
-                f"{self.shown}/{path.name} cannot be read: {describe(error)}",
-                "influence train --overwrite runs the recipe again, which gives the same states",
-            ) from error
+            raise InfluenceError(f"{self.shown}/{path.name} cannot be read: {describe(error)}", self.again) from error
         if not right:
-            raise InfluenceError(
-                f"{self.shown}/{path.name} is damaged: its checksum does not match",
-                "influence train --overwrite runs the recipe again, which gives the same states",
-            )
+            raise InfluenceError(f"{self.shown}/{path.name} is damaged: its checksum does not match", self.again)
         vectors = {name: vector.to(device) for name, vector in vectors.items()}
-        return State(vectors["parameters"], tuple(vectors[name] for name in names), vectors["buffers"])
+        slots = tuple(vectors[name] for name in sorted(vectors) if name.startswith("slot"))
+        return State(vectors["parameters"], slots, vectors["buffers"])
 
     def clear(self) -> None:
         """Remove the folder and all in it."""
         if self.folder.exists():
             disk.remove_tree(self.folder)
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"state-{step:06d}.h5"
 
 
 def stride_of(steps: int) -> int:
@@ -148,7 +124,20 @@ def check_budget(steps: int, state: State, budget: int, where: str) -> None:
         budget: bytes.
         where: the config's line.
     """
-    count, each = len(kept_steps(steps)), state_bytes(state)
+    check_states(steps, len(kept_steps(steps)), state, budget, where)
+
+
+def check_states(steps: int, count: int, state: State, budget: int, where: str) -> None:
+    """Refuse a budget that cannot hold a number of states.
+
+    Args:
+        steps: T.
+        count: of the states.
+        state: one of them.
+        budget: bytes.
+        where: the config's line.
+    """
+    each = state_bytes(state)
     if count * each > budget:
         raise InfluenceError(
             f"{where}: the record of {steps:,} steps keeps {count:,} states of {each:,} bytes, {count * each:,} in "
@@ -160,11 +149,3 @@ def check_budget(steps: int, state: State, budget: int, where: str) -> None:
 def _vectors(state: State) -> dict[str, Tensor]:
     slots = {f"slot{number}": slot for number, slot in enumerate(state.slots)}
     return {"parameters": state.parameters, **slots, "buffers": state.buffers}
-
-
-def _checksum(vectors: Mapping[str, Tensor]) -> str:
-    state = xxhash.xxh3_128()
-    for name, vector in vectors.items():
-        state.update(f"{name} {vector.dtype} {len(vector)}".encode())
-        state.update(vector.contiguous().cpu().numpy().tobytes())
-    return state.hexdigest()

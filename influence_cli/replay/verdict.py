@@ -16,13 +16,13 @@ import xxhash
 
 from influence_cli.data.split import spread
 from influence_cli.model.data_fingerprint import data_fingerprint
-from influence_cli.replay.forward import follow_weights, run_again
 from influence_cli.replay.open import Replayed
 from influence_cli.replay.outcomes import loss_changes, outcomes
 from influence_cli.runtime import disk
 from influence_cli.runtime.jobs import Arrays, Job, do_all, read
 from influence_cli.runtime.seeds import seed_of
 from influence_cli.runtime.terminal import Terminal
+from influence_cli.steps.forward import follow_weights, run_again
 
 # Trainings without a random share of the examples, and test examples whose losses are compared.
 TRAININGS, SHARE, TESTS = 4, 0.01, 2_000
@@ -84,13 +84,15 @@ def measure_verdict(replayed: Replayed, terminal: Terminal) -> Verdict:
     if missing:
         terminal.say(
             f"measuring once whether this run answers smoothly to its data: {TRAININGS} trainings without "
-            f"{draws[0].sum():,.0f} random images, and one pass forwards (about {2 * TRAININGS + 2} trainings); kept"
+            f"{draws[0].sum():,.0f} random images, and one pass forwards (about {3 * TRAININGS + 2} trainings in all), "
+            "which are kept"
         )
     disk.make_folder(folder)
-    arrays = do_all(folder, jobs, _work(replayed, draws), terminal, "trainings without 1%")
-    predicted, base = arrays[0]["changes"], arrays[0]["losses"]
-    actual = np.stack([each["losses"] for each in arrays[1:]]) - base
-    return judge(predicted, actual, int(draws[0].sum()))
+    work, terminal = _work(replayed, draws), terminal if missing else Terminal(quiet=True)
+    (prediction,) = do_all(folder, jobs[:1], work, terminal, "following the run forwards")
+    trainings = do_all(folder, jobs[1:], work, terminal, "trainings without 1%")
+    actual = np.stack([arrays["losses"] for arrays in trainings]) - prediction["losses"]
+    return judge(prediction["changes"], actual, int(draws[0].sum()))
 
 
 def kept_verdict(replayed: Replayed) -> Verdict | None:

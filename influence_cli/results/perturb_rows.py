@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from influence_cli.data.batches import Batch
     from influence_cli.model.task import Task
     from influence_cli.perturb.attack import Attack
-    from influence_cli.perturb.estimate import Perturbed
+    from influence_cli.perturb.change import Perturbed
 
 COLUMNS = (
     "test",

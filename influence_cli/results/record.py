@@ -328,7 +328,7 @@ def _of_scores(scores: ScoreRecord | None) -> dict[str, object]:
         return {}
     correlation = scores.identity_correlation
     measured = {} if correlation is None else {"identity_correlation": None if isnan(correlation) else correlation}
-    return {**measured, "stores": _plain(scores.stores)}
+    return {**measured, "stores": _plain(scores.stores), **_noted(run=scores.run)}
 
 
 def _of_search(search: SearchRecord | None) -> dict[str, object] | None:

@@ -148,7 +148,8 @@ def prepare(
         skip: go on without unreadable examples.
         on_the_fly: store no gradients.
     """
-    from influence_cli.replay.prepare import prepare_proxy, prepare_scores, proxy_words
+    from influence_cli.replay.prepare import prepare_scores
+    from influence_cli.replay.trained import prepare_proxy, proxy_words
 
     if not proxy:
         return prepare_scores(session.config, tasks, session.terminal, skip_unreadable=skip, on_the_fly=on_the_fly)

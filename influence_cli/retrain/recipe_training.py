@@ -12,14 +12,14 @@ from torch import nn
 from influence_cli.config.schema import Config
 from influence_cli.model.task import Task, build_model
 from influence_cli.replay.examples import augmented
-from influence_cli.replay.forward import run_again, take_step
-from influence_cli.replay.network import TrainedNetwork
 from influence_cli.replay.open import recipe_run, trained_network
 from influence_cli.replay.recipe import NOISE, make_recipe
 from influence_cli.replay.recipe_run import RecipeRun
-from influence_cli.replay.run import State, Taken
 from influence_cli.retrain.training import REPEATED, Pairs, Progress, Training
 from influence_cli.runtime.seeds import seed_of, seeded
+from influence_cli.steps.forward import run_again, take_step
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.run import State, Taken
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def recipe_training(config: Config, task: Task) -> Training:
 
     def train(model: nn.Module, data: Pairs, *, seed: int, progress: Progress, **_l2: object) -> nn.Module:
         recipe = replace(given, settings=given.settings.model_copy(update={"seed": seed}), examples=len(data))
-        network = trained_network(model.to(recipe.dtype), task, recipe)
+        network = trained_network(model.to(recipe.dtype), recipe.trained_loss(task.loss))
         state = network.first_state(recipe.rule(0).slots)
         for step in range(recipe.steps):
             rows = recipe.rows(step)

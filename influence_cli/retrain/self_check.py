@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from influence_cli.curvature.coordinates import Blocks, Joint, parameter_vectors
-from influence_cli.curvature.damping import Damping
 from influence_cli.data.batches import readable_batches
 from influence_cli.influence.inverse import Division, Identity, Solver, Spectral, make_inverse
 from influence_cli.influence.iterative import LONG
@@ -135,7 +134,7 @@ def _residual(
             if time.perf_counter() - started > LONG:
                 break
     s, v = s.cpu().double(), v.cpu().double()
-    left = total / count + _shift(prepared, inverse.damping) * s - v
+    left = total / count + _shift(prepared, inverse) * s - v
     value = float((left.norm(dim=1) / v.norm(dim=1).clamp_min(1e-300)).max())
     name = "the Hessian" if matrix == "hessian" else "the Gauss–Newton matrix"
     if value <= SOLVED:
@@ -152,9 +151,11 @@ def _residual(
     return Checked("residual of s_test", value, unit, text)
 
 
-def _shift(prepared: Prepared, damping: Damping) -> Tensor:
+def _shift(prepared: Prepared, inverse: Division | Solver) -> Tensor:
     """Give l2 + λ per parameter: float64 [p], or [1] if it is one number."""
-    network = prepared.choice.network
+    network, damping = prepared.choice.network, inverse.damping
+    if isinstance(inverse, Solver):
+        return torch.as_tensor(inverse.shift, dtype=torch.float64).reshape(-1)
     l2 = prepared.task.objective.over(network)
     if not isinstance(prepared.basis, Blocks):
         return torch.as_tensor(l2, dtype=torch.float64).reshape(-1) + damping.values[0]

@@ -20,7 +20,8 @@ from influence_cli.errors import InfluenceError
 from influence_cli.influence.self_influence import harm_to_tests
 from influence_cli.model.task import Task, build_model
 from influence_cli.precompute.prepared import Prepared
-from influence_cli.replay.prepare import prepare_run, recorded_run
+from influence_cli.replay.prepare import prepare_run
+from influence_cli.replay.trained import train_recorded
 from influence_cli.retrain.retraining import Retraining
 from influence_cli.retrain.training import (
     CHOSEN,
@@ -168,7 +169,7 @@ def replay_again(config: Config, prepared: Prepared, terminal: Terminal) -> Call
         model = build_model(config).to(prepared.task.device).eval()
         rest = replace(prepared.task, model=model, train=take(split, split.indices[rows]), n=len(rows))
         folder = prepared.path / f"left-{xxhash.xxh3_64_hexdigest(rows.tobytes())[:8]}"
-        replayed = recorded_run(config, rest, terminal, f"on the {len(rows):,} images that are left", folder)
+        replayed = train_recorded(config, rest, terminal, f"on the {len(rows):,} images that are left", folder)
         return -harm_to_tests([prepare_run(config, replayed, None, started)], [], terminal, skip=False)
 
     return again

@@ -12,11 +12,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from influence_cli.checkpoints.optimizer_state import OPTIMIZERS
 from influence_cli.checkpoints.restricted_pickle import Stand
 from influence_cli.setup.guesses import PenaltyGuess
 from influence_cli.setup.inside import Inside, plain
 
-OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optimizer_states", "optim", "opt", "optimizers")
 DECAYS = ("weight_decay", "wd", "weight-decay")
 NAMED = ("opt", "optimizer", "optim", "optimizer_name")
 # Optimisers, as scripts name them, whose weight decay is no part of the objective.

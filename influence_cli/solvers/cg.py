@@ -30,23 +30,26 @@ class SolveInfo:
         method: ``cg``, ``nystrom``, ``lissa`` or ``neumann``.
         iterations: products of a block of vectors with the whole matrix (cg, nystrom), steps (lissa, neumann).
         products: vectors multiplied with the matrix: the whole one (cg, nystrom) or that of a mini-batch.
-        residual: the largest ‖v − A x‖ / ‖v‖ of all right-hand sides, measured with the whole matrix.
-        tolerance: the requested residual.
-        converged: residual ≤ tolerance.
-        preconditioner: ``ggn-rows``, ``nystrom``, or empty for none.
+        residual: the largest ‖v − A x‖ / ‖v‖ of all right-hand sides, measured with the whole matrix; where no product
+            was left for that, and after a fixed number of products, that of the recurrence.
+        tolerance: the requested residual; None where a number of products was asked for instead.
+        converged: residual ≤ tolerance; None without a tolerance.
+        preconditioner: ``ggn-rows``, ``ekfac``, ``nystrom``, or empty for none.
         scale: σ of a series; None for cg and nystrom.
-        damping: λ of A = H + (l2 + λ)I; None if the caller gave only a product.
+        damping: λ of A = H + (l2 + λ)I; None if the caller gave only a product, or if it differs between layers.
+        examples: training examples that the curvature is the mean of; None if the caller gave only a product.
     """
 
     method: str
     iterations: int
     products: int
     residual: float
-    tolerance: float
-    converged: bool
+    tolerance: float | None
+    converged: bool | None
     preconditioner: str = ""
     scale: float | None = None
     damping: float | None = None
+    examples: int | None = None
 
 
 def conjugate_gradients(
@@ -70,11 +73,12 @@ def conjugate_gradients(
         v: right-hand sides [m, p].
         precondition: R [m, p] to R M⁻¹, M symmetric positive definite and like A; None for M = I.
         tolerance: of the relative residual ‖v − A x‖ / ‖v‖.
-        max_iterations: most products of a block.
+        max_iterations: most products of a block, those that measure the residual included.
         on_iteration: called with (iterations, relative residual).
 
     Returns:
-        x [m, p] in v's dtype, and what was done; the residual is measured at the end, not taken from the recurrence.
+        x [m, p] in v's dtype, and what was done; the residual is measured at the end, not taken from the recurrence
+        (except where ``max_iterations`` is 1).
 
     Raises:
         InfluenceError: a direction of negative curvature: A is not positive definite; a number that is not finite.
@@ -89,12 +93,65 @@ def conjugate_gradients(
     x, r = torch.zeros_like(b), b.clone()
     residual, last = _largest(r, norms), float("inf")
     # float32 products drift from the recurrence: continue from the true residual while that helps.
-    while residual > tolerance and residual < 0.5 * last and block.iterations < max_iterations:
+    while residual > tolerance and residual < 0.5 * last and block.left > (1 if block.iterations else 0):
         last = residual
-        x = x + block.run(r)
-        r = b - product(x.to(v.dtype)).to(b.dtype)
+        step, r = block.run(r)
+        x = x + step
+        if block.left:
+            r = b - block.multiply(x)
         residual = _largest(r, norms)
     info = SolveInfo("cg", block.iterations, block.products, residual, tolerance, residual <= tolerance)
+    return finite(x.to(v.dtype), "conjugate gradients"), info
+
+
+def few_products(
+    product: Product,
+    v: Tensor,
+    count: int,
+    *,
+    precondition: Product,
+    on_iteration: Callable[[int, float], None] | None = None,
+) -> tuple[Tensor, SolveInfo]:
+    """Take a few steps of preconditioned conjugate gradients for A x = v from x = 0, each right-hand side by itself.
+
+    z = M⁻¹r, α = rᵀz / pᵀAp, x ← x + αp, r ← r − αAp, β = r₊ᵀz₊ / rᵀz, p ← z₊ + βp (Hestenes & Stiefel 1952).
+    A block would share its directions: after a few products its x would depend on which right-hand sides are solved
+    together. Here the products are shared, the directions are not.
+
+    Args:
+        product: V [m, p] to V A [m, p].
+        v: right-hand sides [m, p].
+        count: products, at least 1.
+        precondition: R [m, p] to R M⁻¹, M symmetric positive definite and like A.
+        on_iteration: called with (products, relative residual).
+
+    Returns:
+        x [m, p] in v's dtype, and what was done; the residual is the recurrence's, which a few products do not spoil.
+
+    Raises:
+        InfluenceError: a direction of negative curvature: A is not positive definite; a number that is not finite.
+    """
+    r = v.to(_wide(v))
+    norms = r.norm(dim=1).clamp_min(torch.finfo(r.dtype).tiny)
+    x, z = torch.zeros_like(r), precondition(v).to(r.dtype)
+    p, slope = z, (r * z).sum(dim=1)
+    for taken in range(1, count + 1):
+        image = product(p.to(v.dtype)).to(r.dtype)
+        bend = finite((p * image).sum(dim=1), "conjugate gradients")
+        moving = slope > 0
+        if bool((bend[moving] <= 0).any()):
+            refuse_indefinite(
+                float((bend / p.square().sum(dim=1))[moving].min()), "conjugate gradients met a direction"
+            )
+        step = torch.where(moving, slope / torch.where(moving, bend, 1.0), 0.0)[:, None]
+        x, r = x + step * p, r - step * image
+        if on_iteration is not None:
+            on_iteration(taken, _largest(r, norms))
+        if taken < count:
+            z, last = precondition(r.to(v.dtype)).to(r.dtype), slope
+            slope = (r * z).sum(dim=1)
+            p = z + torch.where(moving, slope / torch.where(moving, last, 1.0), 0.0)[:, None] * p
+    info = SolveInfo("cg", count, count * len(v), _largest(r, norms), None, None)
     return finite(x.to(v.dtype), "conjugate gradients"), info
 
 
@@ -115,14 +172,30 @@ class _Block:
         self._norms, self._tolerance, self._most, self._tell = norms, tolerance, most, tell
         self.iterations = self.products = 0
 
-    def run(self, residuals: Tensor) -> Tensor:
-        """Solve for some residuals [m, p] until the recurrence says that all are within the tolerance."""
+    @property
+    def left(self) -> int:
+        """Count the products that are still allowed."""
+        return self._most - self.iterations
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Multiply a block with the matrix, and count it."""
+        self.iterations += 1
+        self.products += len(rows)
+        return self._product(rows.to(self._dtype)).to(rows.dtype)
+
+    def run(self, residuals: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve for some residuals [m, p] until the recurrence says that all are within the tolerance.
+
+        One product is left for measuring the residual, if there is more than one.
+
+        Returns:
+            x [m, p], and what the recurrence says is left.
+        """
         x, r, active = torch.zeros_like(residuals), residuals, self._active(residuals)
         p = orthonormal(self._preconditioned(r[active]))
-        while self.iterations < self._most and len(p):
-            image = self._product(p.to(self._dtype)).to(p.dtype)
-            self.iterations += 1
-            self.products += len(p)
+        kept_back = min(1, self.left - 1)
+        while self.left > kept_back and len(p):
+            image = self.multiply(p)
             bend = finite(p @ image.T, "conjugate gradients")
             bend = (bend + bend.T) / 2
             require_positive(bend, "conjugate gradients met a direction")
@@ -136,7 +209,7 @@ class _Block:
                 break
             z = self._preconditioned(r[active])
             p = orthonormal(z - torch.linalg.solve(bend, image @ z.T).T @ p)
-        return x
+        return x, r
 
     def _active(self, r: Tensor) -> Tensor:
         unsolved: Tensor = r.norm(dim=1) > self._tolerance * self._norms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from influence_cli.curvature.damping import check_poles, choose_damping
+from influence_cli.curvature.damping import TrainingTime, adam_time, check_poles, choose_damping, training_damping
 from influence_cli.errors import InfluenceError
 
 FACTS = {"convex": False, "l2": 0.0, "matrix": "ggn", "smallest": 0.0, "means": [0.02], "largest": 5.0}
@@ -55,3 +55,21 @@ def test_poles_are_named() -> None:
         check_poles(-0.1, 0.1)
     with pytest.raises(InfluenceError, match="singular"):
         check_poles(0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("rate", "momentum", "steps", "value"), [(0.03, 0.9, 1920, 0.0052), (0.01, 0.9, 288, 0.104), (0.4, 0.0, 30, 0.25)]
+)
+def test_training_gives_three_over_rate_times_steps(rate: float, momentum: float, steps: int, value: float) -> None:
+    assert training_damping(rate / (1 - momentum) * steps) == pytest.approx(value, rel=0.01)
+
+
+def test_training_is_the_same_for_all_layers_under_sgd_and_differs_under_adam() -> None:
+    facts = FACTS | {"means": [0.02, 0.5]}
+    one = choose_damping(TrainingTime(30.0).damping(["a", "b"]), **facts)  # type: ignore[arg-type]
+    assert one.values == (0.1, 0.1)
+    assert one.reason == "training: 3/(η·K), η·K = 30; auto: 0.002 to 0.05 by layer"
+    time = adam_time(2.0, {"a": 0.1, "b": 0.001}, 0.01)
+    several = choose_damping(time.damping(["a", "b", "c"]), **facts)  # type: ignore[arg-type]
+    assert several.values == pytest.approx((0.15, 0.0015, 0.015))
+    assert "Adam's η·K = 20 to 2e+03 by layer; auto" in several.reason

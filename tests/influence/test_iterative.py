@@ -167,7 +167,7 @@ def influences(project: Path) -> dict[str, float]:
         ("curvature.max_iterations=0", "curvature.max_iterations is 0: expected a number ≥ 1"),
         ("curvature.tolerance=0", "curvature.tolerance is 0: expected a number above 0"),
         ("curvature.tolerance=1", "curvature.tolerance is 1: expected a number below 1"),
-        ("curvature.damping=-0.1", "curvature.damping is -0.1: expected auto or a number ≥ 0"),
+        ("curvature.damping=-0.1", "curvature.damping is -0.1: expected auto, training or a number ≥ 0"),
         ("curvature.damping=.inf", ".inf is not a finite number"),
         ("curvature.method=nystrm", "did you mean 'nystrom'?"),
         ("curvature.tolerence=1e-3", "did you mean 'tolerance'?"),

@@ -13,8 +13,8 @@ from PIL import Image
 from influence_cli import load_config, load_tasks
 from influence_cli.demo.project import CLASSES, TRAIN, read_images
 from influence_cli.errors import InfluenceError
-from influence_cli.replay.prepare import prepare_proxy
 from influence_cli.replay.proxy import build, proxy_config, proxy_recipe
+from influence_cli.replay.trained import prepare_proxy
 from tests.conftest import CONFIG, MODEL, Command, edit
 
 

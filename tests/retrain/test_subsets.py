@@ -16,10 +16,10 @@ from torchvision.datasets import ImageFolder
 from influence_cli import load_config, load_tasks
 from influence_cli.errors import InfluenceError
 from influence_cli.metrics import spearman
-from influence_cli.replay.forward import run_again
 from influence_cli.replay.open import Replayed, open_run
 from influence_cli.replay.outcomes import outcomes
 from influence_cli.retrain.subsets import Kept, compare_kept, kept_rows, leave_out_in_rounds, order_by
+from influence_cli.steps.forward import run_again
 from tests.commands.test_verify import with_training
 from tests.conftest import Command, edit
 

@@ -18,7 +18,7 @@ from influence_cli.errors import InfluenceError
 from influence_cli.model.network import Network, track
 from influence_cli.passes.coverage import make_network
 from influence_cli.passes.gradients import example_gradients
-from influence_cli.solvers.cg import SolveInfo, conjugate_gradients, orthonormal
+from influence_cli.solvers.cg import SolveInfo, conjugate_gradients, few_products, orthonormal
 from influence_cli.solvers.lanczos import lanczos
 from influence_cli.solvers.lissa import Series, lissa
 from influence_cli.solvers.nystrom import nystrom
@@ -235,6 +235,72 @@ def test_random_problems(name: str) -> None:
         assert x.dtype == dtype
         left = (v - x.double() @ matrix).norm(dim=1) / v.norm(dim=1)
         assert float(left.max()) < 1.1e-2, (seed, info)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 9, 40])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_no_more_products_than_allowed_and_all_are_counted(most: int, rows: int) -> None:
+    matrix, v, _ = problem()
+    taken: list[int] = []
+
+    def product(u: Tensor) -> Tensor:
+        taken.append(len(u))
+        return u @ matrix
+
+    x, info = conjugate_gradients(product, v[:rows], tolerance=1e-9, max_iterations=most)
+    assert info.iterations == len(taken) <= most
+    assert info.products == sum(taken)
+    left = (v[:rows] - x @ matrix).norm(dim=1) / v[:rows].norm(dim=1)
+    assert info.residual == pytest.approx(float(left.max()), rel=1e-6)
+
+
+# --- a few products
+
+
+def test_enough_of_few_products_solve_with_a_shift_of_every_layer() -> None:
+    matrix, v = (tensor.double() for tensor in problem(condition=30.0)[:2])
+    shift = torch.cat([torch.full((20,), value, dtype=torch.float64) for value in (0.01, 0.5, 4.0)])
+    whole = matrix + torch.diag(shift)
+    inverse = torch.linalg.inv(torch.diag(matrix.diagonal() + shift))
+    expected = torch.linalg.solve(whole, v.T).T
+    x, info = few_products(lambda u: u @ whole, v, 60, precondition=lambda r: r @ inverse)
+    assert float((x - expected).norm() / expected.norm()) < 1e-8
+    assert info.residual < 1e-8
+    assert (info.iterations, info.products, info.tolerance, info.converged) == (60, 60 * len(v), None, None)
+
+
+def test_they_are_those_of_the_textbook_whatever_is_solved_along() -> None:
+    matrix, v = (tensor.double() for tensor in problem()[:2])
+    inverse = torch.diag(1 / matrix.diagonal())
+    taken: list[int] = []
+
+    def product(u: Tensor) -> Tensor:
+        taken.append(len(u))
+        return u @ matrix
+
+    x, info = few_products(product, v, 3, precondition=lambda r: r @ inverse)
+    assert taken == [len(v)] * 3
+    left = (v - x @ matrix).norm(dim=1) / v.norm(dim=1)
+    assert info.residual == pytest.approx(float(left.max()))
+    for row, right in zip(x, v, strict=True):
+        # The minimiser of the energy over the three preconditioned Krylov directions.
+        basis = [inverse @ right]
+        for _ in range(2):
+            basis.append(inverse @ (matrix @ basis[-1]))
+        p = torch.linalg.qr(torch.stack(basis).T)[0]
+        expected = p @ torch.linalg.solve(p.T @ matrix @ p, p.T @ right)
+        assert float((row - expected).norm() / expected.norm()) < 1e-9
+        alone = few_products(lambda u: u @ matrix, right[None], 3, precondition=lambda r: r @ inverse)[0]
+        assert torch.allclose(alone[0], row, rtol=1e-12, atol=1e-14)
+
+
+def test_few_products_of_a_zero_and_of_an_indefinite_matrix() -> None:
+    matrix, v, _ = problem()
+    x, info = few_products(lambda u: u @ matrix, torch.zeros_like(v), 3, precondition=lambda r: r)
+    assert not bool(x.any())
+    assert info.residual == 0
+    with pytest.raises(InfluenceError, match="not positive definite"):
+        few_products(lambda u: -(u @ matrix), v, 3, precondition=lambda r: r)
 
 
 # --- on a network

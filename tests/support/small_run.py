@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_cli.replay.forward import take_step
-from influence_cli.replay.network import TrainedNetwork
-from influence_cli.replay.rule import Rule
-from influence_cli.replay.run import State, Taken
+from influence_cli.steps.forward import take_step
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.rule import Rule
+from influence_cli.steps.run import State, Taken
 
 
 @dataclass

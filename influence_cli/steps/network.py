@@ -8,6 +8,7 @@ all its examples' gradients. Both are tangents of one thing, the losses with the
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
 
-from influence_cli.model.network import differentiable_attention
+from influence_cli.errors import InfluenceError
+from influence_cli.model.network import differentiable_attention, recurrent_backward
 from influence_cli.model.outputs import Loss, logits_of
-from influence_cli.replay.norms import Norm, averaging_norms, inputs_of, momentum_of, plain_norms, without_averages
-from influence_cli.replay.run import State, Taken
+from influence_cli.runtime.memory import is_out_of_memory
+from influence_cli.steps.norms import Norm, averaging_norms, inputs_of, momentum_of, plain_norms, without_averages
+from influence_cli.steps.run import State, Taken
 
 # Numbers that the vectors of one pass may hold, counted as inputs × vectors × how much wider a network is inside: so
 # few stay in the cache, and the allocator gives them back to the next pass.
@@ -44,6 +47,7 @@ class TrainedNetwork:
 
     model: nn.Module
     loss: Loss
+    _backwards_only: list[bool] = field(default_factory=list, init=False, repr=False)
     _slots: dict[str, tuple[slice, torch.Size]] = field(init=False, repr=False)
     _buffers: dict[str, tuple[slice, torch.Size]] = field(init=False, repr=False)
 
@@ -125,6 +129,24 @@ class TrainedNetwork:
         Returns:
             Hc [K, p] of the mean loss, and gᵢᵀc [K, b].
         """
+        try:
+            return self._in_parts(state, taken, vectors)
+        except (NotImplementedError, RuntimeError) as error:  # an operation without forward mode or a rule for vmap
+            if self._backwards_only or is_out_of_memory(error):
+                raise
+            self._backwards_only.append(True)
+        try:
+            return self._in_parts(state, taken, vectors)
+        except RuntimeError as error:
+            missing = re.search(r"derivative for (\S+) is not implemented", str(error))
+            if missing is None:
+                raise
+            raise InfluenceError(
+                f"a replay differentiates the network twice, but torch has no derivative of {missing[1]}",
+                "replace the layer it belongs to: nn.Sigmoid for nn.Hardsigmoid, say; or use curvature.method: ekfac",
+            ) from error
+
+    def _in_parts(self, state: State, taken: Taken, vectors: Tensor) -> tuple[Tensor, Tensor]:
         batch = len(taken.targets)
         at_once = self._vectors_at_once(taken.inputs)
         size = batch if self.mixes_examples else max(1, min(batch, batch * at_once // len(vectors)))
@@ -154,12 +176,38 @@ class TrainedNetwork:
             tangents: tuple[Tensor, Tensor] = jvp(grad(losses, has_aux=True), (state.parameters,), (vector,))[1]
             return tangents
 
+        if self._backwards_only:
+            return self._products_backwards(state, inputs, targets, vectors, divisor)
         with self._training(), without_averages(self._norms.values()), differentiable_attention():
             if len(vectors) == 1:  # which costs half of what it does under vmap
                 product, products = along(vectors[0])
                 return product[None].detach(), products[None].detach()
             curved, inner = vmap(along, randomness="same")(vectors)
         return curved.detach(), inner.detach()
+
+    def _products_backwards(
+        self, state: State, inputs: Tensor, targets: Tensor, vectors: Tensor, divisor: int
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the same by reverse mode twice, vector by vector: some operations have no forward mode.
+
+        Gᵀc, with G = Σ wᵢgᵢ/|B| at w = 1, has the derivative Hc in θ and gᵢᵀc/|B| in w.
+        """
+        parameters = state.parameters.detach().requires_grad_()
+        weights = torch.ones(len(targets), dtype=parameters.dtype, device=parameters.device, requires_grad=True)
+        buffers = _views(self._buffers, state.buffers)
+        with (
+            torch.enable_grad(),
+            self._training(),
+            without_averages(self._norms.values()),
+            differentiable_attention(),
+            recurrent_backward(self.model),
+        ):
+            total = (weights * self._losses(parameters, buffers, inputs, targets)).sum() / divisor
+            (gradient,) = torch.autograd.grad(total, parameters, create_graph=True)
+            pairs = [
+                torch.autograd.grad(gradient @ vector, (parameters, weights), retain_graph=True) for vector in vectors
+            ]
+        return torch.stack([curved for curved, _ in pairs]), torch.stack([inner * divisor for _, inner in pairs])
 
     def input_slopes(self, state: State, taken: Taken, vectors: Tensor, averages: Tensor, places: Tensor) -> Tensor:
         """Give the derivative in some inputs of a batch of what a step passes on, summed over them.
@@ -208,7 +256,8 @@ class TrainedNetwork:
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
-            with self._training(), plain_norms(self.model), differentiable_attention():
+            # In eval mode no counter changes, and within a transform none could be put back.
+            with plain_norms(self.model), differentiable_attention():
                 return logits_of(functional_call(self.model, values, (inputs,)))
         finally:
             for module, mode in modes.items():

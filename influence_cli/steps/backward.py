@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.replay.forward import Advance, ignore, moments
-from influence_cli.replay.network import TrainedNetwork
-from influence_cli.replay.run import Run, State, Taken
+from influence_cli.steps.forward import Advance, ignore, moments
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.run import Run, State, Taken
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,22 @@ def replay(network: TrainedNetwork, run: Run, end: State, advance: Advance = ign
     return slopes.numpy()
 
 
-def replay_inputs(network: TrainedNetwork, run: Run, end: State, row: int, advance: Advance = ignore) -> np.ndarray:
-    """Give the derivative of measures of the end in the numbers of one training image: float64 [K, …].
+def replay_inputs(
+    network: TrainedNetwork, run: Run, end: State, row: int, advance: Advance = ignore
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give the derivatives of measures of the end in the weight of one training image, and in its numbers.
 
     The image is changed wherever the run takes it. Its inputs must not be augmented.
+
+    Returns:
+        float64 [K], and float64 [K, …].
     """
     total: Tensor | None = None
-    for pulled, _ in _backwards(network, run, end):
+    weight = np.zeros(len(end.parameters))
+    for pulled, inner in _backwards(network, run, end):
         places = np.flatnonzero(pulled.taken.rows == row)
         if len(places):
+            weight += inner[:, places].double().sum(dim=1).cpu().numpy() / len(pulled.taken.rows)
             with run.randomness(pulled.step):
                 slopes = network.input_slopes(
                     pulled.state, pulled.taken, pulled.vectors, pulled.averages, torch.from_numpy(places)
@@ -82,7 +89,7 @@ def replay_inputs(network: TrainedNetwork, run: Run, end: State, row: int, advan
         advance(1)
     if total is None:
         raise ValueError("the run never takes this image")
-    return total.double().cpu().numpy()
+    return weight, total.double().cpu().numpy()
 
 
 def _backwards(network: TrainedNetwork, run: Run, end: State) -> Iterator[tuple[Pulled, Tensor]]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from influence_cli.replay.backward import replay
-from influence_cli.replay.forward import follow_weights, run_again
+from influence_cli.errors import InfluenceError
+from influence_cli.steps.backward import replay
+from influence_cli.steps.forward import follow_weights, run_again
 from tests.support.small_run import SmallRun, end_of, measure, small_network
 
 RULES: dict[str, dict[str, Any]] = {
@@ -72,3 +73,43 @@ def test_forwards_and_backwards_agree(name: str) -> None:
 
     forwards = end.parameters @ moved.parameters.T + end.buffers @ moved.buffers.T
     assert torch.allclose(forwards, torch.from_numpy(replay(run.network, run, end) @ directions.T), rtol=1e-9)
+
+
+def test_a_layer_without_forward_mode_is_differentiated_backwards() -> None:
+    class Doubled(torch.autograd.Function):
+        """Twice differentiable in reverse mode alone."""
+
+        @staticmethod
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            return x.square()
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(inputs[0])
+
+        @staticmethod
+        def backward(ctx: Any, slope: torch.Tensor) -> torch.Tensor:
+            return 2 * ctx.saved_tensors[0] * slope
+
+    class Square(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = Doubled.apply(x)
+            return result
+
+    network = small_network()
+    network.model[1] = Square()
+    run = SmallRun(network, RULES["momentum"])
+
+    slopes = replay(network, run, end_of(network, run))
+
+    expected = differences(run, [1, 5])
+    assert np.abs(slopes[:, [1, 5]] - expected).max() < 1e-6 * np.abs(expected).max()
+
+
+def test_a_layer_without_a_second_derivative_is_named() -> None:
+    network = small_network()
+    network.model[1] = torch.nn.Hardsigmoid()
+    run = SmallRun(network, RULES["sgd"])
+
+    with pytest.raises(InfluenceError, match=r"no derivative of .*hardsigmoid"):
+        replay(network, run, end_of(network, run))

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from influence_cli.replay.rule import Rule, Slots
+from influence_cli.steps.rule import Rule, Slots
 
 
 @dataclass(frozen=True)

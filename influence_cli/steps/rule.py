@@ -21,6 +21,8 @@ from torch import Tensor
 
 # What clip_grad_norm_ adds to the norm.
 CLIP_EPS = 1e-6
+# The least share of the rate by which a number must move for its derivative to count.
+MOVES = 1e-3
 
 Slots = tuple[Tensor, ...]
 
@@ -130,6 +132,23 @@ class Rule:
         if self.kind != "adamw":
             parameters_ = parameters_ + self.decay * g_
         return parameters_, before, self._clip_derivative(gradient, g_)
+
+    def without_derivative(self, after: Slots) -> Tensor:
+        """Say which numbers Adam moves although their derivative is lost in the precision: bool [p].
+
+        A number moves where |m̂| / (√(v̂ + ε_root) + ε) is not small. ∂θ'/∂v' divides by √(v̂ + ε_root) times the square
+        of that sum; where this is below the least normal number, or v' itself is 0, it has no digits or is infinite.
+
+        Args:
+            after: the slots after the step, [p] each.
+        """
+        if self.kind == "sgd":
+            return torch.zeros_like(after[0] if after else torch.zeros(1), dtype=torch.bool)
+        m, v = after
+        root = self._root(v)
+        divisor = root + self.eps
+        moves = (m / self._first_share).abs() > MOVES * divisor
+        return moves & (root * divisor.square() < torch.finfo(m.dtype).tiny)
 
     def _adam_slopes(self, slots: Slots, g: Tensor) -> tuple[Tensor, Tensor]:
         """Give ∂θ'/∂m' and ∂θ'/∂v' of each coordinate [p]."""

@@ -1,16 +1,17 @@
-"""The steps of a run, taken again: with other weights of the examples, between kept states, or with a change beside."""
+"""The steps of a run, taken again: with other weights or another image, and with the derivative of a change beside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.replay.network import TrainedNetwork
-from influence_cli.replay.run import Run, State, Taken
+from influence_cli.steps.network import TrainedNetwork
+from influence_cli.steps.run import Run, State, Taken
 
 Advance = Callable[[int], None]
 
@@ -73,6 +74,56 @@ def moments(network: TrainedNetwork, run: Run, start: int, stop: int) -> Iterato
             after, gradient, _ = take_step(network, state, taken)
         yield Moment(state, gradient)
         state = after
+
+
+@dataclass(frozen=True)
+class WithImage:
+    """A run whose steps take another image; it is a ``Run`` for going forwards: its first state is the run's.
+
+    Attributes:
+        run: as it was.
+        row: of the training image.
+        image: what its steps take in its place [...], in the shape of an input.
+    """
+
+    run: Run
+    row: int
+    image: Tensor
+
+    @property
+    def examples(self) -> int:
+        """Give n."""
+        return self.run.examples
+
+    @property
+    def steps(self) -> int:
+        """Give T."""
+        return self.run.steps
+
+    @property
+    def kept(self) -> Sequence[int]:
+        """Give the start alone: no later state is known."""
+        return (0,)
+
+    def state(self, step: int) -> State:
+        """Give the first state."""
+        if step != 0:
+            raise ValueError("a run with another image has only its first state")
+        return self.run.state(0)
+
+    def taken(self, step: int) -> Taken:
+        """Give what a step takes."""
+        taken = self.run.taken(step)
+        changed = torch.from_numpy(taken.rows == self.row)
+        if not changed.any():
+            return taken
+        inputs = taken.inputs.clone()
+        inputs[changed.to(inputs.device)] = self.image.to(inputs)
+        return replace(taken, inputs=inputs)
+
+    def randomness(self, step: int) -> AbstractContextManager[None]:
+        """Put the global generators as they were when the step ran its network."""
+        return self.run.randomness(step)
 
 
 def follow_weights(
