@@ -2,6 +2,7 @@
 
     .venv/bin/python bench/replay.py lds [--images 2000] [--epochs 10] [--subsets 50] [--tests 20] [--singles 50]
     .venv/bin/python bench/replay.py recipes [--images 1000] [--epochs 10] [--subsets 10] [--tests 6]
+    .venv/bin/python bench/replay.py softmax [--images 5000] [--epochs 600] [--tests 10] [--singles 50]
     .venv/bin/python bench/replay.py cost [--tests 50]
 
 Images of Fashion-MNIST, a tenth of their labels flipped, and the demo's CNN (GELU and average pooling where smooth),
@@ -13,6 +14,7 @@ batches. Tests: half of them misclassified, half the first of the test set.
   those of the largest influence on the mean loss of the tests: correlation and slope over the images.
 - recipes: the same for small runs of many recipes, with the Gauss–Newton matrix in the place of every batch's Hessian,
   and the verdict's r, which sees other subsets and tests.
+- softmax: single digits of MNIST left out of a softmax regression that has converged.
 - cost: processor seconds of a training step and of a step on the way back, for one test and in a block.
 """
 
@@ -28,6 +30,7 @@ from typing import Any
 import lds_retrain
 import numpy as np
 import torch
+from make_demo_data import read_idx
 from public_data import need
 from scipy.stats import rankdata
 from torch import Tensor, nn
@@ -45,6 +48,8 @@ from influence_cli.steps.run import State
 
 SMOOTH: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "schedule": "cosine"}
 ADAM: dict[str, Any] = {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 1e-2, "schedule": "cosine"}
+# The files of MNIST: images and labels, of training and test set.
+NAMES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 CPU = torch.device("cpu")
 cross_entropy = partial(nn.functional.cross_entropy, reduction="none")
 
@@ -269,6 +274,37 @@ def print_recipes(given: argparse.Namespace) -> None:
                 )
 
 
+def print_softmax(given: argparse.Namespace) -> None:
+    """Leave single digits out of a softmax regression on MNIST that has converged."""
+    draw = np.random.default_rng(0)
+    data = need("mnist") / "MNIST" / "raw"
+    arrays = [read_idx(data / f"{name}-ubyte.gz") for name in NAMES]
+    rows = draw.choice(len(arrays[0]), given.images, replace=False)
+    train, test = (torch.tensor(each).double().flatten(1) / 255 for each in (arrays[0][rows], arrays[2][: given.tests]))
+    labels, truth = torch.tensor(arrays[1][rows]).long(), torch.tensor(arrays[3][: given.tests]).long()
+    torch.manual_seed(0)
+    network = TrainedNetwork(nn.Sequential(nn.Linear(784, 10)).double().train(), cross_entropy)
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "precision": "float64"}
+    recipe = Recipe(RecipeConfig(**settings, batch=given.images, epochs=given.epochs), given.images)
+    memory = Memory(train, labels)
+    run = RecipeRun(recipe, memory, memory)  # type: ignore[arg-type]
+    end = train_run(network, run, lambda *_: None)
+    done = Trained(network, run, end, (test, truth), 0.0)
+    gradient = network.gradient(end, train, labels)[0] + settings["weight_decay"] * end.parameters
+    influence = -replay(network, run, done.ends())
+    strongest = np.argsort(-np.abs(influence).max(axis=0))[: given.singles]
+    predicted = influence[:, strongest].T
+    actual = np.stack([done.without(np.array([row])) for row in strongest])
+    slope = (predicted * actual).sum() / (predicted**2).sum()
+    r = np.corrcoef(predicted.ravel(), actual.ravel())[0, 1]
+    apart = np.abs(predicted - actual).max() / np.abs(actual).max()
+    print(f"{given.images:,} digits, {given.epochs} steps of all of them, gradient norm {gradient.norm():.1e}")
+    print(
+        f"{given.singles} strongest digits left out, {given.tests} tests: r {r:.5f}, slope {slope:.4f}, "
+        f"largest difference {apart:.2%} of the largest change"
+    )
+
+
 def print_cost(given: argparse.Namespace) -> None:
     """Time single steps."""
     (train, labels), _ = images(250)
@@ -295,9 +331,9 @@ def print_cost(given: argparse.Namespace) -> None:
 def main() -> None:
     """Read the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("lds", "recipes", "cost"))
+    parser.add_argument("what", choices=("lds", "recipes", "softmax", "cost"))
     parser.add_argument("--images", type=int)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--subsets", type=int)
     parser.add_argument("--tests", type=int)
     parser.add_argument("--singles", type=int, default=50)
@@ -305,11 +341,17 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     reuse_freed()
-    images_, subsets, tests = {"lds": (2000, 50, 20), "recipes": (1000, 10, 6), "cost": (250, 1, 50)}[given.what]
+    images_, subsets, tests = {
+        "lds": (2000, 50, 20),
+        "recipes": (1000, 10, 6),
+        "softmax": (5000, 1, 10),
+        "cost": (250, 1, 50),
+    }[given.what]
     given.images, given.subsets = given.images or images_, given.subsets or subsets
     given.tests = given.tests or tests
+    given.epochs = given.epochs or (600 if given.what == "softmax" else 10)
     print(f"torch {torch.__version__}, one thread")
-    {"lds": print_lds, "recipes": print_recipes, "cost": print_cost}[given.what](given)
+    {"lds": print_lds, "recipes": print_recipes, "softmax": print_softmax, "cost": print_cost}[given.what](given)
 
 
 if __name__ == "__main__":
