@@ -210,8 +210,8 @@ def interval(values: list[float]) -> str:
 def table(net: str, seeds: int, shares: Sequence[float], kept: dict[str, list[float]]) -> list[str]:
     """Give a table: per way and share the held-out loss and accuracy, and both against all images, seed by seed."""
     done = [seed for seed in range(seeds) if f"{seed}|{net}|all" in kept]
-    lines = ["| dropped | by | seeds | wrong labels among them | held-out loss | against all images | accuracy | against all |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    columns = ("dropped", "by", "seeds", "wrong labels", "held-out loss", "against all", "accuracy", "against all")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     base = [kept[f"{seed}|{net}|all"] for seed in done]
     means = np.mean(base, axis=0)
     lines.append(f"| 0% | all images | {len(done)} | | {means[0]:.3f} | | {means[1]:.1%} | |")
@@ -225,7 +225,8 @@ def table(net: str, seeds: int, shares: Sequence[float], kept: dict[str, list[fl
             loss = interval([one[0] - other[0] for one, other in pairs])
             right = interval([100 * (one[1] - other[1]) for one, other in pairs])
             lines.append(
-                f"| {share:.0%} | {way} | {len(pairs)} | {mean[3]:.0f} | {mean[0]:.3f} | {loss} | {mean[1]:.1%} | {right} |"
+                f"| {share:.0%} | {way} | {len(pairs)} | {mean[3]:.0f} | {mean[0]:.3f} | {loss} | {mean[1]:.1%} "
+                f"| {right} |"
             )
     every, shared = ways(net)[:2]
     differences = [
