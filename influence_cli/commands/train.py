@@ -52,9 +52,7 @@ def command(
         (task,) = load_tasks(loaded, terminal, trained=False)
     network, run = recipe_run(loaded, task)
     wanted, record = made_of(loaded, task, run.recipe), run.record
-    if overwrite:
-        record.clear()
-    elif is_trained(loaded, run, wanted):
+    if not overwrite and is_trained(loaded, run, wanted):
         terminal.say(f"{near_path(path)} is trained and its run is recorded; --overwrite trains it again")
         return
     state = network.first_state(run.recipe.rule(0).slots)
@@ -64,6 +62,8 @@ def command(
         f"{run.examples:,} images, {run.recipe.settings.epochs:,} epochs of {run.recipe.steps_per_epoch:,} steps; "
         f"{len(kept_steps(run.steps)):,} states are kept in {record.shown} ({human_bytes(size)})"
     )
+    if overwrite:
+        record.clear()
     record.begin(wanted)
     with terminal.progress(run.steps, "training steps") as advance:
         last = train_run(network, run, lambda steps, _loss: advance(steps))

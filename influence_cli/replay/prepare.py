@@ -16,7 +16,7 @@ from influence_cli.precompute.prepared import Prepared, settings_of
 from influence_cli.replay.effects import RunEffects
 from influence_cli.replay.open import Replayed, open_run, record_of
 from influence_cli.replay.recipe import Recipe, make_recipe
-from influence_cli.replay.verdict import TRAININGS, Verdict, kept_verdict, measure_verdict
+from influence_cli.replay.verdict import COST, Verdict, kept_verdict, measure_verdict
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 REPLAY = "replay"
@@ -186,7 +186,7 @@ def _verdict_finding(config: Config, replayed: Replayed, terminal: Terminal) -> 
     measured = config.curvature.method == REPLAY
     verdict = measure_verdict(replayed, terminal) if measured else kept_verdict(replayed)
     if verdict is None:
-        cost = f"about {2 * TRAININGS + 2} trainings, once: influence check -s curvature.method=replay"
+        cost = f"about {COST} trainings, once: influence check -s curvature.method=replay"
         return Finding("verdict on the run", None, f"not measured yet; {cost}")
     (terminal.say if verdict.trusted else terminal.warn)(verdict.sentence())
     return Finding("verdict on the run", verdict.agreement, "r of predicted and actual changes of the test losses")

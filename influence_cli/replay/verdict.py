@@ -26,6 +26,8 @@ from influence_cli.steps.forward import follow_weights, run_again
 
 # Trainings without a random share of the examples, and test examples whose losses are compared.
 TRAININGS, SHARE, TESTS = 4, 0.01, 2_000
+# What all of it costs, in trainings: these, and four directions that are followed forwards (bench/replay.py cost).
+COST = 3 * TRAININGS + 2
 # From this agreement on the numbers can be trusted, and below the other one they cannot (bench/results/replay.md).
 TRUST, CHAOTIC = 0.9, 0.6
 # The purpose of the draws' seed.
@@ -84,7 +86,7 @@ def measure_verdict(replayed: Replayed, terminal: Terminal) -> Verdict:
     if missing:
         terminal.say(
             f"measuring once whether this run answers smoothly to its data: {TRAININGS} trainings without "
-            f"{draws[0].sum():,.0f} random images, and one pass forwards (about {3 * TRAININGS + 2} trainings in all), "
+            f"{draws[0].sum():,.0f} random images, and one pass forwards (about {COST} trainings in all), "
             "which are kept"
         )
     disk.make_folder(folder)
