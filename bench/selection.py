@@ -53,7 +53,7 @@ CHOSEN = 2_000
 # By 97.5% of Student's t: for 2, 3, … seeds.
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 CONFIG = """
-model: {{factory: "./selection_project.py:{net}"}}
+model: {{factory: "./selection_project.py:{factory}"}}
 training: {{{training}}}
 l2: {l2}
 seed: {seed}
@@ -112,8 +112,14 @@ class Case:
         )
         training = recipe if net == "smooth" else 'factory: "./selection_project.py:train"'
         path = HERE / f".selection-{self.folder.name}-{net}.yaml"
-        text = CONFIG.format(net=net, training=training, l2=0 if net == "smooth" else 1e-3, seed=self.seed,
-                             folder=self.folder.resolve())  # fmt: skip
+        text = CONFIG.format(
+            factory="smooth_colour" if net == "smooth" and self.data == "cifar10" else net,
+            net=net,
+            training=training,
+            l2=0 if net == "smooth" else 1e-3,
+            seed=self.seed,
+            folder=self.folder.resolve(),
+        )
         path.write_text(text)
         try:
             return load_config(path, [])
