@@ -218,7 +218,7 @@ def _solver(
         with terminal.status("computing the preconditioner"):
             rows = heaviest_rows(network, examples)
             # A direction without l2 and λ may exist where l2 differs: then the mean stands for all.
-            if isinstance(moved, Tensor) and shift.least > 0:
+            if isinstance(moved, Tensor) and float(moved.min()) > 0:
                 precondition = scaled_row_preconditioner(rows, moved)
             else:
                 precondition = row_preconditioner(rows, shift.mean)

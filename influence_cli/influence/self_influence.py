@@ -78,8 +78,23 @@ def harm_to_tests(
     test = stores[0].task.labelled_tests()
     chosen = [Selected(int(index), None, int(test.labels[index])) for index in test.indices]
     if (effects := stores[0].effects) is not None:
-        _, influence = replayed_mean(stores[0].task, effects, chosen, "label", terminal, skip=skip)
-        return -influence
+        influence = replayed_mean(stores[0].task, effects, chosen, "label", terminal, skip=skip)[1]
+    else:
+        influence = _mean_influence(stores, inverses, chosen, terminal, skip=skip, facts=facts)
+    _require_finite(influence, "mean influence on the test examples", stores[0].task.train)
+    return -influence
+
+
+def _mean_influence(
+    stores: Sequence[Prepared],
+    inverses: Sequence[Inverse],
+    chosen: Sequence[Selected],
+    terminal: Terminal,
+    *,
+    skip: bool,
+    facts: TrainingFacts | None,
+) -> np.ndarray:
+    """Compute the influence of every training example on the mean loss of the chosen tests by gradients: [n]."""
     size = 8 * min(256, min(prepared.batch for prepared in stores))
     groups = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     seen, means = mean_gradients(test_stores(stores, inverses), groups, "label", terminal, skip=skip)
@@ -91,9 +106,7 @@ def harm_to_tests(
             training_products(prepared, removal(s, prepared.task.n), facts, share, terminal, skip=skip, stack=stack)
             for prepared, s in zip(stores, solved_vectors(inverses, means), strict=True)
         ]
-        influence = _gathered(stores, streams)
-    _require_finite(influence, "mean influence on the test examples", stores[0].task.train)
-    return -influence
+        return _gathered(stores, streams)
 
 
 def _require_finite(values: np.ndarray, what: str, split: Split) -> None:

@@ -105,7 +105,7 @@ def wanted_signals(
             on == "test" or not tests,
             "it scores training examples and needs a test set with labels in the config",
         ),
-        "self-influence": (solves, "it would need one solve, or one replay, per example; use -s curvature.method=auto"),
+        "self-influence": (solves, "it would need one solve per example; use -s curvature.method=auto"),
     }
     missing = {name: reason for name, (cannot, reason) in why.items() if cannot}
     if signal in missing:

@@ -96,8 +96,8 @@ FAULTS = (
     Fault(
         name="half-repeats",
         file="retrain.py",
-        old="return np.sort(generator.choice(n, n // 2, replace=False))",
-        new="return np.sort(generator.choice(n, n // 2, replace=True))",
+        old="return np.sort(generator.choice(n, size, replace=False))",
+        new="return np.sort(generator.choice(n, size, replace=True))",
         why="a random half has examples twice",
         tests=("test_halves_have_no_example_twice_and_differ",),
     ),

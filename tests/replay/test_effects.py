@@ -173,7 +173,7 @@ def test_the_page_and_the_run_file_name_the_run(influence: Command, project: Pat
         ("rank 1 --skip-unreadable", "--skip-unreadable: a replay takes the steps of the run"),
         ("groups 1 --on-the-fly", "--on-the-fly: a replay stores no gradients"),
         ("select --keep 0.5 --skip-unreadable", "--skip-unreadable: a replay"),
-        ("mislabels --signal self-influence", "--signal self-influence: it would need one solve, or one replay, per"),
+        ("mislabels --signal self-influence", "--signal self-influence: it would need one solve per"),
         ("mislabels --signal tracin", "--signal tracin: it needs several checkpoints"),
         ("mislabels --damping-sweep", "--damping-sweep: replay has no λ"),
         ("gradients", ": influence gradients fills a store"),
