@@ -18,6 +18,7 @@ IMAGES ?= $(DATA)/tiny_imagenet10
 PHOTOS ?= $(DATA)/hymenoptera
 # Where torchvision unpacks MNIST, for the benchmarks after Koh & Liang.
 MNIST ?= build/mnist
+WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 # What make lock may change: make lock UPGRADE=--upgrade, or UPGRADE='--upgrade-package rich'.
 UPGRADE ?=
 
@@ -53,10 +54,10 @@ demo: $(VENV)/.installed
 data: $(VENV)/.installed
 	$(BIN)/python bench/public_data.py build/data
 
-# A file at a time on every core, in their order: else a long file of few tests runs last and alone. One thread each, for
-# threads that share cores wait for each other. Compiled modules are kept, whatever the shell says: many processes start.
+# A file at a time, in their order: else a long file of few tests runs last and alone. One process more than there are
+# cores, because tests wait for processes and disks. One thread each, for threads that share cores wait for each other. Compiled modules are kept, whatever the shell says: many processes start.
 test: $(VENV)/.installed
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -rP

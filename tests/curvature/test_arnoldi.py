@@ -168,6 +168,7 @@ def gradient(project: Path, part: str, index: int) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.outer(delta, x).flatten(), delta]), -outputs.log_softmax(dim=0)[label]
 
 
+@pytest.mark.slow
 def test_rank_equals_the_explicit_basis_cut_to_as_many_directions(
     influence: Command, stored: Path, project: Path
 ) -> None:

@@ -145,6 +145,7 @@ def test_the_aggregate_is_normalised_as_a_whole(influence: Command, project: Pat
     assert np.linalg.norm(own - expected) <= 1e-3 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_outliers_lead_fewer_lists(influence: Command, project: Path) -> None:
     """Barshan et al. 2020: a few examples of large loss are the most influential on many; relatively, others are."""
     edit(project, "  args: {root: train}", "  args: {root: train}\n  labels: labels.csv")

@@ -94,6 +94,7 @@ def announced(text: str) -> float:
     return float(number) * {"kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
 
 
+@pytest.mark.slow
 def test_the_peak_is_within_what_is_announced(tmp_path: Path) -> None:
     made(tmp_path / "few", 20)
     made(tmp_path / "many", 800)

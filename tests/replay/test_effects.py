@@ -94,6 +94,7 @@ def test_what_is_replayed_once_is_read(influence: Command, project: Path, monkey
     assert np.array_equal(influences(influence, project, 3), first)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_rows_of_one(project: Path, run_project: Path) -> None:
     alone = ranks.run(project, "rank", "0:4", "--format", "json", ranks=1)
     (project / "influence.run" / "replays").rename(project / "others")
