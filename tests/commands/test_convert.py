@@ -39,6 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_whole_model_becomes_weights_in_a_process_of_its_own(influence: Command, folder: Path) -> None:
     done = influence("convert", "best.pt", "-o", "best.safetensors", "--trust", cwd=folder)
     assert done.out == ""

@@ -7,6 +7,7 @@ import faults_estimates
 import faults_input
 import faults_layers
 import faults_output
+import faults_replay
 import faults_situations
 import faults_store
 
@@ -17,5 +18,6 @@ FAULTS = (
     *faults_input.FAULTS,
     *faults_output.FAULTS,
     *faults_checks.FAULTS,
+    *faults_replay.FAULTS,
     *faults_situations.FAULTS,
 )

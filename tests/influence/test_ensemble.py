@@ -331,6 +331,7 @@ def test_groups_and_select_are_sums_of_the_same_influence(by_source: Path, influ
         assert row["usefulness"] == pytest.approx(found[:, int(str(row["index"]))].mean(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_self_influence_of_tracin_is_a_sum_over_checkpoints(by_tracin: Path, influence: Command) -> None:
     x, y = features(by_tracin, "train")
     squares = [gradients(load(by_tracin, number), x, y).square().sum(dim=1) for number in range(4)]
@@ -353,6 +354,7 @@ def test_mislabels_goes_by_the_last_checkpoint_under_source(by_source: Path, inf
 
 @pytest.mark.parametrize("kind", ["mean", "tracin", "source"])
 @pytest.mark.quick("mean")
+@pytest.mark.slow
 def test_lds_has_a_row_for_every_number_of_checkpoints(
     kind: str, request: pytest.FixtureRequest, influence: Command
 ) -> None:

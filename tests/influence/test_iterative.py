@@ -34,6 +34,7 @@ def test_the_series_needs_what_its_slowest_direction_needs() -> None:
 
 @pytest.mark.parametrize("method", SOLVERS)
 @pytest.mark.quick("cg")
+@pytest.mark.slow
 def test_it_is_said_and_a_long_one_is_warned_of(
     influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -209,6 +209,7 @@ def test_equal_scores_are_listed_by_index(influence: Command, project: Path, sig
     assert table["index"].tolist() == list(range(320))
 
 
+@pytest.mark.slow
 def test_identity_takes_the_norm_of_the_gradient(influence: Command, noisy: Noisy) -> None:
     words = ("-s", "curvature.method=identity", "-s", "gradients.store=raw.h5", "--signal", "self-influence")
     table = ranked(influence, noisy.folder, *words)
@@ -333,6 +334,7 @@ def test_top_and_all_say_how_many(influence: Command, noisy: Noisy, words: tuple
     assert list(rows[0]) == COLUMNS
 
 
+@pytest.mark.slow
 def test_formats_hold_the_same_rows(influence: Command, noisy: Noisy) -> None:
     rows = rows_of(influence("mislabels", cwd=noisy.folder).out)
     assert json.loads(influence("mislabels", "--format", "json", cwd=noisy.folder).out) == rows

@@ -42,6 +42,7 @@ def test_the_default_needs_no_store_and_takes_one_that_is_there(
     assert done["index"].tolist() == without["index"].tolist()
 
 
+@pytest.mark.slow
 def test_a_store_of_something_else_is_left_alone_with_a_warning(
     influence: Command, trained: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_tracin_is_the_mean_square_of_the_norm_over_checkpoints(
     assert by_index(table, "signal_loss") == pytest.approx((truth.losses + early.losses) / 2, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_probabilities_from_elsewhere_are_a_signal(influence: Command, folder: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     soft = generator.dirichlet(np.ones(10), 320)
@@ -128,6 +130,7 @@ def relabelled(folder: Path, labels: np.ndarray) -> tuple[str, ...]:
     return ("-s", "train.labels=labels.npy", "-s", "gradients.store=other.h5")
 
 
+@pytest.mark.slow
 def test_a_rare_class_and_a_single_one_are_named(
     influence: Command, trained: Path, truth: Exact, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def right_rows(top: TopLayer) -> list[int]:
 # The mathematics
 
 
+@pytest.mark.slow
 def test_the_top_layer_is_at_its_minimum(top: TopLayer) -> None:
     _, before, _ = minimise(top.problem, top.w)
     assert before < 1e-10

@@ -208,6 +208,7 @@ def test_examples_that_cannot_be_read_are_left_out_where_asked(influence: Comman
     assert findings(influence, project, "--skip-unreadable")["training accuracy"][1] == "over 319 examples"
 
 
+@pytest.mark.slow
 def test_formats_hold_the_same_findings(influence: Command, project: Path) -> None:
     lines = [json.loads(line) for line in influence("check", cwd=project).out.splitlines()]
     rows = json.loads(influence("check", "--format", "json", cwd=project).out)

@@ -160,6 +160,7 @@ def test_on_the_fly_rows_are_those_of_any_other_run(influence: Command, project:
 
 @pytest.mark.parametrize("method", ["identity", "explicit", "cg"])
 @pytest.mark.quick("identity*")
+@pytest.mark.slow
 def test_on_the_fly_equals_the_store_for_other_methods(
     influence: Command, trained: Path, tmp_path: Path, method: str
 ) -> None:

@@ -36,6 +36,7 @@ def swept(command: Command, project: Path, *words: object, code: int = 0) -> dic
 
 @pytest.mark.parametrize("method", ["explicit", "ekfac", "fisher"])
 @pytest.mark.quick("explicit*")
+@pytest.mark.slow
 def test_rank_at_every_damping_is_the_command_with_that_damping(project: Path, influence: Command, method: str) -> None:
     setting = ["-s", f"curvature.method={method}"]
     found = swept(influence, project, "rank", 3, 5, "--top", 7, "-s", f"curvature.damping={LAM}", *setting)
@@ -121,6 +122,7 @@ def test_where_damping_is_zero_the_steps_are_those_of_l2(stored: Path, influence
     assert lines[start + 7].split()[0] in ("stable", "fragile")
 
 
+@pytest.mark.slow
 def test_the_page_has_the_table_and_the_chart(stored: Path, influence: Command, tmp_path: Path) -> None:
     for words in (("rank", 3), ("rank", "0:5", "--aggregate"), ("mislabels",)):
         report = tmp_path / "page.html"

@@ -79,6 +79,7 @@ def test_select_groups_and_rank_by_a_proxy(influence: Command, thirty: Path) -> 
     assert after == before
 
 
+@pytest.mark.slow
 def test_other_images_have_another_proxy(influence: Command, thirty: Path) -> None:
     influence("rank", "0:20", "--aggregate", "--proxy", "-q", cwd=thirty)
     (thirty / "out.csv").write_text("index\n3\n")

@@ -42,6 +42,7 @@ def test_changes_of_nothing_are_no_agreement() -> None:
     assert not verdict.trusted
 
 
+@pytest.mark.slow
 def test_check_gives_the_kept_verdict_and_trains_nothing(influence: Command, run_project: Path) -> None:
     other = ("-s", "curvature.method=auto")
     for words in ((), other):

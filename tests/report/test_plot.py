@@ -50,6 +50,7 @@ def test_a_file_of_its_kind_that_appears_when_complete(tmp_path: Path, suffix: s
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 @pytest.mark.quick("svg")
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     draw(tmp_path / f"a.{suffix}", 5)
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"

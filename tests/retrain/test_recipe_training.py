@@ -78,6 +78,7 @@ def test_a_recipe_is_a_training_function_where_there_is_no_other(influence: Comm
     assert json.loads(done.out)["subsets"] == 3
 
 
+@pytest.mark.slow
 def test_verify_runs_the_recipe_again(influence: Command, run: Path) -> None:
     words = ("verify", "--lds", "--same-run", "--drop", 1, "--subsets", 6, "-s", "curvature.damping=0.01")
     other = influence(*words, cwd=run)

@@ -208,6 +208,7 @@ def test_a_loss_that_returns_one_number(influence: Command, project: Path) -> No
         assert "reduction" in hint
 
 
+@pytest.mark.slow
 def test_a_store_of_another_model(influence: Command, project: Path) -> None:
     influence("gradients", "-q", cwd=project)
     state = torch.load(project / "model.pt")

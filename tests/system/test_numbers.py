@@ -212,6 +212,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray) -> None:
         if method != "nystrom"
     ],
 )
+@pytest.mark.slow
 def test_block_size_loader_processes_and_threads_change_nothing(
     influence: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
