@@ -48,6 +48,7 @@ from influence_cli.steps.run import State
 
 SMOOTH: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "schedule": "cosine"}
 ADAM: dict[str, Any] = {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 1e-2, "schedule": "cosine"}
+OPTIMIZERS = {"SGD": SMOOTH, "AdamW": ADAM}
 # The files of MNIST: images and labels, of training and test set.
 NAMES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 CPU = torch.device("cpu")
@@ -257,7 +258,8 @@ def print_recipes(given: argparse.Namespace) -> None:
         "| recipe | batch | Spearman, Pearson, slope (95%) | Spearman, GGN | verdict r | seconds |\n"
         "|---|--:|---|--:|--:|--:|"
     )
-    for name, settings in (("SGD, momentum .9", SMOOTH), ("AdamW", ADAM)):
+    for name in given.optimizers:
+        settings = OPTIMIZERS[name]
         for smooth in (True, False):
             for batch in given.batches:
                 run = trained({**settings, "batch": batch}, given, smooth=smooth, tests=given.tests)
@@ -336,6 +338,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--subsets", type=int)
     parser.add_argument("--tests", type=int)
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--singles", type=int, default=50)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 250])
     given = parser.parse_args()
