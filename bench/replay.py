@@ -167,7 +167,7 @@ def trained(settings: dict[str, Any], given: argparse.Namespace, *, smooth: bool
     network = TrainedNetwork(build(smooth).train(), cross_entropy)
     run = RecipeRun(recipe, memory, memory)  # type: ignore[arg-type]
     started = time.process_time()
-    end = train_run(network, run, lambda *_: None)
+    end = train_run(network, run)
     seconds = time.process_time() - started
     with torch.no_grad():
         outputs = network.measure(end.parameters, end.buffers, test)
@@ -290,7 +290,7 @@ def print_softmax(given: argparse.Namespace) -> None:
     recipe = Recipe(RecipeConfig(**settings, batch=given.images, epochs=given.epochs), given.images)
     memory = Memory(train, labels)
     run = RecipeRun(recipe, memory, memory)  # type: ignore[arg-type]
-    end = train_run(network, run, lambda *_: None)
+    end = train_run(network, run)
     done = Trained(network, run, end, (test, truth), 0.0)
     gradient = network.gradient(end, train, labels)[0] + settings["weight_decay"] * end.parameters
     influence = -replay(network, run, done.ends())

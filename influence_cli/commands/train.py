@@ -66,7 +66,7 @@ def command(
         record.clear()
     record.begin(wanted)
     with terminal.progress(run.steps, "training steps") as advance:
-        last = train_run(network, run, lambda steps, _loss: advance(steps))
+        last = train_run(network, run, advance)
     save_checkpoint(network, last, path)
     terminal.say(f"wrote {near_path(path)}")
     if task.test is not None:

@@ -17,9 +17,12 @@ from torch import Tensor
 from influence_cli.data.split import Split, label_conflict, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.runtime import work
+from influence_cli.runtime.memory import available_bytes
 
 # A target of a weighted training example is label + SLOT · place of its weight (model/sample_weights.py).
 SLOT = 2**32
+# Share of the free memory for inputs that are read again and again.
+HELD_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -263,6 +266,19 @@ def readable_batches(
             tell(f"skipped: {reason}")
         if len(batch):
             yield batch
+
+
+def fits_memory(split: Split, dtype: torch.dtype | None = None) -> bool:
+    """Say whether all inputs of a split may be held, for work that reads them again and again.
+
+    Args:
+        split: of which one input is read.
+        dtype: in which they are held; None for their own.
+    """
+    image, _ = raw_item(split, int(split.indices[0]))
+    one = to_input(split, image, split.title(int(split.indices[0])))
+    size = one.element_size() if dtype is None else dtype.itemsize
+    return one.numel() * size * len(split) <= HELD_SHARE * available_bytes(torch.device("cpu"))
 
 
 def labelled_inputs(split: Split) -> Iterator[tuple[Tensor, int]]:

@@ -10,6 +10,10 @@ import xxhash
 from torch import nn
 
 from influence_cli import __version__
+from influence_cli.config.schema import Config
+from influence_cli.config.source_code import object_hash
+from influence_cli.config.user_code import import_object
+from influence_cli.model.configured_loss import own_loss
 from influence_cli.model.data_fingerprint import data_fingerprint
 from influence_cli.model.task import Task
 from influence_cli.runtime import distributed
@@ -47,6 +51,17 @@ def splits_fingerprint(task: Task) -> dict[str, str]:
     return {
         **{f"train.{part}": value for part, value in data_fingerprint(task.train).items()},
         **{f"test.{part}": value for part, value in test.items()},
+    }
+
+
+def training_fingerprint(config: Config, task: Task) -> dict[str, str]:
+    """Describe what a training depends on besides its examples and its recipe: model, loss, the version of torch."""
+    build = import_object(config.model.factory, config.folder, config.where("model", "factory"))
+    output = "" if config.model.output is None else f" output {config.model.output}"
+    return {
+        "model": f"{config.model.factory} {object_hash(build, config.model.args)}{output}",
+        "loss": f"{task.loss_name} {object_hash(own_loss(task.loss), config.loss.args)}",
+        "torch": torch.__version__,
     }
 
 

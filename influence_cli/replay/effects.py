@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from influence_cli.model.losses import negative_margin
 from influence_cli.precompute.prepared import RunSummary
 from influence_cli.replay.open import Replayed
-from influence_cli.replay.outcomes import changes_of, losses_of
+from influence_cli.replay.outcomes import BATCH, changes_of, losses_of
 from influence_cli.replay.verdict import Verdict
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.memory import available_bytes
@@ -39,7 +39,6 @@ class RunEffects:
 
     replayed: Replayed
     verdict: Verdict | None
-    _last: list[State] = field(default_factory=list, repr=False)
 
     @property
     def summary(self) -> RunSummary:
@@ -49,12 +48,10 @@ class RunEffects:
             return RunSummary(steps, None, None, "")
         return RunSummary(steps, self.verdict.agreement, self.verdict.slope, self.verdict.sentence())
 
-    @property
+    @cached_property
     def last(self) -> State:
         """Give the last state."""
-        if not self._last:
-            self._last.append(self.replayed.run.state(self.replayed.run.steps))
-        return self._last[0]
+        return self.replayed.run.state(self.replayed.run.steps)
 
     def on_margins(self) -> RunEffects:
         """Give the same of margins with their sign changed; they are kept under another name."""
@@ -82,15 +79,12 @@ class RunEffects:
         """Give the derivatives of the mean loss of test examples [n]: one replay, however many they are."""
         key = self._key("mean", inputs, targets)
         if distributed.from_first(lambda: not self._path(key).exists()) and distributed.is_first():
-            total: State | None = None
-            for start in range(0, len(targets), BLOCK):
-                end = self._ends(inputs[start : start + BLOCK], targets[start : start + BLOCK])
-                sums = State(end.parameters.sum(dim=0, keepdim=True), end.slots, end.buffers.sum(dim=0, keepdim=True))
-                total = sums if total is None else _added(total, sums)
-            if total is None:
-                raise ValueError("no test example")
-            slots = tuple(torch.zeros_like(total.parameters) for _ in self.last.slots)
-            mean = State(total.parameters / len(targets), slots, total.buffers / len(targets))
+            parts = zip(torch.split(inputs, BATCH), torch.split(targets, BATCH), strict=True)
+            sums = [self._gradient(x, y) for x, y in parts]
+            mean = self._at_end(
+                torch.stack([parameters for parameters, _ in sums]).sum(dim=0, keepdim=True) / len(targets),
+                torch.stack([buffers for _, buffers in sums]).sum(dim=0, keepdim=True) / len(targets),
+            )
             self._write(key, self._replay(mean, 1, advance)[0])
         distributed.barrier()
         return self._read(key)
@@ -147,20 +141,25 @@ class RunEffects:
 
     def _ends(self, inputs: Tensor, targets: Tensor) -> State:
         """Give the derivatives of losses in the last state."""
+        rows = [self._gradient(x[None], y[None]) for x, y in zip(inputs, targets, strict=True)]
+        return self._at_end(torch.stack([row for row, _ in rows]), torch.stack([row for _, row in rows]))
+
+    def _at_end(self, parameters: Tensor, buffers: Tensor) -> State:
+        """Give derivatives [K, p] and [K, q] as those of the last state: no loss depends on the optimiser's slots."""
+        return State(parameters, tuple(torch.zeros_like(parameters) for _ in self.last.slots), buffers)
+
+    def _gradient(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the gradient of a summed loss at the last state, in the parameters [p] and in the buffers [q]."""
         task, network, last = self.replayed.task, self.replayed.network, self.last
-        rows: list[Tensor] = []
-        averages: list[Tensor] = []
-        for x, y in zip(inputs, targets, strict=True):
-            parameters = last.parameters.detach().clone().requires_grad_()
-            buffers = last.buffers.detach().clone().requires_grad_()
-            with torch.enable_grad():
-                outputs = network.measure(parameters, buffers, x[None].to(last.parameters))
-                loss = task.loss(outputs, y[None].to(task.device)).sum()
-                slopes = torch.autograd.grad(loss, (parameters, buffers), allow_unused=True, materialize_grads=True)
-            rows.append(slopes[0])
-            averages.append(slopes[1])
-        all_rows = torch.stack(rows)
-        return State(all_rows, tuple(torch.zeros_like(all_rows) for _ in last.slots), torch.stack(averages))
+        parameters = last.parameters.detach().clone().requires_grad_()
+        buffers = last.buffers.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            outputs = network.measure(parameters, buffers, inputs.to(last.parameters))
+            loss = task.loss(outputs, targets.to(task.device)).sum()
+            by_parameters, by_buffers = torch.autograd.grad(
+                loss, (parameters, buffers), allow_unused=True, materialize_grads=True
+            )
+        return by_parameters, by_buffers
 
     def _block(self) -> int:
         """Bound the measures of a block by the memory for their vectors: parameters, slots, gradient and product."""
@@ -187,10 +186,6 @@ class RunEffects:
         np.save(content, slopes)
         disk.make_folder(path.parent)
         disk.write_whole(path, content.getvalue())
-
-
-def _added(one: State, other: State) -> State:
-    return State(one.parameters + other.parameters, one.slots, one.buffers + other.buffers)
 
 
 def _in_shares(advance: Advance, share: float, steps: int) -> None:

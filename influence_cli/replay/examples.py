@@ -9,14 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from influence_cli.data.batches import ALONE, Loading, readable_batches
-from influence_cli.data.split import Split, raw_item, to_input
+from influence_cli.data.batches import ALONE, Loading, fits_memory, readable_batches
+from influence_cli.data.split import Split
 from influence_cli.replay.recipe import AUGMENT, Recipe
-from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.seeds import seeded
-
-# Share of the free memory for the inputs that every epoch reads.
-HELD_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,9 +39,7 @@ class Examples:
     @cached_property
     def held(self) -> Tensor | None:
         """Give all inputs [n, …], or None where they do not fit the memory."""
-        image, _ = raw_item(self.split, int(self.split.indices[0]))
-        one = to_input(self.split, image, self.split.title(int(self.split.indices[0])))
-        if one.numel() * self.dtype.itemsize * len(self.split) > HELD_SHARE * available_bytes(torch.device("cpu")):
+        if not fits_memory(self.split, self.dtype):
             return None
         batches = readable_batches(self.split, self.split.indices, 256, self.loading, skip=False)
         return torch.cat([batch.inputs.to(self.dtype) for batch in batches])

@@ -9,11 +9,8 @@ import torch
 from torch import nn
 
 from influence_cli.config.schema import Config
-from influence_cli.config.source_code import object_hash
-from influence_cli.config.user_code import import_object
 from influence_cli.errors import InfluenceError, describe, near_path
-from influence_cli.model.configured_loss import own_loss
-from influence_cli.model.fingerprint import DATA_MEANING, splits_fingerprint
+from influence_cli.model.fingerprint import DATA_MEANING, splits_fingerprint, training_fingerprint
 from influence_cli.model.outputs import Loss
 from influence_cli.model.task import Task, build_model
 from influence_cli.recording.step_files import RECORD_ANEW
@@ -109,14 +106,8 @@ def made_of(config: Config, task: Task, recipe: Recipe) -> dict[str, str]:
 
 
 def _depends(config: Config, task: Task) -> dict[str, str]:
-    build = import_object(config.model.factory, config.folder, config.where("model", "factory"))
-    output = "" if config.model.output is None else f" output {config.model.output}"
-    return {
-        **{name: value for name, value in splits_fingerprint(task).items() if name.startswith("train.")},
-        "model": f"{config.model.factory} {object_hash(build, config.model.args)}{output}",
-        "loss": f"{task.loss_name} {object_hash(own_loss(task.loss), config.loss.args)}",
-        "torch": torch.__version__,
-    }
+    examples = {name: value for name, value in splits_fingerprint(task).items() if name.startswith("train.")}
+    return examples | training_fingerprint(config, task)
 
 
 def differing(recorded: dict[str, str], wanted: dict[str, str]) -> list[str]:

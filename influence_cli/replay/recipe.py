@@ -9,11 +9,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
 from influence_cli.config.schema import Config, RecipeConfig
@@ -118,10 +117,6 @@ class Recipe:
         """Describe it for a fingerprint: everything that changes a byte of the run."""
         return f"{self.settings.model_dump_json()} n {self.examples}"
 
-    def hash(self) -> str:
-        """Give a short name of it."""
-        return xxhash.xxh3_64(self.described().encode()).hexdigest()
-
 
 def make_recipe(config: Config, examples: int) -> Recipe:
     """Decide the recipe of a config.
@@ -183,6 +178,3 @@ def _one_cycle(step: int, total: int) -> float:
     share = (step - top) / max(1.0, total - 1 - top)
     low = 1 / (FIRST * LAST)
     return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-Optimizer = Literal["sgd", "adam", "adamw"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from influence_cli.replay.examples import Examples, augmented
 from influence_cli.replay.recipe import NOISE, Recipe
 from influence_cli.replay.record import Record, kept_steps
 from influence_cli.runtime.seeds import seeded
-from influence_cli.steps.forward import take_step
+from influence_cli.steps.forward import Advance, ignore, take_step
 from influence_cli.steps.network import TrainedNetwork
 from influence_cli.steps.run import State, Taken
 
@@ -63,17 +63,13 @@ class RecipeRun:
         return seeded(self.recipe.seed(NOISE, step))
 
 
-def train_run(
-    network: TrainedNetwork,
-    run: RecipeRun,
-    advance: Callable[[int, float], None],
-) -> State:
+def train_run(network: TrainedNetwork, run: RecipeRun, advance: Advance = ignore) -> State:
     """Train by the recipe, from the last kept state on, and keep states on the way.
 
     Args:
         network: fresh where no state is kept yet.
         run: what to train.
-        advance: called with the steps done since the last call and the mean loss of the last batch.
+        advance: called with the steps done since the last call.
 
     Returns:
         The last state.
@@ -87,7 +83,7 @@ def train_run(
     if kept:
         start = kept[-1]
         state = record.read(start, run.data.device)
-        advance(start, float("nan"))
+        advance(start)
     else:
         start, state = 0, network.first_state(run.recipe.rule(0).slots)
         record.write(0, state)
@@ -95,7 +91,6 @@ def train_run(
         for step in range(start, run.steps):
             with run.randomness(step):
                 state, _, losses = take_step(network, state, run.taken(step))
-            mean = float(losses.mean())
             if not torch.isfinite(losses).all():
                 raise InfluenceError(
                     f"training diverged: the loss of step {step:,} of {run.steps:,} is not a number",
@@ -103,7 +98,7 @@ def train_run(
                 )
             if step + 1 in steps:
                 record.write(step + 1, state)
-            advance(1, mean)
+            advance(1)
     except KeyboardInterrupt:
         last = record.kept[-1]
         raise Stopped(

@@ -48,7 +48,7 @@ def train_recorded(config: Config, task: Task, terminal: Terminal, what: str, fo
         run.record.begin(wanted)
     if {*run.kept} - {*run.record.kept}:
         with terminal.progress(run.steps, f"training {what}") as advance:
-            train_run(network, run, lambda steps, _loss: advance(steps))
+            train_run(network, run, advance)
     network.load(run.state(run.steps))
     task.model.load_state_dict(network.model.state_dict())
     return Replayed(task, network, run, run.record)

@@ -18,11 +18,8 @@ from torch import nn
 from influence_cli.checkpoints.libraries import is_adapter, with_adapter
 from influence_cli.checkpoints.load import in_float32
 from influence_cli.config.schema import Config
-from influence_cli.config.source_code import object_hash
-from influence_cli.config.user_code import import_object
 from influence_cli.errors import InfluenceError
-from influence_cli.model.configured_loss import own_loss
-from influence_cli.model.fingerprint import splits_fingerprint
+from influence_cli.model.fingerprint import splits_fingerprint, training_fingerprint
 from influence_cli.model.task import Task, build_model
 from influence_cli.replay.recipe import make_recipe
 from influence_cli.retrain.recipe_training import RecipeSteps, recipe_training
@@ -145,14 +142,10 @@ class Retraining:
     def made_of(self, task: Task) -> dict[str, str]:
         """Describe what retrainings depend on, part by part; a checkpoint is no part of a training from scratch."""
         config = self.config
-        build = import_object(config.model.factory, config.folder, config.where("model", "factory"))
-        output = "" if config.model.output is None else f" output {config.model.output}"
         return {
             **splits_fingerprint(task),
+            **training_fingerprint(config, task),
             "training": " ".join(self._trained_by(task)),
-            "model": f"{config.model.factory} {object_hash(build, config.model.args)}{output}",
-            "loss": f"{task.loss_name} {object_hash(own_loss(task.loss), config.loss.args)}",
-            "torch": torch.__version__,
             "l2": repr(task.objective.trainer_l2()),
             "seed": str(config.seed),
         }

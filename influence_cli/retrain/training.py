@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from influence_cli.config.schema import Config
 from influence_cli.config.source_code import object_hash
 from influence_cli.config.user_code import bind, import_object
-from influence_cli.data.batches import Batch, labelled_inputs, readable_batches
+from influence_cli.data.batches import Batch, fits_memory, labelled_inputs, readable_batches
 from influence_cli.data.split import Split, raw_item, to_input
 from influence_cli.errors import InfluenceError, describe
 from influence_cli.influence.measure import MARGIN
@@ -34,7 +34,6 @@ from influence_cli.model.outputs import logits_of
 from influence_cli.model.task import Task, build_model
 from influence_cli.runtime.fence import fenced
 from influence_cli.runtime.jobs import Arrays, Job
-from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.seeds import seed_all
 
 FORM = "train(model, data, *, l2, seed, progress)"
@@ -42,8 +41,6 @@ FORM = "train(model, data, *, l2, seed, progress)"
 OURS = ("l2", "seed", "progress")
 # The purposes of seeds, so that different purposes never share one.
 HALVES, ON_HALVES, WITHOUT, CHOSEN, KEPT, FROM_START, DROPPED, REPEATED = 1, 2, 3, 4, 5, 6, 7, 8
-# Share of the free memory for the inputs that every retraining reads.
-HELD_SHARE = 0.5
 BATCH = 256
 
 # The first claim number of each repeat is a multiple of this.
@@ -286,7 +283,7 @@ class _Rows(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 def training_pairs(split: Split) -> Pairs:
     """Give the (input, label) pairs of all examples in use: a list if it fits the memory, otherwise read on access."""
-    return list(labelled_inputs(split)) if _fits(split) else _Reading(split)  # type: ignore[return-value]
+    return list(labelled_inputs(split)) if fits_memory(split) else _Reading(split)  # type: ignore[return-value]
 
 
 def take_pairs(data: Pairs, rows: np.ndarray) -> Pairs:
@@ -301,13 +298,7 @@ def held_batches(split: Split) -> Iterable[Batch]:
         def __iter__(self) -> Any:
             return iter(readable_batches(split, split.indices, BATCH, skip=False))
 
-    return list(Again()) if _fits(split) else Again()
-
-
-def _fits(split: Split) -> bool:
-    image, _ = raw_item(split, int(split.indices[0]))
-    one = to_input(split, image, split.title(int(split.indices[0])))
-    return one.numel() * one.element_size() * len(split) <= HELD_SHARE * available_bytes(torch.device("cpu"))
+    return list(Again()) if fits_memory(split) else Again()
 
 
 @dataclass(frozen=True)

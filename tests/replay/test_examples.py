@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from influence_cli.config.load import load_config
+from influence_cli.data import batches
 from influence_cli.model.task import load_tasks
-from influence_cli.replay import examples
 from influence_cli.replay.examples import Examples
 from tests.support.recipe_project import N, make
 
@@ -25,7 +25,7 @@ def test_what_does_not_fit_the_memory_is_read_batch_by_batch(tmp_path: Path, mon
 
     held = Examples(task.train, torch.float64, task.device)
     assert held.held is not None
-    monkeypatch.setattr(examples, "HELD_SHARE", 0.0)
+    monkeypatch.setattr(batches, "HELD_SHARE", 0.0)
     read = Examples(task.train, torch.float64, task.device)
 
     assert read.held is None
