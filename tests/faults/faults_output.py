@@ -89,7 +89,8 @@ FAULTS = (
         name="stderr-on-stdout",
         file="terminal.py",
         old="_Stderr(stderr=True",
-        new="_Stderr(stderr=False",
+        # Not stderr=False: what prints to stdout while a command runs goes to stderr anyway (runtime/stdout.py).
+        new='_Stderr(file=__import__("influence_cli.runtime.stdout", fromlist=["rows"]).rows()',
         why="messages stand among the rows",
         tests=("test_stdout_is_data_and_stderr_is_all_else",),
     ),
