@@ -216,10 +216,10 @@ def steps(folder: Path, everything: bool) -> None:
     """Print the seconds of every step on one case, in forward passes and in forward and backward passes."""
     from influence_cli.config.load import load_config
     from influence_cli.data.batches import read_batches
-    from influence_cli.mislabels.activations import activations
+    from influence_cli.evidence.activations import activations
+    from influence_cli.evidence.neighbours import nearest, vote
+    from influence_cli.evidence.readout import leave_one_out
     from influence_cli.mislabels.find import SignalChoice, find_mislabels, wanted_signals
-    from influence_cli.mislabels.neighbours import nearest, vote
-    from influence_cli.mislabels.readout import leave_one_out
     from influence_cli.model.task import load_tasks, measure_loading
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.runtime.terminal import Terminal

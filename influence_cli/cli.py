@@ -22,14 +22,13 @@ from influence_cli.commands import (
     groups,
     index,
     init,
-    mislabels,
     perturb,
     rank,
-    relabel,
     select,
     train,
     verify,
 )
+from influence_cli.commands.labels import mislabels, relabel
 from influence_cli.config import moved
 from influence_cli.demo import command
 from influence_cli.errors import InfluenceError, Stopped, one_line, printable

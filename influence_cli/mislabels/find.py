@@ -3,7 +3,7 @@
 Signals, higher is more suspicious for all of them:
 
 - ``combined`` (the default), ``readout``, ``neighbours``, ``logistic``: −log p of the label by opinions that have not
-  seen it (mislabels/evidence.py)
+  seen it (evidence/gather.py)
 - ``pred-probs``: likewise by probabilities from elsewhere, such as k-fold training
 - ``loss`` (the model's), ``margin`` (probability of the largest other class minus that of the label)
 - ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: influence/self_influence.py
@@ -19,6 +19,10 @@ import numpy as np
 
 from influence_cli.data.split import Split, rows_of
 from influence_cli.errors import InfluenceError
+from influence_cli.evidence.gather import FEWEST, Evidence, gather_evidence
+from influence_cli.evidence.guessing import beats_guessing, largest_share
+from influence_cli.evidence.plan import announce, make_plan
+from influence_cli.evidence.readout import row_parts
 from influence_cli.influence.ensemble import make_inverses, times_of
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.influence.inverse import all_closed
@@ -26,10 +30,7 @@ from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
-from influence_cli.mislabels.evidence import FEWEST, Evidence, gather_evidence
-from influence_cli.mislabels.noise import Noise, beats_guessing, calibrated, count_wrong, largest_share, noise_of
-from influence_cli.mislabels.plan import announce, make_plan
-from influence_cli.mislabels.readout import row_parts
+from influence_cli.mislabels.noise import Noise, calibrated, count_wrong, noise_of
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed

@@ -79,7 +79,7 @@ FAULTS = (
     ),
     Fault(
         name="exit-code-findings",
-        file="commands/mislabels.py",
+        file="commands/labels/mislabels.py",
         old="if findings > most:",
         new="if findings >= most:",
         why="--fail-above N fails at N",

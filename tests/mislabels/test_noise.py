@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-from math import comb
-
 import numpy as np
 import pytest
 
-from influence_cli.mislabels.noise import SIGNIFICANCE, beats_guessing, calibrated, estimate_noise
+from influence_cli.mislabels.noise import calibrated, estimate_noise
 
 
 def drawn(n: int, rate: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,16 +80,3 @@ def test_the_probabilities_of_each_block_of_classes_are_those_of_the_whole_table
     joined = true * channel[given]
     right = 1 - joined[np.arange(4_000), given] / joined.sum(axis=1)
     assert noise.wrong == pytest.approx(right, abs=1e-9)
-
-
-def test_better_than_guessing_is_an_exact_binomial_test() -> None:
-    for sizes in ([8, 8, 8], [20, 10], [1] * 40):
-        labels = np.repeat(np.arange(len(sizes)), sizes)
-        n = len(labels)
-        share = Fraction(int(np.bincount(labels).max()), n)
-        tails = [
-            sum(comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(right, n + 1)) for right in range(n + 1)
-        ]
-        for right, tail in enumerate(tails):
-            assert beats_guessing(right, labels) == (tail < SIGNIFICANCE)
-    assert not beats_guessing(5, np.zeros(5, dtype=np.int64))

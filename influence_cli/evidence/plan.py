@@ -10,10 +10,10 @@ import torch
 from influence_cli.data.batches import read_batches
 from influence_cli.data.split import Split, spread
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.mislabels.activations import ALL, activations
-from influence_cli.mislabels.neighbours import HELD as SIMILARITIES
-from influence_cli.mislabels.neighbours import NEIGHBOURS
-from influence_cli.mislabels.readout import COMPONENTS, HELD, RIDGES, TRIED
+from influence_cli.evidence.activations import ALL, activations
+from influence_cli.evidence.neighbours import HELD as SIMILARITIES
+from influence_cli.evidence.neighbours import NEIGHBOURS
+from influence_cli.evidence.readout import COMPONENTS, HELD, RIDGES, TRIED
 from influence_cli.model.task import Task
 from influence_cli.precompute.cost import operations_a_second
 from influence_cli.runtime import distributed

@@ -5,7 +5,7 @@ example i are, one Newton step away (Pregibon 1981; Rad & Maleki 2020, approxima
 
     f₋ᵢ = fᵢ + Kᵢ(I − WᵢKᵢ)⁻¹(pᵢ − yᵢ),  Kᵢ = (φᵢᵀ ⊗ I) H⁻¹ (φᵢ ⊗ I)/n  [C, C],  Wᵢ = diag(pᵢ) − pᵢpᵢᵀ
 
-H is the Hessian of the objective: mislabels/readout.py's ridge regression is the case in which this is exact.
+H is the Hessian of the objective: evidence/readout.py's ridge regression is the case in which this is exact.
 """
 
 from __future__ import annotations

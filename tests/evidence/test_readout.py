@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError
-from influence_cli.mislabels.readout import FLOOR, RIDGES, fit_temperature, leave_one_out
+from influence_cli.evidence.readout import FLOOR, RIDGES, fit_temperature, leave_one_out
 
 
 def made(n: int, d: int, classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,7 @@ def test_outputs_are_those_of_regressions_without_the_example(n: int, d: int) ->
 
 
 def test_the_label_itself_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("influence_cli.mislabels.readout.RIDGES", (0.1,))
+    monkeypatch.setattr("influence_cli.evidence.readout.RIDGES", (0.1,))
     features, targets = made(40, 6)
     changed = targets.clone()
     changed[7] = (changed[7] + 1) % 3
@@ -90,7 +90,7 @@ def test_outputs_that_say_nothing_have_a_temperature_near_zero() -> None:
 
 
 def test_a_readout_that_interpolates_is_told_and_stays_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("influence_cli.mislabels.readout.RIDGES", (1e-12,))
+    monkeypatch.setattr("influence_cli.evidence.readout.RIDGES", (1e-12,))
     features, targets = made(30, 200)
     readout = leave_one_out(features, targets, 3)
     assert readout.floored == 30

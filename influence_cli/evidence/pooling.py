@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from influence_cli.mislabels.readout import row_parts
+from influence_cli.evidence.readout import row_parts
 
 
 def combined(weights: Tensor, heard: Sequence[Tensor]) -> Tensor:

@@ -16,8 +16,8 @@ from influence_cli.config.load import load_config
 from influence_cli.data.batches import read_batches
 from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError
-from influence_cli.mislabels.evidence import WITH_MODEL, WITHOUT, Evidence, gather_evidence
-from influence_cli.mislabels.pooling import pool
+from influence_cli.evidence.gather import WITH_MODEL, WITHOUT, Evidence, gather_evidence
+from influence_cli.evidence.pooling import pool
 from influence_cli.model.task import Task, load_tasks
 from influence_cli.runtime.terminal import Terminal
 from tests.conftest import Command

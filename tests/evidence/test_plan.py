@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from influence_cli.mislabels import plan
+from influence_cli.evidence import plan
 from tests.conftest import Command
 from tests.support.small_project import refusal
 

@@ -19,13 +19,13 @@ from torch.nn import functional
 from influence_cli.data.batches import readable_batches
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
+from influence_cli.evidence.activations import ALL, Activations, activations, join_activations
+from influence_cli.evidence.guessing import beats_guessing
+from influence_cli.evidence.logistic import leave_one_out_logistic
+from influence_cli.evidence.neighbours import distance, nearest, vote
+from influence_cli.evidence.pooling import combined, pool
+from influence_cli.evidence.readout import FLOOR, leave_one_out, log_softmax_
 from influence_cli.influence.example_facts import TrainingFacts
-from influence_cli.mislabels.activations import ALL, Activations, activations, join_activations
-from influence_cli.mislabels.logistic import leave_one_out_logistic
-from influence_cli.mislabels.neighbours import distance, nearest, vote
-from influence_cli.mislabels.noise import beats_guessing
-from influence_cli.mislabels.pooling import combined, pool
-from influence_cli.mislabels.readout import FLOOR, leave_one_out, log_softmax_
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import refuse_not_finite
 from influence_cli.passes.probe import look

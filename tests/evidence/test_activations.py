@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
-from influence_cli.mislabels.activations import ALL, LAYER, PENULTIMATE, activations, pooled
+from influence_cli.evidence.activations import ALL, LAYER, PENULTIMATE, activations, pooled
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from influence_cli.mislabels import neighbours
-from influence_cli.mislabels.neighbours import distance, nearest, vote
+from influence_cli.evidence import neighbours
+from influence_cli.evidence.neighbours import distance, nearest, vote
 
 
 @pytest.mark.parametrize("held", [2**25, 64])

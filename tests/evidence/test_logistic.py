@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from influence_cli.errors import InfluenceError
-from influence_cli.mislabels import logistic
-from influence_cli.mislabels.logistic import leave_one_out_logistic
+from influence_cli.evidence import logistic
+from influence_cli.evidence.logistic import leave_one_out_logistic
 
 
 def made(n: int, q: int, classes: int) -> tuple[Tensor, Tensor]:
