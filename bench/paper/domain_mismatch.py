@@ -338,8 +338,8 @@ def table(results: Sequence[tuple[str, float, float, list[dict[str, float]]]]) -
     """Write a line a domain and share."""
     lines = [
         "| planted | of one class | share | images | errors (of the domain, called that class) | first of ten | "
-        "first by retraining | without a doubt | identity | replay (r) | largest loss | of all harmful influence | estimated | "
-        "actual | r |",
+        "first by retraining | without a doubt | identity | replay (r) | largest loss | "
+        "of all harmful influence | estimated | actual | r |",
         "|---" * 15 + "|",
     ]
     for name, bias, share, found in results:
