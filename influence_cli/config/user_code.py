@@ -19,6 +19,7 @@ from typing import Any
 from influence_cli.config import moved
 from influence_cli.errors import InfluenceError, describe, did_you_mean
 from influence_cli.runtime.fence import fenced
+from influence_cli.runtime.quick_torchvision import import_torchvision
 
 # What keeps a script from running while it is imported.
 GUARD = "move what it runs under if __name__ == '__main__':"
@@ -60,6 +61,8 @@ def _imported(name: str, folder: Path, where: str) -> Any:
     for cut in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:cut])
         try:
+            if parts[0] == "torchvision":
+                import_torchvision()
             target: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             # A module that exists but fails to import another one is a different mistake.

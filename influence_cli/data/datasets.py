@@ -40,6 +40,7 @@ from influence_cli.data.split import (
 from influence_cli.data.transforms import build_transform
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime.opened_files import noting_opened
+from influence_cli.runtime.quick_torchvision import import_torchvision
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Their data sets and transforms open no file besides those of the examples.
@@ -178,6 +179,7 @@ def _open(
         return call(ListedImages, args, folder, kind, where), ListedImages, []
     factory: Any
     if kind == "folder" and section.folder is not None:
+        import_torchvision()
         from torchvision.datasets import ImageFolder
 
         factory = ImageFolder

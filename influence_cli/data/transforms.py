@@ -27,6 +27,7 @@ from influence_cli.config.schema import Config, DataConfig, TransformStep
 from influence_cli.config.source_code import is_installed, source_hash
 from influence_cli.config.user_code import accepts, call, import_object
 from influence_cli.errors import InfluenceError, describe, did_you_mean
+from influence_cli.runtime.quick_torchvision import import_torchvision
 
 if TYPE_CHECKING:
     from torchvision.transforms import InterpolationMode
@@ -78,6 +79,7 @@ def _joined(steps: list[Step], given: tuple[TransformStep, ...]) -> Step | None:
         return steps[0]  # as its maker gave it, with the attributes that say what it does
     if not steps:
         return None
+    import_torchvision()
     from torchvision.transforms import v2
 
     whole: Step = v2.Compose(steps)
@@ -144,6 +146,7 @@ def _advice(made: Any, name: str) -> str:
 
 
 def _torchvision(step: TransformStep, folder: Path, at: str, *, random: bool) -> Step:
+    import_torchvision()
     from torchvision.transforms import v2
 
     made = getattr(v2, step.name, None)
