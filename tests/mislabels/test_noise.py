@@ -76,7 +76,7 @@ def test_the_probabilities_of_each_block_of_classes_are_those_of_the_whole_table
     assert not noise.joint[:4, 4:].any()
     assert noise.joint[:4, :4].all()
     channel = noise.joint / noise.joint.sum(axis=0)
-    true = np.clip(calibrated(log_p, given) @ np.linalg.inv(channel).T, 0, None)
+    true = np.clip(calibrated(log_p, given).of(slice(None)) @ np.linalg.inv(channel).T, 0, None)
     joined = true * channel[given]
     right = 1 - joined[np.arange(4_000), given] / joined.sum(axis=1)
     assert noise.wrong == pytest.approx(right, abs=1e-9)
