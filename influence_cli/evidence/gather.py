@@ -19,9 +19,7 @@ from influence_cli.data.batches import readable_batches
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.evidence.activations import ALL, Activations, activations, with_all
-from influence_cli.evidence.approximate import TRIED, neighbours_of
 from influence_cli.evidence.guessing import beats_guessing
-from influence_cli.evidence.logistic import leave_one_out_logistic
 from influence_cli.evidence.mapped import (
     add_,
     chosen,
@@ -31,18 +29,16 @@ from influence_cli.evidence.mapped import (
     likeliest,
     log_softmax_,
     picked,
-    release,
     row_parts,
     softmax,
 )
-from influence_cli.evidence.neighbours import NEIGHBOURS, distance, vote
+from influence_cli.evidence.opinions import Opinions, enough, form_opinions, left_out, no_readout
 from influence_cli.evidence.pooling import combined, pool
-from influence_cli.evidence.readout import FLOOR, leave_one_out
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import refuse_not_finite
 from influence_cli.passes.probe import look
-from influence_cli.runtime import distributed, exchange
+from influence_cli.runtime import distributed
 from influence_cli.runtime.memory import available_bytes
 from influence_cli.runtime.terminal import Terminal
 
@@ -51,8 +47,6 @@ MEMORISED = 0.75
 # The weight of each opinion, with the model and without: three make up a mean, which is calibrated; of two a little
 # more ranks better. Fixed on label noise of Fashion-MNIST (bench/results/mislabels.md).
 WITH_MODEL, WITHOUT = 1 / 3, 2 / 3
-# A leave-one-out readout of a class with fewer examples has one or none to go by.
-FEWEST = 3
 # Share of the free memory for the activations; the regression needs twice as much again.
 FREE_SHARE = 0.25
 # Numbers that another loss than a cross-entropy is computed from, to see how well it fits; a difference worth a word.
@@ -92,16 +86,6 @@ class Evidence:
     informed: bool = True
 
 
-@dataclass(frozen=True)
-class _Readouts:
-    """Log-probabilities [n, C] of one checkpoint's readouts, on the CPU, and the neighbours that voted."""
-
-    log_probabilities: dict[str, Tensor]
-    nearest: Tensor
-    similarity: Tensor
-    distance: Tensor
-
-
 def gather_evidence(
     tasks: Sequence[Task],
     split: Split,
@@ -128,7 +112,7 @@ def gather_evidence(
     """
     summary: dict[str, float] = {}
     opinions: dict[str, Tensor] = {}
-    first: _Readouts | None = None
+    first: Opinions | None = None
     model: Tensor | None = None
     soft: Tensor | None = None
     losses, fits = [], []
@@ -136,15 +120,24 @@ def gather_evidence(
     for number, task in enumerate(tasks):
         look(task, terminal)
         here, activations = _forward(task, split, terminal, skip=skip, first=number == 0)
-        judged = _enough(activations.targets, len(task.classes))
-        obstacle = obstacle or _obstacle(activations.targets, here.hidden.shape[1], judged, task.classes)
+        judged = enough(activations.targets, len(task.classes))
+        obstacle = obstacle or no_readout(activations.targets, here.hidden.shape[1], judged, task.classes)
         judged = judged | (obstacle is not None)
         targets = torch.from_numpy(activations.targets[judged])
         if obstacle is None:
             if number == 0 and not judged.all():
-                terminal.warn(_left_out(activations.targets, judged, task.classes))
-            one = _readouts(_judged(here, judged), targets, task, summary, len(tasks), terminal, logistic=logistic)
+                terminal.warn(left_out(activations.targets, judged, task.classes))
+            one = form_opinions(
+                _judged(here, judged).hidden,
+                targets,
+                len(task.classes),
+                terminal,
+                device=task.device,
+                what="activations",
+                logistic=logistic,
+            )
             if one is not None:
+                _add_share(summary, one.summary, len(tasks))
                 opinions = {name: add_(opinions.get(name), each) for name, each in one.log_probabilities.items()}
                 first = first or replace(one, log_probabilities={})
         if distributed.is_first():
@@ -168,6 +161,7 @@ def gather_evidence(
         soft.numpy(),
         torch.stack(losses).mean(dim=0).numpy(),
         np.ones(len(activations.indices), dtype=bool),
+        likeliest(soft).numpy(),
     )
     none = np.empty((len(judged), 0), dtype=np.float32)
     evidence = Evidence(
@@ -225,6 +219,12 @@ def _weighed(
         memorised=memorised,
         informed=informed,
     )
+
+
+def _add_share(total: dict[str, float], part: dict[str, float], share: int) -> None:
+    """Add one checkpoint's part of the mean of each value."""
+    for name, value in part.items():
+        total[name] = total.get(name, 0.0) + value / share
 
 
 def _rows(judged: np.ndarray) -> Tensor:
@@ -305,118 +305,12 @@ def _fit_by_loss(task: Task, outputs: Tensor, targets: Tensor) -> float:
     return _loss((-torch.stack(columns, dim=1).float().cpu()).log_softmax(dim=1), y)
 
 
-def _readouts(
-    here: Activations,
-    targets: Tensor,
-    task: Task,
-    summary: dict[str, float],
-    share: int,
-    terminal: Terminal,
-    *,
-    logistic: bool,
-) -> _Readouts | None:
-    """Compute the opinions of the examples whose labels are ``targets``; ``here`` is this process's part of them."""
-    classes, device = len(task.classes), task.device
-    # What is in a file stays there, and goes to the device part by part.
-    where = torch.device("cpu") if is_on_disk() else device
-    with terminal.status(f"leave-one-out readout of {here.hidden.shape[1]:,} activations"):
-        readout = leave_one_out(
-            here.hidden.to(where),
-            torch.from_numpy(here.targets).to(where),
-            classes,
-            device=device,
-            shared=distributed.size() > 1,
-        )
-        # In their place: two copies of all outputs may not fit.
-        voiced = log_softmax_(readout.outputs, readout.temperature)
-    if readout.floored and distributed.is_first():
-        terminal.warn(
-            f"{readout.floored:,} examples have leverage above {1 - FLOOR}: the readout fits them whatever their "
-            "label is; it has too many activations for so few examples"
-        )
-    for name, value in (
-        ("ridge", readout.ridge),
-        ("temperature", readout.temperature),
-        ("dimension", readout.dimension),
-        ("activations", float(here.hidden.shape[1])),
-    ):
-        summary[name] = summary.get(name, 0.0) + value / share
-    start = sum(distributed.gathered(len(here.targets))[: distributed.rank()])
-    part = slice(start, start + len(here.targets))
-    components = exchange.rows_to_all(readout.components.cpu()).to(device)
-    with terminal.progress(len(targets), "nearest neighbours") as advance:
-        rows, similarity, recall = neighbours_of(components, terminal, distributed.counted(advance), part)
-    if recall is not None:
-        summary["recall"] = summary.get("recall", 0.0) + recall / share
-        terminal.say(f"neighbours by faiss: {recall:.1%} of the {NEIGHBOURS} nearest, measured on {TRIED} examples")
-    votes = vote(rows.to(where), similarity.to(where), targets.to(where), classes)
-    log_probabilities = {"readout": voiced, "neighbours": votes}
-    far = distance(components, rows, part)
-    joined = {name: _to_first(values) for name, values in log_probabilities.items()}
-    others = [_to_first(values) for values in (rows, similarity, far[:, None])]
-    if not distributed.is_first():
-        return None
-    if logistic:
-        with terminal.status("leave-one-out logistic regression"):
-            joined["logistic"] = leave_one_out_logistic(components, targets.to(device), classes).cpu()
-    return _Readouts(joined, others[0], others[1], others[2][:, 0])
-
-
-def _to_first(rows: Tensor) -> Tensor:
-    """Give the first process all rows, on the CPU; to the others their own."""
-    rows = rows.cpu()
-    joined = exchange.rows_to_first(rows, large, release)
-    return rows if joined is None else joined
-
-
 def _loss(log_probabilities: Tensor, targets: Tensor) -> float:
     return float(-picked(log_probabilities, targets).mean())
 
 
 def _accuracy(log_probabilities: Tensor, targets: Tensor) -> float:
     return float((likeliest(log_probabilities) == targets).float().mean())
-
-
-def _enough(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Mark the examples of classes that have enough of them for a readout, bool [n]."""
-    return np.asarray(np.bincount(labels, minlength=classes)[labels] >= FEWEST)
-
-
-def _rare(labels: np.ndarray, judged: np.ndarray, classes: Sequence[str]) -> str:
-    counts = np.bincount(labels[~judged], minlength=len(classes))
-    rare = np.flatnonzero(counts)
-    return ", ".join(f"{classes[int(c)]} ({counts[c]})" for c in rare[:6]) + (", …" if len(rare) > 6 else "")
-
-
-def _left_out(labels: np.ndarray, judged: np.ndarray, classes: Sequence[str]) -> str:
-    return (
-        f"the leave-one-out readout needs at least {FEWEST} examples per class; these have fewer and are not judged, "
-        f"they come last without a score: {_rare(labels, judged, classes)}"
-    )
-
-
-def _obstacle(labels: np.ndarray, width: int, judged: np.ndarray, classes: Sequence[str]) -> InfluenceError | None:
-    """Find why there can be no readout of so many activations."""
-    counts = np.bincount(labels, minlength=len(classes))
-    if (counts > 0).sum() < 2:
-        count = len(labels)
-        which = "the only label is" if count == 1 else f"all {count:,} labels are"
-        return InfluenceError(
-            f"{which} {classes[int(counts.argmax())]}: no label can be suspected",
-            "use a data set with two or more classes",
-        )
-    if not width:
-        return InfluenceError(
-            "the model has no linear layer or convolution whose input could be read",
-            "use --signal loss, margin or self-influence",
-        )
-    if (counts >= FEWEST).sum() < 2:
-        return InfluenceError(
-            f"the leave-one-out readout needs at least {FEWEST} examples per class, in two classes or more; these have "
-            f"fewer: {_rare(labels, judged, classes)}",
-            "use --signal loss or self-influence",
-        )
-    return None
 
 
 def _compared(summary: dict[str, float]) -> str:

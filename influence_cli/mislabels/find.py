@@ -21,10 +21,11 @@ import torch
 
 from influence_cli.data.split import Split, rows_of
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence.gather import FEWEST, Evidence, gather_evidence
+from influence_cli.evidence.gather import Evidence, gather_evidence
 from influence_cli.evidence.guessing import beats_guessing, largest_share
 from influence_cli.evidence.mapped import chosen, is_on_disk, large, on_disk, picked, row_parts, scratch_folder
 from influence_cli.evidence.mapped import likeliest as likeliest_of
+from influence_cli.evidence.opinions import FEWEST
 from influence_cli.evidence.plan import announce, make_plan
 from influence_cli.influence.ensemble import make_inverses, times_of
 from influence_cli.influence.example_facts import TrainingFacts
