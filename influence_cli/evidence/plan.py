@@ -32,6 +32,9 @@ NO_READOUT = "--signal loss or margin needs no readout; train.exclude: FILE leav
 ELSEWHERE = "TMPDIR=FOLDER in front of the command puts them elsewhere; train.exclude: FILE leaves examples out"
 # Told before it starts if it takes more; otherwise with -v alone.
 LARGE, LONG = 5 * 10**8, 60.0
+# In memory up to these bytes and so many per example, in addition to the program, the model and the data set; what would
+# take more goes to temporary files.
+MEMORY, PER_EXAMPLE = 2 * 10**9, 3_000
 # Of what is found per example: neighbours, components, signals, and the copies that the searches and the order take.
 EACH = 2_000
 
@@ -96,14 +99,11 @@ def make_plan(task: Task, split: Split, checkpoints: int, *, rare: bool) -> Plan
     vectors = STEPS * SAMPLED * lists**2 + n * lists + 4 * PROBES * n**2 / lists
     by_lists = 4 * vectors * 2 * min(width, COMPONENTS) / products
     compares = is_exact(n, task.device)
-    seconds = checkpoints * (
-        n * example
-        + (4 * n * width**2 + 20 * width**3) / products
-        + len(RIDGES) * (2 * n * width * min(classes, 256) / products + 60 * tried / passes)
-        + (every if compares else by_lists)
-        + 100 * n * classes / passes
-    )
-    seconds += 25 * classes**3 / products
+    # The processes of a job share the passes, the readout and the neighbours.
+    shared = n * example + 4 * n * width**2 / products + (every if compares else by_lists)
+    shared += len(RIDGES) * (2 * n * width * min(classes, 256) / products + 60 * tried / passes)
+    alone = 20 * width**3 / products + 100 * n * classes / passes
+    seconds = checkpoints * (shared / distributed.size() + alone) + 25 * classes**3 / products
     long = compares and n > EXACT and task.device.type == "cpu"
     return Plan(
         _whole(task, n, classes, width, checkpoints, rare=rare),
@@ -153,7 +153,7 @@ def _lean(task: Task, n: int, classes: int, width: int, checkpoints: int, *, rar
 
 
 def announce(
-    plan: Plan | None, task: Task, split: Split, folder: Path, terminal: Terminal
+    plan: Plan | None, task: Task, split: Split, folder: Path, terminal: Terminal, *, logistic: bool = False
 ) -> tuple[InfluenceError | None, Path | None]:
     """Say what the work will take, before it starts.
 
@@ -163,30 +163,37 @@ def announce(
         split: whose labels are judged.
         folder: where temporary files may be made.
         terminal: takes the announcement.
+        logistic: whether the logistic readout is wanted, which needs everything in memory: files are then made only if
+            memory is short.
 
     Returns:
         The reason why there can be no readout, if neither memory nor disk suffice; and the folder where the large
         arrays go, None for memory. Every process of a job gets the same.
     """
-    message, hint, on_disk = distributed.from_first(lambda: _decided(plan, task, split, folder, terminal))
+    message, hint, on_disk = distributed.from_first(lambda: _decided(plan, task, split, folder, terminal, logistic=logistic))
     return (InfluenceError(message, hint) if message else None), (folder if on_disk else None)
 
 
-def _decided(plan: Plan | None, task: Task, split: Split, folder: Path, terminal: Terminal) -> tuple[str, str, bool]:
+def _decided(
+    plan: Plan | None, task: Task, split: Split, folder: Path, terminal: Terminal, *, logistic: bool
+) -> tuple[str, str, bool]:
     """Announce it, and decide: what there is too little of, what helps, and whether files are made."""
     if plan is None:
         return "", "", False
     what = f"judging {len(split):,} labels of {len(task.classes):,} classes"
-    on_disk = bool(_lacking(plan.whole, task))
+    short, no_files = bool(_lacking(plan.whole, task)), _no_files(plan.lean.disk, folder)
+    large = plan.whole.memory > MEMORY + PER_EXAMPLE * len(split)
+    on_disk = short or (large and not logistic and not no_files and not _lacking(plan.lean, task))
     needs = plan.lean if on_disk else plan.whole
     text, hint = f"{what}: about {human_bytes(needs.memory)} of memory and {duration(plan.seconds)}", NO_READOUT
     if on_disk:
-        text += f", and {human_bytes(needs.disk)} of disk for temporary files in {folder}: memory is short"
+        text += f", and {human_bytes(needs.disk)} of disk for temporary files in {folder}"
+        text += ": memory is short" if short else ""
     is_much = on_disk or needs.memory > LARGE or plan.seconds > LONG
     (terminal.say if is_much else terminal.detail)(text)
     lacking = _lacking(needs, task)
     if on_disk and not lacking:
-        lacking, hint = _no_files(needs.disk, folder), ELSEWHERE
+        lacking, hint = no_files, ELSEWHERE
     if lacking:
         return f"{what} takes about {lacking}", hint, False
     if plan.exact[0]:

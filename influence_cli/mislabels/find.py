@@ -161,7 +161,8 @@ def find_mislabels(
     """
     terminal = or_silent(terminal)
     split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
-    obstacle, folder = _announced(tasks, split, scratch_folder(store), terminal)
+    logistic = "logistic" in choice.wanted
+    obstacle, folder = _announced(tasks, split, scratch_folder(store), terminal, logistic=logistic)
     with on_disk(folder):
         return _found(
             tasks, stores, split, choice, terminal, obstacle=obstacle, skip_unreadable=skip_unreadable, strict=strict
@@ -247,14 +248,14 @@ def _found(
 
 
 def _announced(
-    tasks: Sequence[Task], split: Split, folder: Path, terminal: Terminal
+    tasks: Sequence[Task], split: Split, folder: Path, terminal: Terminal, *, logistic: bool
 ) -> tuple[InfluenceError | None, Path | None]:
     """Say what the readout takes; give the reason if there is too little for it, and where its large arrays go."""
     heard = [task for task in tasks if task.explained]
     counts = np.bincount(np.maximum(split.labels[split.indices], 0))
     rare = bool(((counts > 0) & (counts < FEWEST)).any())
     plan = make_plan(heard[0], split, len(heard), rare=rare) if distributed.is_first() else None
-    return announce(plan, heard[0], split, folder, terminal)
+    return announce(plan, heard[0], split, folder, terminal, logistic=logistic)
 
 
 def _refuse_logistic(signal: str, terminal: Terminal) -> bool:

@@ -157,6 +157,8 @@ def calibrated_joint(confident: np.ndarray, labels: np.ndarray) -> np.ndarray:
     cleanlab 2.9).
     """
     counts = np.bincount(labels, minlength=len(confident))
+    # Numbers are added column by column, as there: of equal numbers the last bit decides which one is rounded up.
+    confident = np.asfortranarray(confident)
     scaled = (confident.T / confident.sum(axis=1) * counts).T
     scaled = scaled / scaled.sum() * counts.sum()
     rounded = scaled.round()
