@@ -32,8 +32,8 @@ NO_READOUT = "--signal loss or margin needs no readout; train.exclude: FILE leav
 ELSEWHERE = "TMPDIR=FOLDER in front of the command puts them elsewhere; train.exclude: FILE leaves examples out"
 # Told before it starts if it takes more; otherwise with -v alone.
 LARGE, LONG = 5 * 10**8, 60.0
-# In memory up to these bytes and so many per example, in addition to the program, the model and the data set; what would
-# take more goes to temporary files.
+# In memory up to these bytes and so many per example, in addition to the program, the model and the data set; above
+# that the large arrays go to temporary files.
 MEMORY, PER_EXAMPLE = 2 * 10**9, 3_000
 # Of what is found per example: neighbours, components, signals, and the copies that the searches and the order take.
 EACH = 2_000
@@ -170,7 +170,9 @@ def announce(
         The reason why there can be no readout, if neither memory nor disk suffice; and the folder where the large
         arrays go, None for memory. Every process of a job gets the same.
     """
-    message, hint, on_disk = distributed.from_first(lambda: _decided(plan, task, split, folder, terminal, logistic=logistic))
+    message, hint, on_disk = distributed.from_first(
+        lambda: _decided(plan, task, split, folder, terminal, logistic=logistic)
+    )
     return (InfluenceError(message, hint) if message else None), (folder if on_disk else None)
 
 

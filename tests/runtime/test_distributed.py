@@ -40,7 +40,7 @@ COLUMNS = ("coordinates", "scales", "losses", "outputs", "labels", "indices", "s
 
 # A fit of a dozen batches.
 FIT = ("gradients", *EKFAC, "-s", "gradients.block=2")
-# The readout is fitted to sums of the processes' parts, and of few images small components amplify how these round.
+# Of mislabels: the readout is fitted to sums of the processes' parts, and small components amplify their rounding.
 READOUT = 1e-4
 
 
