@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from influence_cli.evidence.readout import row_parts
+from influence_cli.evidence.mapped import large, picked, row_parts
 
 
 def combined(weights: Tensor, heard: Sequence[Tensor]) -> Tensor:
     """Give log p ∝ Σ wₖ log pₖ, [n, C]."""
-    total = torch.empty(heard[0].shape)
+    total = large(*heard[0].shape)
     for rows in row_parts(*heard[0].shape):
         total[rows] = torch.einsum("k,knc->nc", weights, torch.stack([each[rows] for each in heard])).log_softmax(dim=1)
     return total
@@ -34,7 +34,7 @@ def pool(log_probabilities: Sequence[Tensor] | Tensor, targets: Tensor) -> Tenso
     count, sources = len(targets), len(log_probabilities)
     heard = torch.ones(sources, dtype=torch.bool)
     weights = torch.full((sources,), 1 / sources, dtype=torch.float64)
-    given = torch.stack([each[torch.arange(count), targets] for each in log_probabilities]).double().mean(dim=1)
+    given = torch.stack([picked(each, targets) for each in log_probabilities]).double().mean(dim=1)
     for _ in range(50):
         slope, curve = -given, torch.zeros(sources, sources, dtype=torch.float64)
         for rows in row_parts(*log_probabilities[0].shape):

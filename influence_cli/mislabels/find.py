@@ -14,15 +14,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from influence_cli.data.split import Split, rows_of
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence.gather import FEWEST, Evidence, gather_evidence
+from influence_cli.evidence.gather import Evidence, gather_evidence
 from influence_cli.evidence.guessing import beats_guessing, largest_share
+from influence_cli.evidence.mapped import chosen, is_on_disk, large, on_disk, picked, row_parts, scratch_folder
+from influence_cli.evidence.mapped import likeliest as likeliest_of
+from influence_cli.evidence.opinions import FEWEST
 from influence_cli.evidence.plan import announce, make_plan
-from influence_cli.evidence.readout import row_parts
 from influence_cli.influence.ensemble import make_inverses, times_of
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.influence.inverse import all_closed
@@ -30,7 +34,7 @@ from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
-from influence_cli.mislabels.noise import Noise, calibrated, count_wrong, noise_of
+from influence_cli.mislabels.noise import Noise, calibrated, confident_counts, noise_of
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
@@ -138,6 +142,7 @@ def find_mislabels(
     terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     strict: bool = False,
+    store: Path | None = None,
 ) -> Mislabels:
     """Rank training (or test) examples by how suspicious their label is.
 
@@ -149,17 +154,36 @@ def find_mislabels(
         terminal: progress, the diagnosis, warnings.
         skip_unreadable: continue without unreadable examples.
         strict: a solver that does not converge is an error.
+        store: where the store lies or would lie; temporary files go beside it where memory is short.
 
     Raises:
         InfluenceError: the signal is not available: no readout, or an example of a store that could not be read.
     """
     terminal = or_silent(terminal)
-    signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
     split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
-    obstacle = _shortage(tasks, split, terminal)
+    logistic = "logistic" in choice.wanted
+    obstacle, folder = _announced(tasks, split, scratch_folder(store), terminal, logistic=logistic)
+    with on_disk(folder):
+        return _found(
+            tasks, stores, split, choice, terminal, obstacle=obstacle, skip_unreadable=skip_unreadable, strict=strict
+        )
+
+
+def _found(
+    tasks: Sequence[Task],
+    stores: Sequence[Prepared],
+    split: Split,
+    choice: SignalChoice,
+    terminal: Terminal,
+    *,
+    obstacle: InfluenceError | None,
+    skip_unreadable: bool,
+    strict: bool,
+) -> Mislabels:
+    signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
     if obstacle is not None and signal in PROBABILITY_SIGNALS and signal != "pred-probs":
         raise obstacle
-    logistic = "logistic" in wanted
+    logistic = "logistic" in wanted and not _refuse_logistic(signal, terminal)
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic=logistic, obstacle=obstacle)
     gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
@@ -177,9 +201,8 @@ def find_mislabels(
     facts = evidence.facts
     log_probabilities = dict(evidence.log_probabilities)
     if probabilities is not None:
-        log_probabilities["pred-probs"] = np.log(np.maximum(probabilities[facts.indices], 1e-300))
-    rows = np.arange(len(facts.labels))
-    signals = {name: -values[rows, facts.labels].astype(np.float64) for name, values in log_probabilities.items()}
+        log_probabilities["pred-probs"] = _logarithms(probabilities, facts.indices)
+    signals = {name: -_at(values, facts.labels).astype(np.float64) for name, values in log_probabilities.items()}
     signals["loss"] = facts.losses.astype(np.float64)
     signals["margin"] = _margin(facts)
     scores: ScoreRecord | None = None
@@ -224,24 +247,57 @@ def find_mislabels(
     )
 
 
-def _shortage(tasks: Sequence[Task], split: Split, terminal: Terminal) -> InfluenceError | None:
-    """Say what the readout takes; give the reason if there is too little memory for it."""
+def _announced(
+    tasks: Sequence[Task], split: Split, folder: Path, terminal: Terminal, *, logistic: bool
+) -> tuple[InfluenceError | None, Path | None]:
+    """Say what the readout takes; give the reason if there is too little for it, and where its large arrays go."""
     heard = [task for task in tasks if task.explained]
     counts = np.bincount(np.maximum(split.labels[split.indices], 0))
     rare = bool(((counts > 0) & (counts < FEWEST)).any())
     plan = make_plan(heard[0], split, len(heard), rare=rare) if distributed.is_first() else None
-    return announce(plan, heard[0], split, terminal)
+    return announce(plan, heard[0], split, folder, terminal, logistic=logistic)
+
+
+def _refuse_logistic(signal: str, terminal: Terminal) -> bool:
+    """Say whether memory is too short for the logistic readout, whose arrays cannot be made by parts.
+
+    Raises:
+        InfluenceError: it is the signal to rank by.
+    """
+    if not is_on_disk():
+        return False
+    why = "memory is too short for its arrays of examples and classes"
+    if signal == "logistic":
+        raise InfluenceError(f"--signal logistic: {why}", "use --signal readout")
+    terminal.warn(f"no logistic readout: {why}")
+    return True
+
+
+def _logarithms(probabilities: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Give the logarithms of some rows [n, C]."""
+    if not is_on_disk():
+        return np.asarray(np.log(np.maximum(probabilities[indices], 1e-300)))
+    logs = large(len(indices), probabilities.shape[1]).numpy()
+    for rows in row_parts(*logs.shape):
+        logs[rows] = np.log(np.maximum(probabilities[indices[rows]], 1e-300))
+    return logs
 
 
 def likeliest(probabilities: np.ndarray) -> np.ndarray:
     """Give the class of largest probability, or log-probability, int64 [n]; −1 for a row of NaN."""
-    return np.where(np.isnan(probabilities[:, 0]), -1, probabilities.argmax(axis=1))
+    return likeliest_of(torch.from_numpy(probabilities)).numpy()
+
+
+def _at(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Give the (log-)probability of each row's label, [n]; of the last class for −1."""
+    labels = np.where(labels < 0, probabilities.shape[1] - 1, labels)
+    return picked(torch.from_numpy(probabilities), torch.from_numpy(labels)).numpy()
 
 
 def _suggestions(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Give the likeliest class of each example, its (log-)probability and that of the given label, [n] each."""
-    rows, suggested = np.arange(len(labels)), likeliest(probabilities)
-    return suggested, probabilities[rows, suggested], probabilities[rows, labels]
+    suggested = likeliest(probabilities)
+    return suggested, _at(probabilities, suggested), _at(probabilities, labels)
 
 
 def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) -> tuple[Noise | None, str]:
@@ -250,10 +306,10 @@ def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) ->
     Evidence that is no better than guessing says nothing of the labels. Where it contradicts most of them, wrong labels
     and classes that it cannot tell apart look the same.
     """
-    known = ~np.isnan(log_probabilities[:, 0])
+    known = likeliest(log_probabilities) >= 0
     whole = bool(known.all())
     labels = evidence.facts.labels if whole else evidence.facts.labels[known]
-    log_p = log_probabilities if whole else log_probabilities[known]
+    log_p = log_probabilities if whole else _some(log_probabilities, known)
     # The model, a part of ``combined``, has seen the labels.
     judge = "readout" if source == "combined" else source
     right = int((likeliest(evidence.log_probabilities.get(judge, log_probabilities))[known] == labels).sum())
@@ -262,18 +318,22 @@ def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) ->
         what = "these probabilities are" if judge == "pred-probs" else f"the {judge} is"
         return None, f"{what} no better than guessing ({compared})"
     soft = calibrated(log_p, labels)
-    count = count_wrong(soft, labels)
+    count, confident = confident_counts(soft)
     if count > len(labels) / 2:
         return None, (
             f"the evidence contradicts {count / len(labels):.0%} of the labels, which says more of the evidence than "
             f"of the labels ({judge}: {compared})"
         )
-    noise = noise_of(soft, labels, count)
+    noise = noise_of(soft, count, confident)
     if not whole:
         wrong = np.zeros(len(known))
         wrong[known] = noise.wrong
         noise = replace(noise, wrong=wrong)
     return noise, ""
+
+
+def _some(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return chosen(torch.from_numpy(values), torch.from_numpy(np.flatnonzero(mask))).numpy()
 
 
 def _margin(facts: TrainingFacts) -> np.ndarray:

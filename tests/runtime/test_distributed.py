@@ -40,6 +40,8 @@ COLUMNS = ("coordinates", "scales", "losses", "outputs", "labels", "indices", "s
 
 # A fit of a dozen batches.
 FIT = ("gradients", *EKFAC, "-s", "gradients.block=2")
+# Of mislabels: the readout is fitted to sums of the processes' parts, and small components amplify their rounding.
+READOUT = 1e-4
 
 
 Run = Callable[..., Job]
@@ -105,7 +107,7 @@ def rows_of(text: str, folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text.replace(str(folder), "."))))
 
 
-def assert_same_rows(found: list[dict[str, str]], wanted: list[dict[str, str]]) -> None:
+def assert_same_rows(found: list[dict[str, str]], wanted: list[dict[str, str]], within: float = 1e-5) -> None:
     """Compare rows cell by cell, numbers as numbers."""
     assert wanted
     assert len(found) == len(wanted)
@@ -117,7 +119,7 @@ def assert_same_rows(found: list[dict[str, str]], wanted: list[dict[str, str]]) 
             except ValueError:
                 assert cell == b[name], (name, a, b)
             else:
-                assert float(cell) == pytest.approx(number, rel=1e-5, abs=1e-6, nan_ok=True), (name, a, b)
+                assert float(cell) == pytest.approx(number, rel=within, abs=within / 10, nan_ok=True), (name, a, b)
 
 
 def errors(done: Job) -> list[str]:
@@ -216,7 +218,18 @@ def test_mislabels_gives_the_rows_of_one_process(
         shutil.copyfile(folder / "model.pt", folder / "second.pt")
     alone = influence("mislabels", *words, "--format", "csv", cwd=one)
     done = job(several, "mislabels", *words, "--format", "csv", ranks=ranks)
-    assert_same_rows(rows_of(done.out[0], several), rows_of(alone.out, one))
+    assert_same_rows(rows_of(done.out[0], several), rows_of(alone.out, one), READOUT)
+
+
+def test_mislabels_by_files_gives_the_rows_of_one_process(pair: tuple[Path, Path], job: Run) -> None:
+    one, several = pair
+    words = ("mislabels", "--top", "99", "--format", "csv")
+    alone = job(one, *words, ranks=1, files=True)
+    done = job(several, *words, files=True)
+    assert "of disk for temporary files" in alone.err[0]
+    assert "of disk for temporary files" in done.err[0]
+    assert done.err[1] == ""
+    assert_same_rows(rows_of(done.out[0], several), rows_of(alone.out[0], one), READOUT)
 
 
 @pytest.mark.quick("self-check-stdin", "lds")

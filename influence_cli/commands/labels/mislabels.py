@@ -178,6 +178,7 @@ def command(
         terminal=session.terminal,
         skip_unreadable=skip_unreadable,
         strict=strict,
+        store=session.config.gradients.store,
     )
     session.run.scores = result.scores
     session.run.evidence = EvidenceRecord(result.evidence.summary, result.evidence.memorised)
@@ -349,7 +350,7 @@ def _score(session: Session, result: Mislabels, known: Truth) -> None:
     if known.true is not None and wrong.any():
         true = known.true[facts.indices][wrong]
         shares = {**result.log_probabilities, "loss": facts.probabilities}
-        right = {name: float((likeliest(values[wrong]) == true).mean()) for name, values in shares.items()}
+        right = {name: float((likeliest(values)[wrong] == true).mean()) for name, values in shares.items()}
         session.run.memorised_share = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
     # A label that is not judged comes last.
     signals = {name: np.where(np.isnan(values), -np.inf, values) for name, values in result.signals.items()}
