@@ -5,6 +5,8 @@ Signals, higher is more suspicious for all of them:
 - ``combined`` (the default), ``readout``, ``neighbours``, ``logistic``: −log p of the label by opinions that have not
   seen it (evidence/gather.py)
 - ``pred-probs``: likewise by probabilities from elsewhere, such as k-fold training
+- ``readout:NAME``, ``neighbours:NAME``, ``probabilities:NAME``: likewise by the features of another network
+- ``trajectory``: the margin of the probabilities averaged over the checkpoints of one run
 - ``loss`` (the model's), ``margin`` (probability of the largest other class minus that of the label)
 - ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: influence/self_influence.py
 """
@@ -19,8 +21,10 @@ import numpy as np
 
 from influence_cli.data.split import Split, rows_of
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence.gather import FEWEST, Evidence, gather_evidence
+from influence_cli.evidence.features import Features, signals_of
+from influence_cli.evidence.gather import Evidence, gather_evidence
 from influence_cli.evidence.guessing import beats_guessing, largest_share
+from influence_cli.evidence.opinions import FEWEST
 from influence_cli.evidence.plan import announce, make_plan
 from influence_cli.evidence.readout import row_parts
 from influence_cli.influence.ensemble import make_inverses, times_of
@@ -38,7 +42,7 @@ from influence_cli.runtime.terminal import Terminal, or_silent
 
 PROBABILITY_SIGNALS = ("combined", "readout", "neighbours", "logistic", "pred-probs")
 GRADIENTS = ("self-influence", "gradient-norm", "tracin", "test-influence")
-SIGNALS = (*PROBABILITY_SIGNALS, "loss", "margin", *GRADIENTS)
+SIGNALS = (*PROBABILITY_SIGNALS, "loss", "margin", "trajectory", *GRADIENTS)
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,21 @@ class Mislabels:
         return self.order[: self.noise.count] if self.noise else self.order[:0]
 
 
+def is_opinion(signal: str) -> bool:
+    """Say whether a signal is a probability of every class that has not seen the label."""
+    return signal in PROBABILITY_SIGNALS or ":" in signal
+
+
 def wanted_signals(
-    signal: str, *, every: bool, on: str, checkpoints: int, tests: bool, solves: bool, probabilities: bool
+    signal: str,
+    *,
+    every: bool,
+    on: str,
+    checkpoints: int,
+    tests: bool,
+    solves: bool,
+    probabilities: bool,
+    features: Sequence[Features] = (),
 ) -> tuple[str, ...]:
     """Choose the signals to compute: one, or all that are available here.
 
@@ -93,15 +110,21 @@ def wanted_signals(
         tests: whether there is a test set.
         solves: whether the curvature method needs one solve per example.
         probabilities: whether ``--pred-probs`` is given.
+        features: of other networks.
 
     Raises:
         InfluenceError: the signal is unknown or not available here.
     """
-    if signal not in SIGNALS:
-        raise InfluenceError(f"--signal {signal}: there is no such signal", f"known: {', '.join(SIGNALS)}")
+    known = (*SIGNALS, *(name for each in features for name in signals_of(each)))
+    if signal not in known:
+        raise InfluenceError(
+            f"--signal {signal}: there is no such signal",
+            f"known: {', '.join(known)}" + ("" if features else "; others, such as readout:NAME, need --features"),
+        )
     why = {
         "pred-probs": (not probabilities, "it needs --pred-probs FILE"),
         "tracin": (checkpoints < 2, "it needs several checkpoints; with one it equals gradient-norm"),
+        "trajectory": (checkpoints < 2, "it needs several checkpoints of one run; with one it equals margin"),
         "test-influence": (
             on == "test" or not tests,
             "it scores training examples and needs a test set with labels in the config",
@@ -110,8 +133,8 @@ def wanted_signals(
     }
     missing = {name: reason for name, (cannot, reason) in why.items() if cannot}
     if signal in missing:
-        raise InfluenceError(f"--signal {signal}: {missing[signal]}", f"known: {', '.join(SIGNALS)}")
-    return tuple(name for name in SIGNALS if name not in missing) if every else (signal,)
+        raise InfluenceError(f"--signal {signal}: {missing[signal]}", f"known: {', '.join(known)}")
+    return tuple(name for name in known if name not in missing) if every else (signal,)
 
 
 @dataclass(frozen=True)
@@ -122,11 +145,13 @@ class SignalChoice:
         rank_by: which of ``SIGNALS`` to rank by.
         wanted: signals to compute.
         probabilities: [examples of the data set, C] from elsewhere, for ``pred-probs``.
+        features: of other networks, which take part in ``combined``.
     """
 
     rank_by: str = "combined"
     wanted: Collection[str] = ("combined",)
     probabilities: np.ndarray | None = None
+    features: Sequence[Features] = ()
 
 
 def find_mislabels(
@@ -157,10 +182,17 @@ def find_mislabels(
     signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
     split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
     obstacle = _shortage(tasks, split, terminal)
-    if obstacle is not None and signal in PROBABILITY_SIGNALS and signal != "pred-probs":
+    if obstacle is not None and is_opinion(signal) and signal != "pred-probs":
         raise obstacle
-    logistic = "logistic" in wanted
-    evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic=logistic, obstacle=obstacle)
+    evidence = gather_evidence(
+        tasks,
+        split,
+        terminal,
+        skip=skip_unreadable,
+        logistic="logistic" in wanted,
+        obstacle=obstacle,
+        features=choice.features,
+    )
     gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
         try:
@@ -171,7 +203,7 @@ def find_mislabels(
         distributed.dissolve()
         raise ValueError("only the first process has evidence")
     if evidence.obstacle is not None:
-        if signal in PROBABILITY_SIGNALS and signal != "pred-probs":
+        if is_opinion(signal) and signal != "pred-probs":
             raise evidence.obstacle
         terminal.warn(f"no readout: {evidence.obstacle.message}")
     facts = evidence.facts
@@ -181,7 +213,8 @@ def find_mislabels(
     rows = np.arange(len(facts.labels))
     signals = {name: -values[rows, facts.labels].astype(np.float64) for name, values in log_probabilities.items()}
     signals["loss"] = facts.losses.astype(np.float64)
-    signals["margin"] = _margin(facts)
+    margins = {"margin": facts.probabilities, "trajectory": evidence.trajectory}
+    signals |= {name: margin_of(soft, facts.labels) for name, soft in margins.items() if soft is not None}
     scores: ScoreRecord | None = None
     try:
         of_gradients, scores = gradients()
@@ -194,7 +227,7 @@ def find_mislabels(
     if signal not in signals:
         raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
     leading = signal if signal in log_probabilities else next(iter(log_probabilities), None)
-    if leading is None or signal in ("loss", "margin"):
+    if leading is None or signal in ("loss", "margin", "trajectory"):
         suggested, confidence, given = _suggestions(facts.probabilities, facts.labels)
     else:
         suggested, *logs = _suggestions(log_probabilities[leading], facts.labels)
@@ -210,7 +243,7 @@ def find_mislabels(
     )
     return Mislabels(
         np.lexsort((facts.indices, -signals[signal])),
-        1.0 - given if signal in (*PROBABILITY_SIGNALS, "loss") else percentile_rank(signals[signal]),
+        1.0 - given if signal == "loss" or is_opinion(signal) else percentile_rank(signals[signal]),
         facts,
         signals,
         log_probabilities,
@@ -255,7 +288,7 @@ def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) ->
     labels = evidence.facts.labels if whole else evidence.facts.labels[known]
     log_p = log_probabilities if whole else log_probabilities[known]
     # The model, a part of ``combined``, has seen the labels.
-    judge = "readout" if source == "combined" else source
+    judge = evidence.judge if source == "combined" else source
     right = int((likeliest(evidence.log_probabilities.get(judge, log_probabilities))[known] == labels).sum())
     compared = f"accuracy {right / len(labels):.2%}, guessing {largest_share(labels):.2%}"
     if not beats_guessing(right, labels):
@@ -276,13 +309,14 @@ def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) ->
     return noise, ""
 
 
-def _margin(facts: TrainingFacts) -> np.ndarray:
-    margins = np.empty(len(facts.labels))
-    for part in row_parts(*facts.probabilities.shape):
-        others, labels = facts.probabilities[part].copy(), facts.labels[part]
-        rows = np.arange(len(labels))
-        given = others[rows, labels]
-        others[rows, labels] = -1
+def margin_of(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Give the probability of the largest other class minus that of the label, [n]."""
+    margins = np.empty(len(labels))
+    for part in row_parts(*probabilities.shape):
+        others, some = probabilities[part].copy(), labels[part]
+        rows = np.arange(len(some))
+        given = others[rows, some]
+        others[rows, some] = -1
         margins[part] = others.max(axis=1) - given
     return margins
 
