@@ -32,8 +32,9 @@ from influence_cli.runtime.terminal import Terminal
 
 # Numbers of an example: wider maps are averaged over neighbours.
 WIDEST = 4_096
-# Examples per batch; batches between two notes of what is done.
-BATCH, NOTED = 64, 16
+# Examples per batch, and on a CPU, whose caches hold the maps of a few images: EfficientNet-Lite0 at 160 pixels takes
+# half the time with 8 as with 64. Examples between two notes of what is done.
+BATCH, ON_CPU, NOTED = 64, 8, 512
 # Images that recognise a data set which is not in files.
 SAMPLED = 64
 MEANING = {
@@ -150,7 +151,7 @@ def _fill(
 ) -> None:
     """Run the network over the examples that are missing, and write their rows block by block."""
     network.model.to(device)
-    step = BATCH * NOTED * distributed.size()
+    step = NOTED * distributed.size()
     with terminal.progress(len(todo), f"features {network.name}") as advance:
         counted = distributed.counted(advance)
         for start in range(0, len(todo), step):
@@ -176,7 +177,8 @@ def _block(
 ) -> tuple[np.ndarray, Tensor | None]:
     read, rows = [np.empty(0, dtype=np.int64)], []
     tell = terminal.warn
-    for batch in readable_batches(network.split, indices, BATCH, loading, skip=skip, tell=tell):
+    size = ON_CPU if device.type == "cpu" else BATCH
+    for batch in readable_batches(network.split, indices, size, loading, skip=skip, tell=tell):
         rows.append(penultimate(network.model, batch.inputs.to(device), network.where).float().cpu())
         read.append(batch.indices)
         advance(len(batch))

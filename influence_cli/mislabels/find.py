@@ -6,7 +6,7 @@ Signals, higher is more suspicious for all of them:
   seen it (evidence/gather.py)
 - ``pred-probs``: likewise by probabilities from elsewhere, such as k-fold training
 - ``readout:NAME``, ``neighbours:NAME``, ``probabilities:NAME``: likewise by the features of another network
-- ``trajectory``: the margin of the probabilities averaged over the checkpoints of one run
+- ``trajectory``: the margin of the logits of the probabilities averaged over the checkpoints of one run
 - ``loss`` (the model's), ``margin`` (probability of the largest other class minus that of the label)
 - ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: influence/self_influence.py
 """
@@ -213,8 +213,9 @@ def find_mislabels(
     rows = np.arange(len(facts.labels))
     signals = {name: -values[rows, facts.labels].astype(np.float64) for name, values in log_probabilities.items()}
     signals["loss"] = facts.losses.astype(np.float64)
-    margins = {"margin": facts.probabilities, "trajectory": evidence.trajectory}
-    signals |= {name: margin_of(soft, facts.labels) for name, soft in margins.items() if soft is not None}
+    signals["margin"] = margin_of(facts.probabilities, facts.labels)
+    if evidence.trajectory is not None:
+        signals["trajectory"] = margin_of(np.log(np.maximum(evidence.trajectory, 1e-30)), facts.labels)
     scores: ScoreRecord | None = None
     try:
         of_gradients, scores = gradients()
@@ -228,7 +229,8 @@ def find_mislabels(
         raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
     leading = signal if signal in log_probabilities else next(iter(log_probabilities), None)
     if leading is None or signal in ("loss", "margin", "trajectory"):
-        suggested, confidence, given = _suggestions(facts.probabilities, facts.labels)
+        soft = evidence.trajectory if signal == "trajectory" and evidence.trajectory is not None else None
+        suggested, confidence, given = _suggestions(facts.probabilities if soft is None else soft, facts.labels)
     else:
         suggested, *logs = _suggestions(log_probabilities[leading], facts.labels)
         confidence, given = map(np.exp, logs)
@@ -310,13 +312,13 @@ def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) ->
 
 
 def margin_of(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Give the probability of the largest other class minus that of the label, [n]."""
+    """Give the (log-)probability of the largest other class minus that of the label, [n]."""
     margins = np.empty(len(labels))
     for part in row_parts(*probabilities.shape):
         others, some = probabilities[part].copy(), labels[part]
         rows = np.arange(len(some))
         given = others[rows, some]
-        others[rows, some] = -1
+        others[rows, some] = -np.inf
         margins[part] = others.max(axis=1) - given
     return margins
 

@@ -67,7 +67,7 @@ def load_network(
     source = item.checkpoint
     if isinstance(source, Path):
         source = CheckpointConfig(file=source)
-    model = trained_model(build, source, where("checkpoint"), terminal).eval()
+    model = trained_model(build, source, where("checkpoint"), terminal, section="evidence.features").eval()
     add_guard(model, Guard())
     transform, text = fixed_steps(item.transform or (), config.folder, lambda number: where("transform", number))
     view = replace(split, transform=transform, transform_text=text, where=where())
