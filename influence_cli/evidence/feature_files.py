@@ -74,7 +74,7 @@ def read_features(path: Path, split: Split, where: str, name: str = "") -> Featu
         ordered = np.empty(values.shape, dtype=np.float32)
         ordered[positions] = values
         values = ordered
-    refuse_unusable(values, split, at)
+    refuse_unusable(values, split, at, None if positions is None else np.argsort(positions))
     return Features(name or re.sub(r"[^A-Za-z0-9_.-]", "-", path.stem), values)
 
 

@@ -26,7 +26,8 @@ def pool(log_probabilities: Sequence[Tensor] | Tensor, targets: Tensor) -> Tenso
     """Find the weights of a log-linear pool, p ∝ Π pₖ^wₖ, that make the targets likeliest, w ≥ 0.
 
     The negative log-likelihood is convex in w: its slope is the mean of E_p[log pₖ] − log pₖ(target), its curvature
-    the mean covariance under p. Newton steps; an opinion whose weight would be negative is left out.
+    the mean covariance under p. Newton steps; an opinion whose weight would be negative is left out, and comes back
+    where the others have settled and the likelihood rises with its weight.
 
     Args:
         log_probabilities: [n, C] of each of k sources.
@@ -57,7 +58,10 @@ def pool(log_probabilities: Sequence[Tensor] | Tensor, targets: Tensor) -> Tenso
             continue
         weights = following.clamp_min(0)
         if float(step.abs().max()) < 1e-6:
-            break
+            wanted = torch.where(heard, 0, slope)
+            if float(wanted.min()) > -1e-6:
+                break
+            heard[int(wanted.argmin())] = True
     return weights.float()
 
 
