@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-CIFAR_MEAN, CIFAR_DEVIATION = 0.47, 0.25
-GREY_MEAN, GREY_DEVIATION = 0.286, 0.353
+# Means and deviations of what each network was trained on.
+RGB, GREY = ([0.47] * 3, [0.25] * 3), ([0.286], [0.353])
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+OF_EFFICIENTNET = [0.498] * 3, [0.502] * 3
 
 
 class Pictures(torch.utils.data.Dataset[tuple[Image.Image, int]]):

@@ -18,7 +18,19 @@ from tests.support import brightness
 
 # Every key that the design documents, by section; "" for the top.
 KEYS = {
-    "": {"model", "loss", "l2", "train", "test", "gradients", "curvature", "training", "evidence", "device", "precision"}
+    "": {
+        "model",
+        "loss",
+        "l2",
+        "train",
+        "test",
+        "gradients",
+        "curvature",
+        "training",
+        "evidence",
+        "device",
+        "precision",
+    }
     | {"seed"},
     "model": {"factory", "args", "checkpoint", "output", "ensemble", "learning_rates", "steps", "segments"},
     "train": {"dataset", "args", "labels", "exclude", "weights", "classes", "n", "transform"},

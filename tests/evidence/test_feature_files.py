@@ -133,7 +133,9 @@ def test_a_row_per_example_in_use_is_told_from_one_per_example(split: Split, tmp
         read_features(npy(tmp_path, VALUES[:300]), some, "--features")
     assert "this file has one per example in use" in (error.value.hint or "")
     # Rows of excluded examples may be anything.
-    assert read_features(npy(tmp_path, changed((310, 0), np.nan)), some, "--features").rows(some.indices).isfinite().all()
+    assert (
+        read_features(npy(tmp_path, changed((310, 0), np.nan)), some, "--features").rows(some.indices).isfinite().all()
+    )
 
 
 def test_files_that_moved_since_are_noticed(split: Split, tmp_path: Path) -> None:

@@ -101,8 +101,14 @@ def test_features_are_computed_once_and_kept_beside_the_store(influence: Command
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda p: torch.save({k: 2 * v for k, v in torch.load(p / "other.pt").items()}, p / "other.pt"), "its weights"),
-        (lambda p: edit(p, "checkpoint: other.pt", "checkpoint: other.pt, args: {scale: 2}"), "its factory, args or code"),
+        (
+            lambda p: torch.save({k: 2 * v for k, v in torch.load(p / "other.pt").items()}, p / "other.pt"),
+            "its weights",
+        ),
+        (
+            lambda p: edit(p, "checkpoint: other.pt", "checkpoint: other.pt, args: {scale: 2}"),
+            "its factory, args or code",
+        ),
         (lambda p: (p / "other.py").write_text(OTHER.replace(".tanh()", ".sin()")), "its factory, args or code"),
         (lambda p: edit(p, "size: [8, 8]}}, ToImage", "size: [8, 8]}}, RGB, ToImage"), "its transform"),
         (lambda p: Image.new("RGB", (28, 28)).save(next((p / "train").glob("*/*"))), "the images"),
@@ -190,7 +196,10 @@ def test_numbers_that_are_none_are_refused(influence: Command, other: Path) -> N
         ("factory: ./other.py:build, checkpoint: other.pt", "./other.py:build has no transform"),
         (f"factory: ./other.py:none, checkpoint: other.pt, transform: {TRANSFORM}", "none"),
         (f"factory: ./other.py:build, checkpoint: none.pt, transform: {TRANSFORM}", "none.pt does not exist"),
-        (f"factory: ./other.py:build, transform: {TRANSFORM}", "evidence.features.factory makes other weights at every"),
+        (
+            f"factory: ./other.py:build, transform: {TRANSFORM}",
+            "evidence.features.factory makes other weights at every",
+        ),
         (f"factory: ./other.py:build, checkpoint: model.pt, transform: {TRANSFORM}", "body.weight"),
         (f"factory: ./other.py:build, args: {{size: 3}}, checkpoint: other.pt, transform: {TRANSFORM}", "size"),
         ("factory: ./other.py:build, checkpoint: other.pt, transform: [RandomHorizontalFlip]", "RandomHorizontalFlip"),
@@ -201,7 +210,10 @@ def test_numbers_that_are_none_are_refused(influence: Command, other: Path) -> N
         ("name: 'a b', file: f.npy", "name"),
         ("fil: f.npy", "unknown key 'fil'"),
         ("probabilities: none.npy", "there is no file"),
-        (f"factory: torch.nn.Flatten, transform: {TRANSFORM}, args: {{start_dim: 0}}", "a row of numbers for each image"),
+        (
+            f"factory: torch.nn.Flatten, transform: {TRANSFORM}, args: {{start_dim: 0}}",
+            "a row of numbers for each image",
+        ),
     ],
 )
 def test_a_network_that_cannot_be_had_is_refused(influence: Command, project: Path, keys: str, message: str) -> None:

@@ -33,7 +33,11 @@ def truth() -> tuple[Tensor, Tensor]:
 
 def own(true: Tensor) -> dict[str, Tensor]:
     readout, neighbours = opinion(true, 1.5, 1), opinion(true, 1.2, 2)
-    return {"readout": readout, "neighbours": neighbours, "combined": of_two({"readout": readout, "neighbours": neighbours})}
+    return {
+        "readout": readout,
+        "neighbours": neighbours,
+        "combined": of_two({"readout": readout, "neighbours": neighbours}),
+    }
 
 
 def precision(log_p: Tensor, truth: tuple[Tensor, Tensor]) -> float:

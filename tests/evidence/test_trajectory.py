@@ -21,8 +21,13 @@ def run(project: Path) -> Path:
     """Keep three checkpoints: the last one is the model's."""
     state = torch.load(project / "model.pt")
     for number, scale in enumerate((0.1, 0.5), start=1):
-        noise = {name: torch.randn(value.shape, generator=torch.Generator().manual_seed(number)) for name, value in state.items()}
-        torch.save({name: scale * (value + noise[name]) for name, value in state.items()}, project / f"early{number}.pt")
+        noise = {
+            name: torch.randn(value.shape, generator=torch.Generator().manual_seed(number))
+            for name, value in state.items()
+        }
+        torch.save(
+            {name: scale * (value + noise[name]) for name, value in state.items()}, project / f"early{number}.pt"
+        )
     return project
 
 
