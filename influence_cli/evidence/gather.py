@@ -4,6 +4,9 @@ Three opinions, each a log-probability of every class: a leave-one-out readout o
 neighbours in the readout's leading components, and the model itself where it has not memorised its training labels.
 ``combined`` is their weighted sum, normalised: p ∝ Π pₖ^w. The model has not seen the labels of a test set, so all
 three are out of sample there, and the weights are fitted by likelihood.
+
+Features of other networks (``features.py``) make a readout and neighbours each. They have not seen the labels either,
+and ``pooling.py`` weighs the networks against each other.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from influence_cli.data.batches import readable_batches
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
 from influence_cli.evidence.activations import ALL, Activations, activations, with_all
+from influence_cli.evidence.features import Features
 from influence_cli.evidence.guessing import beats_guessing
 from influence_cli.evidence.mapped import (
     add_,
@@ -32,8 +36,9 @@ from influence_cli.evidence.mapped import (
     row_parts,
     softmax,
 )
-from influence_cli.evidence.opinions import Opinions, enough, form_opinions, left_out, no_readout
-from influence_cli.evidence.pooling import combined, pool
+from influence_cli.evidence.opinions import Opinions, enough, form_opinions, left_out, no_readout, opinions_of_others
+from influence_cli.evidence.pooling import WITH_MODEL, WITHOUT, among_networks, combined, pool
+from influence_cli.evidence.trajectory import earlier_probabilities
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import refuse_not_finite
@@ -44,9 +49,6 @@ from influence_cli.runtime.terminal import Terminal
 
 # A model whose loss on its training labels is below this share of the leave-one-out loss has memorised them.
 MEMORISED = 0.75
-# The weight of each opinion, with the model and without: three make up a mean, which is calibrated; of two a little
-# more ranks better. Fixed on label noise of Fashion-MNIST (bench/results/mislabels.md).
-WITH_MODEL, WITHOUT = 1 / 3, 2 / 3
 # Share of the free memory for the activations; the regression needs twice as much again.
 FREE_SHARE = 0.25
 # Numbers that another loss than a cross-entropy is computed from, to see how well it fits; a difference worth a word.
@@ -71,6 +73,8 @@ class Evidence:
         obstacle: why there is no readout, or None.
         judged: bool [n], False for the examples of a class that has too few of them for a readout.
         informed: whether the readout is better than guessing.
+        trajectory: float32 [n, C], probabilities averaged over all checkpoints; None for a single one.
+        judge: the readout that counts most.
     """
 
     facts: TrainingFacts
@@ -84,6 +88,8 @@ class Evidence:
     obstacle: InfluenceError | None
     judged: np.ndarray
     informed: bool = True
+    trajectory: np.ndarray | None = None
+    judge: str = "readout"
 
 
 def gather_evidence(
@@ -94,18 +100,20 @@ def gather_evidence(
     skip: bool,
     logistic: bool = False,
     obstacle: InfluenceError | None = None,
+    features: Sequence[Features] = (),
 ) -> Evidence | None:
     """Run each checkpoint forward over a split once, and compute the opinions.
 
     Each process of a job runs it over a part; the first one computes the opinions, None in the others.
 
     Args:
-        tasks: one task per checkpoint; only the last one of a run is used.
+        tasks: one task per checkpoint; of a run the last one, and the outputs of the others.
         split: whose labels; the training split's may be memorised.
         terminal: progress, the diagnosis, warnings.
         skip: continue without unreadable examples.
         logistic: fit the logistic readout as well.
         obstacle: why there is to be no readout, if that is known already.
+        features: of other networks; in the first process only.
 
     Raises:
         InfluenceError: outputs or losses that are not finite.
@@ -116,7 +124,7 @@ def gather_evidence(
     model: Tensor | None = None
     soft: Tensor | None = None
     losses, fits = [], []
-    tasks = [task for task in tasks if task.explained]
+    earlier, tasks = [task for task in tasks if not task.explained], [task for task in tasks if task.explained]
     for number, task in enumerate(tasks):
         look(task, terminal)
         here, activations = _forward(task, split, terminal, skip=skip, first=number == 0)
@@ -148,6 +156,7 @@ def gather_evidence(
                 fits.append(_fit_by_loss(task, outputs, targets))
             model = add_(model, log_softmax_(outputs))
         del here
+    before = earlier_probabilities(earlier, split, terminal, skip=skip) if earlier else None
     distributed.hear(terminal.warnings, terminal.warn)
     if not distributed.is_first() or model is None or soft is None:
         return None
@@ -175,6 +184,7 @@ def gather_evidence(
         summary=summary,
         obstacle=obstacle,
         judged=judged,
+        trajectory=_trajectory(soft, before, len(earlier) + len(tasks)),
     )
     as_softmax = _loss(model, targets)
     fit = sum(fits) / len(fits) if fits else as_softmax
@@ -182,6 +192,10 @@ def gather_evidence(
     if obstacle is not None or first is None:
         return evidence
     weighed = _weighed(evidence, opinions, model, targets, split.name, terminal)
+    if features:
+        indices, device = activations.indices[judged], tasks[0].device
+        others = opinions_of_others(features, indices, targets, len(tasks[0].classes), terminal, device=device)
+        weighed, first = _among_networks(weighed, first, others, targets, terminal)
     if not weighed.memorised and abs(fit - as_softmax) > DIFFERS * as_softmax:
         terminal.say(
             f"The model's own opinion takes its outputs for the logits of a softmax (loss {as_softmax:.3f}); "
@@ -219,6 +233,42 @@ def _weighed(
         memorised=memorised,
         informed=informed,
     )
+
+
+def _among_networks(
+    weighed: Evidence, first: Opinions, others: dict[str, Opinions], targets: Tensor, terminal: Terminal
+) -> tuple[Evidence, Opinions]:
+    """Weigh other networks against the model's own layers.
+
+    Returns:
+        The evidence, ``combined`` of all networks; the opinions whose neighbours are shown, those that count most.
+    """
+    own = {name: torch.from_numpy(values) for name, values in weighed.log_probabilities.items()}
+    if not weighed.judged.all():
+        own = {name: chosen(values, _rows(weighed.judged)) for name, values in own.items()}
+    total, shares = among_networks(own, {name: each.log_probabilities for name, each in others.items()}, targets)
+    told = ", ".join(f"{name or 'the model'} {share:.0%}" for name, share in shares.items())
+    terminal.say(f"Weights, by how well each predicts labels that it has not seen: {told}.")
+    log_probabilities = {"combined": total} | {
+        f"{kind}:{name}": values for name, each in others.items() for kind, values in each.log_probabilities.items()
+    }
+    heaviest = max(shares, key=lambda name: (shares[name], not name))
+    shown = [name for name in others if name == heaviest and len(others[name].nearest)]
+    evidence = replace(
+        weighed,
+        log_probabilities=weighed.log_probabilities
+        | {name: _in_place(values, weighed.judged, np.nan) for name, values in log_probabilities.items()},
+        summary=weighed.summary | {f"weight:{name or 'model'}": share for name, share in shares.items()},
+        judge=f"readout:{shown[0]}" if shown else "readout",
+    )
+    return evidence, others[shown[0]] if shown else first
+
+
+def _trajectory(soft: Tensor, before: Tensor | None, count: int) -> np.ndarray | None:
+    """Average the probabilities over all checkpoints, in the place of the earlier ones; None for a single one."""
+    if count < 2:
+        return None
+    return np.asarray((soft if before is None else divide_(add_(before, soft), count)).numpy())
 
 
 def _add_share(total: dict[str, float], part: dict[str, float], share: int) -> None:

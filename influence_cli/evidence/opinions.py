@@ -14,8 +14,9 @@ from torch import Tensor
 
 from influence_cli.errors import InfluenceError
 from influence_cli.evidence.approximate import TRIED, neighbours_of
+from influence_cli.evidence.features import Features
 from influence_cli.evidence.logistic import leave_one_out_logistic
-from influence_cli.evidence.mapped import is_on_disk, large, log_softmax_, release
+from influence_cli.evidence.mapped import is_on_disk, large, log_softmax_, release, row_parts
 from influence_cli.evidence.neighbours import NEIGHBOURS, distance, vote
 from influence_cli.evidence.readout import FLOOR, leave_one_out
 from influence_cli.runtime import distributed, exchange
@@ -23,6 +24,8 @@ from influence_cli.runtime.terminal import Terminal
 
 # A leave-one-out readout of a class with fewer examples has one or none to go by.
 FEWEST = 3
+# A class that another model gives no probability may still be the right one.
+LEAST = 1e-4
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,9 @@ def form_opinions(
     device: torch.device,
     what: str,
     logistic: bool = False,
+    shared: bool = True,
 ) -> Opinions | None:
-    """Fit the readout and find the neighbours; the processes of a job share both.
+    """Fit the readout and find the neighbours.
 
     Args:
         features: float32 [m, d], or float16 in a file: of all n examples, or this process's part of them, in order.
@@ -60,21 +64,21 @@ def form_opinions(
         device: that does the work.
         what: the features are, such as ``activations``.
         logistic: fit the logistic readout as well.
+        shared: among the processes of a job, each with its part; without, this process has all and calls alone.
 
     Returns:
         The opinions on all examples, in the first process of a job; None in the others.
     """
-    start = sum(distributed.gathered(len(features))[: distributed.rank()])
+    shared = shared and distributed.size() > 1
+    start = sum(distributed.gathered(len(features))[: distributed.rank()]) if shared else 0
     part = slice(start, start + len(features))
     # What is in a file stays there, and goes to the device part by part.
     where = torch.device("cpu") if is_on_disk() else device
     with terminal.status(f"leave-one-out readout of {features.shape[1]:,} {what}"):
-        readout = leave_one_out(
-            features.to(where), targets[part].to(where), classes, device=device, shared=distributed.size() > 1
-        )
+        readout = leave_one_out(features.to(where), targets[part].to(where), classes, device=device, shared=shared)
         # In their place: two copies of all outputs may not fit.
         voiced = log_softmax_(readout.outputs, readout.temperature)
-    if readout.floored and distributed.is_first():
+    if readout.floored and (not shared or distributed.is_first()):
         terminal.warn(
             f"{readout.floored:,} examples have leverage above {1 - FLOOR}: the readout fits them whatever their "
             f"label is; it has too many {what} for so few examples"
@@ -85,22 +89,65 @@ def form_opinions(
         "dimension": readout.dimension,
         "activations": float(features.shape[1]),
     }
-    components = exchange.rows_to_all(readout.components.cpu()).to(device)
+    components = (exchange.rows_to_all(readout.components.cpu()) if shared else readout.components).to(device)
     with terminal.progress(len(targets), "nearest neighbours") as advance:
-        rows, similarity, recall = neighbours_of(components, terminal, distributed.counted(advance), part)
+        rows, similarity, recall = neighbours_of(
+            components, terminal, distributed.counted(advance) if shared else advance, part
+        )
     if recall is not None:
         summary["recall"] = recall
         terminal.say(f"neighbours by faiss: {recall:.1%} of the {NEIGHBOURS} nearest, measured on {TRIED} examples")
     votes = vote(rows.to(where), similarity.to(where), targets.to(where), classes)
     far = distance(components, rows, part)
-    log_probabilities = {"readout": _to_first(voiced), "neighbours": _to_first(votes)}
-    rows, similarity, far = (_to_first(values) for values in (rows, similarity, far[:, None]))
-    if not distributed.is_first():
+    parts = (voiced, votes, rows, similarity, far[:, None])
+    voiced, votes, rows, similarity, far = (_to_first(each) if shared else each.cpu() for each in parts)
+    log_probabilities = {"readout": voiced, "neighbours": votes}
+    if shared and not distributed.is_first():
         return None
     if logistic:
         with terminal.status("leave-one-out logistic regression"):
             log_probabilities["logistic"] = leave_one_out_logistic(components, targets.to(device), classes).cpu()
     return Opinions(log_probabilities, rows, similarity, far[:, 0], summary)
+
+
+def _of_given(probabilities: Tensor) -> Opinions:
+    """Take class probabilities of another model as its one opinion; it has no neighbours."""
+    none = torch.empty(0)
+    for rows in row_parts(*probabilities.shape):
+        probabilities[rows] = probabilities[rows].clamp_min(LEAST).log()
+    return Opinions({"probabilities": probabilities}, none, none, none, {})
+
+
+def opinions_of_others(
+    features: Sequence[Features],
+    indices: np.ndarray,
+    targets: Tensor,
+    classes: int,
+    terminal: Terminal,
+    *,
+    device: torch.device,
+) -> dict[str, Opinions]:
+    """Form the opinions of other networks, by the name of their features, in this process alone.
+
+    Args:
+        features: of the whole data set.
+        indices: int64 [n], positions of the examples that are judged.
+        targets: int64 [n].
+        classes: C.
+        terminal: progress, warnings.
+        device: that does the work.
+    """
+    formed = {}
+    for each in features:
+        rows, what = each.rows(indices), f"features of {each.name}"
+        one = (
+            _of_given(rows)
+            if each.probabilities
+            else form_opinions(rows, targets, classes, terminal, device=device, what=what, shared=False)
+        )
+        if one is not None:
+            formed[each.name] = one
+    return formed
 
 
 def _to_first(rows: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ Signals, higher is more suspicious for all of them:
 - ``combined`` (the default), ``readout``, ``neighbours``, ``logistic``: −log p of the label by opinions that have not
   seen it (evidence/gather.py)
 - ``pred-probs``: likewise by probabilities from elsewhere, such as k-fold training
+- ``readout:NAME``, ``neighbours:NAME``, ``probabilities:NAME``: likewise by the features of another network
+- ``trajectory``: the margin of the logits of the probabilities averaged over the checkpoints of one run
 - ``loss`` (the model's), ``margin`` (probability of the largest other class minus that of the label)
 - ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: influence/self_influence.py
 """
@@ -35,14 +37,11 @@ from influence_cli.influence.self_influence import gradient_norms, harm_to_tests
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
 from influence_cli.mislabels.noise import Noise, calibrated, confident_counts, noise_of
+from influence_cli.mislabels.signals import SignalChoice, is_opinion
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal, or_silent
-
-PROBABILITY_SIGNALS = ("combined", "readout", "neighbours", "logistic", "pred-probs")
-GRADIENTS = ("self-influence", "gradient-norm", "tracin", "test-influence")
-SIGNALS = (*PROBABILITY_SIGNALS, "loss", "margin", *GRADIENTS)
 
 
 @dataclass(frozen=True)
@@ -82,55 +81,6 @@ class Mislabels:
     def flagged(self) -> np.ndarray:
         """Give the rows above the default cut: the first ones, as many as the estimated number of wrong labels."""
         return self.order[: self.noise.count] if self.noise else self.order[:0]
-
-
-def wanted_signals(
-    signal: str, *, every: bool, on: str, checkpoints: int, tests: bool, solves: bool, probabilities: bool
-) -> tuple[str, ...]:
-    """Choose the signals to compute: one, or all that are available here.
-
-    Args:
-        signal: the one to rank by.
-        every: all of them.
-        on: ``train`` or ``test``.
-        checkpoints: how many.
-        tests: whether there is a test set.
-        solves: whether the curvature method needs one solve per example.
-        probabilities: whether ``--pred-probs`` is given.
-
-    Raises:
-        InfluenceError: the signal is unknown or not available here.
-    """
-    if signal not in SIGNALS:
-        raise InfluenceError(f"--signal {signal}: there is no such signal", f"known: {', '.join(SIGNALS)}")
-    why = {
-        "pred-probs": (not probabilities, "it needs --pred-probs FILE"),
-        "tracin": (checkpoints < 2, "it needs several checkpoints; with one it equals gradient-norm"),
-        "test-influence": (
-            on == "test" or not tests,
-            "it scores training examples and needs a test set with labels in the config",
-        ),
-        "self-influence": (solves, "it would need one solve per example; use -s curvature.method=auto"),
-    }
-    missing = {name: reason for name, (cannot, reason) in why.items() if cannot}
-    if signal in missing:
-        raise InfluenceError(f"--signal {signal}: {missing[signal]}", f"known: {', '.join(SIGNALS)}")
-    return tuple(name for name in SIGNALS if name not in missing) if every else (signal,)
-
-
-@dataclass(frozen=True)
-class SignalChoice:
-    """Which signals are computed, and which one decides the order.
-
-    Attributes:
-        rank_by: which of ``SIGNALS`` to rank by.
-        wanted: signals to compute.
-        probabilities: [examples of the data set, C] from elsewhere, for ``pred-probs``.
-    """
-
-    rank_by: str = "combined"
-    wanted: Collection[str] = ("combined",)
-    probabilities: np.ndarray | None = None
 
 
 def find_mislabels(
@@ -181,10 +131,18 @@ def _found(
     strict: bool,
 ) -> Mislabels:
     signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
-    if obstacle is not None and signal in PROBABILITY_SIGNALS and signal != "pred-probs":
+    if obstacle is not None and is_opinion(signal) and signal != "pred-probs":
         raise obstacle
     logistic = "logistic" in wanted and not _refuse_logistic(signal, terminal)
-    evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic=logistic, obstacle=obstacle)
+    evidence = gather_evidence(
+        tasks,
+        split,
+        terminal,
+        skip=skip_unreadable,
+        logistic=logistic,
+        obstacle=obstacle,
+        features=choice.features,
+    )
     gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
         try:
@@ -195,7 +153,7 @@ def _found(
         distributed.dissolve()
         raise ValueError("only the first process has evidence")
     if evidence.obstacle is not None:
-        if signal in PROBABILITY_SIGNALS and signal != "pred-probs":
+        if is_opinion(signal) and signal != "pred-probs":
             raise evidence.obstacle
         terminal.warn(f"no readout: {evidence.obstacle.message}")
     facts = evidence.facts
@@ -204,7 +162,9 @@ def _found(
         log_probabilities["pred-probs"] = _logarithms(probabilities, facts.indices)
     signals = {name: -_at(values, facts.labels).astype(np.float64) for name, values in log_probabilities.items()}
     signals["loss"] = facts.losses.astype(np.float64)
-    signals["margin"] = _margin(facts)
+    signals["margin"] = margin_of(facts.probabilities, facts.labels)
+    if evidence.trajectory is not None:
+        signals["trajectory"] = margin_of(evidence.trajectory, facts.labels, logarithms=True)
     scores: ScoreRecord | None = None
     try:
         of_gradients, scores = gradients()
@@ -217,8 +177,9 @@ def _found(
     if signal not in signals:
         raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
     leading = signal if signal in log_probabilities else next(iter(log_probabilities), None)
-    if leading is None or signal in ("loss", "margin"):
-        suggested, confidence, given = _suggestions(facts.probabilities, facts.labels)
+    if leading is None or signal in ("loss", "margin", "trajectory"):
+        soft = evidence.trajectory if signal == "trajectory" and evidence.trajectory is not None else None
+        suggested, confidence, given = _suggestions(facts.probabilities if soft is None else soft, facts.labels)
     else:
         suggested, *logs = _suggestions(log_probabilities[leading], facts.labels)
         confidence, given = map(np.exp, logs)
@@ -233,7 +194,7 @@ def _found(
     )
     return Mislabels(
         np.lexsort((facts.indices, -signals[signal])),
-        1.0 - given if signal in (*PROBABILITY_SIGNALS, "loss") else percentile_rank(signals[signal]),
+        1.0 - given if signal == "loss" or is_opinion(signal) else percentile_rank(signals[signal]),
         facts,
         signals,
         log_probabilities,
@@ -311,7 +272,7 @@ def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) ->
     labels = evidence.facts.labels if whole else evidence.facts.labels[known]
     log_p = log_probabilities if whole else _some(log_probabilities, known)
     # The model, a part of ``combined``, has seen the labels.
-    judge = "readout" if source == "combined" else source
+    judge = evidence.judge if source == "combined" else source
     right = int((likeliest(evidence.log_probabilities.get(judge, log_probabilities))[known] == labels).sum())
     compared = f"accuracy {right / len(labels):.2%}, guessing {largest_share(labels):.2%}"
     if not beats_guessing(right, labels):
@@ -336,13 +297,16 @@ def _some(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return chosen(torch.from_numpy(values), torch.from_numpy(np.flatnonzero(mask))).numpy()
 
 
-def _margin(facts: TrainingFacts) -> np.ndarray:
-    margins = np.empty(len(facts.labels))
-    for part in row_parts(*facts.probabilities.shape):
-        others, labels = facts.probabilities[part].copy(), facts.labels[part]
-        rows = np.arange(len(labels))
-        given = others[rows, labels]
-        others[rows, labels] = -1
+def margin_of(probabilities: np.ndarray, labels: np.ndarray, *, logarithms: bool = False) -> np.ndarray:
+    """Give the probability, or its logarithm, of the largest other class minus that of the label, [n]."""
+    margins = np.empty(len(labels))
+    for part in row_parts(*probabilities.shape):
+        others, some = probabilities[part].copy(), labels[part]
+        if logarithms:
+            others = np.log(np.maximum(others, 1e-30))
+        rows = np.arange(len(some))
+        given = others[rows, some]
+        others[rows, some] = -np.inf
         margins[part] = others.max(axis=1) - given
     return margins
 

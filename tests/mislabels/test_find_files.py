@@ -11,7 +11,8 @@ import pytest
 from influence_cli.config.load import load_config
 from influence_cli.errors import InfluenceError
 from influence_cli.evidence import mapped, plan
-from influence_cli.mislabels.find import Mislabels, SignalChoice, find_mislabels
+from influence_cli.mislabels.find import Mislabels, find_mislabels
+from influence_cli.mislabels.signals import SignalChoice
 from influence_cli.model.task import Task, load_tasks
 from influence_cli.runtime.terminal import Terminal
 from tests.conftest import Command, edit

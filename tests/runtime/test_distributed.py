@@ -43,6 +43,13 @@ FIT = ("gradients", *EKFAC, "-s", "gradients.block=2")
 # Of mislabels: the readout is fitted to sums of the processes' parts, and small components amplify their rounding.
 READOUT = 1e-4
 
+# Another network, and two checkpoints of one run.
+FEATURES = (
+    "{name: twin, factory: ./model.py:build, checkpoint: second.pt, transform: [{Grayscale: {num_output_channels: 1}}, "
+    "ToImage, {ToDtype: {dtype: float32, scale: true}}]}"
+)
+TWO = ("-s", "model.checkpoint=[second.pt, model.pt]", "-s", "model.ensemble=tracin", "-s", "model.learning_rates=0.1")
+
 
 Run = Callable[..., Job]
 
@@ -207,6 +214,8 @@ def test_rank_gives_the_rows_of_one_process(
         pytest.param(4, ("--on", "test", "-s", "test.args.root=train"), id="on-test"),
         pytest.param(2, ("--signal", "self-influence", "--on-the-fly", "--top", "24"), id="self-influence"),
         pytest.param(2, ("--signal", "self-influence", "-s", "model.checkpoint=[model.pt, second.pt]"), id="two"),
+        pytest.param(2, ("--signals", "-s", f"evidence.features={FEATURES}"), id="features"),
+        pytest.param(2, ("--signal", "trajectory", *TWO), id="trajectory"),
     ],
 )
 @pytest.mark.quick("signals")
