@@ -37,7 +37,7 @@ from influence_cli.influence.self_influence import gradient_norms, harm_to_tests
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
 from influence_cli.mislabels.noise import Noise, calibrated, confident_counts, noise_of
-from influence_cli.mislabels.signals import SignalChoice, is_opinion
+from influence_cli.mislabels.signals import GRADIENTS, SignalChoice, is_opinion
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
