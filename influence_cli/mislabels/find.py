@@ -12,7 +12,7 @@ Signals, higher is more suspicious for all of them:
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -31,6 +31,8 @@ from influence_cli.influence.self_influence import gradient_norms, harm_to_tests
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
 from influence_cli.mislabels.noise import Noise, calibrated, count_wrong, noise_of
+from influence_cli.mislabels.teaching import Taught, learn, taught_split
+from influence_cli.mislabels.ways import ways_to_count
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
@@ -46,8 +48,9 @@ class Mislabels:
     """Suspicion of every example that could be read, most suspicious first.
 
     Attributes:
-        order: int64 [n], rows of ``facts`` from most to least suspicious.
-        score: float64 [n] in [0, 1], by row of ``facts``; NaN, and last in the order, where a label is not judged.
+        order: int64 [m], rows of ``facts`` from most to least suspicious, without those that are decided.
+        score: float64 [n] in [0, 1], by row of ``facts``; NaN, and last in the order, where a label is not judged,
+            and for one that is decided.
         facts: indices, labels, the model's probabilities and losses.
         signals: each signal's values [n], higher is more suspicious; NaN where a label is not judged.
         log_probabilities: by source, log-probabilities [n, C] that have not seen the label.
@@ -59,6 +62,8 @@ class Mislabels:
         doubt: why that is not estimated though there is evidence; empty where it is.
         issues: duplicates, outliers, confused classes.
         scores: what is known of the run where stores were used; None without any, or where they failed.
+        ways: how many labels of the list are wrong, by each way to estimate it without decisions; empty without noise.
+        counted: the same by decisions on a random sample; None without one.
     """
 
     order: np.ndarray
@@ -73,11 +78,18 @@ class Mislabels:
     doubt: str
     issues: DataIssues
     scores: ScoreRecord | None
+    ways: dict[str, int] = field(default_factory=dict)
+    counted: int | None = None
+
+    @property
+    def count(self) -> int | None:
+        """Give how many labels of the list are probably wrong: by the sample, or else by the model; None if unknown."""
+        return self.counted if self.counted is not None or self.noise is None else self.noise.count
 
     @property
     def flagged(self) -> np.ndarray:
         """Give the rows above the default cut: the first ones, as many as the estimated number of wrong labels."""
-        return self.order[: self.noise.count] if self.noise else self.order[:0]
+        return self.order[: self.count or 0]
 
 
 def wanted_signals(
@@ -138,6 +150,7 @@ def find_mislabels(
     terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     strict: bool = False,
+    taught: Taught | None = None,
 ) -> Mislabels:
     """Rank training (or test) examples by how suspicious their label is.
 
@@ -149,6 +162,7 @@ def find_mislabels(
         terminal: progress, the diagnosis, warnings.
         skip_unreadable: continue without unreadable examples.
         strict: a solver that does not converge is an error.
+        taught: what a person has decided about some of the labels; the signal is then one of opinions.
 
     Raises:
         InfluenceError: the signal is not available: no readout, or an example of a store that could not be read.
@@ -156,12 +170,13 @@ def find_mislabels(
     terminal = or_silent(terminal)
     signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
     split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
+    before, split = split, split if taught is None else taught_split(split, taught)
     obstacle = _shortage(tasks, split, terminal)
     if obstacle is not None and signal in PROBABILITY_SIGNALS and signal != "pred-probs":
         raise obstacle
     logistic = "logistic" in wanted
     evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic=logistic, obstacle=obstacle)
-    gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip=skip_unreadable, strict=strict)
+    gradients = partial(_gradient_signals, stores, before, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
         try:
             gradients()
@@ -185,7 +200,7 @@ def find_mislabels(
     scores: ScoreRecord | None = None
     try:
         of_gradients, scores = gradients()
-        signals |= _of_read(of_gradients, split, facts)
+        signals |= _of_read(of_gradients, before, facts)
     except InfluenceError as error:
         if set(wanted) & set(GRADIENTS):
             raise
@@ -200,6 +215,13 @@ def find_mislabels(
         suggested, *logs = _suggestions(log_probabilities[leading], facts.labels)
         confidence, given = map(np.exp, logs)
     noise, doubt = (None, "") if leading is None else _estimate(leading, log_probabilities[leading], evidence)
+    order = np.lexsort((facts.indices, -signals[signal]))
+    score = 1.0 - given if signal in (*PROBABILITY_SIGNALS, "loss") else percentile_rank(signals[signal])
+    if taught is not None and leading is not None:
+        lesson = learn(log_probabilities[leading], facts.indices, suggested, noise and noise.wrong, taught)
+        order, score = lesson.order, lesson.wrong
+        noise = noise and replace(noise, wrong=np.nan_to_num(score), count=round(float(np.nansum(score))))
+    ways = {} if noise is None else ways_to_count(log_probabilities, facts.labels, order, noise)
     issues = find_data_issues(
         facts.labels,
         evidence.hashes,
@@ -209,8 +231,8 @@ def find_mislabels(
         noise.joint if noise else None,
     )
     return Mislabels(
-        np.lexsort((facts.indices, -signals[signal])),
-        1.0 - given if signal in (*PROBABILITY_SIGNALS, "loss") else percentile_rank(signals[signal]),
+        order,
+        score,
         facts,
         signals,
         log_probabilities,
@@ -221,6 +243,7 @@ def find_mislabels(
         doubt,
         issues,
         scores,
+        ways,
     )
 
 
