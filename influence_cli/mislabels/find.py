@@ -31,6 +31,7 @@ from influence_cli.influence.self_influence import gradient_norms, harm_to_tests
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
 from influence_cli.mislabels.noise import Noise, calibrated, count_wrong, noise_of
+from influence_cli.mislabels.sample import Sample, Sampled
 from influence_cli.mislabels.teaching import Taught, learn, taught_split
 from influence_cli.mislabels.ways import ways_to_count
 from influence_cli.model.task import Task
@@ -63,7 +64,9 @@ class Mislabels:
         issues: duplicates, outliers, confused classes.
         scores: what is known of the run where stores were used; None without any, or where they failed.
         ways: how many labels of the list are wrong, by each way to estimate it without decisions; empty without noise.
-        counted: the same by decisions on a random sample; None without one.
+        taught: what a person has decided; None where nothing was given.
+        sample: images drawn at random; None without.
+        sampled: how many labels are wrong by the decisions on them; None without.
     """
 
     order: np.ndarray
@@ -79,12 +82,16 @@ class Mislabels:
     issues: DataIssues
     scores: ScoreRecord | None
     ways: dict[str, int] = field(default_factory=dict)
-    counted: int | None = None
+    taught: Taught | None = None
+    sample: Sample | None = None
+    sampled: Sampled | None = None
 
     @property
     def count(self) -> int | None:
         """Give how many labels of the list are probably wrong: by the sample, or else by the model; None if unknown."""
-        return self.counted if self.counted is not None or self.noise is None else self.noise.count
+        if self.sampled is not None:
+            return self.sampled.left
+        return None if self.noise is None else self.noise.count
 
     @property
     def flagged(self) -> np.ndarray:
@@ -190,13 +197,9 @@ def find_mislabels(
             raise evidence.obstacle
         terminal.warn(f"no readout: {evidence.obstacle.message}")
     facts = evidence.facts
-    log_probabilities = dict(evidence.log_probabilities)
-    if probabilities is not None:
-        log_probabilities["pred-probs"] = np.log(np.maximum(probabilities[facts.indices], 1e-300))
-    rows = np.arange(len(facts.labels))
-    signals = {name: -values[rows, facts.labels].astype(np.float64) for name, values in log_probabilities.items()}
-    signals["loss"] = facts.losses.astype(np.float64)
-    signals["margin"] = _margin(facts)
+    given = {} if probabilities is None else {"pred-probs": np.log(np.maximum(probabilities[facts.indices], 1e-300))}
+    log_probabilities = evidence.log_probabilities | given
+    signals = _signals(log_probabilities, facts)
     scores: ScoreRecord | None = None
     try:
         of_gradients, scores = gradients()
@@ -210,18 +213,15 @@ def find_mislabels(
         raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
     leading = signal if signal in log_probabilities else next(iter(log_probabilities), None)
     if leading is None or signal in ("loss", "margin"):
-        suggested, confidence, given = _suggestions(facts.probabilities, facts.labels)
+        suggested, confidence, chance = _suggestions(facts.probabilities, facts.labels)
     else:
         suggested, *logs = _suggestions(log_probabilities[leading], facts.labels)
-        confidence, given = map(np.exp, logs)
+        confidence, chance = map(np.exp, logs)
     noise, doubt = (None, "") if leading is None else _estimate(leading, log_probabilities[leading], evidence)
     order = np.lexsort((facts.indices, -signals[signal]))
-    score = 1.0 - given if signal in (*PROBABILITY_SIGNALS, "loss") else percentile_rank(signals[signal])
+    score = 1.0 - chance if signal in (*PROBABILITY_SIGNALS, "loss") else percentile_rank(signals[signal])
     if taught is not None and leading is not None:
-        lesson = learn(log_probabilities[leading], facts.indices, suggested, noise and noise.wrong, taught)
-        order, score = lesson.order, lesson.wrong
-        noise = noise and replace(noise, wrong=np.nan_to_num(score), count=round(float(np.nansum(score))))
-    ways = {} if noise is None else ways_to_count(log_probabilities, facts.labels, order, noise)
+        order, score, noise = _relearnt(log_probabilities[leading], facts.indices, suggested, noise, taught)
     issues = find_data_issues(
         facts.labels,
         evidence.hashes,
@@ -243,8 +243,29 @@ def find_mislabels(
         doubt,
         issues,
         scores,
-        ways,
+        {}
+        if noise is None or leading is None
+        else ways_to_count(log_probabilities, facts.labels, order, noise, leading),
+        taught,
     )
+
+
+def _signals(log_probabilities: dict[str, np.ndarray], facts: TrainingFacts) -> dict[str, np.ndarray]:
+    """Give the signals that need no gradient, [n] each."""
+    rows = np.arange(len(facts.labels))
+    signals = {name: -values[rows, facts.labels].astype(np.float64) for name, values in log_probabilities.items()}
+    return signals | {"loss": facts.losses.astype(np.float64), "margin": _margin(facts)}
+
+
+def _relearnt(
+    log_probabilities: np.ndarray, indices: np.ndarray, suggested: np.ndarray, noise: Noise | None, taught: Taught
+) -> tuple[np.ndarray, np.ndarray, Noise | None]:
+    """Order the rows that are not decided by what was found of the others; the score is the probability of wrong."""
+    lesson = learn(log_probabilities, indices, suggested, None if noise is None else noise.wrong, taught)
+    if noise is not None:
+        count = round(float(np.nansum(lesson.wrong)))
+        noise = replace(noise, wrong=np.nan_to_num(lesson.wrong), count=count)
+    return lesson.order, lesson.wrong, noise
 
 
 def _shortage(tasks: Sequence[Task], split: Split, terminal: Terminal) -> InfluenceError | None:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from influence_cli.data.split import Split
+
 # Strata, and decisions per stratum at least: with fewer there are fewer strata.
 STRATA, FEWEST = 5, 10
 # The smallest sample; the quantile of χ² with one degree of freedom at 95%.
@@ -144,34 +146,38 @@ def shares(sizes: np.ndarray, count: int) -> np.ndarray:
     return drawn
 
 
+@dataclass(frozen=True)
+class Listed:
+    """Labels that can be drawn.
+
+    Attributes:
+        indices: int64 [n], positions in the data set.
+        labels: int64 [n], as given.
+        score: float64 [n], by which strata are made; NaN where a label is not judged.
+        expected: float64 [n], the model's own probability that a label is wrong; None where it has none.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    score: np.ndarray
+    expected: np.ndarray | None
+
+
 def draw_sample(
-    indices: np.ndarray,
-    labels: np.ndarray,
-    score: np.ndarray,
-    expected: np.ndarray | None,
-    count: int,
-    *,
-    split: str,
-    length: int,
-    classes: tuple[str, ...],
-    before: np.ndarray,
-    seed: int,
+    listed: Listed, count: int, split: Split, classes: tuple[str, ...], *, before: np.ndarray, seed: int
 ) -> Sample:
     """Draw a stratified sample.
 
     Args:
-        indices: int64 [n], positions that can be drawn.
-        labels: int64 [n], theirs.
-        score: float64 [n], by which strata are made.
-        expected: float64 [n], the model's own probability that a label is wrong, or None.
-        count: images to draw; all of them where there are fewer.
-        split: ``train`` or ``test``.
-        length: examples of the data set.
+        listed: what can be drawn.
+        count: how many; all of them where there are fewer.
+        split: the data set.
         classes: names by number.
         before: positions that were decided before.
-        seed: the same one draws the same sample of the same examples.
+        seed: the same one draws the same sample of the same labels.
     """
-    strata = strata_of(score, expected, min(STRATA, max(1, count // FEWEST)))
+    score, labels = listed.score, listed.labels
+    strata = strata_of(score, listed.expected, min(STRATA, max(1, count // FEWEST)))
     number = int(strata.max()) + 1
     generator = np.random.default_rng([seed, len(before)])
     counts = np.zeros((number, len(classes)), dtype=np.int64)
@@ -180,12 +186,23 @@ def draw_sample(
     for stratum, size in enumerate(shares(counts.sum(axis=1), count)):
         rows.append(generator.choice(np.flatnonzero(strata == stratum), size, replace=False))
     drawn = generator.permutation(np.concatenate(rows))
-    judged = np.where(np.isnan(score), np.inf, score)
-    ends = np.array([[judged[strata == h].min(), np.nanmax([*score[strata == h], -np.inf])] for h in range(number)])
-    ends[~np.isfinite(ends)] = np.nan
     return Sample(
-        split, length, classes, seed, counts, ends, indices[drawn], strata[drawn], labels[drawn], np.sort(before)
+        split.name,
+        len(split.labels),
+        classes,
+        seed,
+        counts,
+        np.array([_ends(score[strata == stratum]) for stratum in range(number)]),
+        listed.indices[drawn],
+        strata[drawn],
+        labels[drawn],
+        np.sort(before),
     )
+
+
+def _ends(score: np.ndarray) -> tuple[float, float]:
+    judged = score[~np.isnan(score)]
+    return (float(judged.min()), float(judged.max())) if len(judged) else (np.nan, np.nan)
 
 
 def estimate(sample: Sample, wrong: np.ndarray) -> Sampled:
@@ -199,13 +216,14 @@ def estimate(sample: Sample, wrong: np.ndarray) -> Sampled:
     outside = np.ones(sample.length, dtype=bool)
     outside[sample.before] = False
     certain = int((wrong[outside] == 1).sum()), int((wrong[outside] == 0).sum())
-    total = _count(sample.counts.sum(axis=1), sample.strata, found, certain)
     by_class = {}
-    for label in range(len(sample.classes)):
+    for label, sizes in enumerate(sample.counts.T):
         own = sample.labels == label
-        sizes, seen = sample.counts[:, label], np.bincount(sample.strata[own & ~np.isnan(found)], minlength=len(sample.counts))
+        seen = np.bincount(sample.strata[own & ~np.isnan(found)], minlength=len(sizes))
         if seen.sum() >= PER_CLASS and (seen[sizes > 0] > 0).all():
-            by_class[label] = _count(sizes, sample.strata[own], found[own], (int((found[own] == 1).sum()), int((found[own] == 0).sum())))
+            sure = int((found[own] == 1).sum()), int((found[own] == 0).sum())
+            by_class[label] = _count(sizes, sample.strata[own], found[own], sure)
+    total = _count(sample.counts.sum(axis=1), sample.strata, found, certain)
     return Sampled(total, by_class, len(sample.drawn), certain[0], int((wrong[sample.before] == 1).sum()))
 
 

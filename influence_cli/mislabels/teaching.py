@@ -3,10 +3,11 @@
 Decided labels count as they were decided in readout and neighbours; dropped and unsure ones count for nothing there.
 Of every other label the probability that it is wrong is a penalised logistic regression on what the person found,
 
-    logit p(wrong) = a + b·s + u(given) + v(given, suggested),  s = logit of the score,  u, v ~ N(0, ``PAIR``²)
+    logit p(wrong) = m(s) + a + b·s + u(given) + v(given, suggested),  s = logit of the score,
 
-so a pair of classes that is often wrong rises as a whole. The model's own estimate counts as ``PRIOR`` more decisions,
-spread evenly over the scores: it is all there is where nothing was decided yet.
+where m is the model's own estimate as a rising function of the score, and the others are normal around 0: the list
+begins as the model has it, and moves as far as the decisions say. A pair of classes that is often wrong rises as a
+whole.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ from influence_cli.data.split import Split
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-# How many decisions the model's own estimate is worth, and at how many scores it is asked.
-PRIOR, ASKED = 10.0, 40
+# The model's own estimate is this far from 0 and 1 at least. Standard deviations of its shift, and of its slope in the
+# deviation of the scores, in logits.
+CERTAIN, SHIFT, SLOPE = 2e-3, 2.0, 0.5
 # Standard deviation of the effect of a class, and of a pair of classes, in logits.
 PAIR = 1.0
 # Scores are this far from 0 and 1 at least.
 EDGE = 1e-6
-# The scores are multiplied by this in the regression, so that the penalty is on the effects of classes alone.
-WIDE = 100.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,11 @@ class Lesson:
 
 
 def learn(
-    log_probabilities: np.ndarray, indices: np.ndarray, suggested: np.ndarray, expected: np.ndarray | None, taught: Taught
+    log_probabilities: np.ndarray,
+    indices: np.ndarray,
+    suggested: np.ndarray,
+    expected: np.ndarray | None,
+    taught: Taught,
 ) -> Lesson:
     """Rank the labels that are not decided by what was found of the others.
 
@@ -93,8 +97,7 @@ def learn(
     wrong = probability_wrong(score, pairs, taught.wrong[indices], expected, unscored)
     wrong[taught.decided[indices]] = np.nan
     rows = np.flatnonzero(~taught.decided[indices])
-    by = np.where(np.isnan(wrong[rows]), np.inf, -wrong[rows])
-    return Lesson(wrong, rows[np.lexsort((indices[rows], by))])
+    return Lesson(wrong, rows[np.lexsort((indices[rows], -score[rows], -wrong[rows]))])
 
 
 def probability_wrong(
@@ -113,30 +116,49 @@ def probability_wrong(
     Returns:
         float64 [n], NaN where a label is not judged.
     """
-    from scipy.sparse import hstack
-    from sklearn.linear_model import LogisticRegression
+    from scipy.optimize import minimize
 
     judged, result = ~np.isnan(score), np.full(len(score), np.nan)
-    if not judged.any():
-        return result
-    inside = np.clip(score, EDGE, 1 - EDGE)
-    s = np.log(inside) - np.log1p(-inside)
     known = np.flatnonzero(judged & ~np.isnan(wrong))
-    effects = _effects(pairs, judged, known)
-    asked, own = _asked(s, judged & np.isnan(wrong), expected)
-    x = hstack([WIDE * s[np.concatenate([known, asked, asked])][:, None], _blank_below(effects[known], 2 * len(asked))])
-    hits = wrong[known] == 1
-    more = 1 + unscored / max(1, int(hits.sum()))
-    each = PRIOR / max(1, len(asked))
-    weight = np.concatenate([np.where(hits, more, 1.0), each * own, each * (1 - own)])
-    y = np.concatenate([hits, np.ones(len(asked), dtype=bool), np.zeros(len(asked), dtype=bool)])
-    if len(np.unique(y)) < 2:  # everything is decided, and all alike
-        result[judged] = float(y[0]) if len(y) else 0.5
+    s = _logit(score)
+    before = _before(s, expected, judged & np.isnan(wrong))
+    if not len(known):
+        result[judged] = 1 / (1 + np.exp(-before[judged]))
         return result
-    fit = LogisticRegression(C=1.0, max_iter=1000, tol=1e-6).fit(x.tocsr(), y, sample_weight=weight)
-    slope, rest = max(float(fit.coef_[0, 0]), 0.0) * WIDE, fit.coef_[0, 1:]
-    result[judged] = 1 / (1 + np.exp(-(float(fit.intercept_[0]) + slope * s[judged] + effects[judged] @ rest)))
+    slopes = np.stack([np.full(len(s), SHIFT), SLOPE * (s - s[known].mean()) / max(float(s[known].std()), 1.0)], axis=1)
+    effects = _effects(pairs, judged, known)
+    hits = (wrong[known] == 1).astype(np.float64)
+    weight = np.where(hits == 1, 1 + unscored / max(1.0, hits.sum()), 1.0)
+    x, own, some = slopes[known], effects[known], before[known]
+
+    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = some + x @ theta[:2] + own @ theta[2:]
+        loss = weight @ (np.logaddexp(0, logits) - hits * logits) + theta @ theta / 2
+        slope = weight * (1 / (1 + np.exp(-logits)) - hits)
+        return float(loss), np.concatenate([x.T @ slope, own.T @ slope]) + theta
+
+    theta = minimize(objective, np.zeros(2 + effects.shape[1]), jac=True, method="L-BFGS-B").x
+    logits = before + slopes @ theta[:2] + effects @ theta[2:]
+    result[judged] = 1 / (1 + np.exp(-logits[judged]))
     return result
+
+
+def _logit(p: np.ndarray, edge: float = EDGE) -> np.ndarray:
+    inside = np.clip(p, edge, 1 - edge)
+    return np.asarray(np.log(inside) - np.log1p(-inside))
+
+
+def _before(s: np.ndarray, expected: np.ndarray | None, open_: np.ndarray) -> np.ndarray:
+    """Give the logits before any decision: the model's own estimate as a rising function of the score, float64 [n]."""
+    from sklearn.isotonic import IsotonicRegression
+
+    if expected is None or not open_.any():
+        return np.clip(s, -_logit(np.array(1 - CERTAIN)), _logit(np.array(1 - CERTAIN)))
+    rising = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(s[open_], expected[open_])
+    values = np.full(len(s), np.nan)
+    judged = ~np.isnan(s)
+    values[judged] = _logit(rising.predict(s[judged]), CERTAIN)
+    return values
 
 
 def _effects(pairs: np.ndarray, judged: np.ndarray, known: np.ndarray) -> csr_matrix:
@@ -154,20 +176,3 @@ def _effects(pairs: np.ndarray, judged: np.ndarray, known: np.ndarray) -> csr_ma
         columns.append(at[hits])
     places = np.concatenate(rows), np.concatenate(columns)
     return coo_matrix((np.full(len(places[0]), PAIR), places), (len(judged), len(met))).tocsr()
-
-
-def _asked(s: np.ndarray, open_: np.ndarray, expected: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Give rows that are spread evenly over the scores, int64 [m], and the model's own estimate of each."""
-    rows = np.flatnonzero(open_)
-    if expected is None or not len(rows):
-        return np.empty(0, dtype=np.int64), np.empty(0)
-    places = rows[np.argsort(s[rows], kind="stable")]
-    grid = np.linspace(s[places[0]], s[places[-1]], ASKED)
-    asked = places[np.searchsorted(s[places], grid).clip(max=len(places) - 1)]
-    return asked, expected[asked].clip(1e-3, 1 - 1e-3)
-
-
-def _blank_below(matrix: csr_matrix, blank: int) -> csr_matrix:
-    from scipy.sparse import csr_matrix, vstack
-
-    return vstack([matrix, csr_matrix((blank, matrix.shape[1]))]).tocsr()

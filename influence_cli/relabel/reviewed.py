@@ -21,10 +21,17 @@ class Reviewed:
     Attributes:
         files: that were read.
         rows: the decisions, by position.
+        sources: the file of each of them.
     """
 
     files: tuple[Path, ...]
     rows: tuple[Decision, ...]
+    sources: tuple[Path, ...]
+
+    def place(self, index: int) -> str:
+        """Name the file and line of the decision on an example: ``decisions.csv:17``."""
+        row, source = next(pair for pair in zip(self.rows, self.sources, strict=True) if pair[0].index == index)
+        return f"{near_path(source)}:{row.line}"
 
 
 def reviewed_files(given: Sequence[Path]) -> tuple[Path, ...]:
@@ -82,9 +89,13 @@ def read_reviewed(
                     f"{near_path(source)}:{earlier.line} says {told(earlier, classes)}",
                     "keep only one of the two lines",
                 )
-            if row.index not in decided or earlier.decision in ("unsure", "keep"):  # a relabel that was applied stays one
+            if row.index not in decided or earlier.decision in (
+                "unsure",
+                "keep",
+            ):  # a relabel that was applied stays one
                 decided[row.index] = (row, file)
-    return Reviewed(tuple(files), tuple(decided[index][0] for index in sorted(decided)))
+    rows, sources = zip(*(decided[index] for index in sorted(decided)), strict=True) if decided else ((), ())
+    return Reviewed(tuple(files), rows, sources)
 
 
 def _outcome(row: Decision) -> tuple[str, int]:
