@@ -212,14 +212,13 @@ def find_mislabels(
     if signal not in signals:
         raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
     leading = signal if signal in log_probabilities else next(iter(log_probabilities), None)
-    if leading is None or signal in ("loss", "margin"):
-        suggested, confidence, chance = _suggestions(facts.probabilities, facts.labels)
-    else:
-        suggested, *logs = _suggestions(log_probabilities[leading], facts.labels)
-        confidence, chance = map(np.exp, logs)
+    suggested, confidence, chance = _suggested(
+        None if signal in ("loss", "margin") else leading, log_probabilities, facts
+    )
     noise, doubt = (None, "") if leading is None else _estimate(leading, log_probabilities[leading], evidence)
     order = np.lexsort((facts.indices, -signals[signal]))
     score = 1.0 - chance if signal in (*PROBABILITY_SIGNALS, "loss") else percentile_rank(signals[signal])
+    ways = partial(_ways, leading, log_probabilities, evidence, noise)
     if taught is not None and leading is not None:
         order, score, noise = _relearnt(log_probabilities[leading], facts.indices, suggested, noise, taught)
     issues = find_data_issues(
@@ -243,9 +242,7 @@ def find_mislabels(
         doubt,
         issues,
         scores,
-        {}
-        if noise is None or leading is None
-        else ways_to_count(log_probabilities, facts.labels, order, noise, leading),
+        ways(order),
         taught,
     )
 
@@ -257,14 +254,27 @@ def _signals(log_probabilities: dict[str, np.ndarray], facts: TrainingFacts) -> 
     return signals | {"loss": facts.losses.astype(np.float64), "margin": _margin(facts)}
 
 
+def _ways(
+    leading: str | None,
+    log_probabilities: dict[str, np.ndarray],
+    evidence: Evidence,
+    noise: Noise | None,
+    order: np.ndarray,
+) -> dict[str, int]:
+    """Estimate the number of wrong labels of the list in all ways; in none without noise."""
+    if leading is None or noise is None:
+        return {}
+    facts = evidence.facts
+    predicted = None if evidence.memorised else facts.predicted
+    return ways_to_count(log_probabilities, facts.labels, order, noise, leading, predicted)
+
+
 def _relearnt(
     log_probabilities: np.ndarray, indices: np.ndarray, suggested: np.ndarray, noise: Noise | None, taught: Taught
 ) -> tuple[np.ndarray, np.ndarray, Noise | None]:
     """Order the rows that are not decided by what was found of the others; the score is the probability of wrong."""
     lesson = learn(log_probabilities, indices, suggested, None if noise is None else noise.wrong, taught)
-    if noise is not None:
-        count = round(float(np.nansum(lesson.wrong)))
-        noise = replace(noise, wrong=np.nan_to_num(lesson.wrong), count=count)
+    noise = noise and replace(noise, wrong=np.nan_to_num(lesson.wrong))
     return lesson.order, lesson.wrong, noise
 
 
@@ -280,6 +290,16 @@ def _shortage(tasks: Sequence[Task], split: Split, terminal: Terminal) -> Influe
 def likeliest(probabilities: np.ndarray) -> np.ndarray:
     """Give the class of largest probability, or log-probability, int64 [n]; −1 for a row of NaN."""
     return np.where(np.isnan(probabilities[:, 0]), -1, probabilities.argmax(axis=1))
+
+
+def _suggested(
+    source: str | None, log_probabilities: dict[str, np.ndarray], facts: TrainingFacts
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give the likeliest class by a source, or by the model, its probability and that of the given label, [n] each."""
+    if source is None:
+        return _suggestions(facts.probabilities, facts.labels)
+    suggested, *logs = _suggestions(log_probabilities[source], facts.labels)
+    return suggested, np.exp(logs[0]), np.exp(logs[1])
 
 
 def _suggestions(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -283,7 +283,7 @@ def _likeliest(pull: np.ndarray, n: np.ndarray, x: np.ndarray) -> np.ndarray:
     # Of the two forms of the solution the one without a difference of nearly equal numbers.
     with np.errstate(divide="ignore", invalid="ignore"):
         p = np.where(slope >= 0, 2 * x / (slope + root), (root - slope) / (2 * pull))
-    return np.clip(np.nan_to_num(p, nan=0.0), 0, 1)
+    return np.asarray(np.clip(np.nan_to_num(p, nan=0.0), 0, 1))
 
 
 def _log_likelihood(p: np.ndarray, n: np.ndarray, x: np.ndarray) -> float:

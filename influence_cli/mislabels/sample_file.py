@@ -79,18 +79,22 @@ def read_sample(path: Path, split: Split, classes: Sequence[str]) -> Sample:
 def _sample(facts: dict[str, Any]) -> Sample:
     counts = np.array([stratum["labels"] for stratum in facts["strata"]], dtype=np.int64)
     scores = np.array([stratum["score"] for stratum in facts["strata"]], dtype=np.float64)
-    columns = [np.array([row[key] for row in facts["drawn"]], dtype=np.int64) for key in ("index", "stratum", "label")]
+    index, stratum, label = (
+        np.array([row[key] for row in facts["drawn"]], dtype=np.int64) for key in ("index", "stratum", "label")
+    )
     before, length = np.array(facts["decided_before"], dtype=np.int64), int(facts["examples"])
     classes = tuple(str(name) for name in facts["classes"])
-    drawn = np.bincount(columns[1], minlength=len(counts))
+    drawn = np.bincount(stratum, minlength=len(counts))
     fits = (
         counts.shape == (len(drawn), len(classes))
         and scores.shape == (len(drawn), 2)
         and (drawn <= counts.sum(axis=1)).all()
-        and len(np.unique(columns[0])) == len(columns[0])
-        and all(0 <= index < length for index in (*columns[0], *before))
-        and all(0 <= label < len(classes) for label in columns[2])
+        and len(np.unique(index)) == len(index)
+        and all(0 <= place < length for place in (*index, *before))
+        and all(0 <= number < len(classes) for number in label)
     )
     if not fits:
         raise ValueError("a sample that does not fit itself")
-    return Sample(str(facts["split"]), length, classes, int(facts["seed"]), counts, scores, *columns, before)
+    return Sample(
+        str(facts["split"]), length, classes, int(facts["seed"]), counts, scores, index, stratum, label, before
+    )

@@ -3,32 +3,28 @@
 Decided labels count as they were decided in readout and neighbours; dropped and unsure ones count for nothing there.
 Of every other label the probability that it is wrong is a penalised logistic regression on what the person found,
 
-    logit p(wrong) = m(s) + a + b·s + u(given) + v(given, suggested),  s = logit of the score,
+    logit p(wrong) = a + b·s + u(given) + v(given, suggested),  s = logit of the score,  u, v ~ N(0, ``PAIR``²)
 
-where m is the model's own estimate as a rising function of the score, and the others are normal around 0: the list
-begins as the model has it, and moves as far as the decisions say. A pair of classes that is often wrong rises as a
-whole.
+so a pair of classes that is often wrong rises as a whole. The model's own estimate counts as ``PRIOR`` more decisions,
+spread evenly over the scores: it is all there is where nothing was decided yet.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from influence_cli.data.split import Split
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
-# The model's own estimate is this far from 0 and 1 at least. Standard deviations of its shift, and of its slope in the
-# deviation of the scores, in logits.
-CERTAIN, SHIFT, SLOPE = 2e-3, 2.0, 0.5
+# How many decisions the model's own estimate is worth, and at how many scores it is asked.
+PRIOR, ASKED = 10.0, 40
 # Standard deviation of the effect of a class, and of a pair of classes, in logits.
 PAIR = 1.0
 # Scores are this far from 0 and 1 at least.
 EDGE = 1e-6
+# Penalty of what has none by the model.
+LOOSE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -116,63 +112,90 @@ def probability_wrong(
     Returns:
         float64 [n], NaN where a label is not judged.
     """
-    from scipy.optimize import minimize
-
     judged, result = ~np.isnan(score), np.full(len(score), np.nan)
+    inside = np.clip(score, EDGE, 1 - EDGE)
+    s = np.log(inside) - np.log1p(-inside)
     known = np.flatnonzero(judged & ~np.isnan(wrong))
-    s = _logit(score)
-    before = _before(s, expected, judged & np.isnan(wrong))
-    if not len(known):
-        result[judged] = 1 / (1 + np.exp(-before[judged]))
-        return result
-    slopes = np.stack([np.full(len(s), SHIFT), SLOPE * (s - s[known].mean()) / max(float(s[known].std()), 1.0)], axis=1)
-    effects = _effects(pairs, judged, known)
+    columns, count = _effects(pairs, known)
+    asked, own = _asked(s, judged & np.isnan(wrong), expected)
     hits = (wrong[known] == 1).astype(np.float64)
-    weight = np.where(hits == 1, 1 + unscored / max(1.0, hits.sum()), 1.0)
-    x, own, some = slopes[known], effects[known], before[known]
-
-    def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = some + x @ theta[:2] + own @ theta[2:]
-        loss = weight @ (np.logaddexp(0, logits) - hits * logits) + theta @ theta / 2
-        slope = weight * (1 / (1 + np.exp(-logits)) - hits)
-        return float(loss), np.concatenate([x.T @ slope, own.T @ slope]) + theta
-
-    theta = minimize(objective, np.zeros(2 + effects.shape[1]), jac=True, method="L-BFGS-B").x
-    logits = before + slopes @ theta[:2] + effects @ theta[2:]
-    result[judged] = 1 / (1 + np.exp(-logits[judged]))
+    more = 1 + unscored / max(1.0, hits.sum())
+    each = PRIOR / max(1, len(asked))
+    rows = np.concatenate([known, asked, asked])
+    at = columns[rows]
+    at[len(known) :] = -1  # the model's own estimate is of the scores, not of the classes
+    y = np.concatenate([hits, np.ones(len(asked)), np.zeros(len(asked))])
+    weight = np.concatenate([np.where(hits == 1, more, 1.0), each * own, each * (1 - own)])
+    if not len(rows):
+        result[judged] = score[judged]
+        return result
+    theta = fit_logistic(s[rows], at, y, weight, count)
+    effects = np.append(theta[2:], 0.0)
+    logits = theta[0] + max(theta[1], 0.0) * s[judged] + effects[columns[judged]].sum(axis=1)
+    result[judged] = 1 / (1 + np.exp(-logits))
     return result
 
 
-def _logit(p: np.ndarray, edge: float = EDGE) -> np.ndarray:
-    inside = np.clip(p, edge, 1 - edge)
-    return np.asarray(np.log(inside) - np.log1p(-inside))
+def fit_logistic(s: np.ndarray, columns: np.ndarray, y: np.ndarray, weight: np.ndarray, count: int) -> np.ndarray:
+    """Minimise Σ w·[log(1 + eᶠ) − y·f] + Σ effects²/(2·PAIR²), f = a + b·s + effects, by Newton's method.
+
+    Args:
+        s: float64 [m].
+        columns: int64 [m, 2], the two effects of each row, −1 for none.
+        y: float64 [m], 0 or 1.
+        weight: float64 [m].
+        count: how many effects there are.
+
+    Returns:
+        a, b and the effects, float64 [2 + count]. a and b have a penalty of ``LOOSE``, which only keeps them finite.
+    """
+    names = np.concatenate([np.tile([0, 1], (len(s), 1)), np.where(columns < 0, 0, columns + 2)], axis=1)
+    values = np.concatenate([np.stack([np.ones(len(s)), s], axis=1), columns >= 0], axis=1)
+    size = count + 2
+    penalty = np.full(size, 1 / PAIR**2)
+    penalty[:2] = LOOSE
+    crossed = (names[:, :, None] * size + names[:, None, :]).reshape(-1)
+    theta = np.zeros(size)
+
+    def objective(theta: np.ndarray) -> float:
+        f = (values * theta[names]).sum(axis=1)
+        return float(weight @ (np.logaddexp(0, f) - y * f) + penalty @ theta**2 / 2)
+
+    now = objective(theta)
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-(values * theta[names]).sum(axis=1)))
+        slope = np.bincount(names.ravel(), ((weight * (p - y))[:, None] * values).ravel(), size) + penalty * theta
+        curve = (weight * p * (1 - p))[:, None, None] * values[:, :, None] * values[:, None, :]
+        matrix = np.bincount(crossed, curve.ravel(), size * size).reshape(size, size) + np.diag(penalty)
+        step, scale = np.linalg.solve(matrix, slope), 1.0
+        while objective(theta - scale * step) > now and scale > 1e-6:  # far from the minimum it may overshoot
+            scale /= 2
+        theta = theta - scale * step
+        before, now = now, objective(theta)
+        if before - now <= 1e-12 * (1 + abs(now)):
+            break
+    return theta
 
 
-def _before(s: np.ndarray, expected: np.ndarray | None, open_: np.ndarray) -> np.ndarray:
-    """Give the logits before any decision: the model's own estimate as a rising function of the score, float64 [n]."""
-    from sklearn.isotonic import IsotonicRegression
-
-    if expected is None or not open_.any():
-        return np.clip(s, -_logit(np.array(1 - CERTAIN)), _logit(np.array(1 - CERTAIN)))
-    rising = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(s[open_], expected[open_])
-    values = np.full(len(s), np.nan)
-    judged = ~np.isnan(s)
-    values[judged] = _logit(rising.predict(s[judged]), CERTAIN)
-    return values
-
-
-def _effects(pairs: np.ndarray, judged: np.ndarray, known: np.ndarray) -> csr_matrix:
-    """Give a column per class and per pair of classes that was met, ``PAIR`` where an example has it, sparse [n, k]."""
-    from scipy.sparse import coo_matrix
-
+def _effects(pairs: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the classes and pairs of classes that were met: int64 [n, 2], −1 for another, and how many there are."""
     span = int(pairs.max()) + 2
-    names = [pairs[:, 0].astype(np.int64), (pairs[:, 0] + 1) * span + pairs[:, 1] + span]
-    met = np.unique(np.concatenate([name[known] for name in names]))
-    rows, columns = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for name in names if len(met) else ():
-        at = np.searchsorted(met, name).clip(max=len(met) - 1)
-        hits = np.flatnonzero((met[at] == name) & (pairs[:, 0] != pairs[:, 1]) & judged)
-        rows.append(hits)
-        columns.append(at[hits])
-    places = np.concatenate(rows), np.concatenate(columns)
-    return coo_matrix((np.full(len(places[0]), PAIR), places), (len(judged), len(met))).tocsr()
+    names = np.stack([pairs[:, 0], (pairs[:, 0] + 1) * span + pairs[:, 1] + span], axis=1).astype(np.int64)
+    names[pairs[:, 0] == pairs[:, 1]] = -1
+    met = np.unique(names[known])
+    met = met[met >= 0]
+    if not len(met):
+        return np.full(names.shape, -1), 0
+    at = np.searchsorted(met, names).clip(max=len(met) - 1)
+    return np.where(met[at] == names, at, -1), len(met)
+
+
+def _asked(s: np.ndarray, open_: np.ndarray, expected: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Give rows that are spread evenly over the scores, int64 [m], and the model's own estimate of each."""
+    rows = np.flatnonzero(open_)
+    if expected is None or not len(rows):
+        return np.empty(0, dtype=np.int64), np.empty(0)
+    places = rows[np.argsort(s[rows], kind="stable")]
+    grid = np.linspace(s[places[0]], s[places[-1]], ASKED)
+    asked = places[np.searchsorted(s[places], grid).clip(max=len(places) - 1)]
+    return asked, expected[asked].clip(1e-3, 1 - 1e-3)

@@ -13,7 +13,12 @@ from influence_cli.mislabels.noise import Noise, calibrated, count_wrong
 
 
 def ways_to_count(
-    log_probabilities: dict[str, np.ndarray], labels: np.ndarray, order: np.ndarray, noise: Noise, leading: str
+    log_probabilities: dict[str, np.ndarray],
+    labels: np.ndarray,
+    order: np.ndarray,
+    noise: Noise,
+    leading: str,
+    predicted: np.ndarray | None,
 ) -> dict[str, int]:
     """Count the wrong labels of a list in several ways.
 
@@ -23,13 +28,14 @@ def ways_to_count(
         order: int64 [m], rows of the list.
         noise: the estimate by the leading source.
         leading: which source that is.
+        predicted: int64 [n], by the model, if it has not memorised the labels; it agrees or does not.
 
     Returns:
         By name of the way:
 
         - confident learning by each source (Northcutt et al. 2021)
         - ``probabilities``: the sum of p(wrong) by the leading source
-        - ``agreeing``: labels that every source contradicts, by the same class
+        - ``agreeing``: labels that every source and the model contradict, by the same class
         - ``contradicted``: labels that the leading source finds less likely than another class
     """
     rows = order[~np.isnan(log_probabilities[leading][order, 0])]
@@ -44,7 +50,8 @@ def ways_to_count(
         if name != leading:
             ways[name] = count_wrong(calibrated(some, own), own)
     first = best[leading]
-    same = np.all([each == first for each in best.values()], axis=0)
+    voices = [*best.values(), *([] if predicted is None else [predicted[rows]])]
+    same = np.all([each == first for each in voices], axis=0)
     return ways | {
         "probabilities": round(float(noise.wrong[rows].sum())),
         "agreeing": int((same & (first != given)).sum()),

@@ -87,8 +87,8 @@ def decided_options(
         raise InfluenceError(
             f"--sample {sample}: too few to say how many labels are wrong", f"draw {SMALLEST} at least; 100 is usual"
         )
-    for option, path in (("--report FILE.html, where the images are decided", report), ("-o FILE", output)):
-        if path is None:
+    for option, file in (("--report FILE.html, where the images are decided", report), ("-o FILE", output)):
+        if file is None:
             raise InfluenceError(
                 f"--sample {sample} needs {option}" + ("" if report is None else ": FILE.run.json keeps the draw"),
                 f"influence mislabels --sample {sample} --report labels.html -o suspects.csv",
@@ -234,9 +234,9 @@ def note_decided(
     session.run.sampled = sampled_record(result, classes)
     session.run.scores = result.scores
     session.run.evidence = EvidenceRecord(result.evidence.summary, result.evidence.memorised)
-    if decided.draw is not None and session.output is not None:
+    if decided.draw is not None and sample is not None and session.output is not None:
         session.terminal.say(
-            f"next: decide the {len(result.sample.drawn):,} images drawn at random on the page and export them; then "
+            f"next: decide the {len(sample.drawn):,} images drawn at random on the page and export them; then "
             f"influence mislabels --reviewed decisions.csv --sample {typed_path(run_file(session.output))}"
         )
     return result
