@@ -90,8 +90,8 @@ def taught_table(found: dict[str, tuple[Mislabels, np.ndarray, Task]], work: Pat
     print("\n## What the list learns\n")
     print(
         f"Decided in the order of the list; wrong labels among the next {NEXT:.0%}, of the list as it was and of the "
-        "list that learnt; difference with the standard error over the labels that only one of the two shows (McNemar). "
-        "Expected and wrong: of the next 50 images, what the page says and what is.\n"
+        "list that learnt; the difference with its standard error, by the labels that only one of the two shows "
+        "(McNemar). Expected and wrong: of the next 50 images, what the page says and what is.\n"
     )
     print(
         "| set | decided | were wrong | list as it was | list that learnt | difference | expected | wrong | seconds |"

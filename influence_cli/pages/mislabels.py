@@ -188,7 +188,8 @@ def _card(
 ) -> Card:
     facts = result.facts
     index, label, suggested = int(facts.indices[row]), int(facts.labels[row]), int(result.suggested[row])
-    differs, judged = suggested not in (label, -1), not np.isnan(result.score[row])
+    decided = result.taught is not None and bool(result.taught.decided[index])
+    differs, judged = not decided and suggested not in (label, -1), not np.isnan(result.score[row])
     likely = f"{classes[suggested]} ({result.confidence[row]:.0%})" if suggested >= 0 else "not judged"
     title = (f"{number}. " if number else "") + classes[label] + (f" → {classes[suggested]}?" if differs else "")
     return Card(
@@ -197,6 +198,7 @@ def _card(
         title=title,
         facts=(
             *((("", note),) if note else ()),
+            *((("", "decided"),) if decided else ()),
             ("suggested", likely),
             *((("score", f"{result.score[row]:.4f}"),) if judged else ()),
             ("loss", f"{facts.losses[row]:.4g}"),
@@ -210,7 +212,9 @@ def _card(
             for other in result.evidence.nearest[row, :NEIGHBOURS]
             if other >= 0
         ),
-        review=Review(index, split.path(index), classes[label], classes[suggested if suggested >= 0 else label]),
+        review=None
+        if decided
+        else Review(index, split.path(index), classes[label], classes[suggested if suggested >= 0 else label]),
     )
 
 

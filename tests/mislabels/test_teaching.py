@@ -63,7 +63,7 @@ def test_dropped_labels_count_though_they_have_no_score() -> None:
     score, pairs, wrong = listed()
     known = np.where(np.arange(400) < 40, wrong, np.nan)
     few, many = (probability_wrong(score, pairs, known, None, unscored=k)[40:].mean() for k in (0, 40))
-    assert many > few + 0.05
+    assert many > few
 
 
 def taught_of(n: int, relabelled: int, dropped: int, kept: int) -> Taught:
@@ -88,8 +88,8 @@ def test_decided_labels_leave_the_list_and_those_not_judged_come_last() -> None:
     logs[1] = np.nan
     indices = np.array([0, 1, 2, 4, 5])
     suggested = np.array([0, -1, 1, 1, 0])
-    lesson = learn(logs, indices, suggested, None, taught_of(6, 1, 3, 4))
-    assert_array_equal(lesson.order, [2, 0, 4])
-    assert np.isnan(lesson.wrong[[1, 3]]).all()
-    # The label at position 1 is decided, though it is not judged.
-    assert 1 not in lesson.order
+    lesson = learn(logs, indices, suggested, None, taught_of(6, 5, 3, 4))
+    assert sorted(lesson.order.tolist()) == [0, 1, 2]
+    assert lesson.order[-1] == 1  # it is not judged
+    assert np.isnan(lesson.wrong[[1, 3, 4]]).all()
+    assert not np.isnan(lesson.wrong[[0, 2]]).any()

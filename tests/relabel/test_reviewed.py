@@ -80,7 +80,7 @@ def test_a_file_that_contradicts_another_is_refused_by_both_rows(
 def test_a_decision_fits_once_it_was_applied_and_not_if_the_label_is_another(folder: Path) -> None:
     (folder / "labels.csv").write_text("index,label\n0,dog\n")
     (folder / "exclude.csv").write_text("index\n2\n")
-    applied = ("train.labels=labels.csv", "train.exclude=exclude.csv")
+    applied = (f"train.labels={folder}/labels.csv", f"train.exclude={folder}/exclude.csv")
     done = read(folder, "0,,cat,relabel,dog\n2,,dog,drop,\n", overrides=applied)
     assert rows(done) == [(0, "relabel", 1), (2, "drop", None)]
     # After that it may be kept, and stays a label that was wrong.

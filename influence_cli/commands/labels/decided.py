@@ -56,7 +56,13 @@ class DecidedOptions:
 
 
 def decided_options(
-    reviewed: Sequence[Path] | None, sample: str | None, signal: str, *, output: Path | None, report: Path | None
+    reviewed: Sequence[Path] | None,
+    sample: str | None,
+    signal: str,
+    *,
+    output: Path | None,
+    report: Path | None,
+    truth: Path | None,
 ) -> DecidedOptions:
     """Read ``--reviewed`` and ``--sample``.
 
@@ -72,6 +78,11 @@ def decided_options(
         raise InfluenceError(
             f"--reviewed teaches the evidence, and --signal {signal} uses none",
             f"known: {', '.join(PROBABILITY_SIGNALS)}",
+        )
+    if files and truth is not None:
+        raise InfluenceError(
+            "--reviewed cannot be combined with --truth: decided labels are no longer those that the truth is about",
+            "leave one of them out",
         )
     if sample is None:
         return DecidedOptions(files)

@@ -121,6 +121,8 @@ def command(
 
       influence mislabels --explain 17
 
+      influence mislabels --reviewed decisions.csv --report mislabels.html
+
       influence mislabels --signals --truth truth.csv
 
       influence mislabels --fail-above 100 -q > /dev/null || echo "too many suspicious labels"
@@ -157,7 +159,7 @@ def command(
     from influence_cli.mislabels.pred_probs import read_probabilities
 
     _check_method(session, signal, damping_sweep=damping_sweep)
-    options = decided_options(reviewed, sample, signal, output=output, report=report)
+    options = decided_options(reviewed, sample, signal, output=output, report=report, truth=truth)
     tasks = load(session)
     split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
     classes = tasks[0].classes
