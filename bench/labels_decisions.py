@@ -2,7 +2,7 @@
 
     python bench/labels_decisions.py --work FOLDER > bench/results/labels_decisions.md
 
-Six sets of bench/label_noise.py, each trained where FOLDER has it not (twenty minutes on one core). The true labels
+Six sets, most of bench/label_noise.py, each trained where FOLDER has it not (twenty minutes on one core). The true labels
 answer for the person. First the number of wrong labels: the model's range, and the interval of ``--sample N`` over 200
 draws. Then the list: after 1, 2 and 5% of the labels were decided in the order of the list, the errors in the next 5%
 of the list that learnt of them beside the list as it was.
@@ -22,7 +22,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from label_noise import CASES, prepare
+from label_noise import CASES, Case, prepare
 from mislabels import write_project
 
 from influence_cli import Terminal, find_mislabels, load_config, load_tasks
@@ -32,13 +32,15 @@ from influence_cli.mislabels.teaching import Taught
 from influence_cli.model.task import Task
 
 SETS = {
+    "fashion-2": "Fashion-MNIST, 2% uniform",
     "fashion-10": "Fashion-MNIST, 10% uniform",
     "look-alike-10": "Fashion-MNIST, 10% to look-alikes",
-    "look-alike-60": "the same, memorised (60 epochs)",
     "uniform40-10": "Fashion-MNIST, 40% uniform",
     "cifar10n-aggregate": "CIFAR-10N aggregate, ResNet-8",
     "cifar10n-worst": "CIFAR-10N worst, ResNet-8",
 }
+# A case of few wrong labels, beside those of bench/label_noise.py.
+MORE = {"fashion-2": Case("fashion-mnist", 10_000, "uniform", 0.02, "cnn", 10, 1)}
 DRAWS, SIZES = 200, (50, 100, 200)
 SHARES, NEXT = (0.01, 0.02, 0.05), 0.05
 
@@ -139,7 +141,7 @@ def main() -> None:
     print(f"- Recorded at commit: `{commit.stdout.strip()}`")
     found = {}
     for name in arguments.sets:
-        case, folder = replace(CASES[name], folds=False), arguments.work / f"{name}-0"
+        case, folder = replace({**CASES, **MORE}[name], folds=False), arguments.work / f"{name}-0"
         prepare(case, 0, folder)
         write_project(folder, case.data, case.net, test=False)
         with contextlib.chdir(folder):
