@@ -2,10 +2,10 @@
 
     python bench/labels_decisions.py --work FOLDER > bench/results/labels_decisions.md
 
-Six sets, most of bench/label_noise.py, each trained where FOLDER has it not (twenty minutes on one core). The true labels
-answer for the person. First the number of wrong labels: the model's range, and the interval of ``--sample N`` over 200
-draws. Then the list: after 1, 2 and 5% of the labels were decided in the order of the list, the errors in the next 5%
-of the list that learnt of them beside the list as it was.
+Six sets, most of them of bench/label_noise.py, each trained where FOLDER has it not (twenty minutes on one core). The
+true labels answer for the person. First the number of wrong labels: the model's range, and the interval of
+``--sample N`` over 200 draws. Then the list: after 1, 2 and 5% of the labels were decided in the order of the list, the
+errors in the next 5% of the list that learnt of them beside the list as it was.
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ class Mislabels:
         """Give how many labels of the list are probably wrong: by the sample, or else by the model; None if unknown."""
         if self.sampled is not None:
             return self.sampled.left
-        return None if self.noise is None else self.noise.count
+        if self.noise is None:
+            return None
+        return next(iter(self.ways.values()), self.noise.count)
 
     @property
     def flagged(self) -> np.ndarray:

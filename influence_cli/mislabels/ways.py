@@ -31,7 +31,7 @@ def ways_to_count(
         predicted: int64 [n], by the model, if it has not memorised the labels; it agrees or does not.
 
     Returns:
-        By name of the way:
+        By name of the way, the leading source first:
 
         - confident learning by each source (Northcutt et al. 2021)
         - ``probabilities``: the sum of p(wrong) by the leading source
@@ -47,7 +47,7 @@ def ways_to_count(
         some = values if len(rows) == len(values) else values[np.sort(rows)]
         own = labels if len(rows) == len(values) else labels[np.sort(rows)]
         best[name] = values.argmax(axis=1)[rows]
-        if name != leading:
+        if name != leading or len(order) < len(values):
             ways[name] = count_wrong(calibrated(some, own), own)
     first = best[leading]
     voices = [*best.values(), *([] if predicted is None else [predicted[rows]])]

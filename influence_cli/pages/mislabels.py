@@ -82,6 +82,8 @@ def mislabels_page(
         ),
         "A high score is a reason to look, not a verdict: rare images with correct labels score high too.",
     ]
+    if result.taught is not None:
+        meaning.insert(1, "The score is the probability that the label is wrong, by what you have decided so far.")
     lines = wrong_label_lines(result, session.run.reviewed, session.run.sampled)
     meaning[1:1] = [f"{line[:1].upper()}{line[1:]}." for line in lines]
     meaning.append(
@@ -130,18 +132,18 @@ def _desk_key(split: Split, classes: Sequence[str]) -> str:
 
 def noise_record(result: Mislabels, noise: Noise, classes: Sequence[str]) -> NoiseRecord:
     """Gather the estimate of the label noise for the run file: rate, count, pairs of classes, expected precision."""
-    n = len(noise.wrong)
+    n, cut = len(noise.wrong), len(result.flagged)
     ways = list(result.ways.values()) or [noise.count]
     given, true = np.nonzero(noise.joint * n >= 0.5)
     given, true = given[given != true], true[given != true]
     counts = noise.joint[given, true]
     order = np.argsort(-counts, kind="stable")
     expected = noise.expected_precision(result.order)
-    cuts = sorted({max(1, round(n * share)) for share in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)} | {max(1, noise.count)})
+    cuts = sorted({max(1, round(n * share)) for share in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)} | {max(1, cut)})
     cuts = [cut for cut in cuts if cut <= len(expected)]
     return NoiseRecord(
-        noise.rate,
-        noise.count,
+        cut / max(1, len(result.order)),
+        cut,
         tuple(ExpectedPrecision(cut, float(expected[cut - 1])) for cut in cuts),
         tuple(WrongLabels(classes[given[at]], classes[true[at]], round(float(counts[at]) * n)) for at in order),
         tuple(classes),

@@ -245,9 +245,13 @@ def note_decided(
     session.run.sampled = sampled_record(result, classes)
     session.run.scores = result.scores
     session.run.evidence = EvidenceRecord(result.evidence.summary, result.evidence.memorised)
-    if decided.draw is not None and sample is not None and session.output is not None:
+    return result
+
+
+def say_next(session: Session, result: Mislabels) -> None:
+    """Say how the decisions on a sample become a number."""
+    if result.sample is not None and result.sampled is None and session.output is not None:
         session.terminal.say(
-            f"next: decide the {len(sample.drawn):,} images drawn at random on the page and export them; then "
+            f"next: decide the {len(result.sample.drawn):,} images drawn at random on the page and export them; then "
             f"influence mislabels --reviewed decisions.csv --sample {typed_path(run_file(session.output))}"
         )
-    return result

@@ -13,6 +13,7 @@ from influence_cli.commands.labels.decided import (
     decided_options,
     note_decided,
     read_decided,
+    say_next,
 )
 from influence_cli.commands.labels.mislabels_messages import describe, score
 from influence_cli.commands.options import (
@@ -244,6 +245,7 @@ def _write_report(
 
     page = mislabels_page(session, tasks, stores, result, split, min(count, PAGE), signal)
     write_report(session, page, report)
+    say_next(session, result)
 
 
 def _fail_above(session: Session, findings: int, most: int) -> None:
