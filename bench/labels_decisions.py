@@ -2,7 +2,7 @@
 
     python bench/labels_decisions.py --work FOLDER > bench/results/labels_decisions.md
 
-Six sets, most of them of bench/label_noise.py, each trained where FOLDER has it not (twenty minutes on one core). The
+Seven sets, most of them of bench/label_noise.py, each trained where FOLDER has it not (half an hour on one core). The
 true labels answer for the person. First the number of wrong labels: the model's range, and the interval of
 ``--sample N`` over 200 draws. Then the list: after 1, 2 and 5% of the labels were decided in the order of the list, the
 errors in the next 5% of the list that learnt of them beside the list as it was.
@@ -36,11 +36,15 @@ SETS = {
     "fashion-10": "Fashion-MNIST, 10% uniform",
     "look-alike-10": "Fashion-MNIST, 10% to look-alikes",
     "uniform40-10": "Fashion-MNIST, 40% uniform",
+    "mnist-10": "MNIST, 10% uniform",
     "cifar10n-aggregate": "CIFAR-10N aggregate, ResNet-8",
     "cifar10n-worst": "CIFAR-10N worst, ResNet-8",
 }
-# A case of few wrong labels, beside those of bench/label_noise.py.
-MORE = {"fashion-2": Case("fashion-mnist", 10_000, "uniform", 0.02, "cnn", 10, 1)}
+# Cases beside those of bench/label_noise.py: few wrong labels, and easy ones.
+MORE = {
+    "mnist-10": Case("mnist", 10_000, "uniform", 0.1, "cnn", 10, 1),
+    "fashion-2": Case("fashion-mnist", 10_000, "uniform", 0.02, "cnn", 10, 1),
+}
 DRAWS, SIZES = 200, (50, 100, 200)
 SHARES, NEXT = (0.01, 0.02, 0.05), 0.05
 
