@@ -267,8 +267,8 @@ def _ways(
     if leading is None or noise is None:
         return {}
     facts = evidence.facts
-    predicted = None if evidence.memorised else facts.predicted
-    return ways_to_count(log_probabilities, facts.labels, order, noise, leading, predicted)
+    model = None if evidence.memorised else facts.probabilities
+    return ways_to_count(log_probabilities, facts.labels, order, noise, leading, model)
 
 
 def _relearnt(

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from influence_cli.mislabels.noise import Noise, calibrated, count_wrong
+from influence_cli.evidence.readout import row_parts
+from influence_cli.mislabels.noise import Noise, calibrated
+
+# Two probabilities this near are equal, as in cleanlab.
+TIE = 1e-6
 
 
 def ways_to_count(
@@ -18,7 +22,7 @@ def ways_to_count(
     order: np.ndarray,
     noise: Noise,
     leading: str,
-    predicted: np.ndarray | None,
+    model: np.ndarray | None,
 ) -> dict[str, int]:
     """Count the wrong labels of a list in several ways.
 
@@ -28,32 +32,59 @@ def ways_to_count(
         order: int64 [m], rows of the list.
         noise: the estimate by the leading source.
         leading: which source that is.
-        predicted: int64 [n], by the model, if it has not memorised the labels; it agrees or does not.
+        model: the model's probabilities [n, C], if it has not memorised the labels.
 
     Returns:
         By name of the way, the leading source first:
 
         - confident learning by each source (Northcutt et al. 2021)
         - ``probabilities``: the sum of p(wrong) by the leading source
-        - ``agreeing``: labels that every source and the model contradict, by the same class
+        - ``agreeing``: labels that are wrong by confident learning of every source, and of the model
         - ``contradicted``: labels that the leading source finds less likely than another class
     """
-    rows = order[~np.isnan(log_probabilities[leading][order, 0])]
+    rows = np.sort(order[~np.isnan(log_probabilities[leading][order, 0])])
     if not len(rows):
         return {}
-    given = labels[rows]
-    ways, best = {leading: noise.count}, {}
-    for name, values in log_probabilities.items():
-        some = values if len(rows) == len(values) else values[np.sort(rows)]
-        own = labels if len(rows) == len(values) else labels[np.sort(rows)]
-        best[name] = values.argmax(axis=1)[rows]
-        if name != leading or len(order) < len(values):
-            ways[name] = count_wrong(calibrated(some, own), own)
-    first = best[leading]
-    voices = [*best.values(), *([] if predicted is None else [predicted[rows]])]
-    same = np.all([each == first for each in voices], axis=0)
+    given, whole = labels[rows], len(rows) == len(labels)
+    flags = {
+        name: contradicted(values if whole else values[rows], given)
+        for name, values in ({leading: log_probabilities[leading]} | log_probabilities).items()
+    }
+    ways = {name: int(flagged.sum()) for name, flagged in flags.items()}
+    if len(order) == len(labels):
+        ways[leading] = noise.count
+    voices = [*flags.values()]
+    if model is not None:
+        voices.append(contradicted(np.log(np.maximum(model if whole else model[rows], 1e-30)), given))
     return ways | {
         "probabilities": round(float(noise.wrong[rows].sum())),
-        "agreeing": int((same & (first != given)).sum()),
-        "contradicted": int((first != given).sum()),
+        "agreeing": int(np.all(voices, axis=0).sum()),
+        "contradicted": int((log_probabilities[leading].argmax(axis=1)[rows] != given).sum()),
     }
+
+
+def contradicted(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mark the labels that confident learning counts as wrong, bool [n]; cleanlab's ``num_label_issues`` counts them.
+
+    A class counts for an example if its probability is at least the mean probability of the class among its own
+    examples; of several that do, the largest. A label is wrong if another class counts, and is the likeliest as well.
+
+    Args:
+        log_probabilities: [n, C] that have not seen the labels; a temperature is fitted to them first.
+        labels: int64 [n], as given.
+    """
+    soft = calibrated(log_probabilities, labels)
+    n, classes = soft.shape
+    counts = np.bincount(labels, minlength=classes)
+    own = np.bincount(labels, weights=soft[np.arange(n), labels], minlength=classes)
+    # A class without examples counts for none.
+    least = np.where(counts > 0, own / np.maximum(counts, 1), 2) - TIE
+    wrong = np.zeros(n, dtype=bool)
+    for part in row_parts(n, classes):
+        some, label = soft[part], labels[part]
+        reached, rows = some >= least, np.arange(len(label))
+        several = reached.sum(axis=1)
+        counted = np.where(several > 1, some.argmax(axis=1), reached.argmax(axis=1))
+        likeliest = some.max(axis=1) > some[rows, label] + TIE
+        wrong[part] = (several > 0) & (counted != label) & likeliest
+    return wrong

@@ -177,7 +177,7 @@ def _sample(result: Mislabels, split: Split, classes: Sequence[str]) -> list[Sec
     open_ = result.sample.drawn
     if result.taught is not None:
         open_ = open_[~result.taught.decided[open_]]
-    rows = rows_of(result.facts.indices, open_)
+    rows = rows_of(result.facts.indices, open_[np.isin(open_, result.facts.indices)])
     if not len(rows):
         return []
     cards = tuple(_card(result, split, classes, int(row), number) for number, row in enumerate(rows, 1))
