@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from influence_cli.ranking.damping_sweep import AtDamping
     from influence_cli.ranking.index_search import SearchRecord
     from influence_cli.results.compare import Comparison
+    from influence_cli.results.decided_records import ReviewedRecord, SampledRecord
     from influence_cli.retrain.output_layer import NewtonRecord
 
 
@@ -152,7 +153,10 @@ class WrongLabels:
 
 @dataclass(frozen=True)
 class NoiseRecord:
-    """The estimate of the label noise; joint[a][b] is the share of examples labelled a that are really b, or None."""
+    """The estimate of the label noise; joint[a][b] is the share of examples labelled a that are really b, or None.
+
+    ``count`` and ``rate`` are the cut of the list; the estimate is the range of ``ways``, each a count.
+    """
 
     rate: float
     count: int
@@ -160,6 +164,9 @@ class NoiseRecord:
     pairs: tuple[WrongLabels, ...]
     classes: tuple[str, ...]
     joint: list[list[float]] | None
+    low: int
+    high: int
+    ways: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -232,6 +239,9 @@ class RunRecord:
         evidence: what speaks for and against labels.
         issues: data issues beyond single labels.
         noise: how many labels are wrong.
+        reviewed: what a person decided.
+        sample: what was drawn at random, as ``sample_facts`` gives it.
+        sampled: how many labels are wrong by the decisions on it.
         memorised_share: of the wrong labels, those that the model predicts.
         truth: how well each signal finds the wrong labels.
         recovery: the curves of these.
@@ -260,6 +270,9 @@ class RunRecord:
     evidence: EvidenceRecord | None = None
     issues: DataIssuesRecord | None = None
     noise: NoiseRecord | None = None
+    reviewed: ReviewedRecord | None = None
+    sample: dict[str, object] | None = None
+    sampled: SampledRecord | None = None
     memorised_share: float | None = None
     truth: tuple[Quality, ...] | None = None
     recovery: Recovery | None = None
@@ -295,6 +308,9 @@ def record_facts(record: RunRecord) -> dict[str, object]:
             evidence=record.evidence and {**record.evidence.summary, "memorised": record.evidence.memorised},
             besides=record.issues,
             noise=record.noise,
+            reviewed=record.reviewed,
+            sample=record.sample,
+            sampled=record.sampled,
             memorised_share=record.memorised_share,
             truth=record.truth,
             recovery=record.recovery and {"checked": record.recovery.checked, **record.recovery.recovered},
