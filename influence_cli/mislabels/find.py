@@ -36,7 +36,7 @@ from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
 from influence_cli.mislabels.estimate import estimate, ways_of
 from influence_cli.mislabels.noise import Noise
 from influence_cli.mislabels.sample import Sample, Sampled
-from influence_cli.mislabels.signals import GRADIENTS, SignalChoice, is_opinion
+from influence_cli.mislabels.signals import COMBINED, GRADIENTS, SignalChoice, is_opinion
 from influence_cli.mislabels.suspicion import signals_without_gradients, suggestions, with_probabilities
 from influence_cli.mislabels.teaching import Taught, learn, taught_split
 from influence_cli.model.task import Task
@@ -107,7 +107,7 @@ def find_mislabels(
     stores: Sequence[Prepared] = (),
     *,
     on: str = "train",
-    choice: SignalChoice = SignalChoice(),
+    choice: SignalChoice = COMBINED,
     terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     strict: bool = False,

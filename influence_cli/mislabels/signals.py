@@ -91,3 +91,6 @@ class SignalChoice:
     probabilities: np.ndarray | None = None
     features: Sequence[Features] = ()
     taught: Taught | None = None
+
+
+COMBINED = SignalChoice()
