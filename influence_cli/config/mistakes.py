@@ -217,7 +217,14 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
     given = {"learning_rates": model.learning_rates, "steps": model.steps}
     first = next((key for key in (*given, "segments") if getattr(model, key)), None)
     by_training = config.curvature.damping == "training"
-    if by_training and not (model.learning_rates and model.steps):
+    recipe = None if config.training is None or any(given.values()) else config.training.recipe
+    if by_training and recipe is not None and recipe.optimizer != "sgd":
+        return InfluenceError(
+            f"{where('curvature', 'damping')}: curvature.damping training needs the second moments of "
+            f"{recipe.optimizer}, and the checkpoint that a recipe writes has only weights",
+            "set curvature.damping to auto or to a number",
+        )
+    if by_training and recipe is None and not (model.learning_rates and model.steps):
         absent = "model.learning_rates" if not model.learning_rates else "model.steps"
         return InfluenceError(
             f"{where('curvature', 'damping')}: curvature.damping training is 3/(η·K), but {absent} is not given",

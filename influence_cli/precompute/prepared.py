@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from influence_cli.checkpoints.optimizer_state import adam_slowness
-from influence_cli.config.schema import Config
+from influence_cli.config.schema import Config, RecipeConfig
 from influence_cli.curvature.choice import Choice
 from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.curvature.damping import Damping, TrainingTime, adam_time
@@ -19,6 +19,7 @@ from influence_cli.curvature.spectrum import Spectrum
 from influence_cli.errors import near_path
 from influence_cli.model.task import Task
 from influence_cli.runtime.terminal import Advance
+from influence_cli.steps.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -172,19 +173,29 @@ def settings_of(config: Config, number: int) -> InverseSettings:
 def training_time(config: Config, number: int, task: Task) -> TrainingTime | None:
     """Give η·K of a checkpoint's training, where ``curvature.damping`` is ``training``.
 
-    With an Adam state in the checkpoint, each layer has the rate lr / mean(√v̂ + ε).
+    With an Adam state in the checkpoint, each layer has the rate lr / mean(√v̂ + ε). A recipe of SGD says its own rates.
 
     Raises:
         InfluenceError: the state is not that of the model's parameters.
     """
     if config.curvature.damping != "training":
         return None
+    recipe = None if config.training is None else config.training.recipe
+    if recipe is not None and not config.model.learning_rates:
+        # Under momentum β plain gradient descent has the rate η/(1 − β). The recipe's loss is the plain mean.
+        return TrainingTime(schedule_of(recipe, len(task.train)).time() / (1 - (recipe.momentum or 0.0)))
     # A step along the trainer's mean is n/D of one along the plain mean.
     time = config.model.times()[number] / task.objective.factor
     source = config.model.sources[number]
     where = config.where("curvature", "damping")
     slowness = None if source is None else adam_slowness(source.file, task.model, where)
     return TrainingTime(time) if slowness is None else adam_time(time, *slowness)
+
+
+def schedule_of(recipe: RecipeConfig, examples: int) -> Schedule:
+    """Give the rates of a recipe's steps on n examples."""
+    epoch = -(-examples // recipe.batch)
+    return Schedule(recipe.schedule, recipe.lr, epoch * recipe.epochs, round(recipe.warmup * epoch))
 
 
 def store_paths(config: Config) -> list[Path]:

@@ -5,7 +5,6 @@ Order, rates and random numbers of every step depend on the recipe and its seed 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,15 +18,13 @@ from influence_cli.config.schema import Config, RecipeConfig
 from influence_cli.data.transforms import build_steps
 from influence_cli.errors import InfluenceError
 from influence_cli.model.outputs import Loss
+from influence_cli.precompute.prepared import schedule_of
 from influence_cli.runtime.seeds import seed_of
 from influence_cli.steps.rule import Rule
+from influence_cli.steps.schedule import Schedule
 
 # The purposes of seeds, so that different purposes never share one.
 START, ORDER, NOISE, AUGMENT = 1, 2, 3, 4
-# torch's OneCycleLR: the share of the steps that rise, and what the first and the last rate are divided by.
-RISING, FIRST, LAST = 0.3, 25.0, 1e4
-# Shares of the steps after which the schedule ``step`` divides the rate by ten (He et al. 2016, section 4.2).
-DROPS = (0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -69,20 +66,14 @@ class Recipe:
         """Give the seed of a purpose."""
         return seed_of(self.settings.seed, purpose, *numbers)
 
+    @property
+    def schedule(self) -> Schedule:
+        """Give the rates of all steps."""
+        return schedule_of(self.settings, self.examples)
+
     def rate(self, step: int) -> float:
         """Give η of a step."""
-        given, total = self.settings, self.steps
-        rising = min(total, round(given.warmup * self.steps_per_epoch))
-        if given.schedule == "one-cycle":
-            return given.lr * _one_cycle(step, total)
-        if step < rising:
-            return given.lr * (step + 1) / rising
-        share = (step - rising) / max(1, total - rising)
-        if given.schedule == "cosine":
-            return given.lr * 0.5 * (1 + math.cos(math.pi * share))
-        if given.schedule == "step":
-            return float(given.lr * 0.1 ** sum(step >= drop * total for drop in DROPS))
-        return given.lr
+        return self.schedule.rate(step)
 
     def rule(self, step: int) -> Rule:
         """Give the optimiser's step."""
@@ -167,14 +158,3 @@ def make_recipe(config: Config, examples: int) -> Recipe:
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, examples: int) -> np.ndarray:
     return np.random.default_rng([seed, ORDER, epoch]).permutation(examples)
-
-
-def _one_cycle(step: int, total: int) -> float:
-    """Give the rate of torch's OneCycleLR as a share of the largest."""
-    top = max(1.0, RISING * total - 1)
-    if step <= top:
-        low, share = 1 / FIRST, step / top
-        return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * share))
-    share = (step - top) / max(1.0, total - 1 - top)
-    low = 1 / (FIRST * LAST)
-    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * share))

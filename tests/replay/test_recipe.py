@@ -104,3 +104,23 @@ def test_a_loss_of_ones_own_takes_no_label_smoothing(tmp_path: Path) -> None:
 
     with pytest.raises(InfluenceError, match="label_smoothing goes with cross_entropy"):
         make_recipe(load_config(project / "influence.yaml"), N)
+
+
+def test_damping_training_goes_by_the_rates_of_the_recipe(influence: Command, tmp_path: Path) -> None:
+    project = make(tmp_path)
+    influence("train", "-q", cwd=project)
+    by_training = ("-s", "curvature.method=ekfac", "-s", "curvature.damping=training")
+    steps = RECIPE["epochs"] * -(-N // RECIPE["batch"])
+    time = RECIPE["lr"] * steps / (1 - RECIPE["momentum"])
+
+    shown = influence("rank", 0, *by_training, cwd=project).err
+
+    assert f"damping λ = {3 / time:.6g} (training: 3/(η·K), η·K = {time:.3g}" in shown
+
+
+def test_damping_training_of_an_adam_recipe_says_what_is_missing(influence: Command, tmp_path: Path) -> None:
+    project = make(tmp_path, {"optimizer": "adam", "lr": 0.01, "batch": 20, "epochs": 1})
+
+    message = refusal(influence, project, "rank", 0, "-s", "curvature.damping=training")
+
+    assert "curvature.damping training needs the second moments of adam" in message

@@ -85,6 +85,14 @@ def moves_stage(_state: State, _whole: State) -> str:
     return batches[-1].state if batches else "before the first move"
 
 
+def train_stage(state: State, whole: State) -> str:
+    """Say how many states of the run are kept."""
+    if "model.pt" in state:
+        return "checkpoint written"
+    kept, all_kept = (sum("state-" in name and name.endswith(".h5") for name in names) for names in (state, whole))
+    return "before the first state" if not kept else "some states" if kept < all_kept else "all states"
+
+
 BLOCKS = ("gradients", "-q", "-s", "gradients.block=1")
 FIT = ("gradients", "-q", "-s", "gradients.block=2")
 LDS = ("--lds", "--subsets", "12", "--repeats", "2", "--tests", "6")
@@ -97,6 +105,7 @@ VICTIMS = {
         verify_stage,
         ("rows.csv.run.json",),
     ),
+    "train": Victim(("train", "-q"), ("model.pt*", "influence.run", "influence.run/**/*"), train_stage),
     "labels": Victim(
         ("relabel", "decisions.csv", "-q", "--force", "-o", "rows.tsv"),
         ("labels.csv*", "exclude.csv*", "moves.csv*", ".*", "rows.tsv*"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command, edit
-from tests.support import relabel_project, small_project
+from tests.support import recipe_project, relabel_project, small_project
 from tests.support.kill_forks import kill
 from tests.support.relabel_project import CLASSES, decide
 
@@ -16,7 +16,7 @@ from tests.support.relabel_project import CLASSES, decide
 KILLS, MANY_KILLS = 2, 200
 # Of every three of the first 30 images one goes to the next class, one leaves the data set, one stays.
 NAMES = tuple(f"{number}.png" for number in range(10))
-COMMANDS = ("gradients", "fit", "verify", "labels", "moves", "undo")
+COMMANDS = ("gradients", "fit", "verify", "labels", "moves", "undo", "train")
 
 
 def make_relabel(name: str, folder: Path, influence: Command) -> None:
@@ -42,6 +42,8 @@ def test_a_command_killed_at_any_moment_ends_as_one_pass_leaves_it(
 ) -> None:
     if name in COMMANDS[:3]:
         small_project.make(tmp_path / name)
+    elif name == "train":
+        recipe_project.make(tmp_path / name, {**recipe_project.RECIPE, "epochs": 60})
     else:
         make_relabel(name, tmp_path / name, influence)
     if name == "verify":
