@@ -7,7 +7,7 @@ one that is a crop of another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +16,16 @@ from torch.nn import functional
 
 from influence_cli.inspection.whitening import whiten
 
-# Similarities held at once, 64 MB; per part, as the nearest k are in the k parts with the largest maxima.
-HELD, PART = 2**24, 32
+# Similarities held at once, 64 MB; per part, as the nearest k are in the k parts with the largest maxima; pictures
+# at once.
+HELD, PART, CHUNK = 2**24, 32, 1_024
 # Windows: the side of one, as a part of the picture's, and where it lies in what is left over, across and down.
 ZOOM, WINDOWS = 0.9, ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 # The side of coarse pictures, and their components.
-COARSE, COARSE_COMPONENTS = 8, 32
+COARSE, COARSE_COMPONENTS = 8, 64
+# A pair is worth laying over each other if its whitened pixels correlate by PLAIN, or its coarse ones in one of the
+# windows by ROUGH: of a copy .9 and .65 at least, of the nearest different photographs .36 and .54 in the middle.
+PLAIN, ROUGH = 0.45, 0.65
 # How many searches over all images: whitened pixels, the same mirrored, the windows, the network.
 SEARCHES = 3 + len(WINDOWS)
 
@@ -59,28 +63,42 @@ def find_candidates(
         on_examples: called with the number of finished images, ``SEARCHES`` times for each.
     """
     plain, mirrored = pixels
+    n = len(pictures)
     rows, near = closest(plain, plain, rank, on_examples)
     reach = (1 - near[:, -1].clamp(0, 1).square()).sqrt()
-    found = [(rows[:, :2], False), (closest(mirrored, plain, 1, on_examples)[0], True)]
+    numbers = [_numbered(rows[:, :2], turned=False)[near[:, :2] >= PLAIN]]
+    rows, near = closest(mirrored, plain, 1, on_examples)
+    numbers.append(_numbered(rows, turned=True)[near >= PLAIN])
     coarse = whiten(_shrunk(pictures), COARSE_COMPONENTS)
     base = coarse.apply(_shrunk(pictures))
-    for across, down in WINDOWS:
-        windows = coarse.apply(torch.cat([_shrunk(part) for part in _zoomed(pictures, across, down)]))
-        found.append((closest(windows, base, 1, on_examples)[0], False))
+    windows = [coarse.apply(_shrunk(pictures, zoomed=place)) for place in WINDOWS]
+    for window in windows:
+        rows, near = closest(window, base, 1, on_examples)
+        numbers.append(_numbered(rows, turned=False)[near >= ROUGH])
     if features is not None:
         unit = functional.normalize(features, dim=1)
-        nearest = closest(unit, unit, 1, on_examples)[0]
-        found += [(nearest, False), (nearest, True)]
-    n = len(pictures)
-    # A pair as one number; mirrored it does not matter which of the two is turned.
-    numbers = []
-    for others, turned in found:
-        first = torch.arange(n).repeat_interleave(others.shape[1])
-        low, high = torch.minimum(first, others.flatten()), torch.maximum(first, others.flatten())
-        numbers.append((low * n + high) * 2 + int(turned))
+        rows = closest(unit, unit, 1, on_examples)[0]
+        first, other = torch.arange(n, device=rows.device), rows[:, 0]
+        rough = torch.stack(
+            [_products(a[one], base[two]) for a in windows for one, two in ((first, other), (other, first))]
+        ).amax(dim=0)
+        alike = (_products(plain[first], plain[other]) >= PLAIN) | (rough >= ROUGH)
+        turned = _products(mirrored[first], plain[other]) >= PLAIN
+        numbers += [_numbered(rows, turned=False)[alike[:, None]], _numbered(rows, turned=True)[turned[:, None]]]
     unique = torch.cat(numbers).unique()
     pairs = torch.stack([unique // 2 // n, unique // 2 % n], dim=1)
     return Candidates(pairs, unique % 2 == 1, reach)
+
+
+def _numbered(others: Tensor, *, turned: bool) -> Tensor:
+    """Write the pairs of each row with its others [n, k] as numbers; mirrored it does not matter which is turned."""
+    rows = torch.arange(len(others), device=others.device)[:, None]
+    low, high = torch.minimum(rows, others), torch.maximum(rows, others)
+    return (low * len(others) + high) * 2 + int(turned)
+
+
+def _products(one: Tensor, other: Tensor) -> Tensor:
+    return (one * other).sum(dim=1)
 
 
 def closest(
@@ -121,16 +139,14 @@ def closest(
     return torch.cat(rows), torch.cat(near)
 
 
-def _shrunk(pictures: Tensor) -> Tensor:
-    parts = [functional.adaptive_avg_pool2d(part.float(), COARSE) for part in pictures.split(4_096)]
-    return torch.cat(parts)
-
-
-def _zoomed(pictures: Tensor, across: float, down: float) -> Iterator[Tensor]:
-    """Enlarge a window of each picture to the whole, by parts."""
+def _shrunk(pictures: Tensor, zoomed: tuple[float, float] | None = None) -> Tensor:
+    """Give the coarse pictures, or those of the window that lies there."""
     side = pictures.shape[-1]
-    wide = round(ZOOM * side)
-    left, top = round((side - wide) * across), round((side - wide) * down)
-    for part in pictures.split(4_096):
-        window = part[:, :, top : top + wide, left : left + wide].float()
-        yield functional.interpolate(window, size=(side, side), mode="bilinear")
+    wide = side if zoomed is None else round(ZOOM * side)
+    left, top = (0, 0) if zoomed is None else (round((side - wide) * part) for part in zoomed)
+    window = pictures[:, :, top : top + wide, left : left + wide]
+    return torch.cat([_coarse(part.float()) for part in window.split(CHUNK)])
+
+
+def _coarse(window: Tensor) -> Tensor:
+    return functional.interpolate(window, size=(COARSE, COARSE), mode="bilinear", antialias=True)

@@ -28,6 +28,8 @@ NEAR = 0.2
 RANK = 9
 # With fewer images there is nothing to whiten by, and pixels themselves have to agree: √(1 − ρ²) below PLAIN.
 FEWEST, PLAIN = 32, 0.1
+# Pixels that are black or white, most change of light, and the part of the pixels that has to be neither.
+DARKEST, LIGHTEST, GAIN, ENOUGH = 4, 251, 2.0, 0.2
 # Pairs that are laid over each other at once.
 PAIRS = 4_096
 
@@ -120,11 +122,35 @@ def _compared(pictures: Tensor, pairs: Tensor, mirrored: Tensor, whitening: Whit
         one = torch.where(turned[:, None, None, None], one.flip(3), one)
         best = _correlation(one, other, whitening, plain=plain)
         for a, b in ((one, other), (other, one)):
+            best = torch.maximum(best, _correlation(exposed(a, b), b, whitening, plain=plain))
             laid, near = fit(a, b)
             now = _correlation(laid, b, whitening, plain=plain)
             best = torch.where(near > 0, torch.maximum(best, now), best)
         parts.append(best)
     return torch.cat(parts) if parts else torch.empty(0, device=pictures.device)
+
+
+def exposed(one: Tensor, other: Tensor) -> Tensor:
+    """Give pictures the light of others, with what is too dark or too bright cut off as it is there.
+
+    Gain and offset are those of least squares over the pixels of ``other`` that are neither black nor white.
+
+    Args:
+        one: uint8 [m, c, s, s].
+        other: the same shape.
+
+    Returns:
+        float32, the same shape, in [0, 255]; ``one`` as it is where too few pixels say which light.
+    """
+    a, b = one.float().flatten(1), other.float().flatten(1)
+    free = ((b > DARKEST) & (b < LIGHTEST)).float()
+    count = free.sum(dim=1, keepdim=True)
+    means = [(x * free).sum(dim=1, keepdim=True) / count.clamp_min(1) for x in (a, b)]
+    x, y = (a - means[0]) * free, (b - means[1]) * free
+    gain = (x * y).sum(dim=1, keepdim=True) / x.square().sum(dim=1, keepdim=True).clamp_min(1e-6)
+    gain = gain.clamp(1 / GAIN, GAIN)
+    lit = (gain * (a - means[0]) + means[1]).clamp(0, 255)
+    return torch.where(count >= ENOUGH * a.shape[1], lit, a).view(one.shape)
 
 
 def _correlation(one: Tensor, other: Tensor, whitening: Whitening, *, plain: bool) -> Tensor:

@@ -17,7 +17,9 @@ from torch.nn import functional
 # Components; fewer in a small set, a component for so many pictures.
 COMPONENTS, PICTURES = 128, 2
 # Standard deviation, of 255, below which a picture shows nothing that could be compared; pictures at once.
-FLAT, CHUNK = 4.0, 4_096
+FLAT, CHUNK = 4.0, 1_024
+# Pictures that the components are found from, and steps of subspace iteration.
+SAMPLE, ITERATIONS = 8_192, 8
 
 
 @dataclass(frozen=True)
@@ -34,41 +36,61 @@ class Whitening:
 
     def apply(self, pictures: Tensor) -> Tensor:
         """Give the whitened components of pictures [b, c, s, s] at length 1, float32 [b, m]; 0 for flat ones."""
-        parts = [_unit(part) - self.mean * _seen(part) for part in pictures.split(CHUNK)]
-        return functional.normalize(torch.cat([part @ self.directions for part in parts]), dim=1)
+        offset = self.mean @ self.directions
+        parts = []
+        for part in pictures.split(CHUNK):
+            unit, seen = _unit(part)
+            parts.append(unit @ self.directions - offset * seen)
+        return functional.normalize(torch.cat(parts), dim=1)
 
 
 def whiten(pictures: Tensor, most: int = COMPONENTS) -> Whitening:
     """Find the principal components of pictures and of their mirror images.
 
     Args:
-        pictures: [n, c, s, s].
+        pictures: [n, c, s, s]; of more than ``SAMPLE`` so many, evenly spaced.
         most: components.
     """
+    chosen = pictures if len(pictures) <= SAMPLE else pictures[torch.arange(SAMPLE) * len(pictures) // SAMPLE]
 
     def units() -> Iterator[Tensor]:
-        for part in pictures.split(CHUNK):
-            yield _unit(part)
-            yield _unit(part.flip(3))
+        for part in chosen.split(CHUNK):
+            yield _unit(part)[0]
+            yield _unit(part.flip(3))[0]
 
-    count, width = 2 * len(pictures), pictures[0].numel()
-    mean = sum((part.sum(dim=0) for part in units()), torch.zeros(width)) / count
-    moment = torch.zeros(width, width)
+    count, width = 2 * len(chosen), pictures[0].numel()
+    mean, moment = pictures.new_zeros(width, dtype=torch.float32), torch.zeros(width, width, device=pictures.device)
     for part in units():
-        moment += part.T @ part
-    moment -= count * mean.outer(mean)
-    values, vectors = torch.linalg.eigh(moment.double() / count)
-    values, vectors = values.flip(0), vectors.flip(1)
-    most = min(most, max(1, len(pictures) // PICTURES))
-    used = int((values[:most] > 1e-6 * values[0].clamp_min(1e-30)).sum())
-    return Whitening(mean, (vectors[:, :used] / values[:used].clamp_min(1e-30).sqrt()).float())
+        mean += part.sum(dim=0) / count
+        moment.addmm_(part.T, part)
+    moment = moment / count - mean.outer(mean)
+    most = min(most, max(1, len(pictures) // PICTURES), width)
+    values, vectors = _leading(moment, most)
+    used = int((values > 1e-6 * values[0].clamp_min(1e-30)).sum())
+    return Whitening(mean, vectors[:, :used] / values[:used].clamp_min(1e-30).sqrt())
 
 
-def _seen(pictures: Tensor) -> Tensor:
-    return (pictures.float().flatten(1).std(dim=1, keepdim=True) >= FLAT).float()
+def _leading(moment: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Give the largest eigenvalues, falling, [count], and eigenvectors [p, count] of a symmetric matrix.
+
+    All of them are dear where only a few are wanted; subspace iteration finds those to a thousandth, which is enough
+    for a scale. What it starts from does not depend on the seed.
+    """
+    if count * 4 > len(moment):
+        values, vectors = torch.linalg.eigh(moment.double())
+        return values.flip(0)[:count].float(), vectors.flip(1)[:, :count].float()
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(len(moment), count + count // 2, generator=generator).to(moment.device)
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(moment @ basis).Q
+    values, turn = torch.linalg.eigh(basis.T @ moment @ basis)
+    return values.flip(0)[:count].clamp_min(0), (basis @ turn.flip(1))[:, :count]
 
 
-def _unit(pictures: Tensor) -> Tensor:
-    """Centre pictures and scale them to length 1, [b, p]; flat ones become 0."""
-    x = pictures.float().flatten(1)
-    return functional.normalize(x - x.mean(dim=1, keepdim=True), dim=1) * _seen(pictures)
+def _unit(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre pictures and scale them to length 1, [b, p], flat ones to 0; and which are not flat, [b, 1]."""
+    x = pictures.flatten(1).float()
+    x = x - x.mean(dim=1, keepdim=True)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    seen = (length >= FLAT * x.shape[1] ** 0.5).float()
+    return x.mul_(seen / length.clamp_min(1e-12)), seen
