@@ -16,7 +16,7 @@ COARSE, STEPS = (8, 16), 4
 # A window is scaled and shifted by no more, in parts of the side; so much of the other picture has to be covered.
 SCALED, SHIFTED, COVERED = 1.3, 0.15, 0.7
 # Pairs at once, and the correlation of the coarse pictures below which they are not looked at in full.
-PAIRS, ALIKE = 512, 0.8
+PAIRS, ALIKE = 512, 0.95
 
 
 def fit(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
