@@ -79,13 +79,13 @@ def odd_looks(looks: np.ndarray, modes: np.ndarray) -> dict[str, tuple[np.ndarra
         "odd size": _odd_sizes(np.sqrt(column["width"] * column["height"])),
         "odd shape": ((shape < ASPECT) & _unusual(shape, below=True), shape, 1),
     }
-    found = {}
+    odd = {}
     for kind, (flagged, values, sign) in flags.items():
         rows = np.flatnonzero(flagged)
         rows = rows[np.argsort(sign * values[rows], kind="stable")]
-        found[kind] = rows, values[rows]
-    found["odd mode"] = _odd_modes(column["colour"], modes)
-    return found
+        odd[kind] = rows, values[rows]
+    odd["odd mode"] = _odd_modes(column["colour"], modes)
+    return odd
 
 
 def _unusual(values: np.ndarray, *, below: bool) -> np.ndarray:

@@ -174,16 +174,14 @@ def compare(
     groups = make_groups(links, count)
     owner = np.repeat(np.arange(len(splits)), [len(part.indices) for part in pictures])
     index = np.concatenate([part.indices for part in pictures])
-    labels = np.concatenate(
-        [split.labels[part.indices] for split, part in zip(splits, pictures, strict=True)]
-    )
-    found = [_copies(group, owner, index, labels) for group in groups]
+    labels = np.concatenate([split.labels[part.indices] for split, part in zip(splits, pictures, strict=True)])
+    every = [_copies(group, owner, index, labels) for group in groups]
     # sorted() is stable: of equals the first image decides.
-    found.sort(key=lambda group: (not group.leaks, not group.disagrees, -len(group.places)))
-    leak = _leak(splits[1], points[1], found) if len(splits) > 1 and not splits[1].is_unlabelled else None
+    every.sort(key=lambda group: (not group.leaks, not group.disagrees, -len(group.places)))
+    leak = _leak(splits[1], points[1], every) if len(splits) > 1 and not splits[1].is_unlabelled else None
     return Duplicates(
         tuple(splits),
-        tuple(found),
+        tuple(every),
         tuple(len(part.indices) for part in pictures),
         all(bool(part.pictured.all()) for part in pictures),
         leak,

@@ -63,9 +63,9 @@ def make_groups(links: Links, count: int) -> list[Group]:
 
 def _group(rows: list[int], first: np.ndarray, copies: dict[int, dict[int, float]]) -> Group:
     firsts = [int(first[row]) for row in rows]
-    exact = np.array([firsts.count(own) > 1 for own in firsts])
+    exact = np.array([firsts.count(one) > 1 for one in firsts])
     similarity = [
-        1.0 if alike else max(copies[own].get(other, 0.0) for other in firsts)
-        for own, alike in zip(firsts, exact, strict=True)
+        1.0 if alike else max(copies.get(one, {}).get(other, 0.0) for other in firsts)
+        for one, alike in zip(firsts, exact, strict=True)
     ]
     return Group(np.array(rows), exact, np.array(similarity))
