@@ -28,9 +28,9 @@ import torch
 from PIL import Image
 from public_data import need
 
-from influence_cli.metrics import binomial_interval
 from influence_cli.inspection.copies import find_links
 from influence_cli.inspection.pictures import SIDE, joined
+from influence_cli.metrics import binomial_interval
 
 IMAGES, PLANTED, SEEDS = 5_000, 100, 3
 SETS = ("mnist", "fashion-mnist", "cifar10")
@@ -143,7 +143,7 @@ def cifar10(work: Path, judged: Path | None) -> None:
         return
     rows = list(csv.DictReader(judged.read_text().splitlines()))
     known = {int(row["TestID"]): int(row["Judgment"]) for row in rows}
-    print(f"| judged by people | test images | found |\n|---|---|---|")
+    print("| judged by people | test images | found |\n|---|---|---|")
     for number, name in JUDGED.items():
         test = [index for index, judgment in known.items() if judgment == number]
         print(f"| {name} | {len(test)} | {sum(index in leaked for index in test)} |")

@@ -31,7 +31,7 @@ def fit(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         the correlation of the two there, float32 [m]; 0 where even coarse pictures are not alike.
     """
     laid, near = [], []
-    for a, b in zip(one.split(PAIRS), other.split(PAIRS), strict=True):
+    for a, b in zip(torch.split(one, PAIRS), torch.split(other, PAIRS), strict=True):
         part, correlation = _fit(a.float(), b.float())
         laid.append(part)
         near.append(correlation)
@@ -44,7 +44,8 @@ def _fit(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     grey = one.mean(dim=1, keepdim=True), other.mean(dim=1, keepdim=True)
     best = one.new_zeros(len(one))
     for side in COARSE:
-        scale, shift, best = _descend(*(functional.adaptive_avg_pool2d(x, side) for x in grey), scale, shift)
+        a, b = (functional.adaptive_avg_pool2d(x, side) for x in grey)
+        scale, shift, best = _descend(a, b, scale, shift)
     laid = one.clone()
     rows = torch.nonzero(best >= ALIKE)[:, 0]
     near = torch.zeros_like(best)
@@ -105,7 +106,7 @@ def _step(a: Tensor, b: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, T
     )
     sampled, inside = _window(torch.cat([a, slopes], dim=1), scale, shift)
     _, places = _grid(side, scale, shift)
-    window, right, down = sampled.split(channels, dim=1)
+    window, right, down = torch.split(sampled, channels, dim=1)
     columns = torch.stack(
         [right * places[..., 0], down * places[..., 1], right, down, window, torch.ones_like(window)], dim=1
     )

@@ -85,7 +85,7 @@ def find_candidates(
         alike = (_products(plain[first], plain[other]) >= PLAIN) | (rough >= ROUGH)
         turned = _products(mirrored[first], plain[other]) >= PLAIN
         numbers += [_numbered(rows, turned=False)[alike[:, None]], _numbered(rows, turned=True)[turned[:, None]]]
-    unique = torch.cat(numbers).unique()
+    unique = torch.unique(torch.cat(numbers))
     pairs = torch.stack([unique // 2 // n, unique // 2 % n], dim=1)
     return Candidates(pairs, unique % 2 == 1, reach)
 
@@ -145,7 +145,7 @@ def _shrunk(pictures: Tensor, zoomed: tuple[float, float] | None = None) -> Tens
     wide = side if zoomed is None else round(ZOOM * side)
     left, top = (0, 0) if zoomed is None else (round((side - wide) * part) for part in zoomed)
     window = pictures[:, :, top : top + wide, left : left + wide]
-    return torch.cat([_coarse(part.float()) for part in window.split(CHUNK)])
+    return torch.cat([_coarse(part.float()) for part in torch.split(window, CHUNK)])
 
 
 def _coarse(window: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def find_links(
     hashes: np.ndarray,
     features: Tensor | None,
     on_examples: Callable[[int], None] = lambda _: None,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device | None = None,
 ) -> Links:
     """Find all pairs of copies among some images.
 
@@ -63,7 +63,7 @@ def find_links(
         hashes: uint64 [n], of the pixels; 0 where they are not known.
         features: the network's points, float32 [n, d], or None.
         on_examples: called with the number of finished images, ``candidates.SEARCHES`` times for each.
-        device: that does the work.
+        device: that does the work; the CPU by default.
 
     Returns:
         The pairs: of images with the same pixels each with the first of them, and the near ones among these firsts.
@@ -72,7 +72,7 @@ def find_links(
     firsts = np.setdiff1d(np.arange(len(pictures)), exact[:, 1])
     near, similarity = np.empty((0, 2), dtype=np.int64), np.empty(0)
     if len(firsts) > 1:
-        chosen = torch.from_numpy(firsts)
+        chosen, device = torch.from_numpy(firsts), device or torch.device("cpu")
         pairs, correlation = _near(
             pictures[chosen].to(device), None if features is None else features[chosen].to(device), on_examples
         )
@@ -107,7 +107,7 @@ def _near(pictures: Tensor, features: Tensor | None, on_examples: Callable[[int]
     pairs, correlation = candidates.pairs[kept], correlation[kept]
     # A pair that is found as it is and mirrored counts once, at its best.
     numbers = pairs[:, 0] * len(pictures) + pairs[:, 1]
-    unique, place = numbers.unique(return_inverse=True)
+    unique, place = torch.unique(numbers, return_inverse=True)
     best = torch.full((len(unique),), -1.0, device=correlation.device)
     best.scatter_reduce_(0, place, correlation, "amax")
     return torch.stack([unique // len(pictures), unique % len(pictures)], dim=1), best
@@ -117,7 +117,7 @@ def _compared(pictures: Tensor, pairs: Tensor, mirrored: Tensor, whitening: Whit
     """Lay the pictures of each pair over each other, both ways, and correlate them, [m] in [−1, 1]."""
     plain = len(pictures) < FEWEST
     parts = []
-    for chosen, turned in zip(pairs.split(PAIRS), mirrored.split(PAIRS), strict=True):
+    for chosen, turned in zip(torch.split(pairs, PAIRS), torch.split(mirrored, PAIRS), strict=True):
         one, other = pictures[chosen[:, 0]], pictures[chosen[:, 1]]
         one = torch.where(turned[:, None, None, None], one.flip(3), one)
         best = _correlation(one, other, whitening, plain=plain)

@@ -56,7 +56,7 @@ def find_off_topic(features: Tensor, labels: np.ndarray) -> OffTopic:
 def _to_classes(x: Tensor, labels: Tensor) -> Tensor:
     """Give Mahalanobis' distance to the nearest class mean [n]; of unlabelled images all are one class."""
     known = labels >= 0
-    names, members = (labels if bool(known.any()) else torch.zeros_like(labels)).unique(return_inverse=True)
+    names, members = torch.unique(labels if bool(known.any()) else torch.zeros_like(labels), return_inverse=True)
     kept = known if bool(known.any()) else torch.ones_like(known)
     sums = torch.zeros(len(names), x.shape[1], dtype=x.dtype).index_add_(0, members[kept], x[kept])
     counts = torch.bincount(members[kept], minlength=len(names))
@@ -66,4 +66,4 @@ def _to_classes(x: Tensor, labels: Tensor) -> Tensor:
     covariance += RIDGE * covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(x.shape[1], dtype=x.dtype)
     half = torch.linalg.cholesky(torch.linalg.inv(covariance))
     turned, centres = x @ half, (means @ half)[counts > 0]
-    return torch.cat([torch.cdist(part, centres).amin(dim=1) for part in turned.split(4_096)])
+    return torch.cat([torch.cdist(part, centres).amin(dim=1) for part in torch.split(turned, 4_096)])

@@ -90,7 +90,7 @@ def read_pictures(
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Put small pictures one after another: one channel if all of them are grey, as tests of pixels are dear."""
     every = torch.cat(list(parts))
-    if all(bool((chunk[:, :1] == chunk).all()) for chunk in every.split(8_192)):
+    if all(bool((chunk[:, :1] == chunk).all()) for chunk in torch.split(every, 8_192)):
         return every[:, :1].contiguous()
     return every
 
@@ -129,7 +129,7 @@ def picture_of(image: Any) -> tuple[Image.Image | None, bool]:
     array = image.detach().cpu().numpy() if isinstance(image, Tensor) and image.dtype != torch.bfloat16 else image
     exact = True
     if isinstance(array, np.ndarray) and array.dtype != np.uint8:
-        exact = array.dtype.kind == "f" and array.size > 0 and 0 <= array.min() and array.max() <= 1
+        exact = array.dtype.kind == "f" and array.size > 0 and array.min() >= 0 and array.max() <= 1
         array = (array * 255).round().astype(np.uint8) if exact else array
     elif isinstance(array, Image.Image):
         exact = not array.mode.startswith(("I", "F"))

@@ -75,10 +75,10 @@ def _whitened(parts: Sequence[Tensor]) -> list[Tensor]:
     count, width = sum(map(len, parts)), parts[0].shape[1]
     mean, square = torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     for part in parts:
-        for chunk in part.split(CHUNK):
+        for chunk in torch.split(part, CHUNK):
             mean += chunk.double().sum(dim=0) / count
     for part in parts:
-        for chunk in part.split(CHUNK):
+        for chunk in torch.split(part, CHUNK):
             square += (chunk.double() - mean).square().sum(dim=0) / count
     deviation = square.sqrt()
     varies = deviation > 1e-6 * deviation.max().clamp_min(1e-30)
@@ -91,11 +91,11 @@ def _whitened(parts: Sequence[Tensor]) -> list[Tensor]:
 
     moment = torch.zeros(int(varies.sum()), int(varies.sum()), dtype=torch.float64)
     for part in parts:
-        for chunk in part.split(CHUNK):
+        for chunk in torch.split(part, CHUNK):
             x = standardised(chunk)
             moment += (x.T @ x).double() / count
     values, vectors = torch.linalg.eigh(moment)
     values, vectors = values.flip(0)[:COMPONENTS], vectors.flip(1)[:, :COMPONENTS]
     used = values > 1e-9 * values[0]
     turn = (vectors[:, used] / values[used].sqrt()).float()
-    return [torch.cat([standardised(chunk) @ turn for chunk in part.split(CHUNK)]) for part in parts]
+    return [torch.cat([standardised(chunk) @ turn for chunk in torch.split(part, CHUNK)]) for part in parts]

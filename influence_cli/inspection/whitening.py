@@ -38,7 +38,7 @@ class Whitening:
         """Give the whitened components of pictures [b, c, s, s] at length 1, float32 [b, m]; 0 for flat ones."""
         offset = self.mean @ self.directions
         parts = []
-        for part in pictures.split(CHUNK):
+        for part in torch.split(pictures, CHUNK):
             unit, seen = _unit(part)
             parts.append(unit @ self.directions - offset * seen)
         return functional.normalize(torch.cat(parts), dim=1)
@@ -54,7 +54,7 @@ def whiten(pictures: Tensor, most: int = COMPONENTS) -> Whitening:
     chosen = pictures if len(pictures) <= SAMPLE else pictures[torch.arange(SAMPLE) * len(pictures) // SAMPLE]
 
     def units() -> Iterator[Tensor]:
-        for part in chosen.split(CHUNK):
+        for part in torch.split(chosen, CHUNK):
             yield _unit(part)[0]
             yield _unit(part.flip(3))[0]
 
