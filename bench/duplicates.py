@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/duplicates.py [--part planted|cifar10] [--work FOLDER] [--pairs FILE]
 
-Planted: to 5,000 images of a set come 400 copies, 100 each by JPEG at quality 50, a crop of 90% of the side at a random
+Planted: to 4,000 images of a set come 400 copies, 100 each by JPEG at quality 50, a crop of 90% of the side at a random
 place and enlarged again, a brightness of 0.7 or 1.3, and a flip. Pairs are found by pixels alone; a network adds
 candidates, which have to pass the same check. A pair of a planted image is right if the other one is its source, or a
 copy of the source in the set without planted ones; all other pairs of it are wrong.
@@ -32,7 +32,7 @@ from influence_cli.inspection.copies import find_links
 from influence_cli.inspection.pictures import SIDE, joined
 from influence_cli.metrics import binomial_interval
 
-IMAGES, PLANTED, SEEDS = 5_000, 100, 3
+IMAGES, PLANTED, SEEDS = 4_000, 100, 2
 SETS = ("mnist", "fashion-mnist", "cifar10")
 JUDGED = {0: "exact", 1: "near-duplicate", 2: "very similar"}
 
