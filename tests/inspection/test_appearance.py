@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from influence_cli.inspection.appearance import KINDS, looks_of, odd_looks
 
