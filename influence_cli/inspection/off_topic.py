@@ -49,7 +49,8 @@ def find_off_topic(features: Tensor, labels: np.ndarray) -> OffTopic:
     logs = 0.5 * (near.clamp_min(1e-12).log() + far.clamp_min(1e-12).log()).numpy()
     above = logs - np.median(logs)
     deviation = 1.4826 * np.median(np.abs(above))
-    rows = np.flatnonzero(above > DEVIATIONS * deviation) if deviation > 0 else np.empty(0, dtype=np.int64)
+    limit = DEVIATIONS * deviation if deviation > 0 else np.inf
+    rows = np.flatnonzero(above > limit)
     return OffTopic(np.exp(logs), rows[np.argsort(-above[rows], kind="stable")])
 
 
