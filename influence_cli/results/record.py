@@ -217,6 +217,29 @@ class SelectionRecord:
     rounds: int
 
 
+@dataclass(frozen=True)
+class LeakRecord:
+    """Labelled test images that are training images as well: test accuracy with them, without them, and on them."""
+
+    test_examples: tuple[int, ...]
+    accuracy: float
+    accuracy_without: float
+    accuracy_on_them: float
+
+
+@dataclass(frozen=True)
+class DuplicatesRecord:
+    """Groups of copies: images compared per split, groups by kind, training images that can be left out, the leak."""
+
+    compared: tuple[int, ...]
+    groups: int
+    across_splits: int
+    different_labels: int
+    same_label: int
+    superfluous: int
+    leak: LeakRecord | None
+
+
 @dataclass
 class RunRecord:
     """What a command noted about its run so far; None means not noted.
@@ -251,6 +274,8 @@ class RunRecord:
         attackable: predictions that one training image could flip.
         comparisons: one per list that two results share.
         distances: one per test example and result.
+        duplicates: the copies among the images.
+        kinds: of ``issues``: how many there are of each kind, by split.
     """
 
     normalise: str | None = None
@@ -282,6 +307,8 @@ class RunRecord:
     attackable: int | None = None
     comparisons: tuple[Comparison, ...] | None = None
     distances: tuple[DistanceRecord, ...] | None = None
+    duplicates: DuplicatesRecord | None = None
+    kinds: dict[str, dict[str, int]] | None = None
 
 
 def record_facts(record: RunRecord) -> dict[str, object]:
@@ -323,6 +350,8 @@ def record_facts(record: RunRecord) -> dict[str, object]:
             attackable=record.attackable,
             comparisons=record.comparisons and [comparison.numbers() for comparison in record.comparisons],
             distances=record.distances and [_of_distance(distance) for distance in record.distances],
+            duplicates=record.duplicates,
+            kinds=record.kinds,
         ),
     }
 
