@@ -37,8 +37,7 @@ from public_data import need
 from influence_cli.commands.labels.features import load_features
 from influence_cli.config.load import load_config
 from influence_cli.evidence.pooling import of_two
-from influence_cli.metrics import average_precision, bootstrap_precision
-from influence_cli.mislabels.evaluation import auroc
+from influence_cli.metrics import auroc, average_precision, bootstrap_precision
 from influence_cli.mislabels.find import Mislabels, SignalChoice, find_mislabels
 from influence_cli.model.task import load_tasks
 from influence_cli.runtime.terminal import Terminal
@@ -58,7 +57,7 @@ CASES = {
     "cifar10n-aggregate-all": Case("cifar10", 50_000, "aggre", 0.0, "resnet8", 8, 1),
     "cifar10n-worst-all": Case("cifar10", 50_000, "worse", 0.0, "resnet8", 8, 1),
 }
-RUNS = ("fashion-60", "cifar10n-aggregate", "cifar10n-worst")
+RUNS = ("fashion-60", "cifar10n-random1")
 CHECKPOINTS = 10
 CUTS = (50, 100, 275)
 

@@ -45,7 +45,7 @@ class Readout:
         dimension: Σhᵢ, the effective number of parameters per class.
         floored: examples whose 1 − hᵢ was below ``FLOOR``.
         components: the standardised activations in their leading principal components, each of unit variance,
-            float32 [n, q], q ≤ ``COMPONENTS``.
+            float32 [n, q].
     """
 
     outputs: Tensor
@@ -62,13 +62,14 @@ class Readout:
         return log_softmax_(self.outputs.clone(), self.temperature)
 
 
-def leave_one_out(features: Tensor, targets: Tensor, classes: int) -> Readout:
+def leave_one_out(features: Tensor, targets: Tensor, classes: int, components: int = COMPONENTS) -> Readout:
     """Fit the ridge readout and give its leave-one-out outputs.
 
     Args:
         features: float32 [n, d], on the device that does the work.
         targets: int64 [n].
         classes: C.
+        components: how many of them to give at most.
 
     Returns:
         The readout, on the features' device.
@@ -113,7 +114,7 @@ def leave_one_out(features: Tensor, targets: Tensor, classes: int) -> Readout:
         leverage,
         float(leverage.sum()),
         int((1 - leverage < FLOOR).sum()),
-        turned[:, :COMPONENTS] / values[:COMPONENTS].sqrt().to(features),
+        turned[:, :components] / values[:components].sqrt().to(features),
     )
 
 

@@ -212,10 +212,7 @@ def find_mislabels(
         log_probabilities["pred-probs"] = np.log(np.maximum(probabilities[facts.indices], 1e-300))
     rows = np.arange(len(facts.labels))
     signals = {name: -values[rows, facts.labels].astype(np.float64) for name, values in log_probabilities.items()}
-    signals["loss"] = facts.losses.astype(np.float64)
-    signals["margin"] = margin_of(facts.probabilities, facts.labels)
-    if evidence.trajectory is not None:
-        signals["trajectory"] = margin_of(np.log(np.maximum(evidence.trajectory, 1e-30)), facts.labels)
+    signals |= _of_model(evidence)
     scores: ScoreRecord | None = None
     try:
         of_gradients, scores = gradients()
@@ -309,6 +306,15 @@ def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) ->
         wrong[known] = noise.wrong
         noise = replace(noise, wrong=wrong)
     return noise, ""
+
+
+def _of_model(evidence: Evidence) -> dict[str, np.ndarray]:
+    """Give the signals of the model's own outputs, [n] each."""
+    facts = evidence.facts
+    signals = {"loss": facts.losses.astype(np.float64), "margin": margin_of(facts.probabilities, facts.labels)}
+    if evidence.trajectory is not None:
+        signals["trajectory"] = margin_of(np.log(np.maximum(evidence.trajectory, 1e-30)), facts.labels)
+    return signals
 
 
 def margin_of(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

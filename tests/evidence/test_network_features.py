@@ -1,4 +1,4 @@
-"""Features computed by another network: what is taken of it, kept beside the store, and computed again when it changed."""
+"""Features computed by another network: what is taken of it, what is kept, and computed again when it changed."""
 
 from __future__ import annotations
 
