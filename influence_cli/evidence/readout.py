@@ -46,7 +46,7 @@ class Readout:
         dimension: Σhᵢ, the effective number of parameters per class.
         floored: examples whose 1 − hᵢ was below ``FLOOR``.
         components: the standardised activations in their leading principal components, each of unit variance,
-            float32 [n, q], q ≤ ``COMPONENTS``.
+            float32 [n, q].
     """
 
     outputs: Tensor
