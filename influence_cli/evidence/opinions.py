@@ -55,8 +55,7 @@ def form_opinions(
     device: torch.device,
     what: str,
     logistic: bool = False,
-    shared: bool = True,
-    kept: int = COMPONENTS,
+    other: bool = False,
 ) -> Opinions | None:
     """Fit the readout and find the neighbours.
 
@@ -68,13 +67,13 @@ def form_opinions(
         device: that does the work.
         what: the features are, such as ``activations``.
         logistic: fit the logistic readout as well.
-        shared: among the processes of a job, each with its part; without, this process has all and calls alone.
-        kept: principal components in which neighbours are sought.
+        other: they are another network's: this process has all of them, and neighbours are sought in more components.
 
     Returns:
         The opinions on all examples, in the first process of a job; None in the others.
     """
-    shared = shared and distributed.size() > 1
+    shared = distributed.size() > 1 and not other
+    kept = OF_FEATURES if other else COMPONENTS
     start = sum(distributed.gathered(len(features))[: distributed.rank()]) if shared else 0
     part = slice(start, start + len(features))
     # What is in a file stays there, and goes to the device part by part.
