@@ -28,6 +28,7 @@ _HOMES = {
     "find_mislabels": "mislabels.find",
     "SignalChoice": "mislabels.find",
     "apply_decisions": "relabel.labels",
+    "Debugger": "notebook.debugger",
     "Recorder": "recording.recorder",
     "Retraining": "retrain.retraining",
     "check_estimates": "retrain.self_check",
