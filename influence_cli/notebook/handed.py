@@ -167,4 +167,4 @@ def code_of(thing: object) -> str:
             with suppress(OSError, TypeError):
                 text = inspect.getsource(made)
         texts.add(text)
-    return xxhash.xxh3_64_hexdigest("\0".join(sorted(texts)))
+    return xxhash.xxh3_64_hexdigest("\0".join(sorted(texts)).encode(errors="surrogatepass"))
