@@ -161,9 +161,7 @@ class Debugger:
         rows = tuple(mislabel_rows(labels, split, task.classes, len(labels.order)))
         return LabelSuspects(rows, _summary(labels), labels, page)
 
-    def rank(
-        self, *tests: int | str | Path, target: str = "label", top: int = 10, aggregate: bool = False
-    ) -> Ranking:
+    def rank(self, *tests: int | str | Path, target: str = "label", top: int = 10, aggregate: bool = False) -> Ranking:
         """Rank the training images by their influence on test examples, as ``influence rank`` does.
 
         Args:

@@ -140,8 +140,10 @@ def _without_transform(source: Any) -> Examples:
     """
     if type(source) is Subset:
         inner = _without_transform(source.dataset)
-        return Examples(source, None) if inner.transform is None else Examples(
-            Subset(inner.source, source.indices), inner.transform
+        return (
+            Examples(source, None)
+            if inner.transform is None
+            else Examples(Subset(inner.source, source.indices), inner.transform)
         )
     getter = getattr(type(source), "__getitem__", None)
     names = getattr(getattr(getter, "__code__", None), "co_names", ())

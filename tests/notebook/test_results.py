@@ -44,9 +44,7 @@ def test_a_table_has_the_columns_of_the_command(results: tuple[LabelSuspects, Ra
     assert ((effects.influence > 0) == (effects.effect == "helpful")).all()
 
 
-def test_without_pandas_it_is_said(
-    results: tuple[LabelSuspects, Ranking], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pandas_it_is_said(results: tuple[LabelSuspects, Ranking], monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pandas" else find_spec(name))
     for result in results:
