@@ -104,7 +104,7 @@ class Debugger:
         config = config_of(handed, section, classes=classes, values=given | dict(settings or {}), folder=Path.cwd())
         self._session = Session(config, Terminal(quiet=quiet), "table", None)
         self._name = type(model).__name__
-        with _as_found(), handing(handed):
+        with _as_found(), handing(handed), _told():
             self._tasks = load(self._session)
 
     def _store(self, given: str | Path | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from influence_cli.notebook.handed import MEANS, Handed, code_of
 
 HANDED = "influence_cli.notebook.handed"
 NAME = "Debugger"
+# How a message names one of the factories, and its arguments.
+_HANDED_NAME = re.compile(rf"(?:loss )?{re.escape(HANDED)}\.(\w+)(?: \{{[^}}]*\}})?")
 # What a message calls each part, in the place of a line of a file.
 PLACES: dict[Keys, str] = {
     (): NAME,
@@ -99,9 +102,12 @@ def _written(key: str, value: object) -> str:
 
 
 def in_python(error: InfluenceError) -> InfluenceError:
-    """Give an error in the words of Python: options of the command line are arguments here."""
-    message = error.message.replace("--set ", "").replace("--signal ", "signal ")
-    return InfluenceError(message if message == error.message else f"{NAME}: {message}", error.hint)
+    """Give an error in the words of Python: options are arguments here, and factories are what was given."""
+    message, hint = (_HANDED_NAME.sub(lambda match: f"the {match[1].lower()}", t) for t in (error.message, error.hint))
+    message = message.replace("--signal ", "signal ")
+    if message.startswith("--set "):
+        message = f"{NAME}: {message.removeprefix('--set ')}"
+    return InfluenceError(message, hint)
 
 
 def loss_section(loss: str | Callable[..., Any]) -> tuple[str | dict[str, Any], Callable[..., Any] | None]:
