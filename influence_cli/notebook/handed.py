@@ -94,9 +94,11 @@ class Loss(nn.Module):
         given = _held.get().loss
         if given is None:
             raise ValueError("there is no loss")
-        self.function = copy.deepcopy(given) if isinstance(given, nn.Module) else given
-        if getattr(self.function, "reduction", None) == "mean":
-            self.function.reduction = "none"  # type: ignore[attr-defined]
+        self.function: Callable[[Tensor, Tensor], Tensor] = given
+        if isinstance(given, nn.Module):
+            self.function = own = copy.deepcopy(given)
+            if getattr(own, "reduction", None) == "mean":
+                own.reduction = "none"  # type: ignore[assignment]
 
     def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Give the losses [b]."""

@@ -128,9 +128,10 @@ def loss_section(loss: str | Callable[..., Any]) -> tuple[str | dict[str, Any], 
             f"loss: a {type(loss).__name__} is neither a name nor a function",
             "give nn.CrossEntropyLoss(), or a function (outputs, targets) that returns one loss per example",
         )
-    if getattr(loss, "reduction", "mean") not in MEANS:
+    reduction = getattr(loss, "reduction", "mean")
+    if reduction not in MEANS:
         raise InfluenceError(
-            f"loss: {type(loss).__name__} has reduction={loss.reduction!r}, but the objective here is a mean",
+            f"loss: {type(loss).__name__} has reduction={reduction!r}, but the objective here is a mean",
             "give it with reduction='mean', and divide the weight decay of a sum by n (l2)",
         )
     if loss in _FUNCTIONS:

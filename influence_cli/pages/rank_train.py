@@ -81,6 +81,8 @@ def train_page(
             (-most, most),
             bins=41,
         ),
+        charts=(),
+        tables=(),
         notes=tuple(notes),
         command=command_line(),
         config=config_text(session),
