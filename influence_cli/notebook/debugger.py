@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from influence_cli.commands.labels.features import load_features
 from influence_cli.curvature.choice import SOLVERS
 from influence_cli.errors import InfluenceError
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.influence.test_gradients import check_target
-from influence_cli.mislabels.find import GRADIENTS, Mislabels, SignalChoice, find_mislabels, wanted_signals
+from influence_cli.mislabels.find import Mislabels, find_mislabels
+from influence_cli.mislabels.signals import GRADIENTS, SignalChoice, wanted_signals
 from influence_cli.model.task import set_precision
 from influence_cli.notebook.handed import Handed, examples_of, handing
 from influence_cli.notebook.results import LabelSuspects, Ranking
@@ -39,7 +41,7 @@ from influence_cli.replay.prepare import prepare_scores, stores_complete
 from influence_cli.report.html import Page
 from influence_cli.results.mislabel_rows import mislabel_rows
 from influence_cli.results.rank_rows import rank_rows
-from influence_cli.results.record import RunRecord
+from influence_cli.results.record import EvidenceRecord, RunRecord
 from influence_cli.results.run import Session
 from influence_cli.results.session import load, prepare, selected_tests
 from influence_cli.runtime.terminal import Terminal
@@ -135,6 +137,7 @@ class Debugger:
         task, config = tasks[0], session.config
         with _as_found(), _told():
             split = task.train if on == "train" else task.labelled_tests()
+            features = load_features(config, task, split, (), session.terminal, skip=False)
             wanted = wanted_signals(
                 signal,
                 every=False,
@@ -143,14 +146,21 @@ class Debugger:
                 tests=task.test is not None and not task.test.is_unlabelled,
                 solves=config.curvature.method in SOLVERS,
                 probabilities=False,
+                features=features,
             )
             stores: list[Prepared] = []
             if signal in GRADIENTS or stores_complete(config):
                 stores = prepare_scores(config, tasks, session.terminal)
             labels = find_mislabels(
-                tasks, stores, on=on, choice=SignalChoice(signal, wanted), terminal=session.terminal
+                tasks,
+                stores,
+                on=on,
+                choice=SignalChoice(signal, wanted, features=features),
+                terminal=session.terminal,
+                store=config.gradients.store,
             )
         session.run.scores, session.run.issues = labels.scores, issues_record(labels, split, task.classes)
+        session.run.evidence = EvidenceRecord(labels.evidence.summary, labels.evidence.memorised)
         if labels.noise is not None:
             session.run.noise = noise_record(labels, labels.noise, task.classes)
 
