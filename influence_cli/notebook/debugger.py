@@ -144,13 +144,11 @@ class Debugger:
                 on=on,
                 checkpoints=len(tasks),
                 tests=task.test is not None and not task.test.is_unlabelled,
-                solves=config.curvature.method in SOLVERS,
+                solves=config.curvature.method in (*SOLVERS, "replay"),
                 probabilities=False,
                 features=features,
             )
-            stores: list[Prepared] = []
-            if signal in GRADIENTS or stores_complete(config):
-                stores = prepare_scores(config, tasks, session.terminal)
+            stores = self._stores(session, signal)
             labels = find_mislabels(
                 tasks,
                 stores,
@@ -234,6 +232,17 @@ class Debugger:
             The path.
         """
         return self.mislabels().report(path)
+
+    def _stores(self, session: Session, signal: str) -> Sequence[Prepared]:
+        """Prepare the store that a signal needs; for the others take one that is there, for their self-influence."""
+        if signal in GRADIENTS:
+            return prepare_scores(session.config, self._tasks, session.terminal)
+        try:
+            if stores_complete(session.config):
+                return prepare_scores(session.config, self._tasks, Terminal(quiet=True))
+        except InfluenceError as error:  # such as a store of another run
+            session.terminal.warn(f"no self_influence: {error.message}")
+        return []
 
     def _begun(self) -> Session:
         return replace(self._session, run=RunRecord(), started=time.perf_counter())

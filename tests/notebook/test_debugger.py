@@ -142,6 +142,36 @@ def test_a_store_is_kept_where_it_is_named_and_temporary_otherwise(tiny: Path) -
     assert not folder.exists()
 
 
+def test_after_a_ranking_the_suspects_have_their_self_influence(tiny: Path) -> None:
+    debugger = debugger_of(tiny, store=tiny / "mine.h5")
+    first = debugger.mislabels()
+    assert all(row["self_influence"] is None for row in first.rows)
+    debugger.rank(0)
+    second = debugger.mislabels()
+    assert all(row["self_influence"] > 0 for row in second.rows)  # type: ignore[operator]
+    assert [row["index"] for row in second.rows] == [row["index"] for row in first.rows]
+    by_gradients = debugger.mislabels(signal="self-influence")
+    assert [row["self_influence"] for row in by_gradients.rows] == sorted(
+        (row["self_influence"] for row in second.rows),
+        reverse=True,  # type: ignore[type-var]
+    )
+
+
+def test_a_store_of_another_model_is_refused_by_rank_and_left_by_mislabels(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    debugger_of(tiny, store=tiny / "mine.h5").rank(0)
+    train = ImageFolder(str(tiny / "train"), TO_INPUT)
+    model = model_of(tiny)
+    with torch.no_grad():
+        model[2].weight *= 1.5  # type: ignore[operator,union-attr]
+    other = Debugger(model, train, train, store=tiny / "mine.h5", quiet=True)
+    assert len(other.mislabels()) == 24
+    assert "no self_influence: " in capsys.readouterr().err
+    with pytest.raises(InfluenceError, match="belongs to another run"):
+        other.rank(0)
+
+
 class Streamed(IterableDataset[int]):
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(())
