@@ -22,7 +22,7 @@ def test_the_example_notebook_runs(
         exec(compile(code, f"cell {number}", "exec"), names)
     told = capsys.readouterr().out
     found = int(told.partition(" of the first 60")[0])
-    assert found >= 40
+    assert found >= 30  # 6 by chance
     for name in ("suspects", "ranking"):
         html = names[name]._repr_html_()  # type: ignore[attr-defined]
         assert "<img" in html
