@@ -79,7 +79,7 @@ class LabelSuspects:
     def _repr_html_(self) -> str:
         shown = min(SHOWN, len(self.rows))
         more = f"The first {shown} of {len(self.rows):,}; .to_pandas() has all, .report('labels.html') is a page."
-        return gallery("Most suspicious labels", (self.summary, more), self.page(shown).sections[:1])
+        return gallery(self.summary or "Labels by suspicion", (more,), self.page(shown).sections[:1])
 
 
 @dataclass(frozen=True)
