@@ -30,6 +30,7 @@ _HOMES = {
     "find_duplicates": "inspection.duplicates",
     "find_issues": "inspection.issues",
     "apply_decisions": "relabel.labels",
+    "Debugger": "notebook.debugger",
     "Recorder": "recording.recorder",
     "Retraining": "retrain.retraining",
     "check_estimates": "retrain.self_check",

@@ -149,9 +149,7 @@ def opinions_of_others(
         one = (
             _of_given(rows)
             if each.probabilities
-            else form_opinions(
-                rows, targets, classes, terminal, device=device, what=what, shared=False, kept=OF_FEATURES
-            )
+            else form_opinions(rows, targets, classes, terminal, device=device, what=what, other=True)
         )
         if one is not None:
             formed[each.name] = one
