@@ -140,7 +140,7 @@ class Debugger:
             features = load_features(config, task, split, (), session.terminal, skip=False)
             wanted = wanted_signals(
                 signal,
-                every=False,
+                extent="one",
                 on=on,
                 checkpoints=len(tasks),
                 tests=task.test is not None and not task.test.is_unlabelled,
