@@ -210,6 +210,15 @@ class SelectionRecord:
     rounds: int
 
 
+@dataclass(frozen=True)
+class PredictedRecord:
+    """How the model predicts the test set: mean −log of the probability of the label, in nats."""
+
+    examples: int
+    misclassified: int
+    log_loss: float
+
+
 @dataclass
 class RunRecord:
     """What a command noted about its run so far; None means not noted.
@@ -241,6 +250,7 @@ class RunRecord:
         attackable: predictions that one training image could flip.
         comparisons: one per list that two results share.
         distances: one per test example and result.
+        predicted: how the model predicts the test set, where all of it was predicted.
     """
 
     normalise: str | None = None
@@ -269,6 +279,7 @@ class RunRecord:
     attackable: int | None = None
     comparisons: tuple[Comparison, ...] | None = None
     distances: tuple[DistanceRecord, ...] | None = None
+    predicted: PredictedRecord | None = None
 
 
 def record_facts(record: RunRecord) -> dict[str, object]:
@@ -307,6 +318,7 @@ def record_facts(record: RunRecord) -> dict[str, object]:
             attackable=record.attackable,
             comparisons=record.comparisons and [comparison.numbers() for comparison in record.comparisons],
             distances=record.distances and [_of_distance(distance) for distance in record.distances],
+            test_set=record.predicted,
         ),
     }
 
