@@ -263,8 +263,6 @@ class _Options:
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.pages.overview import Collected, spread_over_classes
-    from influence_cli.pages.parts import SHOWN
     from influence_cli.perturb.attribution import check_attribution, check_model
     from influence_cli.ranking.copies import warn_of_copies
     from influence_cli.ranking.index_search import rank_approximate
@@ -281,11 +279,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     stores = prepare(session, tasks, proxy=options.proxy, skip=options.skip, on_the_fly=options.on_the_fly)
     warn_of_copies(stores, selected, session.terminal)
     facts = training_facts(stores)
-    collected = None
-    if options.report is not None and not options.aggregate:
-        collected = Collected(min(len(selected), SHOWN), len(facts.indices), spread_over_classes(selected))
-    elif options.report is not None or options.plot is not None:
-        collected = Collected(1, len(facts.indices))
+    collected = _collected(options, selected, len(facts.indices))
 
     common: dict[str, Any] = {"count": options.count, "target": options.target, "aggregate": options.aggregate}
     common |= {"facts": facts, "terminal": session.terminal}
@@ -323,6 +317,16 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     if options.report is None:
         instead = " instead of --approximate" if options.approximate else ""
         session.terminal.say(f"next: --report why.html{instead} shows the images")
+
+
+def _collected(options: _Options, selected: Sequence[Selected], training: int) -> Collected | None:
+    """Make what takes the ranking for a page or a plot; None if there is neither."""
+    from influence_cli.pages.overview import Collected, spread_over_classes
+    from influence_cli.pages.parts import SHOWN
+
+    if options.report is not None and not options.aggregate:
+        return Collected(min(len(selected), SHOWN), training, spread_over_classes(selected))
+    return None if options.report is None and options.plot is None else Collected(1, training)
 
 
 def _draw(
