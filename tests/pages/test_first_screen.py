@@ -111,7 +111,9 @@ def test_many_errors_begin_with_what_hurts_most_of_them(
     assert opened.tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-FACTS = "all => all.map((li) => [...li.querySelectorAll('dl div')].map((d) => [...d.children].map((c) => c.innerText).join('\\t')))"
+# The names and values on each card.
+FACTS = """all => all.map((li) => [...li.querySelectorAll("dl div")]
+  .map((line) => [...line.children].map((cell) => cell.innerText).join("\\t")))"""
 
 
 def many_classes() -> Page:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from influence_cli.config.schema import LossConfig
-from influence_cli.influence.example_facts import TestFacts, TrainingFacts
+from influence_cli.influence import example_facts
+from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.influence.scores import strongest
 from influence_cli.influence.test_selection import Selected
 from influence_cli.pages.doubts import label_doubts
@@ -39,8 +40,8 @@ def test_files_are_chosen_too() -> None:
     assert spread_over_classes(files) == {f"{number}.png" for number in range(10)}
 
 
-def facts_of_test(index: int, label: int, predicted: int) -> TestFacts:
-    return TestFacts(index, None, label, predicted, label, 1.0, 0.9, 0.3)
+def facts_of_test(index: int, label: int, predicted: int) -> example_facts.TestFacts:
+    return example_facts.TestFacts(index, None, label, predicted, label, 1.0, 0.9, 0.3)
 
 
 def test_counts_are_over_all_groups_and_galleries_over_the_chosen() -> None:
