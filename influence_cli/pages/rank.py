@@ -165,9 +165,10 @@ def _answer(
         if pairs:
             label, predicted, count = pairs[0]
             what += f": most often {label} taken for {predicted} ({count:,})"
-        return what, _wrong_labels(
-            most_hurting(collected), f"training images that hurt the most {named(tests)}", doubts
-        )
+        most = most_hurting(collected)
+        if not doubts.weighed and len(most):
+            return what, f"The first training image below hurts {int(collected.hurts[most[0]]):,} of them."
+        return what, _wrong_labels(most, f"training images that hurt the most {named(tests)}", doubts)
     answer = "; ".join(test_answer(test, classes) for test in tests)
     first = group.strongest[0].harmful[:WORST] if group.strongest else np.empty(0, dtype=np.int64)
     return answer, _wrong_labels(first, "most harmful training images", doubts)
