@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
@@ -561,7 +562,7 @@ def test_a_run_over_all_errors_notes_what_the_model_predicts(stored: Path, influ
     )
     assert read_result(tmp_path / "b.csv").quality is None  # not all errors were asked for
     config = load_config(stored / "influence.yaml")
-    with contextlib.chdir(stored):
+    with contextlib.chdir(stored), torch.no_grad():
         (task,) = load_tasks(config)
         tests_of = task.test_split()
         losses = [
