@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from influence_cli.evidence.mapped import parts_of
+
 # Two images are near-duplicates above this cosine in the readout's components.
 ALIKE = 0.95
 # An outlier's distance exceeds the median by this many deviations, both of logarithms (1.48 × the median deviation).
@@ -67,10 +69,13 @@ def _same(labels: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def _alike(labels: np.ndarray, nearest: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    rows, ranks = np.nonzero(similarity >= ALIKE)  # never NaN, of an example that is not judged
-    others = nearest[rows, ranks]
-    differ = labels[rows] != labels[others]
-    rows, others, near = rows[differ], others[differ], similarity[rows, ranks][differ]
+    parts = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=similarity.dtype))]
+    for part in parts_of(len(similarity)):
+        rows, ranks = np.nonzero(similarity[part] >= ALIKE)  # never NaN, of an example that is not judged
+        others, near = nearest[part][rows, ranks], similarity[part][rows, ranks]
+        differ = labels[part][rows] != labels[others]
+        parts.append((rows[differ] + part.start, others[differ], near[differ]))
+    rows, others, near = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     # A pair as one number: a well trained network has millions of them, and rows sort slowly.
     numbers, first = np.unique(_numbers(rows, others, len(labels)), return_index=True)
     numbers = numbers[np.argsort(-near[first], kind="stable")]
