@@ -27,6 +27,8 @@ _HOMES = {
     "read_groups": "ranking.group_files",
     "find_mislabels": "mislabels.find",
     "SignalChoice": "mislabels.find",
+    "find_duplicates": "inspection.duplicates",
+    "find_issues": "inspection.issues",
     "apply_decisions": "relabel.labels",
     "Recorder": "recording.recorder",
     "Retraining": "retrain.retraining",

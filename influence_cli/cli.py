@@ -28,7 +28,7 @@ from influence_cli.commands import (
     train,
     verify,
 )
-from influence_cli.commands.labels import mislabels, relabel
+from influence_cli.commands.labels import duplicates, issues, mislabels, relabel
 from influence_cli.config import moved
 from influence_cli.demo import command
 from influence_cli.errors import InfluenceError, Stopped, one_line, printable
@@ -204,6 +204,8 @@ for _name, _module in (
     ("groups", groups),
     ("mislabels", mislabels),
     ("relabel", relabel),
+    ("duplicates", duplicates),
+    ("issues", issues),
     ("compare", compare),
     ("verify", verify),
     ("select", select),

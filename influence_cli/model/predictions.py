@@ -30,6 +30,10 @@ class Predicted:
     examples: int
     log_loss: float
 
+    def numbers(self) -> dict[str, float]:
+        """Give counts and loss by name."""
+        return {"examples": self.examples, "misclassified": len(self.wrong), "log_loss": self.log_loss}
+
 
 def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, *, skip: bool = False) -> np.ndarray:
     """Find the test examples that the model (or the mean of several) misclassifies: positions, ascending.

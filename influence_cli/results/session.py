@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from influence_cli.config.load import load_config
 from influence_cli.errors import InfluenceError
 from influence_cli.report.writer import choose_format, write_rows
-from influence_cli.results.record import PredictedRecord
 from influence_cli.results.run import Session, run_facts
 from influence_cli.runtime import distributed, locks, stdout
 from influence_cli.runtime.outputs import check_output, open_output, run_file
@@ -133,7 +132,7 @@ def selected_tests(
 
     def misclassified() -> np.ndarray:
         predicted = predict_tests(tasks, session.terminal, skip=skip)
-        session.run.predicted = PredictedRecord(predicted.examples, len(predicted.wrong), predicted.log_loss)
+        session.run.predicted = predicted
         return predicted.wrong
 
     selected = select_tests(words, test, classes, misclassified, stdin_lines())
