@@ -80,7 +80,7 @@ def command(
 
       influence compare svm.csv deep.csv --distance --report pair.html
     """
-    from influence_cli.results.compare import compare_results, comparison_rows
+    from influence_cli.results.compare import compare_results, comparison_rows, quality_change
     from influence_cli.results.reader import read_result
     from influence_cli.results.session import begin_without_config, emit
     from influence_cli.runtime.outputs import refuse_clashes, run_file
@@ -107,6 +107,9 @@ def command(
 
         distances = measure_distances((first, second), comparisons, config, session.terminal)
     _describe(session, comparisons)
+    change = quality_change(first, second)
+    if change is not None:
+        session.terminal.say(f"from A to B, {change}")
     if distances is not None:
         _describe_distances(session, (first, second), distances)
     page = None
@@ -116,7 +119,8 @@ def command(
 
         page = compare_page(session, (first, second), comparisons, config, distances)
     rows = comparison_rows(comparisons, first.kind, None if distances is None else distances.columns)
-    emit(session, rows, COLUMNS if distances is None else (*COLUMNS, *DISTANCE_COLUMNS))
+    columns = COLUMNS if distances is None else (*COLUMNS, *DISTANCE_COLUMNS)
+    emit(session, rows, columns, brief=report is not None)
     if report is not None and page is not None:
         from influence_cli.results.session import write_report
 

@@ -171,7 +171,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
     from influence_cli.ranking.group_files import group_by_class, read_groups
-    from influence_cli.ranking.groups import group_influence, labelled, verdict
+    from influence_cli.ranking.groups import group_influence, labelled, verdict_parts
     from influence_cli.results.session import emit, load, prepare, selected_tests
     from influence_cli.retrain.leave_groups_out import check_retrain
     from influence_cli.retrain.retraining import Retraining
@@ -204,7 +204,8 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
     actual = _retrain(session, stores, selected, influence, options) if options.retrain else {}
     doubt = influence.doubt(session.config.seed)
     session.run.groups = GroupsRecord(grouping.by, len(grouping.names), len(influence.tests), doubt.by_chance)
-    sentence = verdict(influence, doubt, " nats" if session.config.has_unit else "")
+    answer = verdict_parts(influence, doubt, " nats" if session.config.has_unit else "")
+    sentence = ": ".join(answer)
     session.run.verdict = sentence
     truth = session.run.retrain.verdict if session.run.retrain else None
     columns = (*COLUMNS, "actual") if options.retrain else COLUMNS
@@ -212,6 +213,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         session,
         group_rows(stores[0], influence, doubt.first, each=options.each, count=options.count, actual=actual),
         columns,
+        brief=options.report is not None,
     )
     session.terminal.say(sentence)
     if truth:
@@ -220,7 +222,7 @@ def _groups(session: Session, words: list[str], options: _Options) -> None:
         from influence_cli.pages.groups import groups_page
         from influence_cli.results.session import write_report
 
-        page = groups_page(session, stores, influence, facts, doubt.first, sentence, actual, options.count)
+        page = groups_page(session, stores, influence, facts, doubt.first, answer, actual, options.count)
         write_report(session, page, options.report)
     elif not options.retrain:
         session.terminal.say("next: --report groups.html shows the images, --retrain trains without the groups")

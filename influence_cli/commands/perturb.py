@@ -249,7 +249,7 @@ def _perturb(
     )
     effects, session.run.scores, session.run.newton = result.effects, result.scores, result.newton
     name = None if change is None else str(delta) if delta is not None else HIDDEN
-    emit(session, perturb_rows(tasks[0], batch, effects, name), COLUMNS)
+    emit(session, perturb_rows(tasks[0], batch, effects, name), COLUMNS, brief=report is not None)
     for one in effects[:SAID]:
         session.terminal.say(_sentence(one, index, name))
     if map_ is not None:

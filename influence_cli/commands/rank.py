@@ -40,7 +40,7 @@ from influence_cli.runtime import distributed
 if TYPE_CHECKING:
     from influence_cli.influence.example_facts import TrainingFacts
     from influence_cli.influence.test_selection import Selected
-    from influence_cli.pages.rank import FirstGroup
+    from influence_cli.pages.overview import Collected
     from influence_cli.precompute.prepared import Prepared
     from influence_cli.ranking.rank import RankedGroup, Sink
     from influence_cli.results.run import Session
@@ -264,13 +264,11 @@ class _Options:
 def _rank(session: Session, tests: list[str], options: _Options) -> None:
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
-    from influence_cli.pages.parts import SHOWN
-    from influence_cli.pages.rank import FirstGroup
     from influence_cli.perturb.attribution import check_attribution, check_model
     from influence_cli.ranking.copies import warn_of_copies
     from influence_cli.ranking.index_search import rank_approximate
     from influence_cli.ranking.rank import RankOptions, rank_training
-    from influence_cli.ranking.sinks import KeptInfluence, matrix_file
+    from influence_cli.ranking.sinks import matrix_file
     from influence_cli.results.session import emit, load, prepare, selected_tests
 
     check_attribution(options.attribution)
@@ -282,10 +280,7 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
     stores = prepare(session, tasks, proxy=options.proxy, skip=options.skip, on_the_fly=options.on_the_fly)
     warn_of_copies(stores, selected, session.terminal)
     facts = training_facts(stores)
-    kept: list[RankedGroup] = []
-    drawn = options.report is not None or options.plot is not None
-    shown = 1 if options.aggregate or options.report is None else min(len(selected), SHOWN)
-    held = KeptInfluence(shown, len(facts.indices)) if drawn else None
+    collected = _collected(options, selected, len(facts.indices))
 
     common: dict[str, Any] = {"count": options.count, "target": options.target, "aggregate": options.aggregate}
     common |= {"facts": facts, "terminal": session.terminal}
@@ -303,33 +298,40 @@ def _rank(session: Session, tests: list[str], options: _Options) -> None:
 
     def rows() -> Iterator[dict[str, object]]:
         with matrix_file(options.matrix if distributed.is_first() else None, facts.indices) as matrix:
+            held = None if collected is None else collected.held
             sinks = [sink for sink in (matrix, held) if sink is not None]
             for group in ranked(sinks):
-                if drawn and not kept:
-                    kept.append(group)
+                if collected is not None:
+                    collected.take(group)
                 yield from rank_rows(stores[0], group, facts, aggregate=options.aggregate)
 
     if options.sweep:
         _sweep(session, stores, selected, facts, options)
-    emit(session, rows(), COLUMNS if options.normalise == "none" else (*COLUMNS, "normalised"))
+    columns = COLUMNS if options.normalise == "none" else (*COLUMNS, "normalised")
+    emit(session, rows(), columns, brief=options.report is not None)
     if any(item.file is not None and item.label is None for item in selected) and options.target == "label":
         session.terminal.say("for an image file without a label, the loss of the predicted class is explained")
     if options.matrix is not None:
         session.terminal.say(f"wrote {options.matrix}")
-    if held is not None:
-        _draw(session, stores, selected, facts, FirstGroup(kept[0], held.values), options)
+    if collected is not None:
+        _draw(session, stores, facts, collected, options)
     if options.report is None:
         instead = " instead of --approximate" if options.approximate else ""
         session.terminal.say(f"next: --report why.html{instead} shows the images")
 
 
+def _collected(options: _Options, selected: Sequence[Selected], training: int) -> Collected | None:
+    """Make what takes the ranking for a page or a plot; None if there is neither."""
+    from influence_cli.pages.overview import Collected, spread_over_classes
+    from influence_cli.pages.parts import SHOWN
+
+    if options.report is not None and not options.aggregate:
+        return Collected(min(len(selected), SHOWN), training, spread_over_classes(selected))
+    return None if options.report is None and options.plot is None else Collected(1, training)
+
+
 def _draw(
-    session: Session,
-    stores: Sequence[Prepared],
-    selected: Sequence[Selected],
-    facts: TrainingFacts,
-    first: FirstGroup,
-    options: _Options,
+    session: Session, stores: Sequence[Prepared], facts: TrainingFacts, collected: Collected, options: _Options
 ) -> None:
     """Draw the plot and the page that were asked for."""
     from influence_cli.pages.rank import plot_title, rank_page
@@ -338,12 +340,15 @@ def _draw(
 
     classes, aggregate = stores[0].task.classes, options.aggregate
     if options.plot is not None:
-        title, unit = plot_title(first.group, classes, aggregate=aggregate), "nats" if session.config.has_unit else ""
-        plot_influence(options.plot, first.kept[0], facts.labels, classes, title, unit)
+        title, unit = (
+            plot_title(collected.everyone, classes, aggregate=aggregate),
+            "nats" if session.config.has_unit else "",
+        )
+        plot_influence(options.plot, collected.held.values[0], facts.labels, classes, title, unit)
         session.terminal.say(f"wrote {options.plot}")
     if options.report is not None:
         count, marks = options.count or len(facts.indices), options.attribution
-        page = rank_page(session, stores, first, facts, selected, count, aggregate=aggregate, attribution=marks)
+        page = rank_page(session, stores, collected, facts, count, aggregate=aggregate, attribution=marks)
         write_report(session, page, options.report)
 
 

@@ -193,7 +193,7 @@ def _self_check(session: Session, words: list[str], *, on_the_fly: bool) -> None
 
 def _select(session: Session, tasks: list[Task], words: list[str]) -> list[Selected]:
     """Resolve TEST. The default is the first misclassified test example, or the first one if none is misclassified."""
-    from influence_cli.model.task import misclassified
+    from influence_cli.model.predictions import misclassified
     from influence_cli.results.session import selected_tests
 
     if not words:

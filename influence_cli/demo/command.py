@@ -102,7 +102,8 @@ def _train(terminal: Any) -> None:
 def _first_misclassified() -> int:
     """Find the first test image that the new model gets wrong."""
     from influence_cli.config.load import load_config
-    from influence_cli.model.task import load_tasks, misclassified
+    from influence_cli.model.predictions import misclassified
+    from influence_cli.model.task import load_tasks
     from influence_cli.runtime.terminal import Terminal
 
     return int(misclassified(load_tasks(load_config(Path("influence.yaml"))), Terminal(quiet=True))[0])

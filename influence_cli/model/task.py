@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ from influence_cli.model.sample_weights import weighted
 from influence_cli.model.side_files import side_files
 from influence_cli.runtime import distributed, work
 from influence_cli.runtime.opened_files import noting_opened
-from influence_cli.runtime.terminal import Terminal, or_silent
+from influence_cli.runtime.terminal import Terminal
 
 # Examples whose outputs a loss is measured at.
 MEASURED = 8
@@ -325,27 +324,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
-
-
-def misclassified(tasks: Sequence[Task], terminal: Terminal | None = None, *, skip: bool = False) -> np.ndarray:
-    """Find the test examples that the model (or the mean of several) misclassifies: positions, ascending.
-
-    Raises:
-        InfluenceError: one of them cannot be read, unless ``skip`` continues without it.
-    """
-    split, terminal = tasks[0].labelled_tests(), or_silent(terminal)
-    wrong: list[np.ndarray] = [np.empty(0, dtype=np.int64)]
-    share = split.indices[distributed.share(len(split))]
-    with terminal.progress(len(share), "predicting the test set") as advance:
-        measure_loading(tasks[0], terminal)
-        batches = readable_batches(split, share, 256, tasks[0].loading, skip=skip, tell=terminal.warn)
-        for batch in batches:
-            predicted = mean_probabilities(tasks, batch.inputs).argmax(dim=1)
-            wrong.append(batch.indices[(predicted != batch.labels).numpy()])
-            advance(len(batch))
-    positions = np.concatenate(distributed.gathered(np.concatenate(wrong)))
-    terminal.say(f"{len(positions):,} of {len(split):,} test examples are misclassified")
-    return positions
 
 
 def only_task(tasks: Sequence[Task], what: str) -> Task:

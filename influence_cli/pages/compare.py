@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from influence_cli.errors import InfluenceError, near_path
 from influence_cli.pages.distances import MEANING, distance_section, distance_table, drawn_note
+from influence_cli.pages.parts import capitalised
 from influence_cli.pictures import thumbnail
 from influence_cli.report.html import Card, CardRow, Page, PageTable, Section, Tone
 from influence_cli.report.table import Row, Scalar
-from influence_cli.results.compare import CHANGES, VALUES, Comparison, Pair
+from influence_cli.results.compare import CHANGES, VALUES, Comparison, Pair, labels_changed, quality_change
 from influence_cli.results.distances import Distances, Spread
 from influence_cli.results.images import TEST, TRAINING, Item, Reader, image_reader
 from influence_cli.results.reader import Result
@@ -94,7 +95,38 @@ def compare_page(
         notes=tuple(notes),
         command=command_line(),
         config="",
+        answer=_answer(comparisons),
+        lead=_lead(results, comparisons),
     )
+
+
+def _answer(comparisons: Sequence[Comparison]) -> str:
+    """Say how much of the lists is new."""
+    first, many = comparisons[0], len(comparisons)
+    gone, new = (sum(comparison.count(change) for comparison in comparisons) for change in ("left", "entered"))
+    if first.effect is None:
+        suspects = "the first suspect" if first.top == 1 else f"the first {first.top:,} suspects"
+        return f"Of {suspects}, {gone:,} {'is' if gone == 1 else 'are'} no longer suspicious; {new:,} new"
+    mean = sum(comparison.overlap for comparison in comparisons) / many
+    where = "" if many == 1 else f" (mean of {many:,} lists)"
+    return f"{mean:.0%} of the strongest images are the same in both results{where}"
+
+
+def _lead(results: tuple[Result, Result], comparisons: Sequence[Comparison]) -> str:
+    """Say whether it helped: on the test set, and how many labels were changed. What is not known is not said."""
+    a, b = results
+    first, change, said = comparisons[0], quality_change(a, b), []
+    if first.effect is None:
+        fixed = labels_changed(first)
+        of = f"of the first {first.top:,} that B still lists"
+        said.append(f"{fixed or 'None'} {of} {'have' if fixed != 1 else 'has'} another label now.")
+    if change is not None:
+        said.append(f"{capitalised(change)}.")
+    elif a.kind == "rank":
+        said.append(
+            "With influence rank misclassified -o FILE before and after, accuracy and loss are compared as well."
+        )
+    return " ".join(said)
 
 
 def _rows(comparison: Comparison, changed: int) -> list[tuple[str, list[tuple[Pair, Row, Row | None]]]]:
@@ -176,7 +208,9 @@ def _class_table(comparisons: Sequence[Comparison], item: Item) -> PageTable:
         for pair in comparison.pairs:
             count = counts.setdefault(_label(pair.row, item), dict.fromkeys(CHANGES, 0))
             count[pair.change] += 1
-    rows = tuple((label, *(f"{count[change]:,}" for change in CHANGES)) for label, count in sorted(counts.items()))
+    # The labels with the most changes first.
+    order = sorted(counts.items(), key=lambda item: (-item[1]["entered"] - item[1]["left"], item[0]))
+    rows = tuple((label, *(f"{count[change]:,}" for change in CHANGES)) for label, count in order)
     return PageTable(
         "Changes by label", ("label", *CHANGES), rows, "label in B; label in A if B does not list the example"
     )

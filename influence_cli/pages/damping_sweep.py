@@ -43,10 +43,10 @@ def sweep_parts(session: Session) -> tuple[tuple[PageTable, ...], tuple[Chart, .
         return (), ()
     rows = noted.rows
     table = PageTable(
-        "The ranking at other λ",
+        f"The ranking is {noted.verdict}",
         COLUMNS,
         tuple((*_cells(row)[:-1], "invalid" if row.obstacle else _cells(row)[-1]) for row in rows),
-        f"{noted.ranking}; compared with the first {noted.top:,} at the chosen λ: {noted.verdict}",
+        f"{noted.ranking}; compared with the first {noted.top:,} at the chosen λ",
     )
     places = [number / (len(rows) - 1) for number in range(len(rows))]
     curves = []

@@ -9,7 +9,7 @@ import numpy as np
 
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.influence.scores import strongest
-from influence_cli.pages.parts import IMAGES, config_text, sentence, training_cards
+from influence_cli.pages.parts import IMAGES, capitalised, config_text, sentence, training_cards
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.groups import GroupInfluence
 from influence_cli.report.charts import class_bars, histogram
@@ -26,7 +26,7 @@ def groups_page(
     influence: GroupInfluence,
     facts: TrainingFacts,
     first: np.ndarray | None,
-    verdict: str,
+    answer: tuple[str, str],
     actual: Mapping[int, np.ndarray],
     count: int | None,
 ) -> Page:
@@ -38,7 +38,7 @@ def groups_page(
         influence: the sums.
         facts: of the training examples.
         first: how often each group comes first, of `GroupInfluence.doubt`.
-        verdict: which group drives the errors.
+        answer: which group drives the errors, and what speaks for it, of `verdict_parts`.
         actual: per group, the rise of each test loss without it, if that was trained.
         count: groups that the result lists, None for all; as many images per effect, up to `IMAGES`.
     """
@@ -68,7 +68,6 @@ def groups_page(
         title="influence groups",
         sentence=sentence(session, [prepared.task for prepared in stores], stores),
         meaning=(
-            f"{verdict[0].upper()}{verdict[1:]}.",
             "The influence of a group is the sum over its members: the estimated rise of the mean loss if the group "
             "were removed and the model trained again. Below zero the group is harmful. For large groups, trust the "
             "ranking, not the number.",
@@ -89,6 +88,8 @@ def groups_page(
         notes=(),
         command=command_line(),
         config=config_text(session),
+        answer=answer[0] if answer[0].startswith(names[worst]) else capitalised(answer[0]),
+        lead=f"{capitalised(answer[1])}.",
     )
 
 

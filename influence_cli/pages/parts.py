@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import yaml
 
 from influence_cli.config.schema import Config
@@ -24,12 +25,28 @@ if TYPE_CHECKING:
 
 # Test examples that get their own gallery on one page, and images per row of it.
 SHOWN, IMAGES = 20, 50
+# The mark of a card whose label looks wrong.
+WRONG = "label looks wrong"
 
 
 def training_cards(
-    prepared: Prepared, facts: TrainingFacts, strongest: Strongest, tone: Literal["helpful", "harmful"], shown: int
+    prepared: Prepared,
+    facts: TrainingFacts,
+    strongest: Strongest,
+    tone: Literal["helpful", "harmful"],
+    shown: int,
+    wrong: np.ndarray | None = None,
 ) -> tuple[Card, ...]:
-    """Give the cards of the strongest training images of one effect, with their influence."""
+    """Give the cards of the strongest training images of one effect, with their influence.
+
+    Args:
+        prepared: of the first checkpoint.
+        facts: of the training examples.
+        strongest: of one test example, or of their mean.
+        tone: the effect.
+        shown: cards at most.
+        wrong: bool [n], training examples whose cards are marked because their labels look wrong.
+    """
     split, classes = prepared.task.train, prepared.task.classes
     order, values, scores = strongest.of(tone)
     cards = []
@@ -50,6 +67,7 @@ def training_cards(
                 ),
                 tone=tone,
                 group=label,
+                mark=WRONG if wrong is not None and wrong[row] else "",
             )
         )
     return tuple(cards)
@@ -57,11 +75,25 @@ def training_cards(
 
 def test_title(test: TestFacts, classes: Sequence[str]) -> str:
     """Say in a heading what a test example is and what the model says: ``#24: Ankle-boot, predicted Sneaker (82%)``."""
+    return _test_title(test, classes, "predicted")
+
+
+def test_answer(test: TestFacts, classes: Sequence[str]) -> str:
+    """Say what a test example is and what it was taken for: ``#24: Ankle-boot, taken for Sneaker (82%)``."""
+    return _test_title(test, classes, "predicted" if test.label in (None, test.predicted) else "taken for")
+
+
+def _test_title(test: TestFacts, classes: Sequence[str], verb: str) -> str:
     name = f"#{test.index}" if test.index is not None else str(near_path(Path(str(test.path))))
     label = "" if test.label is None else f"{classes[test.label]}, "
     plain = test.target == (test.predicted if test.label is None else test.label)
     explained = "" if plain else f"; loss of {classes[test.target]}"
-    return f"{name}: {label}predicted {classes[test.predicted]} ({test.confidence:.0%}){explained}"
+    return f"{name}: {label}{verb} {classes[test.predicted]} ({test.confidence:.0%}){explained}"
+
+
+def test_key(index: int | None, path: Path | str | None) -> int | str:
+    """Name a test example: by its position in the test set, or by its file where it has none."""
+    return str(path) if index is None else index
 
 
 def test_card(prepared: Prepared, test: TestFacts) -> Card:
@@ -146,6 +178,11 @@ def _damping_text(damping: float | dict[str, float] | None) -> str:
     if isinstance(damping, dict):
         return f", λ = {min(damping.values()):.3g} to {max(damping.values()):.3g} by layer"
     return f", λ = {damping:.4g}"
+
+
+def capitalised(text: str) -> str:
+    """Begin a sentence with a capital, the rest as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def config_text(session: Session) -> str:

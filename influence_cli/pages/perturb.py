@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from influence_cli.data.batches import Batch
-from influence_cli.pages.parts import SHOWN, config_text, example_thumbnail, path_fact, sentence, test_card, test_title
+from influence_cli.pages.parts import (
+    SHOWN,
+    capitalised,
+    config_text,
+    example_thumbnail,
+    path_fact,
+    sentence,
+    test_card,
+    test_title,
+)
 from influence_cli.perturb.change import Perturbed
 from influence_cli.perturb.eight_bit import PixelScale
 from influence_cli.perturb.files import draw_map
@@ -105,4 +114,25 @@ def perturb_page(
         notes=tuple(notes),
         command=command_line(),
         config=config_text(session),
+        answer=_answer(effects, index, label),
+        lead="The colours show which pixels of the training image change the loss.",
     )
+
+
+def _answer(effects: Sequence[Perturbed], index: int, label: str) -> str:
+    """Say what the change, or the whole image where there is none, does to the test examples."""
+    image, first = f"training image {index} ({label})", effects[0]
+    name = f"test image {first.test.path if first.test.index is None else first.test.index}"
+    if len(effects) > 1:
+        name = f"{len(effects):,} test images"
+    if first.estimated is None:
+        if len(effects) > 1:
+            helped = sum(one.influence > 0 for one in effects)
+            return f"{capitalised(image)} helps {helped:,} of {name}"
+        way = "helps" if first.influence > 0 else "harms" if first.influence < 0 else "does nothing for"
+        return f"{capitalised(image)} {way} {name}: influence {first.influence:+.3g}"
+    either = [one.estimated if one.actual is None else one.actual for one in effects]
+    changes = [change for change in either if change is not None]
+    how = "estimated" if first.actual is None else "trained again"
+    mean = "the mean loss" if len(effects) > 1 else "the loss"
+    return f"The change to {image} moves {mean} of {name} by {sum(changes) / len(changes):+.3g} ({how})"

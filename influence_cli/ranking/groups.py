@@ -214,7 +214,12 @@ def labelled(selected: Sequence[Selected], of: str | None, classes: Sequence[str
 
 
 def verdict(influence: GroupInfluence, doubt: Doubt, unit: str) -> str:
-    """Say in one sentence which group drives the errors, its share of the harm, and how clear that is.
+    """Say in one sentence what `verdict_parts` says in two parts."""
+    return ": ".join(verdict_parts(influence, doubt, unit))
+
+
+def verdict_parts(influence: GroupInfluence, doubt: Doubt, unit: str) -> tuple[str, str]:
+    """Say which group drives the errors; then its share of the harm, and how clear that is.
 
     Args:
         influence: the sums.
@@ -225,10 +230,8 @@ def verdict(influence: GroupInfluence, doubt: Doubt, unit: str) -> str:
     worst, what = int(total.order[0]), "this test example" if count == 1 else f"these {count:,} test examples"
     if not total.influence[worst] < 0:
         most = int(np.argmax(total.share))
-        return (
-            f"no group as a whole is harmful to {what}: each helps at least as much as it harms; "
-            f"{total.share[most]:.0%} of all harmful influence comes from {names[most]}"
-        )
+        largest = f"{total.share[most]:.0%} of all harmful influence comes from {names[most]}"
+        return f"no group as a whole is harmful to {what}", f"each helps at least as much as it harms; {largest}"
     loss = "its loss" if count == 1 else "their mean loss"
     now, less = float(np.mean([test.loss for test in influence.tests])), -float(total.influence[worst])
     # A loss cannot fall below zero: removing so many examples is not a small step.
@@ -239,13 +242,11 @@ def verdict(influence: GroupInfluence, doubt: Doubt, unit: str) -> str:
     )
     reasons = _reasons(doubt, worst, names)
     if reasons:
-        return f"{names[worst]} is the most harmful group to {what}: {numbers}; likely, not certain: {reasons}"
+        return f"{names[worst]} is the most harmful group to {what}", f"{numbers}; likely, not certain: {reasons}"
     if doubt.first is None:
-        return f"{names[worst]} drives {what}: {numbers}; one test example says little about others"
-    return (
-        f"{names[worst]} drives {what}: {numbers}; first in {doubt.first[worst]:.0%} of 1,000 resamples of the test "
-        "examples"
-    )
+        return f"{names[worst]} drives {what}", f"{numbers}; one test example says little about others"
+    resamples = f"first in {doubt.first[worst]:.0%} of 1,000 resamples of the test examples"
+    return f"{names[worst]} drives {what}", f"{numbers}; {resamples}"
 
 
 def retrained(influence: GroupInfluence, actual: Mapping[int, np.ndarray]) -> str:

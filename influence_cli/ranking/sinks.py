@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,25 +15,41 @@ from influence_cli.runtime import disk
 
 
 class KeptInfluence:
-    """Takes the numbers of `rank_training` as they are computed, and holds those of the first test examples.
+    """Takes the numbers of `rank_training` as they are computed, and holds those of a few test examples.
 
     Attributes:
         values: influence float32 [m, n] on them (one row for an aggregate); NaN for unreadable examples.
     """
 
-    def __init__(self, tests: int, training: int) -> None:
+    def __init__(self, tests: int, training: int, wanted: Collection[int | str] | None = None) -> None:
+        """Hold some test examples.
+
+        Args:
+            tests: how many at most.
+            training: training examples, n.
+            wanted: those held, by position in the test set or by file where they have none; None for the first ones.
+        """
         self.values = np.full((tests, training), np.nan, dtype=np.float32)
+        self._wanted = wanted
         self._next = 0
         self._rows = slice(0, 0)
+        self._places: list[int] = []
 
     def begin(self, tests: Sequence[TestFacts | None]) -> None:
-        """Take the next test examples; only the first few are kept."""
-        self._rows = slice(self._next, min(self._next + len(tests), len(self.values)))
+        """Take the next test examples; only the first or the wanted ones are kept."""
+        room = len(self.values) - self._next
+        self._places = [place for place, test in enumerate(tests) if is_wanted(test, self._wanted)][:room]
+        self._rows = slice(self._next, self._next + len(self._places))
         self._next = self._rows.stop
 
     def add(self, where: slice, values: np.ndarray) -> None:
         """Take their influence [m, b] on a range of training examples."""
-        self.values[self._rows, where] = values[: self._rows.stop - self._rows.start]
+        self.values[self._rows, where] = values[self._places]
+
+
+def is_wanted(test: TestFacts | None, wanted: Collection[int | str] | None) -> bool:
+    """Tell whether a test example is among those that are held; an aggregate, None, always is."""
+    return wanted is None or test is None or (str(test.path) if test.index is None else test.index) in wanted
 
 
 # Columns per chunk: a piece of a scan fills whole chunks, and a reader of one row touches few.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import jinja2
+from markupsafe import Markup, escape
 
 from influence_cli.errors import InfluenceError, printable
 from influence_cli.report.charts import Chart, ClassBars, Histogram, Scatter
@@ -21,6 +22,10 @@ Tone = Literal["helpful", "harmful", "suspect", "entered", "left", "plain"]
 
 _NUMBER = re.compile(r"[+−-]?(\d[\d,]*)?\.?\d+(e[+-]?\d+)?\s?%?", re.IGNORECASE)
 _MISSING = ("", "–", "-")
+# A line may end after an underscore, or after a hyphen between letters: where the words of a class name meet.
+_SEAM = re.compile(r"_(?=\w)|(?<=[^\W\d_])-(?=[^\W\d_])")
+# Rows of a table that are shown at first; a few more are not worth a button.
+FOLDED, FEW = 20, 5
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Card:
         group: what the label filter compares, such as the class; empty if the filter ignores the card.
         neighbours: similar images, nearest first.
         review: what a decision would be about, on a page with a `Desk`.
+        mark: a warning about the example, such as that its own label looks wrong; empty for none.
     """
 
     image: str | None
@@ -80,6 +86,7 @@ class Card:
     group: str = ""
     neighbours: tuple[Neighbour, ...] = ()
     review: Review | None = None
+    mark: str = ""
 
     def weight(self, *, own: bool) -> int:
         """Count the bytes of its own image, or of its neighbours' images."""
@@ -109,10 +116,12 @@ class Section:
         heading: of the part.
         lead: the leading image.
         rows: below it.
-        bars: where the influence on it comes from, next to it.
+        bars: where the influence on it comes from, below the rows.
         columns: whether the rows stand side by side, like two results that are compared.
         beside: a second image next to the leading one, such as the pixels that matter in it.
         scatters: scatter plots below these, side by side.
+        table: what is counted in this part, below everything else.
+        folded: whether the reader has to open it. Folded parts are the last ones of a page.
     """
 
     heading: str
@@ -122,16 +131,26 @@ class Section:
     columns: bool = False
     beside: Card | None = None
     scatters: tuple[Scatter, ...] = ()
+    table: PageTable | None = None
+    folded: bool = False
 
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table that the reader can sort. Columns of numbers are detected."""
+    """A table that the reader can sort. Columns of numbers are detected.
+
+    Of many rows the first twenty are shown, and a button shows the rest: what matters most comes first.
+    """
 
     heading: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+
+    @property
+    def folded(self) -> bool:
+        """Tell whether only the first rows are shown at first."""
+        return len(self.rows) > FOLDED + FEW
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -178,6 +197,10 @@ class Page:
         command: the command that makes the page.
         config: the resolved config.
         desk: makes the gallery a review desk.
+        answer: what was found, in a few words: the heading of a page that begins with its images, above everything
+            that explains them. A page without one begins with what was run and what the numbers mean.
+        lead: one sentence below the answer.
+        more: what the folded parts are.
     """
 
     title: str
@@ -192,6 +215,9 @@ class Page:
     command: str
     config: str
     desk: Desk | None = None
+    answer: str = ""
+    lead: str = ""
+    more: str = ""
 
     @property
     def groups(self) -> list[str]:
@@ -236,7 +262,13 @@ def render_page(page: Page) -> str:
         # A file name may have characters that HTML cannot: control characters, bytes that are not UTF-8.
         finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
     )
+    environment.filters["seams"] = seams
     return environment.get_template("report.html.j2").render(page=page)
+
+
+def seams(text: str) -> Markup:
+    """Let a line end at the underscores and hyphens of a name, so that it need not end inside a word."""
+    return Markup(_SEAM.sub(r"\g<0><wbr>", str(escape(printable(text, keep="\n\t")))))
 
 
 def check_page(path: Path | None) -> None:

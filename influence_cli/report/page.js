@@ -30,6 +30,13 @@ for (const button of document.querySelectorAll("th button")) {
     body.append(...[...body.rows].sort(order));
   });
 }
+for (const button of document.querySelectorAll(".unfold")) {
+  button.addEventListener("click", () => {
+    button.previousElementSibling.classList.remove("folded");
+    button.closest(".scroll").focus();  // the button is gone
+    button.hidden = true;
+  });
+}
 const closed = () => [...document.querySelectorAll("details:not([open])")];
 let opened = [];
 addEventListener("beforeprint", () => { opened = closed(); for (const part of opened) part.open = true; });

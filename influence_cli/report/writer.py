@@ -85,7 +85,14 @@ def _named_format(format: str | None, output: Path | None, *, terminal: bool, di
     return SUFFIXES[suffix]
 
 
-def write_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], format: str, stream: TextIO) -> int:
+def write_rows(
+    rows: Iterable[Mapping[str, object]],
+    columns: Sequence[str],
+    format: str,
+    stream: TextIO,
+    *,
+    lines: int | None = None,
+) -> int:
     """Write rows in one of the formats. All but ``table`` hold one row (parquet: one row group) at a time.
 
     Args:
@@ -93,6 +100,7 @@ def write_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], for
         columns: which keys are written, in this order.
         format: one of `FORMATS` and `DIALECTS`.
         stream: the output; ``table`` asks it whether it is a terminal, ``parquet`` writes to its ``buffer``.
+        lines: of a longer ``table``, as many lines in place of all, and what has the rest; None for all.
 
     Returns:
         The number of rows.
@@ -114,8 +122,19 @@ def write_rows(rows: Iterable[Mapping[str, object]], columns: Sequence[str], for
     if format == "parquet":
         _write(parquet_bytes(scalars, columns), stream.buffer, stream)
     else:
-        _write(_text(scalars, columns, format, stream), stream, stream)
+        text = _text(scalars, columns, format, stream)
+        _write(text if lines is None else _first_lines(text, lines), stream, stream)
     return count
+
+
+def _first_lines(pieces: Iterable[str], lines: int) -> Iterator[str]:
+    """Give the first lines of a text; of a longer one the last of them says where the others are."""
+    found = list(islice(chain.from_iterable(piece.splitlines(keepends=True) for piece in pieces), lines + 1))
+    if len(found) <= lines:
+        yield from found
+        return
+    yield from found[: lines - 1]
+    yield "… the page has the images; -o FILE writes all rows\n"
 
 
 def _write(pieces: Iterable[AnyStr], to: IO[AnyStr], stream: TextIO) -> None:

@@ -305,3 +305,35 @@ def _whole(value: Scalar) -> int | None:
 
 def _text(value: Scalar) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def quality_change(a: Result, b: Result) -> str | None:
+    """Say how accuracy and loss on the test set changed from one result to the other.
+
+    Args:
+        a: before.
+        b: after.
+
+    Returns:
+        Such as ``test accuracy rose from 85.0% to 91.3%, loss fell from 0.412 to 0.287``; None unless both runs
+        predicted the test set.
+    """
+    if a.quality is None or b.quality is None:
+        return None
+    (accuracy, loss), (later, less) = a.quality, b.quality
+    return (
+        f"test accuracy {_moved(f'{accuracy:.1%}', f'{later:.1%}', later - accuracy)}, "
+        f"loss {_moved(f'{loss:.3g}', f'{less:.3g}', less - loss)}"
+    )
+
+
+def _moved(before: str, after: str, change: float) -> str:
+    if before == after:
+        return f"stayed at {after}"
+    return f"{'rose' if change > 0 else 'fell'} from {before} to {after}"
+
+
+def labels_changed(comparison: Comparison) -> int:
+    """Count the examples of the first result's compared list that have another label in the second result."""
+    pairs = [pair for pair in comparison.pairs if pair.a is not None and pair.b is not None]
+    return sum(pair.change != "entered" and pair.a["label"] != pair.b["label"] for pair in pairs if pair.a and pair.b)

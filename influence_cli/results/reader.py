@@ -35,6 +35,8 @@ class Result:
         rows: with at least the columns of the kind; numbers are numbers, null is None.
         places: where each row is in the file, such as ``a.csv:7``, for messages.
         on: which labels `mislabels` judged, ``train`` or ``test``, by the run file; None if there is none.
+        quality: accuracy of the model on the test set, and its mean −log of the probability of the label, by the run
+            file; None if the run did not predict the whole test set.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class Result:
     rows: tuple[Row, ...]
     places: tuple[str, ...]
     on: str | None = None
+    quality: tuple[float, float] | None = None
 
 
 def read_result(path: Path) -> Result:
@@ -75,7 +78,18 @@ def read_result(path: Path) -> Result:
     rows = tuple(_typed(row, kind, place) for place, row in placed)
     run = _run_of(path)
     _refuse_cut_off(path, len(rows), run.get("rows"))
-    return Result(path, kind, rows, tuple(at for at, _ in placed), _set_of(run.get("command")))
+    places = tuple(at for at, _ in placed)
+    return Result(path, kind, rows, places, _set_of(run.get("command")), _quality(run.get("test_set")))
+
+
+def _quality(noted: object) -> tuple[float, float] | None:
+    """Take accuracy and loss on the test set from the run; None where they are missing or damaged."""
+    if not isinstance(noted, dict):
+        return None
+    examples, wrong, loss = (noted.get(key) for key in ("examples", "misclassified", "log_loss"))
+    if not (isinstance(examples, int) and isinstance(wrong, int) and isinstance(loss, float) and examples > 0):
+        return None
+    return 1 - wrong / examples, loss
 
 
 def _run_of(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from influence_cli.report.table import Scalar
 if TYPE_CHECKING:
     from influence_cli.influence.run_facts import ScoreRecord
     from influence_cli.mislabels.evaluation import Quality, Recovery
+    from influence_cli.model.predictions import Predicted
     from influence_cli.ranking.damping_sweep import AtDamping
     from influence_cli.ranking.index_search import SearchRecord
     from influence_cli.results.compare import Comparison
@@ -276,6 +277,7 @@ class RunRecord:
         distances: one per test example and result.
         duplicates: the copies among the images.
         kinds: of ``issues``: how many there are of each kind, by split.
+        predicted: how the model predicts the test set, where all of it was predicted.
     """
 
     normalise: str | None = None
@@ -309,6 +311,7 @@ class RunRecord:
     distances: tuple[DistanceRecord, ...] | None = None
     duplicates: DuplicatesRecord | None = None
     kinds: dict[str, dict[str, int]] | None = None
+    predicted: Predicted | None = None
 
 
 def record_facts(record: RunRecord) -> dict[str, object]:
@@ -352,6 +355,7 @@ def record_facts(record: RunRecord) -> dict[str, object]:
             distances=record.distances and [_of_distance(distance) for distance in record.distances],
             duplicates=record.duplicates,
             kinds=record.kinds,
+            test_set=record.predicted and record.predicted.numbers(),
         ),
     }
 

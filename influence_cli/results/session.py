@@ -19,7 +19,12 @@ from influence_cli.runtime.outputs import check_output, open_output, run_file
 from influence_cli.runtime.stdio import stdin_lines
 from influence_cli.runtime.terminal import Terminal
 
+# Lines of a table that a run with a page shows on a terminal.
+BRIEF = 10
+
 if TYPE_CHECKING:
+    import numpy as np
+
     from influence_cli.influence.test_selection import Selected
     from influence_cli.model.task import Task
     from influence_cli.precompute.prepared import Prepared
@@ -121,12 +126,16 @@ def selected_tests(
             or a test example without the label that is to be explained.
     """
     from influence_cli.influence.test_selection import refuse_without_label, select_tests
-    from influence_cli.model.task import misclassified
+    from influence_cli.model.predictions import predict_tests
 
     test, classes = tasks[0].test, tasks[0].classes
-    selected = select_tests(
-        words, test, classes, lambda: misclassified(tasks, session.terminal, skip=skip), stdin_lines()
-    )
+
+    def misclassified() -> np.ndarray:
+        predicted = predict_tests(tasks, session.terminal, skip=skip)
+        session.run.predicted = predicted
+        return predicted.wrong
+
+    selected = select_tests(words, test, classes, misclassified, stdin_lines())
     refuse_without_label(selected, test, target)
     return selected
 
@@ -158,8 +167,17 @@ def prepare(
     return [prepared]
 
 
-def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """Write rows to stdout or to a file, and the facts of the run next to the file."""
+def emit(
+    session: Session, rows: Iterable[Mapping[str, object]], columns: Sequence[str], *, brief: bool = False
+) -> None:
+    """Write rows to stdout or to a file, and the facts of the run next to the file.
+
+    Args:
+        session: the command's.
+        rows: all of them are computed, whatever is shown.
+        columns: of the rows.
+        brief: show the first lines of a table on a terminal, because a page shows the rest. Files and pipes get all.
+    """
     output = session.output
     if not distributed.is_first():
         for _ in rows:  # asking for the rows does this process's part of the work
@@ -167,7 +185,8 @@ def emit(session: Session, rows: Iterable[Mapping[str, object]], columns: Sequen
         distributed.dissolve()
     # Rows on stdout show the progress themselves.
     with open_output(output) as stream, nullcontext() if output is None else session.terminal.status("writing rows"):
-        count = write_rows(rows, columns, session.format, stream)
+        shown = BRIEF if brief and stream.isatty() and session.format == "table" else None
+        count = write_rows(rows, columns, session.format, stream, lines=shown)
     distributed.dissolve()
     session.terminal.detail(f"done in {session.seconds:.1f} s")
     if output is not None:

@@ -105,8 +105,8 @@ FAULTS = (
     Fault(
         name="page-effects-swapped",
         file="report_pages.py",
-        old='training_cards(prepared, facts, strongest, "harmful", shown)',
-        new='training_cards(prepared, facts, strongest, "helpful", shown)',
+        old='training_cards(prepared, facts, strongest, "harmful", shown, doubts.wrong)',
+        new='training_cards(prepared, facts, strongest, "helpful", shown, doubts.wrong)',
         why="the row of harmful images shows the helpful ones",
         tests=("test_the_page_shows_the_images_of_the_rows_in_their_order",),
     ),

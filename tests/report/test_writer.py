@@ -364,3 +364,31 @@ def test_full_stdout_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> Non
             stream.write("x")
         # What is left in the buffer would fail once more on closing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+
+
+class OnTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("count", "lines"), [(3, 4), (9, 10), (10, 10), (3000, 10)])
+def test_a_long_table_can_be_cut_after_ten_lines_that_say_where_the_rest_is(count: int, lines: int) -> None:
+    rows = [{"index": number, "label": "a"} for number in range(count)]
+    stream = OnTerminal()
+    assert write_rows(rows, ("index", "label"), "table", stream, lines=10) == count
+    shown = stream.getvalue().splitlines()
+    assert len(shown) == lines
+    assert ("-o FILE writes all rows" in shown[-1]) == (count > 9)
+
+
+def test_files_and_pipes_get_all_rows_beside_a_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from influence_cli.results.session import begin_without_config, emit
+
+    rows = [{"index": number} for number in range(50)]
+    for output, format in ((tmp_path / "rows.txt", None), (None, "table"), (None, "csv")):
+        session = begin_without_config(quiet=True, format=format, output=output)
+        emit(session, rows, ("index",), brief=True)
+        text = capsys.readouterr().out if output is None else output.read_text()
+        assert len(text.splitlines()) == 51

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
+from influence_cli import load_config, load_tasks
 from influence_cli.commands import compare as compare_command
+from influence_cli.data.batches import read_batches
 from influence_cli.errors import InfluenceError
 from influence_cli.report import parquet
 from influence_cli.report.table import Row
 from influence_cli.report.writer import write_rows
 from influence_cli.results import rank_rows
-from influence_cli.results.compare import compare_results, comparison_rows
+from influence_cli.results.compare import compare_results, comparison_rows, labels_changed, quality_change
 from influence_cli.results.mislabel_rows import COLUMNS as MISLABEL_COLUMNS
 from influence_cli.results.reader import KINDS, NUMBERS, WHOLE, Result, read_result
 from tests.conftest import Command
@@ -529,3 +534,39 @@ def test_comparing_leaves_torch_alone(results: Path) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_accuracy_loss_and_changed_labels_of_two_runs_are_compared() -> None:
+    before, after = mislabels([5, 3, 9, 1], [0.9, 0.8, 0.7, 0.6]), mislabels([9, 5, 2], [0.95, 0.9, 0.5])
+    assert quality_change(before, after) is None
+    before = replace(before, quality=(0.85, 0.4119))
+    after = replace(after, quality=(0.9125, 0.4))
+    assert quality_change(before, after) == "test accuracy rose from 85.0% to 91.2%, loss fell from 0.412 to 0.4"
+    assert quality_change(before, before) == "test accuracy stayed at 85.0%, loss stayed at 0.412"
+    rows = tuple(row | {"label": "bee"} if row["index"] in (5, 2) else row for row in after.rows)
+    (found,), _ = compare_results(before, replace(after, rows=rows))
+    # Of the first three of each: 5 has another label now, 2 has entered, and 3 is not listed any more.
+    assert labels_changed(found) == 1
+
+
+@pytest.mark.slow
+def test_a_run_over_all_errors_notes_what_the_model_predicts(stored: Path, influence: Command, tmp_path: Path) -> None:
+    influence("rank", "misclassified", "--top", 2, "-o", tmp_path / "a.csv", cwd=stored)
+    result = read_result(tmp_path / "a.csv")
+    # The same numbers by a loop over all test images.
+    influence("rank", "0:", "--top", 1, "-o", tmp_path / "b.csv", cwd=stored)
+    tests = {row["test"]: row for row in read_result(tmp_path / "b.csv").rows}
+    assert result.quality is not None
+    assert result.quality[0] == pytest.approx(
+        np.mean([row["test_label"] == row["test_predicted"] for row in tests.values()])
+    )
+    assert read_result(tmp_path / "b.csv").quality is None  # not all errors were asked for
+    config = load_config(stored / "influence.yaml")
+    with contextlib.chdir(stored), torch.no_grad():
+        (task,) = load_tasks(config)
+        tests_of = task.test_split()
+        losses = [
+            float(task.loss(task.model(batch.inputs), batch.targets).sum())
+            for batch in read_batches(tests_of, tests_of.indices, 16)
+        ]
+    assert result.quality[1] == pytest.approx(sum(losses) / len(tests), rel=1e-5)

@@ -222,6 +222,7 @@ def command(
         session,
         mislabel_rows(result, split, classes, count),
         [signal_column(name) for name in result.signals if signals],
+        brief=report is not None,
     )
     if plot is not None:
         _plot(session, result, classes, plot, signal)
@@ -238,14 +239,14 @@ def _say_report(session: Session, result: Mislabels) -> None:
     session.terminal.say(f"next: influence mislabels {top}--report mislabels.html shows the images")
 
 
-def _emit(session: Session, rows: Iterator[dict[str, object]], extra: Sequence[str]) -> None:
+def _emit(session: Session, rows: Iterator[dict[str, object]], extra: Sequence[str], *, brief: bool) -> None:
     """Write the rows, in the dialect that was asked for or with extra columns."""
     from influence_cli.results.session import emit
 
     if session.format in DIALECTS:
         emit(session, in_dialect(rows, session.format), DIALECT_COLUMNS[session.format])
     else:
-        emit(session, rows, (*COLUMNS, *extra))
+        emit(session, rows, (*COLUMNS, *extra), brief=brief)
 
 
 def _write_report(
