@@ -271,7 +271,7 @@ def test_truth_measures_every_signal(influence: Command, noisy: Noisy, tmp_path:
         file = tmp_path / "truth.npy"
         np.save(file, noisy.wrong)
     output = tmp_path / "rows.csv"
-    done = influence("mislabels", "--truth", file, "-o", output, cwd=noisy.folder)
+    done = influence("mislabels", "--signals", "--truth", file, "-o", output, cwd=noisy.folder)
     printed = {}
     suggested, intervals = {}, {}
     for line in done.err.splitlines():

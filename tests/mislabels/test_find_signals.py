@@ -158,7 +158,7 @@ def test_a_rare_class_and_a_single_one_are_named(
 
 
 def test_one_example_is_explained(influence: Command, folder: Path, truth: Exact) -> None:
-    rows = rows_of(influence("mislabels", "--explain", 42, cwd=folder).out)
+    rows = rows_of(influence("mislabels", "--signals", "--explain", 42, cwd=folder).out)
     signals = {row["name"]: row for row in rows if row["kind"] == "signal"}
     neighbours = [row for row in rows if row["kind"] == "neighbour"]
     assert {"combined", "readout", "neighbours", "logistic", "loss", "margin", "self-influence"} <= set(signals)
@@ -172,6 +172,17 @@ def test_one_example_is_explained(influence: Command, folder: Path, truth: Exact
     labels = truth.labels.tolist()
     names = sorted({path.parent.name for path in (folder / "train").glob("*/*")})
     assert [row["label"] for row in neighbours] == [names[labels[int(str(row["index"]))]] for row in neighbours]
+
+
+def test_truth_and_explain_start_no_gradient_store(influence: Command, trained: Path, tmp_path: Path) -> None:
+    project = Path(shutil.copytree(trained, tmp_path / "project", ignore=shutil.ignore_patterns("*.h5")))
+    (project / "truth.csv").write_text("index\n3\n")
+    explained = rows_of(influence("mislabels", "--explain", 3, cwd=project).out)
+    assert {"combined", "loss"} <= {row["name"] for row in explained} & {"combined", "loss", "self-influence"}
+    scored = influence("mislabels", "--truth", "truth.csv", cwd=project).err
+    assert "AUROC" in scored
+    assert "self-influence" not in scored
+    assert not list(project.glob("*.h5"))
 
 
 def test_duplicates_with_two_labels_are_found_and_shown(influence: Command, trained: Path, tmp_path: Path) -> None:

@@ -67,7 +67,12 @@ def command(
     signals: Annotated[bool, typer.Option("--signals", help="Add one column per signal.")] = False,
     explain: Annotated[
         int | None,
-        typer.Option("--explain", min=0, metavar="INDEX", help="Show all signals and the neighbours of one example."),
+        typer.Option(
+            "--explain",
+            min=0,
+            metavar="INDEX",
+            help="Show the signals and the neighbours of one example; those of gradients with --signals.",
+        ),
     ] = None,
     pred_probs: Annotated[
         Path | None,
@@ -89,7 +94,9 @@ def command(
     truth: Annotated[
         Path | None,
         typer.Option(
-            "--truth", metavar="FILE", help="Known wrong labels (.csv, .npy): measure how well every signal finds them."
+            "--truth",
+            metavar="FILE",
+            help="Known wrong labels (.csv, .npy): measure how well each signal finds them; those of gradients with --signals.",
         ),
     ] = None,
     reviewed: ReviewedOption = None,
