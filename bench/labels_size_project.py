@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-PIXELS, WIDTH, LAYERS = 64, 512, 5
+PIXELS, WIDTH, LAYERS = 64, 256, 3
 WRONG, NOISE, SURE = 0.05, 0.6, 0.04
 
 

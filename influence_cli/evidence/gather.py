@@ -349,7 +349,8 @@ def _fit_by_loss(task: Task, outputs: Tensor, targets: Tensor) -> float:
     """
     count, classes = outputs.shape
     step = max(1, count * classes**2 // FIT_NUMBERS)
-    f, y = outputs[::step].to(task.device).float(), targets[::step]
+    rows = torch.arange(0, count, step)
+    f, y = chosen(outputs, rows).to(task.device).float(), targets[rows]
     with torch.no_grad():
         columns = [task.loss(f, torch.full((len(f),), c, device=f.device)) for c in range(classes)]
     return _loss((-torch.stack(columns, dim=1).float().cpu()).log_softmax(dim=1), y)

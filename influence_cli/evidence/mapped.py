@@ -23,8 +23,10 @@ from torch import Tensor
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime import disk
 
-# Numbers of a block of outputs [rows, C]; rows of a block of activations.
-HELD, CHUNK = 2**21, 8_192
+# Numbers of a block of outputs [rows, C]; rows of a block of activations, in memory and in files.
+HELD, CHUNK, CHUNK_IN_FILES = 2**21, 8_192, 2_048
+# Bytes that the system maps around one number that is read, and that may be mapped at once.
+AROUND, MAPPED = 2**16, 2**26
 # The largest finite float16.
 LARGEST = 65_504.0
 
@@ -98,8 +100,9 @@ def row_parts(n: int, width: int) -> Iterator[slice]:
     return parts_of(n, max(1, HELD // max(1, width)))
 
 
-def parts_of(n: int, step: int = CHUNK) -> Iterator[slice]:
-    """Divide n rows into parts of ``step`` rows; what was mapped for a part is dropped after it."""
+def parts_of(n: int, step: int = 0) -> Iterator[slice]:
+    """Divide n rows into parts of ``step`` rows (0: as fits); what was mapped for a part is dropped after it."""
+    step = step or (CHUNK if _folder is None else CHUNK_IN_FILES)
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
         if _maps:
@@ -126,7 +129,7 @@ def likeliest(values: Tensor) -> Tensor:
 def chosen(values: Tensor, rows: Tensor) -> Tensor:
     """Copy some rows, int64 [m], of an array [n, w]."""
     some = large(len(rows), values.shape[1], values.dtype, values.device)
-    for part in row_parts(*some.shape):
+    for part in parts_of(len(rows), max(1, MAPPED // (2 * AROUND + values.shape[1] * values.dtype.itemsize))):
         some[part] = values[rows[part]]
     return some
 

@@ -15,7 +15,7 @@ from influence_cli.data.split import Split, spread
 from influence_cli.errors import InfluenceError, human_bytes
 from influence_cli.evidence.activations import ALL, activations
 from influence_cli.evidence.approximate import EXACT, PROBES, SAMPLED, STEPS, is_exact, lists_of
-from influence_cli.evidence.mapped import CHUNK, HELD
+from influence_cli.evidence.mapped import CHUNK_IN_FILES, HELD
 from influence_cli.evidence.neighbours import HELD as SIMILARITIES
 from influence_cli.evidence.neighbours import HELD_GPU, NEIGHBOURS
 from influence_cli.evidence.readout import COLUMNS, COMPONENTS, RIDGES, TRIED
@@ -144,7 +144,7 @@ def _lean(task: Task, n: int, classes: int, width: int, checkpoints: int, *, rar
     rows = -(-min(n * classes, TRIED) // classes)
     columns = classes * max(1, min(len(RIDGES), COLUMNS // classes))
     constant = max(
-        4 * 3 * CHUNK * width + 8 * 6 * width**2 + 4 * 2 * rows * columns + 4 * 4 * HELD,
+        4 * 4 * CHUNK_IN_FILES * width + 8 * 8 * width**2 + 4 * 2 * rows * columns + 4 * 4 * HELD,
         4 * 4 * SIMILARITIES,
         8 * 8 * HELD + 8 * 8 * classes**2,
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence.mapped import large, log_softmax_, parts_of, picked, row_parts
+from influence_cli.evidence.mapped import chosen, large, log_softmax_, parts_of, picked, row_parts
 from influence_cli.runtime import distributed, exchange
 from influence_cli.solvers.eigen import eigenpairs
 
@@ -96,7 +96,8 @@ def leave_one_out(
     ridges = [multiple * float(values.mean()) for multiple in RIDGES]
     every = -(-n * classes // TRIED)
     first = -start % every
-    some, labels = turned[first::every], targets[first::every].to(device)
+    rows_tried = torch.arange(first, len(turned), every, device=turned.device)
+    some, labels = turned if every == 1 else chosen(turned, rows_tried), targets[first::every].to(device)
     best: tuple[float, float, float] | None = None
     temperature, step = 1.0, max(1, COLUMNS // classes)
     for begin in range(0, len(ridges), step):  # one pass over the examples per group of ridges that fits

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from influence_cli.evidence.mapped import HELD, release, row_parts
+from influence_cli.evidence.mapped import HELD, chosen, release, row_parts
 from influence_cli.evidence.readout import TRIED, fit_temperature
 
 # Numbers of cleanlab 2.9: a probability counts as equal within TIE; the least threshold of a class.
@@ -92,8 +92,9 @@ def estimate_noise(log_probabilities: np.ndarray, labels: np.ndarray) -> Noise:
 def calibrated(log_probabilities: np.ndarray, labels: np.ndarray) -> Calibrated:
     """Fit a temperature to log-probabilities [n, C], by the likelihood of the labels."""
     every = -(-log_probabilities.size // TRIED)
-    some = torch.from_numpy(log_probabilities[::every]).double()
-    return Calibrated(log_probabilities, labels, fit_temperature(some, torch.from_numpy(labels[::every])))
+    rows = torch.arange(0, len(labels), every)
+    some = chosen(torch.from_numpy(log_probabilities), rows).double()
+    return Calibrated(log_probabilities, labels, fit_temperature(some, torch.from_numpy(labels)[rows]))
 
 
 def noise_of(soft: Calibrated, count: int, confident: np.ndarray) -> Noise:
