@@ -51,7 +51,8 @@ def command(
     with terminal.status("loading model and data"):
         (task,) = load_tasks(loaded, terminal, trained=False)
     network, run = recipe_run(loaded, task)
-    wanted, record = made_of(loaded, task, run.recipe), run.record
+    record = run.record
+    wanted = made_of(loaded, task, run.recipe, {} if overwrite else record.made_of())
     if not overwrite and is_trained(loaded, run, wanted):
         terminal.say(f"{near_path(path)} is trained and its run is recorded; --overwrite trains it again")
         return

@@ -14,7 +14,7 @@ from influence_cli.config.schema import Config
 from influence_cli.config.source_code import object_hash
 from influence_cli.config.user_code import import_object
 from influence_cli.model.configured_loss import own_loss
-from influence_cli.model.data_fingerprint import data_fingerprint
+from influence_cli.model.data_fingerprint import data_fingerprint, with_contents
 from influence_cli.model.task import Task
 from influence_cli.runtime import distributed
 
@@ -22,7 +22,7 @@ MEANING = {
     "weights": "the checkpoint's weights",
     "count": "the training examples in use (number, order or exclusions)",
     "labels": "the training labels",
-    "files": "the training files (a path, size or time of change)",
+    "files": "the training files (a path, or what one of them holds)",
     "examples": "the training examples themselves",
     "transform": "train.transform",
     "example_weights": "train.weights",
@@ -45,13 +45,20 @@ DATA_MEANING = {
 }
 
 
-def splits_fingerprint(task: Task) -> dict[str, str]:
-    """Describe the examples of both splits, the names beginning with ``train.`` and ``test.``."""
-    test = {} if task.test is None else data_fingerprint(task.test)
-    return {
-        **{f"train.{part}": value for part, value in data_fingerprint(task.train).items()},
-        **{f"test.{part}": value for part, value in test.items()},
-    }
+def splits_fingerprint(task: Task, recorded: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Describe the examples of both splits, the names beginning with ``train.`` and ``test.``.
+
+    Args:
+        task: its data.
+        recorded: the fingerprint to compare with, or an empty one that this is to be: the contents of the files count
+            then (``with_contents``). None: their sizes and times do.
+    """
+    parts: dict[str, str] = {}
+    for name, split in (("train.", task.train), ("test.", task.test)):
+        if split is not None:
+            said = {f"{name}{part}": value for part, value in data_fingerprint(split).items()}
+            parts |= said if recorded is None else with_contents(said, recorded, split, name)
+    return parts
 
 
 def training_fingerprint(config: Config, task: Task) -> dict[str, str]:

@@ -20,7 +20,7 @@ from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.data.batches import Batch
 from influence_cli.data.split import take
 from influence_cli.errors import InfluenceError, human_bytes
-from influence_cli.model.data_fingerprint import data_fingerprint
+from influence_cli.model.data_fingerprint import data_fingerprint, with_contents
 from influence_cli.model.network import Network
 from influence_cli.model.task import Task
 from influence_cli.passes.batch_size import plan_batch
@@ -225,7 +225,8 @@ def has_grown(task: Task, path: Path, wanted: dict[str, str]) -> bool:
         stored, n = store.fingerprint, store.layout.n
     if n >= len(task.train) or not set(differing(stored, wanted)) <= {"count", "labels", "files", "examples"}:
         return False
-    before = data_fingerprint(take(task.train, task.train.indices[:n]))
+    first = take(task.train, task.train.indices[:n])
+    before = with_contents(data_fingerprint(first), stored, first)
     return not set(before).intersection(differing(stored, {**stored, **before}))
 
 

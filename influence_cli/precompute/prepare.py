@@ -51,7 +51,7 @@ from influence_cli.precompute.prepared import (
     store_paths,
     training_time,
 )
-from influence_cli.precompute.staleness import changed_blocks, check_code
+from influence_cli.precompute.staleness import changed_blocks, check_code, known_files
 from influence_cli.runtime import disk, distributed
 from influence_cli.runtime.terminal import Terminal, or_silent
 from influence_cli.store.store import READ, SKIPPED, Store, block_sums, predicted_classes
@@ -160,6 +160,7 @@ def _prepare(
     path, settings = store_path(config, number), _settings(config, number, task)
     choice, batch = decide(config, task, terminal, None if upkeep.overwrite else path, slow)
     wanted = fingerprint(task, choice, config.gradients.store_dtype)
+    wanted = distributed.from_first(lambda: known_files(task, path, wanted, terminal, fresh=upkeep.overwrite))
     if on_the_fly:
         without = _without_rows(config, number, task, choice, batch, wanted, terminal, skip=skip_unreadable)
         return replace(without, settings=settings)

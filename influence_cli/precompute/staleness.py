@@ -20,6 +20,7 @@ from influence_cli.curvature.coordinates import Basis, coordinates
 from influence_cli.data.batches import Batch, read_batches
 from influence_cli.data.split import spread, take
 from influence_cli.errors import InfluenceError, counted
+from influence_cli.model.data_fingerprint import FILES, with_contents
 from influence_cli.model.network import evaluate
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.precompute.fingerprint import CODE, SIDE_FILES, Drift, code_drift
@@ -195,6 +196,37 @@ def _changed(path: Path, drift: Drift, what: str) -> InfluenceError:
     return InfluenceError(
         f"{path} belongs to another model: {what} is different now, though the weights are the same", because + REMEDY
     )
+
+
+def known_files(
+    task: Task, path: Path, wanted: Mapping[str, str], terminal: Terminal, *, fresh: bool
+) -> dict[str, str]:
+    """Compare what the training files hold with the store's, where their times differ.
+
+    Args:
+        task: its training examples.
+        path: the store, which need not be there.
+        wanted: its fingerprint for this run.
+        terminal: told where other times are of no account.
+        fresh: the store is made anew, whatever is there.
+
+    Returns:
+        The fingerprint with the contents of the files, and with the store's times where these hold the same.
+    """
+    recorded: dict[str, str] = {}
+    if path.exists() and not fresh:
+        with contextlib.suppress(InfluenceError), Store.open(path, rows=False) as store:
+            recorded = store.fingerprint | store.settled
+        if not recorded:
+            return dict(wanted)  # in use or damaged: opening it for its rows reports that
+    known = with_contents(wanted, recorded, task.train)
+    if known.get(FILES) == wanted.get(FILES):
+        return known
+    terminal.say(f"{path}: the training files have other times of change than then, and the same contents")
+    with contextlib.suppress(InfluenceError, OSError), Store.open(path, write=True, rows=False) as store:
+        store.settle({FILES: wanted[FILES]})
+        return {**known, FILES: wanted[FILES]}
+    return known
 
 
 def _remember(path: Path, wanted: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from influence_cli.config.schema import Config
 from influence_cli.errors import InfluenceError, describe, near_path
+from influence_cli.model.data_fingerprint import with_contents
 from influence_cli.model.fingerprint import DATA_MEANING, splits_fingerprint, training_fingerprint
 from influence_cli.model.outputs import Loss
 from influence_cli.model.task import Task, build_model
@@ -100,9 +102,17 @@ def trained_network(model: nn.Module, loss: Loss) -> TrainedNetwork:
     return TrainedNetwork(model, loss)
 
 
-def made_of(config: Config, task: Task, recipe: Recipe) -> dict[str, str]:
-    """Describe what a run by a recipe depends on, part by part."""
-    return {**_depends(config, task), "recipe": recipe.described()}
+def made_of(config: Config, task: Task, recipe: Recipe, recorded: Mapping[str, str]) -> dict[str, str]:
+    """Describe what a run by a recipe depends on, part by part.
+
+    Args:
+        config: the model and the loss.
+        task: its training examples.
+        recipe: how it trains.
+        recorded: what the record was made from; empty if it is yet to be made.
+    """
+    parts = {**_depends(config, task), "recipe": recipe.described()}
+    return with_contents(parts, recorded, task.train, "train.")
 
 
 def _depends(config: Config, task: Task) -> dict[str, str]:
@@ -152,7 +162,7 @@ def open_run(config: Config, task: Task, terminal: Terminal | None = None) -> Re
             f"there is no record of the run that made {checkpoint}: {record.shown} does not exist",
             "influence train --overwrite trains by training.recipe, and records the run",
         )
-    different = differing(recorded, made_of(config, task, run.recipe))
+    different = differing(recorded, made_of(config, task, run.recipe, recorded))
     if different:
         raise InfluenceError(
             f"{record.shown} records another run; what differs: {'; '.join(different)}",

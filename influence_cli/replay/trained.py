@@ -39,7 +39,8 @@ def train_recorded(config: Config, task: Task, terminal: Terminal, what: str, fo
     network, run = recipe_run(config, task)
     if folder is not None:
         run = replace(run, record=Record(folder))
-    wanted, recorded = made_of(config, task, run.recipe), run.record.made_of()
+    recorded = run.record.made_of()
+    wanted = made_of(config, task, run.recipe, recorded)
     if recorded and differing(recorded, wanted):
         terminal.say(f"{run.record.shown} is of other images or another recipe; it is trained again")
         run.record.clear()

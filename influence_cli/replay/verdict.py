@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from influence_cli.data.split import spread
-from influence_cli.model.data_fingerprint import data_fingerprint
+from influence_cli.model.data_fingerprint import CONTENTS, FILES, data_fingerprint, with_contents
 from influence_cli.replay.open import Replayed
 from influence_cli.replay.outcomes import loss_changes, outcomes
 from influence_cli.runtime import disk
@@ -124,7 +124,8 @@ def _plan(replayed: Replayed) -> tuple[np.ndarray, Path, list[Job]]:
     for number, left_out in enumerate(draws):
         generator = np.random.default_rng(seed_of(task.seed, DRAW, number))
         left_out[generator.choice(n, count, replace=False)] = 1
-    tests = data_fingerprint(task.labelled_tests())
+    tests = with_contents(data_fingerprint(task.labelled_tests()), {}, task.labelled_tests())
+    tests = {part: value for part, value in tests.items() if part != FILES or CONTENTS not in tests}
     key = xxhash.xxh3_64(repr((replayed.record.made_of(), sorted(tests.items()), task.seed)).encode()).hexdigest()
     jobs = [Job("prediction", 1), *(Job(f"without_{number}", 2 + number) for number in range(TRAININGS))]
     return draws, replayed.record.folder / f"verdict-{key}", jobs

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def from_start(retraining: Retraining, task: Task) -> FromStart:
     steps = retraining.steps(task)
     by = retraining.again(task) if steps is None else steps
     folder = retraining.folder / "from-start"
-    open_folder(folder, retraining.made_of(task), MEANING)
+    open_folder(folder, partial(retraining.made_of, task), MEANING)
     tests = by.tests if isinstance(by, Again) else held_batches(task.labelled_tests())
     return FromStart(retraining, task, by, tests, folder)
 

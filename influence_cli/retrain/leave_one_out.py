@@ -211,7 +211,8 @@ def trained_changes(
     """
     again = retraining.again(task)
     folder = retraining.folder / "without"
-    open_folder(folder, retraining.made_of(task) | {"weights": weights_hash(task.model)}, MEANING)
+    weights = {"weights": weights_hash(task.model)}
+    open_folder(folder, lambda recorded: retraining.made_of(task, recorded) | weights, MEANING)
     n = len(task.train)
     nothing = Omission("without_none", n, np.empty(0, np.int64), "with all examples")
     jobs = {

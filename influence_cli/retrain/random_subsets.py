@@ -115,7 +115,7 @@ def subset_trainings(retraining: Retraining, task: Task, plan: LdsPlan) -> Subse
     again = retraining.again(task)
     is_half = count == n - n // 2
     folder = retraining.folder / ("halves" if is_half else f"without-{count}")
-    open_folder(folder, retraining.made_of(task), MEANING)
+    open_folder(folder, partial(retraining.made_of, task), MEANING)
     seed = seed_of(retraining.seed, HALVES) if is_half else seed_of(retraining.seed, DROPPED, count)
     kept = [
         half(seed, subset, n) if is_half else some_rows(seed, subset, n, n - count) for subset in range(plan.subsets)

@@ -5,7 +5,7 @@ It does because a fresh model is made by the config's factory, and a kept retrai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -139,11 +139,16 @@ class Retraining:
         training = self.training if self.has_function else recipe_training(self.config, task)
         return Again(task, training, training_pairs(task.train), held_batches(task.labelled_tests()))
 
-    def made_of(self, task: Task) -> dict[str, str]:
-        """Describe what retrainings depend on, part by part; a checkpoint is no part of a training from scratch."""
+    def made_of(self, task: Task, recorded: Mapping[str, str]) -> dict[str, str]:
+        """Describe what retrainings depend on, part by part; a checkpoint is no part of a training from scratch.
+
+        Args:
+            task: model and data.
+            recorded: what earlier ones were made from; empty if there are none.
+        """
         config = self.config
         return {
-            **splits_fingerprint(task),
+            **splits_fingerprint(task, recorded),
             **training_fingerprint(config, task),
             "training": " ".join(self._trained_by(task)),
             "l2": repr(task.objective.trainer_l2()),

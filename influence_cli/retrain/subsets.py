@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import xxhash
@@ -225,7 +226,7 @@ def retrain_kept(
     }
     digest = xxhash.xxh3_64_hexdigest(np.concatenate(list(kept.values())).tobytes())
     folder = retraining.folder / f"kept-{digest[:8]}"
-    open_folder(folder, retraining.made_of(task), MEANING)
+    open_folder(folder, partial(retraining.made_of, task), MEANING)
     jobs = {Job(f"{by}_{repeat}", number): (by, repeat) for number, (by, repeat) in enumerate(kept, start=1)}
 
     def run_one(job: Job, progress: Callable[[float], None]) -> Arrays:

@@ -43,12 +43,15 @@ class Job:
 Arrays = dict[str, np.ndarray]
 
 
-def open_folder(folder: Path, wanted: Mapping[str, str], meaning: Mapping[str, str]) -> None:
+def open_folder(
+    folder: Path, describe_work: Callable[[Mapping[str, str]], Mapping[str, str]], meaning: Mapping[str, str]
+) -> None:
     """Make the folder, or resume in one that was made from the same.
 
     Args:
         folder: for the files.
-        wanted: what the retrainings depend on, part by part.
+        describe_work: gives what the retrainings depend on, part by part, from what the folder was made from; that is
+            empty if it is yet to be made.
         meaning: what each part is called.
 
     Raises:
@@ -61,10 +64,11 @@ def open_folder(folder: Path, wanted: Mapping[str, str], meaning: Mapping[str, s
             # If two processes start together, the first one writes, and the other waits for that.
             locks.take_byte(claims, 0, wait=True)
             if not path.exists():
-                disk.write_whole(path, (json.dumps(dict(wanted), indent=2) + "\n").encode())
+                disk.write_whole(path, (json.dumps(dict(describe_work({})), indent=2) + "\n").encode())
         recorded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InfluenceError(f"{shown} cannot be used: {describe(error)}", "move it away, or fix it") from error
+    wanted = describe_work(recorded)
     different = [meaning[name] for name in meaning if recorded.get(name) != wanted.get(name)]
     if different:
         raise InfluenceError(

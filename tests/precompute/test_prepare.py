@@ -453,14 +453,39 @@ def test_repair_of_a_whole_store_changes_nothing(influence: Command, filled: Pat
 # --- what a store belongs to
 
 
+def test_a_copy_of_a_project_keeps_its_store(influence: Command, filled: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(filled, copy, copy_function=shutil.copyfile)  # as cp -r: every file has a time of its own
+    rows = influence("rank", 3, cwd=filled).out
+
+    first = influence("rank", 3, cwd=copy)
+    second = influence("rank", 3, cwd=copy)
+
+    said = "the training files have other times of change than then, and the same contents"
+    assert said in first.err
+    assert "making influence.h5" not in first.err
+    assert first.out == second.out == rows.replace(str(filled), str(copy))
+    assert said not in second.err
+
+
+def test_a_store_of_large_files_goes_by_their_times(
+    influence: Command, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("influence_cli.model.data_fingerprint.CONTENT_BYTES", 1000)
+    influence("gradients", "-q", cwd=project)
+    os.utime(ImageFolder(project / "train").samples[5][0])
+    assert "what differs: the training files" in influence("gradients", cwd=project, code=2).err
+
+
 def other_weights(project: Path) -> None:
     state = torch.load(project / "model.pt")
     state["2.bias"][3] += 0.01
     torch.save(state, project / "model.pt")
 
 
-def touched_file(project: Path) -> None:
-    os.utime(ImageFolder(project / "train").samples[5][0])
+def changed_file(project: Path) -> None:
+    path = ImageFolder(project / "train").samples[5][0]
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
 
 
 def other_labels(project: Path) -> None:
@@ -487,7 +512,7 @@ def set_(old: str, new: str) -> Callable[[Path], None]:
 
 CHANGES = [
     (other_weights, "the checkpoint's weights"),
-    (touched_file, "the training files (a path, size or time of change)"),
+    (changed_file, "the training files (a path, or what one of them holds)"),
     (other_labels, "the training labels"),
     (excluded, "the training examples in use (number, order or exclusions)"),
     (set_("{Grayscale", "{Resize: {size: [28, 28]}}, {Grayscale"), "train.transform"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,16 @@ def test_what_a_kill_leaves_is_continued_with_the_same_bytes(influence: Command,
     influence("train", cwd=project)
 
     assert states(project) == whole
+
+
+def test_a_copy_of_a_project_keeps_its_run(influence: Command, tmp_path: Path) -> None:
+    project, copy = make(tmp_path / "project"), tmp_path / "copy"
+    influence("train", "-q", cwd=project)
+    rows = influence("rank", 0, "--top", 3, cwd=project)
+    shutil.copytree(project, copy, copy_function=shutil.copyfile)  # as cp -r: every file has a time of its own
+
+    again = influence("rank", 0, "--top", 3, cwd=copy)
+
+    assert again.out == rows.out.replace(str(project), str(copy))
+    assert "predicted and actual" not in again.err  # the verdict is kept
+    assert "is trained and its run is recorded" in influence("train", cwd=copy).err

@@ -31,7 +31,7 @@ from influence_cli.runtime.jobs import Job, do_all, open_folder
 from influence_cli.runtime.terminal import Terminal
 
 folder, name, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-open_folder(folder, {"data": "a", "seed": "0"}, {"data": "the data", "seed": "the seed"})
+open_folder(folder, lambda _: {"data": "a", "seed": "0"}, {"data": "the data", "seed": "the seed"})
 def run(job, progress):
     with open(folder / "log", "a") as file:
         file.write(f"{name} {job.number}\\n")
@@ -49,7 +49,7 @@ def number_of(job: Job, progress: Callable[[float], None]) -> Arrays:
 
 
 def opened(tmp_path: Path) -> Path:
-    open_folder(tmp_path / "kept", {"data": "a", "seed": "0"}, MEANING)
+    open_folder(tmp_path / "kept", lambda _: {"data": "a", "seed": "0"}, MEANING)
     return tmp_path / "kept"
 
 
@@ -93,15 +93,15 @@ def test_a_file_that_is_cut_short_is_made_again(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_named_and_left_alone(tmp_path: Path) -> None:
     folder = opened(tmp_path)
     do_all(folder, JOBS[:1], number_of, Terminal(quiet=True), "working")
-    open_folder(folder, {"data": "a", "seed": "0"}, MEANING)
+    open_folder(folder, lambda _: {"data": "a", "seed": "0"}, MEANING)
     with pytest.raises(InfluenceError) as caught:
-        open_folder(folder, {"data": "b", "seed": "0"}, MEANING)
+        open_folder(folder, lambda _: {"data": "b", "seed": "0"}, MEANING)
     assert "holds retrainings of another run (1); what differs: the data" in caught.value.message
     assert "move" in caught.value.hint
     assert count_files(folder) == 1
     (folder / "made_of.json").write_text("{")
     with pytest.raises(InfluenceError, match="cannot be used"):
-        open_folder(folder, {"data": "a", "seed": "0"}, MEANING)
+        open_folder(folder, lambda _: {"data": "a", "seed": "0"}, MEANING)
 
 
 def test_what_was_finished_is_kept_when_one_fails_or_is_interrupted(tmp_path: Path) -> None:

@@ -585,11 +585,11 @@ def unchanged(project: Path) -> None:
 
 
 STALE = [
-    (sorts_last, (), "the training files (a path, size or time of change)"),
+    (sorts_last, (), "the training files (a path, or what one of them holds)"),
     (one_more, (), "the training examples in use (number, order or exclusions)"),
     (one_less, (), "the training examples in use (number, order or exclusions)"),
     (another_label, (), "the training labels"),
-    (other_pixels, (), "the training files (a path, size or time of change)"),
+    (other_pixels, (), "the training files (a path, or what one of them holds)"),
     (other_weights, (), "the checkpoint's weights"),
     (other_model_code, (), "though the weights are the same"),
     (excluded, (), "the training examples in use (number, order or exclusions)"),
