@@ -117,11 +117,11 @@ def mislabels_page(
         notes=(f"The page shows the {len(cards)} most suspicious of {len(result.order):,} examples.",),
         command=command_line(),
         config=config_text(session),
-        desk=Desk(_desk_key(split, classes), split.name, len(split.labels), tuple(classes)),
+        desk=Desk(desk_key(split, classes), split.name, len(split.labels), tuple(classes)),
     )
 
 
-def _desk_key(split: Split, classes: Sequence[str]) -> str:
+def desk_key(split: Split, classes: Sequence[str]) -> str:
     """Name a data set and its labels: pages share their decisions until a label changes."""
     state = xxhash.xxh3_128("\0".join((split.name, *classes)).encode(errors="surrogatepass"))
     state.update(split.labels.tobytes())

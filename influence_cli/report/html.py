@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jinja2
 
@@ -145,6 +145,19 @@ class PageTable:
 
 
 @dataclass(frozen=True)
+class ServedDesk:
+    """What a desk has that a server keeps: its cards come from there, and its decisions go there.
+
+    Attributes:
+        reviews: of all cards, in order.
+        file: the decisions, as a reader would name the file.
+    """
+
+    reviews: tuple[Review, ...]
+    file: str
+
+
+@dataclass(frozen=True)
 class Desk:
     """Turns the cards with a `Review` into a review desk: decisions by mouse or keys, kept in the browser.
 
@@ -153,12 +166,14 @@ class Desk:
         split: ``train`` or ``test``.
         count: examples of the data set, including those not shown.
         classes: every class that a label can be.
+        served: where the page is that of a server.
     """
 
     key: str
     split: str
     count: int
     classes: tuple[str, ...]
+    served: ServedDesk | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +211,8 @@ class Page:
     @property
     def groups(self) -> list[str]:
         """List the labels that the gallery can be filtered by."""
+        if self.desk is not None and self.desk.served is not None:
+            return sorted({review.label for review in self.desk.served.reviews})
         return sorted({card.group for card in self.cards} - {""})
 
     @property
@@ -208,13 +225,16 @@ class Page:
         """Give the data of the desk's script: names as they are, and as they can be shown."""
         if self.desk is None:
             raise ValueError("a page without a desk")
-        examples = {card.review.index: vars(card.review) for card in self.cards if card.review is not None}
+        served = self.desk.served
+        reviews = served.reviews if served else [card.review for card in self.cards if card.review is not None]
+        examples = {review.index: vars(review) for review in reviews}
         return {
             "key": self.desk.key,
             "split": self.desk.split,
             "count": self.desk.count,
             "classes": [[name, printable(name)] for name in self.desk.classes],
             "examples": list(examples.values()),
+            **({"served": served.file} if served else {}),
         }
 
 
@@ -227,6 +247,23 @@ def render_page(page: Page) -> str:
     Returns:
         A whole HTML document.
     """
+    return _template().render(page=page)
+
+
+def page_parts(page: Page) -> tuple[str, Callable[[Sequence[Card]], str]]:
+    """Fill the template once, for a server that sends the cards of a desk as they are asked for.
+
+    Args:
+        page: with a served desk.
+
+    Returns:
+        The HTML document, and a function from cards to the HTML of their list items.
+    """
+    module: Any = _template().make_module({"page": page})
+    return str(module), lambda cards: "".join(str(module.item_of(card)) for card in cards)
+
+
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("influence_cli", "report"),
         autoescape=True,
@@ -236,7 +273,7 @@ def render_page(page: Page) -> str:
         # A file name may have characters that HTML cannot: control characters, bytes that are not UTF-8.
         finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
     )
-    return environment.get_template("report.html.j2").render(page=page)
+    return environment.get_template("report.html.j2")
 
 
 def check_page(path: Path | None) -> None:

@@ -241,6 +241,7 @@ class RunRecord:
         attackable: predictions that one training image could flip.
         comparisons: one per list that two results share.
         distances: one per test example and result.
+        neighbours: by position of an example those of the most similar ones, nearest first, with spaces between.
     """
 
     normalise: str | None = None
@@ -269,6 +270,7 @@ class RunRecord:
     attackable: int | None = None
     comparisons: tuple[Comparison, ...] | None = None
     distances: tuple[DistanceRecord, ...] | None = None
+    neighbours: dict[str, str] | None = None
 
 
 def record_facts(record: RunRecord) -> dict[str, object]:
@@ -307,6 +309,7 @@ def record_facts(record: RunRecord) -> dict[str, object]:
             attackable=record.attackable,
             comparisons=record.comparisons and [comparison.numbers() for comparison in record.comparisons],
             distances=record.distances and [_of_distance(distance) for distance in record.distances],
+            neighbours=record.neighbours,
         ),
     }
 
