@@ -311,7 +311,11 @@
       undo();
       return;
     }
-    if (event.ctrlKey || event.metaKey || waiting || document.querySelector("dialog[open]")) return;
+    if (event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) return;
+    if (waiting) {
+      if (key in KEYS) say("The next images are on their way: decide when you see them.");
+      return;
+    }
     if (key === "?") {
       event.preventDefault();
       keys.showModal();

@@ -36,7 +36,7 @@ def desk_page(
     served = ServedDesk(tuple(suspect.review for suspect in suspects), file)
     shell = Page(
         title="influence review",
-        sentence=f"{len(suspects):,} {split.name} labels, most suspicious first. Every decision is in {file} at once.",
+        sentence=f"{len(suspects):,} {'training' if split.name == 'train' else split.name} labels, most suspicious first. Every decision is in {file} at once.",
         meaning=(),
         classes=None,
         sections=(),

@@ -76,7 +76,7 @@ def test_buttons_decide_and_say_so(desk: Opened) -> None:
     assert pressed.all_inner_texts() == ["Keep", "→ cat", "Drop", "Unsure"]
     desk.card(0).get_by_text("Drop").click()
     assert desk.decided(0) == "drop"
-    assert desk.status() == "Example 0: drop."
+    assert desk.status() == "Example 0: drop (it was keep; z undoes)."
     drop = desk.card(0).locator('[data-do="drop"]')
     # Once more takes it back.
     drop.click()
