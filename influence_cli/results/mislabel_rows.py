@@ -49,6 +49,12 @@ def nearest_examples(result: Mislabels, rows: np.ndarray, most: int) -> dict[int
     }
 
 
+def noted_neighbours(result: Mislabels, count: int) -> dict[str, str]:
+    """Give the nearest examples of the first ones for the run file, where each of them is a line."""
+    nearest = nearest_examples(result, result.order[:count], NEIGHBOURS)
+    return {str(index): " ".join(map(str, others)) for index, others in nearest.items() if others}
+
+
 def _number(value: float) -> float | None:
     return None if isnan(value) else float(value)
 

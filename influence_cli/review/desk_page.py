@@ -33,10 +33,11 @@ def desk_page(
     Returns:
         The page without its cards, and a function from places in ``suspects`` to the HTML of their cards.
     """
+    kind = "training" if split.name == "train" else split.name
     served = ServedDesk(tuple(suspect.review for suspect in suspects), file)
     shell = Page(
         title="influence review",
-        sentence=f"{len(suspects):,} {'training' if split.name == 'train' else split.name} labels, most suspicious first. Every decision is in {file} at once.",
+        sentence=f"{len(suspects):,} {kind} labels, most suspicious first. Every decision is in {file} at once.",
         meaning=(),
         classes=None,
         sections=(),
@@ -73,6 +74,4 @@ def _card(suspect: Suspect, number: int, split: Split, classes: Sequence[str]) -
 
 def _neighbour(index: int, label: str, split: Split, classes: Sequence[str]) -> Neighbour:
     name = classes[int(split.labels[index])]
-    return Neighbour(
-        f"thumbnail/{index}", f"{split.name} example {index}, labelled {name}", name, agrees=name == label
-    )
+    return Neighbour(f"thumbnail/{index}", f"{split.name} example {index}, labelled {name}", name, agrees=name == label)

@@ -127,6 +127,12 @@ class Ledger:
             self.rows, self.version = rows, self.version + 1
             return self.version
 
+    def close(self) -> None:
+        """Let another server write the file."""
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
     def _check(self, index: int, after: tuple[str, str]) -> None:
         if not 0 <= index < len(self.split.labels) or not np.isin(index, self.split.indices):
             raise InfluenceError(f"there is no example {index}, or it is excluded")
@@ -196,8 +202,7 @@ def open_ledger(
     try:
         ledger.state()
     except InfluenceError:
-        if lock is not None:
-            lock.close()
+        ledger.close()
         raise
     return ledger
 

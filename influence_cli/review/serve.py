@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import secrets
 import socket
@@ -59,10 +60,8 @@ def serve(served: Served, port: int, ready: Callable[[str, int], None]) -> None:
     with opened:
         server, address = make_server(served, number)
         ready(address, number)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # raised again by the server once it has closed
             server.run(sockets=[opened])
-        except KeyboardInterrupt:  # raised again by the server once it has closed
-            pass
 
 
 def make_server(served: Served, port: int) -> tuple[uvicorn.Server, str]:

@@ -55,7 +55,11 @@ def read_suspects(path: Path, split: Split, classes: Sequence[str], on: str) -> 
         )
     if result.on is not None and result.on != on:
         raise InfluenceError(f"{path} judges the {result.on} labels, not the {on} labels", f"add --on {result.on}")
-    differ = [(place, reason) for row, place in zip(result.rows, result.places, strict=True) if (reason := _differs(row, split, classes))]
+    differ = [
+        (place, reason)
+        for row, place in zip(result.rows, result.places, strict=True)
+        if (reason := _differs(row, split, classes))
+    ]
     if differ:
         place, reason = differ[0]
         more = f" ({counted(len(differ), 'row')} of {len(result.rows):,} differ)" if len(differ) > 1 else ""

@@ -30,7 +30,7 @@ from influence_cli.commands.options import (
 from influence_cli.errors import InfluenceError, counted
 from influence_cli.report.dialects import COLUMNS as DIALECT_COLUMNS
 from influence_cli.report.dialects import DIALECTS, in_dialect
-from influence_cli.results.mislabel_rows import COLUMNS, NEIGHBOURS, mislabel_rows, nearest_examples, signal_column
+from influence_cli.results.mislabel_rows import COLUMNS, mislabel_rows, noted_neighbours, signal_column
 from influence_cli.results.record import EvidenceRecord
 
 if TYPE_CHECKING:
@@ -192,9 +192,7 @@ def command(
     if damping_sweep:
         _sweep(session, stores, shown or len(result.flagged) or 10)
     count = len(result.order) if all_ else len(result.flagged) if shown is None else shown
-    if output is not None:
-        nearest = nearest_examples(result, result.order[:count], NEIGHBOURS)
-        session.run.neighbours = {str(index): " ".join(map(str, others)) for index, others in nearest.items()}
+    session.run.neighbours = None if output is None else noted_neighbours(result, count)
     _emit(
         session,
         mislabel_rows(result, split, classes, count),
