@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from influence_cli.errors import counted
 
 # Two images are near-duplicates above this cosine in the readout's components.
 ALIKE = 0.95
@@ -106,3 +109,21 @@ def _confused(joint: np.ndarray | None, n: int) -> tuple[tuple[int, int, int, in
         if share[b, a] >= CONFUSED
     ]
     return tuple(sorted(pairs, key=lambda pair: -pair[2] - pair[3]))
+
+
+def issues_in_words(issues: DataIssues, classes: Sequence[str]) -> list[str]:
+    """Name the data issues beyond single labels; kinds of which there are none are left out."""
+    texts = [
+        counted(len(rows), word) + more
+        for rows, word, more in (
+            (issues.duplicates, "duplicate pair", " with different labels"),
+            (issues.alike, "near-duplicate pair", " with different labels"),
+            (issues.outliers, "unusual image", ""),
+        )
+        if len(rows)
+    ]
+    if issues.confused:
+        named = ", ".join(f"{classes[a]} and {classes[b]}" for a, b, _, _ in issues.confused[:3])
+        others = f" (and {counted(len(issues.confused) - 3, 'other pair')})" if len(issues.confused) > 3 else ""
+        texts.append(f"{named} are mixed up in both directions{others}")
+    return texts

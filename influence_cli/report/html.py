@@ -286,27 +286,28 @@ def check_page(path: Path | None) -> None:
         raise InfluenceError(f"--report {path}: a page must be .html", f"name it {path.with_suffix('.html').name}")
 
 
-def write_page(page: Page, path: Path) -> int:
+def write_page(page: Page, path: Path, most: int | None = None) -> int:
     """Write a page of at most 5 MB. If it would be larger, the last images of the rows are left out, and it says so.
 
     Args:
         page: what to show.
         path: a file that ends in .html; it appears when it is complete.
+        most: bytes, instead of 5 MB.
 
     Returns:
         The size in bytes.
 
     Raises:
-        InfluenceError: the file cannot be written, or its text alone is larger than 5 MB.
+        InfluenceError: the file cannot be written, or its text alone is larger than that.
     """
     check_page(path)
-    text = _fitting(page, path)
+    text = _fitting(page, path, MAX_BYTES if most is None else most)
     with open_output(path) as stream:
         stream.write(text)
     return len(text.encode())
 
 
-def _fitting(page: Page, path: Path) -> str:
+def _fitting(page: Page, path: Path, most: int) -> str:
     """Render the page, leaving out as many images as needed, the lowest places of all rows first.
 
     Neighbours are left out before images: the images to decide on stay as long as possible.
@@ -322,11 +323,11 @@ def _fitting(page: Page, path: Path) -> str:
         if card.weight(own=own)
     )
     dropped: set[tuple[bool, int, int, int]] = set()
-    while (excess := len(text.encode()) - MAX_BYTES) > 0:
+    while (excess := len(text.encode()) - most) > 0:
         if len(dropped) == len(pictures):
             raise InfluenceError(
-                f"{path}: the page has {MAX_BYTES + excess:,} bytes even without the images of its rows, "
-                f"and the limit is {MAX_BYTES:,}",
+                f"{path}: the page has {most + excess:,} bytes even without the images of its rows, "
+                f"and the limit is {most:,}",
                 "show less: a smaller --top, or fewer test examples",
             )
         for own, place, number, line in pictures[len(dropped) :]:
@@ -335,16 +336,16 @@ def _fitting(page: Page, path: Path) -> str:
             if excess <= 0:
                 break
         left = _without(page, dropped)
-        text = render_page(replace(left, notes=(*page.notes, *_left_out(dropped))))
+        text = render_page(replace(left, notes=(*page.notes, *_left_out(dropped, most))))
     return text
 
 
-def _left_out(dropped: set[tuple[bool, int, int, int]]) -> Iterator[str]:
+def _left_out(dropped: set[tuple[bool, int, int, int]], most: int) -> Iterator[str]:
     for own, what in ((True, "images"), (False, "their similar images")):
         count = sum(entry[0] == own for entry in dropped)
         if count:
             noun = "example is" if count == 1 else "examples are"
-            yield f"{count:,} {noun} shown without {what}, to keep the page under 5 MB."
+            yield f"{count:,} {noun} shown without {what}, to keep the page under {most / 1e6:g} MB."
 
 
 def _without(page: Page, dropped: set[tuple[bool, int, int, int]]) -> Page:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -10,6 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,20 +73,19 @@ def test_kill_in_the_midst_of_decisions_loses_none_that_was_answered(tmp_path: P
     folder = make_desk(tmp_path, ("ant", "bee"), tuple(f"{number:03}.png" for number in range(100)))
     kept: list[int] = []
     with running(folder) as (process, address, _):
-        pid = os.fork()
-        if pid == 0:  # kills while this process is deciding
-            import time
 
-            time.sleep(0.4)
-            os.kill(process.pid, signal.SIGKILL)
-            os._exit(0)
-        try:
-            for index in range(200):
-                post(address, index)
-                kept.append(index)
-        except (OSError, http.client.HTTPException):
-            pass
-        os.waitpid(pid, 0)
+        def decide() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                for index in range(200):
+                    post(address, index)
+                    kept.append(index)
+
+        deciding = threading.Thread(target=decide)
+        deciding.start()
+        while len(kept) < 20:
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+        deciding.join(30)
     assert kept
     there = {int(row["index"]) for row in decided(folder)}
     assert set(kept) <= there

@@ -15,6 +15,7 @@ from influence_cli.commands.options import (
     LabelFormat,
     OnTheFly,
     Output,
+    PageSize,
     Plot,
     Precision,
     Quiet,
@@ -27,7 +28,7 @@ from influence_cli.commands.options import (
     rows_to_show,
     with_precision,
 )
-from influence_cli.errors import InfluenceError, counted
+from influence_cli.errors import InfluenceError
 from influence_cli.report.dialects import COLUMNS as DIALECT_COLUMNS
 from influence_cli.report.dialects import DIALECTS, in_dialect
 from influence_cli.results.mislabel_rows import COLUMNS, mislabel_rows, noted_neighbours, signal_column
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from influence_cli.data.label_files import Truth
     from influence_cli.data.split import Split
-    from influence_cli.mislabels.data_issues import DataIssues
     from influence_cli.mislabels.find import Mislabels
     from influence_cli.model.task import Task
     from influence_cli.precompute.prepared import Prepared
@@ -88,6 +88,7 @@ def command(
     format: LabelFormat = None,
     output: Output = None,
     report: Report = None,
+    page_size: PageSize = 25.0,
     plot: Plot = None,
     damping_sweep: DampingSweep = False,
     on_the_fly: OnTheFly = False,
@@ -201,7 +202,7 @@ def command(
     if plot is not None:
         _plot(session, result, classes, plot, signal)
     if report is not None:
-        _write_report(session, tasks, stores, result, split, count, signal, report)
+        _write_report(session, tasks, stores, result, split, count, signal, (report, page_size))
     else:
         top = "" if result.noise is None else "--top auto "  # which an estimate is needed for
         session.terminal.say(f"next: influence mislabels {top}--report mislabels.html shows the images")
@@ -227,13 +228,24 @@ def _write_report(
     split: Split,
     count: int,
     signal: str,
-    report: Path,
+    report: tuple[Path, float],
 ) -> None:
-    from influence_cli.pages.mislabels import PAGE, mislabels_page
+    """Write the page into a file of at most so many MB."""
+    report_file, page_size = report
+    from influence_cli.pages.mislabels import mislabels_page
     from influence_cli.results.session import write_report
 
-    page = mislabels_page(session, tasks, stores, result, split, min(count, PAGE), signal)
-    write_report(session, page, report)
+    most = int(page_size * 1e6)
+    page = mislabels_page(session, tasks, stores, result, split, count, signal, most)
+    write_report(session, page, report_file, most)
+    shown = len(page.sections[0].rows[0].cards)
+    if shown < count:
+        session.terminal.say(
+            f"the page shows the first {shown:,} of {count:,} with their images, which is what {page_size:g} MB hold "
+            "(--page-size)"
+        )
+        where = "" if split.name == "train" else f" --on {split.name}"
+        session.terminal.say(f"next: influence review{where} shows them all")
 
 
 def _fail_above(session: Session, findings: int, most: int) -> None:
@@ -263,6 +275,7 @@ def _stores(
 
 def _describe(session: Session, result: Mislabels, split: Split, classes: Sequence[str]) -> None:
     """Say on stderr how many labels are wrong, and which data issues there are beyond single labels."""
+    from influence_cli.mislabels.data_issues import issues_in_words
     from influence_cli.pages.mislabels import issues_record, noise_record
 
     session.run.issues = issues_record(result, split, classes)
@@ -286,27 +299,9 @@ def _describe(session: Session, result: Mislabels, split: Split, classes: Sequen
             say(f"most often labelled {most}")
     else:
         say(f"almost none of the {n:,} labels is wrong by the estimate; the most suspicious come first")
-    issues = _data_issues(result.issues, classes)
+    issues = issues_in_words(result.issues, classes)
     if issues:
         say(f"also: {'; '.join(issues)}")
-
-
-def _data_issues(issues: DataIssues, classes: Sequence[str]) -> list[str]:
-    """Name the data issues beyond single labels; kinds of which there are none are left out."""
-    texts = [
-        counted(len(rows), word) + more
-        for rows, word, more in (
-            (issues.duplicates, "duplicate pair", " with different labels"),
-            (issues.alike, "near-duplicate pair", " with different labels"),
-            (issues.outliers, "unusual image", ""),
-        )
-        if len(rows)
-    ]
-    if issues.confused:
-        named = ", ".join(f"{classes[a]} and {classes[b]}" for a, b, _, _ in issues.confused[:3])
-        others = f" (and {counted(len(issues.confused) - 3, 'other pair')})" if len(issues.confused) > 3 else ""
-        texts.append(f"{named} are mixed up in both directions{others}")
-    return texts
 
 
 def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
