@@ -70,11 +70,19 @@ def read_suspects(path: Path, split: Split, classes: Sequence[str], on: str) -> 
     return _suspects(result.rows, read_neighbours(path, len(split.labels)), classes)
 
 
-def judged_suspects(result: Mislabels, split: Split, classes: tuple[str, ...]) -> tuple[Suspect, ...]:
-    """Give every label that was judged as a suspect, most suspicious first."""
+def judged_suspects(
+    result: Mislabels, split: Split, names: tuple[str, ...], classes: Sequence[str]
+) -> tuple[Suspect, ...]:
+    """Give every label that was judged as a suspect, most suspicious first.
 
+    Args:
+        result: of the search.
+        split: the examples.
+        names: of the model's classes, by number.
+        classes: that the data set has; no other one is suggested.
+    """
     return _suspects(
-        mislabel_rows(result, split, classes, len(result.order)),
+        mislabel_rows(result, split, names, len(result.order)),
         nearest_examples(result, result.order, NEIGHBOURS),
         classes,
     )

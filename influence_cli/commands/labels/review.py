@@ -106,8 +106,9 @@ def _judged(session: Session, on: str, ledger: Ledger, *, skip: bool) -> tuple[S
     tasks = load(session)
     judged: Split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
     found = find_mislabels(tasks, on=on, terminal=session.terminal, skip_unreadable=skip)
-    # Names can come from the checkpoint; the file of decisions has those of the data set.
-    return judged_suspects(found, judged, ledger.classes)
+    # Names can come from the checkpoint; the file of decisions has those of the data set, where it has as many.
+    names = (*ledger.classes, *tasks[0].classes[len(ledger.classes) :])
+    return judged_suspects(found, judged, names, ledger.classes)
 
 
 def _serve(session: Session, suspects: tuple[Suspect, ...], ledger: Ledger, port: int) -> None:
