@@ -87,10 +87,11 @@ def train(
     y: torch.Tensor,
     epochs: int,
     vary: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+    after_epoch: Callable[[int], None] = lambda _: None,
 ) -> nn.Module:
     """Minimise cross-entropy by Adam with a falling rate, seeded; ``vary`` changes the images of a batch.
 
-    It runs where model, images and labels are.
+    It runs where model, images and labels are. ``after_epoch`` is told how many epochs are done.
     """
     steps = epochs * -(-len(x) // 128)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, fused=x.is_cuda)
@@ -98,12 +99,13 @@ def train(
     model.train()
     if x.is_cuda:
         model.to(memory_format=torch.channels_last)
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for part in torch.randperm(len(x)).to(x.device).split(128):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(vary(x[part])), y[part]).backward()
             optimizer.step()
             schedule.step()
+        after_epoch(epoch + 1)
     return model.eval()
 
 

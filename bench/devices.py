@@ -32,7 +32,7 @@ from devices_project import Images, build
 from influence_cli import Terminal, find_mislabels, load_config, load_tasks, prepare_all, rank_training
 from influence_cli.influence.example_facts import TestFacts, training_facts
 from influence_cli.influence.test_selection import Selected
-from influence_cli.mislabels.find import SignalChoice, wanted_signals
+from influence_cli.mislabels.signals import SignalChoice, wanted_signals
 from influence_cli.ranking.rank import RankOptions
 
 FLY = "on the fly"

@@ -183,7 +183,7 @@ def natural_errors(work: Path) -> None:
 def test_orders(folder: Path) -> dict[str, np.ndarray]:
     """Order a test set by every signal that needs no gradient."""
     from influence_cli import Terminal, find_mislabels, load_config, load_tasks
-    from influence_cli.mislabels.find import SignalChoice
+    from influence_cli.mislabels.signals import SignalChoice
 
     with contextlib.chdir(folder):
         config = load_config(Path("influence.yaml"))
@@ -219,7 +219,8 @@ def steps(folder: Path, everything: bool) -> None:
     from influence_cli.evidence.activations import activations
     from influence_cli.evidence.neighbours import nearest, vote
     from influence_cli.evidence.readout import leave_one_out
-    from influence_cli.mislabels.find import SignalChoice, find_mislabels, wanted_signals
+    from influence_cli.mislabels.find import find_mislabels
+    from influence_cli.mislabels.signals import SignalChoice, wanted_signals
     from influence_cli.model.task import load_tasks, measure_loading
     from influence_cli.precompute.prepare import prepare_all
     from influence_cli.runtime.terminal import Terminal

@@ -90,7 +90,12 @@ def _whole(path: Path, where: str, kind: str) -> InfluenceError:
 
 
 def trained_model(
-    build: Callable[[], nn.Module], wanted: CheckpointConfig | None, where: str, terminal: Terminal | None = None
+    build: Callable[[], nn.Module],
+    wanted: CheckpointConfig | None,
+    where: str,
+    terminal: Terminal | None = None,
+    *,
+    section: str = "model",
 ) -> nn.Module:
     """Make the model and give it its weights.
 
@@ -99,6 +104,7 @@ def trained_model(
         wanted: the checkpoint; None if the factory returns the trained model.
         where: the config's line, for errors.
         terminal: told which weights were taken and what was left out.
+        section: of the config, which has the keys ``factory`` and ``checkpoint``.
 
     Returns:
         The model, its parameters in float32.
@@ -113,9 +119,10 @@ def trained_model(
             lambda: with_adapter(build(), folder, where),
             where,
             f"the adapter {folder.name} needs its trained base model",
+            section,
         )
     elif wanted is None:
-        model = _same_twice(build, where, "model.checkpoint is left out")
+        model = _same_twice(build, where, f"{section}.checkpoint is left out", section)
     else:
         model = build()
         load_checkpoint(model, wanted, where, terminal)
@@ -132,7 +139,7 @@ def in_float32(model: nn.Module, terminal: Terminal | None = None) -> nn.Module:
     return model
 
 
-def _same_twice(build: Callable[[], nn.Module], where: str, why: str) -> nn.Module:
+def _same_twice(build: Callable[[], nn.Module], where: str, why: str, section: str) -> nn.Module:
     """Make a model whose weights come from its factory; random ones differ from call to call."""
     model = build()
     _refuse_lazy(model, where)
@@ -147,8 +154,8 @@ def _same_twice(build: Callable[[], nn.Module], where: str, why: str) -> nn.Modu
     ]
     if random:
         raise InfluenceError(
-            f"{where}: {why}, but model.factory makes other weights at every call: {few(random)}",
-            f"name the file of the trained weights: model.checkpoint: runs/best.pt, or use a factory that returns the "
+            f"{where}: {why}, but {section}.factory makes other weights at every call: {few(random)}",
+            f"name the file of the trained weights: {section}.checkpoint: runs/best.pt, or use a factory that returns the "
             f"trained model {_TRAINED}",
         )
     return model

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from influence_cli.config.mistakes import (
     data_mistake,
     ensemble_mistake,
+    features_mistake,
     first_mistake,
     replay_mistake,
     training_mistake,
@@ -22,6 +23,8 @@ from influence_cli.config.schema import (
     Config,
     CurvatureConfig,
     DataConfig,
+    EvidenceConfig,
+    FeaturesConfig,
     GradientsConfig,
     LossConfig,
     ModelConfig,
@@ -39,6 +42,7 @@ PATH_NAME = re.compile(r"(^|_)(root|path|dir|directory|folder|file|filename)s?$"
 OWN_PATHS = {("model", "checkpoint"), ("train", "classes"), ("gradients", "store"), ("training", "record")} | {
     (section, key) for section in ("train", "test") for key in ("csv", "folder", "root", "labels", "exclude")
 }
+FEATURES, FEATURE_PATHS = ("evidence", "features"), ("file", "probabilities", "checkpoint")
 # These may be a path, or a name on the Hub, which has a slash too.
 NAMES_OR_PATHS = {("train", "huggingface"), ("test", "huggingface")}
 
@@ -88,7 +92,7 @@ def parse_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Config
         raise InfluenceError(
             f"{where('test', 'classes')}: test.classes has no meaning", "train.classes holds for the test examples too"
         )
-    checks = (data_mistake, training_mistake, replay_mistake, ensemble_mistake)
+    checks = (data_mistake, training_mistake, replay_mistake, ensemble_mistake, features_mistake)
     mistake = next((wrong for check in checks if (wrong := check(config, where)) is not None), None)
     if mistake is not None:
         raise mistake
@@ -134,11 +138,13 @@ def _anchored(keys: Keys, value: Any, folder: Path, home: Path | None = None) ->
     """
     if keys == ("train", "classes") and not isinstance(value, str):  # the names themselves
         return value
-    if keys[:2] == ("model", "checkpoint") and isinstance(value, list):  # some of them may say more than their file
+    # Some of them may say more than their file.
+    if (keys[:2] == ("model", "checkpoint") or keys == FEATURES) and isinstance(value, list):
         return [_anchored((*keys, number), item, folder, home) for number, item in enumerate(value)]
     if _holds_path(keys) and not isinstance(value, dict):
         return _each(value, lambda text: _absolute(text, folder))
-    if keys in NAMES_OR_PATHS or (len(keys) == 3 and keys[1] == "args" and PATH_NAME.search(str(keys[2]))):
+    depth = len(keys) - (len(FEATURES) + isinstance(keys[2], int) if keys[:2] == FEATURES and len(keys) > 2 else 1)
+    if keys in NAMES_OR_PATHS or (depth == 2 and keys[-2] == "args" and PATH_NAME.search(str(keys[-1]))):
         return _each(value, lambda text: _absolute(text, folder) if _is_path(text, folder, home) else text)
     if isinstance(value, dict):
         return {key: _anchored((*keys, key), inner, folder, home) for key, inner in value.items()}
@@ -149,6 +155,9 @@ def _holds_path(keys: Keys) -> bool:
     """Say whether a key of our own holds a path: of a checkpoint that says more than its file, only the file."""
     if keys[:2] == ("model", "checkpoint") and len(keys) > 2 and isinstance(keys[-1], str):
         return keys[-1] == "file"
+    if keys[:2] == FEATURES:  # a mapping, one of a list of them, or the file alone
+        names = [key for key in keys[2:] if isinstance(key, str)]
+        return names in ([], *([key] for key in FEATURE_PATHS), ["checkpoint", "file"], ["transform", "processor"])
     if keys[1:] == ("transform", "processor"):
         return True
     return keys[:2] in OWN_PATHS
@@ -230,11 +239,14 @@ def _known(keys: Sequence[str | int]) -> list[str]:
         "gradients": GradientsConfig,
         "curvature": CurvatureConfig,
         "training": TrainingConfig,
+        "evidence": EvidenceConfig,
     }
     if not keys:
         return [name for name in Config.model_fields if name != "path"]
     if tuple(keys[:2]) == ("model", "checkpoint"):
         return list(CheckpointConfig.model_fields)
+    if tuple(keys[:2]) == FEATURES:
+        return list((CheckpointConfig if "checkpoint" in keys else FeaturesConfig).model_fields)
     if tuple(keys) == ("training", "recipe"):
         return list(RecipeConfig.model_fields)
     section = sections.get(str(keys[0])) if len(keys) == 1 else None

@@ -274,3 +274,35 @@ def ensemble_mistake(config: Config, where: Callable[..., str]) -> InfluenceErro
             "use curvature.matrix: ggn",
         )
     return None
+
+
+def features_mistake(config: Config, where: Callable[..., str]) -> InfluenceError | None:
+    """Find features that come from nowhere or from two places, that have no transform, or that share a name.
+
+    Args:
+        config: every key by itself is right.
+        where: names the line of a key.
+    """
+    names: set[str] = set()
+    for number, item in enumerate(config.evidence.features):
+        at = where("evidence", "features", number)
+        sources = [key for key in ("factory", "file", "probabilities") if getattr(item, key)]
+        if len(sources) != 1:
+            both = f"{sources[0]} and {sources[1]}" if sources else "no source"
+            return InfluenceError(
+                f"{at}: these features have {both}",
+                "name one: factory: (a network), file: (.npy, .npz, .parquet, .h5), probabilities: (.npy, .csv)",
+            )
+        stray = [key for key in ("args", "checkpoint", "transform") if key in item.model_fields_set]
+        if sources != ["factory"] and stray:
+            return InfluenceError(f"{at}: {stray[0]} has no meaning with {sources[0]}", "remove it")
+        if sources == ["factory"] and item.transform is None:
+            return InfluenceError(
+                f"{at}: {item.factory} has no transform; it has to see the images as it did in its training",
+                "transform: [{Resize: {size: [224, 224]}}, ToImage, {ToDtype: {dtype: float32, scale: true}}, "
+                "{Normalize: {mean: […], std: […]}}]; [] if the data set gives its inputs already",
+            )
+        if item.title in names:
+            return InfluenceError(f"{at}: two features have the name {item.title}", "name: gives one of them another")
+        names.add(item.title)
+    return None

@@ -58,9 +58,9 @@ def _layers(value: Any) -> Any:
     return tuple(str(item) if type(item) is int else item for item in items)
 
 
-def _numbers(value: Any) -> Any:
-    """Take one number, for every checkpoint, or a list; null is none."""
-    return tuple(value) if isinstance(value, list) else () if value is None else (value,)
+def _features(value: Any) -> Any:
+    """Take one mapping or several; a word is the file of one."""
+    return tuple({"file": item} if isinstance(item, str) else item for item in _listed(value))
 
 
 def _step(value: Any) -> Any:
@@ -125,7 +125,7 @@ _Penalty = Annotated[
     Discriminator(_is_mapping),
 ]
 _Share = Annotated[float, Field(ge=0, lt=1)]
-_Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_numbers)]
+_Numbers = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], BeforeValidator(_listed)]
 
 
 class TransformStep(_Section):
@@ -137,6 +137,9 @@ class TransformStep(_Section):
 
     name: str
     args: dict[str, Any] = {}
+
+
+_Transform = Annotated[tuple[Annotated[TransformStep, BeforeValidator(_step)], ...], BeforeValidator(_steps)]
 
 
 class CheckpointConfig(_Section):
@@ -153,6 +156,12 @@ class CheckpointConfig(_Section):
     ignore: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
 
 
+_Checkpoint = Annotated[
+    Annotated[_Path, Tag("path")] | Annotated[CheckpointConfig, Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict | CheckpointConfig) else "path"),
+]
+
+
 class ModelConfig(_Section):
     """The model: what makes it, its weights, and what several checkpoints are to each other (influence/ensemble.py).
 
@@ -163,16 +172,7 @@ class ModelConfig(_Section):
 
     factory: str
     args: dict[str, Any] = {}
-    checkpoint: Annotated[
-        tuple[
-            Annotated[
-                Annotated[_Path, Tag("path")] | Annotated[CheckpointConfig, Tag("mapping")],
-                Discriminator(lambda value: "mapping" if isinstance(value, dict | CheckpointConfig) else "path"),
-            ],
-            ...,
-        ],
-        BeforeValidator(_checkpoints),
-    ] = ()
+    checkpoint: Annotated[tuple[_Checkpoint, ...], BeforeValidator(_checkpoints)] = ()
     output: int | str | None = None
     ensemble: Literal["mean", "tracin", "source"] = "mean"
     learning_rates: _Numbers = ()
@@ -282,13 +282,7 @@ class DataConfig(_Section):
     weights: str | None = Field(default=None, min_length=1)
     n: int | None = Field(default=None, ge=1)
     classes: Annotated[Any, BeforeValidator(_classes)] = None
-    transform: (
-        Annotated[
-            tuple[Annotated[TransformStep, BeforeValidator(_step)], ...],
-            BeforeValidator(_steps),
-        ]
-        | None
-    ) = None
+    transform: _Transform | None = None
 
     @property
     def kind(self) -> str:
@@ -329,6 +323,35 @@ class CurvatureConfig(_Section):
     max_iterations: int | None = Field(default=None, ge=1)
 
 
+class FeaturesConfig(_Section):
+    """What another network gives about every example, or a file that has it already (docs/features.md).
+
+    ``factory`` with ``args`` and ``checkpoint`` makes the network, and ``transform`` its input of an image. ``file``
+    has a row of features per training example, ``probabilities`` one of class probabilities.
+    """
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,40}$")
+    factory: str = ""
+    args: dict[str, Any] = {}
+    checkpoint: _Checkpoint | None = None
+    transform: _Transform | None = None
+    file: _Path | None = None
+    probabilities: _Path | None = None
+
+    @property
+    def title(self) -> str:
+        """Give the name; without one that of the factory or of the file."""
+        file = self.file or self.probabilities
+        word = file.stem if file is not None else self.factory.replace(":", ".").rpartition(".")[2]
+        return self.name or re.sub(r"[^A-Za-z0-9_.-]", "-", word)
+
+
+class EvidenceConfig(_Section):
+    """What is heard about the labels besides the model."""
+
+    features: Annotated[tuple[FeaturesConfig, ...], BeforeValidator(_features)] = ()
+
+
 class Config(_Section):
     """A whole run, every path absolute."""
 
@@ -341,6 +364,7 @@ class Config(_Section):
     gradients: GradientsConfig = GradientsConfig()
     curvature: CurvatureConfig = CurvatureConfig()
     training: TrainingConfig | None = None
+    evidence: EvidenceConfig = EvidenceConfig()
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     seed: int = Field(default=0, ge=0, le=2**63 - 1)

@@ -51,16 +51,30 @@ def build_transform(config: Config, name: str, section: DataConfig, factory: Any
     """
     if section.transform is None:
         return None, ""
-    steps: list[Step] = []
-    texts = []
-    for number, step in enumerate(section.transform):
-        at = config.where(name, "transform", number)
-        made, origin = _make(step, config.folder, at)
-        steps.append(made)
-        texts.append(f"{step.name} {step.args}{origin}")
+    made = fixed_steps(section.transform, config.folder, lambda number: config.where(name, "transform", number))
     if accepts(factory, "transform") and "transform" in section.args:
         raise InfluenceError(f"{config.where(name, 'args', 'transform')}: give the transform under {name}.transform")
-    return _joined(steps, section.transform), "; ".join(texts)
+    return made
+
+
+def fixed_steps(given: tuple[TransformStep, ...], folder: Path, where: Callable[[int], str]) -> tuple[Step | None, str]:
+    """Make a list of steps one transform, none of them random.
+
+    Args:
+        given: the steps.
+        folder: that relative paths start from.
+        where: the config's line of each step, for errors.
+
+    Returns:
+        The transform, None for no step; a text that changes when it does.
+    """
+    steps: list[Step] = []
+    texts = []
+    for number, step in enumerate(given):
+        made, origin = _make(step, folder, where(number))
+        steps.append(made)
+        texts.append(f"{step.name} {step.args}{origin}")
+    return _joined(steps, given), "; ".join(texts)
 
 
 def build_steps(given: tuple[TransformStep, ...], folder: Path, where: Callable[[int], str]) -> Step | None:

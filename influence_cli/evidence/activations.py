@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from influence_cli.data.batches import Batch
 from influence_cli.errors import InfluenceError
+from influence_cli.evidence import mapped
 from influence_cli.model.outputs import logits_of
 from influence_cli.passes.layers import CONVOLUTIONS
 from influence_cli.runtime import distributed, exchange
@@ -33,7 +34,7 @@ class Activations:
     """What the layers of a network read on some examples.
 
     Attributes:
-        features: float32 [n, d], all layers side by side, on the CPU.
+        features: float32 [n, d], all layers side by side, on the CPU; float16 where it is in a file.
         layers: columns by the name of the module that reads them, in the order of the pass; the last is ``outputs``,
             and the only one where the model has no layer whose input can be read.
         indices: int64 [n], positions in the data set.
@@ -65,6 +66,7 @@ def activations(
     on_examples: Callable[[int], None] = lambda _: None,
     most: int = ALL,
     title: Callable[[int], str] = "example {}".format,
+    count: int = 0,
 ) -> Activations:
     """Run a model forward over some examples and keep what its layers read.
 
@@ -75,60 +77,85 @@ def activations(
         on_examples: called with the number of finished examples.
         most: numbers per example, in addition to its outputs.
         title: names the example of a position in a message.
+        count: examples to make room for; with more of them it grows.
 
     Raises:
         InfluenceError: an output or an activation that is not finite, no example.
     """
-    parts: dict[str, list[Tensor]] = {}
     indices, targets, hashes = [], [], []
     bounds: dict[str, int] = {}
+    layers: dict[str, slice] = {}
+    features, done = torch.empty(0, 0), 0
     for batch in batches:
         read, outputs = _run(model, batch.inputs.to(device))
         _refuse_not_finite(outputs, batch, title)
-        if not parts:
-            parts = {name: [] for name in (*_distinct(read), OUTPUTS)}
-            bounds = _bounds(model, {name: read[name][:1] for name in list(parts)[:-1]}, most)
-        for name, bound in bounds.items():
-            parts[name].append(pooled(model.get_submodule(name), read[name], bound).float().cpu())
-            _refuse_not_finite(parts[name][-1], batch, title)
-        parts[OUTPUTS].append(outputs.float().cpu())
+        if not layers:
+            bounds = _bounds(model, {name: read[name][:1] for name in _distinct(read)}, most)
+        parts = {name: pooled(model.get_submodule(name), read[name], bound) for name, bound in bounds.items()}
+        for part in parts.values():
+            _refuse_not_finite(part, batch, title)
+        parts[OUTPUTS] = outputs
+        if not layers:
+            ends = np.cumsum([part.shape[1] for part in parts.values()]).tolist()
+            layers = {
+                name: slice(end - part.shape[1], end) for (name, part), end in zip(parts.items(), ends, strict=True)
+            }
+        features = _with_room(features, done, len(outputs), count, layers[OUTPUTS].stop)
+        for name, part in parts.items():
+            whole = part.float().cpu()
+            features[done : done + len(whole), layers[name]] = (
+                whole if features.dtype == torch.float32 else whole.clamp_(-mapped.LARGEST, mapped.LARGEST)
+            )
+        done += len(outputs)
+        mapped.release()
         indices.append(batch.indices)
         targets.append(batch.labels.numpy())
-        hashes.append([xxhash.xxh3_64_intdigest(np.ascontiguousarray(one).data) for one in batch.inputs.numpy()])
+        inputs = batch.inputs.numpy()
+        hashes.append(np.array([xxhash.xxh3_64_intdigest(np.ascontiguousarray(one).data) for one in inputs], np.uint64))
         on_examples(len(batch))
-    if not parts:
+    if not layers:
         raise InfluenceError("no example's activations could be read")
-    layers, start = {}, 0
-    for name, blocks in parts.items():
-        layers[name] = slice(start, start + blocks[0].shape[1])
-        start = layers[name].stop
-    features = torch.empty(sum(map(len, indices)), start)
-    for name, place in layers.items():
-        blocks, row = parts.pop(name)[::-1], 0
-        while blocks:  # a block is freed as soon as it is copied
-            block = blocks.pop()
-            features[row : row + len(block), place] = block
-            row += len(block)
-    every = np.concatenate(hashes).astype(np.uint64)
-    return Activations(features, layers, np.concatenate(indices), np.concatenate(targets), every)
+    every = np.concatenate(hashes)
+    return Activations(features[:done], layers, np.concatenate(indices), np.concatenate(targets), every)
 
 
-def join_activations(here: Activations | None) -> Activations | None:
-    """Give the first process of a job the activations of all of them, in order; None in the others.
+def _with_room(features: Tensor, done: int, more: int, count: int, width: int) -> Tensor:
+    """Give an array that has rows for more examples, with the ones that are done."""
+    if done + more <= len(features):
+        return features
+    wider = mapped.large(max(count, 2 * len(features), done + more), width, mapped.narrow())
+    for rows in mapped.row_parts(done, width):
+        wider[rows] = features[rows]
+    return wider
+
+
+def with_all(here: Activations | None) -> tuple[Activations, Activations]:
+    """Let the processes of a job know of all examples; a process alone has them.
 
     Args:
         here: of this process's part of the examples; None if it has none.
+
+    Returns:
+        The activations of this process's part; and those of all examples, in order: indices, targets and hashes in
+        every process, outputs alone, and in the first one alone (in the others they are of no example).
+
+    Raises:
+        InfluenceError: there is no example.
     """
-    if distributed.size() == 1:
-        return here
+    if distributed.size() == 1 and here is not None:
+        return here, here
     rest = None if here is None else (here.layers, here.indices, here.targets, here.hashes)
     parts = [part for part in distributed.gathered(rest) if part is not None]
-    features = exchange.rows_to_first(None if here is None else here.features)
-    if features is None or not parts:
-        return None
+    if not parts:
+        raise InfluenceError("no example's activations could be read")
     layers = parts[0][0]
     indices, targets, hashes = (np.concatenate([part[at] for part in parts]) for at in (1, 2, 3))
-    return Activations(features, layers, indices, targets, hashes)
+    if here is None:
+        none = mapped.large(0, layers[OUTPUTS].stop, mapped.narrow())
+        here = Activations(none, layers, indices[:0], targets[:0], hashes[:0])
+    outputs = exchange.rows_to_first(here.outputs, mapped.large, mapped.release)
+    alone = {OUTPUTS: slice(0, here.outputs.shape[1])}
+    return here, Activations(here.outputs[:0] if outputs is None else outputs, alone, indices, targets, hashes)
 
 
 def pooled(module: nn.Module, x: Tensor, most: int) -> Tensor:

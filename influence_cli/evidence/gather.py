@@ -4,6 +4,9 @@ Three opinions, each a log-probability of every class: a leave-one-out readout o
 neighbours in the readout's leading components, and the model itself where it has not memorised its training labels.
 ``combined`` is their weighted sum, normalised: p ∝ Π pₖ^w. The model has not seen the labels of a test set, so all
 three are out of sample there, and the weights are fitted by likelihood.
+
+Features of other networks (``features.py``) make a readout and neighbours each. They have not seen the labels either,
+and ``pooling.py`` weighs the networks against each other.
 """
 
 from __future__ import annotations
@@ -14,17 +17,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from influence_cli.data.batches import readable_batches
 from influence_cli.data.split import Split
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence.activations import ALL, Activations, activations, join_activations
+from influence_cli.evidence.activations import ALL, Activations, activations, with_all
+from influence_cli.evidence.features import Features
 from influence_cli.evidence.guessing import beats_guessing
-from influence_cli.evidence.logistic import leave_one_out_logistic
-from influence_cli.evidence.neighbours import distance, nearest, vote
-from influence_cli.evidence.pooling import combined, pool
-from influence_cli.evidence.readout import FLOOR, leave_one_out, log_softmax_
+from influence_cli.evidence.mapped import (
+    add_,
+    chosen,
+    divide_,
+    is_on_disk,
+    large,
+    likeliest,
+    log_softmax_,
+    picked,
+    row_parts,
+    softmax,
+)
+from influence_cli.evidence.opinions import Opinions, enough, form_opinions, left_out, no_readout, opinions_of_others
+from influence_cli.evidence.pooling import WITH_MODEL, WITHOUT, among_networks, combined, pool
+from influence_cli.evidence.trajectory import earlier_probabilities
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.model.task import Task, measure_loading
 from influence_cli.passes.finite import refuse_not_finite
@@ -35,11 +49,6 @@ from influence_cli.runtime.terminal import Terminal
 
 # A model whose loss on its training labels is below this share of the leave-one-out loss has memorised them.
 MEMORISED = 0.75
-# The weight of each opinion, with the model and without: three make up a mean, which is calibrated; of two a little
-# more ranks better. Fixed on label noise of Fashion-MNIST (bench/results/mislabels.md).
-WITH_MODEL, WITHOUT = 1 / 3, 2 / 3
-# A leave-one-out readout of a class with fewer examples has one or none to go by.
-FEWEST = 3
 # Share of the free memory for the activations; the regression needs twice as much again.
 FREE_SHARE = 0.25
 # Numbers that another loss than a cross-entropy is computed from, to see how well it fits; a difference worth a word.
@@ -64,6 +73,8 @@ class Evidence:
         obstacle: why there is no readout, or None.
         judged: bool [n], False for the examples of a class that has too few of them for a readout.
         informed: whether the readout is better than guessing.
+        trajectory: float32 [n, C], probabilities averaged over all checkpoints; None for a single one.
+        judge: the readout that counts most.
     """
 
     facts: TrainingFacts
@@ -77,16 +88,8 @@ class Evidence:
     obstacle: InfluenceError | None
     judged: np.ndarray
     informed: bool = True
-
-
-@dataclass(frozen=True)
-class _Readouts:
-    """Log-probabilities [n, C] of one checkpoint's readouts, on the CPU, and the neighbours that voted."""
-
-    log_probabilities: dict[str, Tensor]
-    nearest: Tensor
-    similarity: Tensor
-    distance: Tensor
+    trajectory: np.ndarray | None = None
+    judge: str = "readout"
 
 
 def gather_evidence(
@@ -97,65 +100,77 @@ def gather_evidence(
     skip: bool,
     logistic: bool = False,
     obstacle: InfluenceError | None = None,
+    features: Sequence[Features] = (),
 ) -> Evidence | None:
     """Run each checkpoint forward over a split once, and compute the opinions.
 
     Each process of a job runs it over a part; the first one computes the opinions, None in the others.
 
     Args:
-        tasks: one task per checkpoint; only the last one of a run is used.
+        tasks: one task per checkpoint; of a run the last one, and the outputs of the others.
         split: whose labels; the training split's may be memorised.
         terminal: progress, the diagnosis, warnings.
         skip: continue without unreadable examples.
         logistic: fit the logistic readout as well.
         obstacle: why there is to be no readout, if that is known already.
+        features: of other networks; in the first process only.
 
     Raises:
         InfluenceError: outputs or losses that are not finite.
     """
     summary: dict[str, float] = {}
     opinions: dict[str, Tensor] = {}
-    first: _Readouts | None = None
+    first: Opinions | None = None
     model: Tensor | None = None
     soft: Tensor | None = None
     losses, fits = [], []
-    tasks = [task for task in tasks if task.explained]
+    earlier, tasks = [task for task in tasks if not task.explained], [task for task in tasks if task.explained]
     for number, task in enumerate(tasks):
         look(task, terminal)
-        joined = _forward(task, split, terminal, skip=skip, first=number == 0)
-        if joined is None:
-            continue
-        activations = joined
-        losses.append(_losses(task, split, activations, torch.from_numpy(activations.targets)))
-        soft = _added(soft, activations.outputs.softmax(dim=1))
-        judged = _enough(activations.targets, len(task.classes))
-        obstacle = obstacle or _obstacle(activations, judged, task.classes)
+        here, activations = _forward(task, split, terminal, skip=skip, first=number == 0)
+        judged = enough(activations.targets, len(task.classes))
+        obstacle = obstacle or no_readout(activations.targets, here.hidden.shape[1], judged, task.classes)
         judged = judged | (obstacle is not None)
-        seen = activations if judged.all() else _some(activations, judged)
-        targets = torch.from_numpy(seen.targets)
-        if not task.softmax_loss:
-            fits.append(_fit_by_loss(task, seen.outputs, targets))
+        targets = torch.from_numpy(activations.targets[judged])
         if obstacle is None:
             if number == 0 and not judged.all():
-                terminal.warn(_left_out(activations.targets, judged, task.classes))
-            one = _readouts(seen, task, summary, len(tasks), terminal, logistic=logistic)
-            opinions = {name: _added(opinions.get(name), each) for name, each in one.log_probabilities.items()}
-            first = first or replace(one, log_probabilities={})
-        model = _added(model, log_softmax_(seen.outputs))
+                terminal.warn(left_out(activations.targets, judged, task.classes))
+            one = form_opinions(
+                _judged(here, judged).hidden,
+                targets,
+                len(task.classes),
+                terminal,
+                device=task.device,
+                what="activations",
+                logistic=logistic,
+            )
+            if one is not None:
+                _add_share(summary, one.summary, len(tasks))
+                opinions = {name: add_(opinions.get(name), each) for name, each in one.log_probabilities.items()}
+                first = first or replace(one, log_probabilities={})
+        if distributed.is_first():
+            losses.append(_losses(task, split, activations))
+            soft = add_(soft, softmax(activations.outputs))
+            outputs = activations.outputs if judged.all() else chosen(activations.outputs, _rows(judged))
+            if not task.softmax_loss:
+                fits.append(_fit_by_loss(task, outputs, targets))
+            model = add_(model, log_softmax_(outputs))
+        del here
+    before = earlier_probabilities(earlier, split, terminal, skip=skip) if earlier else None
     distributed.hear(terminal.warnings, terminal.warn)
     if not distributed.is_first() or model is None or soft is None:
         return None
     if len(tasks) > 1:
-        soft /= len(tasks)
+        divide_(soft, len(tasks))
         for mean in (model, *opinions.values()):
-            mean /= len(tasks)
-            log_softmax_(mean)
+            log_softmax_(divide_(mean, len(tasks)))
     facts = TrainingFacts(
         activations.indices,
         activations.targets,
         soft.numpy(),
         torch.stack(losses).mean(dim=0).numpy(),
         np.ones(len(activations.indices), dtype=bool),
+        likeliest(soft).numpy(),
     )
     none = np.empty((len(judged), 0), dtype=np.float32)
     evidence = Evidence(
@@ -169,6 +184,7 @@ def gather_evidence(
         summary=summary,
         obstacle=obstacle,
         judged=judged,
+        trajectory=_trajectory(soft, before, len(earlier) + len(tasks)),
     )
     as_softmax = _loss(model, targets)
     fit = sum(fits) / len(fits) if fits else as_softmax
@@ -176,6 +192,10 @@ def gather_evidence(
     if obstacle is not None or first is None:
         return evidence
     weighed = _weighed(evidence, opinions, model, targets, split.name, terminal)
+    if features:
+        indices, device = activations.indices[judged], tasks[0].device
+        others = opinions_of_others(features, indices, targets, len(tasks[0].classes), terminal, device=device)
+        weighed, first = _among_networks(weighed, first, others, targets, terminal)
     if not weighed.memorised and abs(fit - as_softmax) > DIFFERS * as_softmax:
         terminal.say(
             f"The model's own opinion takes its outputs for the logits of a softmax (loss {as_softmax:.3f}); "
@@ -184,7 +204,7 @@ def gather_evidence(
     return replace(
         weighed,
         # Neighbours are numbered among all rows.
-        nearest=_in_place(torch.from_numpy(np.flatnonzero(judged))[first.nearest], judged, -1),
+        nearest=_in_place(first.nearest if judged.all() else _rows(judged)[first.nearest], judged, -1),
         similarity=_in_place(first.similarity, judged, np.nan),
         distance=_in_place(first.distance, judged, np.nan),
     )
@@ -195,7 +215,7 @@ def _weighed(
 ) -> Evidence:
     """Decide whether the model is heard, and combine the opinions [m, C] of the m judged examples."""
     readout, summary = opinions["readout"], evidence.summary
-    right = readout.argmax(dim=1) == targets
+    right = likeliest(readout) == targets
     summary |= {"readout_loss": _loss(readout, targets), "readout_accuracy": float(right.float().mean())}
     informed = beats_guessing(int(right.sum()), targets.numpy())
     memorised = on == "train" and informed and summary["model_loss"] < MEMORISED * summary["readout_loss"]
@@ -215,17 +235,64 @@ def _weighed(
     )
 
 
-def _added(total: Tensor | None, part: Tensor) -> Tensor:
-    return part if total is None else total.add_(part)
+def _among_networks(
+    weighed: Evidence, first: Opinions, others: dict[str, Opinions], targets: Tensor, terminal: Terminal
+) -> tuple[Evidence, Opinions]:
+    """Weigh other networks against the model's own layers.
+
+    Returns:
+        The evidence, ``combined`` of all networks; the opinions whose neighbours are shown, those that count most.
+    """
+    own = {name: torch.from_numpy(values) for name, values in weighed.log_probabilities.items()}
+    if not weighed.judged.all():
+        own = {name: chosen(values, _rows(weighed.judged)) for name, values in own.items()}
+    total, shares = among_networks(own, {name: each.log_probabilities for name, each in others.items()}, targets)
+    told = ", ".join(f"{name or 'the model'} {share:.0%}" for name, share in shares.items())
+    terminal.say(f"Weights, by how well each predicts labels that it has not seen: {told}.")
+    log_probabilities = {"combined": total} | {
+        f"{kind}:{name}": values for name, each in others.items() for kind, values in each.log_probabilities.items()
+    }
+    heaviest = max(shares, key=lambda name: (shares[name], not name))
+    shown = [name for name in others if name == heaviest and len(others[name].nearest)]
+    evidence = replace(
+        weighed,
+        log_probabilities=weighed.log_probabilities
+        | {name: _in_place(values, weighed.judged, np.nan) for name, values in log_probabilities.items()},
+        summary=weighed.summary | {f"weight:{name or 'model'}": share for name, share in shares.items()},
+        judge=f"readout:{shown[0]}" if shown else "readout",
+    )
+    return evidence, others[shown[0]] if shown else first
 
 
-def _some(activations: Activations, rows: np.ndarray) -> Activations:
+def _trajectory(soft: Tensor, before: Tensor | None, count: int) -> np.ndarray | None:
+    """Average the probabilities over all checkpoints, in the place of the earlier ones; None for a single one."""
+    if count < 2:
+        return None
+    return np.asarray((soft if before is None else divide_(add_(before, soft), count)).numpy())
+
+
+def _add_share(total: dict[str, float], part: dict[str, float], share: int) -> None:
+    """Add one checkpoint's part of the mean of each value."""
+    for name, value in part.items():
+        total[name] = total.get(name, 0.0) + value / share
+
+
+def _rows(judged: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(judged))
+
+
+def _judged(here: Activations, judged: np.ndarray) -> Activations:
+    """Restrict this process's part to the examples that are judged, of a mask of all."""
+    if judged.all():
+        return here
+    start = sum(distributed.gathered(len(here.indices))[: distributed.rank()])
+    mask = judged[start : start + len(here.indices)]
     return replace(
-        activations,
-        features=activations.features[torch.from_numpy(rows)],
-        indices=activations.indices[rows],
-        targets=activations.targets[rows],
-        hashes=activations.hashes[rows],
+        here,
+        features=chosen(here.features, _rows(mask)),
+        indices=here.indices[mask],
+        targets=here.targets[mask],
+        hashes=here.hashes[mask],
     )
 
 
@@ -233,14 +300,24 @@ def _in_place(values: Tensor, rows: np.ndarray, other: float) -> np.ndarray:
     """Give values [m, …] of some of n rows as an array [n, …], the other rows filled."""
     if rows.all():
         return values.numpy()
-    whole = np.full((len(rows), *values.shape[1:]), other, dtype=values.numpy().dtype)
-    whole[rows] = values.numpy()
-    return whole
+    if values.ndim < 2:
+        whole = np.full(len(rows), other, dtype=values.numpy().dtype)
+        whole[rows] = values.numpy()
+        return whole
+    table, at = large(len(rows), values.shape[1], values.dtype), np.cumsum(rows) - 1
+    for part in row_parts(*table.shape):
+        known = rows[part]
+        table[part] = other
+        table[part][torch.from_numpy(known)] = values[torch.from_numpy(at[part][known])]
+    return table.numpy()
 
 
-def _forward(task: Task, split: Split, terminal: Terminal, *, skip: bool, first: bool) -> Activations | None:
+def _forward(
+    task: Task, split: Split, terminal: Terminal, *, skip: bool, first: bool
+) -> tuple[Activations, Activations]:
+    """Run a checkpoint over the examples: what ``with_all`` gives."""
     fits = int(FREE_SHARE * available_bytes(torch.device("cpu"))) // (4 * max(1, len(split)))
-    most = distributed.smallest(min(ALL, max(1, fits)))
+    most = ALL if is_on_disk() else distributed.smallest(min(ALL, max(1, fits)))
     indices = split.indices[distributed.share(len(split))]
     if most < ALL and first:
         terminal.detail(f"memory is short: at most {most:,} activations per example")
@@ -250,14 +327,16 @@ def _forward(task: Task, split: Split, terminal: Terminal, *, skip: bool, first:
             split, indices, 256, task.loading, skip=skip, tell=terminal.warn if first else lambda _: None
         )
         some = len(indices) or distributed.size() == 1
-        here = activations(task.model, batches, task.device, advance, most, split.title) if some else None
-    return join_activations(here)
+        here = activations(task.model, batches, task.device, advance, most, split.title, len(indices)) if some else None
+    return with_all(here)
 
 
-def _losses(task: Task, split: Split, activations: Activations, targets: Tensor) -> Tensor:
-    device = task.device
-    with torch.no_grad():
-        losses = task.loss(activations.outputs.to(device), targets.to(device)).float().cpu()
+def _losses(task: Task, split: Split, activations: Activations) -> Tensor:
+    device, outputs, targets = task.device, activations.outputs, torch.from_numpy(activations.targets)
+    losses = torch.empty(len(targets))
+    for rows in row_parts(*outputs.shape):
+        with torch.no_grad():
+            losses[rows] = task.loss(outputs[rows].to(device).float(), targets[rows].to(device)).float().cpu()
     refuse_not_finite(split, activations.indices, losses.isfinite(), "loss")
     return losses
 
@@ -270,93 +349,18 @@ def _fit_by_loss(task: Task, outputs: Tensor, targets: Tensor) -> float:
     """
     count, classes = outputs.shape
     step = max(1, count * classes**2 // FIT_NUMBERS)
-    f, y = outputs[::step].to(task.device), targets[::step]
+    f, y = outputs[::step].to(task.device).float(), targets[::step]
     with torch.no_grad():
         columns = [task.loss(f, torch.full((len(f),), c, device=f.device)) for c in range(classes)]
     return _loss((-torch.stack(columns, dim=1).float().cpu()).log_softmax(dim=1), y)
 
 
-def _readouts(
-    activations: Activations, task: Task, summary: dict[str, float], share: int, terminal: Terminal, *, logistic: bool
-) -> _Readouts:
-    classes, device = len(task.classes), task.device
-    targets = torch.from_numpy(activations.targets).to(device)
-    with terminal.status(f"leave-one-out readout of {activations.hidden.shape[1]:,} activations"):
-        readout = leave_one_out(activations.hidden.to(device), targets, classes)
-        # In their place: two copies of all outputs may not fit.
-        voiced = log_softmax_(readout.outputs, readout.temperature)
-    if readout.floored:
-        terminal.warn(
-            f"{readout.floored:,} examples have leverage above {1 - FLOOR}: the readout fits them whatever their "
-            "label is; it has too many activations for so few examples"
-        )
-    for name, value in (
-        ("ridge", readout.ridge),
-        ("temperature", readout.temperature),
-        ("dimension", readout.dimension),
-        ("activations", float(activations.hidden.shape[1])),
-    ):
-        summary[name] = summary.get(name, 0.0) + value / share
-    with terminal.progress(len(targets), "nearest neighbours") as advance:
-        rows, similarity = nearest(readout.components, on_examples=advance)
-    log_probabilities = {"readout": voiced, "neighbours": vote(rows, similarity, targets, classes)}
-    if logistic:
-        with terminal.status("leave-one-out logistic regression"):
-            log_probabilities["logistic"] = leave_one_out_logistic(readout.components, targets, classes)
-    far = distance(readout.components, rows)
-    return _Readouts(
-        {name: values.cpu() for name, values in log_probabilities.items()}, rows.cpu(), similarity.cpu(), far.cpu()
-    )
-
-
 def _loss(log_probabilities: Tensor, targets: Tensor) -> float:
-    return float(functional.nll_loss(log_probabilities, targets))
+    return float(-picked(log_probabilities, targets).mean())
 
 
 def _accuracy(log_probabilities: Tensor, targets: Tensor) -> float:
-    return float((log_probabilities.argmax(dim=1) == targets).float().mean())
-
-
-def _enough(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Mark the examples of classes that have enough of them for a readout, bool [n]."""
-    return np.asarray(np.bincount(labels, minlength=classes)[labels] >= FEWEST)
-
-
-def _rare(labels: np.ndarray, judged: np.ndarray, classes: Sequence[str]) -> str:
-    counts = np.bincount(labels[~judged], minlength=len(classes))
-    rare = np.flatnonzero(counts)
-    return ", ".join(f"{classes[int(c)]} ({counts[c]})" for c in rare[:6]) + (", …" if len(rare) > 6 else "")
-
-
-def _left_out(labels: np.ndarray, judged: np.ndarray, classes: Sequence[str]) -> str:
-    return (
-        f"the leave-one-out readout needs at least {FEWEST} examples per class; these have fewer and are not judged, "
-        f"they come last without a score: {_rare(labels, judged, classes)}"
-    )
-
-
-def _obstacle(activations: Activations, judged: np.ndarray, classes: Sequence[str]) -> InfluenceError | None:
-    """Find why there can be no readout."""
-    counts = np.bincount(activations.targets, minlength=len(classes))
-    if (counts > 0).sum() < 2:
-        count = len(activations.targets)
-        which = "the only label is" if count == 1 else f"all {count:,} labels are"
-        return InfluenceError(
-            f"{which} {classes[int(counts.argmax())]}: no label can be suspected",
-            "use a data set with two or more classes",
-        )
-    if not activations.hidden.shape[1]:
-        return InfluenceError(
-            "the model has no linear layer or convolution whose input could be read",
-            "use --signal loss, margin or self-influence",
-        )
-    if (counts >= FEWEST).sum() < 2:
-        return InfluenceError(
-            f"the leave-one-out readout needs at least {FEWEST} examples per class, in two classes or more; these have "
-            f"fewer: {_rare(activations.targets, judged, classes)}",
-            "use --signal loss or self-influence",
-        )
-    return None
+    return float((likeliest(log_probabilities) == targets).float().mean())
 
 
 def _compared(summary: dict[str, float]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from influence_cli.errors import counted
+from influence_cli.evidence.mapped import parts_of
 
 # Two images are near-duplicates above this cosine in the readout's components.
 ALIKE = 0.95
@@ -70,10 +69,13 @@ def _same(labels: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def _alike(labels: np.ndarray, nearest: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    rows, ranks = np.nonzero(similarity >= ALIKE)  # never NaN, of an example that is not judged
-    others = nearest[rows, ranks]
-    differ = labels[rows] != labels[others]
-    rows, others, near = rows[differ], others[differ], similarity[rows, ranks][differ]
+    parts = [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=similarity.dtype))]
+    for part in parts_of(len(similarity)):
+        rows, ranks = np.nonzero(similarity[part] >= ALIKE)  # never NaN, of an example that is not judged
+        others, near = nearest[part][rows, ranks], similarity[part][rows, ranks]
+        differ = labels[part][rows] != labels[others]
+        parts.append((rows[differ] + part.start, others[differ], near[differ]))
+    rows, others, near = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     # A pair as one number: a well trained network has millions of them, and rows sort slowly.
     numbers, first = np.unique(_numbers(rows, others, len(labels)), return_index=True)
     numbers = numbers[np.argsort(-near[first], kind="stable")]
@@ -109,21 +111,3 @@ def _confused(joint: np.ndarray | None, n: int) -> tuple[tuple[int, int, int, in
         if share[b, a] >= CONFUSED
     ]
     return tuple(sorted(pairs, key=lambda pair: -pair[2] - pair[3]))
-
-
-def issues_in_words(issues: DataIssues, classes: Sequence[str]) -> list[str]:
-    """Name the data issues beyond single labels; kinds of which there are none are left out."""
-    texts = [
-        counted(len(rows), word) + more
-        for rows, word, more in (
-            (issues.duplicates, "duplicate pair", " with different labels"),
-            (issues.alike, "near-duplicate pair", " with different labels"),
-            (issues.outliers, "unusual image", ""),
-        )
-        if len(rows)
-    ]
-    if issues.confused:
-        named = ", ".join(f"{classes[a]} and {classes[b]}" for a, b, _, _ in issues.confused[:3])
-        others = f" (and {counted(len(issues.confused) - 3, 'other pair')})" if len(issues.confused) > 3 else ""
-        texts.append(f"{named} are mixed up in both directions{others}")
-    return texts

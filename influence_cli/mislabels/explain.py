@@ -48,6 +48,8 @@ def explain_rows(result: Mislabels, split: Split, classes: tuple[str, ...], inde
         shares = None if logs is None else np.exp(logs[row])
         if shares is None and name in ("loss", "margin"):
             shares = facts.probabilities[row]
+        elif name == "trajectory" and result.evidence.trajectory is not None:
+            shares = result.evidence.trajectory[row]
         judged = ~np.isnan(values)
         best = None if shares is None or not judged[row] else int(shares.argmax())
         yield {

@@ -5,6 +5,8 @@ Signals, higher is more suspicious for all of them:
 - ``combined`` (the default), ``readout``, ``neighbours``, ``logistic``: −log p of the label by opinions that have not
   seen it (evidence/gather.py)
 - ``pred-probs``: likewise by probabilities from elsewhere, such as k-fold training
+- ``readout:NAME``, ``neighbours:NAME``, ``probabilities:NAME``: likewise by the features of another network
+- ``trajectory``: the margin of the logits of the probabilities averaged over the checkpoints of one run
 - ``loss`` (the model's), ``margin`` (probability of the largest other class minus that of the label)
 - ``self-influence``, ``gradient-norm``, ``tracin``, ``test-influence``: influence/self_influence.py
 """
@@ -14,15 +16,19 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from influence_cli.data.split import Split, rows_of
 from influence_cli.errors import InfluenceError
-from influence_cli.evidence.gather import FEWEST, Evidence, gather_evidence
+from influence_cli.evidence.gather import Evidence, gather_evidence
 from influence_cli.evidence.guessing import beats_guessing, largest_share
+from influence_cli.evidence.mapped import chosen, is_on_disk, large, on_disk, picked, row_parts, scratch_folder
+from influence_cli.evidence.mapped import likeliest as likeliest_of
+from influence_cli.evidence.opinions import FEWEST
 from influence_cli.evidence.plan import announce, make_plan
-from influence_cli.evidence.readout import row_parts
 from influence_cli.influence.ensemble import make_inverses, times_of
 from influence_cli.influence.example_facts import TrainingFacts
 from influence_cli.influence.inverse import all_closed
@@ -30,15 +36,12 @@ from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
-from influence_cli.mislabels.noise import Noise, calibrated, count_wrong, noise_of
+from influence_cli.mislabels.noise import Noise, calibrated, confident_counts, noise_of
+from influence_cli.mislabels.signals import GRADIENTS, SignalChoice, is_opinion
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
 from influence_cli.runtime.terminal import Terminal, or_silent
-
-PROBABILITY_SIGNALS = ("combined", "readout", "neighbours", "logistic", "pred-probs")
-GRADIENTS = ("self-influence", "gradient-norm", "tracin", "test-influence")
-SIGNALS = (*PROBABILITY_SIGNALS, "loss", "margin", *GRADIENTS)
 
 
 @dataclass(frozen=True)
@@ -80,55 +83,6 @@ class Mislabels:
         return self.order[: self.noise.count] if self.noise else self.order[:0]
 
 
-def wanted_signals(
-    signal: str, *, every: bool, on: str, checkpoints: int, tests: bool, solves: bool, probabilities: bool
-) -> tuple[str, ...]:
-    """Choose the signals to compute: one, or all that are available here.
-
-    Args:
-        signal: the one to rank by.
-        every: all of them.
-        on: ``train`` or ``test``.
-        checkpoints: how many.
-        tests: whether there is a test set.
-        solves: whether the curvature method needs one solve per example.
-        probabilities: whether ``--pred-probs`` is given.
-
-    Raises:
-        InfluenceError: the signal is unknown or not available here.
-    """
-    if signal not in SIGNALS:
-        raise InfluenceError(f"--signal {signal}: there is no such signal", f"known: {', '.join(SIGNALS)}")
-    why = {
-        "pred-probs": (not probabilities, "it needs --pred-probs FILE"),
-        "tracin": (checkpoints < 2, "it needs several checkpoints; with one it equals gradient-norm"),
-        "test-influence": (
-            on == "test" or not tests,
-            "it scores training examples and needs a test set with labels in the config",
-        ),
-        "self-influence": (solves, "it would need one solve per example; use -s curvature.method=auto"),
-    }
-    missing = {name: reason for name, (cannot, reason) in why.items() if cannot}
-    if signal in missing:
-        raise InfluenceError(f"--signal {signal}: {missing[signal]}", f"known: {', '.join(SIGNALS)}")
-    return tuple(name for name in SIGNALS if name not in missing) if every else (signal,)
-
-
-@dataclass(frozen=True)
-class SignalChoice:
-    """Which signals are computed, and which one decides the order.
-
-    Attributes:
-        rank_by: which of ``SIGNALS`` to rank by.
-        wanted: signals to compute.
-        probabilities: [examples of the data set, C] from elsewhere, for ``pred-probs``.
-    """
-
-    rank_by: str = "combined"
-    wanted: Collection[str] = ("combined",)
-    probabilities: np.ndarray | None = None
-
-
 def find_mislabels(
     tasks: Sequence[Task],
     stores: Sequence[Prepared] = (),
@@ -138,6 +92,7 @@ def find_mislabels(
     terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     strict: bool = False,
+    store: Path | None = None,
 ) -> Mislabels:
     """Rank training (or test) examples by how suspicious their label is.
 
@@ -149,18 +104,45 @@ def find_mislabels(
         terminal: progress, the diagnosis, warnings.
         skip_unreadable: continue without unreadable examples.
         strict: a solver that does not converge is an error.
+        store: where the store lies or would lie; temporary files go beside it where memory is short.
 
     Raises:
         InfluenceError: the signal is not available: no readout, or an example of a store that could not be read.
     """
     terminal = or_silent(terminal)
-    signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
     split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
-    obstacle = _shortage(tasks, split, terminal)
-    if obstacle is not None and signal in PROBABILITY_SIGNALS and signal != "pred-probs":
+    logistic = "logistic" in choice.wanted
+    obstacle, folder = _announced(tasks, split, scratch_folder(store), terminal, logistic=logistic)
+    with on_disk(folder):
+        return _found(
+            tasks, stores, split, choice, terminal, obstacle=obstacle, skip_unreadable=skip_unreadable, strict=strict
+        )
+
+
+def _found(
+    tasks: Sequence[Task],
+    stores: Sequence[Prepared],
+    split: Split,
+    choice: SignalChoice,
+    terminal: Terminal,
+    *,
+    obstacle: InfluenceError | None,
+    skip_unreadable: bool,
+    strict: bool,
+) -> Mislabels:
+    signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
+    if obstacle is not None and is_opinion(signal) and signal != "pred-probs":
         raise obstacle
-    logistic = "logistic" in wanted
-    evidence = gather_evidence(tasks, split, terminal, skip=skip_unreadable, logistic=logistic, obstacle=obstacle)
+    logistic = "logistic" in wanted and not _refuse_logistic(signal, terminal)
+    evidence = gather_evidence(
+        tasks,
+        split,
+        terminal,
+        skip=skip_unreadable,
+        logistic=logistic,
+        obstacle=obstacle,
+        features=choice.features,
+    )
     gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
         try:
@@ -171,17 +153,18 @@ def find_mislabels(
         distributed.dissolve()
         raise ValueError("only the first process has evidence")
     if evidence.obstacle is not None:
-        if signal in PROBABILITY_SIGNALS and signal != "pred-probs":
+        if is_opinion(signal) and signal != "pred-probs":
             raise evidence.obstacle
         terminal.warn(f"no readout: {evidence.obstacle.message}")
     facts = evidence.facts
     log_probabilities = dict(evidence.log_probabilities)
     if probabilities is not None:
-        log_probabilities["pred-probs"] = np.log(np.maximum(probabilities[facts.indices], 1e-300))
-    rows = np.arange(len(facts.labels))
-    signals = {name: -values[rows, facts.labels].astype(np.float64) for name, values in log_probabilities.items()}
+        log_probabilities["pred-probs"] = _logarithms(probabilities, facts.indices)
+    signals = {name: -_at(values, facts.labels).astype(np.float64) for name, values in log_probabilities.items()}
     signals["loss"] = facts.losses.astype(np.float64)
-    signals["margin"] = _margin(facts)
+    signals["margin"] = margin_of(facts.probabilities, facts.labels)
+    if evidence.trajectory is not None:
+        signals["trajectory"] = margin_of(evidence.trajectory, facts.labels, logarithms=True)
     scores: ScoreRecord | None = None
     try:
         of_gradients, scores = gradients()
@@ -194,8 +177,9 @@ def find_mislabels(
     if signal not in signals:
         raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
     leading = signal if signal in log_probabilities else next(iter(log_probabilities), None)
-    if leading is None or signal in ("loss", "margin"):
-        suggested, confidence, given = _suggestions(facts.probabilities, facts.labels)
+    if leading is None or signal in ("loss", "margin", "trajectory"):
+        soft = evidence.trajectory if signal == "trajectory" and evidence.trajectory is not None else None
+        suggested, confidence, given = _suggestions(facts.probabilities if soft is None else soft, facts.labels)
     else:
         suggested, *logs = _suggestions(log_probabilities[leading], facts.labels)
         confidence, given = map(np.exp, logs)
@@ -210,7 +194,7 @@ def find_mislabels(
     )
     return Mislabels(
         np.lexsort((facts.indices, -signals[signal])),
-        1.0 - given if signal in (*PROBABILITY_SIGNALS, "loss") else percentile_rank(signals[signal]),
+        1.0 - given if signal == "loss" or is_opinion(signal) else percentile_rank(signals[signal]),
         facts,
         signals,
         log_probabilities,
@@ -224,24 +208,57 @@ def find_mislabels(
     )
 
 
-def _shortage(tasks: Sequence[Task], split: Split, terminal: Terminal) -> InfluenceError | None:
-    """Say what the readout takes; give the reason if there is too little memory for it."""
+def _announced(
+    tasks: Sequence[Task], split: Split, folder: Path, terminal: Terminal, *, logistic: bool
+) -> tuple[InfluenceError | None, Path | None]:
+    """Say what the readout takes; give the reason if there is too little for it, and where its large arrays go."""
     heard = [task for task in tasks if task.explained]
     counts = np.bincount(np.maximum(split.labels[split.indices], 0))
     rare = bool(((counts > 0) & (counts < FEWEST)).any())
     plan = make_plan(heard[0], split, len(heard), rare=rare) if distributed.is_first() else None
-    return announce(plan, heard[0], split, terminal)
+    return announce(plan, heard[0], split, folder, terminal, logistic=logistic)
+
+
+def _refuse_logistic(signal: str, terminal: Terminal) -> bool:
+    """Say whether memory is too short for the logistic readout, whose arrays cannot be made by parts.
+
+    Raises:
+        InfluenceError: it is the signal to rank by.
+    """
+    if not is_on_disk():
+        return False
+    why = "memory is too short for its arrays of examples and classes"
+    if signal == "logistic":
+        raise InfluenceError(f"--signal logistic: {why}", "use --signal readout")
+    terminal.warn(f"no logistic readout: {why}")
+    return True
+
+
+def _logarithms(probabilities: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Give the logarithms of some rows [n, C]."""
+    if not is_on_disk():
+        return np.asarray(np.log(np.maximum(probabilities[indices], 1e-300)))
+    logs = large(len(indices), probabilities.shape[1]).numpy()
+    for rows in row_parts(*logs.shape):
+        logs[rows] = np.log(np.maximum(probabilities[indices[rows]], 1e-300))
+    return logs
 
 
 def likeliest(probabilities: np.ndarray) -> np.ndarray:
     """Give the class of largest probability, or log-probability, int64 [n]; −1 for a row of NaN."""
-    return np.where(np.isnan(probabilities[:, 0]), -1, probabilities.argmax(axis=1))
+    return likeliest_of(torch.from_numpy(probabilities)).numpy()
+
+
+def _at(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Give the (log-)probability of each row's label, [n]; of the last class for −1."""
+    labels = np.where(labels < 0, probabilities.shape[1] - 1, labels)
+    return picked(torch.from_numpy(probabilities), torch.from_numpy(labels)).numpy()
 
 
 def _suggestions(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Give the likeliest class of each example, its (log-)probability and that of the given label, [n] each."""
-    rows, suggested = np.arange(len(labels)), likeliest(probabilities)
-    return suggested, probabilities[rows, suggested], probabilities[rows, labels]
+    suggested = likeliest(probabilities)
+    return suggested, _at(probabilities, suggested), _at(probabilities, labels)
 
 
 def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) -> tuple[Noise | None, str]:
@@ -250,25 +267,25 @@ def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) ->
     Evidence that is no better than guessing says nothing of the labels. Where it contradicts most of them, wrong labels
     and classes that it cannot tell apart look the same.
     """
-    known = ~np.isnan(log_probabilities[:, 0])
+    known = likeliest(log_probabilities) >= 0
     whole = bool(known.all())
     labels = evidence.facts.labels if whole else evidence.facts.labels[known]
-    log_p = log_probabilities if whole else log_probabilities[known]
+    log_p = log_probabilities if whole else _some(log_probabilities, known)
     # The model, a part of ``combined``, has seen the labels.
-    judge = "readout" if source == "combined" else source
+    judge = evidence.judge if source == "combined" else source
     right = int((likeliest(evidence.log_probabilities.get(judge, log_probabilities))[known] == labels).sum())
     compared = f"accuracy {right / len(labels):.2%}, guessing {largest_share(labels):.2%}"
     if not beats_guessing(right, labels):
         what = "these probabilities are" if judge == "pred-probs" else f"the {judge} is"
         return None, f"{what} no better than guessing ({compared})"
     soft = calibrated(log_p, labels)
-    count = count_wrong(soft, labels)
+    count, confident = confident_counts(soft)
     if count > len(labels) / 2:
         return None, (
             f"the evidence contradicts {count / len(labels):.0%} of the labels, which says more of the evidence than "
             f"of the labels ({judge}: {compared})"
         )
-    noise = noise_of(soft, labels, count)
+    noise = noise_of(soft, count, confident)
     if not whole:
         wrong = np.zeros(len(known))
         wrong[known] = noise.wrong
@@ -276,13 +293,20 @@ def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) ->
     return noise, ""
 
 
-def _margin(facts: TrainingFacts) -> np.ndarray:
-    margins = np.empty(len(facts.labels))
-    for part in row_parts(*facts.probabilities.shape):
-        others, labels = facts.probabilities[part].copy(), facts.labels[part]
-        rows = np.arange(len(labels))
-        given = others[rows, labels]
-        others[rows, labels] = -1
+def _some(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return chosen(torch.from_numpy(values), torch.from_numpy(np.flatnonzero(mask))).numpy()
+
+
+def margin_of(probabilities: np.ndarray, labels: np.ndarray, *, logarithms: bool = False) -> np.ndarray:
+    """Give the probability, or its logarithm, of the largest other class minus that of the label, [n]."""
+    margins = np.empty(len(labels))
+    for part in row_parts(*probabilities.shape):
+        others, some = probabilities[part].copy(), labels[part]
+        if logarithms:
+            others = np.log(np.maximum(others, 1e-30))
+        rows = np.arange(len(some))
+        given = others[rows, some]
+        others[rows, some] = -np.inf
         margins[part] = others.max(axis=1) - given
     return margins
 

@@ -1,8 +1,8 @@
 """How many labels are wrong, which classes are confused, and how far down a ranking it is worth looking.
 
-The counts are confident learning's (Northcutt et al., JAIR 2021), by the cleanlab library, on probabilities that have
-not seen the label. From its joint distribution Q of given and true labels follows, by Bayes, the probability that a
-label is wrong:
+The counts are confident learning's (Northcutt et al., JAIR 2021) on probabilities that have not seen the label, equal
+to those of the cleanlab library, but made block by block: it takes several copies of all probabilities. From the joint
+distribution Q of given and true labels follows, by Bayes, the probability that a label is wrong:
 
     p(true | x) = Q(given | true)⁻¹ p(given | x),  p(wrong | x, given) = 1 − p(given = true | x) Q(given | given) / Σ …
 
@@ -11,12 +11,17 @@ and the expected precision of the first k of a ranking is its mean over them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from influence_cli.evidence.readout import TRIED, fit_temperature, row_parts
+from influence_cli.evidence.mapped import HELD, release, row_parts
+from influence_cli.evidence.readout import TRIED, fit_temperature
+
+# Numbers of cleanlab 2.9: a probability counts as equal within TIE; the least threshold of a class.
+TIE, LEAST = 1e-6, 2e-6
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,36 @@ class Noise:
         return np.asarray(np.cumsum(self.wrong[order]) / np.arange(1, len(order) + 1))
 
 
+@dataclass(frozen=True)
+class Calibrated:
+    """Probabilities at a fitted temperature, made by parts where they are needed.
+
+    Attributes:
+        log_probabilities: [n, C] that have not seen the labels.
+        labels: int64 [n], as given.
+        temperature: by which the log-probabilities are multiplied.
+    """
+
+    log_probabilities: np.ndarray
+    labels: np.ndarray
+    temperature: float
+
+    @property
+    def classes(self) -> int:
+        """Give C."""
+        return int(self.log_probabilities.shape[1])
+
+    def of(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Give the probabilities of some rows, float64 [m, C]."""
+        some = torch.from_numpy(self.log_probabilities[rows]).double()
+        return np.asarray((self.temperature * some).softmax(dim=1).numpy())
+
+    def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield the rows of each part, and their probabilities."""
+        for rows in row_parts(len(self.labels), self.classes):
+            yield rows, self.of(rows)
+
+
 def estimate_noise(log_probabilities: np.ndarray, labels: np.ndarray) -> Noise:
     """Estimate the label noise by confident learning.
 
@@ -51,39 +86,91 @@ def estimate_noise(log_probabilities: np.ndarray, labels: np.ndarray) -> Noise:
         labels: int64 [n], as given.
     """
     soft = calibrated(log_probabilities, labels)
-    return noise_of(soft, labels, count_wrong(soft, labels))
+    return noise_of(soft, *confident_counts(soft))
 
 
-def calibrated(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Fit a temperature to log-probabilities [n, C] and give the probabilities, float64 [n, C]."""
-    n, classes = log_probabilities.shape
-    soft = np.empty((n, classes))
-    every = -(-n * classes // TRIED)
+def calibrated(log_probabilities: np.ndarray, labels: np.ndarray) -> Calibrated:
+    """Fit a temperature to log-probabilities [n, C], by the likelihood of the labels."""
+    every = -(-log_probabilities.size // TRIED)
     some = torch.from_numpy(log_probabilities[::every]).double()
-    temperature = fit_temperature(some, torch.from_numpy(labels[::every]))
-    for rows in row_parts(n, classes):
-        soft[rows] = (temperature * torch.from_numpy(log_probabilities[rows]).double()).softmax(dim=1).numpy()
-    return soft
+    return Calibrated(log_probabilities, labels, fit_temperature(some, torch.from_numpy(labels[::every])))
 
 
-def count_wrong(soft: np.ndarray, labels: np.ndarray) -> int:
-    """Count the labels that are probably wrong, by confident learning."""
-    # Imported here: with pandas and scikit-learn it takes two seconds, and only this command needs it.
-    from cleanlab.count import num_label_issues
-
-    return int(num_label_issues(labels, soft))
-
-
-def noise_of(soft: np.ndarray, labels: np.ndarray, count: int) -> Noise:
-    """Give the estimate by probabilities [n, C] from ``calibrated`` and their count of wrong labels."""
-    from cleanlab.count import compute_confident_joint
-
-    joint = np.asarray(compute_confident_joint(labels, soft), dtype=np.float64)
+def noise_of(soft: Calibrated, count: int, confident: np.ndarray) -> Noise:
+    """Give the estimate by calibrated probabilities and their ``confident_counts``."""
+    joint = calibrated_joint(confident, soft.labels)
     joint /= joint.sum()
-    return Noise(count, joint, _wrong(soft, labels, joint))
+    return Noise(count, joint, _wrong(soft, joint))
 
 
-def _wrong(soft: np.ndarray, labels: np.ndarray, joint: np.ndarray) -> np.ndarray:
+def confident_counts(soft: Calibrated) -> tuple[int, np.ndarray]:
+    """Count as confident learning does, with the tolerances of cleanlab 2.9.
+
+    A class counts for an example if its probability is at least the mean probability of the class among its own
+    examples; of several that do, the largest.
+
+    Returns:
+        How many labels are probably wrong (cleanlab's ``num_label_issues``), and the confident joint: int64 [C, C],
+        examples by given (row) and counted class (column), at least one on the diagonal.
+    """
+    labels, classes = soft.labels, soft.classes
+    thresholds = _thresholds(soft) - TIE
+    wrong, joint = 0, np.zeros(classes * classes, dtype=np.int64)
+    for rows, part in soft.parts():
+        given, best = labels[rows], part.argmax(axis=1)
+        reached = part >= thresholds
+        several = reached.sum(axis=1)
+        counted = np.where(several > 1, best, reached.argmax(axis=1))
+        known = several > 0
+        joint += np.bincount(given[known] * classes + counted[known], minlength=len(joint))
+        # A label that is the likeliest within the tolerance is not wrong.
+        part[np.arange(len(given)), given] += TIE
+        wrong += int((known & (counted != given) & (part.argmax(axis=1) != given)).sum())
+    table = joint.reshape(classes, classes)
+    np.fill_diagonal(table, table.diagonal().clip(min=1))
+    return wrong, table
+
+
+def _thresholds(soft: Calibrated) -> np.ndarray:
+    """Give the mean probability of each class among the examples that have it as their label, [C]; 2 where none has."""
+    labels, given = soft.labels, np.empty(len(soft.labels))
+    for rows, part in soft.parts():
+        given[rows] = part[np.arange(len(part)), labels[rows]]
+    thresholds = np.full(soft.classes, 2.0)
+    for label, every in _by_label(labels):
+        thresholds[label] = max(LEAST, given[every].mean())
+    return thresholds
+
+
+def _by_label(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each label that there is, and its rows, rising."""
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    for label, rows in zip(present, np.split(order, starts[1:]), strict=True):
+        yield int(label), rows
+
+
+def calibrated_joint(confident: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Scale a confident joint [C, C] so that its rows count the labels; round, keeping the sum of each row.
+
+    Of a row, the numbers that rounding changes most are rounded the other way (``calibrate_confident_joint`` of
+    cleanlab 2.9).
+    """
+    counts = np.bincount(labels, minlength=len(confident))
+    # Numbers are added column by column, as there: of equal numbers the last bit decides which one is rounded up.
+    confident = np.asfortranarray(confident)
+    scaled = (confident.T / confident.sum(axis=1) * counts).T
+    scaled = scaled / scaled.sum() * counts.sum()
+    rounded = scaled.round()
+    for row, exact in zip(rounded, scaled, strict=True):
+        total = exact.sum().round()
+        while lacking := int(total - row.sum()):
+            step = 1 if lacking > 0 else -1
+            row[np.argsort(exact - row)[::-step][: abs(lacking)]] += step
+    return np.asarray(rounded)
+
+
+def _wrong(soft: Calibrated, joint: np.ndarray) -> np.ndarray:
     """Give p(wrong | x, given) [n].
 
     Classes that are confused with each other, directly or through others, make up blocks of Q, which are inverted one
@@ -91,19 +178,25 @@ def _wrong(soft: np.ndarray, labels: np.ndarray, joint: np.ndarray) -> np.ndarra
     """
     rates = joint.sum(axis=0)
     present = rates > 0
-    wrong = np.ones(len(labels))
+    wrong = np.ones(len(soft.labels))
+    rows_of = dict(_by_label(soft.labels))
+    step = max(1, HELD // soft.classes)
     for block in _confusable(joint):
         channel = np.eye(len(block))  # Q(given | true); an empty class maps to itself
         inside = present[block]
         channel[:, inside] = joint[np.ix_(block, block[inside])] / rates[block[inside]]
         inverse = np.linalg.pinv(channel)
         for at, label in enumerate(block):
-            rows = np.flatnonzero(labels == label)
             causes = np.flatnonzero(channel[at])
-            true = np.clip(soft[np.ix_(rows, block)] @ inverse[causes].T, 0, None) * channel[at, causes]
-            total, given = true.sum(axis=1), true[:, causes == at].sum(axis=1)
-            # If a row is all zero, its label is impossible under Q.
-            wrong[rows] = 1 - np.divide(given, total, out=np.zeros_like(given), where=total > 0)
+            every = rows_of.get(int(label), np.empty(0, dtype=np.int64))
+            for start in range(0, len(every), step):
+                rows = every[start : start + step]
+                likely = soft.of(rows)[:, block] @ inverse[causes].T
+                true = np.clip(likely, 0, None) * channel[at, causes]
+                total, given = true.sum(axis=1), true[:, causes == at].sum(axis=1)
+                # If a row is all zero, its label is impossible under Q.
+                wrong[rows] = 1 - np.divide(given, total, out=np.zeros_like(given), where=total > 0)
+                release()
     return wrong
 
 

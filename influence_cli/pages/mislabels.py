@@ -53,6 +53,8 @@ _SIGNAL_MEANING = {
     "pred-probs": "how unlikely the label is according to the probabilities of the given file.",
     "loss": "the model's loss on the given label.",
     "margin": "the probability of the best other class minus that of the given label.",
+    "trajectory": "the margin of the best other class over the given label, by the probabilities averaged over the "
+    "checkpoints of the run.",
     "self-influence": "the estimated rise of an example's own loss if it were removed from training. "
     "A large value means that the model knows this label from this example alone.",
     "gradient-norm": "the norm of the example's gradient.",
@@ -60,6 +62,18 @@ _SIGNAL_MEANING = {
     "test-influence": "the estimated fall of the mean test loss if the example were removed. "
     "A large value means that the example is harmful on average.",
 }
+
+# The same of the features of another network.
+_FEATURES_MEANING = {
+    "readout": "how unlikely the label is according to a linear readout, without it, of the features of {name}.",
+    "neighbours": "how unlikely the label is according to the labels of the most similar images by {name}.",
+    "probabilities": "how unlikely the label is according to the probabilities of {name}.",
+}
+
+
+def _meaning_of(signal: str) -> str:
+    kind, _, name = signal.partition(":")
+    return _FEATURES_MEANING[kind].format(name=name) if name else _SIGNAL_MEANING[kind]
 
 
 def mislabels_page(
@@ -81,11 +95,11 @@ def mislabels_page(
     room = page_size - REST - sum(_weight(card) for section in issues for row in section.rows for card in row.cards)
     cards = _cards_that_fit(result, split, classes, count, room)
     meaning = [
-        "Most suspicious first." + (f" The score is {signal}: {text}" if (text := _SIGNAL_MEANING[signal]) else ""),
+        "Most suspicious first." + (f" The score is {signal}: {text}" if (text := _meaning_of(signal)) else ""),
         "suggested: the likeliest class"
         + (
             ", judged without the given label."
-            if result.log_probabilities and signal not in ("loss", "margin")
+            if result.log_probabilities and signal not in ("loss", "margin", "trajectory")
             else "."
         ),
         "A high score is a reason to look, not a verdict: rare images with correct labels score high too.",

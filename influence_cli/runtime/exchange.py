@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+# Most bytes of a message: rows that lie in a file are then not in memory all at once.
+SENT = 2**26
+
 
 def sum_tensor(tensor: Tensor) -> Tensor:
     """Sum a tensor over the processes, in place: each gets the same bytes."""
@@ -73,34 +76,69 @@ def hand_round(tensors: dict[str, Tensor]) -> None:
                 tensors[name] = there
 
 
-def rows_to_first(rows: Tensor | None) -> Tensor | None:
+def rows_to_first(
+    rows: Tensor | None, make: Callable[..., Tensor] | None = None, after: Callable[[], None] = lambda: None
+) -> Tensor | None:
     """Give the first process the rows of all, joined in order; None in the others.
 
     Args:
-        rows: [b, d] on the CPU; None where there are none.
+        rows: [b, d] on the CPU, of one width and type in all processes; None, or b = 0, in a process without any.
+        make: makes the array of all rows by (rows, width, dtype); ``torch.empty`` by default.
+        after: called after each message of at most ``SENT`` bytes.
     """
     if distributed.size() == 1:
         return rows
     import torch
     import torch.distributed as channel
 
-    counts = distributed.gathered(None if rows is None else (len(rows), rows.shape[1], rows.dtype))
-    known = [count for count in counts if count is not None]
-    if not distributed.is_first() or not known:
-        if rows is not None:
-            with distributed.listening():
-                channel.send(rows.contiguous(), 0)
+    known = distributed.gathered(None if rows is None else (len(rows), rows.shape[1], rows.dtype))
+    counts = [0 if one is None else one[0] for one in known]
+    width, dtype = next((one[1:] for one in known if one is not None), (0, torch.float32))
+    step = max(1, SENT // max(1, width * dtype.itemsize))
+    if rows is None:
+        if not any(counts):
+            return None
+        rows = torch.empty(0, width, dtype=dtype)
+    if not distributed.is_first():
+        with distributed.listening():
+            for at in range(0, len(rows), step):
+                channel.send(rows[at : at + step].contiguous(), 0)
+                after()
         return None
-    whole = torch.empty(sum(count[0] for count in known), known[0][1], dtype=known[0][2])
+    whole = make(sum(counts), width, dtype) if make else torch.empty(sum(counts), width, dtype=dtype)
     start = 0
     for source, count in enumerate(counts):
-        if count is None:
-            continue
-        place = whole[start : start + count[0]]
-        start += count[0]
-        if source == 0 and rows is not None:
+        place = whole[start : start + count]
+        start += count
+        for at in range(0, count, step):
+            if source == 0:
+                place[at : at + step] = rows[at : at + step]
+            else:
+                with distributed.listening():
+                    channel.recv(place[at : at + step], source)
+            after()
+    return whole
+
+
+def rows_to_all(rows: Tensor) -> Tensor:
+    """Give every process the rows of all, joined in order.
+
+    Args:
+        rows: [b, d] on the CPU, of one width and type in all processes; b may be 0.
+    """
+    if distributed.size() == 1:
+        return rows
+    import torch
+    import torch.distributed as channel
+
+    counts = distributed.gathered(len(rows))
+    whole, start = torch.empty(sum(counts), rows.shape[1], dtype=rows.dtype), 0
+    for owner, count in enumerate(counts):
+        place = whole[start : start + count]
+        start += count
+        if owner == distributed.rank():
             place.copy_(rows)
-        else:
+        if count:
             with distributed.listening():
-                channel.recv(place, source)
+                channel.broadcast(place, src=owner)
     return whole

@@ -34,8 +34,7 @@ def import_torchvision() -> None:
     """
     if "torchvision" in sys.modules or COMPILER[0] in sys.modules:
         return
-    import torch  # noqa: F401
-
+    importlib.import_module("torch")  # before anything takes the place of a part of it
     compiler, utils = (_StandIn(name) for name in COMPILER)
     compiler.disable = _disable  # type: ignore[attr-defined]
     utils.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]

@@ -18,12 +18,26 @@ from tests.support import brightness
 
 # Every key that the design documents, by section; "" for the top.
 KEYS = {
-    "": {"model", "loss", "l2", "train", "test", "gradients", "curvature", "training", "device", "precision", "seed"},
+    "": {
+        "model",
+        "loss",
+        "l2",
+        "train",
+        "test",
+        "gradients",
+        "curvature",
+        "training",
+        "evidence",
+        "device",
+        "precision",
+    }
+    | {"seed"},
     "model": {"factory", "args", "checkpoint", "output", "ensemble", "learning_rates", "steps", "segments"},
     "train": {"dataset", "args", "labels", "exclude", "weights", "classes", "n", "transform"},
     "test": {"dataset", "args"},
     "gradients": {"store", "layers", "budget", "store_dtype", "block"},
     "curvature": {"method", "matrix", "damping", "tolerance", "max_iterations"},
+    "evidence": {"features"},
 }
 
 
@@ -46,7 +60,7 @@ def test_no_key_of_the_config_is_missing(starter: Path) -> None:
     """What the config takes, the starter shows: a new key that is not added to it is found here."""
     found = sections(yaml.safe_load(starter.read_text()))
     assert found[""] == set(Config.model_fields) - {"path"}
-    for name in ("model", "gradients", "curvature"):
+    for name in ("model", "gradients", "curvature", "evidence"):
         assert found[name] == set(Config.model_fields[name].annotation.model_fields), name
     # Other ways to name the data, of which a section has one, stand in docs/data.md.
     assert found["train"] == set(DataConfig.model_fields) - {

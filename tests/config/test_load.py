@@ -131,6 +131,25 @@ def test_the_starter_file_reads_and_spells_out_the_defaults(load: Load) -> None:
     assert config.test is not None
 
 
+def test_features_are_one_or_several_their_paths_beside_the_config(load: Load, tmp_path: Path) -> None:
+    assert load(MINIMAL + "evidence: {features: null}\n").evidence.features == ()
+    (one,) = load(MINIMAL + "evidence: {features: f/dino.npy}\n").evidence.features
+    assert (one.title, one.file) == ("dino", tmp_path / "f" / "dino.npy")
+    network = "{factory: ./net.py:build, args: {weight_path: ./w, name: a/b}, checkpoint: net.pt, transform: [ToImage]}"
+    other = "{name: text, probabilities: ../p.npy}"
+    checkpoint = "{name: key, factory: a.b, checkpoint: {file: n.pt, key: ema}, transform: {processor: folder}}"
+    first, text, key = load(MINIMAL + f"evidence:\n  features: [{network}, {other}, {checkpoint}]\n").evidence.features
+    assert (first.title, first.checkpoint, first.args["name"]) == ("build", tmp_path / "net.pt", "a/b")
+    assert first.args["weight_path"] == str(tmp_path / "w")
+    assert (text.title, text.probabilities) == ("text", tmp_path.parent / "p.npy")
+    assert key.checkpoint is not None
+    assert (key.checkpoint.file, key.checkpoint.key) == (tmp_path / "n.pt", "ema")  # type: ignore[union-attr]
+    assert key.transform is not None
+    assert key.transform[0].args == {"folder": str(tmp_path / "folder")}
+    (alone,) = load(MINIMAL + f"evidence:\n  features: {network}\n").evidence.features
+    assert alone == first
+
+
 GIVEN = [
     ("model.factory", "./model.py:build"),
     ("model.args", {"num_classes": 10}),

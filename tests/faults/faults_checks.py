@@ -24,8 +24,8 @@ FAULTS = (
     Fault(
         name="neighbours-weight",
         file="neighbours.py",
-        old="weight = similarity.clamp_min(0).square()",
-        new="weight = similarity.clamp_min(0)",
+        old="weight = similarity[some].clamp_min(0).square()",
+        new="weight = similarity[some].clamp_min(0)",
         why="neighbours vote by their similarity, not by its square",
         tests=("test_votes_weigh_as_the_square_of_the_similarity",),
     ),

@@ -59,8 +59,8 @@ FAULTS = (
     Fault(
         name="mislabels-unlooked",
         file="evidence.py",
-        old="        look(task, terminal)\n        joined = _forward(",
-        new="        joined = _forward(",
+        old="        look(task, terminal)\n        here, activations = _forward(",
+        new="        here, activations = _forward(",
         why="mislabels ranks by probabilities, and by outputs that depend on the batch",
         tests=("test_mislabels_refuses_outputs_that_depend_on_the_batch",),
     ),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from influence_cli.mislabels.noise import calibrated, estimate_noise
+from influence_cli.evidence import mapped
+from influence_cli.mislabels.noise import Calibrated, calibrated, calibrated_joint, confident_counts, estimate_noise
 
 
 def drawn(n: int, rate: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,7 +77,29 @@ def test_the_probabilities_of_each_block_of_classes_are_those_of_the_whole_table
     assert not noise.joint[:4, 4:].any()
     assert noise.joint[:4, :4].all()
     channel = noise.joint / noise.joint.sum(axis=0)
-    true = np.clip(calibrated(log_p, given) @ np.linalg.inv(channel).T, 0, None)
+    true = np.clip(calibrated(log_p, given).of(slice(None)) @ np.linalg.inv(channel).T, 0, None)
     joined = true * channel[given]
     right = 1 - joined[np.arange(4_000), given] / joined.sum(axis=1)
     assert noise.wrong == pytest.approx(right, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_counts_are_those_of_cleanlab(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random probabilities with equal ones among them, rare classes and one that no label names; three rows a part."""
+    from cleanlab.count import compute_confident_joint, num_label_issues
+
+    generator = np.random.default_rng(seed)
+    n, classes = 500, int(generator.integers(3, 9))
+    monkeypatch.setattr(mapped, "HELD", 3 * classes)
+    true = generator.integers(0, classes, n)
+    given = np.where(generator.random(n) < 0.25, generator.integers(0, classes, n), true)
+    given[given == 1] = 0
+    given[:2] = classes - 1
+    logs = generator.normal(size=(n, classes)).round(seed % 2 * 3)
+    logs[np.arange(n), true] += 2.0
+    soft = Calibrated(logs - np.log(np.exp(logs).sum(axis=1, keepdims=True)), given, 1.0)
+    whole = soft.of(slice(None))
+    count, confident = confident_counts(soft)
+    assert count == num_label_issues(given, whole)
+    assert np.array_equal(confident, compute_confident_joint(given, whole, calibrate=False))
+    assert np.array_equal(calibrated_joint(confident, given), compute_confident_joint(given, whole))

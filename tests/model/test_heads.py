@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from influence_cli import Terminal, find_mislabels, load_config, load_tasks, prepare_all, rank_training
 from influence_cli.influence.example_facts import training_facts
 from influence_cli.influence.test_selection import select_tests
-from influence_cli.mislabels.find import Mislabels, SignalChoice
+from influence_cli.mislabels.find import Mislabels
+from influence_cli.mislabels.signals import SignalChoice
 from influence_cli.model.heads import Head, add_head, has_one_logit, head_of, take_head
 from influence_cli.model.network import output_layer, track
 from influence_cli.model.task import Task

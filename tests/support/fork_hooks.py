@@ -16,6 +16,7 @@ import numpy as np
 from influence_cli import metrics
 from influence_cli.curvature import ekfac
 from influence_cli.demo import project
+from influence_cli.evidence import plan
 from influence_cli.metrics import bootstrap_lds
 from influence_cli.precompute import fill_store, fit_file
 from influence_cli.retrain import training
@@ -36,6 +37,8 @@ DEMO = 800, 300
 def be_rank(log: str, rank: int, job: dict[str, Any]) -> None:
     """Note every piece of work that is done, and end this process at the one where it is to end (ranks.py)."""
     fit_file.SAVE_EVERY = -1.0
+    if job.get("files"):
+        plan.MEMORY = plan.PER_EXAMPLE = 0
     if job.get("late", [None])[0] == rank:
         time.sleep(job["late"][1])
 

@@ -62,7 +62,8 @@ def run(folder: Path | Sequence[Path], *words: object, ranks: int = 2, code: int
             number]: the rank that sends itself SIGKILL when it is about to begin that piece of work; ``interrupt``,
             [work, number]: at which piece Ctrl-C reaches each rank; ``pause``, seconds before each piece, so that every
             rank gets some; ``closed``: stdout's reader has gone; ``restart``: which start of a job this is, for all
-            meet at one store, as torchrun has it; ``late``, [rank, seconds].
+            meet at one store, as torchrun has it; ``late``, [rank, seconds]; ``files``: the
+            large arrays of mislabels are files.
     """
     port = agent()[1] if "restart" in how else free_port()
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryFile() as stdin:

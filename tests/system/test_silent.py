@@ -27,7 +27,7 @@ from influence_cli import (
     select_tests,
 )
 from influence_cli.influence.example_facts import training_facts
-from influence_cli.mislabels.find import SIGNALS, SignalChoice
+from influence_cli.mislabels.signals import SIGNALS, SignalChoice
 from influence_cli.model.task import misclassified
 from influence_cli.perturb.eight_bit import pixel_scale
 from influence_cli.retrain.top_layer import top_layer

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from influence_cli.commands.labels.mislabels_messages import describe, score
 from influence_cli.commands.options import (
     DEFAULT_CONFIG,
     All,
@@ -35,9 +36,8 @@ from influence_cli.results.mislabel_rows import COLUMNS, mislabel_rows, noted_ne
 from influence_cli.results.record import EvidenceRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
-    from influence_cli.data.label_files import Truth
     from influence_cli.data.split import Split
     from influence_cli.mislabels.find import Mislabels
     from influence_cli.model.task import Task
@@ -54,8 +54,8 @@ def command(
         typer.Option(
             "--signal",
             metavar="NAME",
-            help="What to rank by: combined, readout, neighbours, logistic, pred-probs, loss, margin, self-influence, "
-            "gradient-norm, tracin or test-influence.",
+            help="What to rank by: combined, readout, neighbours, logistic, pred-probs, loss, margin, trajectory, "
+            "self-influence, gradient-norm, tracin or test-influence; of --features readout:NAME or neighbours:NAME.",
         ),
     ] = "combined",
     signals: Annotated[bool, typer.Option("--signals", help="Add one column per signal.")] = False,
@@ -69,6 +69,15 @@ def command(
             "--pred-probs",
             metavar="FILE",
             help="Use the probabilities of another model as a signal: one row per example (.npy, .csv).",
+        ),
+    ] = None,
+    features: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--features",
+            metavar="FILE",
+            help="Use the features of another network as well: one row per example (.npy, .npz, .parquet, .h5); "
+            "repeatable. evidence.features of the config has them computed.",
         ),
     ] = None,
     truth: Annotated[
@@ -143,12 +152,14 @@ def command(
         files=(report, plot),
         dialects=DIALECTS,
     )
+    from influence_cli.commands.labels.features import load_features
     from influence_cli.curvature.choice import SOLVERS
     from influence_cli.data.label_files import read_truth
+    from influence_cli.evidence.feature_files import read_probabilities
     from influence_cli.mislabels.explain import COLUMNS as EXPLAINED
     from influence_cli.mislabels.explain import explain_rows, row_among
-    from influence_cli.mislabels.find import SignalChoice, find_mislabels, wanted_signals
-    from influence_cli.mislabels.pred_probs import read_probabilities
+    from influence_cli.mislabels.find import find_mislabels
+    from influence_cli.mislabels.signals import SignalChoice, wanted_signals
 
     _check_method(session, signal, damping_sweep=damping_sweep)
     tasks = load(session)
@@ -159,6 +170,7 @@ def command(
         row_among(split.indices, explain, split)
     known = read_truth(truth, split.labels, classes) if truth is not None else None
     probabilities = read_probabilities(pred_probs, len(split.labels), classes) if pred_probs is not None else None
+    given = load_features(session.config, tasks[0], split, features or (), session.terminal, skip=skip_unreadable)
     wanted = wanted_signals(
         signal,
         every=signals or known is not None or explain is not None,
@@ -167,18 +179,19 @@ def command(
         tests=tasks[0].test is not None and not tasks[0].test.is_unlabelled,
         solves=session.config.curvature.method in (*SOLVERS, "replay") or session.config.model.ensemble == "source",
         probabilities=probabilities is not None,
+        features=given,
     )
-    if damping_sweep:
-        wanted = tuple(dict.fromkeys((*wanted, "self-influence")))
+    wanted = tuple(dict.fromkeys((*wanted, *(["self-influence"] if damping_sweep else []))))
     stores = _stores(session, tasks, wanted, skip=skip_unreadable, on_the_fly=on_the_fly)
     result = find_mislabels(
         tasks,
         stores,
         on=on,
-        choice=SignalChoice(signal, wanted, probabilities),
+        choice=SignalChoice(signal, wanted, probabilities, given),
         terminal=session.terminal,
         skip_unreadable=skip_unreadable,
         strict=strict,
+        store=session.config.gradients.store,
     )
     session.run.scores = result.scores
     session.run.evidence = EvidenceRecord(result.evidence.summary, result.evidence.memorised)
@@ -187,18 +200,13 @@ def command(
         return
     counting = {"--top auto": shown is None, "--fail-above": fail_above is not None, "--format": format in DIALECTS}
     _require_count(result, counting)
-    _describe(session, result, split, classes)
+    describe(session, result, split, classes)
     if known is not None:
-        _score(session, result, known)
+        score(session, result, known)
     if damping_sweep:
         _sweep(session, stores, shown or len(result.flagged) or 10)
     count = len(result.order) if all_ else len(result.flagged) if shown is None else shown
-    session.run.neighbours = None if output is None else noted_neighbours(result, count)
-    _emit(
-        session,
-        mislabel_rows(result, split, classes, count),
-        [signal_column(name) for name in result.signals if signals],
-    )
+    _emit(session, result, split, classes, count, [signal_column(name) for name in result.signals if signals])
     if plot is not None:
         _plot(session, result, classes, plot, signal)
     if report is not None:
@@ -210,10 +218,15 @@ def command(
         _fail_above(session, len(result.flagged), fail_above)
 
 
-def _emit(session: Session, rows: Iterator[dict[str, object]], extra: Sequence[str]) -> None:
-    """Write the rows, in the dialect that was asked for or with extra columns."""
+def _emit(
+    session: Session, result: Mislabels, split: Split, classes: tuple[str, ...], count: int, extra: Sequence[str]
+) -> None:
+    """Write the first rows, in the dialect that was asked for or with extra columns."""
     from influence_cli.results.session import emit
 
+    if session.output is not None:
+        session.run.neighbours = noted_neighbours(result, count)
+    rows = mislabel_rows(result, split, classes, count)
     if session.format in DIALECTS:
         emit(session, in_dialect(rows, session.format), DIALECT_COLUMNS[session.format])
     else:
@@ -259,7 +272,7 @@ def _stores(
     session: Session, tasks: Sequence[Task], wanted: Collection[str], *, skip: bool, on_the_fly: bool
 ) -> Sequence[Prepared]:
     """Prepare the stores that a signal needs. If no signal needs one, take those that are already complete."""
-    from influence_cli.mislabels.find import GRADIENTS
+    from influence_cli.mislabels.signals import GRADIENTS
     from influence_cli.replay.prepare import prepare_scores, stores_complete
     from influence_cli.runtime.terminal import Terminal
 
@@ -271,37 +284,6 @@ def _stores(
     except InfluenceError as error:
         session.terminal.warn(f"no self_influence: {error.message}")
     return []
-
-
-def _describe(session: Session, result: Mislabels, split: Split, classes: Sequence[str]) -> None:
-    """Say on stderr how many labels are wrong, and which data issues there are beyond single labels."""
-    from influence_cli.mislabels.data_issues import issues_in_words
-    from influence_cli.pages.mislabels import issues_record, noise_record
-
-    session.run.issues = issues_record(result, split, classes)
-    if result.doubt:
-        session.terminal.say(f"no estimate of wrong labels: {result.doubt}")
-    if result.noise is None:
-        return
-    session.run.noise = noise_record(result, result.noise, classes)
-    say, n, noise = session.terminal.say, len(result.order), result.noise
-    if noise.count:
-        expected = noise.expected_precision(result.order)
-        steps = sorted({step for step in (noise.count // 10, noise.count // 3, noise.count) if step})
-        shares = ", ".join(f"{expected[step - 1] * step:,.0f} of the first {step:,}" for step in steps)
-        verb = "is" if noise.count == 1 else "are"
-        say(f"about {noise.count:,} of {n:,} labels {verb} wrong ({noise.rate:.1%})")
-        say(f"if the estimate holds, about {shares} are wrong")
-        pairs = session.run.noise.pairs
-        total = sum(p.count for p in pairs)
-        if total:
-            most = ", ".join(f"{p.label} but really {p.true} ({p.count / total:.0%})" for p in pairs[:3])
-            say(f"most often labelled {most}")
-    else:
-        say(f"almost none of the {n:,} labels is wrong by the estimate; the most suspicious come first")
-    issues = issues_in_words(result.issues, classes)
-    if issues:
-        say(f"also: {'; '.join(issues)}")
 
 
 def _sweep(session: Session, stores: Sequence[Prepared], top: int) -> None:
@@ -330,38 +312,6 @@ def _plot(session: Session, result: Mislabels, classes: Sequence[str], path: Pat
     flagged = (np.cumsum(scored) - 1)[result.flagged[scored[result.flagged]]]
     plot_scores(path, result.score[scored], result.facts.labels[scored], classes, flagged, signal, curves)
     session.terminal.say(f"wrote {path}")
-
-
-def _score(session: Session, result: Mislabels, known: Truth) -> None:
-    """Say on stderr, and note in the run file, how well each signal finds the wrong labels."""
-    import numpy as np
-
-    from influence_cli.mislabels.evaluation import CHECKED, qualities, recovery
-    from influence_cli.mislabels.find import likeliest
-
-    facts = result.facts
-    wrong = known.wrong[facts.indices]
-    right: dict[str, float] = {}
-    if known.true is not None and wrong.any():
-        true = known.true[facts.indices][wrong]
-        shares = {**result.log_probabilities, "loss": facts.probabilities}
-        right = {name: float((likeliest(values[wrong]) == true).mean()) for name, values in shares.items()}
-        session.run.memorised_share = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
-    # A label that is not judged comes last.
-    signals = {name: np.where(np.isnan(values), -np.inf, values) for name, values in result.signals.items()}
-    table = qualities(signals, wrong, right)
-    session.run.truth = tuple(table)
-    session.run.recovery = recovery(signals, wrong)
-    say = session.terminal.say
-    say(f"{int(wrong.sum()):,} of {len(wrong):,} labels are wrong according to --truth")
-    shares_checked = "".join(f"{f'{share:.0%}':>7}" for share in CHECKED)
-    say(f"{'':15}{'AP':>6}{'95%':>13}{'AUROC':>7}   found at … checked{'':16}suggested")
-    say(f"{'signal':15}{'':26}{shares_checked}{'right':>10}")
-    for q in table:
-        interval = f"{q.interval[0]:.3f}–{q.interval[1]:.3f}"
-        shares_found = "".join(f"{share:7.3f}" for share in q.found)
-        suggested = "" if q.suggested is None else f"{q.suggested:10.3f}"
-        say(f"{q.signal:15}{q.average_precision:6.3f}{interval:>13}{q.auroc:7.3f}{shares_found}{suggested}")
 
 
 def _check_method(session: Session, signal: str, *, damping_sweep: bool) -> None:

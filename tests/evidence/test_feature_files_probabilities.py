@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from influence_cli.errors import InfluenceError
-from influence_cli.mislabels.pred_probs import read_probabilities
+from influence_cli.evidence.feature_files import read_probabilities
 
 CLASSES = ("cat", "dog", "owl")
 GOOD = np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.0, 1.0, 0.0], [1 / 3, 1 / 3, 1 / 3]])
