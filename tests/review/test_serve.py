@@ -53,13 +53,13 @@ def running(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], 
     finally:
         if started.poll() is None:
             started.kill()
-        started.wait(30)
+        started.wait(120)
         started.stderr.close()
 
 
 def post(address: str, index: int) -> None:
     host, _, path = address.removeprefix("http://").partition("/")
-    connection = http.client.HTTPConnection(host, timeout=20)
+    connection = http.client.HTTPConnection(host, timeout=120)
     body = json.dumps([[index, "keep", "", "", ""]])
     try:
         connection.request("POST", f"/{path}decisions", body, {"content-type": "application/json"})
@@ -85,7 +85,7 @@ def test_kill_in_the_midst_of_decisions_loses_none_that_was_answered(tmp_path: P
         while len(kept) < 20:
             time.sleep(0.001)
         os.kill(process.pid, signal.SIGKILL)
-        deciding.join(30)
+        deciding.join(120)
     assert kept
     there = {int(row["index"]) for row in decided(folder)}
     assert set(kept) <= there
@@ -93,7 +93,7 @@ def test_kill_in_the_midst_of_decisions_loses_none_that_was_answered(tmp_path: P
     with running(folder) as (process, address, said):
         assert f"{len(there)} decided in decisions.csv" in said
         process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=30)
+        _, rest = process.communicate(timeout=120)
         assert process.returncode == 0
         assert "influence review suspects.csv goes on" in rest
 
@@ -132,7 +132,7 @@ def test_mistakes_end_before_anything_is_served(tmp_path: Path, words: tuple[str
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert ended.returncode == 2
     assert message in ended.stderr

@@ -83,7 +83,7 @@ class Client:
     def ask(
         self, path: str, *, method: str = "GET", body: object = None, whole: bool = False, **headers: str
     ) -> tuple[int, bytes, dict[str, str]]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         data = None
         if body is not None:

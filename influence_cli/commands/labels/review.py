@@ -68,10 +68,12 @@ def command(
         raise InfluenceError(f"--on {on}: there is no such set", "known: train, test")
     if result is not None and not result.is_file():
         raise InfluenceError(f"{result}: there is no such file", "write one with influence mislabels --all -o FILE")
+    if decisions is not None and decisions.suffix != ".csv":
+        raise InfluenceError(
+            f"{decisions}: decisions must be a .csv file", f"name it {decisions.with_suffix('.csv').name}"
+        )
     session = begin(config, set_, quiet=quiet, verbose=verbose, rows=False)
     file = decisions or session.config.folder / f"{'' if on == 'train' else 'test-'}decisions.csv"
-    if file.suffix != ".csv":
-        raise InfluenceError(f"{file}: decisions must be a .csv file", f"name it {file.with_suffix('.csv').name}")
     with session.terminal.status("loading data"):
         ledger = _ledger(session, on, file)
     if result is not None:
