@@ -195,7 +195,7 @@ def run(config_file: Path, given: list[str], method: str, tests: int) -> dict[st
     signals = {}
     if not solves:
         wanted = wanted_signals(
-            "combined", every=True, on="train", checkpoints=1, tests=True, solves=solves, probabilities=False
+            "combined", extent="all", on="train", checkpoints=1, tests=True, solves=solves, probabilities=False
         )
         signals = find_mislabels(tasks, stores, choice=SignalChoice(wanted=wanted), terminal=terminal).signals
     return {"influence": sink.scores, **{name: values[None] for name, values in signals.items()}}

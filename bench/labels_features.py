@@ -59,7 +59,7 @@ CASES = {
     "cifar10n-aggregate-all": Case("cifar10", 50_000, "aggre", 0.0, "resnet8", 8, 1),
     "cifar10n-worst-all": Case("cifar10", 50_000, "worse", 0.0, "resnet8", 8, 1),
 }
-RUNS = ("fashion-60", "cifar10n-aggregate", "cifar10n-worst")
+RUNS = ("fashion-60", "cifar10n-random1")
 CHECKPOINTS = 10
 CUTS = (50, 100, 275)
 

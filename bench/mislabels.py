@@ -270,7 +270,7 @@ def steps(folder: Path, everything: bool) -> None:
             Path("influence.h5").unlink(missing_ok=True)
             wanted = wanted_signals(
                 "combined",
-                every=True,
+                extent="all",
                 on="train",
                 checkpoints=1,
                 tests=task.test is not None,

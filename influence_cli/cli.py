@@ -28,7 +28,7 @@ from influence_cli.commands import (
     train,
     verify,
 )
-from influence_cli.commands.labels import mislabels, relabel, review
+from influence_cli.commands.labels import duplicates, issues, mislabels, relabel, review
 from influence_cli.config import moved
 from influence_cli.demo import command
 from influence_cli.errors import InfluenceError, Stopped, one_line, printable
@@ -205,6 +205,8 @@ for _name, _module in (
     ("mislabels", mislabels),
     ("review", review),
     ("relabel", relabel),
+    ("duplicates", duplicates),
+    ("issues", issues),
     ("compare", compare),
     ("verify", verify),
     ("select", select),

@@ -34,6 +34,10 @@ class InfluenceError(Exception):
         # The default drops the hint when a worker process sends the error back.
         return (type(self), (self.message, self.hint))
 
+    def _render_traceback_(self) -> list[str]:
+        """Show the lines of the command line in a notebook, which asks for them in the place of a traceback."""
+        return [f"error: {self.message}", *([f"  {self.hint}"] if self.hint else [])]
+
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C after some work was finished: carries the line that says what was kept."""

@@ -155,8 +155,8 @@ def _same_twice(build: Callable[[], nn.Module], where: str, why: str, section: s
     if random:
         raise InfluenceError(
             f"{where}: {why}, but {section}.factory makes other weights at every call: {few(random)}",
-            f"name the file of the trained weights: {section}.checkpoint: runs/best.pt, or use a factory that returns the "
-            f"trained model {_TRAINED}",
+            f"name the file of the trained weights: {section}.checkpoint: runs/best.pt, or use a factory that returns "
+            f"the trained model {_TRAINED}",
         )
     return model
 

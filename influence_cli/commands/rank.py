@@ -131,7 +131,7 @@ def command(
 
       influence rank 17 --normalise relatif
 
-      influence rank --train 4211
+      influence rank --train 4211 --report what_it_does.html
 
       influence index && influence rank 17 --approximate
     """
@@ -146,14 +146,15 @@ def command(
         )
     refuse_together(
         train,
-        given(aggregate, matrix, report, plot, on_the_fly),
-        message="--train cannot be combined with --aggregate, --matrix, --on-the-fly, --plot or --report",
+        given(aggregate, matrix, plot, on_the_fly),
+        message="--train cannot be combined with --aggregate, --matrix, --on-the-fly or --plot",
         hint="leave one of them out",
     )
-    if attribution is not None and (report is None or aggregate):
+    if attribution is not None and (report is None or aggregate or train is not None):
         raise InfluenceError(
             "--attribution colours the pixels of each test image on the page of --report"
-            + (", and --aggregate shows no single test image" if aggregate else ""),
+            + (", and --aggregate shows no single test image" if aggregate else "")
+            + (", and --train shows a training image" if train is not None else ""),
             "influence rank 17 --attribution integrated-gradients --report why.html",
         )
     refuse_together(
@@ -220,7 +221,7 @@ def command(
         check_index(method, ensemble, store_paths(session.config))
     count = None if all_ else top
     if train is not None:
-        _rank_tests(session, train, target, count, skip=skip_unreadable, strict=strict)
+        _rank_tests(session, train, target, count, report, skip=skip_unreadable, strict=strict)
     else:
         drawn = (report, plot, attribution)
         options = _Options(
@@ -370,24 +371,22 @@ def _sweep(
     note_sweep(session, rows, top, f"influence on {what}" if options.aggregate else f"influence, {what}")
 
 
-def _rank_tests(session: Session, train: int, target: str, count: int | None, *, skip: bool, strict: bool) -> None:
+def _rank_tests(
+    session: Session, train: int, target: str, count: int | None, report: Path | None, *, skip: bool, strict: bool
+) -> None:
     from influence_cli.influence.example_facts import training_facts
     from influence_cli.influence.test_gradients import check_target
+    from influence_cli.pages.rank_train import train_page
     from influence_cli.ranking.rank import check_train, rank_tests
     from influence_cli.replay.prepare import prepare_scores
-    from influence_cli.results.session import emit, load
+    from influence_cli.results.session import emit, load, write_report
 
     tasks = load(session)
     check_target(target, tasks[0].classes)
     check_train(tasks[0].train, train)
     stores = prepare_scores(session.config, tasks, session.terminal, skip_unreadable=skip)
-    ranked = rank_tests(
-        stores,
-        train,
-        target=target,
-        terminal=session.terminal,
-        skip_unreadable=skip,
-        strict=strict,
-    )
-    session.run.scores = ranked.scores
-    emit(session, test_rows(stores[0], ranked.tests, ranked.influence, training_facts(stores), train, count), COLUMNS)
+    ranked = rank_tests(stores, train, target=target, terminal=session.terminal, skip_unreadable=skip, strict=strict)
+    session.run.scores, facts = ranked.scores, training_facts(stores)
+    emit(session, test_rows(stores[0], ranked.tests, ranked.influence, facts, train, count), COLUMNS)
+    if report is not None:
+        write_report(session, train_page(session, stores, ranked, facts, train, count or len(ranked.tests)), report)

@@ -17,9 +17,9 @@ from types import ModuleType
 from typing import Any
 
 from influence_cli.config import moved
+from influence_cli.config.quick_torchvision import import_torchvision
 from influence_cli.errors import InfluenceError, describe, did_you_mean
 from influence_cli.runtime.fence import fenced
-from influence_cli.runtime.quick_torchvision import import_torchvision
 
 # What keeps a script from running while it is imported.
 GUARD = "move what it runs under if __name__ == '__main__':"

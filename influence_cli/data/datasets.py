@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from influence_cli.config.quick_torchvision import import_torchvision
 from influence_cli.config.schema import Config, DataConfig
 from influence_cli.config.user_code import call, import_object
 from influence_cli.data.class_outputs import (
@@ -40,7 +41,6 @@ from influence_cli.data.split import (
 from influence_cli.data.transforms import build_transform
 from influence_cli.errors import InfluenceError
 from influence_cli.runtime.opened_files import noting_opened
-from influence_cli.runtime.quick_torchvision import import_torchvision
 from influence_cli.runtime.terminal import Terminal, or_silent
 
 # Their data sets and transforms open no file besides those of the examples.

@@ -23,11 +23,11 @@ import xxhash
 from PIL import Image
 from torch import Tensor
 
+from influence_cli.config.quick_torchvision import import_torchvision
 from influence_cli.config.schema import Config, DataConfig, TransformStep
 from influence_cli.config.source_code import is_installed, source_hash
 from influence_cli.config.user_code import accepts, call, import_object
 from influence_cli.errors import InfluenceError, describe, did_you_mean
-from influence_cli.runtime.quick_torchvision import import_torchvision
 
 if TYPE_CHECKING:
     from torchvision.transforms import InterpolationMode

@@ -46,7 +46,7 @@ class Readout:
         dimension: Σhᵢ, the effective number of parameters per class.
         floored: examples whose 1 − hᵢ was below ``FLOOR``.
         components: the standardised activations in their leading principal components, each of unit variance,
-            float32 [n, q], q ≤ ``COMPONENTS``.
+            float32 [n, q].
     """
 
     outputs: Tensor
@@ -64,7 +64,13 @@ class Readout:
 
 
 def leave_one_out(
-    features: Tensor, targets: Tensor, classes: int, *, device: torch.device | None = None, shared: bool = False
+    features: Tensor,
+    targets: Tensor,
+    classes: int,
+    *,
+    device: torch.device | None = None,
+    shared: bool = False,
+    kept: int = COMPONENTS,
 ) -> Readout:
     """Fit the ridge readout and give its leave-one-out outputs.
 
@@ -74,6 +80,7 @@ def leave_one_out(
         classes: C.
         device: that does the work, part by part; by default the features'.
         shared: these examples are this process's part of those of the job. All of them fit one readout together.
+        kept: principal components that it gives at most.
 
     Returns:
         The readout, on the features' device, of these examples.
@@ -113,10 +120,10 @@ def leave_one_out(
     for rows in row_parts(len(features), classes):
         part = (turned[rows].to(device) @ (inverse * weights)).add_(mean)
         outputs[rows] = _without(part, leverage[rows], targets[rows].to(device)).to(outputs)
-    leading = values[:COMPONENTS].sqrt().to(weights)
+    leading = values[:kept].sqrt().to(weights)
     components = torch.empty(len(features), len(leading), device=features.device)
     for rows in parts_of(len(features)):
-        components[rows] = (turned[rows, :COMPONENTS].to(device) / leading).to(components)
+        components[rows] = (turned[rows, :kept].to(device) / leading).to(components)
     total = _sum if shared else _kept
     return Readout(
         outputs,

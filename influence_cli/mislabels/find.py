@@ -14,19 +14,16 @@ Signals, higher is more suspicious for all of them:
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from influence_cli.data.split import Split, rows_of
 from influence_cli.errors import InfluenceError
 from influence_cli.evidence.gather import Evidence, gather_evidence
-from influence_cli.evidence.guessing import beats_guessing, largest_share
-from influence_cli.evidence.mapped import chosen, is_on_disk, large, on_disk, picked, row_parts, scratch_folder
-from influence_cli.evidence.mapped import likeliest as likeliest_of
+from influence_cli.evidence.mapped import is_on_disk, on_disk, scratch_folder
 from influence_cli.evidence.opinions import FEWEST
 from influence_cli.evidence.plan import announce, make_plan
 from influence_cli.influence.ensemble import make_inverses, times_of
@@ -36,8 +33,12 @@ from influence_cli.influence.run_facts import ScoreRecord, describe_run
 from influence_cli.influence.self_influence import gradient_norms, harm_to_tests, self_influences
 from influence_cli.metrics import percentile_rank
 from influence_cli.mislabels.data_issues import DataIssues, find_data_issues
-from influence_cli.mislabels.noise import Noise, calibrated, confident_counts, noise_of
-from influence_cli.mislabels.signals import GRADIENTS, SignalChoice, is_opinion
+from influence_cli.mislabels.estimate import estimate, ways_of
+from influence_cli.mislabels.noise import Noise
+from influence_cli.mislabels.sample import Sample, Sampled
+from influence_cli.mislabels.signals import COMBINED, GRADIENTS, SignalChoice, is_opinion
+from influence_cli.mislabels.suspicion import signals_without_gradients, suggestions, with_probabilities
+from influence_cli.mislabels.teaching import Taught, learn, taught_split
 from influence_cli.model.task import Task
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.runtime import distributed
@@ -49,8 +50,9 @@ class Mislabels:
     """Suspicion of every example that could be read, most suspicious first.
 
     Attributes:
-        order: int64 [n], rows of ``facts`` from most to least suspicious.
-        score: float64 [n] in [0, 1], by row of ``facts``; NaN, and last in the order, where a label is not judged.
+        order: int64 [m], rows of ``facts`` from most to least suspicious, without those that are decided.
+        score: float64 [n] in [0, 1], by row of ``facts``; NaN, and last in the order, where a label is not judged,
+            and for one that is decided.
         facts: indices, labels, the model's probabilities and losses.
         signals: each signal's values [n], higher is more suspicious; NaN where a label is not judged.
         log_probabilities: by source, log-probabilities [n, C] that have not seen the label.
@@ -62,6 +64,10 @@ class Mislabels:
         doubt: why that is not estimated though there is evidence; empty where it is.
         issues: duplicates, outliers, confused classes.
         scores: what is known of the run where stores were used; None without any, or where they failed.
+        ways: how many labels of the list are wrong, by each way to estimate it without decisions; empty without noise.
+        taught: what a person has decided; None where nothing was given.
+        sample: images drawn at random; None without.
+        sampled: how many labels are wrong by the decisions on them; None without.
     """
 
     order: np.ndarray
@@ -76,11 +82,24 @@ class Mislabels:
     doubt: str
     issues: DataIssues
     scores: ScoreRecord | None
+    ways: dict[str, int] = field(default_factory=dict)
+    taught: Taught | None = None
+    sample: Sample | None = None
+    sampled: Sampled | None = None
+
+    @property
+    def count(self) -> int | None:
+        """Give how many labels of the list are probably wrong: by the sample, or else by the model; None if unknown."""
+        if self.sampled is not None:
+            return self.sampled.left
+        if self.noise is None:
+            return None
+        return next(iter(self.ways.values()), self.noise.count)
 
     @property
     def flagged(self) -> np.ndarray:
         """Give the rows above the default cut: the first ones, as many as the estimated number of wrong labels."""
-        return self.order[: self.noise.count] if self.noise else self.order[:0]
+        return self.order[: self.count or 0]
 
 
 def find_mislabels(
@@ -88,7 +107,7 @@ def find_mislabels(
     stores: Sequence[Prepared] = (),
     *,
     on: str = "train",
-    choice: SignalChoice = SignalChoice(),
+    choice: SignalChoice = COMBINED,
     terminal: Terminal | None = None,
     skip_unreadable: bool = False,
     strict: bool = False,
@@ -111,18 +130,26 @@ def find_mislabels(
     """
     terminal = or_silent(terminal)
     split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
+    before, split = split, split if choice.taught is None else taught_split(split, choice.taught)
     logistic = "logistic" in choice.wanted
     obstacle, folder = _announced(tasks, split, scratch_folder(store), terminal, logistic=logistic)
     with on_disk(folder):
-        return _found(
-            tasks, stores, split, choice, terminal, obstacle=obstacle, skip_unreadable=skip_unreadable, strict=strict
+        return _ranked(
+            tasks,
+            stores,
+            (before, split),
+            choice,
+            terminal,
+            obstacle=obstacle,
+            skip_unreadable=skip_unreadable,
+            strict=strict,
         )
 
 
-def _found(
+def _ranked(
     tasks: Sequence[Task],
     stores: Sequence[Prepared],
-    split: Split,
+    splits: tuple[Split, Split],
     choice: SignalChoice,
     terminal: Terminal,
     *,
@@ -130,7 +157,9 @@ def _found(
     skip_unreadable: bool,
     strict: bool,
 ) -> Mislabels:
-    signal, wanted, probabilities = choice.rank_by, choice.wanted, choice.probabilities
+    """Rank the labels of a split, whose labels are as given and as decided."""
+    before, split = splits
+    signal, wanted, taught = choice.rank_by, choice.wanted, choice.taught
     if obstacle is not None and is_opinion(signal) and signal != "pred-probs":
         raise obstacle
     logistic = "logistic" in wanted and not _refuse_logistic(signal, terminal)
@@ -143,7 +172,7 @@ def _found(
         obstacle=obstacle,
         features=choice.features,
     )
-    gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip=skip_unreadable, strict=strict)
+    gradients = partial(_gradient_signals, stores, before, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
         try:
             gradients()
@@ -157,18 +186,12 @@ def _found(
             raise evidence.obstacle
         terminal.warn(f"no readout: {evidence.obstacle.message}")
     facts = evidence.facts
-    log_probabilities = dict(evidence.log_probabilities)
-    if probabilities is not None:
-        log_probabilities["pred-probs"] = _logarithms(probabilities, facts.indices)
-    signals = {name: -_at(values, facts.labels).astype(np.float64) for name, values in log_probabilities.items()}
-    signals["loss"] = facts.losses.astype(np.float64)
-    signals["margin"] = margin_of(facts.probabilities, facts.labels)
-    if evidence.trajectory is not None:
-        signals["trajectory"] = margin_of(evidence.trajectory, facts.labels, logarithms=True)
+    log_probabilities = with_probabilities(evidence.log_probabilities, choice.probabilities, facts.indices)
+    signals = signals_without_gradients(log_probabilities, facts, evidence.trajectory)
     scores: ScoreRecord | None = None
     try:
         of_gradients, scores = gradients()
-        signals |= _of_read(of_gradients, split, facts)
+        signals |= _of_read(of_gradients, before, facts)
     except InfluenceError as error:
         if set(wanted) & set(GRADIENTS):
             raise
@@ -177,13 +200,15 @@ def _found(
     if signal not in signals:
         raise InfluenceError(f"--signal {signal}: not available here", f"available: {', '.join(signals)}")
     leading = signal if signal in log_probabilities else next(iter(log_probabilities), None)
-    if leading is None or signal in ("loss", "margin", "trajectory"):
-        soft = evidence.trajectory if signal == "trajectory" and evidence.trajectory is not None else None
-        suggested, confidence, given = _suggestions(facts.probabilities if soft is None else soft, facts.labels)
-    else:
-        suggested, *logs = _suggestions(log_probabilities[leading], facts.labels)
-        confidence, given = map(np.exp, logs)
-    noise, doubt = (None, "") if leading is None else _estimate(leading, log_probabilities[leading], evidence)
+    source = None if leading is None or signal in ("loss", "margin", "trajectory") else log_probabilities[leading]
+    of_run = evidence.trajectory if signal == "trajectory" else None
+    suggested, confidence, chance = suggestions(source, facts.probabilities if of_run is None else of_run, facts.labels)
+    noise, doubt = (None, "") if leading is None else estimate(leading, log_probabilities[leading], evidence)
+    order = np.lexsort((facts.indices, -signals[signal]))
+    score = 1.0 - chance if signal == "loss" or is_opinion(signal) else percentile_rank(signals[signal])
+    ways = partial(ways_of, leading, log_probabilities, evidence, noise)
+    if taught is not None and leading is not None:
+        order, score, noise = _relearnt(log_probabilities[leading], facts.indices, suggested, noise, taught)
     issues = find_data_issues(
         facts.labels,
         evidence.hashes,
@@ -193,8 +218,8 @@ def _found(
         noise.joint if noise else None,
     )
     return Mislabels(
-        np.lexsort((facts.indices, -signals[signal])),
-        1.0 - given if signal == "loss" or is_opinion(signal) else percentile_rank(signals[signal]),
+        order,
+        score,
         facts,
         signals,
         log_probabilities,
@@ -205,7 +230,18 @@ def _found(
         doubt,
         issues,
         scores,
+        ways(order),
+        taught,
     )
+
+
+def _relearnt(
+    log_probabilities: np.ndarray, indices: np.ndarray, suggested: np.ndarray, noise: Noise | None, taught: Taught
+) -> tuple[np.ndarray, np.ndarray, Noise | None]:
+    """Order the rows that are not decided by what was found of the others; the score is the probability of wrong."""
+    lesson = learn(log_probabilities, indices, suggested, None if noise is None else noise.wrong, taught)
+    noise = noise and replace(noise, wrong=np.nan_to_num(lesson.wrong))
+    return lesson.order, lesson.wrong, noise
 
 
 def _announced(
@@ -232,83 +268,6 @@ def _refuse_logistic(signal: str, terminal: Terminal) -> bool:
         raise InfluenceError(f"--signal logistic: {why}", "use --signal readout")
     terminal.warn(f"no logistic readout: {why}")
     return True
-
-
-def _logarithms(probabilities: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Give the logarithms of some rows [n, C]."""
-    if not is_on_disk():
-        return np.asarray(np.log(np.maximum(probabilities[indices], 1e-300)))
-    logs = large(len(indices), probabilities.shape[1]).numpy()
-    for rows in row_parts(*logs.shape):
-        logs[rows] = np.log(np.maximum(probabilities[indices[rows]], 1e-300))
-    return logs
-
-
-def likeliest(probabilities: np.ndarray) -> np.ndarray:
-    """Give the class of largest probability, or log-probability, int64 [n]; −1 for a row of NaN."""
-    return likeliest_of(torch.from_numpy(probabilities)).numpy()
-
-
-def _at(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Give the (log-)probability of each row's label, [n]; of the last class for −1."""
-    labels = np.where(labels < 0, probabilities.shape[1] - 1, labels)
-    return picked(torch.from_numpy(probabilities), torch.from_numpy(labels)).numpy()
-
-
-def _suggestions(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give the likeliest class of each example, its (log-)probability and that of the given label, [n] each."""
-    suggested = likeliest(probabilities)
-    return suggested, _at(probabilities, suggested), _at(probabilities, labels)
-
-
-def _estimate(source: str, log_probabilities: np.ndarray, evidence: Evidence) -> tuple[Noise | None, str]:
-    """Estimate the label noise, or say why the evidence does not allow it.
-
-    Evidence that is no better than guessing says nothing of the labels. Where it contradicts most of them, wrong labels
-    and classes that it cannot tell apart look the same.
-    """
-    known = likeliest(log_probabilities) >= 0
-    whole = bool(known.all())
-    labels = evidence.facts.labels if whole else evidence.facts.labels[known]
-    log_p = log_probabilities if whole else _some(log_probabilities, known)
-    # The model, a part of ``combined``, has seen the labels.
-    judge = evidence.judge if source == "combined" else source
-    right = int((likeliest(evidence.log_probabilities.get(judge, log_probabilities))[known] == labels).sum())
-    compared = f"accuracy {right / len(labels):.2%}, guessing {largest_share(labels):.2%}"
-    if not beats_guessing(right, labels):
-        what = "these probabilities are" if judge == "pred-probs" else f"the {judge} is"
-        return None, f"{what} no better than guessing ({compared})"
-    soft = calibrated(log_p, labels)
-    count, confident = confident_counts(soft)
-    if count > len(labels) / 2:
-        return None, (
-            f"the evidence contradicts {count / len(labels):.0%} of the labels, which says more of the evidence than "
-            f"of the labels ({judge}: {compared})"
-        )
-    noise = noise_of(soft, count, confident)
-    if not whole:
-        wrong = np.zeros(len(known))
-        wrong[known] = noise.wrong
-        noise = replace(noise, wrong=wrong)
-    return noise, ""
-
-
-def _some(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return chosen(torch.from_numpy(values), torch.from_numpy(np.flatnonzero(mask))).numpy()
-
-
-def margin_of(probabilities: np.ndarray, labels: np.ndarray, *, logarithms: bool = False) -> np.ndarray:
-    """Give the probability, or its logarithm, of the largest other class minus that of the label, [n]."""
-    margins = np.empty(len(labels))
-    for part in row_parts(*probabilities.shape):
-        others, some = probabilities[part].copy(), labels[part]
-        if logarithms:
-            others = np.log(np.maximum(others, 1e-30))
-        rows = np.arange(len(some))
-        given = others[rows, some]
-        others[rows, some] = -np.inf
-        margins[part] = others.max(axis=1) - given
-    return margins
 
 
 def _gradient_signals(

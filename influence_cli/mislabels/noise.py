@@ -113,22 +113,36 @@ def confident_counts(soft: Calibrated) -> tuple[int, np.ndarray]:
         How many labels are probably wrong (cleanlab's ``num_label_issues``), and the confident joint: int64 [C, C],
         examples by given (row) and counted class (column), at least one on the diagonal.
     """
-    labels, classes = soft.labels, soft.classes
-    thresholds = _thresholds(soft) - TIE
-    wrong, joint = 0, np.zeros(classes * classes, dtype=np.int64)
-    for rows, part in soft.parts():
-        given, best = labels[rows], part.argmax(axis=1)
-        reached = part >= thresholds
-        several = reached.sum(axis=1)
-        counted = np.where(several > 1, best, reached.argmax(axis=1))
-        known = several > 0
-        joint += np.bincount(given[known] * classes + counted[known], minlength=len(joint))
-        # A label that is the likeliest within the tolerance is not wrong.
-        part[np.arange(len(given)), given] += TIE
-        wrong += int((known & (counted != given) & (part.argmax(axis=1) != given)).sum())
+    classes, wrong = soft.classes, 0
+    joint = np.zeros(classes * classes, dtype=np.int64)
+    for rows, counted, contradictory in _counted(soft):
+        known = counted >= 0
+        joint += np.bincount(soft.labels[rows][known] * classes + counted[known], minlength=len(joint))
+        wrong += int(contradictory.sum())
     table = joint.reshape(classes, classes)
     np.fill_diagonal(table, table.diagonal().clip(min=1))
     return wrong, table
+
+
+def contradicted(soft: Calibrated) -> np.ndarray:
+    """Mark the labels that are probably wrong, bool [n]; ``confident_counts`` counts them."""
+    wrong = np.zeros(len(soft.labels), dtype=bool)
+    for rows, _, contradictory in _counted(soft):
+        wrong[rows] = contradictory
+    return wrong
+
+
+def _counted(soft: Calibrated) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield the rows of each part, the class that each counts for (−1 for none), and whether its label is wrong."""
+    thresholds = _thresholds(soft) - TIE
+    for rows, part in soft.parts():
+        given, best = soft.labels[rows], part.argmax(axis=1)
+        reached = part >= thresholds
+        several = reached.sum(axis=1)
+        counted = np.where(several > 1, best, np.where(several > 0, reached.argmax(axis=1), -1))
+        # A label that is the likeliest within the tolerance is not wrong.
+        part[np.arange(len(given)), given] += TIE
+        yield rows, counted, (counted >= 0) & (counted != given) & (part.argmax(axis=1) != given)
 
 
 def _thresholds(soft: Calibrated) -> np.ndarray:

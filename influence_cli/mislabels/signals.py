@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from influence_cli.errors import InfluenceError
 from influence_cli.evidence.features import Features, signals_of
+from influence_cli.mislabels.teaching import Taught
 
 PROBABILITY_SIGNALS = ("combined", "readout", "neighbours", "logistic", "pred-probs")
 GRADIENTS = ("self-influence", "gradient-norm", "tracin", "test-influence")
@@ -23,7 +25,7 @@ def is_opinion(signal: str) -> bool:
 def wanted_signals(
     signal: str,
     *,
-    every: bool,
+    extent: Literal["one", "free", "all"],
     on: str,
     checkpoints: int,
     tests: bool,
@@ -31,11 +33,11 @@ def wanted_signals(
     probabilities: bool,
     features: Sequence[Features] = (),
 ) -> tuple[str, ...]:
-    """Choose the signals to compute: one, or all that are available here.
+    """Choose the signals to compute, of those that are available here.
 
     Args:
         signal: the one to rank by.
-        every: all of them.
+        extent: the one, with all that need no gradients (``free``), or all of them.
         on: ``train`` or ``test``.
         checkpoints: how many.
         tests: whether there is a test set.
@@ -65,7 +67,11 @@ def wanted_signals(
     missing = {name: reason for name, (cannot, reason) in why.items() if cannot}
     if signal in missing:
         raise InfluenceError(f"--signal {signal}: {missing[signal]}", f"known: {', '.join(known)}")
-    return tuple(name for name in known if name not in missing) if every else (signal,)
+    if extent == "one":
+        return (signal,)
+    return tuple(
+        name for name in known if name not in missing and (extent == "all" or name == signal or name not in GRADIENTS)
+    )
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,14 @@ class SignalChoice:
         wanted: signals to compute.
         probabilities: [examples of the data set, C] from elsewhere, for ``pred-probs``.
         features: of other networks, which take part in ``combined``.
+        taught: what a person has decided about some of the labels; the signal is then one of opinions.
     """
 
     rank_by: str = "combined"
     wanted: Collection[str] = ("combined",)
     probabilities: np.ndarray | None = None
     features: Sequence[Features] = ()
+    taught: Taught | None = None
+
+
+COMBINED = SignalChoice()

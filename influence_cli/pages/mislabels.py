@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from influence_cli.data.split import Split
+from influence_cli.data.split import Split, rows_of
 from influence_cli.errors import counted
 from influence_cli.mislabels.find import Mislabels
 from influence_cli.mislabels.noise import Noise
 from influence_cli.model.task import Task
 from influence_cli.pages.damping_sweep import sweep_parts
 from influence_cli.pages.parts import config_text, example_thumbnail, path_fact, sentence
+from influence_cli.pages.wrong_labels import class_table, wrong_label_lines
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.charts import Chart, histogram, recovery_chart
 from influence_cli.report.html import Card, CardRow, Desk, Neighbour, Page, PageTable, Review, Section
@@ -104,18 +105,16 @@ def mislabels_page(
         ),
         "A high score is a reason to look, not a verdict: rare images with correct labels score high too.",
     ]
-    if result.noise is not None and result.noise.count:
-        expected = float(result.noise.expected_precision(result.order)[result.noise.count - 1])
-        meaning.insert(
-            1,
-            f"About {result.noise.count:,} of {len(result.order):,} labels are wrong ({result.noise.rate:.1%}, an "
-            f"estimate). Expect about {expected:.0%} of the first {result.noise.count:,} to be wrong.",
-        )
+    if result.taught is not None:
+        meaning.insert(1, "The score is the probability that the label is wrong, by what you have decided so far.")
+    lines = wrong_label_lines(result, session.run.reviewed, session.run.sampled)
+    meaning[1:1] = [f"{line[:1].upper()}{line[1:]}." for line in lines]
     meaning.append(
         "Decide below with the mouse or the keyboard. This browser keeps your decisions. Export saves decisions.csv; "
         "influence relabel decisions.csv turns it into new labels."
     )
     sections = [
+        *_sample(result, split, classes),
         Section("Most suspicious labels", None, (CardRow("", "", cards),)),
         *issues,
     ]
@@ -136,7 +135,7 @@ def mislabels_page(
             (0.0, 1.0),
         ),
         charts=(*_recovery_chart(session, signal), *charts),
-        tables=(*_truth_table(session), *_noise_table(session), *tables),
+        tables=(*_truth_table(session), *class_table(session.run.sampled), *_noise_table(session), *tables),
         notes=(f"The page shows the {len(cards)} most suspicious of {len(result.order):,} examples.",),
         command=command_line(),
         config=config_text(session),
@@ -175,20 +174,25 @@ def desk_key(split: Split, classes: Sequence[str]) -> str:
 
 def noise_record(result: Mislabels, noise: Noise, classes: Sequence[str]) -> NoiseRecord:
     """Gather the estimate of the label noise for the run file: rate, count, pairs of classes, expected precision."""
-    n = len(noise.wrong)
+    n, cut = len(noise.wrong), len(result.flagged)
+    ways = list(result.ways.values()) or [noise.count]
     given, true = np.nonzero(noise.joint * n >= 0.5)
     given, true = given[given != true], true[given != true]
     counts = noise.joint[given, true]
     order = np.argsort(-counts, kind="stable")
     expected = noise.expected_precision(result.order)
-    cuts = sorted({max(1, round(n * share)) for share in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)} | {max(1, noise.count)})
+    cuts = sorted({max(1, round(n * share)) for share in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)} | {max(1, cut)})
+    cuts = [cut for cut in cuts if cut <= len(expected)]
     return NoiseRecord(
-        noise.rate,
-        noise.count,
+        cut / max(1, len(result.order)),
+        cut,
         tuple(ExpectedPrecision(cut, float(expected[cut - 1])) for cut in cuts),
         tuple(WrongLabels(classes[given[at]], classes[true[at]], round(float(counts[at]) * n)) for at in order),
         tuple(classes),
         noise.joint.tolist() if len(classes) <= JOINT else None,
+        min(ways),
+        max(ways),
+        dict(result.ways),
     )
 
 
@@ -208,12 +212,28 @@ def issues_record(result: Mislabels, split: Split, classes: Sequence[str]) -> Da
     )
 
 
+def _sample(result: Mislabels, split: Split, classes: Sequence[str]) -> list[Section]:
+    """Show what is to be decided of the sample, in the order of the draw, so that any first part is random too."""
+    if result.sample is None:
+        return []
+    open_ = result.sample.drawn
+    if result.taught is not None:
+        open_ = open_[~result.taught.decided[open_]]
+    rows = rows_of(result.facts.indices, open_[np.isin(open_, result.facts.indices)])
+    if not len(rows):
+        return []
+    cards = tuple(_card(result, split, classes, int(row), number) for number, row in enumerate(rows, 1))
+    note = "decide all of them, or the first ones: from these follows how many labels are wrong"
+    return [Section("Drawn at random", None, (CardRow("", note, cards),))]
+
+
 def _card(
     result: Mislabels, split: Split, classes: Sequence[str], row: int, number: int | None = None, note: str = ""
 ) -> Card:
     facts = result.facts
     index, label, suggested = int(facts.indices[row]), int(facts.labels[row]), int(result.suggested[row])
-    differs, judged = suggested not in (label, -1), not np.isnan(result.score[row])
+    decided = result.taught is not None and bool(result.taught.decided[index])
+    differs, judged = not decided and suggested not in (label, -1), not np.isnan(result.score[row])
     likely = f"{classes[suggested]} ({result.confidence[row]:.0%})" if suggested >= 0 else "not judged"
     title = (f"{number}. " if number else "") + classes[label] + (f" → {classes[suggested]}?" if differs else "")
     return Card(
@@ -222,6 +242,7 @@ def _card(
         title=title,
         facts=(
             *((("", note),) if note else ()),
+            *((("", "decided"),) if decided else ()),
             ("suggested", likely),
             *((("score", f"{result.score[row]:.4f}"),) if judged else ()),
             ("loss", f"{facts.losses[row]:.4g}"),
@@ -235,7 +256,9 @@ def _card(
             for other in result.evidence.nearest[row, :NEIGHBOURS]
             if other >= 0
         ),
-        review=Review(index, split.path(index), classes[label], classes[suggested if suggested >= 0 else label]),
+        review=None
+        if decided
+        else Review(index, split.path(index), classes[label], classes[suggested if suggested >= 0 else label]),
     )
 
 

@@ -39,7 +39,7 @@ class Decision:
 
     Attributes:
         index: its position in the data set.
-        label: its class number when it was reviewed, which is still the current one.
+        label: its class number when it was reviewed, which is still the current one unless the decision was applied.
         decision: one of `DECISIONS`.
         new_label: the class number of a relabel, otherwise None.
         line: the first line of the file that says so.
@@ -70,7 +70,13 @@ class Decisions:
 
 
 def read_decisions(
-    path: Path, split: Split, classes: Sequence[str], folder: Path, *, places: tuple[str, str] = ("", "")
+    path: Path,
+    split: Split,
+    classes: Sequence[str],
+    folder: Path,
+    *,
+    places: tuple[str, str] = ("", ""),
+    applied: bool = False,
 ) -> Decisions:
     """Read and check a file of decisions; a file with any mistake is refused as a whole.
 
@@ -83,6 +89,7 @@ def read_decisions(
         classes: class names by number.
         folder: relative paths of images are taken from it, or else from the current one.
         places: where the config names the labels and the exclusions, for messages.
+        applied: whether a decision fits as well if the data set already is as it says.
 
     Raises:
         InfluenceError: at the first wrong line; its hint counts the others.
@@ -91,7 +98,7 @@ def read_decisions(
         raise InfluenceError(f"{path}: decisions must be a .csv file", f"its first line is {','.join(COLUMNS)}")
     table = read_table(path)
     _check_header(table)
-    check = _checker(table, split, classes, folder, places)
+    check = _checker(table, split, classes, folder, places, applied=applied)
     decisions: dict[int, Decision] = {}
     mistakes: list[tuple[int, InfluenceError]] = []
     for row, line in enumerate(table.lines):
@@ -130,7 +137,7 @@ def _check_header(table: Table) -> None:
 
 
 def _checker(
-    table: Table, split: Split, classes: Sequence[str], folder: Path, places: tuple[str, str]
+    table: Table, split: Split, classes: Sequence[str], folder: Path, places: tuple[str, str], *, applied: bool
 ) -> Callable[[int], Decision]:
     """Make the function that reads one row; each check comes before those that need it."""
     used = np.zeros(len(split.labels), dtype=bool)
@@ -147,19 +154,20 @@ def _checker(
         if word not in DECISIONS:
             raise InfluenceError(f"{at}unknown decision {word!r}", did_you_mean(word, DECISIONS))
         label = class_number(columns["label"][row], classes, at.rstrip(": "))
-        if not used[index]:
+        if not used[index] and not (applied and word == "drop"):
             raise InfluenceError(
                 f"{at}index {index} is already excluded{_by(places[1])}",
                 "remove the line; there is nothing left to decide",
             )
         _check_path(at, index, columns.get("path", blank)[row], split, folder, root)
         now = int(split.labels[index])
-        if label != now:
+        new = columns.get("new_label", blank)[row]
+        done = applied and word == "relabel" and new.strip() and class_number(new, classes, at.rstrip(": ")) == now
+        if label != now and not done:
             raise InfluenceError(
                 f"{at}stale: the label of index {index} is {classes[now]} now, but was {classes[label]} when reviewed",
                 f"review it again, or remove the line{_by(places[0], '; labels come from ')}",
             )
-        new = columns.get("new_label", blank)[row]
         if word != "relabel":
             if new.strip():
                 raise InfluenceError(
@@ -229,13 +237,14 @@ def _as_a_browser_writes(path: str) -> str:
 def _refuse_conflict(at: str, decision: Decision, earlier: Decision, classes: Sequence[str]) -> None:
     if (decision.decision, decision.new_label) != (earlier.decision, earlier.new_label):
         raise InfluenceError(
-            f"{at}{_told(decision, classes)} for index {decision.index}, but line {earlier.line} says "
-            f"{_told(earlier, classes)}",
+            f"{at}{told(decision, classes)} for index {decision.index}, but line {earlier.line} says "
+            f"{told(earlier, classes)}",
             "keep only one of the two lines",
         )
 
 
-def _told(decision: Decision, classes: Sequence[str]) -> str:
+def told(decision: Decision, classes: Sequence[str]) -> str:
+    """Write a decision in a message: ``relabel to dog``."""
     return decision.decision + (f" to {classes[decision.new_label]}" if decision.new_label is not None else "")
 
 

@@ -26,7 +26,7 @@ def in_dialect(rows: Iterable[Mapping[str, object]], dialect: str) -> Iterator[d
 
     Args:
         rows: index, path, label, suggested, confidence, score, loss, and ``flagged``: whether the label is among the
-            first of the ranking, as many as the estimate says are wrong.
+            first of the ranking, as many as are probably wrong.
         dialect: one of `DIALECTS`.
 
     Yields:

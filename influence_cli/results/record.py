@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from influence_cli.ranking.damping_sweep import AtDamping
     from influence_cli.ranking.index_search import SearchRecord
     from influence_cli.results.compare import Comparison
+    from influence_cli.results.decided_records import ReviewedRecord, SampledRecord
     from influence_cli.retrain.output_layer import NewtonRecord
 
 
@@ -152,7 +153,10 @@ class WrongLabels:
 
 @dataclass(frozen=True)
 class NoiseRecord:
-    """The estimate of the label noise; joint[a][b] is the share of examples labelled a that are really b, or None."""
+    """The estimate of the label noise; joint[a][b] is the share of examples labelled a that are really b, or None.
+
+    ``count`` and ``rate`` are the cut of the list; the estimate is the range of ``ways``, each a count.
+    """
 
     rate: float
     count: int
@@ -160,6 +164,9 @@ class NoiseRecord:
     pairs: tuple[WrongLabels, ...]
     classes: tuple[str, ...]
     joint: list[list[float]] | None
+    low: int
+    high: int
+    ways: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,29 @@ class SelectionRecord:
     rounds: int
 
 
+@dataclass(frozen=True)
+class LeakRecord:
+    """Labelled test images that are training images as well: test accuracy with them, without them, and on them."""
+
+    test_examples: tuple[int, ...]
+    accuracy: float
+    accuracy_without: float
+    accuracy_on_them: float
+
+
+@dataclass(frozen=True)
+class DuplicatesRecord:
+    """Groups of copies: images compared per split, groups by kind, training images that can be left out, the leak."""
+
+    compared: tuple[int, ...]
+    groups: int
+    across_splits: int
+    different_labels: int
+    same_label: int
+    superfluous: int
+    leak: LeakRecord | None
+
+
 @dataclass
 class RunRecord:
     """What a command noted about its run so far; None means not noted.
@@ -232,6 +262,9 @@ class RunRecord:
         evidence: what speaks for and against labels.
         issues: data issues beyond single labels.
         noise: how many labels are wrong.
+        reviewed: what a person decided.
+        sample: what was drawn at random, as ``sample_facts`` gives it.
+        sampled: how many labels are wrong by the decisions on it.
         memorised_share: of the wrong labels, those that the model predicts.
         truth: how well each signal finds the wrong labels.
         recovery: the curves of these.
@@ -242,6 +275,8 @@ class RunRecord:
         comparisons: one per list that two results share.
         distances: one per test example and result.
         neighbours: by position of an example those of the most similar ones, nearest first, with spaces between.
+        duplicates: the copies among the images.
+        kinds: of ``issues``: how many there are of each kind, by split.
     """
 
     normalise: str | None = None
@@ -261,6 +296,9 @@ class RunRecord:
     evidence: EvidenceRecord | None = None
     issues: DataIssuesRecord | None = None
     noise: NoiseRecord | None = None
+    reviewed: ReviewedRecord | None = None
+    sample: dict[str, object] | None = None
+    sampled: SampledRecord | None = None
     memorised_share: float | None = None
     truth: tuple[Quality, ...] | None = None
     recovery: Recovery | None = None
@@ -271,6 +309,8 @@ class RunRecord:
     comparisons: tuple[Comparison, ...] | None = None
     distances: tuple[DistanceRecord, ...] | None = None
     neighbours: dict[str, str] | None = None
+    duplicates: DuplicatesRecord | None = None
+    kinds: dict[str, dict[str, int]] | None = None
 
 
 def record_facts(record: RunRecord) -> dict[str, object]:
@@ -297,6 +337,9 @@ def record_facts(record: RunRecord) -> dict[str, object]:
             evidence=record.evidence and {**record.evidence.summary, "memorised": record.evidence.memorised},
             besides=record.issues,
             noise=record.noise,
+            reviewed=record.reviewed,
+            sample=record.sample,
+            sampled=record.sampled,
             memorised_share=record.memorised_share,
             truth=record.truth,
             recovery=record.recovery and {"checked": record.recovery.checked, **record.recovery.recovered},
@@ -310,6 +353,8 @@ def record_facts(record: RunRecord) -> dict[str, object]:
             comparisons=record.comparisons and [comparison.numbers() for comparison in record.comparisons],
             distances=record.distances and [_of_distance(distance) for distance in record.distances],
             neighbours=record.neighbours,
+            duplicates=record.duplicates,
+            kinds=record.kinds,
         ),
     }
 

@@ -166,6 +166,12 @@ def test_damaged_and_missing_files_are_refused(
     assert str(path) in error.value.message
 
 
+def test_features_that_are_never_negative_count_by_their_roots(split: Split, tmp_path: Path) -> None:
+    features = read_features(npy(tmp_path, VALUES**2), split, "--features")
+    assert features.rows(ORDER).numpy() == pytest.approx(np.abs(VALUES[ORDER]), abs=1e-6)
+    assert features.values == pytest.approx(VALUES**2)
+
+
 def test_an_array_of_objects_is_not_unpickled(split: Split, tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", np.array([{}] * 320, dtype=object))
     with pytest.raises(InfluenceError):

@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from influence_cli.commands.labels.decided import (
+    ReviewedOption,
+    SampleOption,
+    decided_options,
+    note_decided,
+    read_decided,
+    say_next,
+)
 from influence_cli.commands.labels.mislabels_messages import describe, score
 from influence_cli.commands.options import (
     DEFAULT_CONFIG,
@@ -33,7 +41,6 @@ from influence_cli.errors import InfluenceError
 from influence_cli.report.dialects import COLUMNS as DIALECT_COLUMNS
 from influence_cli.report.dialects import DIALECTS, in_dialect
 from influence_cli.results.mislabel_rows import COLUMNS, mislabel_rows, noted_neighbours, signal_column
-from influence_cli.results.record import EvidenceRecord
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -86,6 +93,8 @@ def command(
             "--truth", metavar="FILE", help="Known wrong labels (.csv, .npy): measure how well every signal finds them."
         ),
     ] = None,
+    reviewed: ReviewedOption = None,
+    sample: SampleOption = None,
     fail_above: Annotated[
         int | None,
         typer.Option("--fail-above", min=0, metavar="N", help="Exit 1 if more than N labels are probably wrong."),
@@ -123,6 +132,8 @@ def command(
       influence mislabels --format jsonl --top 50 | jq -r .path
 
       influence mislabels --explain 17
+
+      influence mislabels --reviewed decisions.csv --report mislabels.html
 
       influence mislabels --signals --truth truth.csv
 
@@ -162,6 +173,7 @@ def command(
     from influence_cli.mislabels.signals import SignalChoice, wanted_signals
 
     _check_method(session, signal, damping_sweep=damping_sweep)
+    options = decided_options(reviewed, sample, signal, output=output, report=report, truth=truth)
     tasks = load(session)
     split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
     classes = tasks[0].classes
@@ -171,9 +183,10 @@ def command(
     known = read_truth(truth, split.labels, classes) if truth is not None else None
     probabilities = read_probabilities(pred_probs, len(split.labels), classes) if pred_probs is not None else None
     given = load_features(session.config, tasks[0], split, features or (), session.terminal, skip=skip_unreadable)
+    decided = read_decided(session, options, split, classes, on)
     wanted = wanted_signals(
         signal,
-        every=signals or known is not None or explain is not None,
+        extent="all" if signals else "one" if known is None and explain is None else "free",
         on=on,
         checkpoints=len(tasks),
         tests=tasks[0].test is not None and not tasks[0].test.is_unlabelled,
@@ -187,19 +200,20 @@ def command(
         tasks,
         stores,
         on=on,
-        choice=SignalChoice(signal, wanted, probabilities, given),
+        choice=SignalChoice(signal, wanted, probabilities, given, decided.taught),
         terminal=session.terminal,
         skip_unreadable=skip_unreadable,
         strict=strict,
         store=session.config.gradients.store,
     )
-    session.run.scores = result.scores
-    session.run.evidence = EvidenceRecord(result.evidence.summary, result.evidence.memorised)
+    result = note_decided(session, result, decided, split, classes)
     if explain is not None:
         emit(session, explain_rows(result, split, classes, explain), EXPLAINED)
         return
-    counting = {"--top auto": shown is None, "--fail-above": fail_above is not None, "--format": format in DIALECTS}
-    _require_count(result, counting)
+    _require_count(
+        result,
+        {"--top auto": shown is None, "--fail-above": fail_above is not None, "--format": format in DIALECTS},
+    )
     describe(session, result, split, classes)
     if known is not None:
         score(session, result, known)
@@ -212,10 +226,14 @@ def command(
     if report is not None:
         _write_report(session, tasks, stores, result, split, count, signal, (report, page_size))
     else:
-        top = "" if result.noise is None else "--top auto "  # which an estimate is needed for
-        session.terminal.say(f"next: influence mislabels {top}--report mislabels.html shows the images")
+        _say_report(session, result)
     if fail_above is not None:
         _fail_above(session, len(result.flagged), fail_above)
+
+
+def _say_report(session: Session, result: Mislabels) -> None:
+    top = "" if result.count is None else "--top auto "  # which an estimate is needed for
+    session.terminal.say(f"next: influence mislabels {top}--report mislabels.html shows the images")
 
 
 def _emit(
@@ -259,6 +277,7 @@ def _write_report(
         )
         where = "" if split.name == "train" else f" --on {split.name}"
         session.terminal.say(f"next: influence review{where} shows them all")
+    say_next(session, result)
 
 
 def _fail_above(session: Session, findings: int, most: int) -> None:
@@ -329,7 +348,7 @@ def _check_method(session: Session, signal: str, *, damping_sweep: bool) -> None
 
 def _require_count(result: Mislabels, counting: dict[str, bool]) -> None:
     """Refuse options that need the number of wrong labels, where it cannot be estimated."""
-    if result.noise is None and any(counting.values()):
+    if result.count is None and any(counting.values()):
         obstacle = result.evidence.obstacle
         raise InfluenceError(
             f"{next(option for option, given in counting.items() if given)}: the number of wrong labels cannot be "

@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 def describe(session: Session, result: Mislabels, split: Split, classes: Sequence[str]) -> None:
     """Say on stderr how many labels are wrong, and which data issues there are beyond single labels."""
     from influence_cli.pages.mislabels import issues_record, noise_record
+    from influence_cli.pages.wrong_labels import wrong_label_lines
 
     session.run.issues = issues_record(result, split, classes)
     if result.doubt:
         session.terminal.say(f"no estimate of wrong labels: {result.doubt}")
+    for line in wrong_label_lines(result, session.run.reviewed, session.run.sampled):
+        session.terminal.say(line)
     if result.noise is None:
         return
     session.run.noise = noise_record(result, result.noise, classes)
-    say, n, noise = session.terminal.say, len(result.order), result.noise
-    if noise.count:
+    say, noise = session.terminal.say, result.noise
+    count = len(result.flagged)
+    if count:
         expected = noise.expected_precision(result.order)
-        steps = sorted({step for step in (noise.count // 10, noise.count // 3, noise.count) if step})
+        steps = sorted({step for step in (count // 10, count // 3, count) if step})
         shares = ", ".join(f"{expected[step - 1] * step:,.0f} of the first {step:,}" for step in steps)
-        verb = "is" if noise.count == 1 else "are"
-        say(f"about {noise.count:,} of {n:,} labels {verb} wrong ({noise.rate:.1%})")
-        say(f"if the estimate holds, about {shares} are wrong")
+        say(f"if the evidence is right, about {shares} are wrong")
         pairs = session.run.noise.pairs
         total = sum(p.count for p in pairs)
         if total:
             most = ", ".join(f"{p.label} but really {p.true} ({p.count / total:.0%})" for p in pairs[:3])
             say(f"most often labelled {most}")
-    else:
-        say(f"almost none of the {n:,} labels is wrong by the estimate; the most suspicious come first")
     issues = _data_issues(result.issues, classes)
     if issues:
         say(f"also: {'; '.join(issues)}")
@@ -69,7 +69,7 @@ def score(session: Session, result: Mislabels, known: Truth) -> None:
     import numpy as np
 
     from influence_cli.mislabels.evaluation import CHECKED, qualities, recovery
-    from influence_cli.mislabels.find import likeliest
+    from influence_cli.mislabels.suspicion import likeliest
 
     facts = result.facts
     wrong = known.wrong[facts.indices]

@@ -7,7 +7,7 @@ import sys
 
 CHECK = """
 import sys
-from influence_cli.runtime.quick_torchvision import import_torchvision
+from influence_cli.config.quick_torchvision import import_torchvision
 import_torchvision()
 assert "torch._dynamo" not in sys.modules and "sympy" not in sys.modules
 import torch
@@ -24,7 +24,7 @@ assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2)).tolist() =
 
 ASKED = """
 import sys
-from influence_cli.runtime import quick_torchvision
+from influence_cli.config import quick_torchvision
 quick_torchvision.importlib.import_module = lambda name: None
 import torch, types
 quick_torchvision.import_torchvision()
@@ -34,7 +34,7 @@ assert "torch._dynamo" not in sys.modules
 FORWARDS = """
 import importlib, sys
 import torch
-from influence_cli.runtime.quick_torchvision import COMPILER, _StandIn
+from influence_cli.config.quick_torchvision import COMPILER, _StandIn
 sys.modules[COMPILER[0]] = _StandIn(COMPILER[0])
 import torch._dynamo
 assert callable(sys.modules[COMPILER[0]].optimize)

@@ -1,0 +1,1 @@
+"""`Debugger`: what the commands find, on the model and the data sets that a notebook already has."""
