@@ -28,7 +28,7 @@ from influence_cli.commands import (
     train,
     verify,
 )
-from influence_cli.commands.labels import duplicates, issues, mislabels, relabel
+from influence_cli.commands.labels import duplicates, issues, mislabels, relabel, review
 from influence_cli.config import moved
 from influence_cli.demo import command
 from influence_cli.errors import InfluenceError, Stopped, one_line, printable
@@ -203,6 +203,7 @@ for _name, _module in (
     ("rank", rank),
     ("groups", groups),
     ("mislabels", mislabels),
+    ("review", review),
     ("relabel", relabel),
     ("duplicates", duplicates),
     ("issues", issues),

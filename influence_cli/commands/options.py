@@ -53,6 +53,10 @@ Report = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE.html", help="Also write an HTML page with the images. It works offline."),
 ]
+PageSize = Annotated[
+    float,
+    typer.Option("--page-size", min=1, max=1000, metavar="MB", help="The size that the page of --report may have."),
+]
 Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="FILE.png|svg", help="Also draw a plot (needs matplotlib: influence-cli[plot])."),

@@ -31,17 +31,18 @@ from influence_cli.notebook.handed import Handed, examples_of, handing
 from influence_cli.notebook.results import LabelSuspects, Ranking
 from influence_cli.notebook.settings import HANDED, config_of, in_python, loss_section
 from influence_cli.pages.mislabels import issues_record, mislabels_page, noise_record
+from influence_cli.pages.overview import Collected
 from influence_cli.pages.parts import SHOWN
-from influence_cli.pages.rank import FirstGroup, rank_page
+from influence_cli.pages.rank import rank_page
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.ranking.copies import warn_of_copies
 from influence_cli.ranking.rank import RankedGroup, RankOptions, rank_training
-from influence_cli.ranking.sinks import KeptInfluence
 from influence_cli.replay.prepare import prepare_scores, stores_complete
 from influence_cli.report.html import Page
+from influence_cli.results.label_records import EvidenceRecord
 from influence_cli.results.mislabel_rows import mislabel_rows
 from influence_cli.results.rank_rows import rank_rows
-from influence_cli.results.record import EvidenceRecord, RunRecord
+from influence_cli.results.record import RunRecord
 from influence_cli.results.run import Session
 from influence_cli.results.session import load, prepare, selected_tests
 from influence_cli.runtime.terminal import Terminal
@@ -194,7 +195,7 @@ class Debugger:
             stores = prepare(session, tasks)
             warn_of_copies(stores, selected, session.terminal)
             facts = training_facts(stores)
-            held = KeptInfluence(1 if aggregate else min(len(selected), SHOWN), len(facts.indices))
+            collected = Collected(1 if aggregate else min(len(selected), SHOWN), len(facts.indices))
 
             def ranked() -> Iterator[RankedGroup]:
                 session.run.scores = yield from rank_training(
@@ -205,22 +206,21 @@ class Debugger:
                     target=target,
                     aggregate=aggregate,
                     terminal=session.terminal,
-                    options=RankOptions(sinks=[held]),
+                    options=RankOptions(sinks=[collected.held]),
                 )
 
             groups = list(ranked())
+            for group in groups:
+                collected.take(group)
 
         def page(count: int, shown: int) -> Page:
-            group, kept = groups[0], held.values
-            if not aggregate:
-                group, kept = RankedGroup(group.tests[:shown], group.strongest[:shown]), kept[:shown]
-            first = FirstGroup(group, kept)
-            made = rank_page(session, stores, first, facts, selected, count, aggregate=aggregate)
+            made = rank_page(session, stores, collected, facts, count, aggregate=aggregate)
+            made = replace(made, sections=made.sections[:shown])
             return self._named(made, f"rank({', '.join(map(repr, tests))})")
 
         rows = tuple(row for group in groups for row in rank_rows(stores[0], group, facts, aggregate=aggregate))
         plain = tuple({name: value for name, value in row.items() if name != "normalised"} for row in rows)
-        return Ranking(plain, len(selected), facts.indices, held.values, page)
+        return Ranking(plain, len(selected), facts.indices, collected.held.values, page)
 
     def report(self, path: str | Path) -> Path:
         """Write the page of the suspicious labels.

@@ -20,7 +20,7 @@ from influence_cli.pages.wrong_labels import class_table, wrong_label_lines
 from influence_cli.precompute.prepared import Prepared
 from influence_cli.report.charts import Chart, histogram, recovery_chart
 from influence_cli.report.html import Card, CardRow, Desk, Neighbour, Page, PageTable, Review, Section
-from influence_cli.results.record import (
+from influence_cli.results.label_records import (
     ConfusedClasses,
     DataIssuesRecord,
     ExpectedPrecision,
@@ -33,8 +33,11 @@ from influence_cli.results.run import command_line
 if TYPE_CHECKING:
     from influence_cli.results.run import Session
 
-# Labels on one page: an afternoon of work, and most of their images fit into 5 MB.
-PAGE = 500
+# Of --page-size, in MB, and what a card's own text and the rest of the page take of it at most, in bytes.
+PAGE_SIZE = 25.0
+CARD_TEXT, REST = 3_000, 200_000
+# Of the longer side of a suspect's photo, in pixels.
+PHOTO = 320
 # Duplicate pairs, unusual images and pairs of classes on one page.
 SHOWN = 20
 # Classes of which the run file has the whole table of given and true labels; of more it has the pairs alone.
@@ -82,10 +85,16 @@ def mislabels_page(
     split: Split,
     count: int,
     signal: str,
+    page_size: int = int(PAGE_SIZE * 1e6),
 ) -> Page:
-    """Lay out suspicious labels: tables of quality, noise and classes, the gallery, and other data issues."""
+    """Lay out suspicious labels: tables of quality, noise and classes, the gallery, and other data issues.
+
+    The gallery has the first ``count`` labels, or as many with their pictures as fit into ``page_size`` bytes.
+    """
     classes = tasks[0].classes
-    cards = tuple(_card(result, split, classes, row, number) for number, row in enumerate(result.order[:count], 1))
+    issues = _data_issues(result, split, classes)
+    room = page_size - REST - sum(_weight(card) for section in issues for row in section.rows for card in row.cards)
+    cards = _cards_that_fit(result, split, classes, count, room)
     meaning = [
         "Most suspicious first." + (f" The score is {signal}: {text}" if (text := _meaning_of(signal)) else ""),
         "suggested: the likeliest class"
@@ -107,7 +116,7 @@ def mislabels_page(
     sections = [
         *_sample(result, split, classes),
         Section("Most suspicious labels", None, (CardRow("", "", cards),)),
-        *_data_issues(result, split, classes),
+        *issues,
     ]
     tables, charts = sweep_parts(session)
     scored = ~np.isnan(result.score)
@@ -130,11 +139,30 @@ def mislabels_page(
         notes=(f"The page shows the {len(cards)} most suspicious of {len(result.order):,} examples.",),
         command=command_line(),
         config=config_text(session),
-        desk=Desk(_desk_key(split, classes), split.name, len(split.labels), tuple(classes)),
+        desk=Desk(desk_key(split, classes), split.name, len(split.labels), tuple(classes)),
     )
 
 
-def _desk_key(split: Split, classes: Sequence[str]) -> str:
+def _cards_that_fit(result: Mislabels, split: Split, classes: Sequence[str], count: int, room: int) -> tuple[Card, ...]:
+    """Make the cards of the most suspicious labels, until the next one would not fit into so many bytes."""
+    cards: list[Card] = []
+    for number, row in enumerate(result.order[:count], 1):
+        card = _card(result, split, classes, row, number)
+        room -= _weight(card)
+        if room < 0 and cards:
+            break
+        cards.append(card)
+    return tuple(cards)
+
+
+def _weight(card: Card) -> int:
+    """Count the bytes of a card on the page, with its text and what the desk's script knows of it."""
+    names = sum(len(text.encode(errors="surrogatepass")) for text in (card.title, card.alt, card.group))
+    named = 6 * names + sum(4 * len(value.encode(errors="surrogatepass")) for _, value in card.facts)
+    return card.weight(own=True) + card.weight(own=False) + CARD_TEXT + named
+
+
+def desk_key(split: Split, classes: Sequence[str]) -> str:
     """Name a data set and its labels: pages share their decisions until a label changes."""
     state = xxhash.xxh3_128("\0".join((split.name, *classes)).encode(errors="surrogatepass"))
     state.update(split.labels.tobytes())
@@ -209,7 +237,7 @@ def _card(
     likely = f"{classes[suggested]} ({result.confidence[row]:.0%})" if suggested >= 0 else "not judged"
     title = (f"{number}. " if number else "") + classes[label] + (f" → {classes[suggested]}?" if differs else "")
     return Card(
-        image=example_thumbnail(split, index),
+        image=example_thumbnail(split, index, PHOTO),
         alt=f"{split.name} example {index}, labelled {classes[label]}",
         title=title,
         facts=(

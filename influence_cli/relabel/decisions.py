@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DECISIONS = ("keep", "relabel", "drop", "unsure")
 COLUMNS = ("index", "path", "label", "decision", "new_label")
+# What influence review adds: who decided, and when. Nothing depends on them.
+NOTED = ("who", "when")
 NEEDED = ("index", "label", "decision")
 # How many wrong lines are named.
 NAMED = 5
@@ -79,7 +81,7 @@ def read_decisions(
     """Read and check a file of decisions; a file with any mistake is refused as a whole.
 
     The columns are ``index,path,label,decision,new_label``, in any order. ``path`` may be missing, and ``new_label``
-    where nothing is relabelled. The same line twice is not a mistake.
+    where nothing is relabelled. ``who`` and ``when`` may follow. The same line twice is not a mistake.
 
     Args:
         path: the ``.csv``.
@@ -111,13 +113,21 @@ def read_decisions(
     return Decisions(tuple(decisions.values()), all(cell.strip() for cell in paths))
 
 
+def read_noted(path: Path) -> dict[int, tuple[str, str]]:
+    """Read who decided and when, by line of the file; empty text where it does not say."""
+    table = read_table(path)
+    blank = [""] * len(table.lines)
+    columns = [table.columns.get(name, blank) for name in NOTED]
+    return {line: (unguarded(who), unguarded(when)) for line, who, when in zip(table.lines, *columns, strict=True)}
+
+
 def _check_header(table: Table) -> None:
     where = f"{table.file}:1"
     shape = f"the columns are {','.join(COLUMNS)}"
     if len(table.header) == 1 and ";" in table.header[0]:
         raise InfluenceError(f"{where}: the columns are separated by semicolons", f"save it with commas; {shape}")
     for name in table.header:
-        if name not in COLUMNS:
+        if name not in (*COLUMNS, *NOTED):
             raise InfluenceError(f"{where}: unknown column {name!r}", did_you_mean(name, COLUMNS))
         if table.header.count(name) > 1:
             raise InfluenceError(f"{where}: the column {name!r} appears twice", shape)

@@ -72,6 +72,27 @@ def apply_decisions(config: Config, path: Path, on: str = "train") -> Relabelled
     Raises:
         InfluenceError: an error in the data set, or the first line that does not fit it.
     """
+    split, names, original, places = labelled_split(config, on)
+    decisions = read_decisions(path, split, names, config.folder, places=places)
+    labels, exclude = new_labels(split, decisions)
+    if len(exclude) == len(labels):
+        raise InfluenceError(f"{near_path(path)} leaves no {on} example", "drop fewer")
+    root = getattr(split.source, "root", None)
+    folder = config.folder / root if isinstance(root, str | Path) and split.mapping is not None else None
+    return Relabelled(split, original, labels, exclude, names, decisions, folder)
+
+
+def labelled_split(config: Config, on: str) -> tuple[Split, tuple[str, ...], np.ndarray, tuple[str, str]]:
+    """Load the examples that decisions are about, without the model.
+
+    Args:
+        config: names the data set.
+        on: ``train`` or ``test``.
+
+    Returns:
+        The examples, the class names by number, int64 [length] the labels of the data set itself, and where the config
+        names ``labels`` and ``exclude``, empty where it does not.
+    """
     section = data_section(config, on)
     if on == "train":
         split = load_split(config, "train", config.train)
@@ -85,14 +106,8 @@ def apply_decisions(config: Config, path: Path, on: str = "train") -> Relabelled
     original = source_labels(split) if section.labels is not None else split.labels
     if names is None:
         names = tuple(str(number) for number in range(1 + int(max(original.max(), split.labels.max()))))
-    places = tuple(config.where(on, key) if getattr(section, key) is not None else "" for key in ("labels", "exclude"))
-    decisions = read_decisions(path, split, names, config.folder, places=(places[0], places[1]))
-    labels, exclude = new_labels(split, decisions)
-    if len(exclude) == len(labels):
-        raise InfluenceError(f"{near_path(path)} leaves no {on} example", "drop fewer")
-    root = getattr(split.source, "root", None)
-    folder = config.folder / root if isinstance(root, str | Path) and split.mapping is not None else None
-    return Relabelled(split, original, labels, exclude, names, decisions, folder)
+    places = [config.where(on, key) if getattr(section, key) is not None else "" for key in ("labels", "exclude")]
+    return split, names, original, (places[0], places[1])
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jinja2
 from markupsafe import Markup, escape
@@ -164,6 +164,19 @@ class PageTable:
 
 
 @dataclass(frozen=True)
+class ServedDesk:
+    """What a desk has that a server keeps: its cards come from there, and its decisions go there.
+
+    Attributes:
+        reviews: of all cards, in order.
+        file: the decisions, as a reader would name the file.
+    """
+
+    reviews: tuple[Review, ...]
+    file: str
+
+
+@dataclass(frozen=True)
 class Desk:
     """Turns the cards with a `Review` into a review desk: decisions by mouse or keys, kept in the browser.
 
@@ -172,12 +185,14 @@ class Desk:
         split: ``train`` or ``test``.
         count: examples of the data set, including those not shown.
         classes: every class that a label can be.
+        served: where the page is that of a server.
     """
 
     key: str
     split: str
     count: int
     classes: tuple[str, ...]
+    served: ServedDesk | None = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +237,8 @@ class Page:
     @property
     def groups(self) -> list[str]:
         """List the labels that the gallery can be filtered by."""
+        if self.desk is not None and self.desk.served is not None:
+            return sorted({review.label for review in self.desk.served.reviews})
         return sorted({card.group for card in self.cards} - {""})
 
     @property
@@ -234,13 +251,16 @@ class Page:
         """Give the data of the desk's script: names as they are, and as they can be shown."""
         if self.desk is None:
             raise ValueError("a page without a desk")
-        examples = {card.review.index: vars(card.review) for card in self.cards if card.review is not None}
+        served = self.desk.served
+        reviews = served.reviews if served else [card.review for card in self.cards if card.review is not None]
+        examples = {review.index: vars(review) for review in reviews}
         return {
             "key": self.desk.key,
             "split": self.desk.split,
             "count": self.desk.count,
             "classes": [[name, printable(name)] for name in self.desk.classes],
             "examples": list(examples.values()),
+            **({"served": served.file} if served else {}),
         }
 
 
@@ -253,6 +273,23 @@ def render_page(page: Page) -> str:
     Returns:
         A whole HTML document.
     """
+    return _template().render(page=page)
+
+
+def page_parts(page: Page) -> tuple[str, Callable[[Sequence[Card]], str]]:
+    """Fill the template once, for a server that sends the cards of a desk as they are asked for.
+
+    Args:
+        page: with a served desk.
+
+    Returns:
+        The HTML document, and a function from cards to the HTML of their list items.
+    """
+    module: Any = _template().make_module({"page": page})
+    return str(module), lambda cards: "".join(str(module.item_of(card)) for card in cards)
+
+
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("influence_cli", "report"),
         autoescape=True,
@@ -263,7 +300,7 @@ def render_page(page: Page) -> str:
         finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
     )
     environment.filters["seams"] = seams
-    return environment.get_template("report.html.j2").render(page=page)
+    return environment.get_template("report.html.j2")
 
 
 def seams(text: str) -> Markup:
@@ -281,27 +318,28 @@ def check_page(path: Path | None) -> None:
         raise InfluenceError(f"--report {path}: a page must be .html", f"name it {path.with_suffix('.html').name}")
 
 
-def write_page(page: Page, path: Path) -> int:
+def write_page(page: Page, path: Path, most: int | None = None) -> int:
     """Write a page of at most 5 MB. If it would be larger, the last images of the rows are left out, and it says so.
 
     Args:
         page: what to show.
         path: a file that ends in .html; it appears when it is complete.
+        most: bytes, instead of 5 MB.
 
     Returns:
         The size in bytes.
 
     Raises:
-        InfluenceError: the file cannot be written, or its text alone is larger than 5 MB.
+        InfluenceError: the file cannot be written, or its text alone is larger than that.
     """
     check_page(path)
-    text = _fitting(page, path)
+    text = _fitting(page, path, MAX_BYTES if most is None else most)
     with open_output(path) as stream:
         stream.write(text)
     return len(text.encode())
 
 
-def _fitting(page: Page, path: Path) -> str:
+def _fitting(page: Page, path: Path, most: int) -> str:
     """Render the page, leaving out as many images as needed, the lowest places of all rows first.
 
     Neighbours are left out before images: the images to decide on stay as long as possible.
@@ -317,11 +355,11 @@ def _fitting(page: Page, path: Path) -> str:
         if card.weight(own=own)
     )
     dropped: set[tuple[bool, int, int, int]] = set()
-    while (excess := len(text.encode()) - MAX_BYTES) > 0:
+    while (excess := len(text.encode()) - most) > 0:
         if len(dropped) == len(pictures):
             raise InfluenceError(
-                f"{path}: the page has {MAX_BYTES + excess:,} bytes even without the images of its rows, "
-                f"and the limit is {MAX_BYTES:,}",
+                f"{path}: the page has {most + excess:,} bytes even without the images of its rows, "
+                f"and the limit is {most:,}",
                 "show less: a smaller --top, or fewer test examples",
             )
         for own, place, number, line in pictures[len(dropped) :]:
@@ -330,16 +368,16 @@ def _fitting(page: Page, path: Path) -> str:
             if excess <= 0:
                 break
         left = _without(page, dropped)
-        text = render_page(replace(left, notes=(*page.notes, *_left_out(dropped))))
+        text = render_page(replace(left, notes=(*page.notes, *_left_out(dropped, most))))
     return text
 
 
-def _left_out(dropped: set[tuple[bool, int, int, int]]) -> Iterator[str]:
+def _left_out(dropped: set[tuple[bool, int, int, int]], most: int) -> Iterator[str]:
     for own, what in ((True, "images"), (False, "their similar images")):
         count = sum(entry[0] == own for entry in dropped)
         if count:
             noun = "example is" if count == 1 else "examples are"
-            yield f"{count:,} {noun} shown without {what}, to keep the page under 5 MB."
+            yield f"{count:,} {noun} shown without {what}, to keep the page under {most / 1e6:g} MB."
 
 
 def _without(page: Page, dropped: set[tuple[bool, int, int, int]]) -> Page:

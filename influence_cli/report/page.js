@@ -1,17 +1,22 @@
 "use strict";
 const filter = document.getElementById("filter");
-if (filter) {
+// What else a card has to be, and what to do instead where cards come from a server: the desk sets them.
+let wanted = () => true, instead = null, filterCards = () => {};
+{
   const cards = [...document.querySelectorAll(".cards > li")];
   const apply = () => {
-    for (const card of cards) card.hidden = filter.value !== "" && card.dataset.group !== filter.value;
+    const group = filter?.value ?? "";
+    if (instead) { instead(group); return; }
+    for (const card of cards) card.hidden = (group !== "" && card.dataset.group !== group) || !wanted(card);
     for (const list of document.querySelectorAll(".cards")) {
       list.nextElementSibling.hidden = [...list.children].some((card) => !card.hidden);
     }
     const shown = cards.filter((card) => !card.hidden).length;
-    document.getElementById("shown").textContent = `${shown} of ${cards.length} images`;
+    if (filter) document.getElementById("shown").textContent = `${shown} of ${cards.length} images`;
   };
-  filter.addEventListener("change", apply);
-  apply();  // a reloaded page keeps its choice
+  filter?.addEventListener("change", apply);
+  filterCards = apply;
+  if (filter) apply();  // a reloaded page keeps its choice
 }
 const number = (text) => (/\d/.test(text) ? parseFloat(text.replace(/[,\s%]/g, "").replace("−", "-")) : null);
 for (const button of document.querySelectorAll("th button")) {

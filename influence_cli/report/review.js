@@ -8,14 +8,16 @@
   const examples = new Map(desk.examples.map((example) => [example.index, example]));
   const shown = new Map(desk.classes);
   const typed = new Map([...desk.classes.map(([name, spelt]) => [spelt, name]), ...desk.classes.map(([name]) => [name, name])]);
-  const cards = [...document.querySelectorAll("li[data-index]")];
+  const places = new Map(desk.examples.map((example, place) => [example.index, place]));
+  let cards = [...document.querySelectorAll("li[data-index]")];
   const status = document.getElementById("status"), progress = document.getElementById("progress");
   const bar = document.querySelector(".bar");
-  const undoButton = document.getElementById("undo");
+  const undoButton = document.getElementById("undo"), acceptButton = document.getElementById("accept");
   const indexOf = (card) => Number(card.dataset.index);
   let decisions = new Map();  // index → a row of COLUMNS
   const past = [];  // the state before each step: lists of [index, row or undefined]
-  let current = null, reachable = null, keeps = true;
+  const chosen = new Set();  // indexes of the selection
+  let current = null, reachable = null, keeps = true, waiting = false, anchor = null;
   const tail = (path) => path.split(/[/\\]/).slice(-2).join("/");
 
   const say = (text) => { status.textContent = text; };
@@ -39,7 +41,25 @@
     return null;
   };
 
+  const unkept = document.getElementById("unkept");
+  const store = desk.served === undefined ? null : servedStore({
+    kept: (rows) => {
+      decisions = new Map();
+      for (const [index, [decision, newLabel, who, when]] of rows) {
+        const example = examples.get(index);
+        decisions.set(index, [index, example?.path ?? "", example?.label ?? "", decision, newLabel, who, when]);
+      }
+      paint();
+    },
+    lost: (indexes) => {
+      for (let at = past.length - 1; at >= 0; at--) if (past[at].some(([index]) => indexes.includes(index))) past.splice(at, 1);
+      say(`${indexes.map((index) => `Example ${index}`).join(", ")}: decided elsewhere in the meantime, and left so.`);
+      paint();
+    },
+    warn: (text) => { if (unkept.textContent !== text) { unkept.textContent = text; unkept.hidden = !text; } },
+  });
   const load = () => {
+    if (store) { store.start(); return; }
     try {
       const rows = JSON.parse(localStorage.getItem(KEY) ?? "[]");
       decisions = new Map(rows.filter((row) => Array.isArray(row) && fault(row) === null).map((row) => [row[0], row]));
@@ -47,12 +67,17 @@
       decisions = new Map();
     }
   };
-  const save = () => {
+  const save = (changes) => {
+    if (store) {
+      const pair = (row) => (row ? [row[3], row[4]] : ["", ""]);
+      if (changes) store.save(changes.map(([index, row, before]) => [index, ...pair(row), ...pair(before)]));
+      return;
+    }
     try {
       localStorage.setItem(KEY, JSON.stringify([...decisions.values()]));
     } catch (error) {
       keeps = false;
-      document.getElementById("unkept").hidden = false;
+      unkept.hidden = false;
     }
   };
   addEventListener("beforeunload", (event) => { if (!keeps && past.length) event.preventDefault(); });
@@ -62,11 +87,13 @@
     if (!row) return "";
     return row[3] === "relabel" ? `relabel → ${shown.get(row[4])}` : row[3];
   };
+  const signed = (row) => (row?.[6] ? ` (${[row[5], row[6].slice(0, 10)].filter(Boolean).join(", ")})` : "");
   const paint = () => {
     for (const card of cards) {
       const row = decisions.get(indexOf(card)), example = examples.get(indexOf(card));
       card.dataset.decision = row ? row[3] : "";
-      card.querySelector(".decided").textContent = words(row);
+      card.toggleAttribute("data-chosen", chosen.has(indexOf(card)));
+      card.querySelector(".decided").textContent = [chosen.has(indexOf(card)) ? "selected" : "", words(row) + signed(row)].filter(Boolean).join(" · ");
       for (const button of card.querySelectorAll("button[data-do]")) {
         const suggested = button.dataset.do !== "relabel" || row?.[4] === example.suggested;
         button.setAttribute("aria-pressed", String(row?.[3] === button.dataset.do && suggested));
@@ -78,34 +105,41 @@
     document.getElementById("decided").textContent = `${own.length} of ${examples.size} decided${parts.length ? `: ${parts.join(", ")}` : ""}`;
     progress.value = own.length;
     undoButton.disabled = !past.length;
+    acceptButton.disabled = !chosen.size;
+    acceptButton.textContent = chosen.size ? `Accept selection (${chosen.size})` : "Accept selection";
   };
 
-  const change = (rows) => {
-    past.push(rows.map(([index]) => [index, decisions.get(index)]));
+  const put = (rows) => {
+    const changes = rows.map(([index, row]) => [index, row, decisions.get(index)]);
     for (const [index, row] of rows) {
       if (row) decisions.set(index, row); else decisions.delete(index);
     }
-    save();
+    save(changes);
     paint();
+  };
+  const change = (rows) => {
+    if (store && !store.writes()) {
+      say("This page only shows the decisions: another influence review has the file.");
+      return;
+    }
+    past.push(rows.map(([index]) => [index, decisions.get(index)]));
+    put(rows);
   };
   // The same decision again undoes it.
   const decide = (card, decision, newLabel = "") => {
     const index = indexOf(card), { path, label } = examples.get(index), before = decisions.get(index);
     const same = before && before[3] === decision && before[4] === newLabel;
     change([[index, same ? undefined : [index, path ?? "", label, decision, newLabel]]]);
-    say(`Example ${index}: ${same ? "undecided" : words(decisions.get(index))}.`);
+    const was = before && !same ? ` (it was ${words(before)}; z undoes)` : "";
+    say(`Example ${index}: ${words(decisions.get(index)) || "undecided"}${was}.`);
   };
   const undo = () => {
     const step = past.pop();
     if (!step) return;
-    for (const [index, row] of step) {
-      if (row) decisions.set(index, row); else decisions.delete(index);
-    }
-    save();
-    paint();
+    put(step);
     const card = cards.find((other) => indexOf(other) === step[0]?.[0]);
     if (card && step.length === 1) select(card);
-    say(step.length === 1 ? `Example ${step[0][0]}: undone.` : `The import of ${step.length} decisions is undone.`);
+    say(step.length === 1 ? `Example ${step[0][0]}: undone.` : `${step.length} decisions are undone.`);
   };
 
   const visible = () => cards.filter((card) => !card.hidden);
@@ -121,11 +155,20 @@
   };
   const select = (card) => {
     if (!card) return;
+    if (card instanceof Promise) {
+      waiting = true;
+      card.then((there) => { waiting = false; select(there); });
+      return;
+    }
     take(card);
     card.focus({ preventScroll: true });
     card.scrollIntoView({ block: "nearest" });
   };
   const beside = (card, by) => {
+    if (list) {
+      const indexes = list.indexes(), at = indexes.indexOf(indexOf(card)) + by;
+      return list.card(indexes[Math.min(indexes.length - 1, Math.max(0, at))]);
+    }
     const all = visible();
     return all[Math.min(all.length - 1, Math.max(0, all.indexOf(card) + by))];
   };
@@ -150,37 +193,115 @@
     return true;
   };
 
-  for (const card of cards) {
+  // The example after this one that nobody has decided on, round to the beginning.
+  const undecided = (card) => {
+    const indexes = list ? list.indexes() : visible().map(indexOf);
+    const from = card ? indexes.indexOf(indexOf(card)) + 1 : 0;
+    const next = [...indexes.slice(from), ...indexes.slice(0, from)].find((index) => !decisions.has(index));
+    if (next === undefined) {
+      say("Every example shown is decided.");
+      return null;
+    }
+    return list ? list.card(next) : visible().find((other) => indexOf(other) === next);
+  };
+  const choose = (card, through) => {
+    const index = indexOf(card), indexes = list ? list.indexes() : visible().map(indexOf);
+    const [from, to] = [indexes.indexOf(anchor), indexes.indexOf(index)].sort((a, b) => a - b);
+    if (through && from >= 0) for (const other of indexes.slice(from, to + 1)) chosen.add(other);
+    else if (!chosen.delete(index)) chosen.add(index);
+    anchor = index;
+    paint();
+    say(`${chosen.size} selected.`);
+  };
+  const accept = () => {
+    const free = [...chosen].filter((index) => !decisions.has(index));
+    const rows = free.map((index) => {
+      const { path, label, suggested } = examples.get(index);
+      return [index, [index, path ?? "", label, suggested === label ? "keep" : "relabel", suggested === label ? "" : suggested]];
+    });
+    const before = chosen.size - free.length;
+    chosen.clear();
+    if (rows.length) change(rows); else paint();
+    say(`${rows.length} accepted as suggested${before ? `; ${before} were decided before and stay so` : ""}. z undoes.`);
+  };
+  const photo = document.getElementById("photo"), keys = document.getElementById("keys");
+  const enlarge = (card) => {
+    const image = photo.querySelector("img"), small = card.querySelector(".frame img"), link = document.getElementById("file-link");
+    if (!small) {
+      say("This image cannot be read.");
+      return;
+    }
+    image.src = list ? `photo/${indexOf(card)}` : small.src;
+    image.alt = small.alt;
+    const { path } = examples.get(indexOf(card));
+    link.hidden = true;
+    try {
+      if (!list && path?.startsWith("/")) {
+        link.href = `file://${path.split("/").map(encodeURIComponent).join("/")}`;
+        link.hidden = false;
+      }
+    } catch (error) { /* a name that is no text has no link */ }
+    photo.showModal();
+  };
+  photo.addEventListener("click", (event) => { if (event.target !== document.getElementById("file-link")) photo.close(); });
+  const gone = (image) => {
+    const text = document.createElement("span");
+    text.className = "no-image";
+    text.setAttribute("role", "img");
+    text.setAttribute("aria-label", image.alt);
+    text.textContent = image.closest(".beside") ? "–" : "no image";
+    image.replaceWith(text);
+  };
+  document.addEventListener("error", ({ target }) => { if (target instanceof HTMLImageElement && target.closest("li")) gone(target); }, true);
+
+  // Of a few pixels each one is shown as it is.
+  document.addEventListener("load", ({ target }) => {
+    if (target instanceof HTMLImageElement && target.naturalWidth <= 128) target.classList.add("tiny");
+  }, true);
+
+  const attach = (card) => {
     card.addEventListener("focusin", () => take(card));
-    stops(card, -1);
+    card.querySelector(".frame").addEventListener("click", () => enlarge(card));
     for (const button of card.querySelectorAll("button[data-do]")) {
       button.addEventListener("click", () => {
         if (button.dataset.do === "relabel") relabel(card); else decide(card, button.dataset.do);
       });
     }
     const input = card.querySelector("input");
-    const relabelAs = () => {
-      const text = input.value.trim();
-      if (text === "") return;
-      const name = typed.get(text) ?? [...typed].find(([spelt]) => spelt.toLowerCase() === text.toLowerCase())?.[1];
+    // Enter completes to the one class that begins with what was typed.
+    const relabelAs = (completes) => {
+      const text = input.value.trim(), low = text.toLowerCase();
+      if (text === "") return true;
+      let name = typed.get(text) ?? [...typed].find(([spelt]) => spelt.toLowerCase() === low)?.[1];
+      const begin = desk.classes.filter(([, spelt]) => spelt.toLowerCase().startsWith(low));
+      if (name === undefined && completes && begin.length > 1) {
+        say(`${begin.length} classes begin with "${text}": ${begin.slice(0, 5).map(([, spelt]) => spelt).join(", ")}${begin.length > 5 ? ", …" : ""}.`);
+        return false;
+      }
+      if (name === undefined && completes) name = begin[0]?.[0];
       if (name === undefined) {
         say(`There is no class "${text}".`);
-      } else if (name === examples.get(indexOf(card)).label) {
-        say(`Example ${indexOf(card)} is already labelled "${shown.get(name)}". Choose keep.`);
-      } else {
-        decide(card, "relabel", name);
-        input.value = "";
+        return false;
       }
+      if (name === examples.get(indexOf(card)).label) {
+        say(`Example ${indexOf(card)} is already labelled "${shown.get(name)}". Choose keep.`);
+        return false;
+      }
+      decide(card, "relabel", name);
+      input.value = "";
+      return true;
     };
-    input.addEventListener("change", relabelAs);
+    input.addEventListener("change", () => relabelAs(false));
     input.addEventListener("keydown", (event) => {
       if (event.key === "Escape") input.value = "";
       if (event.key === "Escape" || event.key === "Enter") {
         event.preventDefault();
-        select(card);  // leaving the field takes what was typed
+        const typedClass = event.key === "Enter" && input.value.trim() !== "";
+        if (event.key === "Escape" || !typedClass) select(card);
+        else if (relabelAs(true)) select(beside(card, 1));
       }
     });
-  }
+  };
 
   addEventListener("keydown", (event) => {
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
@@ -190,14 +311,33 @@
       undo();
       return;
     }
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-    const card = current && !current.hidden ? current : null;
-    if (!card) {
-      if (key in KEYS || key === "c" || key === "ArrowLeft" || key === "ArrowRight") {
-        event.preventDefault();
-        select(visible()[0]);
-      }
+    if (event.ctrlKey || event.metaKey || document.querySelector("dialog[open]")) return;
+    if (waiting) {
+      if (key in KEYS) say("The next images are on their way: decide when you see them.");
       return;
+    }
+    if (key === "?") {
+      event.preventDefault();
+      keys.showModal();
+      return;
+    }
+    if (event.shiftKey && key !== "x") return;
+    if (key === "n" || key === "a") {
+      event.preventDefault();
+      if (key === "n") select(undecided(current)); else accept();
+      return;
+    }
+    let card = current && !current.hidden && current.isConnected ? current : null;
+    if (!card) {
+      const begins = key in KEYS || "cxo".includes(key);
+      if (!begins && key !== "ArrowLeft" && key !== "ArrowRight") return;
+      // The first key decides too, if the reader can see what about.
+      card = visible()[0];
+      select(card);
+      if (!begins || !card) {
+        event.preventDefault();
+        return;
+      }
     }
     const inside = card.contains(document.activeElement);
     if (key.startsWith("Arrow") && !inside) return;  // the page scrolls
@@ -213,6 +353,9 @@
     } else if (key === "c") {
       event.preventDefault();
       card.querySelector("input").focus();
+    } else if (key === "o" || key === "x") {
+      event.preventDefault();
+      if (key === "o") enlarge(card); else choose(card, event.shiftKey);
     } else if (key in KEYS) {
       event.preventDefault();
       const done = key === "r" ? relabel(card) : (decide(card, KEYS[key]), true);
@@ -228,7 +371,7 @@
     const text = typeof value === "number" ? String(value) : guarded(value);
     return /[",\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
-  document.getElementById("export").addEventListener("click", () => {
+  document.getElementById("export")?.addEventListener("click", () => {
     const rows = [...decisions.values()].sort((a, b) => a[0] - b[0]);
     const text = [COLUMNS, ...rows].map((row) => row.map(field).join(",") + "\n").join("");
     const link = document.createElement("a");
@@ -270,10 +413,11 @@
   };
   const read = (text) => {
     const [head, ...rows] = parse(text.replace(/^\uFEFF/, ""));
-    if (!head || head[1].join() !== COLUMNS.join()) throw new Error(`the first line is not ${COLUMNS.join()}`);
+    const width = head?.[1].join() === [...COLUMNS, "who", "when"].join() ? COLUMNS.length + 2 : COLUMNS.length;
+    if (!head || head[1].slice(0, COLUMNS.length).join() !== COLUMNS.join() || head[1].length !== width) throw new Error(`the first line is not ${COLUMNS.join()}`);
     const found = new Map();
     for (const [line, fields] of rows) {
-      if (fields.length !== COLUMNS.length) throw new Error(`line ${line}: ${fields.length} fields, not ${COLUMNS.length}`);
+      if (fields.length !== width) throw new Error(`line ${line}: ${fields.length} fields, not ${width}`);
       const [index, path, label, decision, newLabel] = fields;
       const row = [/^\d+$/.test(index) ? Number(index) : index, unguarded(path), unguarded(label), decision, unguarded(newLabel)];
       const wrong = fault(row);
@@ -300,6 +444,50 @@
     }
   });
   undoButton.addEventListener("click", undo);
+  acceptButton.addEventListener("click", accept);
+  document.getElementById("next").addEventListener("click", () => select(undecided(current)));
+  document.getElementById("all").addEventListener("click", () => {
+    for (const index of list ? list.indexes() : visible().map(indexOf)) chosen.add(index);
+    paint();
+    say(`${chosen.size} selected.`);
+  });
+
+  // Filters beside that of the label: the pair of label and suggestion, and what is undecided at that moment.
+  const pair = document.getElementById("pair"), open = document.getElementById("open"), counts = new Map();
+  const pairOf = ({ label, suggested }) => (label === suggested ? "" : `${shown.get(label)} → ${shown.get(suggested)}`);
+  for (const example of desk.examples) counts.set(pairOf(example), (counts.get(pairOf(example)) ?? 0) + 1);
+  counts.delete("");
+  for (const [name, count] of [...counts].sort((a, b) => b[1] - a[1]).slice(0, 500)) pair.add(new Option(`${name} (${count})`, name));
+  const passes = (index) => {
+    const example = examples.get(index);
+    return (pair.value === "" || pairOf(example) === pair.value) && !(open.checked && decisions.has(index));
+  };
+  wanted = (card) => (card.dataset.index === undefined ? pair.value === "" : passes(indexOf(card)));
+  pair.addEventListener("change", () => filterCards());
+  open.addEventListener("change", () => filterCards());
+  const list = desk.served === undefined ? null : servedList({
+    gallery: document.getElementById("gallery"),
+    places,
+    attach: (card) => { attach(card); stops(card, -1); },
+    changed: () => {
+      cards = [...document.querySelectorAll("li[data-index]")];
+      if (!reachable?.isConnected && cards.length) {
+        reachable = cards[0];
+        stops(reachable, 0);
+      }
+      paint();
+    },
+    held: (box) => current !== null && box.contains(current),
+  });
+  if (list) {
+    instead = (group) => {
+      const indexes = desk.examples.map(({ index }) => index).filter((index) => passes(index) && (group === "" || shown.get(examples.get(index).label) === group));
+      current = null;
+      list.show(indexes);
+      const text = document.getElementById("shown");
+      if (text) text.textContent = `${indexes.length} of ${examples.size} images`;
+    };
+  }
 
   // Scrolling must not hide a card behind the bar, whose height depends on its text.
   new ResizeObserver(() => {
@@ -307,10 +495,12 @@
     document.documentElement.style.setProperty("--bar", `${covers}px`);
   }).observe(bar);
   progress.max = examples.size;
+  for (const card of cards) { attach(card); stops(card, -1); }
   if (cards.length) {
     reachable = cards[0];
     stops(reachable, 0);
   }
+  filterCards();
   load();
   save();  // warns at once if the browser keeps nothing
   paint();

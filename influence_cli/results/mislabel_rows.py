@@ -7,10 +7,14 @@ from math import isnan
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from influence_cli.data.split import Split
     from influence_cli.mislabels.find import Mislabels
 
 COLUMNS = ("rank", "index", "path", "label", "suggested", "confidence", "score", "loss", "self_influence")
+# Similar examples that are noted of each.
+NEIGHBOURS = 5
 
 
 def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], count: int) -> Iterator[dict[str, object]]:
@@ -34,6 +38,21 @@ def mislabel_rows(result: Mislabels, split: Split, classes: tuple[str, ...], cou
             "flagged": number <= flagged,
             **{signal_column(name): _number(values[row]) for name, values in result.signals.items()},
         }
+
+
+def nearest_examples(result: Mislabels, rows: np.ndarray, most: int) -> dict[int, tuple[int, ...]]:
+    """Give the positions in the data set of the examples most similar to each of some rows, nearest first."""
+    indices = result.facts.indices
+    return {
+        int(indices[row]): tuple(int(indices[other]) for other in result.evidence.nearest[row, :most] if other >= 0)
+        for row in rows
+    }
+
+
+def noted_neighbours(result: Mislabels, count: int) -> dict[str, str]:
+    """Give the nearest examples of the first ones for the run file, where each of them is a line."""
+    nearest = nearest_examples(result, result.order[:count], NEIGHBOURS)
+    return {str(index): " ".join(map(str, others)) for index, others in nearest.items() if others}
 
 
 def _number(value: float) -> float | None:

@@ -101,6 +101,26 @@ def _run_of(path: Path) -> dict[str, Any]:
     return run if isinstance(run, dict) else {}
 
 
+def read_neighbours(path: Path, count: int) -> dict[int, tuple[int, ...]]:
+    """Read from the run file of a result of `mislabels` which examples are most similar to each.
+
+    Args:
+        path: the result.
+        count: examples of the data set; other positions are left out.
+
+    Returns:
+        Positions by position, nearest first; empty if there is no run file, or an older one.
+    """
+    noted = _run_of(path).get("neighbours")
+    if not isinstance(noted, dict):
+        return {}
+    return {
+        int(index): tuple(int(word) for word in str(others).split() if word.isdecimal() and int(word) < count)
+        for index, others in noted.items()
+        if index.isdecimal()
+    }
+
+
 def _set_of(command: object) -> str | None:
     """Tell from the command of a run which labels it judged; None if that is not known."""
     if not isinstance(command, list):

@@ -198,8 +198,8 @@ def emit(
         session.terminal.say(f"wrote {output} ({count:,} rows) and {path.name}")
 
 
-def write_report(session: Session, page: Page, file: Path) -> None:
-    """Write the page of ``--report``."""
+def write_report(session: Session, page: Page, file: Path, most: int | None = None) -> None:
+    """Write the page of ``--report``, of at most so many bytes."""
     from influence_cli.report.html import write_page
 
-    session.terminal.say(f"wrote {file} ({write_page(page, file):,} bytes)")
+    session.terminal.say(f"wrote {file} ({write_page(page, file, most):,} bytes)")

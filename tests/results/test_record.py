@@ -12,9 +12,9 @@ from influence_cli.influence.run_facts import ScoreRecord, StoreRecord
 from influence_cli.mislabels.evaluation import Recovery
 from influence_cli.ranking.damping_sweep import AtDamping
 from influence_cli.ranking.index_search import SearchRecord, Spent
+from influence_cli.results.label_records import EvidenceRecord
 from influence_cli.results.record import (
     DatamodelingRecord,
-    EvidenceRecord,
     FitRecord,
     GroupRetrainRecord,
     LeftOutRecord,

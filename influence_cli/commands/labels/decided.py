@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from influence_cli.errors import InfluenceError, near_path, typed_path
-from influence_cli.results.record import EvidenceRecord
+from influence_cli.results.label_records import EvidenceRecord
 from influence_cli.runtime.outputs import run_file
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from influence_cli.commands.options import (
 )
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
 from influence_cli.results.duplicate_rows import COLUMNS, duplicate_rows, kind_of
-from influence_cli.results.record import DuplicatesRecord, LeakRecord
+from influence_cli.results.label_records import DuplicatesRecord, LeakRecord
 
 if TYPE_CHECKING:
     from influence_cli.inspection.duplicates import Duplicates

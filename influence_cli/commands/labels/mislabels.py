@@ -24,6 +24,7 @@ from influence_cli.commands.options import (
     LabelFormat,
     OnTheFly,
     Output,
+    PageSize,
     Plot,
     Precision,
     Quiet,
@@ -39,10 +40,10 @@ from influence_cli.commands.options import (
 from influence_cli.errors import InfluenceError
 from influence_cli.report.dialects import COLUMNS as DIALECT_COLUMNS
 from influence_cli.report.dialects import DIALECTS, in_dialect
-from influence_cli.results.mislabel_rows import COLUMNS, mislabel_rows, signal_column
+from influence_cli.results.mislabel_rows import COLUMNS, mislabel_rows, noted_neighbours, signal_column
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from influence_cli.data.split import Split
     from influence_cli.mislabels.find import Mislabels
@@ -96,7 +97,8 @@ def command(
         typer.Option(
             "--truth",
             metavar="FILE",
-            help="Known wrong labels (.csv, .npy): measure how well each signal finds them; those of gradients with --signals.",
+            help="Known wrong labels (.csv, .npy): measure how well each signal finds them, those of gradients "
+            "with --signals only.",
         ),
     ] = None,
     reviewed: ReviewedOption = None,
@@ -112,6 +114,7 @@ def command(
     format: LabelFormat = None,
     output: Output = None,
     report: Report = None,
+    page_size: PageSize = 25.0,
     plot: Plot = None,
     damping_sweep: DampingSweep = False,
     on_the_fly: OnTheFly = False,
@@ -227,14 +230,17 @@ def command(
     count = len(result.order) if all_ else len(result.flagged) if shown is None else shown
     _emit(
         session,
-        mislabel_rows(result, split, classes, count),
+        result,
+        split,
+        classes,
+        count,
         [signal_column(name) for name in result.signals if signals],
         brief=report is not None,
     )
     if plot is not None:
         _plot(session, result, classes, plot, signal)
     if report is not None:
-        _write_report(session, tasks, stores, result, split, count, signal, report)
+        _write_report(session, tasks, stores, result, split, count, signal, (report, page_size))
     else:
         _say_report(session, result)
     if fail_above is not None:
@@ -246,10 +252,22 @@ def _say_report(session: Session, result: Mislabels) -> None:
     session.terminal.say(f"next: influence mislabels {top}--report mislabels.html shows the images")
 
 
-def _emit(session: Session, rows: Iterator[dict[str, object]], extra: Sequence[str], *, brief: bool) -> None:
-    """Write the rows, in the dialect that was asked for or with extra columns."""
+def _emit(
+    session: Session,
+    result: Mislabels,
+    split: Split,
+    classes: tuple[str, ...],
+    count: int,
+    extra: Sequence[str],
+    *,
+    brief: bool,
+) -> None:
+    """Write the first rows, in the dialect that was asked for or with extra columns."""
     from influence_cli.results.session import emit
 
+    if session.output is not None:
+        session.run.neighbours = noted_neighbours(result, count)
+    rows = mislabel_rows(result, split, classes, count)
     if session.format in DIALECTS:
         emit(session, in_dialect(rows, session.format), DIALECT_COLUMNS[session.format])
     else:
@@ -264,13 +282,24 @@ def _write_report(
     split: Split,
     count: int,
     signal: str,
-    report: Path,
+    report: tuple[Path, float],
 ) -> None:
-    from influence_cli.pages.mislabels import PAGE, mislabels_page
+    """Write the page into a file of at most so many MB."""
+    report_file, page_size = report
+    from influence_cli.pages.mislabels import mislabels_page
     from influence_cli.results.session import write_report
 
-    page = mislabels_page(session, tasks, stores, result, split, min(count, PAGE), signal)
-    write_report(session, page, report)
+    most = int(page_size * 1e6)
+    page = mislabels_page(session, tasks, stores, result, split, count, signal, most)
+    write_report(session, page, report_file, most)
+    shown = len(page.sections[0].rows[0].cards)
+    if shown < count:
+        session.terminal.say(
+            f"the page shows the first {shown:,} of {count:,} with their images, which is what {page_size:g} MB hold "
+            "(--page-size)"
+        )
+        where = "" if split.name == "train" else f" --on {split.name}"
+        session.terminal.say(f"next: influence review{where} shows them all")
     say_next(session, result)
 
 

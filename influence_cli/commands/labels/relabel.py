@@ -19,7 +19,7 @@ from influence_cli.commands.options import (
     refuse_together,
 )
 from influence_cli.errors import InfluenceError, counted, near_path, typed_path
-from influence_cli.results.record import DecisionCounts, RelabelledPair
+from influence_cli.results.label_records import DecisionCounts, RelabelledPair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
