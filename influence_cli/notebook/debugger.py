@@ -215,7 +215,7 @@ class Debugger:
 
         def page(count: int, shown: int) -> Page:
             made = rank_page(session, stores, collected, facts, count, aggregate=aggregate)
-            made = replace(made, sections=made.sections[:shown])
+            made = made if shown >= len(selected) else replace(made, sections=made.sections[:shown])
             return self._named(made, f"rank({', '.join(map(repr, tests))})")
 
         rows = tuple(row for group in groups for row in rank_rows(stores[0], group, facts, aggregate=aggregate))

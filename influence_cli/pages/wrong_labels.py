@@ -11,7 +11,7 @@ import numpy as np
 from influence_cli.errors import near_path
 from influence_cli.mislabels.find import Mislabels
 from influence_cli.report.html import PageTable
-from influence_cli.results.decided_records import ReviewedRecord, SampledRecord, WrongRecord
+from influence_cli.results.label_records import ReviewedRecord, SampledRecord, WrongRecord
 
 if TYPE_CHECKING:
     from influence_cli.mislabels.sample import WrongCount

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from influence_cli.ranking.damping_sweep import AtDamping
     from influence_cli.ranking.index_search import SearchRecord
     from influence_cli.results.compare import Comparison
-    from influence_cli.results.decided_records import ReviewedRecord, SampledRecord
+    from influence_cli.results.label_records import ReviewedRecord, SampledRecord
     from influence_cli.retrain.output_layer import NewtonRecord
 
 
