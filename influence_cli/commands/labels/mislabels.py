@@ -354,10 +354,9 @@ def _score(session: Session, result: Mislabels, known: Truth) -> None:
         session.run.memorised_share = float((facts.predicted[wrong] == facts.labels[wrong]).mean())
     # A label that is not judged comes last.
     signals = {name: np.where(np.isnan(values), -np.inf, values) for name, values in result.signals.items()}
-    table = qualities(signals, wrong, right)
+    table, say = qualities(signals, wrong, right), session.terminal.say
     session.run.truth = tuple(table)
     session.run.recovery = recovery(signals, wrong)
-    say = session.terminal.say
     say(f"{int(wrong.sum()):,} of {len(wrong):,} labels are wrong according to --truth")
     shares_checked = "".join(f"{f'{share:.0%}':>7}" for share in CHECKED)
     say(f"{'':15}{'AP':>6}{'95%':>13}{'AUROC':>7}   found at … checked{'':16}suggested")
