@@ -91,19 +91,21 @@ def gather_evidence(
     logistic: bool = False,
     obstacle: InfluenceError | None = None,
     features: Sequence[Features] = (),
+    trajectory: bool = False,
 ) -> Evidence | None:
     """Run each checkpoint forward over a split once, and compute the opinions.
 
     Each process of a job runs it over a part; the first one computes the opinions, None in the others.
 
     Args:
-        tasks: one task per checkpoint; of a run the last one, and the outputs of the others.
+        tasks: one task per checkpoint; only the last one of a run is used, except for its trajectory.
         split: whose labels; the training split's may be memorised.
         terminal: progress, the diagnosis, warnings.
         skip: continue without unreadable examples.
         logistic: fit the logistic readout as well.
         obstacle: why there is to be no readout, if that is known already.
         features: of other networks.
+        trajectory: run the earlier checkpoints of a run too, and average all probabilities.
 
     Raises:
         InfluenceError: outputs or losses that are not finite.
@@ -138,7 +140,7 @@ def gather_evidence(
             opinions = {name: _added(opinions.get(name), each) for name, each in one.log_probabilities.items()}
             first = first or replace(one, log_probabilities={})
         model = _added(model, log_softmax_(seen.outputs))
-    before = earlier_probabilities(earlier, split, terminal, skip=skip) if earlier else None
+    before = earlier_probabilities(earlier, split, terminal, skip=skip) if earlier and trajectory else None
     distributed.hear(terminal.warnings, terminal.warn)
     if not distributed.is_first() or model is None or soft is None:
         return None
@@ -165,7 +167,7 @@ def gather_evidence(
         summary=summary,
         obstacle=obstacle,
         judged=judged,
-        trajectory=_trajectory(soft, before, len(earlier) + len(tasks)),
+        trajectory=_trajectory(soft, before, len(earlier) + len(tasks)) if trajectory else None,
     )
     as_softmax = _loss(model, targets)
     fit = float(np.mean(fits or [as_softmax]))

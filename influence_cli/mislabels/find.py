@@ -192,6 +192,7 @@ def find_mislabels(
         logistic="logistic" in wanted,
         obstacle=obstacle,
         features=choice.features,
+        trajectory="trajectory" in wanted,
     )
     gradients = partial(_gradient_signals, stores, split, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
