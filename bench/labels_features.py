@@ -36,9 +36,8 @@ from public_data import need
 
 from influence_cli.commands.labels.features import load_features
 from influence_cli.config.load import load_config
-from influence_cli.evidence.pooling import of_two
-from influence_cli.metrics import average_precision, bootstrap_precision
-from influence_cli.mislabels.evaluation import auroc
+from influence_cli.evidence.pooling import WITH_MODEL, combined, of_two
+from influence_cli.metrics import auroc, average_precision, bootstrap_precision
 from influence_cli.mislabels.find import Mislabels, find_mislabels
 from influence_cli.mislabels.signals import SignalChoice
 from influence_cli.model.task import load_tasks
@@ -155,7 +154,7 @@ def found_in(folder: Path, on: str = "train", overrides: tuple[str, ...] = ()) -
         split = tasks[0].train if on == "train" else tasks[0].labelled_tests()
         features = load_features(config, tasks[0], split, (), quiet, skip=False)
         started = time.perf_counter()
-        choice = SignalChoice("combined", ("combined",), None, features)
+        choice = SignalChoice("combined", ("combined", "trajectory"), None, features)
         return find_mislabels(tasks, on=on, choice=choice, terminal=quiet), time.perf_counter() - started
 
 
@@ -243,7 +242,8 @@ def write_test(folder: Path, data: str, model: dict[str, Any], normal: tuple[lis
 def runs(work: Path) -> None:
     """Print what the checkpoints of one run say beside its last one."""
     print(f"\n## {CHECKPOINTS} checkpoints of one run\n")
-    signals = ("loss", "margin", "trajectory", "default")
+    print("*With it*: readout, neighbours and the mean probabilities of the run, a third each.\n")
+    signals = ("loss", "margin", "trajectory", "default", "with it")
     print("| labels | " + " | ".join(signals) + " |\n|---|" + "---|" * len(signals))
     for name in RUNS:
         folder = train_case(name, work)
@@ -252,8 +252,12 @@ def runs(work: Path) -> None:
         model["checkpoint"] = [f"run-{number}.pt" for number in range(1, CHECKPOINTS + 1)]
         write_project(folder, model, RGB if CASES[name].data == "cifar10" else GREY, store, ())
         found, _ = found_in(folder)
-        wrong = found.facts.labels != np.load(folder / "true.npy")
-        values = found.signals | {"default": found.signals["combined"]}
+        labels, every = found.facts.labels, np.arange(len(found.facts.labels))
+        wrong = labels != np.load(folder / "true.npy")
+        mean = torch.from_numpy(np.log(np.maximum(found.evidence.trajectory, 1e-30)))
+        opinions = [*(torch.from_numpy(found.log_probabilities[name]) for name in ("readout", "neighbours")), mean]
+        with_it = combined(torch.full((3,), WITH_MODEL), opinions).numpy()
+        values = found.signals | {"default": found.signals["combined"], "with it": -with_it[every, labels]}
         print(f"| {name} | " + " | ".join(f"{average_precision(values[key], wrong):.3f}" for key in signals) + " |")
         sys.stdout.flush()
 

@@ -101,19 +101,21 @@ def gather_evidence(
     logistic: bool = False,
     obstacle: InfluenceError | None = None,
     features: Sequence[Features] = (),
+    trajectory: bool = False,
 ) -> Evidence | None:
     """Run each checkpoint forward over a split once, and compute the opinions.
 
     Each process of a job runs it over a part; the first one computes the opinions, None in the others.
 
     Args:
-        tasks: one task per checkpoint; of a run the last one, and the outputs of the others.
+        tasks: one task per checkpoint; only the last one of a run is used, except for its trajectory.
         split: whose labels; the training split's may be memorised.
         terminal: progress, the diagnosis, warnings.
         skip: continue without unreadable examples.
         logistic: fit the logistic readout as well.
         obstacle: why there is to be no readout, if that is known already.
         features: of other networks; in the first process only.
+        trajectory: run the earlier checkpoints of a run too, and average all probabilities.
 
     Raises:
         InfluenceError: outputs or losses that are not finite.
@@ -156,7 +158,7 @@ def gather_evidence(
                 fits.append(_fit_by_loss(task, outputs, targets))
             model = add_(model, log_softmax_(outputs))
         del here
-    before = earlier_probabilities(earlier, split, terminal, skip=skip) if earlier else None
+    before = earlier_probabilities(earlier, split, terminal, skip=skip) if earlier and trajectory else None
     distributed.hear(terminal.warnings, terminal.warn)
     if not distributed.is_first() or model is None or soft is None:
         return None
@@ -184,7 +186,7 @@ def gather_evidence(
         summary=summary,
         obstacle=obstacle,
         judged=judged,
-        trajectory=_trajectory(soft, before, len(earlier) + len(tasks)),
+        trajectory=_trajectory(soft, before, len(earlier) + len(tasks)) if trajectory else None,
     )
     as_softmax = _loss(model, targets)
     fit = sum(fits) / len(fits) if fits else as_softmax

@@ -171,6 +171,7 @@ def _ranked(
         logistic=logistic,
         obstacle=obstacle,
         features=choice.features,
+        trajectory="trajectory" in wanted,
     )
     gradients = partial(_gradient_signals, stores, before, wanted, terminal, skip=skip_unreadable, strict=strict)
     if evidence is None:  # all processes of a job but the first, which does the rest
