@@ -77,12 +77,12 @@ def hand_round(tensors: dict[str, Tensor]) -> None:
 
 
 def rows_to_first(
-    rows: Tensor, make: Callable[..., Tensor] | None = None, after: Callable[[], None] = lambda: None
+    rows: Tensor | None, make: Callable[..., Tensor] | None = None, after: Callable[[], None] = lambda: None
 ) -> Tensor | None:
     """Give the first process the rows of all, joined in order; None in the others.
 
     Args:
-        rows: [b, d] on the CPU, of one width and type in all processes; b may be 0.
+        rows: [b, d] on the CPU, of one width and type in all processes; None where there are none.
         make: makes the array of all rows by (rows, width, dtype); ``torch.empty`` by default.
         after: called after each message of at most ``SENT`` bytes.
     """
@@ -91,21 +91,25 @@ def rows_to_first(
     import torch
     import torch.distributed as channel
 
-    counts, width = distributed.gathered(len(rows)), rows.shape[1]
-    step = max(1, SENT // max(1, width * rows.dtype.itemsize))
+    described = distributed.gathered(None if rows is None else (len(rows), rows.shape[1], rows.dtype))
+    known = [one for one in described if one is not None]
+    if not known:
+        return None
+    counts, (_, width, dtype) = [one[0] if one else 0 for one in described], known[0]
+    step = max(1, SENT // max(1, width * dtype.itemsize))
     if not distributed.is_first():
         with distributed.listening():
-            for at in range(0, len(rows), step):
-                channel.send(rows[at : at + step].contiguous(), 0)
+            for part in [] if rows is None else [rows[at : at + step] for at in range(0, len(rows), step)]:
+                channel.send(part.contiguous(), 0)
                 after()
         return None
-    whole = make(sum(counts), width, rows.dtype) if make else torch.empty(sum(counts), width, dtype=rows.dtype)
+    whole = make(sum(counts), width, dtype) if make else torch.empty(sum(counts), width, dtype=dtype)
     start = 0
     for source, count in enumerate(counts):
         place = whole[start : start + count]
         start += count
         for at in range(0, count, step):
-            if source == 0:
+            if source == 0 and rows is not None:
                 place[at : at + step] = rows[at : at + step]
             else:
                 with distributed.listening():
