@@ -25,8 +25,8 @@ from influence_cli.runtime import disk
 
 # Numbers of a block of outputs [rows, C]; rows of a block of activations, in memory and in files.
 HELD, CHUNK, CHUNK_IN_FILES = 2**21, 8_192, 2_048
-# Bytes that the system maps around one number that is read, and that may be mapped at once.
-AROUND, MAPPED = 2**16, 2**26
+# Rows from all over a file that are read at once: the system may map 2 MB around each.
+SCATTERED = 32
 # The largest finite float16.
 LARGEST = 65_504.0
 
@@ -90,9 +90,23 @@ def narrow() -> torch.dtype:
 
 def release() -> None:
     """Drop the pages of all files from the memory of this process; their content stays."""
-    if hasattr(mmap, "MADV_DONTNEED"):
+    _advise("MADV_DONTNEED")
+
+
+@contextmanager
+def single_rows() -> Iterator[None]:
+    """Have the system read nothing around what is read, for a while: rows come from all over."""
+    _advise("MADV_RANDOM")
+    try:
+        yield
+    finally:
+        _advise("MADV_NORMAL")
+
+
+def _advise(name: str) -> None:
+    if hasattr(mmap, name):
         for memory in list(_maps):
-            memory.madvise(mmap.MADV_DONTNEED)
+            memory.madvise(getattr(mmap, name))
 
 
 def row_parts(n: int, width: int) -> Iterator[slice]:
@@ -129,7 +143,7 @@ def likeliest(values: Tensor) -> Tensor:
 def chosen(values: Tensor, rows: Tensor) -> Tensor:
     """Copy some rows, int64 [m], of an array [n, w]."""
     some = large(len(rows), values.shape[1], values.dtype, values.device)
-    for part in parts_of(len(rows), max(1, MAPPED // (2 * AROUND + values.shape[1] * values.dtype.itemsize))):
+    for part in parts_of(len(rows), SCATTERED if is_on_disk() else 0):
         some[part] = values[rows[part]]
     return some
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from influence_cli.evidence.mapped import HELD, chosen, release, row_parts
+from influence_cli.evidence.mapped import HELD, SCATTERED, chosen, is_on_disk, parts_of, row_parts, single_rows
 from influence_cli.evidence.readout import TRIED, fit_temperature
 
 # Numbers of cleanlab 2.9: a probability counts as equal within TIE; the least threshold of a class.
@@ -101,7 +101,8 @@ def noise_of(soft: Calibrated, count: int, confident: np.ndarray) -> Noise:
     """Give the estimate by calibrated probabilities and their ``confident_counts``."""
     joint = calibrated_joint(confident, soft.labels)
     joint /= joint.sum()
-    return Noise(count, joint, _wrong(soft, joint))
+    with single_rows():
+        return Noise(count, joint, _wrong(soft, joint))
 
 
 def confident_counts(soft: Calibrated) -> tuple[int, np.ndarray]:
@@ -195,7 +196,7 @@ def _wrong(soft: Calibrated, joint: np.ndarray) -> np.ndarray:
     present = rates > 0
     wrong = np.ones(len(soft.labels))
     rows_of = dict(_by_label(soft.labels))
-    step = max(1, HELD // soft.classes)
+    step = SCATTERED if is_on_disk() else max(1, HELD // soft.classes)
     for block in _confusable(joint):
         channel = np.eye(len(block))  # Q(given | true); an empty class maps to itself
         inside = present[block]
@@ -204,14 +205,13 @@ def _wrong(soft: Calibrated, joint: np.ndarray) -> np.ndarray:
         for at, label in enumerate(block):
             causes = np.flatnonzero(channel[at])
             every = rows_of.get(int(label), np.empty(0, dtype=np.int64))
-            for start in range(0, len(every), step):
-                rows = every[start : start + step]
-                likely = soft.of(rows)[:, block] @ inverse[causes].T
+            turn = inverse[causes].T
+            for part in parts_of(len(every), step):
+                likely = soft.of(every[part])[:, block] @ turn
                 true = np.clip(likely, 0, None) * channel[at, causes]
                 total, given = true.sum(axis=1), true[:, causes == at].sum(axis=1)
                 # If a row is all zero, its label is impossible under Q.
-                wrong[rows] = 1 - np.divide(given, total, out=np.zeros_like(given), where=total > 0)
-                release()
+                wrong[every[part]] = 1 - np.divide(given, total, out=np.zeros_like(given), where=total > 0)
     return wrong
 
 

@@ -82,7 +82,7 @@ def rows_to_first(
     """Give the first process the rows of all, joined in order; None in the others.
 
     Args:
-        rows: [b, d] on the CPU, of one width and type in all processes; None, or b = 0, in a process without any.
+        rows: [b, d] on the CPU, of one width and type in all processes; None where there are none.
         make: makes the array of all rows by (rows, width, dtype); ``torch.empty`` by default.
         after: called after each message of at most ``SENT`` bytes.
     """
@@ -91,18 +91,16 @@ def rows_to_first(
     import torch
     import torch.distributed as channel
 
-    known = distributed.gathered(None if rows is None else (len(rows), rows.shape[1], rows.dtype))
-    counts = [0 if one is None else one[0] for one in known]
-    width, dtype = next((one[1:] for one in known if one is not None), (0, torch.float32))
+    described = distributed.gathered(None if rows is None else (len(rows), rows.shape[1], rows.dtype))
+    known = [one for one in described if one is not None]
+    if not known:
+        return None
+    counts, (_, width, dtype) = [one[0] if one else 0 for one in described], known[0]
     step = max(1, SENT // max(1, width * dtype.itemsize))
-    if rows is None:
-        if not any(counts):
-            return None
-        rows = torch.empty(0, width, dtype=dtype)
     if not distributed.is_first():
         with distributed.listening():
-            for at in range(0, len(rows), step):
-                channel.send(rows[at : at + step].contiguous(), 0)
+            for part in [] if rows is None else [rows[at : at + step] for at in range(0, len(rows), step)]:
+                channel.send(part.contiguous(), 0)
                 after()
         return None
     whole = make(sum(counts), width, dtype) if make else torch.empty(sum(counts), width, dtype=dtype)
@@ -111,7 +109,7 @@ def rows_to_first(
         place = whole[start : start + count]
         start += count
         for at in range(0, count, step):
-            if source == 0:
+            if source == 0 and rows is not None:
                 place[at : at + step] = rows[at : at + step]
             else:
                 with distributed.listening():
