@@ -129,9 +129,7 @@ def _write(session: Session, result: Duplicates, path: Path) -> None:
     before = np.setdiff1d(np.arange(len(split.labels)), split.indices)
     write_together([exclusion_file(path, split, np.union1d(before, result.superfluous))])
     also = f", and {len(before):,} that were already excluded" if len(before) else ""
-    session.terminal.say(
-        f"wrote {near_path(path)} ({counted(len(result.superfluous), 'copy').replace('copys', 'copies')}{also})"
-    )
+    session.terminal.say(f"wrote {near_path(path)} ({counted(len(result.superfluous), 'training image')}{also})")
     session.terminal.say(f"next: influence check -s train.exclude={typed_path(path)}")
 
 
