@@ -21,9 +21,10 @@ from influence_cli.runtime.terminal import Terminal
 
 # A leave-one-out readout of a class with fewer examples has one or none to go by.
 FEWEST = 3
-# Principal components in which neighbours are sought by the features of another network: more than of the model's
-# layers, of which the last ones are about the labels. Chosen among 64, 128 and 256 on CIFAR-10N, 10,000 images.
-OF_FEATURES = 128
+# Principal components in which neighbours are sought by the features of a network that has not seen the labels: more
+# than of the model's layers, of which the last ones are about the labels. Its ridge is chosen by squares, for the
+# likelihood of labels of which many are wrong asks for much too large a one (bench/results/labels_features.md).
+OF_UNSEEN = 128
 # A class that another model gives no probability may still be the right one.
 LEAST = 1e-4
 
@@ -50,7 +51,7 @@ def form_opinions(
     *,
     what: str,
     logistic: bool = False,
-    components: int = COMPONENTS,
+    unseen: bool = False,
 ) -> Opinions:
     """Fit the readout and find the neighbours.
 
@@ -61,10 +62,11 @@ def form_opinions(
         terminal: progress, warnings.
         what: the features are, such as ``activations``.
         logistic: fit the logistic readout as well.
-        components: principal components in which neighbours are sought.
+        unseen: they are of a network that has not seen the labels.
     """
     with terminal.status(f"leave-one-out readout of {features.shape[1]:,} {what}"):
-        readout = leave_one_out(features, targets, classes, components)
+        components = OF_UNSEEN if unseen else COMPONENTS
+        readout = leave_one_out(features, targets, classes, components=components, by_squares=unseen)
         # In their place: two copies of all outputs may not fit.
         voiced = log_softmax_(readout.outputs, readout.temperature)
     if readout.floored:
@@ -120,7 +122,7 @@ def opinions_of_others(
         else:
             what = f"features of {each.name}"
             formed[each.name] = form_opinions(
-                rows.to(targets.device), targets, classes, terminal, what=what, components=OF_FEATURES
+                rows.to(targets.device), targets, classes, terminal, what=what, unseen=True
             )
     return formed
 

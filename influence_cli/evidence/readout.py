@@ -39,8 +39,8 @@ class Readout:
 
     Attributes:
         outputs: ŷ₋ᵢ, float32 [n, C].
-        ridge: chosen among ``RIDGES`` by the likelihood of the labels.
-        temperature: fitted by the same likelihood.
+        ridge: chosen among ``RIDGES`` by the likelihood of the labels, or by squares.
+        temperature: fitted by the likelihood.
         leverage: hᵢ, float32 [n].
         dimension: Σhᵢ, the effective number of parameters per class.
         floored: examples whose 1 − hᵢ was below ``FLOOR``.
@@ -62,7 +62,9 @@ class Readout:
         return log_softmax_(self.outputs.clone(), self.temperature)
 
 
-def leave_one_out(features: Tensor, targets: Tensor, classes: int, components: int = COMPONENTS) -> Readout:
+def leave_one_out(
+    features: Tensor, targets: Tensor, classes: int, *, components: int = COMPONENTS, by_squares: bool = False
+) -> Readout:
     """Fit the ridge readout and give its leave-one-out outputs.
 
     Args:
@@ -70,6 +72,7 @@ def leave_one_out(features: Tensor, targets: Tensor, classes: int, components: i
         targets: int64 [n].
         classes: C.
         components: how many of them to give at most.
+        by_squares: choose the ridge by the mean of (ŷ₋ᵢ − yᵢ)², Allen's PRESS, in place of the likelihood.
 
     Returns:
         The readout, on the features' device.
@@ -96,6 +99,8 @@ def leave_one_out(features: Tensor, targets: Tensor, classes: int, components: i
             without = _without(outputs[:, number * classes :][:, :classes], leverages[:, number], labels)
             temperature = fit_temperature(without, labels, temperature)
             loss = float(functional.cross_entropy(temperature * without, labels))
+            if by_squares:
+                loss = float((without - functional.one_hot(labels, classes)).square().mean())
             if best is None or loss < best[0]:
                 best = (loss, ridge, temperature)
     if best is None:
