@@ -24,9 +24,10 @@ from influence_cli.runtime.terminal import Terminal
 
 # A leave-one-out readout of a class with fewer examples has one or none to go by.
 FEWEST = 3
-# Principal components in which neighbours are sought by the features of another network: more than of the model's
-# layers, of which the last ones are about the labels. Chosen among 64, 128 and 256 on CIFAR-10N, 10,000 images.
-OF_FEATURES = 128
+# Principal components in which neighbours are sought by the features of a network that has not seen the labels: more
+# than of the model's layers, of which the last ones are about the labels. Its ridge is chosen by squares, for the
+# likelihood of labels of which many are wrong asks for much too large a one (bench/results/labels_features.md).
+OF_UNSEEN = 128
 # A class that another model gives no probability may still be the right one.
 LEAST = 1e-4
 
@@ -67,20 +68,26 @@ def form_opinions(
         device: that does the work.
         what: the features are, such as ``activations``.
         logistic: fit the logistic readout as well.
-        other: they are another network's: this process has all of them, and neighbours are sought in more components.
+        other: they are of a network that has not seen the labels, all in this process.
 
     Returns:
         The opinions on all examples, in the first process of a job; None in the others.
     """
     shared = distributed.size() > 1 and not other
-    kept = OF_FEATURES if other else COMPONENTS
+    kept = OF_UNSEEN if other else COMPONENTS
     start = sum(distributed.gathered(len(features))[: distributed.rank()]) if shared else 0
     part = slice(start, start + len(features))
     # What is in a file stays there, and goes to the device part by part.
     where = torch.device("cpu") if is_on_disk() else device
     with terminal.status(f"leave-one-out readout of {features.shape[1]:,} {what}"):
         readout = leave_one_out(
-            features.to(where), targets[part].to(where), classes, device=device, shared=shared, kept=kept
+            features.to(where),
+            targets[part].to(where),
+            classes,
+            device=device,
+            shared=shared,
+            kept=kept,
+            by_squares=other,
         )
         # In their place: two copies of all outputs may not fit.
         voiced = log_softmax_(readout.outputs, readout.temperature)

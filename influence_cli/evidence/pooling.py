@@ -12,6 +12,9 @@ from influence_cli.evidence.mapped import large, picked, row_parts
 # The weight of each opinion, with the model and without: three make up a mean, which is calibrated; of two a little
 # more ranks better. Fixed on label noise of Fashion-MNIST (bench/results/mislabels.md).
 WITH_MODEL, WITHOUT = 1 / 3, 2 / 3
+# The sum of the weights of several networks, each with the opinion that it would have alone: what makes wrong labels
+# likeliest is as unsure as they are, and ranks worse. Fixed on six cases (bench/results/labels_features.md).
+OF_NETWORKS = 4 / 3
 
 
 def combined(weights: Tensor, heard: Sequence[Tensor]) -> Tensor:
@@ -78,8 +81,8 @@ def among_networks(
 ) -> tuple[Tensor, dict[str, float]]:
     """Combine the opinions of the model's network with those of networks that have not seen the labels.
 
-    The weights of the networks are fitted by likelihood to opinions that are out of sample: the model's own output,
-    which has seen the label, takes no part in the fit, and then counts with its network.
+    Their shares in the sum of the weights are fitted by likelihood to opinions that are out of sample: the model's own
+    output, which has seen the label, takes no part in the fit, and then counts with its network. The sum is fixed.
 
     Args:
         own: log-probabilities [n, C] of ``readout``, ``neighbours`` and ``combined``.
@@ -92,5 +95,6 @@ def among_networks(
     honest = of_two({name: own[name] for name in ("readout", "neighbours")})
     groups = [of_two(each) for each in others.values()]
     weights = pool([honest, *groups], targets)
-    shares = (weights / weights.sum().clamp_min(1e-12)).tolist()
-    return combined(weights, [own["combined"], *groups]), dict(zip(("", *others), shares, strict=True))
+    shares = weights / weights.sum() if float(weights.sum()) else torch.eye(len(weights))[0]
+    total = combined(OF_NETWORKS * shares, [own["combined"], *groups])
+    return total, dict(zip(("", *others), shares.tolist(), strict=True))

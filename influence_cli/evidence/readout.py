@@ -40,8 +40,8 @@ class Readout:
 
     Attributes:
         outputs: ŷ₋ᵢ, float32 [n, C].
-        ridge: chosen among ``RIDGES`` by the likelihood of the labels.
-        temperature: fitted by the same likelihood.
+        ridge: chosen among ``RIDGES`` by the likelihood of the labels, or by squares.
+        temperature: fitted by the likelihood.
         leverage: hᵢ, float32 [n].
         dimension: Σhᵢ, the effective number of parameters per class.
         floored: examples whose 1 − hᵢ was below ``FLOOR``.
@@ -71,6 +71,7 @@ def leave_one_out(
     device: torch.device | None = None,
     shared: bool = False,
     kept: int = COMPONENTS,
+    by_squares: bool = False,
 ) -> Readout:
     """Fit the ridge readout and give its leave-one-out outputs.
 
@@ -81,6 +82,7 @@ def leave_one_out(
         device: that does the work, part by part; by default the features'.
         shared: these examples are this process's part of those of the job. All of them fit one readout together.
         kept: principal components that it gives at most.
+        by_squares: choose the ridge by the mean of (ŷ₋ᵢ − yᵢ)², Allen's PRESS, in place of the likelihood; not in a job.
 
     Returns:
         The readout, on the features' device, of these examples.
@@ -110,6 +112,8 @@ def leave_one_out(
             without = _without(outputs[:, number * classes :][:, :classes], leverages[:, number], labels)
             temperature = fit_temperature(without, labels, temperature, shared=shared)
             loss = _mean_loss(temperature * without, labels, shared=shared)
+            if by_squares:
+                loss = float((without - functional.one_hot(labels, classes)).square().mean())
             if best is None or loss < best[0]:
                 best = (loss, ridge, temperature)
     if best is None:

@@ -331,7 +331,13 @@ def test_a_section_that_is_missing_is_named(load: Load, text: str, missing: str)
 
 
 UNKNOWN = [
-    ("l2: 0.5", "l3: 0.5", 6, "'l3'", "did you mean 'l2'? known: curvature, device, gradients, l2, loss, model"),
+    (
+        "l2: 0.5",
+        "l3: 0.5",
+        6,
+        "'l3'",
+        "did you mean 'l2'? known: curvature, device, evidence, gradients, l2, loss, model",
+    ),
     (
         "  damping:",
         "  dampng:",
@@ -343,8 +349,8 @@ UNKNOWN = [
     ("  exclude:", "  exlude:", 11, "'exlude' in 'train'", "did you mean 'exclude'?"),
     ("  block:", "  blocks:", 27, "'blocks' in 'gradients'", "did you mean 'block'?"),
     ("loss: cross_entropy", "loss: {factory: a.b, arg: {}}", 5, "'arg' in 'loss'", "did you mean 'args'?"),
-    ("seed: 7", "path: x", 33, "'path'", "known: curvature, device, gradients"),
-    ("seed: 7", "zzz: x", 33, "'zzz'", "known: curvature, device, gradients"),
+    ("seed: 7", "path: x", 33, "'path'", "known: curvature, device, evidence, gradients"),
+    ("seed: 7", "zzz: x", 33, "'zzz'", "known: curvature, device, evidence, gradients"),
 ]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from influence_cli.evidence.pooling import among_networks, of_two
+from influence_cli.evidence.pooling import OF_NETWORKS, among_networks, of_two
 from influence_cli.metrics import average_precision
 
 COUNT, CLASSES = 4_000, 6
@@ -63,8 +63,8 @@ def test_two_that_know_different_things_know_more(truth: tuple[Tensor, Tensor]) 
     assert precision(total, truth) > max(precision(ours["combined"], truth), precision(of_two(other), truth)) + 0.02
 
 
-def test_the_weights_make_the_labels_likeliest(truth: tuple[Tensor, Tensor]) -> None:
-    """No other weights of the networks do better; the result is their sum, normalised."""
+def test_the_shares_make_the_labels_likeliest(truth: tuple[Tensor, Tensor]) -> None:
+    """No other shares do better, whatever the sum of the weights; the result is their sum, normalised."""
     true, given = truth
     ours, other = own(true), {"readout": opinion(true, 2, 7), "neighbours": opinion(true, 1, 8)}
     total, shares = among_networks(ours, {"other": other}, given)
@@ -73,10 +73,13 @@ def test_the_weights_make_the_labels_likeliest(truth: tuple[Tensor, Tensor]) -> 
     def loss(a: float, b: float) -> float:
         return float(functional.cross_entropy(a * heard[0] + b * heard[1], given))
 
-    least = float(functional.nll_loss(total, given))
-    grid = [loss(a, b) for a in np.linspace(0, 2, 21) for b in np.linspace(0, 2, 21)]
-    assert least <= min(grid) + 1e-6
-    assert 0 < shares[""] < 1
+    share = shares[""]
+    assert 0 < share < 1
+    sums = np.linspace(0.2, 2, 91)
+    least = min(loss(each * share, each * (1 - share)) for each in sums)
+    assert least <= min(loss(each * a, each * (1 - a)) for each in sums for a in np.linspace(0, 1, 11)) + 1e-5
+    expected = OF_NETWORKS * (share * heard[0] + (1 - share) * heard[1])
+    assert total.numpy() == pytest.approx(expected.log_softmax(dim=1).numpy(), abs=1e-4)
     assert total.exp().sum(dim=1).numpy() == pytest.approx(1, abs=1e-5)
 
 

@@ -68,6 +68,18 @@ def test_the_ridge_is_the_likeliest_of_those_tried() -> None:
     assert own == pytest.approx(min(losses.values()), abs=1e-4)
 
 
+def test_the_ridge_by_squares_leaves_the_smallest_error_without_the_example() -> None:
+    features, targets = made(50, 12)
+    readout = leave_one_out(features, targets, 3, by_squares=True)
+    phi = (features - features.mean(dim=0)) / features.std(dim=0)
+    mean = float((phi.T @ phi / len(phi)).trace()) / 12
+    onehot = torch.nn.functional.one_hot(targets, 3)
+    errors = {m: float((without_each(features, targets, 3, m * mean) - onehot).square().mean()) for m in RIDGES}
+    assert readout.ridge == pytest.approx(min(errors, key=lambda m: errors[m]) * mean, rel=1e-4)
+    assert readout.ridge != leave_one_out(features, targets, 3).ridge
+    assert readout.temperature == pytest.approx(fit_temperature(readout.outputs, targets), rel=1e-3)
+
+
 def test_leverages_sum_to_the_effective_dimension() -> None:
     features, targets = made(50, 8)
     readout = leave_one_out(features, targets, 3)

@@ -124,8 +124,8 @@ def test_an_index_older_than_its_store_is_refused(influence: Command, indexed: P
     influence("gradients", "--overwrite", cwd=indexed)
     message = refusal(influence, indexed, "rank", 3, "--approximate")
     assert message == (
-        f"error: {NAME} is older than its store influence.h5; what differs: the training files (a path, size or time "
-        f"of change){ANEW}"
+        f"error: {NAME} is older than its store influence.h5; what differs: the training files (a path, or what one "
+        f"of them holds){ANEW}"
     )
     influence("index", cwd=indexed)
     influence("rank", 3, "--approximate", cwd=indexed)

@@ -52,7 +52,7 @@ def test_no_public_function_prints_without_a_terminal(project: Path, capfd: pyte
     assert rank_tests(stores, 3).tests
     assert group_influence(stores, selected, group_by_class(task.train, task.classes), facts=facts).tests
     assert len(find_mislabels(tasks).order)
-    wanted = [name for name in SIGNALS if name not in ("pred-probs", "tracin")]
+    wanted = [name for name in SIGNALS if name not in ("pred-probs", "tracin", "trajectory")]
     assert len(find_mislabels(tasks, stores, choice=SignalChoice(wanted=wanted)).signals) >= len(wanted)
     assert check_estimates(stores, selected)
     retraining = Retraining(config)
