@@ -82,7 +82,7 @@ def leave_one_out(
         device: that does the work, part by part; by default the features'.
         shared: these examples are this process's part of those of the job. All of them fit one readout together.
         kept: principal components that it gives at most.
-        by_squares: choose the ridge by the mean of (ŷ₋ᵢ − yᵢ)², Allen's PRESS, in place of the likelihood; not in a job.
+        by_squares: choose the ridge by the mean of (ŷ₋ᵢ − yᵢ)², Allen's PRESS, not by likelihood; not in a job.
 
     Returns:
         The readout, on the features' device, of these examples.
