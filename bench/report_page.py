@@ -68,7 +68,8 @@ def load(browser: Browser, path: Path) -> tuple[int, float]:
         tab = context.new_page()
         tab.goto(path.as_uri())
         milliseconds, images = tab.evaluate(
-            "async () => { const all = [...document.images]; await Promise.all(all.map((image) => image.decode()));"
+            "async () => { const all = [...document.images].filter((image) => image.src);"
+            "await Promise.all(all.map((image) => image.decode()));"
             "return [performance.now(), all.length]; }"
         )
         seconds.append(milliseconds / 1000)
