@@ -239,9 +239,9 @@ FAULTS = (
     ),
     Fault(
         name="trajectory-margin",
-        file="find.py",
-        old="margin_of(np.log(np.maximum(evidence.trajectory, 1e-30)), facts.labels)",
-        new="margin_of(evidence.trajectory, facts.labels)",
+        file="suspicion.py",
+        old="margin_of(trajectory, facts.labels, logarithms=True)",
+        new="margin_of(trajectory, facts.labels)",
         why="the margin of a run's checkpoints is that of probabilities",
         tests=("test_the_margin_is_that_of_the_logits_of_the_mean",),
     ),
