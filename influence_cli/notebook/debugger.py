@@ -164,7 +164,9 @@ class Debugger:
             session.run.noise = noise_record(labels, labels.noise, task.classes)
 
         def page(count: int) -> Page:
-            made = mislabels_page(session, tasks, stores, labels, split, count, signal)
+            from influence_cli.report.html import MAX_BYTES
+
+            made = mislabels_page(session, tasks, stores, labels, split, count, signal, MAX_BYTES)
             return self._named(made, f"mislabels(signal={signal!r}, on={on!r})")
 
         rows = tuple(mislabel_rows(labels, split, task.classes, len(labels.order)))
