@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from influence_cli.evidence.pooling import OF_NETWORKS, among_networks, of_two
+from influence_cli.evidence.pooling import OF_NETWORKS, among_networks, of_two, pool
 from influence_cli.metrics import average_precision
 
 COUNT, CLASSES = 4_000, 6
@@ -90,6 +90,21 @@ def test_probabilities_of_a_model_are_an_opinion_as_they_stand(truth: tuple[Tens
     total, shares = among_networks(ours, {"text": sharp}, given)
     assert 0.05 < shares["text"] < 0.5
     assert precision(total, truth) > precision(ours["combined"], truth) + 0.01
+
+
+def test_an_opinion_that_is_too_sure_of_itself_may_come_back(truth: tuple[Tensor, Tensor]) -> None:
+    """The first step from equal weights leaves it out; what makes the labels likeliest has it."""
+    true, given = truth
+    modest = of_two({"readout": opinion(true, 3, 1), "neighbours": opinion(true, 2, 2)})
+    sure = (3 * opinion(true, 3, 9)).log_softmax(dim=1)
+    weights = pool([modest, sure], given)
+
+    def loss(a: float, b: float) -> float:
+        return float(functional.cross_entropy(a * modest + b * sure, given))
+
+    least = min(loss(a, b) for a in np.linspace(0, 1, 21) for b in np.linspace(0, 1, 21))
+    assert loss(*weights.tolist()) <= least + 1e-6
+    assert float(weights.min()) > 0.02
 
 
 def test_what_the_model_says_having_seen_the_labels_does_not_weigh_it(truth: tuple[Tensor, Tensor]) -> None:

@@ -219,7 +219,7 @@ FAULTS = (
         old="            heard[int(wanted.argmin())] = True\n",
         new="            break\n",
         why="an opinion that is too sure of itself loses all weight in the first step, and never comes back",
-        tests=("test_probabilities_of_a_model_are_an_opinion_as_they_stand",),
+        tests=("test_an_opinion_that_is_too_sure_of_itself_may_come_back",),
     ),
     Fault(
         name="features-order",
