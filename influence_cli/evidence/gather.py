@@ -248,9 +248,10 @@ def _among_networks(
     own = {name: torch.from_numpy(values) for name, values in weighed.log_probabilities.items()}
     if not weighed.judged.all():
         own = {name: chosen(values, _rows(weighed.judged)) for name, values in own.items()}
-    total, shares = among_networks(own, {name: each.log_probabilities for name, each in others.items()}, targets)
+    heard = {name: each.log_probabilities for name, each in others.items()}
+    total, shares = among_networks(own, heard, targets, memorised=weighed.memorised)
     told = ", ".join(f"{name or 'the model'} {share:.0%}" for name, share in shares.items())
-    terminal.say(f"Weights, by how well each predicts labels that it has not seen: {told}.")
+    terminal.say(f"Weights, by how well each predicts a label without having seen it: {told}.")
     log_probabilities = {"combined": total} | {
         f"{kind}:{name}": values for name, each in others.items() for kind, values in each.log_probabilities.items()
     }

@@ -15,6 +15,9 @@ WITH_MODEL, WITHOUT = 1 / 3, 2 / 3
 # The sum of the weights of several networks, each with the opinion that it would have alone: what makes wrong labels
 # likeliest is as unsure as they are, and ranks worse. Fixed on six cases (bench/results/labels_features.md).
 OF_NETWORKS = 4 / 3
+# The largest share of a network that has memorised the labels: its layers know them, so their likelihood is too good.
+# Fixed on two cases (the same page): a network that knows something then adds .01, one that knows nothing costs .005.
+OF_MEMORISED = 0.8
 
 
 def combined(weights: Tensor, heard: Sequence[Tensor]) -> Tensor:
@@ -77,24 +80,33 @@ def of_two(log_probabilities: Mapping[str, Tensor]) -> Tensor:
 
 
 def among_networks(
-    own: Mapping[str, Tensor], others: Mapping[str, Mapping[str, Tensor]], targets: Tensor
+    own: Mapping[str, Tensor], others: Mapping[str, Mapping[str, Tensor]], targets: Tensor, *, memorised: bool = False
 ) -> tuple[Tensor, dict[str, float]]:
     """Combine the opinions of the model's network with those of networks that have not seen the labels.
 
     Their shares in the sum of the weights are fitted by likelihood to opinions that are out of sample: the model's own
-    output, which has seen the label, takes no part in the fit, and then counts with its network. The sum is fixed.
+    output, which has seen the label, takes no part in the fit, and then counts with its network. The sum is fixed; so
+    is the largest share of a network that has memorised the labels.
 
     Args:
         own: log-probabilities [n, C] of ``readout``, ``neighbours`` and ``combined``.
         others: those of the other networks, by name.
         targets: int64 [n].
+        memorised: whether the model's network has memorised them.
 
     Returns:
         log p [n, C] of all networks; the share of each in the weights, the model's under an empty name.
     """
     honest = of_two({name: own[name] for name in ("readout", "neighbours")})
     groups = [of_two(each) for each in others.values()]
-    weights = pool([honest, *groups], targets)
-    shares = weights / weights.sum() if float(weights.sum()) else torch.eye(len(weights))[0]
+    shares = _shares([honest, *groups], targets)
+    if memorised and float(shares[0]) > OF_MEMORISED:
+        shares = torch.cat([torch.tensor([OF_MEMORISED]), (1 - OF_MEMORISED) * _shares(groups, targets)])
     total = combined(OF_NETWORKS * shares, [own["combined"], *groups])
     return total, dict(zip(("", *others), shares.tolist(), strict=True))
+
+
+def _shares(heard: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """Give the shares in the weights that make the targets likeliest; equal ones if all weights are 0."""
+    weights = pool(heard, targets)
+    return weights / weights.sum() if float(weights.sum()) else torch.full_like(weights, 1 / len(weights))

@@ -92,6 +92,26 @@ def test_probabilities_of_a_model_are_an_opinion_as_they_stand(truth: tuple[Tens
     assert precision(total, truth) > precision(ours["combined"], truth) + 0.01
 
 
+def test_a_network_that_has_memorised_the_labels_leaves_a_fifth_to_the_others(truth: tuple[Tensor, Tensor]) -> None:
+    """What it knows of the labels is no evidence; the others share by what they know."""
+    true, given = truth
+    knows = {"readout": opinion(given, 8, 1), "neighbours": opinion(given, 6, 2)}
+    ours = {**knows, "combined": of_two(knows)}
+    others = {
+        "good": {"readout": opinion(true, 1.5, 5), "neighbours": opinion(true, 1.2, 6)},
+        "useless": {"readout": opinion(true, 0, 3), "neighbours": opinion(true, 0, 4)},
+    }
+    assert among_networks(ours, others, given)[1][""] > 0.81
+    total, shares = among_networks(ours, others, given, memorised=True)
+    assert shares[""] == pytest.approx(0.8)
+    assert shares["good"] > 0.19
+    assert sum(shares.values()) == pytest.approx(1)
+    assert precision(total, truth) > precision(ours["combined"], truth)
+    modest = own(true)
+    both = [among_networks(modest, others, given, memorised=memorised)[1] for memorised in (False, True)]
+    assert both[0] == both[1]
+
+
 def test_an_opinion_that_is_too_sure_of_itself_may_come_back(truth: tuple[Tensor, Tensor]) -> None:
     """The first step from equal weights leaves it out; what makes the labels likeliest has it."""
     true, given = truth
